@@ -1,0 +1,26 @@
+"""Run every benchmark in bench/ and repeat their last lines, `NAME: ratio R goal G`, together at the end."""
+import re, subprocess, sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RATIO = re.compile(r'^\w+: ratio \S+ goal \S+', re.M)
+
+
+def benches():
+    "The scripts that end with a ratio; those named train_* make files instead."
+    return [f for f in sorted((ROOT/'bench').glob('*.py')) if not f.name.startswith(('train_', '_')) and 'ratio' in f.read_text()]
+
+
+def run(script):
+    "One benchmark: its ratio line, or a line that says it failed."
+    print(f'== {script.stem}', flush=True)
+    r = subprocess.run([sys.executable, str(script)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    print(r.stdout, flush=True)
+    lines = RATIO.findall(r.stdout)
+    return lines[-1] if lines and r.returncode == 0 else f'{script.stem}: FAILED'
+
+
+if __name__ == '__main__':
+    lines = [run(f) for f in benches()]
+    print('\n'.join(lines) or 'bench/ holds no benchmark yet')
+    sys.exit(any(l.endswith('FAILED') for l in lines))

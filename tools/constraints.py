@@ -1,0 +1,49 @@
+"""Write constraints.txt: the exact version of everything that `.[dev]` needs, as installed in this environment.
+
+For a maintainer: upgrade in .venv, run every test, then `python tools/constraints.py`. What is installed but not needed is left out,
+and so is a build's local part (`2.13.0+cpu` becomes `2.13.0`), so that the same file serves every platform's wheels.
+"""
+from configparser import ConfigParser
+from importlib import metadata
+from pathlib import Path
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parent.parent
+HELD = {'soupsieve': '2.10'} # newer ones ask for Python 3.11.5, and Debian 12 has 3.11.2
+
+
+def wanted():
+    "The requirements of settings.ini, those for development too."
+    cfg = ConfigParser(delimiters=['='])
+    cfg.read(ROOT/'settings.ini', encoding='utf-8')
+    lines = (cfg['DEFAULT']['requirements'] + cfg['DEFAULT']['dev_requirements']).splitlines()
+    return [Requirement(x) for x in lines if x.strip()]
+
+
+def applies(req, extras):
+    "Is `req` needed here, when its owner was asked for with `extras`?"
+    return not req.marker or any(req.marker.evaluate({**default_environment(), 'extra': e}) for e in extras or {''})
+
+
+def closure(todo):
+    "Name -> version of the requirements and of all that they require in turn."
+    found, seen = {}, set()
+    while todo:
+        req = todo.pop()
+        key = canonicalize_name(req.name), frozenset(req.extras)
+        if key in seen: continue
+        seen.add(key)
+        dist = metadata.distribution(req.name)
+        found[key[0]] = Version(dist.version).public
+        todo += [r for r in map(Requirement, dist.requires or []) if applies(r, req.extras | {''})]
+    return found
+
+
+if __name__ == '__main__':
+    pins = {**closure(wanted()), **HELD}
+    head = '# The exact versions that the Makefile installs, tried together; written by tools/constraints.py\n'
+    (ROOT/'constraints.txt').write_text(head + ''.join(f'{n}=={v}\n' for n, v in sorted(pins.items())))
+    print(f'constraints.txt: {len(pins)} packages')

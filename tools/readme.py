@@ -1,0 +1,53 @@
+"""Write README.md from nbs/index.ipynb, without Quarto: nbdev's processed notebook through nbconvert, links made to fit the top folder."""
+import os, re
+from nbconvert import MarkdownExporter
+from nbdev.processors import FilterDefaults
+from nbformat import from_dict
+from fastcore.nbio import read_nb
+from house import ROOT
+
+NOTE = '<!-- Written by tools/readme.py from nbs/index.ipynb; not edited by hand. -->\n\n'
+FRONT = re.compile(r'\A---\n(.*?)\n---\s*', re.S)
+FENCES = re.compile(r'^(```.*?^```)', re.S | re.M)
+SITE_LINK = re.compile(r'\[([^\]]+)\]\(/+api/[^)]*\)')
+RELATIVE = re.compile(r'(\]\()(?![a-z]+:|[/#])')
+
+
+def processed():
+    "The start page's cells with nbdev's directives carried out, as plain dicts."
+    os.chdir(ROOT) # nbdev looks for its configuration from here
+    os.environ['IN_TEST'] = '1'
+    nb = read_nb(ROOT/'nbs/index.ipynb')
+    FilterDefaults()(nb)
+    return [dict(c) for c in nb.cells if c.get('source')]
+
+
+def tidy(cell):
+    "One cell without its directives; the title that nbdev moved to the front matter becomes a heading again."
+    src = cell['source'] if isinstance(cell['source'], str) else ''.join(cell['source'])
+    if cell['cell_type'] == 'raw':
+        head = dict(l.split(': ', 1) for l in FRONT.match(src)[1].splitlines() if ': ' in l)
+        lines = [f"# {head['title']}"] + ([f"> {head['description']}"] if 'description' in head else [])
+        return dict(cell_type='markdown', metadata={}, source='\n\n'.join(lines))
+    src = '\n'.join(l for l in src.splitlines() if not l.startswith(('#| ', '<!-- WARNING')))
+    extra = dict(execution_count=None, outputs=cell.get('outputs', [])) if cell['cell_type'] == 'code' else {}
+    return dict(cell_type=cell['cell_type'], metadata={}, source=src, **extra)
+
+
+def prose(text):
+    "Links that hold from the top folder: nbs/ before relative ones, and none into the site, which has no address yet."
+    return RELATIVE.sub(r'\1nbs/', SITE_LINK.sub(r'\1', text))
+
+
+def text():
+    "What README.md should hold."
+    cells = [c for c in map(tidy, processed()) if c['source'].strip()]
+    nb = from_dict(dict(nbformat=4, nbformat_minor=4, metadata={'language_info': {'name': 'python'}}, cells=cells))
+    body, _ = MarkdownExporter().from_notebook_node(nb)
+    body = ''.join(part if part.startswith('```') else prose(part) for part in FENCES.split(body))
+    return NOTE + re.sub(r'\n{3,}', '\n\n', body).strip() + '\n'
+
+
+if __name__ == '__main__':
+    (ROOT/'README.md').write_text(text())
+    print('README.md written')
