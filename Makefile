@@ -32,7 +32,7 @@ test: $(STAMP)
 	@$(BIN)/python tools/check.py
 
 lab: $(STAMP)
-	@$(BIN)/jupyter lab --notebook-dir=nbs
+	@$(BIN)/jupyter lab nbs
 
 docs: $(STAMP)
 	@$(BIN)/python tools/site.py
@@ -44,6 +44,7 @@ readme: $(STAMP)
 	@$(BIN)/python tools/readme.py
 
 export: $(STAMP)
+	@$(BIN)/python tools/titles.py
 	@$(BIN)/nbdev-export
 	@$(BIN)/nbdev-clean
 	@$(BIN)/python tools/sidebar.py

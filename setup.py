@@ -13,7 +13,7 @@ setup(
     description=cfg['description'],
     keywords=cfg['keywords'].split(),
     author=cfg['author'],
-    license=cfg['license'],
+    license_expression=cfg['license'],
     python_requires=f">={cfg['min_python']},<{cfg['max_python']}",
     install_requires=lines('requirements'),
     extras_require={'dev': dev},

@@ -26,38 +26,51 @@ def md_table(
     lines = [head, ['---'] * len(head), *([md(c) for c in r] for r in rows)]
     return '\n'.join('| ' + ' | '.join(r) + ' |' for r in lines) if rows else ''
 
-# %% ../nbs/api/69_modelcard.ipynb #d1f47a39
+# %% ../nbs/api/69_modelcard.ipynb #c5449f34
 def _data(run):
     "What the model has read, and whose it is."
     c, t = run.card, run.card.get('totals') or {}
     if not c: return 'The data was not documented in this run.'
     src, splits = c.get('source') or {}, c.get('splits') or {}
     rows = [[k, number(v.get('documents')), human_bytes(v.get('bytes', 0)), number(v.get('tokens'))] for k, v in splits.items()]
-    licences = sorted((c.get('licences') or {}).items(), key=lambda kv: str(kv[0]))
-    named = '; '.join(f'{md(k or "none stated")} ({md(number(v))})' for k, v in licences[:20]) + (f'; {len(licences) - 20} more' if len(licences) > 20 else '')
-    return '\n\n'.join(x for x in (f"Sources: {md(', '.join(map(str, src.get('names') or ['unknown'])))}. {md(src.get('note', ''))}",
-        f"Of {number(t.get('in'))} documents {number(t.get('kept'))} were kept; {number(t.get('dropped'))} were dropped by quality filters or as repeats and "
-        f"{number(t.get('rejected'))} could not be read. Fingerprint of the data: `{md(src.get('fingerprint', 'n/a'))}`.",
-        md_table(['split', 'documents', 'bytes', 'tokens'], rows), f'Licences as the sources state them (documents): {named}.' if named else '') if x)
+    came = (f"Of {number(t.get('in'))} documents {number(t.get('kept'))} were kept; {number(t.get('dropped'))} were dropped by quality filters "
+            f"or as repeats and {number(t.get('rejected'))} could not be read. Fingerprint of the data: {md(src.get('fingerprint', 'n/a'))}.")
+    parts = [f"Sources: {md(', '.join(map(str, src.get('names') or ['unknown'])))}. {md(src.get('note', ''))}", came,
+             md_table(['split', 'documents', 'bytes', 'tokens'], rows), _licences(c.get('licences') or {})]
+    return '\n\n'.join(p for p in parts if p)
+
+def _licences(licences, most=20):
+    "Licences as the sources name them, the commonest first."
+    def count(v): return v if isinstance(v, (int, float)) else 0
+    ranked = sorted(licences.items(), key=lambda kv: (-count(kv[1]), str(kv[0])))
+    named = '; '.join(f'{md(k or "none stated")} ({md(number(v))})' for k, v in ranked[:most])
+    more = f'; {len(ranked) - most} more' if len(ranked) > most else ''
+    return f'Licences as the sources state them (documents): {named}{more}.' if named else ''
 
 def _training(run):
     "How it was made."
-    c, a, m = run.plan.get('config') or {}, run.summary.get('actual') or {}, run.summary.get('machine') or {}
-    if not run.plan: return 'The training was not documented in this run.'
-    facts = [('layout', 'Qwen3 (decoder: RMSNorm, rotary positions, grouped-query attention, QK-norm, SwiGLU)'), *c.items(), ('parameters', human_count(a['params']) if a.get('params') else 'n/a'),
-             ('tokens seen', human_count(a.get('tokens') or run.plan.get('tokens') or 0)), ('training time', human_time(a['seconds']) if a.get('seconds') else 'n/a'),
-             ('learning rate', run.plan.get('lr')), ('seed', run.plan.get('seed')), ('machine', m.get('device', 'n/a'))]
-    return md_table(['what', 'value'], [[k, number(v) if isinstance(v, (int, float)) else v] for k, v in facts])
+    plan, a, m = run.plan, run.summary.get('actual') or {}, run.summary.get('machine') or {}
+    if not plan: return 'The training was not documented in this run.'
+    layout = 'Qwen3 (decoder: RMSNorm, rotary positions, grouped-query attention, QK-norm, SwiGLU)'
+    facts = [('layout', layout), *(plan.get('config') or {}).items(), ('parameters', human_count(a['params']) if a.get('params') else 'n/a'),
+             ('tokens seen', human_count(a.get('tokens') or plan.get('tokens') or 0)),
+             ('training time', human_time(a['seconds']) if a.get('seconds') else 'n/a'), ('learning rate', plan.get('lr')),
+             ('seed', plan.get('seed')), ('machine', m.get('device', 'n/a'))]
+    return md_table(['what', 'value'], [[k, number(v)] for k, v in facts])
 
 def _scores(run):
     "Every row with its interval, tasks before and after."
-    rows = [('model', r) for r in run.rows] + [(f'{t}, {when}', r) for t, v in run.tasks.items() for when in ('before', 'after') for r in v.get(when) or []]
-    cells = [[what, r.get('metric'), r.get('group') or '', number(r.get('value')), f"{number(r.get('low'))} to {number(r.get('high'))}", number(r.get('n')), r.get('signature') or '']
-             for what, r in rows]
-    return md_table(['of', 'measure', 'group', 'value', '95 % interval', 'n', 'signature'], cells) or 'This model was not evaluated.'
+    rows = [('model', r) for r in run.rows] + [(f'{t}, {when}', r) for t, v in run.tasks.items() for when in ('before', 'after')
+                                               for r in v.get(when) or []]
+    def cells(what, r):
+        span = f"{number(r.get('low'))} to {number(r.get('high'))}"
+        return [what, r.get('metric'), r.get('group') or '', number(r.get('value')), span, number(r.get('n')), r.get('signature') or '']
+    head = ['of', 'measure', 'group', 'value', '95 % interval', 'n', 'signature']
+    return md_table(head, [cells(*r) for r in rows]) or 'This model was not evaluated.'
 
-# %% ../nbs/api/69_modelcard.ipynb #92f464ce
-_LIMITS = '''- It is small and was trained briefly. What it writes is fluent in places and not reliable anywhere: check every fact and every line of code.
+# %% ../nbs/api/69_modelcard.ipynb #497a63a7
+_LIMITS = '''- It is small and was trained briefly. What it writes is fluent in places and not reliable anywhere: check every fact and every
+  line of code.
 - It knows what its sources know, mostly English prose and source code, and shares their slant.
 - Do not use it for decisions about people, for advice on health, law or money, or where its text reaches readers unread.
 - Scores for toxicity and bias show some problems and cannot show their absence. A low score is not a statement of safety.
@@ -70,6 +83,9 @@ ids = tok('Return a list', return_tensors='pt').input_ids
 print(tok.decode(model.generate(ids, max_new_tokens=40)[0]))
 ```'''
 
+_LICENCE = '''The code that made the model is under Apache-2.0. The model itself was derived from the texts listed under Data, each
+under the licence of its owner; whether and how these bear on the weights is for you to judge before you pass them on.'''
+
 def model_card(
     run, # a run's folder, or a `Run`
 ) -> str: # Markdown, the README.md of the exported model
@@ -80,7 +96,6 @@ def model_card(
     tasks = f" and then fine-tuned copies of it on {md(', '.join(run.tasks))}" if run.tasks else ''
     about = (f'A small decoder language model, made from nothing by llmbook, which pre-trained it{tasks}. '
              'It was made to learn from and to try things on.')
-    licence = ('The code that made the model is under Apache-2.0. The model itself was derived from the texts listed under Data, each under the licence of its owner; '
-               'whether and how these bear on the weights is for you to judge before you pass them on.')
-    parts = {'': note + about, 'Use': _USE, 'Data': _data(run), 'Training': _training(run), 'Evaluation': _scores(run), 'Limits': _LIMITS, 'Licence': licence}
+    parts = {'': note + about, 'Use': _USE, 'Data': _data(run), 'Training': _training(run), 'Evaluation': _scores(run),
+             'Limits': _LIMITS, 'Licence': _LICENCE}
     return head + f'\n# {md(run.name)}\n\n' + '\n\n'.join((f'## {k}\n\n' if k else '') + v for k, v in parts.items()) + '\n'

@@ -3,32 +3,40 @@
 # %% auto #0
 __all__ = ['Grammar', 'copy_task']
 
-# %% ../nbs/api/01_tiny.ipynb #a5775740
+# %% ../nbs/api/01_tiny.ipynb #0cd807fc
 import math
 import numpy as np
+from fastcore.basics import patch
 from .core import UserError
 
-# %% ../nbs/api/01_tiny.ipynb #d48ae132
+# %% ../nbs/api/01_tiny.ipynb #cc4bb91d
+def _stationary(p):
+    "The long-run share of each history, from a table (histories, symbols)."
+    n, pi = p.shape[1], np.full(len(p), 1 / len(p))
+    for _ in range(100_000):
+        new = (pi[:, None] * p).reshape(n, -1, n).sum(0).reshape(-1)  # drop the oldest symbol, take in the new one
+        if np.abs(new - pi).max() < 1e-14: break
+        pi = new
+    return new / new.sum()
+
+# %% ../nbs/api/01_tiny.ipynb #ab0b1e4d
 class Grammar:
     "A random Markov source over a few symbols, with an entropy rate that is known exactly."
     def __init__(self,
         n_symbols:int=6, # symbols are 0 .. n_symbols - 1
         order:int=2, # how many symbols the next one depends on
-        evenness:float=.3, # of the Dirichlet draw of each row: small for rows with few likely symbols
+        evenness:float=.3, # of each row of the table (Dirichlet): small for rows with few likely symbols
         seed:int=0, # another seed, another grammar
     ):
-        if not (n_symbols >= 2 and 1 <= order and n_symbols ** order <= 4096 and evenness > 0):
-            raise UserError(f'expected n_symbols >= 2, order >= 1, at most 4096 histories and evenness > 0, '
-                            f'got {n_symbols}, {order}, {n_symbols ** order if order < 99 else "far more"} and {evenness}')
+        if not (n_symbols >= 2 and order >= 1 and order * math.log2(n_symbols) <= 12 and evenness > 0):
+            raise UserError(f'expected n_symbols >= 2, order >= 1, n_symbols ** order <= 4096 and evenness > 0, '
+                            f'got n_symbols={n_symbols}, order={order}, evenness={evenness}')
         self.n_symbols, self.order = n_symbols, order
-        rng = np.random.default_rng(seed)
-        p = rng.dirichlet([evenness] * n_symbols, n_symbols ** order) + 1e-3   # every symbol stays possible
-        self.p = p / p.sum(1, keepdims=True)                                   # (histories, symbols)
-        self.stationary = _stationary(self.p)                                  # (histories)
+        p = np.random.default_rng(seed).dirichlet([evenness] * n_symbols, n_symbols ** order) + 1e-3
+        self.p = p / p.sum(1, keepdims=True)     # (histories, symbols); every symbol stays possible
+        self.stationary = _stationary(self.p)    # (histories)
 
     def __repr__(self): return f'Grammar({self.n_symbols} symbols, order {self.order}, {self.entropy():.4f} nats a symbol)'
-
-    def _next(self, history, symbol): return (history * self.n_symbols + symbol) % len(self.p)
 
     def entropy(self,
         known:int|None=None, # how many of the last symbols one may look at; the order by default
@@ -39,36 +47,31 @@ class Grammar:
         given = joint / joint.sum(1, keepdims=True)
         return float(-(joint * np.log(given)).sum())
 
-    def sample(self,
-        shape, # symbols in a row, or (rows, length) for independent rows
-        seed:int=0, # the same seed, the same symbols
-    ) -> np.ndarray: # int64 of that shape
-        "Symbols from the source, which has been running for ever."
-        rows, length = shape if isinstance(shape, tuple) else (1, shape)
-        rng, cum = np.random.default_rng(seed), self.p.cumsum(1)
-        h = rng.choice(len(self.p), size=rows, p=self.stationary)
-        out = np.empty((rows, length), np.int64)
-        for t in range(length):
-            out[:, t] = s = (cum[h] < rng.random((rows, 1))).sum(1).clip(max=self.n_symbols - 1)
-            h = self._next(h, s)
-        return out if isinstance(shape, tuple) else out[0]
+# %% ../nbs/api/01_tiny.ipynb #4a423cb8
+@patch
+def sample(self:Grammar,
+    shape, # how many symbols, or (rows, length) for independent rows
+    seed:int=0, # the same seed, the same symbols
+) -> np.ndarray: # int64 of that shape
+    "Symbols from the source, which has been running for ever."
+    rows, length = shape if isinstance(shape, tuple) else (1, shape)
+    rng, cum = np.random.default_rng(seed), self.p.cumsum(1)
+    h = rng.choice(len(self.p), size=rows, p=self.stationary)
+    out = np.empty((rows, length), np.int64)
+    for t in range(length):
+        out[:, t] = s = (cum[h] < rng.random((rows, 1))).sum(1).clip(max=self.n_symbols - 1)
+        h = (h * self.n_symbols + s) % len(self.p)
+    return out if isinstance(shape, tuple) else out[0]
 
-    def nats(self,
-        symbols:np.ndarray, # (..., length)
-    ) -> np.ndarray: # (..., length - order): the first symbols are only history
-        "The surprise of each symbol to someone who knows the source."
-        h, n = 0, symbols.shape[-1] - self.order
-        for i in range(self.order): h = h * self.n_symbols + symbols[..., i:i + n]
-        return -np.log(self.p[h, symbols[..., self.order:]])
-
-def _stationary(p):
-    "The long-run share of each history: power iteration on the chain of histories."
-    n, pi = p.shape[1], np.full(len(p), 1 / len(p))
-    for _ in range(100_000):
-        new = (pi[:, None] * p).reshape(n, -1, n).sum(0).reshape(-1)  # drop the oldest symbol, take in the new one
-        if np.abs(new - pi).max() < 1e-14: break
-        pi = new
-    return new / new.sum()
+# %% ../nbs/api/01_tiny.ipynb #d744d00e
+@patch
+def nats(self:Grammar,
+    symbols:np.ndarray, # (..., length)
+) -> np.ndarray: # (..., length - order): the first symbols are only history
+    "The surprise of each symbol to someone who knows the source."
+    h, n = 0, symbols.shape[-1] - self.order
+    for i in range(self.order): h = h * self.n_symbols + symbols[..., i:i + n]
+    return -np.log(self.p[h, symbols[..., self.order:]])
 
 # %% ../nbs/api/01_tiny.ipynb #d531355f
 def copy_task(

@@ -9,7 +9,7 @@ from llmbook.data.clean import clean, mask_personal, repair
 from llmbook.data.dedup import Deduper, choose_bands, dedup, jaccard, shingles
 from llmbook.data.filter import PRESETS, Drop, View, check
 from llmbook.data.mix import assign_splits, split_of
-from llmbook.data.sources import Doc, Reject, corpus_fingerprint, docstrings, embedded_corpus, hub_dataset, read_sources
+from llmbook.data.sources import Doc, Reject, corpus_fingerprint, docstrings, embedded_corpus, read_sources
 
 DATA = Path(os.environ.get('LLMBOOK_DATA', Path(__file__).parents[2]/'shared'/'data'))
 
@@ -87,11 +87,6 @@ def test_a_byte_order_mark_is_not_text(tmp_path):
     put(tmp_path, a__txt='\ufeffText'.encode())
     assert next(read_sources(tmp_path/'a.txt')).text == 'Text'
 
-def test_a_column_that_is_not_there(tmp_path):
-    put(tmp_path, a__jsonl=b'{"story": "x"}\n')
-    with pytest.raises(UserError, match="column 'text'"):
-        list(hub_dataset('json', data_files=str(tmp_path/'a.jsonl'), cache_dir=str(tmp_path)))
-
 
 # --- the embedded corpus ---
 
@@ -122,13 +117,17 @@ def test_no_file_is_there_as_code_and_as_docstrings(docs):
     code = {d.id for d in docs if d.kind == 'code'}
     assert not code & {d.id.removesuffix('#docstrings') for d in docs if d.id.endswith('#docstrings')}
 
-def test_docstrings_are_those_that_the_parser_finds():
-    import ast, inspect, textwrap
-    source = inspect.getsource(textwrap)
-    tree = ast.parse(source)
-    want = [ast.get_docstring(n) for n in ast.walk(tree) if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(n)]
-    got = docstrings(source, shortest=0)
-    assert all(w.strip() in got for w in want) and docstrings('x = 1\n') == ''
+def test_docstrings_are_those_that_the_parser_finds(docs):
+    import ast
+    defs, found, total = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef), 0, 0
+    for d in [d for d in docs if d.kind == 'code'][:80]:
+        try: nodes = list(ast.walk(ast.parse(d.text)))
+        except (SyntaxError, ValueError): continue
+        want = [s for n in nodes if isinstance(n, defs) and (s := ast.get_docstring(n)) and len(s) > 150 and '\\' not in s]
+        got = docstrings(d.text)
+        found += sum(w.strip() in got for w in want); total += len(want)
+    assert total > 50 and found > .95 * total, f'{found} of {total}'
+    assert docstrings('x = 1\n') == ''
 
 
 # --- clean ---
@@ -170,7 +169,7 @@ def test_ftfys_own_cases(name):
     assert len(cases) > 10
 
 def test_damage_on_one_line_leaves_the_others_alone():
-    assert repair('naïve façade\ncafÃ©\nÃ bientôt') == 'naïve façade\ncafé\nÃ bientôt'
+    assert repair('naïve façade\ncafÃ©\n“ÂµTorrent”') == 'naïve façade\ncafé\n“µTorrent”'
 
 def test_personal_data():
     text, counts = mask_personal('a.b+c@mail.example.org x.y@uni.edu, <z@host.co.uk>; 8.8.8.8 10.0.0.1 300.1.1.1 1.2.3 2001.1.1.1.1')

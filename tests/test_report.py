@@ -1,20 +1,20 @@
 "The report, the model card and the comparison: hostile text, missing parts, damaged files, and a real browser."
-import json, math, re, shutil, subprocess
+import math, re, shutil, subprocess
 from html.parser import HTMLParser
-from pathlib import Path
 import pytest
 from llmbook import page as page_module
 from llmbook.core import UserError, read_json, write_json
+from llmbook.example import example_run
 from llmbook.modelcard import md, model_card
-from llmbook.page import Markup, esc, page, tag
+from llmbook.page import Markup, esc, tag
 from llmbook.report import report_html, write_report
-from llmbook.runs import Run, compare_runs, comparison_table, difference, example_run, headline, plan_and_actual, read_history, read_run
+from llmbook.runs import compare_runs, comparison_table, difference, headline, plan_and_actual, read_history
 
 EVIL = '</pre></script><script>document.title="owned"</script><img src=x onerror=alert(1)> "\'|`\n# h \x00\x1b[31m ${1} {{x}}'
 FILES = ['plan.json', 'data/card.json', 'pretrain/history.csv', 'pretrain/samples.json', 'finetune/summarization/result.json',
          'finetune/translation/result.json', 'evaluation.json', 'summary.json']
 ALLOWED = {'html', 'head', 'meta', 'title', 'style', 'body', 'script', 'header', 'main', 'footer', 'nav', 'section', 'div', 'span', 'p', 'a', 'b', 'h1', 'h2', 'h3', 'h4',
-           'small', 'dl', 'dt', 'dd', 'ol', 'li', 'pre', 'table', 'caption', 'thead', 'tbody', 'tr', 'th', 'td', 'details', 'summary', 'figure', 'figcaption', 'output',
+           'small', 'dl', 'dt', 'dd', 'ol', 'li', 'pre', 'table', 'caption', 'thead', 'tbody', 'tr', 'th', 'td', 'details', 'summary', 'code', 'figure', 'figcaption', 'output',
            'svg', 'line', 'path', 'circle', 'rect', 'text'}
 
 class Outline(HTMLParser):
@@ -111,7 +111,7 @@ def test_values_that_are_missing_or_not_finite(run):
     write_json(run/'evaluation.json', e)
     (run/'pretrain/history.csv').write_text('step,tokens,loss,valid_loss\n1,10,nan,\n2,20,inf,\n3,3')
     check_page(report_html(run)); model_card(run)
-    assert comparison_table(compare_runs([run, run]), ['a', 'b']).count('no value') == 8
+    assert comparison_table(compare_runs([run, run]), ['a', 'b']).count('no value') == len(e['rows'])
 
 def test_a_damaged_file_is_named(run):
     (run/'plan.json').write_text('{"minutes": ')
@@ -138,6 +138,13 @@ def test_headline_names_the_three_numbers(run):
     assert b['metric'] == 'rougeL' and c['metric'] == 'BLEU' and b['before'] == 4.1
 
 def row(v, half, **kw): return dict(metric='rougeL', value=v, low=v - half, high=v + half, signature='s') | kw
+
+@pytest.mark.parametrize('metric, a, b, verdict', [
+    ('rougeL', 'stem|seed:1|bs:9', 'stem|seed:2|bs:8', 'better'), ('rougeL', 'stem|text:5 bytes', 'stem|text:6 bytes', 'better, on other texts'),
+    ('bits_per_byte', 'tokenizer:a|text:7 tokens, 5 bytes', 'tokenizer:b|text:8 tokens, 5 bytes', 'worse'),
+    ('perplexity', 'tokenizer:a', 'tokenizer:b', 'not comparable: signatures differ')])
+def test_which_parts_of_a_signature_make_the_measure(metric, a, b, verdict):
+    assert difference(row(10, 1, metric=metric, signature=a), row(13, 1, metric=metric, signature=b))['verdict'] == verdict
 
 @pytest.mark.parametrize('a, b, verdict', [
     (row(10, 1), row(11.5, 1), 'better'),                      # intervals overlap, and yet: z = 1.5 / sqrt(2) x 1.96 = 2.08

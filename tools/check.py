@@ -22,7 +22,7 @@ def part(name, *command, **env):
 def notebooks():
     "The notebooks share the cores: each worker's share of threads, or they would stand in each other's way."
     threads = str(max(1, cores() // WORKERS))
-    return part('notebooks', BIN/'nbdev-test', '--path', 'nbs', '--skip_folder_re', '^[_.]|^records$', '--n_workers', WORKERS,
+    return part('notebooks', BIN/'nbdev-test', 'nbs', '--skip-folder-re', '^[_.]|^records$', '--n-workers', WORKERS,
                 '--timing', OMP_NUM_THREADS=threads, MPLBACKEND='agg', HF_HUB_OFFLINE='1')
 
 

@@ -1,6 +1,7 @@
 """What the tools and the tests need to know of the repository: its notebooks, their numbers, the modules they make."""
 import json, re
 from pathlib import Path
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_EXP = re.compile(r'^\s*#\|\s*default_exp\s+([\w.]+)', re.M)
@@ -33,3 +34,13 @@ def module(path):
 def title(path):
     "A notebook's first heading."
     return next((m[1].strip() for kind, src, _ in cells(path) if kind == 'markdown' and (m := re.match(r'# (.+)', src))), path.stem)
+
+
+def page(name):
+    "A notebook's page on the site: as nbdev has it, the number goes (`api/10_data.sources.ipynb`: `api/data.sources`)."
+    return re.sub(r'(^|/)\d+[a-zA-Z0-9]*_', r'\1', name.lower().removesuffix('.ipynb'))
+
+
+def front(source):
+    "What nbdev keeps of a title's cell in a processed notebook: title, description, output-file."
+    return yaml.safe_load(re.match(r'\s*---\n(.*?)\n---', source, re.S)[1])

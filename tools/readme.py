@@ -1,13 +1,12 @@
 """Write README.md from nbs/index.ipynb, without Quarto: nbdev's processed notebook through nbconvert, links made to fit the top folder."""
-import os, re
+import os, re, sys
 from nbconvert import MarkdownExporter
 from nbdev.processors import FilterDefaults
 from nbformat import from_dict
 from fastcore.nbio import read_nb
-from house import ROOT
+from house import ROOT, front
 
 NOTE = '<!-- Written by tools/readme.py from nbs/index.ipynb; not edited by hand. -->\n\n'
-FRONT = re.compile(r'\A---\n(.*?)\n---\s*', re.S)
 FENCES = re.compile(r'^(```.*?^```)', re.S | re.M)
 SITE_LINK = re.compile(r'\[([^\]]+)\]\(/+api/[^)]*\)')
 RELATIVE = re.compile(r'(\]\()(?![a-z]+:|[/#])')
@@ -26,7 +25,7 @@ def tidy(cell):
     "One cell without its directives; the title that nbdev moved to the front matter becomes a heading again."
     src = cell['source'] if isinstance(cell['source'], str) else ''.join(cell['source'])
     if cell['cell_type'] == 'raw':
-        head = dict(l.split(': ', 1) for l in FRONT.match(src)[1].splitlines() if ': ' in l)
+        head = front(src)
         lines = [f"# {head['title']}"] + ([f"> {head['description']}"] if 'description' in head else [])
         return dict(cell_type='markdown', metadata={}, source='\n\n'.join(lines))
     src = '\n'.join(l for l in src.splitlines() if not l.startswith(('#| ', '<!-- WARNING')))
@@ -49,5 +48,5 @@ def text():
 
 
 if __name__ == '__main__':
-    (ROOT/'README.md').write_text(text())
-    print('README.md written')
+    if '--stdout' in sys.argv: sys.stdout.write(text())
+    else: (ROOT/'README.md').write_text(text()); print('README.md written')

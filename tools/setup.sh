@@ -44,7 +44,7 @@ pip_install() { # what follows are pip's arguments; its words go to the log
     elif grep -q -i -E 'connection (broken|refused|error)|name resolution|Failed to establish|unreachable|timed out|ProxyError|Could not fetch URL|nodename nor servname|Max retries' "$LOG"; then
         stop "the package index cannot be reached: check the network (or pip's proxy and index settings), then run make again; pip's own words are in $LOG"
     fi
-    stop "pip could not install: $(grep -E '^ *ERROR' "$LOG" | tail -1 | sed 's/^ *ERROR: *//' | cut -c1-200); the rest is in $LOG"
+    stop "pip could not install: $(grep -E '^ *ERROR' "$LOG" | tail -1 | sed 's/^ *ERROR: *//' | cut -c1-200); pip's other words are in $LOG"
 }
 
 [ -f settings.ini ] || stop "run it from the top of the repository"

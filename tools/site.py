@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from nbdev import serve
 from docprocs import Processors
-from house import ROOT, cells, module, notebooks
+from house import ROOT, cells, front, module, notebooks, page
 
 DIRECTIVE = re.compile(r'^#\|\s*([\w-]+)\s*:?\s*(.*?)\s*$')
 CODE = re.compile(r'(^```.*?^```|`[^`\n]*`)', re.S | re.M)
@@ -16,11 +16,6 @@ NAME_LINK = re.compile(r'\[`([^`\]]+)`\]\(/+((?:api|book)/[^)#]+)#([^)]+)\)')
 NB_LINK = re.compile(r'(\]\((?![a-z]+:)[^)\s#]*?)([^/)\s#]+)\.ipynb(#[^)\s]*)?\)')
 CALLOUT = re.compile(r'^(:{3,})\s*\{\.callout-(\w+)[^}]*\}', re.M)
 DEFINED = re.compile(r'^(?:async def|def|class)\s+(\w+)', re.M)
-
-
-def page(name):
-    "A notebook's page: nbdev drops the number (`api/10_data.sources` becomes `api/data.sources`)."
-    return re.sub(r'(^|/)\d+[a-zA-Z0-9]*_', r'\1', name.removesuffix('.ipynb').lower())
 
 
 def process():
@@ -37,14 +32,22 @@ class Names:
     def __init__(self):
         space = {}
         exec((ROOT/'llmbook/_modidx.py').read_text(), space)
-        self.at = {url: full for syms in space['d']['syms'].values() for full, (url, _) in syms.items()}
-        self.shown = set()
+        self.at, self.labels, self.placed = {}, {}, set()
+        for syms in space['d']['syms'].values():
+            for full, (url, _) in syms.items(): self.at.setdefault(url, []).append(full)
 
-    def target(self, url):
+    def add(self, full):
+        "A target of its own for a name that a page documents; Sphinx does not tell `Plan` from `plan`."
+        label = full.lower()
+        while full not in self.labels and label in self.labels.values(): label += '_'
+        self.labels.setdefault(full, label)
+
+    def target(self, url, text):
         "The link target of what nbdev links to: the name itself, else its class, else the page."
-        full = self.at.get(url, '')
+        at = self.at.get(url, [''])
+        full = next((x for x in at if x.endswith(text.removesuffix('()'))), at[0])
         while full.count('.') > 1:
-            if full in self.shown: return '#' + full
+            if full in self.labels: return '#' + self.labels[full]
             full = full.rpartition('.')[0]
         return '/' + url.split('#')[0].removesuffix('.html') + '.ipynb'
 
@@ -56,14 +59,9 @@ def split_directives(source):
     return {k: v or 'true' for k, v in found}, '\n'.join(l for l in lines if not l.startswith('#|')).strip('\n')
 
 
-def front(source):
-    "The title and description that nbdev keeps as front matter."
-    return yaml.safe_load(source.strip().strip('-').rpartition('---')[0] if source.count('---') > 2 else source.strip().strip('-')) or {}
-
-
 def markdown(text, names):
     "Links to names, to other notebooks, and Quarto's call-outs, in MyST's words."
-    text = NAME_LINK.sub(lambda m: f'[`{m[1]}`]({names.target(f"{m[2]}#{m[3]}")})', text)
+    text = NAME_LINK.sub(lambda m: f'[`{m[1]}`]({names.target(f"{m[2]}#{m[3]}", m[1])})', text)
     parts = CODE.split(text)
     parts[::2] = [NB_LINK.sub(lambda m: f'{m[1]}{page(m[2])}.ipynb{m[3] or ""})', CALLOUT.sub(r'\1{\2}', p)) for p in parts[::2]]
     return ''.join(parts)
@@ -75,7 +73,7 @@ def shown_name(source):
     return m and m[1]
 
 
-def documentation(name, mod, outputs, sources):
+def documentation(name, mod, outputs, sources, names):
     "A name's entry: target, heading, signature, one line, and its source to unfold."
     md = next((''.join(o['data']['text/markdown']) for o in outputs if 'text/markdown' in o.get('data', {})), '')
     md = re.sub(r'\A---\n', '', md)
@@ -84,7 +82,10 @@ def documentation(name, mod, outputs, sources):
     md = re.sub(r'^\*(.*)\*$', r'\1', md, flags=re.M | re.S) if '\n*' in md else md
     src = sources.get(name.split('.')[0] if name not in sources else name)
     fold = f'\n\n<details class="source"><summary>source</summary>\n\n```python\n{src}\n```\n\n</details>' if src else ''
-    return f'(llmbook.{mod}.{name})=\n{md}{fold}'
+    full = f'llmbook.{mod}.{name}'
+    target = '' if full in names.placed else f'({names.labels[full]})=\n' # a target once, though a notebook may show a name twice
+    names.placed.add(full)
+    return f'{target}{md}{fold}'
 
 
 def exported_sources(path):
@@ -125,7 +126,7 @@ def code_cells(cell, src, mod, sources, names):
     "A code cell with its directives carried out: nothing, documentation, plain Markdown, or code with outputs."
     found, body = split_directives(src)
     outputs = [] if found.get('output') == 'false' else cell.get('outputs', [])
-    if (name := shown_name(body)) and mod: return [md_cell(markdown(documentation(name, mod, outputs, sources), names))]
+    if (name := shown_name(body)) and mod: return [md_cell(markdown(documentation(name, mod, outputs, sources, names), names))]
     if found.get('include') == 'false': return []
     if found.get('output') == 'asis':
         return [md_cell(markdown(''.join(o.get('data', {}).get('text/markdown', '') or o.get('text', '')), names)) for o in outputs]
@@ -152,13 +153,14 @@ def stage(processed, folder):
     contents = yaml.safe_load((ROOT/'nbs/sidebar.yml').read_text())['website']['sidebar']['contents']
     listed = ['index.ipynb'] + [p for x in contents if isinstance(x, dict) for p in x['contents']]
     for f in processed.rglob('*'):
-        if f.is_file() and f.suffix not in ('.ipynb', '.yml', '.py') and '_docs' not in f.parts:
+        if f.is_file() and f.suffix not in ('.ipynb', '.yml', '.py') and '_docs' not in f.relative_to(processed).parts:
             (folder/f.relative_to(processed)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(f, folder/f.relative_to(processed))
     names = Names()
     for p in listed: # which names have an entry of their own, before any page links to one
         mod = module(ROOT/'nbs'/p)
-        names.shown |= {f'llmbook.{mod}.{n}' for k, src, _ in cells(processed/p) if k == 'code' and (n := shown_name(src))}
+        for kind, src, _ in cells(processed/p):
+            if kind == 'code' and mod and (n := shown_name(src)): names.add(f'llmbook.{mod}.{n}')
     for p in listed:
         nb = convert(processed/p, ROOT/'nbs'/p, names)
         if p == 'index.ipynb': nb['cells'].append(md_cell(toctree(contents)))
@@ -171,13 +173,13 @@ def settings():
     "Sphinx's configuration, from the site's one configuration."
     site = yaml.safe_load((ROOT/'_quarto.yml').read_text())['website']
     return dict(
-        project=site['title'], html_title=site['title'], html_theme='furo', extensions=['furo', 'myst_nb', 'mathml'],
+        project=site['title'], html_title=site['title'], html_theme='furo', extensions=['myst_nb', 'mathml'],
         html_favicon=site['favicon'], html_static_path=[str(ROOT/'tools/static')], html_css_files=['site.css'],
         html_copy_source=False, html_show_sourcelink=False, html_show_copyright=False,
         html_theme_options=dict(sidebar_hide_name=False, navigation_with_keys=True,
             light_css_variables={'color-brand-primary': '#3d5f8f', 'color-brand-content': '#2f5f9e'},
             dark_css_variables={'color-brand-primary': '#8fb3e6', 'color-brand-content': '#8fb3e6'}),
-        pygments_style='default', pygments_dark_style='github-dark', html_math_renderer='mathml',
+        pygments_style='default', html_math_renderer='mathml',
         nb_execution_mode='off', nb_ipywidgets_js={}, nb_merge_streams=True, nb_output_stderr='show',
         myst_enable_extensions=['dollarmath', 'colon_fence', 'deflist', 'attrs_inline', 'attrs_block'], myst_heading_anchors=4,
         myst_dmath_allow_space=False, myst_dmath_allow_digits=False, suppress_warnings=['mystnb.unknown_mime_type'],

@@ -86,28 +86,8 @@ class Funnel:
         "The steps for the card."
         return [s.as_dict() for s in self.steps]
 
-# %% ../../nbs/api/18_data.card.ipynb #f8526c24
+# %% ../../nbs/api/18_data.card.ipynb #be6f1140
 _FILL, _SPLITS = '#4c78a8', {'train': '#4c78a8', 'valid': '#e08a2c', 'test': '#4fa35a'}
-
-def funnel_picture(
-    card:dict, # a data card
-    by:str='documents', # or 'bytes': what the width means
-): # IPython HTML; `.data` is the <svg> as a string
-    "The funnel as an inline SVG."
-    from IPython.display import HTML
-    steps, high, mid = card['funnel'], 62, 150
-    full = max(steps[0][f'{by}_in'], 1)
-    half = lambda n: max(140 * n / full, .75)
-    out = [f'<rect x="{mid - 140}" y="8" width="280" height="{high * len(steps)}" fill="currentColor" opacity=".06"/>']
-    for k, s in enumerate(steps):
-        y, a, b = 8 + k * high, half(s[f'{by}_in']), half(s[f'{by}_out'])
-        out.append(f'<path d="M{mid - a:.1f} {y}H{mid + a:.1f}L{mid + b:.1f} {y + high - 3}H{mid - b:.1f}Z" fill="{_FILL}"/>')
-        out += [_text(310, y + 17, s['step'], 15, 600)] + [_text(310, y + 17 + 17 * (i + 1), line, 12.5) for i, line in enumerate(_said(s))]
-    y = 8 + high * len(steps)
-    out += _split_bar(card, by, mid, half(steps[-1][f'{by}_out']), y)
-    title = f'Of {steps[0]["documents_in"]:,} documents {steps[-1]["documents_out"]:,} were kept; widths are {by}'
-    return HTML(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {y + 62}" role="img" style="width:100%;max-width:760px;'
-                f'font-family:system-ui,sans-serif"><title>{title}</title>{"".join(out)}</svg>')
 
 def _text(x, y, text, size, weight=400, anchor='start'):
     return (f'<text x="{x}" y="{y}" font-size="{size}" font-weight="{weight}" text-anchor="{anchor}" fill="currentColor">'
@@ -131,6 +111,27 @@ def _split_bar(card, by, mid, half, y):
         out.append(_text(326, y + 15 + 17 * i, f'{name}: {s["documents"]:,} documents, {human_bytes(s["bytes"])}, {human_count(s["tokens"])} tokens', 12.5))
         x += w
     return out
+
+# %% ../../nbs/api/18_data.card.ipynb #bd898239
+def funnel_picture(
+    card:dict, # a data card
+    by:str='documents', # or 'bytes': what the width means
+): # IPython HTML; `.data` is the <svg> as a string
+    "The funnel as an inline SVG."
+    from IPython.display import HTML
+    steps, high, mid = card['funnel'], 62, 150
+    full = max(steps[0][f'{by}_in'], 1)
+    half = lambda n: max(140 * n / full, .75)
+    out = [f'<rect x="{mid - 140}" y="8" width="280" height="{high * len(steps)}" fill="currentColor" opacity=".06"/>']
+    for k, s in enumerate(steps):
+        y, a, b = 8 + k * high, half(s[f'{by}_in']), half(s[f'{by}_out'])
+        out.append(f'<path d="M{mid - a:.1f} {y}H{mid + a:.1f}L{mid + b:.1f} {y + high - 3}H{mid - b:.1f}Z" fill="{_FILL}"/>')
+        out += [_text(310, y + 17, s['step'], 15, 600)] + [_text(310, y + 17 + 17 * (i + 1), line, 12.5) for i, line in enumerate(_said(s))]
+    y = 8 + high * len(steps)
+    out += _split_bar(card, by, mid, half(steps[-1][f'{by}_out']), y)
+    title = f'Of {steps[0]["documents_in"]:,} documents {steps[-1]["documents_out"]:,} were kept; widths are {by}'
+    return HTML(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {y + 62}" role="img" style="width:100%;max-width:760px;'
+                f'font-family:system-ui,sans-serif"><title>{title}</title>{"".join(out)}</svg>')
 
 # %% ../../nbs/api/18_data.card.ipynb #c35dfd82
 _CSS = '''<style>.lb-card{font-family:system-ui,sans-serif;line-height:1.45;max-width:60rem;color:inherit}
@@ -165,7 +166,7 @@ def _tiles(card):
              (human_count(tokens), 'tokens'), (f'{tk.get("bytes_per_token", 0):.2f}', 'bytes per token')]
     return '<div class="tiles">' + ''.join(f'<div class="tile"><b>{n}</b>{what}</div>' for n, what in tiles) + '</div>'
 
-# %% ../../nbs/api/18_data.card.ipynb #3001e3ef
+# %% ../../nbs/api/18_data.card.ipynb #db03d006
 def _lost(card):
     "Every reason, with examples to open."
     rows = []
@@ -182,6 +183,12 @@ def _kinds(card):
     return _table(['kind', 'documents', 'bytes', ''], [[name, k['documents'], human_bytes(k['bytes']), _Raw(
         f'<span class="bar" style="width:{10 * k["bytes"] / total:.2f}rem"></span> {k["bytes"] / total:.0%}')] for name, k in card['kinds'].items()])
 
+
+# %% ../../nbs/api/18_data.card.ipynb #6ddfbf3a
+def _most(rows, n=12):
+    "The first rows, and one for the sum of the rest."
+    return rows if len(rows) <= n + 1 else rows[:n] + [[f'{len(rows) - n} others', sum(k for _, k in rows[n:])]]
+
 def _sections(card):
     "Title and content of each part, in reading order."
     tk, src = card.get('tokenizer', {}), card.get('source', {})
@@ -192,12 +199,12 @@ def _sections(card):
         [n, s['documents'], human_bytes(s['bytes']), s['tokens']] for n, s in card.get('splits', {}).items()])
     yield 'Largest groups of near-duplicates', _table(['kept', 'dropped', 'for example'], [
         [c['kept'], len(c['dropped']), ', '.join(c['dropped'][:3])] for c in card.get('clusters', [])])
-    yield 'Licences, as stated', _table(['licence', 'documents'], [[n or 'none stated', k] for n, k in card.get('licences', {}).items()])
+    yield 'Licences, as stated', _table(['licence', 'documents'], _most([[n or 'none stated', k] for n, k in card.get('licences', {}).items()]))
     yield 'Personal data masked', _table(['kind', 'found'], [[n, k] for n, k in card.get('personal', {}).items()])
     yield 'Where it comes from', _table(['', ''], [
         ['sources', ', '.join(map(str, src.get('names', [])))], ['note', src.get('note', '')], ['corpus fingerprint', src.get('fingerprint', '')],
         ['tokenizer', f'{tk.get("vocab_size", 0):,} tokens, {tk.get("fingerprint", "")}'], ['seed', str(card.get('seed', ''))],
-        ['time', human_time(sum(s['seconds'] for s in card['funnel']))]])
+        ['time of the steps', human_time(sum(s['seconds'] for s in card['funnel']))]])
 
 def show_card(
     card:dict, # what `prepare` returns, or the content of card.json

@@ -32,7 +32,7 @@ def normalise(
     text = _INVISIBLE.sub('', _LINE_ENDS.sub('\n', text))
     return text if text.isascii() else unicodedata.normalize('NFC', text)
 
-# %% ../../nbs/api/11_data.clean.ipynb #8168edcd
+# %% ../../nbs/api/11_data.clean.ipynb #0d563977
 _GAP = {'code': re.compile('\n{4,}')}
 _PROSE_GAP = re.compile('\n{3,}')
 
@@ -45,11 +45,16 @@ def clean(
     doc:Doc,
 ) -> Doc: # the same object if there was nothing to do
     "Repair, normalise and trim a document; cleaning it again changes nothing."
-    text = doc.text if doc.kind == 'code' else repair(doc.text)
-    text = normalise(text)
-    if doc.kind != 'code': text = text.replace('\xa0', ' ')
-    text = _trim(text, doc.kind)
+    text, before = _once(doc.text, doc.kind), None
+    while text != before and not text.isascii(): text, before = _once(text, doc.kind), text
     return doc if text == doc.text else replace(doc, text=text)
+
+def _once(text, kind):
+    "All steps, one after the other."
+    if '\r' in text: text = text.replace('\r\n', '\n').replace('\r', '\n')
+    if kind != 'code': text = repair(text)
+    text = normalise(text)
+    return _trim(text if kind == 'code' else text.replace('\xa0', ' '), kind)
 
 # %% ../../nbs/api/11_data.clean.ipynb #a061d110
 _EMAIL = re.compile(r'(?<![\w.+-])[\w.+-]{1,64}@((?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24})(?![\w(])')

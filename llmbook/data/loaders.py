@@ -89,7 +89,7 @@ class TokenLoader(DataLoader):
         room = min(len(self.dataset) - 1 - n * self.seq_len, self.seq_len - 1) + 1
         return permuted(g % n, n, key) * self.seq_len + (_mix(~key) % np.uint64(room)).astype(np.int64)
 
-# %% ../../nbs/api/17_data.loaders.ipynb #b249eff2
+# %% ../../nbs/api/17_data.loaders.ipynb #446d56dd
 from fastcore.basics import patch
 
 @patch
@@ -108,6 +108,8 @@ def _read(self:TokenLoader, starts):
     if kind != 'cpu': xy = xy.to(self.device, non_blocking=True)
     return xy[0], xy[1]
 
+
+# %% ../../nbs/api/17_data.loaders.ipynb #22c7d591
 @patch
 def __iter__(self:TokenLoader):
     "From the position to the end of its epoch; the order is looked up for 64 batches at a time."
@@ -133,7 +135,7 @@ def get_idxs(self:TokenLoader): # as many numbers as rows come out of one epoch
 @patch
 def new(self:TokenLoader, dataset=None, cls=None, **kwargs): # a loader at position 0
     "The same loader with some arguments changed, as `Learner.get_preds` and `show_results` need it."
-    own = dict(bs=self.bs, seq_len=self.seq_len, steps=self.steps, seed=self.seed, shuffle=self.shuffle, tok=self.tok, device=self.device)
+    own = {k: getattr(self, k) for k in ('bs', 'seq_len', 'steps', 'seed', 'shuffle', 'tok', 'device')}
     return (cls or type(self))(self.dataset if dataset is None else dataset, **{**own, **kwargs})
 
 # %% ../../nbs/api/17_data.loaders.ipynb #f802b01b

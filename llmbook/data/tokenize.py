@@ -4,12 +4,12 @@
 __all__ = ['SPECIALS', 'EOT', 'PAD', 'PROMPT', 'ANSWER', 'MIN_VOCAB', 'train_tokenizer', 'encode_text', 'decode',
            'bytes_per_token', 'show_tokens', 'tokenizer_fingerprint', 'save_tokenizer', 'load_tokenizer']
 
-# %% ../../nbs/api/15_data.tokenize.ipynb #5959d791
+# %% ../../nbs/api/15_data.tokenize.ipynb #77dd92ac
 import json
 from html import escape
 from pathlib import Path
 from typing import Iterable
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from ..core import UserError, atomic_path, fingerprint
 
 # %% ../../nbs/api/15_data.tokenize.ipynb #d1215bcc
@@ -17,7 +17,7 @@ SPECIALS = ['<|endoftext|>', '<|pad|>', '<|prompt|>', '<|answer|>'] # ids 0, 1, 
 EOT, PAD, PROMPT, ANSWER = range(4) # the same as numbers
 MIN_VOCAB = len(SPECIALS) + 256 # the specials and every byte
 
-# %% ../../nbs/api/15_data.tokenize.ipynb #ec823f09
+# %% ../../nbs/api/15_data.tokenize.ipynb #0f57c810
 def train_tokenizer(
     texts:Iterable[str], # documents; read once, as a stream
     vocab_size:int=4096, # tokens wanted, specials and bytes among them; may come out smaller on little text
@@ -27,7 +27,7 @@ def train_tokenizer(
         raise UserError(f'expected a vocabulary of at least {MIN_VOCAB} (256 bytes, {len(SPECIALS)} specials), got {vocab_size}')
     tok, seen = Tokenizer(models.BPE()), []
     tok.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(r'\p{N}'), 'isolated'), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tok.decoder = decoders.ByteLevel()
     tok.encode_special_tokens = True
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIALS, min_frequency=2, show_progress=False,

@@ -10,7 +10,7 @@ import numpy as np
 from ..core import UserError
 from .stats import bootstrap, row
 
-# %% ../../nbs/api/62_evaluate.overlap.ipynb #1019fe5a
+# %% ../../nbs/api/62_evaluate.overlap.ipynb #3bcbf15d
 def _pairs(preds, refs):
     "Predictions, and for each a list of references; or a clear refusal."
     for name, x in (('predictions', preds), ('references', refs)):
@@ -18,9 +18,10 @@ def _pairs(preds, refs):
     preds, refs = list(preds), [[r] if isinstance(r, str) else list(r) for r in refs]
     if not preds: raise UserError('expected at least one prediction, got none')
     if len(preds) != len(refs):
-        raise UserError(f'expected one reference (or a list of them) a prediction, got {len(preds)} predictions and {len(refs)} references')
-    bad = next((p for p in preds if not isinstance(p, str)), None)
-    if bad is not None: raise UserError(f'expected predictions to be text, got {type(bad).__name__}')
+        raise UserError(f'expected one reference (or a list of them) a prediction, got {len(preds)} predictions '
+                        f'and {len(refs)} references')
+    bad = [type(t).__name__ for t in preds + sum(refs, []) if not isinstance(t, str)]
+    if bad: raise UserError(f'expected predictions and references to be text, got {bad[0]}')
     if not all(refs): raise UserError(f'expected at least one reference a prediction, got none for number {refs.index([])}')
     return preds, refs
 
@@ -55,7 +56,7 @@ def rouge(
     return [row(k, v.mean(), *bootstrap(v, n_boot=n_boot, seed=seed), n=len(v), signature=sig, split=split)
             for k, v in scores.items()]
 
-# %% ../../nbs/api/62_evaluate.overlap.ipynb #1fb533a1
+# %% ../../nbs/api/62_evaluate.overlap.ipynb #89c24397
 def _sacrebleu(name, metric, preds, refs, split, n_boot):
     preds, refs = _pairs(preds, refs)
     most = max(map(len, refs))
@@ -67,7 +68,6 @@ def _sacrebleu(name, metric, preds, refs, split, n_boot):
     low, high = (max(0., mid - half), min(100., mid + half)) if len(preds) > 1 else (None, None)
     return [row(name, s.score, low, high, n=len(preds), signature=f'{s.name}|{sig}', split=split)]
 
-# %% ../../nbs/api/62_evaluate.overlap.ipynb #1fa6996e
 def bleu(
     preds:list[str], # predictions, not tokenised
     refs:list, # for each prediction a reference, or a list of them
@@ -79,7 +79,7 @@ def bleu(
     from sacrebleu.metrics import BLEU
     return _sacrebleu('bleu', BLEU(**kwargs), preds, refs, split, n_boot)
 
-# %% ../../nbs/api/62_evaluate.overlap.ipynb #6d0179b3
+# %% ../../nbs/api/62_evaluate.overlap.ipynb #6d645dec
 def chrf(
     preds:list[str], # predictions
     refs:list, # for each prediction a reference, or a list of them
@@ -89,4 +89,6 @@ def chrf(
 ) -> list[dict]: # one row, 0 to 100
     "Corpus chrF by `sacrebleu`, with its signature and interval."
     from sacrebleu.metrics import CHRF
-    return _sacrebleu('chrf', CHRF(**kwargs), preds, refs, split, n_boot)
+    class Plain(CHRF): # a resample that scores 0 is a Python float among numpy's, and sacrebleu's mean refuses the mixture
+        def _compute_f_score(self, counts): return super()._compute_f_score([float(c) for c in counts])
+    return _sacrebleu('chrf', Plain(**kwargs), preds, refs, split, n_boot)

@@ -59,14 +59,14 @@ def _nats(model, ids, ws, batch_size, chunk=1024):
     finally: model.train(was)
     return out
 
-# %% ../../nbs/api/61_evaluate.perplexity.ipynb #39adca30
+# %% ../../nbs/api/61_evaluate.perplexity.ipynb #d8a0df03
 def document_nats(
     model, # a Transformer: (B, T) ids -> (B, T, D), with `.head.weight` and `.config.context`
     tok, # its tokenizer
     docs:list, # texts, or dicts with a 'text'
     context:int|None=None, # tokens a window; None takes the model's
     stride:int|None=None, # tokens from window to window; None takes half a window
-    batch_size:int=8, # windows at once; changes speed, not the result
+    batch_size:int=16, # windows at once; changes speed, not the result
     chunk:int=1024, # positions whose logits are held at once
 ) -> np.ndarray: # (n, 3) float64: nats, tokens, UTF-8 bytes of each document
     "Sum of nats, count of tokens and of bytes for every document."
@@ -86,7 +86,7 @@ def _texts(docs):
     if not texts: raise UserError(f'expected at least one document with text, got {len(docs)} without')
     return texts
 
-# %% ../../nbs/api/61_evaluate.perplexity.ipynb #77d4e48d
+# %% ../../nbs/api/61_evaluate.perplexity.ipynb #ed3cd285
 def nats_rows(
     v:np.ndarray, # (n, 3) from `document_nats`
     signature:str='', # how they were computed
@@ -97,16 +97,17 @@ def nats_rows(
     per_token, bits = v[:, [0, 1]], v[:, [0, 2]] / [math.log(2), 1]
     up = lambda x: None if x is None else math.exp(x)
     sig = f'{signature}|bs:1000 over documents|seed:{seed}|level:0.95'.strip('|')
-    return [row('perplexity', math.exp(ratio(per_token)), *map(up, bootstrap(per_token, ratio, seed=seed)), n=len(v), signature=sig, split=split),
-            row('bits_per_byte', ratio(bits), *bootstrap(bits, ratio, seed=seed), n=len(v), signature=sig, split=split)]
+    args = dict(n=len(v), signature=sig, split=split)
+    return [row('perplexity', math.exp(ratio(per_token)), *map(up, bootstrap(per_token, ratio, seed=seed)), **args),
+            row('bits_per_byte', ratio(bits), *bootstrap(bits, ratio, seed=seed), **args)]
 
-# %% ../../nbs/api/61_evaluate.perplexity.ipynb #1b8bda29
+# %% ../../nbs/api/61_evaluate.perplexity.ipynb #5ad00cd1
 def evaluate_text(
     model, # a Transformer
     tok, # its tokenizer
     docs:list, # texts, or dicts with a 'text'; empty ones are left out
     context:int|None=None, # tokens a window; None takes the model's
-    batch_size:int=8, # windows at once; changes speed, not the result
+    batch_size:int=16, # windows at once; changes speed, not the result
     split:str='test', # which data
     stride:int|None=None, # tokens from window to window; None takes half a window
     seed:int=0, # of the bootstrap
@@ -114,11 +115,12 @@ def evaluate_text(
     "How surprised the model is by documents it has not seen."
     v = document_nats(model, tok, docs, context, stride, batch_size)
     context = context or model.config.context
-    sig = (f'tokens:every one of the document|bos:end-of-text|eot:not counted|window:{context}|stride:{stride or max(1, context // 2)}'
+    sig = (f'tokens:every one of the document|bos:end-of-text|eot:not counted|window:{context}'
+           f'|stride:{stride or max(1, context // 2)}'
            f'|tokenizer:{tokenizer_fingerprint(tok)}|text:{int(v[:, 1].sum())} tokens, {int(v[:, 2].sum())} bytes')
     return nats_rows(v, sig, split, seed)
 
-# %% ../../nbs/api/61_evaluate.perplexity.ipynb #81a1ce11
+# %% ../../nbs/api/61_evaluate.perplexity.ipynb #87563c75
 COMPRESSORS = { # the strongest setting that stays small in memory
     'gzip': ('level:9', lambda b: len(gzip.compress(b, 9, mtime=0))),
     'xz': ('preset:6', lambda b: len(lzma.compress(b, preset=6))),
@@ -144,9 +146,10 @@ def _compressor_row(name, how, size_of, data, parts, sig, split):
         left = np.array([bits([d for j, p in enumerate(parts) if j != i for d in p]) for i in range(k)])
         half = 1.96 * math.sqrt((k - 1) / k * ((left - left.mean())**2).sum())
         low, high = max(0., value - half), value + half
-    return row('bits_per_byte', value, low, high, n=len(data), signature=f'{name}|{how}{sig}|jackknife:{k} parts|level:0.95', split=split, group=name)
+    sig = f'{name}|{how}{sig}|jackknife:{k} parts|level:0.95'
+    return row('bits_per_byte', value, low, high, n=len(data), signature=sig, split=split, group=name)
 
-# %% ../../nbs/api/61_evaluate.perplexity.ipynb #de609ff6
+# %% ../../nbs/api/61_evaluate.perplexity.ipynb #397663cf
 def continuation_logprob(
     model, # a Transformer
     tok, # its tokenizer
@@ -155,10 +158,13 @@ def continuation_logprob(
     batch_size:int=32, # pairs at once
 ) -> np.ndarray: # (n,) log-likelihood of the continuation in nats per token, 0 or less
     "How likely each continuation is after its prompt."
-    if len(prompts) != len(continuations): raise UserError(f'expected one continuation a prompt, got {len(prompts)} and {len(continuations)}')
+    if len(prompts) != len(continuations):
+        raise UserError(f'expected one continuation a prompt, got {len(prompts)} and {len(continuations)}')
     p, c = encode_text(tok, prompts), encode_text(tok, continuations)
     longest = max((len(a) + len(b) for a, b in zip(p, c)), default=0)
-    if longest > model.config.context: raise UserError(f'expected prompt and continuation within {model.config.context} tokens, got {longest}')
+    if longest > model.config.context:
+        raise UserError(f'expected prompt and continuation within {model.config.context} tokens, got {longest}')
     if not all(c): raise UserError(f'expected continuations with text, number {[bool(x) for x in c].index(False)} is empty')
-    nats = _nats(model, [a + b for a, b in zip(p, c)], [(i, 0, len(a) + len(b), len(a)) for i, (a, b) in enumerate(zip(p, c))], batch_size)
+    both = [a + b for a, b in zip(p, c)]
+    nats = _nats(model, both, [(i, 0, len(x), len(p[i])) for i, x in enumerate(both)], batch_size)
     return -nats / [len(x) for x in c]

@@ -38,7 +38,7 @@ def rows_text(
     width = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
     return '\n'.join('  '.join(c.ljust(w) for c, w in zip(line, width)).rstrip() for line in [head, *body])
 
-# %% ../../nbs/api/60_evaluate.stats.ipynb #a17abc19
+# %% ../../nbs/api/60_evaluate.stats.ipynb #141625e5
 def bootstrap(
     values, # (n,) or (n, k): one row an example
     stat=np.mean, # (m,) or (m, k) -> float
@@ -56,7 +56,8 @@ def bootstrap(
 def _values(v, name):
     v = np.asarray(v, dtype=float)
     if not len(v): raise UserError(f'expected at least one example in {name}, got none')
-    if not np.isfinite(v).all(): raise UserError(f'expected finite numbers in {name}, got {np.count_nonzero(~np.isfinite(v))} that are not')
+    bad = np.count_nonzero(~np.isfinite(v))
+    if bad: raise UserError(f'expected finite numbers in {name}, got {bad} that are not')
     return v
 
 def _middle(draws, level):

@@ -50,13 +50,13 @@ def _check(c):
     if c.head_dim is None and c.d_model % c.n_head:
         raise UserError(f'expected n_head to divide d_model, got {c.n_head} and {c.d_model}: change one, or give head_dim')
 
-# %% ../../nbs/api/20_model.config.ipynb #de6168cb
+# %% ../../nbs/api/20_model.config.ipynb #33efc6a8
 SIZES = {
     'pico':       dict(n_layer=2,  d_model=64,   n_head=2,  n_kv_head=1),
-    'nano':       dict(n_layer=3,  d_model=128,  n_head=4,  n_kv_head=2),
-    'micro':      dict(n_layer=4,  d_model=192,  n_head=4,  n_kv_head=2),
-    'mini':       dict(n_layer=5,  d_model=256,  n_head=4,  n_kv_head=2),
-    'small':      dict(n_layer=6,  d_model=320,  n_head=5,  n_kv_head=1),
+    'nano':       dict(n_layer=3,  d_model=96,   n_head=3,  n_kv_head=1),
+    'micro':      dict(n_layer=4,  d_model=128,  n_head=4,  n_kv_head=2),
+    'mini':       dict(n_layer=5,  d_model=192,  n_head=6,  n_kv_head=2),
+    'small':      dict(n_layer=6,  d_model=256,  n_head=4,  n_kv_head=2),
     'medium':     dict(n_layer=6,  d_model=384,  n_head=6,  n_kv_head=2),
     'large':      dict(n_layer=8,  d_model=512,  n_head=8,  n_kv_head=2,  context=512),
     'gpt2':       dict(n_layer=12, d_model=768,  n_head=12, n_kv_head=12, context=1024, vocab_size=50_304),

@@ -3,8 +3,9 @@
 # %% auto #0
 __all__ = ['RMSNorm', 'rotary_tables', 'rotate', 'KVCache', 'Attention', 'SwiGLU', 'Block']
 
-# %% ../../nbs/api/21_model.layers.ipynb #04cafd61
+# %% ../../nbs/api/21_model.layers.ipynb #271753b1
 import torch, torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn, Tensor
 from ..core import UserError
 from .config import ModelConfig
@@ -64,13 +65,13 @@ def rotate(
     a, b = x.chunk(2, -1)
     return torch.addcmul(x * cos, torch.cat((b, a), -1), sin)
 
-# %% ../../nbs/api/21_model.layers.ipynb #b095fe63
+# %% ../../nbs/api/21_model.layers.ipynb #69ee548b
 class KVCache:
     "Keys and values of every block for the positions seen so far."
     def __init__(self,
         config:ModelConfig, # the model's
         batch:int=1, # B: rows
-        length:int|None=None, # positions set aside; the context by default
+        length:int|None=None, # positions set aside; the context by default, and never more
         pad:Tensor|None=None, # (B) int64: empty places at the left of each row; None for none
         device=None, # of the model
         dtype:torch.dtype=torch.float32, # of keys and values
@@ -101,22 +102,25 @@ class KVCache:
         self.kv = self.kv[:, :, rows]
         if self.pad is not None: self.pad = self.pad[rows]
 
-    def positions(self,
-        T:int, # new tokens
-    ) -> Tensor: # (T), or (B, 1, T) where rows are padded: the position each new token has in its own row
-        "Positions of the next `T` tokens, counted from the first real token of each row."
-        p = torch.arange(self.pos, self.pos + T, device=self.kv.device)
-        return p if self.pad is None else (p - self.pad[:, None, None]).clamp_(min=0)
+# %% ../../nbs/api/21_model.layers.ipynb #362cdd93
+@patch
+def positions(self:KVCache,
+    T:int, # new tokens
+) -> Tensor: # (T), or (B, 1, T) where rows are padded: the position each new token has in its own row
+    "Positions of the next `T` tokens, counted from the first real token of each row."
+    p = torch.arange(self.pos, self.pos + T, device=self.kv.device)
+    return p if self.pad is None else (p - self.pad[:, None, None]).clamp_(min=0)
 
-    def mask(self,
-        T:int, # new tokens
-    ): # (1 or B, 1, T, pos + T) bool, true where a query may look; None if one token may look at everything
-        "Who may look where: not ahead, and not at padding (padding looks at itself, to stay finite)."
-        if T == 1 and self.pad is None: return None
-        q = torch.arange(self.pos, self.pos + T, device=self.kv.device)[:, None]
-        k = torch.arange(self.pos + T, device=self.kv.device)
-        m = (k <= q)[None, None]
-        return m if self.pad is None else m & (k >= self.pad[:, None, None, None]) | (k == q)
+@patch
+def mask(self:KVCache,
+    T:int, # new tokens
+): # (1 or B, 1, T, pos + T) bool, true where a query may look; None if one token may look at everything
+    "Who may look where: not ahead, and not at padding."
+    if T == 1 and self.pad is None: return None
+    q = torch.arange(self.pos, self.pos + T, device=self.kv.device)[:, None]
+    k = torch.arange(self.pos + T, device=self.kv.device)
+    m = (k <= q)[None, None]
+    return m if self.pad is None else m & (k >= self.pad[:, None, None, None]) | (k == q)
 
 # %% ../../nbs/api/21_model.layers.ipynb #ccfb0b37
 class Attention(nn.Module):

@@ -3,13 +3,13 @@
 # %% auto #0
 __all__ = ['lm_learner', 'pretrain']
 
-# %% ../../nbs/api/37_train.pretrain.ipynb #e0aae282
+# %% ../../nbs/api/37_train.pretrain.ipynb #8207fd91
 from pathlib import Path
-import torch
 from fastcore.foundation import L
 from fastai.callback.progress import ProgressCallback
-from ..core import UserError, read_json, set_seed, write_json
+from ..core import set_seed, write_json
 from ..data.loaders import lm_dls
+from ..model.budget import flops_per_token
 from ..model.config import ModelConfig
 from ..model.transformer import Transformer
 from .checkpoint import Checkpoint, LMLearner
@@ -53,10 +53,10 @@ def lm_learner(
     learn.recorder.loss, learn.recorder.smooth_loss = TokenLoss(), SmoothLoss()
     return learn
 
-# %% ../../nbs/api/37_train.pretrain.ipynb #b870c477
+# %% ../../nbs/api/37_train.pretrain.ipynb #3300b557
 def pretrain(
     data, # a prepared folder
-    plan, # a `Plan`, or anything with config, bs, seq_len, steps, lr, seed and expected
+    plan, # a `Plan`, or anything with config, bs, seq_len, steps, lr, seed and machine
     out:str|Path, # history.csv, samples.json, checkpoints/
     evaluations:int=10, # validations, spread evenly over the run
     sample=None, # function (model, prompts) -> texts, called at evaluations
@@ -74,7 +74,7 @@ def pretrain(
     cbs = L(cbs) + L(Checkpoint(out/'checkpoints', seconds=checkpoint_seconds, asked=asked))
     if sample: cbs.append(Samples(sample, list(prompts)))
     learn = lm_learner(dls, config, lr=plan.lr, seed=plan.seed, label='pre-training', cbs=cbs, path=out, compile=getattr(plan, 'compile', False),
-        flops_per_token=plan.expected.get('flops_per_token'), peak_flops=(plan.machine or {}).get('peak_flops'))
+        flops_per_token=flops_per_token(config, plan.seq_len), peak_flops=(plan.machine or {}).get('peak_flops'))
     learn.telemetry.csv_path = out/'history.csv'
     learn.fit_wsd(n)
     if sample: write_json(out/'samples.json', learn.samples.rows)

@@ -1,0 +1,182 @@
+"""The site, built off line and opened in a real browser: search, the sidebar, links between names, and no request to another host.
+
+The browser tests need chromium and chromedriver (.ci/run installs them) and skip where they are not.
+"""
+import functools, http.server, json, os, re, shutil, subprocess, sys, threading
+from pathlib import Path
+from urllib.parse import urlparse
+import pytest, yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT/'tools'))
+from house import notebooks, page
+
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+DRIVER = shutil.which('chromedriver')
+browser_only = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason='no chromium and chromedriver on this machine')
+FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
+         '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage', '--window-size=1280,900']
+
+
+@pytest.fixture(scope='session')
+def built(tmp_path_factory):
+    "The site, built once: (where it is, what was said on the way)."
+    out = tmp_path_factory.mktemp('site')/'html'
+    env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}
+    r = subprocess.run([sys.executable, ROOT/'tools/site.py', '--offline', '--out', out], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert r.returncode == 0, r.stdout + r.stderr
+    return out, r.stdout + r.stderr
+
+
+@pytest.fixture(scope='session')
+def site(built): return built[0]
+
+
+@pytest.fixture(scope='session')
+def address(site):
+    "The site on a port of this machine."
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args): pass
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}'
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope='session')
+def browser(tmp_path_factory):
+    "One browser for all tests, with its network and console logs kept."
+    from selenium import webdriver
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in FLAGS + [f'--user-data-dir={tmp_path_factory.mktemp("profile")}']: options.add_argument(flag)
+    options.set_capability('goog:loggingPrefs', {'performance': 'ALL', 'browser': 'ALL'})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
+    driver.set_page_load_timeout(60)
+    yield driver
+    driver.quit()
+
+
+def wait(browser, f):
+    "What `f` returns once it is true."
+    from selenium.webdriver.support.ui import WebDriverWait
+    return WebDriverWait(browser, 30).until(lambda d: f())
+
+
+def traffic(browser):
+    "(requested addresses, address -> status) since the last call."
+    asked, status = [], {}
+    for entry in browser.get_log('performance'):
+        m = json.loads(entry['message'])['message']
+        if m['method'] == 'Network.requestWillBeSent': asked.append(m['params']['request']['url'])
+        if m['method'] == 'Network.responseReceived': status[m['params']['response']['url']] = m['params']['response']['status']
+    return asked, status
+
+
+def found(browser, css):
+    from selenium.webdriver.common.by import By
+    return browser.find_elements(By.CSS_SELECTOR, css)
+
+
+# ---- without a browser ----------------------------------------------------------------------------------------------------------
+
+def test_every_notebook_has_a_page(site):
+    missing = [p.name for p in notebooks() if not (site/(page(p.relative_to(ROOT/'nbs').as_posix()) + '.html')).exists()]
+    assert not missing
+
+
+def test_no_link_is_broken(built):
+    warnings = [l for l in built[1].splitlines() if 'WARNING: ' in l]
+    assert not warnings, '\n'.join(warnings)
+
+
+def test_pages_load_nothing_from_elsewhere(site):
+    load = re.compile(r'''(?:\bsrc(?:set)?\s*=\s*["']|<link\b[^>]*\bhref\s*=\s*["'])\s*((?:https?:)?//[^"']+)''')
+    css = re.compile(r'(?:url\(\s*["\']?|@import\s+["\']?)((?:https?:)?//[^"\')]+)')
+    found = [f'{f.relative_to(site)}: {m}' for f in sorted(site.rglob('*')) if f.suffix in ('.html', '.css')
+             for m in (load if f.suffix == '.html' else css).findall(f.read_text(encoding='utf-8'))]
+    assert not found
+
+
+def test_math_needs_no_script(site):
+    pages = [f.read_text(encoding='utf-8') for f in site.rglob('*.html')]
+    assert not any(re.search(r'<script[^>]*(mathjax|katex)', p, re.I) for p in pages)
+    assert not any('class="math notranslate' in p for p in pages), 'math that was not turned into MathML'
+
+
+def test_hidden_cells_and_directives_are_gone(site):
+    left = [f.name for f in site.rglob('*.html') if re.search(r'#\|\s*(export|hide|eval|echo|output|default_exp)\b', f.read_text(encoding='utf-8'))
+            and f.parent.name in ('api', 'book')]
+    assert not left
+
+
+def test_title_comes_from_the_one_configuration(site):
+    title = yaml.safe_load((ROOT/'_quarto.yml').read_text())['website']['title']
+    assert f'<title>{title}</title>' in (site/'index.html').read_text()
+
+
+# ---- in the browser -------------------------------------------------------------------------------------------------------------
+
+@browser_only
+def test_every_sidebar_link_opens(browser, address):
+    browser.get(f'{address}/index.html')
+    traffic(browser), browser.get_log('browser')
+    links = [a.get_attribute('href') for a in found(browser, '.sidebar-tree a.reference.internal')]
+    assert len(links) == len(notebooks()) - 1, 'one link a notebook, the start page apart'
+    for link in links:
+        browser.get(link)
+        asked, status = traffic(browser)
+        assert status[link] == 200 and found(browser, 'article h1')[0].text.strip('¶# '), link
+        away = [u for u in asked if urlparse(u).scheme in ('http', 'https', 'ws') and not u.startswith(address)]
+        assert not away, f'{link} asks {away}'
+        assert all(s < 400 for s in status.values()), (link, status)
+        errors = [e['message'] for e in browser.get_log('browser') if e['level'] == 'SEVERE']
+        assert not errors, (link, errors)
+
+
+@browser_only
+def test_search_finds_a_function(browser, address):
+    browser.get(f'{address}/index.html')
+    box = found(browser, 'input[name=q]')[0]
+    box.send_keys('atomic_path')
+    box.submit()
+    hits = wait(browser, lambda: [a for a in found(browser, '.search a') if 'core.html#' in a.get_attribute('href') and 'atomic-path' in a.get_attribute('href')])
+    hits[0].click()
+    wait(browser, lambda: 'api/core.html' in browser.current_url)
+    assert 'atomic_path' in found(browser, 'section:target, :target section, :target')[0].text
+    errors = [e['message'] for e in browser.get_log('browser') if e['level'] == 'SEVERE']
+    assert not errors
+
+
+@browser_only
+def test_names_link_to_their_documentation(browser, address):
+    browser.get(f'{address}/api/core.html')
+    link = next(a for a in found(browser, 'article p a.reference') if a.text == 'refused')
+    target = link.get_attribute('href').split('#')[1]
+    browser.get(link.get_attribute('href'))
+    assert browser.execute_script('return document.getElementById(arguments[0])?.closest("section")?.querySelector("h3")?.textContent',
+                                  target).startswith('refused')
+
+
+@browser_only
+def test_light_and_dark(browser, address):
+    shade = lambda: browser.execute_script('return getComputedStyle(document.body).backgroundColor')
+    colours = {}
+    for theme in ('light', 'dark'):
+        browser.get(f'{address}/api/core.html')
+        browser.execute_script('localStorage.setItem("theme", arguments[0])', theme)
+        browser.refresh()
+        colours[theme] = sum(int(x) for x in re.findall(r'\d+', shade())[:3])
+    assert colours['light'] > 600 and colours['dark'] < 150, colours
+
+
+@browser_only
+def test_a_narrow_screen_has_no_sideways_scroll(browser, address):
+    browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(width=390, height=844, deviceScaleFactor=1, mobile=True))
+    wide = []
+    for page in ('index.html', 'api/core.html'):
+        browser.get(f'{address}/{page}')
+        if browser.execute_script('return document.documentElement.scrollWidth') > 392: wide.append(page)
+    browser.execute_cdp_cmd('Emulation.clearDeviceMetricsOverride', {})
+    assert not wide
