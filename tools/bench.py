@@ -1,4 +1,4 @@
-"""Run every benchmark in bench/ and repeat their last lines, `NAME: ratio R goal G`, together at the end."""
+"""Run every benchmark in bench/ and repeat their lines `NAME: ratio R goal G` together at the end."""
 import re, subprocess, sys
 from pathlib import Path
 
@@ -12,12 +12,12 @@ def benches():
 
 
 def run(script):
-    "One benchmark: its ratio line, or a line that says it failed."
+    "One benchmark: its ratio lines, or a line that says it failed."
     print(f'== {script.stem}', flush=True)
     r = subprocess.run([sys.executable, str(script)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     print(r.stdout, flush=True)
     lines = RATIO.findall(r.stdout)
-    return lines[-1] if lines and r.returncode == 0 else f'{script.stem}: FAILED'
+    return '\n'.join(lines) if lines and r.returncode == 0 else f'{script.stem}: FAILED'
 
 
 if __name__ == '__main__':

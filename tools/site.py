@@ -16,6 +16,7 @@ NAME_LINK = re.compile(r'\[`([^`\]]+)`\]\(/+((?:api|book)/[^)#]+)#([^)]+)\)')
 NB_LINK = re.compile(r'(\]\((?![a-z]+:)[^)\s#]*?)([^/)\s#]+)\.ipynb(#[^)\s]*)?\)')
 CALLOUT = re.compile(r'^(:{3,})\s*\{\.callout-(\w+)[^}]*\}', re.M)
 DEFINED = re.compile(r'^(?:async def|def|class)\s+(\w+)', re.M)
+PATCHED = re.compile(r'^@patch\b.*\n(?:@.*\n)*def\s+(\w+)\(\s*self\s*:\s*(\w+)', re.M)
 
 
 def process():
@@ -80,7 +81,7 @@ def documentation(name, mod, outputs, sources, names):
     md = re.sub(r'^\[source\]\([^)]*\)\{[^}]*\}\n', '', md, flags=re.M).strip()
     md = re.sub(r'^### (.+)$', lambda m: f'### `{m[1]}`', md, count=1, flags=re.M)
     md = re.sub(r'^\*(.*)\*$', r'\1', md, flags=re.M | re.S) if '\n*' in md else md
-    src = sources.get(name.split('.')[0] if name not in sources else name)
+    src = sources.get(name) or sources.get(name.split('.')[0])
     fold = f'\n\n<details class="source"><summary>source</summary>\n\n```python\n{src}\n```\n\n</details>' if src else ''
     full = f'llmbook.{mod}.{name}'
     target = '' if full in names.placed else f'({names.labels[full]})=\n' # a target once, though a notebook may show a name twice
@@ -95,6 +96,7 @@ def exported_sources(path):
         found, body = split_directives(src)
         if kind == 'code' and 'export' in found:
             for name in DEFINED.findall(body): res.setdefault(name, body)
+            for method, cls in PATCHED.findall(body): res[f'{cls}.{method}'] = body
     return res
 
 

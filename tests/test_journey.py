@@ -1,0 +1,121 @@
+"The commands as a person types them: a run, the same plan killed and resumed, one-line errors."
+import json, os, signal, subprocess, sys
+from pathlib import Path
+import pytest, torch
+
+BIN = Path(sys.executable).parent
+SMALL = ['--minutes', '.1', '--max-bytes', '1000000', '--vocab-size', '1024', '--tasks', 'translation']
+
+
+def command(name, *args, cwd=None, **env):
+    return subprocess.run([BIN/name, *map(str, args)], capture_output=True, text=True, cwd=cwd, timeout=600,
+                          env={**os.environ, 'HF_HUB_OFFLINE': '1', **env})
+
+
+@pytest.fixture(scope='module')
+def first(tmp_path_factory):
+    out = tmp_path_factory.mktemp('runs')/'first'
+    r = command('llmbook-run', '--out', out, *SMALL)
+    assert r.returncode == 0, r.stderr[-3000:]
+    return out, r
+
+
+def test_ends_with_the_numbers_and_the_report(first):
+    out, r = first
+    lines = r.stdout.strip().splitlines()
+    assert lines[-1] == f'report: {out/"report.html"}' and lines[-3].startswith(('bleu', 'Bits'))
+    page = (out/'report.html').read_text(encoding='utf-8')
+    assert '<script src' not in page and 'http-equiv="refresh"' not in page
+    for f in ('plan.json', 'data/card.json', 'data/manifest.json', 'pretrain/history.csv', 'finetune/translation/result.json',
+              'evaluation.json', 'summary.json', 'model/config.json', 'model/model.safetensors', 'model/tokenizer.json', 'model/README.md'):
+        assert (out/f).exists(), f
+
+
+def test_every_number_has_n_and_signature(first):
+    rows = json.loads((first[0]/'evaluation.json').read_text())['rows']
+    assert {'perplexity', 'bits_per_byte'} <= {r['metric'] for r in rows} and any(r.get('group') == 'xz' for r in rows)
+    assert all(r['n'] > 0 and r['signature'] for r in rows)
+    assert all(r['low'] is None or r['low'] <= r['value'] + 1e-9 and r['value'] <= r['high'] + 1e-9 for r in rows)
+
+
+def test_second_run_finds_all_done(first):
+    r = command('llmbook-run', '--out', first[0], *SMALL)
+    assert r.returncode == 0 and r.stdout.count('done before') == 7
+
+
+def test_another_question_is_refused(first):
+    r = command('llmbook-run', '--out', first[0], *SMALL, '--seed', '7')
+    assert r.returncode != 0 and 'seed 42 there, 7 now' in r.stderr and 'Traceback' not in r.stderr
+
+
+def test_same_plan_killed_in_pretraining_gives_the_same_evaluation(first, tmp_path):
+    "Two runs with one seed and one plan agree in every number, also when the second was killed with -9 on the way."
+    out, plan = first[0], first[0]/'plan.json'
+    kill = tmp_path/'sitecustomize.py'   # read by Python at its start: dies at step 12 of pre-training, once
+    kill.write_text(f'''
+import os, signal, sys
+if sys.argv[0].endswith('llmbook-run'):
+    import llmbook.train.telemetry as t
+    real = t.Telemetry.after_batch
+    def after_batch(self):
+        real(self)
+        if self.training and self.train_iter == 12 and not os.path.exists({str(tmp_path/"died")!r}):
+            open({str(tmp_path/"died")!r}, 'w').close(); self.learn.checkpoint.save(); os.kill(os.getpid(), signal.SIGKILL)
+    t.Telemetry.after_batch = after_batch
+''')
+    args = ['--out', tmp_path/'second', *SMALL, '--plan', plan]
+    r = command('llmbook-run', *args, PYTHONPATH=str(tmp_path))
+    assert r.returncode == -signal.SIGKILL and (tmp_path/'died').exists(), r.stderr[-2000:]
+    r = command('llmbook-run', *args)
+    assert r.returncode == 0 and r.stdout.count('done before') == 2, r.stderr[-2000:]
+    for f in ('evaluation.json', 'finetune/translation/result.json'):
+        a, b = (json.loads((d/f).read_text()) for d in (out, tmp_path/'second'))
+        for d in (a, b): d.pop('seconds', None)
+        assert a == b, f
+
+
+def test_exported_model_opens_in_transformers(first):
+    from llmbook.core import import_transformers
+    from llmbook.data.tokenize import encode_text
+    from llmbook.model.hub import load_pretrained
+    tf = import_transformers()
+    theirs, their_tok = tf.AutoModelForCausalLM.from_pretrained(first[0]/'model', dtype=torch.float32), tf.AutoTokenizer.from_pretrained(first[0]/'model')
+    ours, tok = load_pretrained(first[0]/'model', device='cpu')
+    text = 'Return the number of items.\n    def f(x): pass'
+    ids = encode_text(tok, [text])[0]
+    assert their_tok(text, add_special_tokens=False)['input_ids'] == ids and their_tok.decode(ids) == text
+    assert their_tok.pad_token != their_tok.eos_token
+    with torch.no_grad(): gap = theirs(torch.tensor([ids])).logits - ours.logits(ours(torch.tensor([ids])))
+    assert gap.abs().max() < 1e-4
+
+
+def test_compare_reads_runs(first):
+    r = command('llmbook-compare', first[0], first[0])
+    assert r.returncode == 0 and 'bits_per_byte' in r.stdout
+
+
+@pytest.mark.parametrize('name, args, said', [
+    ('llmbook-run', ['--minutes', '0'], 'minutes above 0'),
+    ('llmbook-run', ['--tasks', 'poetry'], 'poetry'),
+    ('llmbook-run', ['--sources', 'nowhere/at/all'], 'nowhere/at/all'),
+    ('llmbook-run', ['--vocab-size', '10'], 'vocabulary'),
+    ('llmbook-run', ['--plan', 'missing.json'], 'missing.json'),
+    ('llmbook-run', ['--out', 'afile'], 'found a file'),
+    ('llmbook-run', ['--sources', 'empty'], 'empty'),
+    ('llmbook-run', ['--sources', 'tiny.txt', '--minutes', '1'], 'expected'),
+    ('llmbook-plan', ['--minutes', '-1'], 'minutes above 0'),
+    ('llmbook-plan', ['--minutes', 'nan'], 'minutes above 0'),
+    ('llmbook-pretrain', ['nodata'], 'nodata'),
+    ('llmbook-finetune', ['nomodel'], 'nomodel'),
+    ('llmbook-generate', ['nomodel', '--prompt', 'x'], 'nomodel'),
+    ('llmbook-export', ['nomodel'], 'nomodel'),
+    ('llmbook-evaluate', ['nomodel'], 'nomodel'),
+    ('llmbook-compare', ['nowhere'], 'two or more'),
+    ('llmbook-prepare', ['hub:some/thing', '--out', 'd'], 'hub'),
+])
+def test_mistakes_are_one_line(tmp_path, name, args, said):
+    (tmp_path/'afile').write_text('x'); (tmp_path/'empty').mkdir(); (tmp_path/'tiny.txt').write_text('A very small text.\n' * 3)
+    r = command(name, *args, cwd=tmp_path)
+    last = r.stderr.strip().splitlines()[-1]
+    assert r.returncode != 0 and 'Traceback' not in r.stderr and said in last, r.stderr[-2000:]
+    assert last.startswith('error: ')

@@ -1,0 +1,209 @@
+"Training: gradients against the naive way, real kills and resumes, a full disk, a golden curve, a known optimum."
+import errno, json, os, signal, subprocess, sys, warnings
+from pathlib import Path
+import numpy as np, pytest, torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from llmbook.core import UserError, set_seed
+from llmbook.data.loaders import lm_dls
+from llmbook.data.pack import ShardWriter, write_manifest
+from llmbook.data.tokenize import save_tokenizer, tokenizer_fingerprint, train_tokenizer
+from llmbook.model.config import ModelConfig
+from llmbook.tiny import Grammar
+from llmbook.train import checkpoint
+from llmbook.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from llmbook.train.loss import IGNORE, linear_cross_entropy, token_nats
+from llmbook.train.optim import LMOptim, lm_opt
+from llmbook.train.pretrain import lm_learner
+
+HERE = Path(__file__).parent
+CONFIG = dict(n_layer=2, d_model=32, n_head=2, n_kv_head=1, context=32)
+
+
+def grammar_data(path):
+    "Shards of a grammar whose entropy is known."
+    tok, g = train_tokenizer(['a small text'], 300), Grammar()
+    save_tokenizer(tok, path)
+    def pack(split, n, seed):
+        w = ShardWriter(path, split, tokens_per_shard=50_000)
+        w.add(4 + np.asarray(g.sample(n, seed=seed)), n)
+        return w.close()
+    write_manifest(path, dict(train=pack('train', 80_000, 1), valid=pack('valid', 8_000, 2)), tok.get_vocab_size(), tokenizer_fingerprint(tok))
+    return g.entropy()
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp('grammar')
+    return path, grammar_data(path)
+
+
+def learner(path, steps=20, cbs=None, **kwargs):
+    dls = lm_dls(path, bs=8, seq_len=32, steps=steps, valid_batches=8, device='cpu')
+    from llmbook.data.pack import read_manifest
+    config = ModelConfig(vocab_size=read_manifest(path)['vocab_size'], **CONFIG)
+    return lm_learner(dls, config, lr=kwargs.pop('lr', 1e-2), cbs=cbs, **kwargs)
+
+
+@pytest.mark.parametrize('chunk', [1, 3, 7, 64])
+@pytest.mark.parametrize('ignored', [0, 5, 14])
+def test_chunked_loss_equals_the_naive_one(chunk, ignored):
+    torch.manual_seed(chunk)
+    h, w = torch.randn(14, 6, requires_grad=True), torch.randn(9, 6, requires_grad=True)
+    y = torch.randint(0, 9, (14,)); y[:ignored] = IGNORE
+    total, n = linear_cross_entropy(h, w, y, chunk)
+    want = F.cross_entropy(h @ w.T, y, ignore_index=IGNORE, reduction='sum')
+    assert n == 14 - ignored and torch.allclose(total, want, atol=1e-5)
+    for a, b in zip(torch.autograd.grad(total, (h, w)), torch.autograd.grad(want, (h, w))): assert torch.allclose(a, b, atol=1e-5)
+    assert torch.allclose(token_nats(h, w, y, chunk), F.cross_entropy(h @ w.T, y, ignore_index=IGNORE, reduction='none'), atol=1e-5)
+
+
+def test_loss_of_a_frozen_head_or_body():
+    h, w, y = torch.randn(5, 4), torch.randn(7, 4, requires_grad=True), torch.randint(0, 7, (5,))
+    linear_cross_entropy(h, w, y)[0].backward()
+    assert w.grad is not None
+    h2 = h.clone().requires_grad_()
+    linear_cross_entropy(h2, w.detach(), y)[0].backward()
+    assert torch.allclose(h2.grad, torch.autograd.grad(F.cross_entropy(h2 @ w.T, y, reduction='sum'), h2)[0], atol=1e-5)
+
+
+def test_optimiser_state_survives(tmp_path):
+    set_seed(0)
+    model = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 4))
+    opt = lm_opt(model)([list(l.parameters()) for l in model], lr=.1)
+    def step(m, o):
+        m(torch.arange(5)).square().sum().backward(); o.step(); o.zero_grad()
+    step(model, opt); opt.set_hypers(lr=slice(.01, .1), mom=.8)
+    save_checkpoint(tmp_path/'c', model, opt, {})
+    twin = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 4))
+    topt = lm_opt(twin)([list(l.parameters()) for l in twin], lr=.5)
+    load_checkpoint(tmp_path/'c', twin, topt)
+    assert [h['lr'] for h in topt.hypers] == pytest.approx([.01, .1]) and topt.hypers[0]['mom'] == .8
+    step(model, opt); step(twin, topt)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters()))
+
+
+def test_learns_the_grammar(data):
+    path, entropy = data
+    learn = learner(path, steps=60)
+    with learn.no_bar(), learn.no_logging(): learn.fit_wsd(4)
+    loss = learn.recorder.values[-1][1]
+    assert entropy - .03 < loss < entropy + .1, f'{loss:.4f} nats against the entropy {entropy:.4f}'
+
+
+def test_golden_curve(data):
+    "A change that claims no effect has none: 50 steps, to what another processor's rounding may change."
+    learn = learner(data[0], steps=50)
+    learn.telemetry.every = 5
+    with learn.no_bar(), learn.no_logging(): learn.fit_wsd(1)
+    got, golden = [r['loss'] for r in learn.telemetry.rows if 'loss' in r], HERE/'golden'/'loss.json'
+    if os.environ.get('LLMBOOK_GOLDEN') == 'write': golden.write_text(json.dumps([round(v, 5) for v in got]) + '\n')
+    assert got == pytest.approx(json.loads(golden.read_text()), rel=2e-3)
+
+
+def test_accumulation_equals_the_big_batch(data):
+    from llmbook.data.loaders import TokenLoader
+    from fastai.data.core import DataLoaders
+    big = learner(data[0], steps=6)
+    x = [big.dls.train.batch(i) for i in range(6)]
+    halves = [(a[i:i + 4], b[i:i + 4]) for a, b in x for i in (0, 4)]
+    res = []
+    for batches, k in ((x, 1), (halves, 2)):
+        learn = learner(data[0], steps=6, accumulate=k)
+        learn.dls = DataLoaders(batches, x[:1])
+        with learn.no_bar(), learn.no_logging(): learn.fit(1)
+        res.append(learn.model)
+    assert all(torch.allclose(a, b, atol=2e-5) for a, b in zip(*(m.parameters() for m in res)))
+
+
+CHILD = '''
+import os, signal, sys; sys.path.insert(0, {here!r})
+from fastai.callback.core import Callback
+from llmbook.train import checkpoint
+from test_train import learner
+saves, real = [], checkpoint.save_file
+def save_file(tensors, path): # dies in the middle of a save
+    saves.append(path); real(tensors, path)
+    if len(saves) == {at_save}: os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.save_file = save_file
+class Kill(Callback):
+    order = 90
+    def after_batch(self):
+        if self.training and self.train_iter == {at_step}: os.kill(os.getpid(), signal.SIGKILL)
+learn = learner({path!r}, steps=10, cbs=[checkpoint.Checkpoint({out!r}, every=3), Kill()])
+learn.fit_wsd(4)
+print('finished at', learn.train_iter, 'from', learn.checkpoint.resumed, flush=True)
+'''
+
+
+def child(data, out, at_step=-1, at_save=-1):
+    "A training process of its own that kills itself at a step or within a save."
+    code = CHILD.format(here=str(HERE), path=str(data[0]), out=str(out), at_step=at_step, at_save=at_save)
+    return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=300)
+
+
+def test_killed_and_resumed_is_the_same_run(data, tmp_path):
+    "kill -9 of a real process, between steps, twice at the same step and within saves: the weights of the run never stopped."
+    assert 'finished at 40 from None' in child(data, tmp_path/'whole').stdout
+    for moment in (dict(at_step=8), dict(at_save=2), dict(at_step=20), dict(at_step=20), dict(at_save=4), dict(at_step=39)):
+        assert child(data, tmp_path/'cut', **moment).returncode == -signal.SIGKILL, moment
+    last = child(data, tmp_path/'cut')
+    assert 'finished at 40 from 39' in last.stdout, last.stderr
+    a, b = (load_file(tmp_path/k/'step-000000040'/'model.safetensors') for k in ('whole', 'cut'))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_full_disk_is_a_warning_and_nothing_is_damaged(data, tmp_path, monkeypatch):
+    learn = learner(data[0], steps=12, cbs=Checkpoint(tmp_path, every=4))
+    real, calls = checkpoint.save_file, []
+    def full(tensors, path):
+        calls.append(path)
+        if len(calls) > 3: raise OSError(errno.ENOSPC, 'No space left on device')
+        real(tensors, path)
+    monkeypatch.setattr(checkpoint, 'save_file', full)
+    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter('always'); learn.fit_wsd(1)
+    assert any('No space left' in str(w.message) for w in seen) and learn.train_iter == 12
+    assert [f.name for f in tmp_path.iterdir()] == ['step-000000004']
+    checkpoint.check_checkpoint(tmp_path/'step-000000004')
+
+
+@pytest.mark.parametrize('harm', ['missing', 'truncated', 'flipped', 'no state'])
+def test_damaged_checkpoints_are_named(data, tmp_path, harm):
+    learn = learner(data[0], steps=8, cbs=Checkpoint(tmp_path, every=4))
+    with learn.no_bar(), learn.no_logging(): learn.fit_wsd(1)
+    newest = sorted(tmp_path.glob('step-*'))[-1]
+    f = newest/('state.json' if harm == 'no state' else 'model.safetensors')
+    if harm in ('missing', 'no state'): f.unlink()
+    elif harm == 'truncated': f.write_bytes(f.read_bytes()[:-9])
+    else: b = bytearray(f.read_bytes()); b[len(b) // 2] ^= 1; f.write_bytes(b)
+    with pytest.raises(UserError, match=f.name): load_checkpoint(newest, learn.model)
+
+
+def test_no_pickle_is_read():
+    "Neither checkpoints nor exported models are opened with pickle."
+    import llmbook
+    for name in ('train/checkpoint.py', 'model/hub.py'):
+        text = (Path(llmbook.__file__).parent/name).read_text()
+        assert 'torch.load' not in text and 'pickle.' not in text
+
+
+def test_validation_weighs_tokens_not_batches(data):
+    learn = learner(data[0], steps=4)
+    loss = learn.validate()[0]
+    nats, n = 0., 0
+    with torch.no_grad():
+        for x, y in learn.dls.valid:
+            t = token_nats(learn.model(x), learn.model.head.weight, y); nats += t.sum().item(); n += y.numel()
+    assert loss == pytest.approx(nats / n, rel=1e-5)
+
+
+def test_frozen_groups_do_not_move(data):
+    from llmbook.tune.finetune import layer_groups
+    learn = learner(data[0], steps=4, splitter=layer_groups)
+    learn.create_opt(); learn.freeze_to(-1)
+    before = [p.detach().clone() for p in learn.model.parameters()]
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    moved = [not torch.equal(a, b) for a, b in zip(before, learn.model.parameters())]
+    last = {id(p) for p in layer_groups(learn.model)[-1]}
+    assert moved == [id(p) in last for p in learn.model.parameters()]
