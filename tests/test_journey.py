@@ -94,28 +94,60 @@ def test_compare_reads_runs(first):
     assert r.returncode == 0 and 'bits_per_byte' in r.stdout
 
 
-@pytest.mark.parametrize('name, args, said', [
-    ('llmbook-run', ['--minutes', '0'], 'minutes above 0'),
-    ('llmbook-run', ['--tasks', 'poetry'], 'poetry'),
-    ('llmbook-run', ['--sources', 'nowhere/at/all'], 'nowhere/at/all'),
-    ('llmbook-run', ['--vocab-size', '10'], 'vocabulary'),
-    ('llmbook-run', ['--plan', 'missing.json'], 'missing.json'),
-    ('llmbook-run', ['--out', 'afile'], 'found a file'),
-    ('llmbook-run', ['--sources', 'empty'], 'empty'),
-    ('llmbook-run', ['--sources', 'tiny.txt', '--minutes', '1'], 'expected'),
-    ('llmbook-plan', ['--minutes', '-1'], 'minutes above 0'),
-    ('llmbook-plan', ['--minutes', 'nan'], 'minutes above 0'),
-    ('llmbook-pretrain', ['nodata'], 'nodata'),
-    ('llmbook-finetune', ['nomodel'], 'nomodel'),
-    ('llmbook-generate', ['nomodel', '--prompt', 'x'], 'nomodel'),
-    ('llmbook-export', ['nomodel'], 'nomodel'),
-    ('llmbook-evaluate', ['nomodel'], 'nomodel'),
-    ('llmbook-compare', ['nowhere'], 'two or more'),
-    ('llmbook-prepare', ['hub:some/thing', '--out', 'd'], 'hub'),
-])
-def test_mistakes_are_one_line(tmp_path, name, args, said):
-    (tmp_path/'afile').write_text('x'); (tmp_path/'empty').mkdir(); (tmp_path/'tiny.txt').write_text('A very small text.\n' * 3)
-    r = command(name, *args, cwd=tmp_path)
-    last = r.stderr.strip().splitlines()[-1]
-    assert r.returncode != 0 and 'Traceback' not in r.stderr and said in last, r.stderr[-2000:]
-    assert last.startswith('error: ')
+MISTAKES = [
+    ('llmbook_run', ['--minutes', '0'], 'minutes above 0'),
+    ('llmbook_run', ['--minutes', 'inf'], 'minutes above 0'),
+    ('llmbook_run', ['--tasks', 'poetry'], 'poetry'),
+    ('llmbook_run', ['--sources', 'nowhere/at/all'], 'nowhere/at/all'),
+    ('llmbook_run', ['--vocab-size', '10'], 'vocabulary'),
+    ('llmbook_run', ['--plan', 'missing.json'], 'missing.json'),
+    ('llmbook_run', ['--out', 'afile'], 'found a file'),
+    ('llmbook_run', ['--sources', 'empty', '--out', 'o1'], 'empty'),
+    ('llmbook_run', ['--sources', 'tiny.txt', '--out', 'o2'], 'expected'),
+    ('llmbook_plan', ['--minutes', '-1'], 'minutes above 0'),
+    ('llmbook_plan', ['--minutes', 'nan'], 'minutes above 0'),
+    ('llmbook_pretrain', ['nodata'], 'nodata'),
+    ('llmbook_finetune', ['nomodel'], 'nomodel'),
+    ('llmbook_generate', ['nomodel', '--prompt', 'x'], 'nomodel'),
+    ('llmbook_export', ['nomodel'], 'nomodel'),
+    ('llmbook_evaluate', ['nomodel'], 'nomodel'),
+    ('llmbook_compare', ['nowhere'], 'two or more'),
+    ('llmbook_compare', ['nowhere', 'here'], 'nowhere'),
+    ('llmbook_prepare', ['hub:some/thing', '--out', 'd'], 'some/thing'),
+]
+SHELL = """
+import contextlib, io, json, sys
+from fastcore.script import _run_cli
+import llmbook.cli as cli
+res = []
+for name, args, _ in json.loads(sys.argv[1]):
+    sys.argv = [name, *args]
+    with contextlib.redirect_stdout(io.StringIO()):
+        try: _run_cli(getattr(cli, name).__wrapped__, False); res.append('accepted')
+        except SystemExit as e: res.append(str(e))
+        except BaseException as e: res.append(f'{type(e).__name__}: {e}')
+print(json.dumps(res))
+"""
+
+
+@pytest.fixture(scope='module')
+def refusals(tmp_path_factory):
+    "What each mistake is answered with, all in one process, since a start takes seconds."
+    d = tmp_path_factory.mktemp('mistakes')
+    (d/'afile').write_text('x'); (d/'empty').mkdir(); (d/'tiny.txt').write_text('A very small text.\n' * 3)
+    r = subprocess.run([sys.executable, '-c', SHELL, json.dumps(MISTAKES)], capture_output=True, text=True, cwd=d, timeout=300,
+                       env={**os.environ, 'HF_HUB_OFFLINE': '1'})
+    assert r.returncode == 0, r.stderr[-3000:]
+    return json.loads(r.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize('i', range(len(MISTAKES)), ids=lambda i: ' '.join([MISTAKES[i][0], *MISTAKES[i][1]]))
+def test_mistakes_are_one_line(refusals, i):
+    said = refusals[i]
+    assert said.startswith('error: ') and '\n' not in said and MISTAKES[i][2] in said, said
+
+
+def test_a_mistake_in_a_shell(tmp_path):
+    r = command('llmbook-run', '--minutes', '0', cwd=tmp_path)
+    assert r.returncode == 1 and r.stdout == '' and r.stderr == 'error: expected minutes above 0, got 0.0\n'
+    assert not list(tmp_path.iterdir())

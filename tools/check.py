@@ -23,7 +23,8 @@ def notebooks():
     "The notebooks share the cores: each worker's share of threads, or they would stand in each other's way."
     threads = str(max(1, cores() // WORKERS))
     return part('notebooks', BIN/'nbdev-test', 'nbs', '--skip-folder-re', '^[_.]|^records$', '--n-workers', WORKERS,
-                '--timing', OMP_NUM_THREADS=threads, MPLBACKEND='agg', HF_HUB_OFFLINE='1')
+                '--timing', OMP_NUM_THREADS=threads, MPLBACKEND='agg', HF_HUB_OFFLINE='1',
+                LLMBOOK_MINUTES='.2', LLMBOOK_MEGABYTES='3') # the book at a smaller size
 
 
 def tests(*args):
