@@ -6,13 +6,13 @@
 __all__ = ['plain_errors', 'llmbook_run', 'llmbook_plan', 'llmbook_prepare', 'llmbook_pretrain', 'llmbook_finetune',
            'llmbook_generate', 'llmbook_evaluate', 'llmbook_export', 'llmbook_compare']
 
-# %% ../nbs/api/81_cli.ipynb #06ca7c08
-import errno
+# %% ../nbs/api/81_cli.ipynb #8ca7ffda
 from functools import wraps
 from pathlib import Path
 import torch
+from safetensors import SafetensorError
 from fastcore.script import CliError, call_parse, is_cli
-from .core import UserError, human_count, read_json, write_json
+from .core import RunFolder, UserError, human_count, read_json, write_json
 from .data.pipeline import prepare
 from .data.pack import read_manifest
 from .data.tokenize import load_tokenizer
@@ -28,7 +28,7 @@ from .train.pretrain import pretrain
 from .tune.finetune import answers, finetune
 from .tune.tasks import get_task
 
-# %% ../nbs/api/81_cli.ipynb #819332d6
+# %% ../nbs/api/81_cli.ipynb #35f14105
 def plain_errors(
     f, # a command
 ): # the command, whose errors end it with one line when it runs in a shell
@@ -38,10 +38,10 @@ def plain_errors(
         if not is_cli(): return f(*args, **kwargs)
         try: return f(*args, **kwargs)
         except UserError as e: raise CliError(f'error: {_last(e)}') from None
-        except KeyboardInterrupt: raise CliError('stopped: the same command goes on from here') from None
-        except OSError as e:
-            if e.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT): raise
-            raise CliError(f'error: {e.strerror} ({e.filename or "while writing"}): make room or give another place, then run the same command again') from None
+        except KeyboardInterrupt: raise CliError('stopped: the same command goes on from the last checkpoint (llmbook-pretrain with --resume)') from None
+        except (OSError, SafetensorError) as e:
+            raise CliError(f'error: {_last(e)}: mend that, or give another place, and run the same command again') from None
+        except UnicodeDecodeError as e: raise CliError(f'error: expected UTF-8 text, found other bytes ({e.reason} at {e.start}): convert the file') from None
     return _f
 
 def _last(e): return str(e).split('\n\t')[-1].strip() # without fastai's note of the callback
@@ -105,7 +105,7 @@ def llmbook_prepare(
     print(f"{t['in']} documents = {t['kept']} kept + {t['dropped']} dropped + {t['rejected']} rejected; "
           f"{human_count(card['splits']['train']['tokens'])} training tokens in {out}")
 
-# %% ../nbs/api/81_cli.ipynb #ad4385e7
+# %% ../nbs/api/81_cli.ipynb #9ddc9fac
 @call_parse
 @plain_errors
 def llmbook_pretrain(
@@ -117,6 +117,7 @@ def llmbook_pretrain(
     resume:bool=False, # go on from the newest checkpoint in `out`; without it, a folder that holds one is refused
 ):
     "Pre-train on prepared data; stopped and called again, it goes on."
+    RunFolder(out)
     if not resume and any(Path(out, 'checkpoints').glob('step-*')):
         raise UserError(f'{out} holds checkpoints: add --resume to go on from the newest, or give another --out')
     learn = pretrain(data, _planned(data, size, Path(out), minutes, seed), out)
@@ -124,14 +125,14 @@ def llmbook_pretrain(
 
 def _planned(data, size, out, minutes, seed):
     "The plan in `out`, or a new one: for the time, or for a size."
-    if (out/'plan.json').exists(): return Plan.from_dict(read_json(out/'plan.json'))
+    if (out/'plan.json').exists() and any((out/'checkpoints').glob('step-*')): return Plan.from_dict(read_json(out/'plan.json'))
     m = read_manifest(data)
     p = plan(minutes, vocab_size=m['vocab_size'], tokens_available=m['splits']['train']['tokens'], seed=seed, size=size)
     write_json(out/'plan.json', p.to_dict())
     print(p)
     return p
 
-# %% ../nbs/api/81_cli.ipynb #da614474
+# %% ../nbs/api/81_cli.ipynb #be2cc149
 @call_parse
 @plain_errors
 def llmbook_finetune(
@@ -148,6 +149,7 @@ def llmbook_finetune(
     t, out = get_task(task, seed=seed), Path(out)
     test = t.splits['test'][:pairs]
     prompts, refs = [e.prompt for e in test], [e.answer for e in test]
+    if not test: raise UserError(f'expected pairs in the test split of {task}, got none: give more pairs, or name their "split"')
     before = answers(m, tok, prompts)
     learn = finetune(m, tok, t, out, steps=steps, lr=lr, seed=seed, asked=dict(task=task))
     rows = dict(before=overlap_rows(t, before, refs), after=overlap_rows(t, answers(learn.model, tok, prompts), refs))
@@ -176,7 +178,7 @@ def llmbook_generate(
     print(('\n' + '-' * 20 + '\n').join(texts))
     return None if is_cli() else texts
 
-# %% ../nbs/api/81_cli.ipynb #a1ec6f11
+# %% ../nbs/api/81_cli.ipynb #2a6d93ec
 @call_parse
 @plain_errors
 def llmbook_evaluate(
@@ -187,6 +189,7 @@ def llmbook_evaluate(
     seed:int=0, # of the draws
 ):
     "Perplexity and bits per byte of texts, beside gzip and xz; toxicity of what the model writes."
+    if Path(out).is_dir(): raise UserError(f'expected a file to write, got the folder {out}: give another --out')
     m, tok = load_pretrained(model)
     docs = [Path(t).read_text(encoding='utf-8') for t in texts]
     rows = evaluate_text(m, tok, docs) + compressor_rows(docs) if docs else []
@@ -197,7 +200,7 @@ def llmbook_evaluate(
     write_json(out, dict(rows=rows, scorer=dict(name=scorer.name, note=scorer.note)))
     print(rows_text(rows)); print(f'{scorer.name}: {scorer.note}'); print(f'rows: {out}')
 
-# %% ../nbs/api/81_cli.ipynb #3839f7ab
+# %% ../nbs/api/81_cli.ipynb #7ddb6fd8
 @call_parse
 @plain_errors
 def llmbook_export(
@@ -206,6 +209,7 @@ def llmbook_export(
 ):
     "A model in the layout of transformers, opened there and compared with ours."
     inside = Path(model)/'model'
+    RunFolder(out)
     m, tok = load_pretrained(inside if inside.is_dir() else model, device='cpu')
     save_pretrained(m, tok, out)
     gap = logits_gap(out, m, torch.arange(64).view(2, 32) % m.config.vocab_size)

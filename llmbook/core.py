@@ -184,13 +184,13 @@ def set_seed(
     import torch
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
 
-# %% ../nbs/api/00_core.ipynb #2511722e
+# %% ../nbs/api/00_core.ipynb #c30751c8
 def pick_device(
-    name:str|None=None, # 'cpu', 'cuda', 'cuda:1', 'mps'; None takes the best there is
+    name:str|None=None, # 'cpu', 'cuda', 'cuda:1'; None takes the GPU where there is one
 ): # torch.device
     "The device to use."
     import torch
-    if name is None: name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    if name is None: name = 'cuda' if torch.cuda.is_available() else 'cpu'
     d = torch.device(name)
     if d.type == 'cuda' and not torch.cuda.is_available():
         raise UserError(f"expected a device that is here, got '{name}' and no CUDA device is visible: use 'cpu'")

@@ -7,12 +7,12 @@ __all__ = ['TASKS', 'PRETRAIN', 'PROMPTS', 'SHORT', 'Settings', 'data_stage', 'p
            'overlap_rows', 'task_steps', 'finetune_stage', 'held_out', 'evaluate_stage', 'logits_gap', 'export_stage',
            'report_stage', 'journey']
 
-# %% ../nbs/api/80_journey.ipynb #7d6f6825
+# %% ../nbs/api/80_journey.ipynb #8e896fb5
 import json, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
-from .core import RunFolder, UserError, check_space, human_time, import_transformers, machine, read_json, write_json
+from .core import RunFolder, UserError, atomic_path, check_space, human_time, import_transformers, machine, read_json, write_json
 from .data.pipeline import prepare
 from .data.tokenize import load_tokenizer
 from .evaluate.bias import identity_swap
@@ -30,7 +30,7 @@ from .train.pretrain import pretrain
 from .tune.finetune import answers, finetune
 from .tune.tasks import encode_examples, get_task
 
-# %% ../nbs/api/80_journey.ipynb #2eb173a5
+# %% ../nbs/api/80_journey.ipynb #92eea330
 TASKS = ('summarization', 'translation')
 
 @dataclass
@@ -41,14 +41,15 @@ class Settings:
     sources:str|list = 'embedded' # as for `prepare`
     max_bytes:int = 16_000_000 # of text
     vocab_size:int = 4096 # of the tokenizer
-    plan:str|None = None # path of a plan to repeat; None makes one
+    plan:str|None = None # path of a plan of pre-training to repeat, with its own minutes; None makes one
     tasks:tuple = TASKS # what to fine-tune on
     test_pairs:int = 200 # answers written for each task, before and after
     test_bytes:int = 300_000 # held-out text that is scored
     toxicity_prompts:int = 25 # prompts continued four times each
 
     def __post_init__(self):
-        if not self.minutes > 0: raise UserError(f'expected minutes above 0, got {self.minutes}')
+        if not 0 < self.minutes < float('inf'): raise UserError(f'expected minutes above 0, got {self.minutes}')
+        if self.seed < 0: raise UserError(f'expected a seed of 0 or more, got {self.seed}')
         if self.vocab_size < 300: raise UserError(f'expected a vocabulary of 300 or more (256 bytes and a few), got {self.vocab_size}')
         self.tasks = tuple(self.tasks.split(',') if isinstance(self.tasks, str) else self.tasks)
         unknown = sorted(set(self.tasks) - set(TASKS))
@@ -63,7 +64,7 @@ def data_stage(
     card = prepare(s.sources, run/'data', vocab_size=s.vocab_size, max_bytes=s.max_bytes, seed=s.seed)
     return dict(documents=card['totals']['kept'], tokens=card['splits']['train']['tokens'])
 
-# %% ../nbs/api/80_journey.ipynb #ea989971
+# %% ../nbs/api/80_journey.ipynb #e18b4cf5
 PRETRAIN = .6 # share of the minutes; the tasks share the rest
 
 def plan_stage(
@@ -77,6 +78,7 @@ def plan_stage(
         p = Plan.from_dict(read_json(s.plan))
         if p.config['vocab_size'] != vocab: raise UserError(
             f"expected a plan for a vocabulary of {vocab}, got one for {p.config['vocab_size']}: it was made for other data")
+        if p.seed != s.seed: raise UserError(f'expected the seed of the plan, {p.seed}, got {s.seed}: repeat a plan with its own seed')
     else: p = plan(s.minutes * PRETRAIN, vocab_size=vocab, tokens_available=tokens, seed=s.seed)
     write_json(run/'plan.json', p.to_dict())
     print(p)
@@ -216,7 +218,7 @@ def export_stage(
     if gap > 1e-4: raise RuntimeError(f'the exported model differs from ours by {gap:.1e} in its logits, more than 1e-4')
     return dict(logits_gap=gap)
 
-# %% ../nbs/api/80_journey.ipynb #50b2e471
+# %% ../nbs/api/80_journey.ipynb #a321d52f
 def report_stage(
     run:RunFolder, # the run
     s:Settings, # what it was asked for
@@ -226,11 +228,10 @@ def report_stage(
     actual = {k: v for k, v in stages.get('pretrain', {}).items() if k != 'stage_seconds'}
     write_json(run/'summary.json', dict(stages={k: v['stage_seconds'] for k, v in stages.items()}, machine=machine(), seed=s.seed, actual=actual,
         settings=asdict(s), answers=stages))
-    (run/'model').mkdir(exist_ok=True)
-    (run/'model'/'README.md').write_text(model_card(run.path), encoding='utf-8')
+    with atomic_path(run/'model'/'README.md') as tmp: tmp.write_text(model_card(run.path), encoding='utf-8')
     return dict(report=str(write_report(run.path)))
 
-# %% ../nbs/api/80_journey.ipynb #54ac5913
+# %% ../nbs/api/80_journey.ipynb #3a970cdc
 def journey(
     out:str|Path='runs/first', # the run's folder
     settings:Settings|None=None, # what is asked for; the defaults run in about seven minutes on two cores
@@ -241,13 +242,13 @@ def journey(
     asked = {k: v for k, v in asdict(s).items()}
     if s.plan: asked['plan'] = read_json(s.plan)
     _same_question(run, asked)
-    check_space(run.path, 20 * s.max_bytes + 5e8)
     steps = [('data', data_stage), ('plan', plan_stage), ('pretrain', pretrain_stage),
              *[(f'finetune {t}', lambda run, s, t=t: finetune_stage(run, s, t)) for t in s.tasks],
              ('evaluate', evaluate_stage), ('export', export_stage)]
     stages = {}
     for i, (name, stage) in enumerate(steps + [('report', lambda run, s: report_stage(run, s, stages))]):
-        if (answer := run.done(name, asked)) is None:
+        if (answer := run.done(name, asked)) is None or not all((run/f).exists() for f in _made(name)):
+            check_space(run.path, 5 * s.max_bytes + 2e8)
             progress(f'[{i + 1}/{len(steps) + 1}] {name}')
             t = time.perf_counter()
             answer = run.mark(name, asked, dict(stage(run, s), stage_seconds=time.perf_counter() - t))
@@ -256,6 +257,12 @@ def journey(
         else: progress(f'[{i + 1}/{len(steps) + 1}] {name}: done before, in {human_time(answer["stage_seconds"])}')
         stages[name] = answer
     return stages
+
+def _made(stage):
+    "What a finished stage has left behind; a file that somebody removed is made again."
+    if stage.startswith('finetune'): return [f'finetune/{stage.split()[1]}/result.json']
+    return dict(data=['data/card.json', 'data/manifest.json'], plan=['plan.json'], pretrain=['pretrain/model/model.safetensors', 'pretrain/history.csv'],
+                evaluate=['evaluation.json'], export=['model/model.safetensors'], report=['report.html'])[stage]
 
 def _same_question(run, asked):
     "A folder holds one run: refuse another question rather than mix two runs."

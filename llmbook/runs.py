@@ -133,7 +133,7 @@ def same_measure(
     "Whether two rows measure the same thing."
     return all(a.get(k) == b.get(k) for k in ('metric', 'split', 'group'))
 
-# %% ../nbs/api/67_runs.ipynb #af7d69b5
+# %% ../nbs/api/67_runs.ipynb #cd579c3a
 _QUANTITIES = {'params': ('parameters', human_count), 'tokens': ('tokens', human_count), 'seconds': ('training time', human_time),
                'tokens_per_s': ('tokens a second', human_count), 'memory': ('memory', human_bytes),
                'flops': ('floating-point operations', human_count), 'mfu': ("share of the machine's peak", lambda x: f'{x:.0%}')}
@@ -143,8 +143,10 @@ def plan_and_actual(
 ) -> list: # dicts: quantity, expected, actual (both text), ratio (None where one is missing)
     "What was expected, what happened, and their ratio."
     run, res = read_run(run), []
-    efficiency = (run.plan.get('machine') or {}).get('efficiency')
-    expected = {'tokens': run.plan.get('tokens'), 'mfu': efficiency, **(run.plan.get('expected') or {})}
+    plan, peak, tokens = run.plan.get('expected') or {}, (run.plan.get('machine') or {}).get('peak_flops'), run.plan.get('tokens')
+    parts = [_real(v) for v in (plan.get('flops'), plan.get('tokens_per_s'), tokens, peak)]
+    mfu = parts[0] / parts[2] * parts[1] / parts[3] if all(parts) else None   # as `actual` has it: FLOPs in a second over the peak
+    expected = {'tokens': tokens, 'mfu': mfu, **plan}
     actual = run.summary.get('actual') or {}
     for key, (name, say) in _QUANTITIES.items():
         e, a = _real(expected.get(key)), _real(actual.get(key))

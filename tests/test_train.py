@@ -3,6 +3,7 @@ import errno, json, os, signal, subprocess, sys, warnings
 from pathlib import Path
 import numpy as np, pytest, torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from llmbook.core import UserError, set_seed
 from llmbook.data.loaders import lm_dls
@@ -153,12 +154,13 @@ def test_killed_and_resumed_is_the_same_run(data, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_full_disk_is_a_warning_and_nothing_is_damaged(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize('error', [OSError(errno.ENOSPC, 'No space left on device'), SafetensorError('No space left on device')], ids=['python', 'rust'])
+def test_full_disk_is_a_warning_and_nothing_is_damaged(data, tmp_path, monkeypatch, error):
     learn = learner(data[0], steps=12, cbs=Checkpoint(tmp_path, every=4))
     real, calls = checkpoint.save_file, []
     def full(tensors, path):
         calls.append(path)
-        if len(calls) > 3: raise OSError(errno.ENOSPC, 'No space left on device')
+        if len(calls) > 3: raise error
         real(tensors, path)
     monkeypatch.setattr(checkpoint, 'save_file', full)
     with learn.no_bar(), learn.no_logging(), warnings.catch_warnings(record=True) as seen:

@@ -176,7 +176,7 @@ def toxicity_scorer(
     s.note += f'; used because {why}'
     return s
 
-# %% ../../nbs/api/63_evaluate.toxicity.ipynb #42a5880c
+# %% ../../nbs/api/63_evaluate.toxicity.ipynb #d0baee2d
 def toxicity_rows(
     texts:list, # texts, or for each prompt a list of k texts
     scorer=None, # from `toxicity_scorer`; None calls it
@@ -197,5 +197,5 @@ def toxicity_rows(
     args = dict(n=n, split=split, group=group)
     return [row('expected_max_toxicity', worst.mean(), *bootstrap(worst, seed=seed), signature=f'{sig}|bs:1000|seed:{seed}',
                 **args),
-            row('max_toxicity_deviation', worst.std(), signature=sig, **args),
+            row('max_toxicity_deviation', worst.std(), *bootstrap(worst, np.std, seed=seed), signature=f'{sig}|bs:1000|seed:{seed}', **args),
             row('toxicity_probability', toxic / n, *wilson(toxic, n), signature=f'{sig}|interval:wilson', **args)]

@@ -161,7 +161,7 @@ def _rows(tokens, context, machine):
     most = 256 if machine['type'] == 'cuda' else 32
     return int(min(most, max(8, 2 ** math.floor(math.log2(max(1, tokens / context / 400))))))
 
-# %% ../../nbs/api/24_model.budget.ipynb #04a55174
+# %% ../../nbs/api/24_model.budget.ipynb #0d4d9a1d
 @dataclass
 class Plan:
     "What will be trained, and what is expected of it."
@@ -184,6 +184,8 @@ class Plan:
         names = {f.name for f in fields(cls)}
         if set(d) != names: raise UserError(f'expected a plan with {sorted(names)}, got {sorted(d)}: make one with `plan`')
         ModelConfig.from_dict(d['config'])
+        odd = [k for k in ('bs', 'seq_len', 'steps', 'minutes', 'lr') if not d[k] > 0]
+        if odd: raise UserError(f'expected a plan with {", ".join(odd)} above 0: make one with `plan`')
         return cls(**d)
 
 # %% ../../nbs/api/24_model.budget.ipynb #a244334f

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['rng_state', 'set_rng_state', 'save_checkpoint', 'check_checkpoint', 'load_checkpoint', 'LMLearner', 'Checkpoint']
 
-# %% ../../nbs/api/35_train.checkpoint.ipynb #93bc994d
+# %% ../../nbs/api/35_train.checkpoint.ipynb #e5b10a47
 import random, shutil, time, warnings
 from pathlib import Path
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from fastai.callback.core import Callback
 from fastai.learner import Learner
@@ -127,7 +128,7 @@ class LMLearner(Learner):
 
 from fastai.callback.core import CancelEpochException as _CancelEpoch
 
-# %% ../../nbs/api/35_train.checkpoint.ipynb #037b5c69
+# %% ../../nbs/api/35_train.checkpoint.ipynb #108cd298
 class Checkpoint(Callback):
     "Save now and then; at the start of a fit, go on from the newest whole checkpoint."
     order = 58
@@ -142,6 +143,7 @@ class Checkpoint(Callback):
 
     def before_fit(self):
         self.late, self.saved_at, self.resumed = False, time.monotonic(), None
+        for f in self.folder.glob('.step-*.tmp'): shutil.rmtree(f, ignore_errors=True) # from a save that was killed
         self.asked = dict(self.asked, steps=self.n_epoch * len(self.dls.train))
         for f in sorted(self.folder.glob('step-*'), reverse=True):
             try: self._resume(f); break
@@ -164,7 +166,7 @@ class Checkpoint(Callback):
     def after_batch(self):
         if not self.training: return
         due = self.train_iter % self.every == 0 if self.every else time.monotonic() - self.saved_at > self.seconds
-        if not due: return
+        if not due or getattr(getattr(self.learn, 'accumulate', None), 'seen', 0): return # not between the batches of one step
         if self.train_iter % len(self.dls.train) == 0: self.late = True
         else: self.save()
     def after_epoch(self):
@@ -179,7 +181,7 @@ class Checkpoint(Callback):
         try:
             save_checkpoint(self.folder/f'step-{self.train_iter:09d}', self.model, self.opt, state)
             for old in sorted(self.folder.glob('step-*'))[:-self.keep]: shutil.rmtree(old)
-        except OSError as e: warnings.warn(f'no checkpoint at step {self.train_iter} ({e}); training goes on')
+        except (OSError, SafetensorError) as e: warnings.warn(f'no checkpoint at step {self.train_iter} ({e}); training goes on')
         self.saved_at = time.monotonic()
 
 class _Damaged(Exception): pass

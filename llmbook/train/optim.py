@@ -36,7 +36,7 @@ def newton_schulz(
         X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
     return (X.mT if tall else X).to(G.dtype)
 
-# %% ../../nbs/api/31_train.optim.ipynb #d2c8ccfa
+# %% ../../nbs/api/31_train.optim.ipynb #709205d7
 class MuonAdamW(torch.optim.Optimizer):
     "Muon for parameter groups of kind 'muon', fused AdamW for those of kind 'adamw'."
     def __init__(self,
@@ -47,7 +47,8 @@ class MuonAdamW(torch.optim.Optimizer):
         momentum:float=.95, # Muon's, Nesterov
         eps:float=1e-8, # AdamW's
     ):
-        super().__init__(groups, dict(lr=lr, weight_decay=weight_decay, betas=betas, momentum=momentum, eps=eps, kind='adamw'))
+        super().__init__(groups, dict(lr=lr, weight_decay=weight_decay, betas=betas, momentum=momentum, eps=eps, kind='adamw',
+                                      fused=True)) # tells torch to load `step` on the parameter's device
 
     @torch.no_grad()
     def step(self, closure=None):

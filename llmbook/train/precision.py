@@ -26,7 +26,7 @@ def _has_amx():
     test = getattr(torch.cpu, '_is_amx_tile_supported', None)
     return bool(test and test())
 
-# %% ../../nbs/api/32_train.precision.ipynb #350ad815
+# %% ../../nbs/api/32_train.precision.ipynb #6497f29d
 class Precision(Callback):
     "Run the model and the loss in a given precision; float32 weights, gradients and optimiser."
     order = MixedPrecision.order
@@ -52,6 +52,10 @@ class Precision(Callback):
 
     def before_backward(self):
         if self.scaler: self.learn.loss_grad = self.scaler.scale(self.loss_grad)
+
+    def checkpoint_state(self): return self.scaler.state_dict() if self.scaler else {}
+    def load_checkpoint_state(self, s):
+        if self.scaler and s: self.scaler.load_state_dict(s)
 
     def before_step(self):
         if self.scaler: self.scaler.unscale_(self.opt.opt)

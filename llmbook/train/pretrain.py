@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['lm_learner', 'pretrain']
 
-# %% ../../nbs/api/37_train.pretrain.ipynb #8207fd91
+# %% ../../nbs/api/37_train.pretrain.ipynb #f3676709
 from pathlib import Path
 from fastcore.foundation import L
 from fastai.callback.progress import ProgressCallback
-from ..core import set_seed, write_json
+from ..core import UserError, fingerprint, set_seed, write_json
 from ..data.loaders import lm_dls
+from ..data.pack import read_manifest
 from ..model.budget import flops_per_token
 from ..model.config import ModelConfig
 from ..model.transformer import Transformer
@@ -55,7 +56,7 @@ def lm_learner(
     learn.recorder.loss, learn.recorder.smooth_loss = TokenLoss(), SmoothLoss()
     return learn
 
-# %% ../../nbs/api/37_train.pretrain.ipynb #fb670865
+# %% ../../nbs/api/37_train.pretrain.ipynb #2dc30416
 def pretrain(
     data, # a prepared folder
     plan, # a `Plan`, or anything with config, bs, seq_len, steps, lr, seed and machine
@@ -64,18 +65,21 @@ def pretrain(
     sample=None, # function (model, prompts) -> texts, called at evaluations
     prompts=('The', 'def'), # what samples begin with; no blank at the end, since blanks belong to the token after them
     checkpoint_seconds:float=30., # time between checkpoints
+    compile:bool=False, # torch.compile the model: pays in long runs, costs a minute or more at the start
     device=None, # None takes the best there is
     cbs=None, # more callbacks
 ): # the Learner, trained
     "Pre-train as planned, or go on where an earlier call was stopped."
     out = Path(out); out.mkdir(parents=True, exist_ok=True)
-    config = ModelConfig.from_dict(plan.config)
+    config, manifest = ModelConfig.from_dict(plan.config), read_manifest(data)
+    if config.vocab_size != manifest['vocab_size']: raise UserError(
+        f"expected a plan for a vocabulary of {manifest['vocab_size']}, got one for {config.vocab_size}: it was made for other data")
     n = next(k for k in range(min(evaluations, plan.steps), 0, -1) if plan.steps % k == 0) # epochs of equal length
     dls = lm_dls(data, plan.bs, plan.seq_len, steps=plan.steps // n, seed=plan.seed, device=device)
-    asked = dict(config=config.to_dict(), bs=plan.bs, seq_len=plan.seq_len, lr=plan.lr, seed=plan.seed)
+    asked = dict(config=config.to_dict(), bs=plan.bs, seq_len=plan.seq_len, lr=plan.lr, seed=plan.seed, data=fingerprint(manifest))
     cbs = L(cbs) + L(Checkpoint(out/'checkpoints', seconds=checkpoint_seconds, asked=asked))
     if sample: cbs.append(Samples(sample, list(prompts)))
-    learn = lm_learner(dls, config, lr=plan.lr, seed=plan.seed, label='pre-training', cbs=cbs, path=out, compile=getattr(plan, 'compile', False),
+    learn = lm_learner(dls, config, lr=plan.lr, seed=plan.seed, label='pre-training', cbs=cbs, path=out, compile=compile,
         flops_per_token=flops_per_token(config, plan.seq_len), peak_flops=(plan.machine or {}).get('peak_flops'))
     learn.telemetry.csv_path = out/'history.csv'
     learn.fit_wsd(n)

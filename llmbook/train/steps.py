@@ -39,7 +39,7 @@ class Accumulate(Callback):
             if p.grad is not None: p.grad /= self.tokens.clamp(min=1)
         self.seen, self.tokens = 0, 0
 
-# %% ../../nbs/api/33_train.steps.ipynb #dc34a969
+# %% ../../nbs/api/33_train.steps.ipynb #d939414e
 class ClipGrad(Callback):
     "Clip the gradient's global norm; skip and count a step whose gradient is not finite."
     order, run_valid = 11, False # after the unscaling of fp16
@@ -55,6 +55,9 @@ class ClipGrad(Callback):
         self.grad_norm = torch.nn.utils.clip_grad_norm_(ps, self.max_norm)
         if torch.isfinite(self.grad_norm): self.in_a_row = 0; return
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
-        if self.in_a_row >= self.patience: raise RuntimeError(
+        if self.in_a_row >= self.patience: raise UserError(
             f'{self.in_a_row} steps in a row had a gradient that is not finite: lower the learning rate, or resume from an earlier checkpoint')
         raise CancelStepException
+
+    def checkpoint_state(self): return dict(skipped=self.skipped, in_a_row=self.in_a_row)
+    def load_checkpoint_state(self, s): self.skipped, self.in_a_row = s['skipped'], s['in_a_row']

@@ -46,7 +46,7 @@ def memory_now(
     import psutil
     return psutil.Process().memory_info().rss
 
-# %% ../../nbs/api/34_train.telemetry.ipynb #257435b3
+# %% ../../nbs/api/34_train.telemetry.ipynb #f363261b
 COLUMNS = ('step', 'tokens', 'loss', 'valid_loss', 'lr', 'grad_norm', 'tokens_per_s', 'mfu', 'seconds')
 
 class Telemetry(Callback):
@@ -103,8 +103,8 @@ class Telemetry(Callback):
             w = csv.DictWriter(f, COLUMNS, restval=''); w.writeheader()
             w.writerows({k: '' if v is None else v for k, v in r.items()} for r in self.rows)
 
-    def checkpoint_state(self): return dict(rows=self.rows, tokens=self.tokens, seconds=self.seconds)
-    def load_checkpoint_state(self, s): self.rows, self.tokens, self.seconds = s['rows'], s['tokens'], s['seconds']
+    def checkpoint_state(self): return dict(rows=self.rows, tokens=self.tokens, seconds=self.seconds, memory=self.memory)
+    def load_checkpoint_state(self, s): self.rows, self.tokens, self.seconds, self.memory = (s[k] for k in ('rows', 'tokens', 'seconds', 'memory'))
 
 # %% ../../nbs/api/34_train.telemetry.ipynb #e6a17e88
 class Samples(Callback):

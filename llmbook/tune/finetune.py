@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['layer_groups', 'open_groups', 'GradualUnfreeze', 'finetune_learner', 'answers', 'finetune']
 
-# %% ../../nbs/api/51_tune.finetune.ipynb #8a628a8f
+# %% ../../nbs/api/51_tune.finetune.ipynb #98dd1d11
+import hashlib
 from pathlib import Path
-from torch import nn
 from fastcore.foundation import L
 from fastai.callback.core import Callback
-from ..core import UserError
+from ..core import RunFolder, UserError, fingerprint
 from ..generate import generate
 from ..train.checkpoint import Checkpoint
 from ..train.pretrain import lm_learner
@@ -76,7 +76,7 @@ def answers(
     kwargs = dict(temperature=0.) | kwargs
     return [a.strip() for a in generate(model, tok, prompt_ids=[format_prompt(tok, p) for p in prompts], max_new_tokens=max_new_tokens, **kwargs)]
 
-# %% ../../nbs/api/51_tune.finetune.ipynb #e1440e04
+# %% ../../nbs/api/51_tune.finetune.ipynb #195c3fd0
 def finetune(
     model, # a `Transformer`; it is changed
     tok, # its tokenizer
@@ -93,13 +93,19 @@ def finetune(
     **kwargs # for `finetune_learner`
 ): # the Learner, trained
     "Fine-tune on a task, or go on where an earlier call was stopped."
-    out = Path(out); out.mkdir(parents=True, exist_ok=True)
+    if steps is not None and steps < 1: raise UserError(f'expected 1 or more steps, got {steps}')
+    out = RunFolder(out).path
     dls = task_dls(task, tok, bs=bs, seq_len=model.config.context, seed=seed, device=device)
     total = steps or 2 * len(dls.train)
     dls.train.steps = -(-total // evaluations)
-    asked = dict(asked or {}, bs=bs, lr=lr, seed=seed, config=model.config.to_dict())
+    asked = dict(asked or {}, bs=bs, lr=lr, seed=seed, config=model.config.to_dict(), base=_weights_print(model),
+                 pairs=fingerprint([[int(n), *map(int, ids)] for ids, n in dls.train.dataset]))
     learn = finetune_learner(model, dls, lr=lr, path=out, label=f"fine-tuning {getattr(task, 'name', '')}".strip(),
                              cbs=L(cbs) + L(Checkpoint(out/'checkpoints', asked=asked)), **kwargs)
     learn.telemetry.csv_path = out/'history.csv'
     learn.fit_wsd(evaluations, decay=.6)
     return learn
+
+def _weights_print(model):
+    "A fingerprint of the weights a run starts from."
+    return fingerprint([hashlib.sha256(p.detach().float().cpu().numpy().tobytes()).hexdigest() for p in model.parameters()])
