@@ -176,6 +176,9 @@ def human_time(
     m, s = divmod(round(s), 60)
     return f'{m} min {s} s' if m < 60 else f'{m // 60} h {m % 60} min'
 
+# %% ../nbs/api/00_core.ipynb #df777d5e
+os.environ.setdefault('MKL_CBWR', 'AUTO') # Intel's conditional numerical reproducibility, on the best instructions at hand
+
 # %% ../nbs/api/00_core.ipynb #3bd49c28
 def set_seed(
     seed:int, # 0 or more

@@ -9,7 +9,7 @@ SMALL = ['--minutes', '.1', '--max-bytes', '1000000', '--vocab-size', '1024', '-
 
 def command(name, *args, cwd=None, **env):
     return subprocess.run([BIN/name, *map(str, args)], capture_output=True, text=True, cwd=cwd, timeout=600,
-                          env={**os.environ, 'HF_HUB_OFFLINE': '1', **env})
+                          env={**os.environ, 'HF_HUB_OFFLINE': '1', 'OMP_NUM_THREADS': '1', **env})
 
 
 @pytest.fixture(scope='module')

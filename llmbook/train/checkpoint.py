@@ -68,7 +68,7 @@ def _buffers(model):
     keep = set(model.state_dict())
     return [(k, b) for k, b in model.named_buffers() if k in keep]
 
-# %% ../../nbs/api/35_train.checkpoint.ipynb #ddd857e4
+# %% ../../nbs/api/35_train.checkpoint.ipynb #f4cca9b9
 def check_checkpoint(
     path:str|Path, # a checkpoint's folder
 ): # its state; UserError that names what is missing or damaged
@@ -96,7 +96,7 @@ def load_checkpoint(
     if opt is not None:
         moments = {}
         for k, v in load_file(path/'optim.safetensors').items():
-            i, name = k.split('.', 1); moments.setdefault(int(i), {})[name] = v
+            i, name = k.split('.', 1); moments.setdefault(int(i), {})[name] = v.clone() # off the file, aligned as torch allocates
         groups = [{k: tuple(v) if k == 'betas' else v for k, v in g.items()} for g in state['groups']]
         opt.opt.load_state_dict(dict(state=moments, param_groups=groups))
     if rng: set_rng_state(load_file(path/'rng.safetensors'))
