@@ -6,7 +6,7 @@ cfg = ConfigParser(delimiters=['='])
 cfg.read('settings.ini', encoding='utf-8')
 cfg = cfg['DEFAULT']
 lines = lambda key: [x.strip() for x in cfg.get(key, '').splitlines() if x.strip()]
-dev = lines('dev_requirements')
+extras = {key.removesuffix('_requirements'): lines(key) for key in cfg if key.endswith('_requirements')}
 
 setup(
     version=cfg['version'],
@@ -16,7 +16,7 @@ setup(
     license_expression=cfg['license'],
     python_requires=f">={cfg['min_python']},<{cfg['max_python']}",
     install_requires=lines('requirements'),
-    extras_require={'dev': dev},
+    extras_require=extras,
     long_description=open(cfg['readme'], encoding='utf-8').read(),
     long_description_content_type='text/markdown',
     entry_points={'console_scripts': lines('console_scripts'), 'nbdev': ['llmbook=llmbook._modidx:d']},

@@ -4,34 +4,56 @@
 
 # %% auto #0
 __all__ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'human_time', 'machine', 'pick_device', 'set_seed',
-           'Grammar', 'copy_task', 'Doc', 'Reject', 'embedded_corpus', 'hub_dataset', 'read_sources', 'clean',
-           'mask_personal', 'PRESETS', 'check', 'Deduper', 'dedup', 'jaccard', 'assign_splits', 'split_of',
-           'bytes_per_token', 'decode', 'encode_text', 'load_tokenizer', 'train_tokenizer', 'check_shards', 'documents',
-           'open_tokens', 'read_manifest', 'TokenLoader', 'lm_dls', 'funnel_picture', 'show_card', 'prepare', 'SIZES',
-           'ModelConfig', 'get_config', 'Transformer', 'load_pretrained', 'save_pretrained', 'Plan', 'count_params',
-           'flops_per_token', 'measure_machine', 'memory_estimate', 'plan', 'LMLoss', 'linear_cross_entropy',
-           'token_nats', 'LMOptim', 'MuonAdamW', 'lm_opt', 'wsd', 'Precision', 'best_precision', 'Accumulate',
-           'ClipGrad', 'Perplexity', 'Progress', 'Samples', 'Telemetry', 'Checkpoint', 'LMLearner', 'load_checkpoint',
-           'save_checkpoint', 'lm_learner', 'pretrain', 'generate', 'generate_ids', 'TASKS', 'Example', 'Task',
-           'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune', 'finetune_learner', 'layer_groups',
-           'bootstrap', 'paired_difference', 'plot_rows', 'row', 'rows_text', 'wilson', 'compressor_rows',
-           'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows', 'toxicity_scorer', 'identity_swap',
-           'write_report', 'compare_runs', 'headline', 'read_run', 'model_card', 'Settings', 'journey']
+           'Grammar', 'copy_task', 'Doc', 'Reject', 'corpus_fingerprint', 'embedded_corpus', 'extract_html',
+           'read_page', 'PERSONAL', 'mask_personal', 'NgramModel', 'View', 'identify', 'languages', 'language',
+           'PERMISSIVE', 'WordList', 'bad_words', 'length', 'licence', 'perplexity', 'spdx', 'toxicity', 'hub_dataset',
+           'read_file', 'read_sources', 'clean', 'PRESETS', 'Drop', 'apply_preset', 'check', 'Signer', 'choose_bands',
+           'found_by_bands', 'jaccard', 'shingles', 'Deduper', 'dedup', 'find_duplicates', 'drop_repeats',
+           'repeated_spans', 'Curriculum', 'assign_splits', 'mixture_rows', 'mixture_weights', 'split_of',
+           'Decontaminator', 'contaminated', 'contamination', 'bytes_per_token', 'chat_ids', 'decode', 'encode_text',
+           'load_any', 'load_tokenizer', 'not_restored', 'show_tokens', 'special_ids', 'train_tokenizer',
+           'compare_tokenizers', 'comparison_table', 'plot_vocabulary', 'check_shards', 'documents', 'open_tokens',
+           'read_manifest', 'TokenLoader', 'lm_dls', 'funnel_picture', 'save_card', 'show_card', 'show_documents',
+           'threshold_table', 'prepare', 'SIZES', 'ModelConfig', 'get_config', 'Transformer', 'load_pretrained',
+           'save_pretrained', 'Plan', 'count_params', 'flops_per_token', 'measure_machine', 'memory_estimate', 'plan',
+           'LMLoss', 'linear_cross_entropy', 'token_nats', 'LMOptim', 'MuonAdamW', 'lm_opt', 'wsd', 'Precision',
+           'best_precision', 'Accumulate', 'ClipGrad', 'Perplexity', 'Progress', 'Samples', 'Telemetry', 'Checkpoint',
+           'LMLearner', 'load_checkpoint', 'save_checkpoint', 'lm_learner', 'pretrain', 'generate', 'generate_ids',
+           'TASKS', 'Example', 'Task', 'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune',
+           'finetune_learner', 'layer_groups', 'bootstrap', 'paired_difference', 'plot_rows', 'row', 'rows_text',
+           'wilson', 'compressor_rows', 'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows', 'toxicity_scorer',
+           'identity_swap', 'write_report', 'compare_runs', 'headline', 'read_run', 'model_card', 'browse',
+           'tune_filter', 'Settings', 'journey']
 
-# %% ../nbs/api/90_all.ipynb #28ace80a
+# %% ../nbs/api/90_all.ipynb #84de3bf1
 from pathlib import Path
 from fastai.callback.schedule import *
 from .core import RunFolder, UserError, human_bytes, human_count, human_time, machine, pick_device, set_seed
 from .tiny import Grammar, copy_task
-from .data.sources import Doc, Reject, embedded_corpus, hub_dataset, read_sources
-from .data.clean import clean, mask_personal
-from .data.filter import PRESETS, check
-from .data.dedup import Deduper, dedup, jaccard
-from .data.mix import assign_splits, split_of
-from .data.tokenize import bytes_per_token, decode, encode_text, load_tokenizer, train_tokenizer
+from .data.doc import Doc, Reject
+from .data.corpus import corpus_fingerprint, embedded_corpus
+from .data.html import extract_html, read_page
+from .data.personal import PERSONAL, mask_personal
+from .data.ngram import NgramModel
+from .data.words import View
+from .data.language import identify, languages, language
+from .data.content import PERMISSIVE, WordList, bad_words, length, licence, perplexity, spdx, toxicity
+from .data.sources import hub_dataset, read_file, read_sources
+from .data.clean import clean
+from .data.filter import PRESETS, Drop, apply_preset, check
+from .data.minhash import Signer, choose_bands, found_by_bands, jaccard, shingles
+from .data.dedup import Deduper, dedup, find_duplicates
+from .data.repeats import drop_repeats, repeated_spans
+from .data.mix import Curriculum, assign_splits, mixture_rows, mixture_weights, split_of
+from .data.decontaminate import Decontaminator, contaminated, contamination
+from .data.tokenize import (bytes_per_token, chat_ids, decode, encode_text, load_any, load_tokenizer, not_restored, show_tokens, special_ids,
+                                   train_tokenizer)
+from .data.compare import compare_tokenizers, comparison_table, plot_vocabulary
 from .data.pack import check_shards, documents, open_tokens, read_manifest
 from .data.loaders import TokenLoader, lm_dls
-from .data.card import funnel_picture, show_card
+from .data.pictures import funnel_picture
+from .data.card import save_card, show_card
+from .data.explore import show_documents, threshold_table
 from .data.pipeline import prepare
 from .model.config import SIZES, ModelConfig, get_config
 from .model.transformer import Transformer
@@ -55,19 +77,24 @@ from .evaluate.bias import identity_swap
 from .report import write_report
 from .runs import compare_runs, headline, read_run
 from .modelcard import model_card
+from .widgets import browse, tune_filter
 from .journey import Settings, journey
 
-# %% ../nbs/api/90_all.ipynb #7e3b2aeb
-_all_ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'human_time', 'machine', 'pick_device', 'set_seed',
-         'Grammar', 'copy_task', 'Doc', 'Reject', 'embedded_corpus', 'hub_dataset', 'read_sources', 'clean', 'mask_personal',
-         'PRESETS', 'check', 'Deduper', 'dedup', 'jaccard', 'assign_splits', 'split_of', 'bytes_per_token', 'decode', 'encode_text',
-         'load_tokenizer', 'train_tokenizer', 'check_shards', 'documents', 'open_tokens', 'read_manifest', 'TokenLoader', 'lm_dls',
-         'funnel_picture', 'show_card', 'prepare', 'SIZES', 'ModelConfig', 'get_config', 'Transformer', 'load_pretrained',
+# %% ../nbs/api/90_all.ipynb #b29861c9
+_all_ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'human_time', 'machine', 'pick_device', 'set_seed', 'Grammar',
+         'copy_task', 'Doc', 'Reject', 'corpus_fingerprint', 'embedded_corpus', 'extract_html', 'read_page', 'PERSONAL', 'mask_personal',
+         'NgramModel', 'View', 'identify', 'languages', 'language', 'PERMISSIVE', 'WordList', 'bad_words', 'length', 'licence',
+         'perplexity', 'spdx', 'toxicity', 'hub_dataset', 'read_file', 'read_sources', 'clean', 'PRESETS', 'Drop', 'apply_preset', 'check',
+         'Signer', 'choose_bands', 'found_by_bands', 'jaccard', 'shingles', 'Deduper', 'dedup', 'find_duplicates', 'drop_repeats',
+         'repeated_spans', 'Curriculum', 'assign_splits', 'mixture_rows', 'mixture_weights', 'split_of', 'Decontaminator', 'contaminated',
+         'contamination', 'bytes_per_token', 'chat_ids', 'decode', 'encode_text', 'load_any', 'load_tokenizer', 'not_restored',
+         'show_tokens', 'special_ids', 'train_tokenizer', 'compare_tokenizers', 'comparison_table', 'plot_vocabulary', 'check_shards',
+         'documents', 'open_tokens', 'read_manifest', 'TokenLoader', 'lm_dls', 'funnel_picture', 'save_card', 'show_card',
+         'show_documents', 'threshold_table', 'prepare', 'SIZES', 'ModelConfig', 'get_config', 'Transformer', 'load_pretrained',
          'save_pretrained', 'Plan', 'count_params', 'flops_per_token', 'measure_machine', 'memory_estimate', 'plan', 'LMLoss',
          'linear_cross_entropy', 'token_nats', 'LMOptim', 'MuonAdamW', 'lm_opt', 'wsd', 'Precision', 'best_precision', 'Accumulate',
-         'ClipGrad', 'Perplexity', 'Progress', 'Samples', 'Telemetry', 'Checkpoint', 'LMLearner', 'load_checkpoint',
-         'save_checkpoint', 'lm_learner', 'pretrain', 'generate', 'generate_ids', 'TASKS', 'Example', 'Task', 'get_task', 'task_dls',
-         'GradualUnfreeze', 'answers', 'finetune', 'finetune_learner', 'layer_groups', 'bootstrap', 'paired_difference', 'plot_rows',
-         'row', 'rows_text', 'wilson', 'compressor_rows', 'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows',
-         'toxicity_scorer', 'identity_swap', 'write_report', 'compare_runs', 'headline', 'read_run', 'model_card', 'Settings',
-         'journey']
+         'ClipGrad', 'Perplexity', 'Progress', 'Samples', 'Telemetry', 'Checkpoint', 'LMLearner', 'load_checkpoint', 'save_checkpoint',
+         'lm_learner', 'pretrain', 'generate', 'generate_ids', 'TASKS', 'Example', 'Task', 'get_task', 'task_dls', 'GradualUnfreeze',
+         'answers', 'finetune', 'finetune_learner', 'layer_groups', 'bootstrap', 'paired_difference', 'plot_rows', 'row', 'rows_text',
+         'wilson', 'compressor_rows', 'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows', 'toxicity_scorer', 'identity_swap',
+         'write_report', 'compare_runs', 'headline', 'read_run', 'model_card', 'browse', 'tune_filter', 'Settings', 'journey']

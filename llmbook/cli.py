@@ -88,22 +88,32 @@ def llmbook_plan(
     if out: write_json(out, p.to_dict())
     return None if is_cli() else p
 
-# %% ../nbs/api/81_cli.ipynb #dbd95c19
+# %% ../nbs/api/81_cli.ipynb #1fff074e
 @call_parse
 @plain_errors
 def llmbook_prepare(
     *sources:str, # files, folders, patterns, 'embedded' or 'hub:NAME'
     out:str='data', # the folder to make
+    preset:str='default', # of the filters: web, prose, code, ...; none switches them off
     vocab_size:int=4096, # of the tokenizer
+    tokenizer:str=None, # a prepared folder or tokenizer.json to use instead of training one
     max_bytes:int=16_000_000, # of 'embedded' and 'hub:' sources
-    preset:str='default', # of the filters
+    personal:str='all', # kinds of personal data to mask, such as email,phone; or none
+    similarity:float=.8, # of two texts that count as near-duplicates
+    repeats:int=0, # take lines out that stand in more documents than this; 0: none
+    against:str=None, # .jsonl files of evaluation sets that the corpus must not contain, with commas between
+    workers:int=None, # processes; none: all cores
+    engine:str='local', # or ray: on a Ray cluster
     seed:int=42, # of the choice and the split
 ):
     "Sources to token shards, tokenizer and data card."
-    card = prepare(list(sources) or ['embedded'], out, vocab_size=vocab_size, max_bytes=max_bytes, preset=preset, seed=seed)
+    sets = {Path(f).name.split('.')[0]: f for f in against.split(',')} if against else None
+    masked = None if personal == 'all' else [] if personal == 'none' else personal.split(',')
+    card = prepare(list(sources) or ['embedded'], out, vocab_size, max_bytes, preset, seed, personal=masked, similarity=similarity, repeats=repeats,
+                   against=sets, tokenizer=tokenizer, workers=workers, engine=engine)
     t = card['totals']
     print(f"{t['in']} documents = {t['kept']} kept + {t['dropped']} dropped + {t['rejected']} rejected; "
-          f"{human_count(card['splits']['train']['tokens'])} training tokens in {out}")
+          f"{human_count(card['splits']['train']['tokens'])} training tokens in {out}; the card: {Path(out)/'card.html'}")
 
 # %% ../nbs/api/81_cli.ipynb #9ddc9fac
 @call_parse

@@ -176,7 +176,7 @@ def test_learner_uses_it(whole, tmp_path):
 
 # preparing
 
-@pytest.mark.parametrize('where', ['train_tokenizer', 'check_space', 'save_tokenizer', 'write_json', 'write_manifest', 'second shard'])
+@pytest.mark.parametrize('where', ['train_tokenizer', 'check_space', 'save_tokenizer', 'write_json', 'write_manifest', 'second shard', 'find_duplicates', 'pack_stage'])
 def test_killed_in_the_middle(source, whole, tmp_path, where):
     out, code = tmp_path/'data', '''import os, signal, sys
 import llmbook.data.pipeline as p
@@ -298,9 +298,9 @@ def test_disk_full(source, whole, tmp_path, monkeypatch, name):
     with monkeypatch.context() as m:
         m.setattr(Path, name, full)
         with pytest.raises(UserError, match='disk is full'): prepare(source, tmp_path/'out', **OPTIONS)
-    assert stored_card(tmp_path/'out', 'any') is None and not list((tmp_path/'out').glob('.*'))
-    prepare(source, tmp_path/'out', **OPTIONS)
-    assert shard_bytes(tmp_path/'out') == shard_bytes(whole)
+    assert stored_card(tmp_path/'out', 'any') is None and not list((tmp_path/'out').glob('.*.tmp'))
+    prepare(source, tmp_path/'out', **OPTIONS)                       # goes on from the work folder
+    assert shard_bytes(tmp_path/'out') == shard_bytes(whole) and not list((tmp_path/'out').glob('.*'))
 
 def test_disk_too_small_is_known_before(source, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, 'disk_usage', lambda p: shutil._ntuple_diskusage(100, 90, 10))

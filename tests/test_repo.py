@@ -92,9 +92,9 @@ def test_version_is_the_same_everywhere():
 def test_requirements_are_pinned():
     cfg = ConfigParser(delimiters=['='])
     cfg.read(ROOT/'settings.ini', encoding='utf-8')
-    lines = (cfg['DEFAULT']['requirements'] + cfg['DEFAULT']['dev_requirements']).split()
+    lines = [x for x in (cfg['DEFAULT']['requirements'] + cfg['DEFAULT']['dev_requirements']).splitlines() if x.strip()]
     pinned = {l.split('==')[0] for l in (ROOT/'constraints.txt').read_text().splitlines() if '==' in l}
-    missing = [x for l in lines if (x := re.split(r'[<>=!~\[;]', l)[0].lower().replace('_', '-')) not in pinned]
+    missing = [x for l in lines if (x := re.sub(r'[-_.]+', '-', re.split(r'[<>=!~\[;]', l)[0].strip().lower())) not in pinned]
     assert not missing, f'not in constraints.txt: {missing}'
 
 

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['init_weights', 'Transformer']
 
-# %% ../../nbs/api/22_model.transformer.ipynb #fa7124e7
+# %% ../../nbs/api/22_model.transformer.ipynb #2e6ca251
 import math, torch
 from torch import nn, Tensor
 from ..core import UserError
 from .config import ModelConfig
-from .layers import Block, KVCache, RMSNorm, rotary_tables
+from .layers import Block, KVCache, RMSNorm, document_mask, document_positions, rotary_tables
 
 # %% ../../nbs/api/22_model.transformer.ipynb #ac9cdc70
 @torch.no_grad()
@@ -25,7 +25,7 @@ def init_weights(
         writes = n.endswith(('o_proj.weight', 'down_proj.weight'))
         p.normal_(std=std / math.sqrt(2 * c.n_layer) if writes else std)
 
-# %% ../../nbs/api/22_model.transformer.ipynb #1d8af13c
+# %% ../../nbs/api/22_model.transformer.ipynb #e5a5b69b
 class Transformer(nn.Module):
     "A decoder: tokens in, hidden states out."
     def __init__(self,
@@ -43,20 +43,26 @@ class Transformer(nn.Module):
 
     def forward(self,
         x:Tensor, # (B, T) int64 token ids
-        cache:KVCache|None=None, # what was seen before; the new tokens are added to it
+        seen:KVCache|Tensor|None=None, # a cache: what was seen before, the new tokens are added; or (B, T): each token's document
     ) -> Tensor: # (B, T, D) after the final norm; UserError if there are more tokens than room
-        T, mask = x.shape[1], None
-        if cache is None:
-            if T > self.config.context: raise _too_long(T, self.config.context)
-            cos, sin = self.cos[:T], self.sin[:T]                     # (T, d)
-        else:
+        T, mask, cache = x.shape[1], None, None if isinstance(seen, Tensor) else seen
+        if cache is not None:
             if cache.pos + T > cache.length: raise _too_long(cache.pos + T, cache.length)
             p, mask = cache.positions(T), cache.mask(T)
             cos, sin = self.cos[p], self.sin[p]                       # (T, d) or (B, 1, T, d)
+        else:
+            if T > self.config.context: raise _too_long(T, self.config.context)
+            cos, sin = self.cos[:T], self.sin[:T]                     # (T, d)
+        if isinstance(seen, Tensor): cos, sin, mask = self._documents(x, seen)
         h = self.embed(x)                                             # (B, T, D)
         for block in self.blocks: h = block(h, cos, sin, cache, mask)
         if cache is not None: cache.pos += T
         return self.norm(h)
+
+    def _documents(self, x, docs): # tables (B, 1, T, d) and mask (B, 1, T, T) for rows that hold several documents
+        if docs.shape != x.shape: raise UserError(f'expected a document for each token, {tuple(x.shape)}, got {tuple(docs.shape)}')
+        p = document_positions(docs)[:, None]                         # (B, 1, T)
+        return self.cos[p], self.sin[p], document_mask(docs)
 
     def logits(self, h:Tensor) -> Tensor: return self.head(h)         # (..., D) -> (..., V)
 

@@ -6,18 +6,18 @@
 __all__ = ['SPLITS', 'TASKS', 'Task', 'summarization_task', 'translation_task', 'load_task_file', 'get_task', 'format_prompt',
            'encode_examples', 'TaskLoader', 'task_dls']
 
-# %% ../../nbs/api/50_tune.tasks.ipynb #4c5b3661
+# %% ../../nbs/api/50_tune.tasks.ipynb #01438ccd
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 import torch
 from fastai.data.core import DataLoaders
-from fastai.data.load import DataLoader
 from fastai.torch_core import to_device
 from fastcore.basics import patch
 from ..core import UserError, fingerprint, pick_device
-from ..data.loaders import TokenLoader, permuted
+from ..data.loaders import SeekLoader
+from ..data.order import permuted
 from ..data.mix import split_of
 from ..data.sources import Reject
 from ..data.tokenize import ANSWER, EOT, PAD, PROMPT, SPECIALS, decode, encode_text
@@ -153,9 +153,10 @@ def encode_examples(
         else: aside.append(Reject(f'pair {i}', e.group, f'longer than {seq_len} tokens', str(len(ids) - 1)))
     return rows, aside
 
-# %% ../../nbs/api/50_tune.tasks.ipynb #75ecdb76
-class TaskLoader(TokenLoader):
+# %% ../../nbs/api/50_tune.tasks.ipynb #d9697ad7
+class TaskLoader(SeekLoader):
     "Batches of prompts and answers, padded; `y` is -100 wherever nothing is to be learned."
+    own = (*SeekLoader.own, 'seq_len', 'multiple', 'fixed')
     def __init__(self,
         rows:list, # (ids, length of the prompt with its marks), from `encode_examples`
         bs:int=16, # rows in a batch (B)
@@ -176,7 +177,7 @@ class TaskLoader(TokenLoader):
         self.per_pass, self._pass, self.position = -(-len(rows) // bs), (None, None), 0
         self.seq_len, self.steps, self.seed, self.tok = seq_len or longest, steps or self.per_pass, seed, tok
         self.multiple, self.fixed = multiple, fixed
-        DataLoader.__init__(self, rows, bs=bs, shuffle=shuffle, device=device, **kwargs)
+        super().__init__(rows, bs=bs, shuffle=shuffle, device=device, **kwargs)
 
     def order(self,
         number:int, # which pass over the rows, from 0
@@ -196,7 +197,7 @@ def _order(lengths, bs, key, chunk=32):
     batches = [c[i:i + bs] for c in chunks for i in range(0, len(c), bs)]
     return [batches[i] for i in mixed(len(batches), 'batches')]
 
-# %% ../../nbs/api/50_tune.tasks.ipynb #dbdcdf54
+# %% ../../nbs/api/50_tune.tasks.ipynb #a7e36657
 @patch
 def batch(self:TaskLoader,
     i:int, # global number: epoch * len(dl) + step
@@ -211,17 +212,7 @@ def batch(self:TaskLoader,
         y[b, n - 1:len(ids) - 1] = ids[n:]
     return to_device((torch.from_numpy(x), torch.from_numpy(y)), self.device or 'cpu')
 
-@patch
-def __iter__(self:TaskLoader):
-    "From the position to the end of its epoch."
-    start, n = self.position, len(self)
-    end = (start // n + 1) * n
-    self.position = end if self.shuffle else 0
-    self.before_iter()
-    for i in range(start, end): yield self.after_batch(self.batch(i))
-    self.after_iter()
-
-# %% ../../nbs/api/50_tune.tasks.ipynb #6411e38c
+# %% ../../nbs/api/50_tune.tasks.ipynb #1f7cd43c
 def _prompts(x, y):
     "The ids of each prompt: what stands before the first target, without the two marks."
     return [a[1:int((b != IGNORE).nonzero()[0])] for a, b in zip(x, y)]
@@ -229,9 +220,8 @@ def _prompts(x, y):
 @patch
 def new(self:TaskLoader, dataset=None, cls=None, **kwargs): # a loader at position 0
     "The same loader with some arguments changed; for `Learner.get_preds` with batches of one length."
-    own = {k: getattr(self, k) for k in ('bs', 'seq_len', 'seed', 'shuffle', 'tok', 'device', 'multiple')}
-    fixed = kwargs.pop('get_idxs', None) is not None or self.fixed
-    return (cls or type(self))(self.dataset if dataset is None else dataset, **{**own, 'fixed': fixed, **kwargs})
+    if kwargs.pop('get_idxs', None) is not None: kwargs['fixed'] = True
+    return SeekLoader.new(self, dataset, cls, **kwargs)
 
 @patch
 def get_idxs(self:TaskLoader): # row numbers in the order in which a loader made by `new` gives them
@@ -242,12 +232,12 @@ def get_idxs(self:TaskLoader): # row numbers in the order in which a loader made
 def show_batch(self:TaskLoader, b=None, max_n=6, **kwargs):
     "Show prompts and answers."
     x, y = self.one_batch() if b is None else b
-    TokenLoader.show_batch(self, (_prompts(x, y), y), max_n, **kwargs)
+    SeekLoader.show_batch(self, (_prompts(x, y), y), max_n, **kwargs)
 
 @patch
 def show_results(self:TaskLoader, b, out, max_n=6, **kwargs):
     "Show answers beside the model's, each token predicted from the true ones before it."
-    TokenLoader.show_results(self, (_prompts(*b), b[1]), out, max_n, **kwargs)
+    SeekLoader.show_results(self, (_prompts(*b), b[1]), out, max_n, **kwargs)
 
 # %% ../../nbs/api/50_tune.tasks.ipynb #cb8c0aad
 def task_dls(
