@@ -12,20 +12,22 @@ __all__ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'huma
            'repeated_spans', 'Curriculum', 'assign_splits', 'mixture_rows', 'mixture_weights', 'split_of',
            'Decontaminator', 'contaminated', 'contamination', 'bytes_per_token', 'chat_ids', 'decode', 'encode_text',
            'load_any', 'load_tokenizer', 'not_restored', 'show_tokens', 'special_ids', 'train_tokenizer',
-           'compare_tokenizers', 'comparison_table', 'plot_vocabulary', 'check_shards', 'documents', 'open_tokens',
-           'read_manifest', 'TokenLoader', 'lm_dls', 'funnel_picture', 'save_card', 'show_card', 'show_documents',
-           'threshold_table', 'prepare', 'SIZES', 'ModelConfig', 'get_config', 'Transformer', 'load_pretrained',
-           'save_pretrained', 'Plan', 'count_params', 'flops_per_token', 'measure_machine', 'memory_estimate', 'plan',
-           'LMLoss', 'linear_cross_entropy', 'token_nats', 'LMOptim', 'MuonAdamW', 'lm_opt', 'wsd', 'Precision',
-           'best_precision', 'Accumulate', 'ClipGrad', 'Perplexity', 'Progress', 'Samples', 'Telemetry', 'Checkpoint',
-           'LMLearner', 'load_checkpoint', 'save_checkpoint', 'lm_learner', 'pretrain', 'generate', 'generate_ids',
-           'TASKS', 'Example', 'Task', 'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune',
-           'finetune_learner', 'layer_groups', 'bootstrap', 'paired_difference', 'plot_rows', 'row', 'rows_text',
-           'wilson', 'compressor_rows', 'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows', 'toxicity_scorer',
-           'identity_swap', 'write_report', 'compare_runs', 'headline', 'read_run', 'model_card', 'browse',
-           'tune_filter', 'Settings', 'journey']
+           'compare_tokenizers', 'comparison_table', 'plot_vocabulary', 'check_shards', 'document_edges', 'documents',
+           'open_tokens', 'read_manifest', 'best_fit', 'concatenate', 'SeekLoader', 'TokenLoader', 'document_ids',
+           'lm_dls', 'PackedLoader', 'packed_dls', 'MixedLoader', 'mixed_dls', 'MixtureSchedule', 'SequenceWarmup',
+           'funnel_picture', 'save_card', 'show_card', 'show_documents', 'threshold_table', 'prepare', 'SIZES',
+           'ModelConfig', 'get_config', 'Transformer', 'load_pretrained', 'save_pretrained', 'Plan', 'count_params',
+           'flops_per_token', 'measure_machine', 'memory_estimate', 'plan', 'LMLoss', 'linear_cross_entropy',
+           'token_nats', 'LMOptim', 'MuonAdamW', 'lm_opt', 'wsd', 'Precision', 'best_precision', 'Accumulate',
+           'ClipGrad', 'Perplexity', 'Progress', 'Samples', 'Telemetry', 'Checkpoint', 'LMLearner', 'load_checkpoint',
+           'save_checkpoint', 'lm_learner', 'pretrain', 'generate', 'generate_ids', 'TASKS', 'Example', 'Task',
+           'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune', 'finetune_learner', 'layer_groups',
+           'bootstrap', 'paired_difference', 'plot_rows', 'row', 'rows_text', 'wilson', 'compressor_rows',
+           'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows', 'toxicity_scorer', 'identity_swap',
+           'write_report', 'compare_runs', 'headline', 'read_run', 'model_card', 'browse', 'tune_filter', 'Settings',
+           'journey']
 
-# %% ../nbs/api/90_all.ipynb #84de3bf1
+# %% ../nbs/api/90_all.ipynb #3b60e48f
 from pathlib import Path
 from fastai.callback.schedule import *
 from .core import RunFolder, UserError, human_bytes, human_count, human_time, machine, pick_device, set_seed
@@ -49,8 +51,12 @@ from .data.decontaminate import Decontaminator, contaminated, contamination
 from .data.tokenize import (bytes_per_token, chat_ids, decode, encode_text, load_any, load_tokenizer, not_restored, show_tokens, special_ids,
                                    train_tokenizer)
 from .data.compare import compare_tokenizers, comparison_table, plot_vocabulary
-from .data.pack import check_shards, documents, open_tokens, read_manifest
-from .data.loaders import TokenLoader, lm_dls
+from .data.pack import check_shards, document_edges, documents, open_tokens, read_manifest
+from .data.bestfit import best_fit, concatenate
+from .data.loaders import SeekLoader, TokenLoader, document_ids, lm_dls
+from .data.packed import PackedLoader, packed_dls
+from .data.mixed import MixedLoader, mixed_dls
+from .data.schedules import MixtureSchedule, SequenceWarmup
 from .data.pictures import funnel_picture
 from .data.card import save_card, show_card
 from .data.explore import show_documents, threshold_table
@@ -80,7 +86,7 @@ from .modelcard import model_card
 from .widgets import browse, tune_filter
 from .journey import Settings, journey
 
-# %% ../nbs/api/90_all.ipynb #b29861c9
+# %% ../nbs/api/90_all.ipynb #5ba11bbe
 _all_ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'human_time', 'machine', 'pick_device', 'set_seed', 'Grammar',
          'copy_task', 'Doc', 'Reject', 'corpus_fingerprint', 'embedded_corpus', 'extract_html', 'read_page', 'PERSONAL', 'mask_personal',
          'NgramModel', 'View', 'identify', 'languages', 'language', 'PERMISSIVE', 'WordList', 'bad_words', 'length', 'licence',
@@ -89,12 +95,14 @@ _all_ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'human_
          'repeated_spans', 'Curriculum', 'assign_splits', 'mixture_rows', 'mixture_weights', 'split_of', 'Decontaminator', 'contaminated',
          'contamination', 'bytes_per_token', 'chat_ids', 'decode', 'encode_text', 'load_any', 'load_tokenizer', 'not_restored',
          'show_tokens', 'special_ids', 'train_tokenizer', 'compare_tokenizers', 'comparison_table', 'plot_vocabulary', 'check_shards',
-         'documents', 'open_tokens', 'read_manifest', 'TokenLoader', 'lm_dls', 'funnel_picture', 'save_card', 'show_card',
-         'show_documents', 'threshold_table', 'prepare', 'SIZES', 'ModelConfig', 'get_config', 'Transformer', 'load_pretrained',
-         'save_pretrained', 'Plan', 'count_params', 'flops_per_token', 'measure_machine', 'memory_estimate', 'plan', 'LMLoss',
-         'linear_cross_entropy', 'token_nats', 'LMOptim', 'MuonAdamW', 'lm_opt', 'wsd', 'Precision', 'best_precision', 'Accumulate',
-         'ClipGrad', 'Perplexity', 'Progress', 'Samples', 'Telemetry', 'Checkpoint', 'LMLearner', 'load_checkpoint', 'save_checkpoint',
-         'lm_learner', 'pretrain', 'generate', 'generate_ids', 'TASKS', 'Example', 'Task', 'get_task', 'task_dls', 'GradualUnfreeze',
-         'answers', 'finetune', 'finetune_learner', 'layer_groups', 'bootstrap', 'paired_difference', 'plot_rows', 'row', 'rows_text',
-         'wilson', 'compressor_rows', 'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows', 'toxicity_scorer', 'identity_swap',
-         'write_report', 'compare_runs', 'headline', 'read_run', 'model_card', 'browse', 'tune_filter', 'Settings', 'journey']
+         'document_edges', 'documents', 'open_tokens', 'read_manifest', 'best_fit', 'concatenate', 'SeekLoader', 'TokenLoader',
+         'document_ids', 'lm_dls', 'PackedLoader', 'packed_dls', 'MixedLoader', 'mixed_dls', 'MixtureSchedule', 'SequenceWarmup',
+         'funnel_picture', 'save_card', 'show_card', 'show_documents', 'threshold_table', 'prepare', 'SIZES', 'ModelConfig', 'get_config',
+         'Transformer', 'load_pretrained', 'save_pretrained', 'Plan', 'count_params', 'flops_per_token', 'measure_machine',
+         'memory_estimate', 'plan', 'LMLoss', 'linear_cross_entropy', 'token_nats', 'LMOptim', 'MuonAdamW', 'lm_opt', 'wsd', 'Precision',
+         'best_precision', 'Accumulate', 'ClipGrad', 'Perplexity', 'Progress', 'Samples', 'Telemetry', 'Checkpoint', 'LMLearner',
+         'load_checkpoint', 'save_checkpoint', 'lm_learner', 'pretrain', 'generate', 'generate_ids', 'TASKS', 'Example', 'Task',
+         'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune', 'finetune_learner', 'layer_groups', 'bootstrap',
+         'paired_difference', 'plot_rows', 'row', 'rows_text', 'wilson', 'compressor_rows', 'evaluate_text', 'bleu', 'chrf', 'rouge',
+         'toxicity_rows', 'toxicity_scorer', 'identity_swap', 'write_report', 'compare_runs', 'headline', 'read_run', 'model_card',
+         'browse', 'tune_filter', 'Settings', 'journey']

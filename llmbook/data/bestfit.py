@@ -64,21 +64,7 @@ def concatenate(
     doc = np.searchsorted(ends, at, side='right')
     return _packing(size, at // size, doc, at - (ends - lengths)[doc], np.diff(np.append(at, ends[-1:])))
 
-# %% ../../nbs/api/16_data.bestfit.ipynb #b09cd0f4
-def best_fit(
-    lengths, # (documents) tokens of each, end marker included
-    size:int, # tokens a row has room for
-) -> Packing: # UserError for lengths below 1
-    "Cut only what is longer than a row, and put each piece where it leaves the least room (Ding et al., 2024)."
-    lengths = _checked(lengths, size)
-    full, rest = np.divmod(lengths, size)
-    doc_full, docs = np.repeat(np.arange(len(lengths)), full), np.flatnonzero(rest)
-    offset_full = (np.arange(len(doc_full)) - np.repeat(full.cumsum() - full, full)) * size
-    order = docs[np.argsort(-rest[docs], kind='stable')]                                     # the longest first
-    row = np.concatenate((np.arange(len(doc_full)), len(doc_full) + _place(rest[order], size)))
-    return _packing(size, row, np.concatenate((doc_full, order)), np.concatenate((offset_full, full[order] * size)),
-                    np.concatenate((np.full(len(doc_full), size), rest[order])))
-
+# %% ../../nbs/api/16_data.bestfit.ipynb #733a4362
 def _place(
     lengths, # (n) falling, each from 1 to size - 1
     size, # tokens a row has room for
@@ -110,3 +96,18 @@ def _fill(heaps, stock, room, n, row, start, end):
     _put(heaps, stock, room - each * n, used[:-1])
     _put(heaps, stock, room - last * n, used[-1:])
     return start + count
+
+# %% ../../nbs/api/16_data.bestfit.ipynb #3e5ef845
+def best_fit(
+    lengths, # (documents) tokens of each, end marker included
+    size:int, # tokens a row has room for
+) -> Packing: # UserError for lengths below 1
+    "Cut only what is longer than a row, and put each piece where it leaves the least room (Ding et al., 2024)."
+    lengths = _checked(lengths, size)
+    full, rest = np.divmod(lengths, size)
+    doc_full, docs = np.repeat(np.arange(len(lengths)), full), np.flatnonzero(rest)
+    offset_full = (np.arange(len(doc_full)) - np.repeat(full.cumsum() - full, full)) * size
+    order = docs[np.argsort(-rest[docs], kind='stable')]                                     # the longest first
+    row = np.concatenate((np.arange(len(doc_full)), len(doc_full) + _place(rest[order], size)))
+    return _packing(size, row, np.concatenate((doc_full, order)), np.concatenate((offset_full, full[order] * size)),
+                    np.concatenate((np.full(len(doc_full), size), rest[order])))

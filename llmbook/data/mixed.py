@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['MixedLoader', 'mixed_dls']
 
-# %% ../../nbs/api/18_data.mixed.ipynb #dad9f1e1
+# %% ../../nbs/api/18_data.mixed.ipynb #8cac9d76
 from pathlib import Path
 import numpy as np
 from fastai.data.core import DataLoaders
 from fastcore.basics import patch
 from ..core import UserError, fingerprint, pick_device
-from .loaders import TokenLoader, open_prepared
+from .loaders import TokenLoader
 from .order import MixedOrder
-from .pack import TokenView, open_tokens
+from .pack import TokenView, open_prepared, open_tokens
 
 # %% ../../nbs/api/18_data.mixed.ipynb #8ffbd302
 class MixedLoader(TokenLoader):

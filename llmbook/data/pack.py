@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['INDEX_DTYPE', 'token_dtype', 'disk_errors', 'ShardWriter', 'write_manifest', 'read_manifest', 'check_shards',
-           'TokenView', 'open_tokens', 'document_edges', 'documents']
+           'TokenView', 'open_tokens', 'open_prepared', 'document_edges', 'documents']
 
-# %% ../../nbs/api/16_data.pack.ipynb #0f05c427
+# %% ../../nbs/api/16_data.pack.ipynb #a5a52989
 import errno, hashlib, mmap
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Iterator
 import numpy as np
 from fastcore.basics import patch
 from ..core import UserError, atomic_path, human_bytes, read_json, sha256, write_json
-from .tokenize import EOT
+from .tokenize import EOT, load_tokenizer, tokenizer_fingerprint
 
 INDEX_DTYPE = '<u8' # of an index: eight bytes, since nothing says how long a shard may be
 
@@ -37,7 +37,7 @@ def disk_errors(
         raise UserError(f'the disk is full: could not write in {where} ({e.strerror}). '
                         'Nothing half-written is kept for whole: free some space, or give another --out') from e
 
-# %% ../../nbs/api/16_data.pack.ipynb #4b3c6a1b
+# %% ../../nbs/api/16_data.pack.ipynb #3195ed56
 class ShardWriter:
     "Write documents of one split as token shards; `close` gives the manifest's entry."
     def __init__(self,
@@ -70,19 +70,24 @@ class ShardWriter:
         return dict(tokens=sum(s['tokens'] for s in self.shards), documents=sum(s['documents'] for s in self.shards),
                     bytes=self.n_bytes, shards=self.shards)
 
-    def _flush(self):
-        "Write what is held as one shard and its index."
-        if not self.parts: return
-        name = f'{self.split}-{len(self.shards):05d}'
-        digest = [self._write(f'{name}.bin', np.concatenate(self.parts)), self._write(f'{name}.idx', np.array(self.begins, INDEX_DTYPE))]
-        self.shards.append(dict(file=f'{name}.bin', tokens=self.held, documents=len(self.parts), sha256=digest[0],
-                                index=f'{name}.idx', index_sha256=digest[1]))
-        self.parts, self.begins, self.held = [], [], 0
+# %% ../../nbs/api/16_data.pack.ipynb #629df5a5
+@patch
+def _flush(self:ShardWriter):
+    "Write what is held as one shard and its index."
+    if not self.parts: return
+    name = f'{self.split}-{len(self.shards):05d}'
+    digest = [self._write(f'{name}.bin', self.parts), self._write(f'{name}.idx', [np.array(self.begins, INDEX_DTYPE)])]
+    self.shards.append(dict(file=f'{name}.bin', tokens=self.held, documents=len(self.parts), sha256=digest[0],
+                            index=f'{name}.idx', index_sha256=digest[1]))
+    self.parts, self.begins, self.held = [], [], 0
 
-    def _write(self, name, values): # its checksum
-        data = values.tobytes()
-        with disk_errors(self.out), atomic_path(self.out/name) as tmp: tmp.write_bytes(data)
-        return hashlib.sha256(data).hexdigest()
+@patch
+def _write(self:ShardWriter, name, parts): # its checksum
+    "Arrays one after the other; they are not put together in memory first."
+    digest = hashlib.sha256()
+    with disk_errors(self.out), atomic_path(self.out/name) as tmp, open(tmp, 'wb') as f:
+        for p in parts: f.write(p.data); digest.update(p.data)
+    return digest.hexdigest()
 
 # %% ../../nbs/api/16_data.pack.ipynb #cb904cff
 def write_manifest(
@@ -197,6 +202,16 @@ def open_tokens(
     if split not in m['splits']: raise UserError(f"expected a split of {', '.join(m['splits'])}, got '{split}'")
     paths = [_shard_path(data, s, m['dtype']) for s in m['splits'][split]['shards']]
     return TokenView([np.memmap(p, dtype=np.dtype(m['dtype']).newbyteorder('<'), mode='r') for p in paths])
+
+# %% ../../nbs/api/16_data.pack.ipynb #086493af
+def open_prepared(
+    data:str|Path, # a prepared folder
+): # (manifest, tokenizer); UserError if they do not belong together
+    "What a prepared folder says it holds, and the tokenizer that made it."
+    m, tok = read_manifest(data), load_tokenizer(data)
+    if tokenizer_fingerprint(tok) != m['tokenizer']:
+        raise UserError(f'expected the tokenizer that made the shards in {data}, found another: run the preparation again')
+    return m, tok
 
 # %% ../../nbs/api/16_data.pack.ipynb #9c80edbd
 def document_edges(

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['PackedLoader', 'packed_dls']
 
-# %% ../../nbs/api/18_data.packed.ipynb #f6ec4bf3
+# %% ../../nbs/api/18_data.packed.ipynb #c1760f1b
 from pathlib import Path
 import numpy as np
 from fastai.data.core import DataLoaders
 from fastcore.basics import patch
 from ..core import UserError, pick_device
 from .bestfit import Packing, best_fit
-from .loaders import IGNORE, TokenLoader, open_prepared
-from .pack import TokenView, document_edges, open_tokens
+from .loaders import IGNORE, TokenLoader
+from .pack import TokenView, document_edges, open_prepared, open_tokens
 from .tokenize import EOT, PAD
 
 # %% ../../nbs/api/18_data.packed.ipynb #00e768f5

@@ -30,7 +30,7 @@ from .stages import EXCERPT, Recipe, count_stage, load_repeated, pack_stage, rea
 from .store import TEXTS, stored_card, sweep, work_folder
 from .tokenize import MIN_VOCAB, load_tokenizer, save_tokenizer, tokenizer_fingerprint, train_tokenizer
 
-# %% ../../nbs/api/19_data.pipeline.ipynb #643ef954
+# %% ../../nbs/api/19_data.pipeline.ipynb #06c947da
 class Preparation:
     "One preparation: the folders, the account, how far it is."
     shares = dict(read=550, duplicates=40, tokenizer=130, pack=280)
@@ -57,28 +57,32 @@ class Preparation:
         self.progress(stage, 1)
         return [found[i] for i in sorted(found)]
 
-    def read(self, src):
-        "The first pass."
-        summaries = self.run('read', partial(read_stage, self.recipe), enumerate(units(src, self.work/'in')), src.n_bytes)
-        if not summaries: raise UserError(f'expected documents in {", ".join(src.names)}, found none')
-        self.funnel = reduce(Funnel.merge, (Funnel.from_list(s['steps']) for s in summaries))
-        for s in summaries: self.personal.update(s['personal'])
-        self.contamination = self._contamination(summaries)
-        self.spool = Spool(self.work, summaries)
-        digests = b''.join((unit_folder(self.work, 'read', i)/'digests.bin').read_bytes() for i in range(len(summaries)))
-        lost = self.funnel.steps[0].documents_in - self.funnel.steps[0].documents_out
-        self.fingerprint, self.n_in = combined_fingerprint(digests), len(digests) // 16 + lost
 
-    def _contamination(self, summaries): # {set: items, found, documents}
-        "Per evaluation set: how many items it has, how many were found, and in how many documents."
-        if self.recipe.against is None: return {}
-        res = {}
-        for name, items in self.recipe.against.sizes.items():
-            met = [s['contamination'][name] for s in summaries if name in s['contamination']]
-            res[name] = dict(items=items, found=len({i for m in met for i in m['items']}), documents=sum(m['documents'] for m in met))
-        return res
+# %% ../../nbs/api/19_data.pipeline.ipynb #f8fd6837
+@patch
+def read(self:Preparation, src):
+    "The first pass."
+    summaries = self.run('read', partial(read_stage, self.recipe), enumerate(units(src, self.work/'in')), src.n_bytes)
+    if not summaries: raise UserError(f'expected documents in {", ".join(src.names)}, found none')
+    self.funnel = reduce(Funnel.merge, (Funnel.from_list(s['steps']) for s in summaries))
+    for s in summaries: self.personal.update(s['personal'])
+    self.contamination = self._contamination(summaries)
+    self.spool = Spool(self.work, summaries)
+    digests = b''.join((unit_folder(self.work, 'read', i)/'digests.bin').read_bytes() for i in range(len(summaries)))
+    lost = self.funnel.steps[0].documents_in - self.funnel.steps[0].documents_out
+    self.fingerprint, self.n_in = combined_fingerprint(digests), len(digests) // 16 + lost
 
-# %% ../../nbs/api/19_data.pipeline.ipynb #151880ca
+@patch
+def _contamination(self:Preparation, summaries): # {set: items, found, documents}
+    "Per evaluation set: how many items it has, how many were found, and in how many documents."
+    if self.recipe.against is None: return {}
+    res = {}
+    for name, items in self.recipe.against.sizes.items():
+        met = [s['contamination'][name] for s in summaries if name in s['contamination']]
+        res[name] = dict(items=items, found=len({i for m in met for i in m['items']}), documents=sum(m['documents'] for m in met))
+    return res
+
+# %% ../../nbs/api/19_data.pipeline.ipynb #dab765c0
 @patch
 def settle(self:Preparation):
     "Drop near-duplicates and divide the rest."
@@ -96,12 +100,14 @@ def settle(self:Preparation):
     self.seconds['settle'] = round(perf_counter() - since, 3)
     self.progress('duplicates', .5)
 
+
+# %% ../../nbs/api/19_data.pipeline.ipynb #37214db8
 @patch
 def _note_duplicates(self:Preparation, near, res, keep):
     "Account for the dropped, and remember the largest groups."
     kept_for, size = np.asarray(res.kept_for), self.spool.columns['bytes']
     groups = Counter(kept_for[~keep].tolist())
-    with open(self.work/'duplicates.jsonl', 'w', encoding='utf-8') as lost:
+    with open(self.work/'duplicates.jsonl', 'w', encoding='utf-8', errors='replace') as lost:
         for i in np.flatnonzero(~keep).tolist():
             doc, like = self.spool[i], f'like {self.spool[int(kept_for[i])].id}'
             near.drop(res.reason[i], doc.id, doc.text, value=like, n_bytes=int(size[i]))

@@ -47,7 +47,7 @@ EXCERPT = 2_000 # characters of a lost document that are kept to look at
 
 def _line(file, row): file.write(json.dumps(row, ensure_ascii=False, default=str) + '\n')
 
-# %% ../../nbs/api/18_data.stages.ipynb #2ac750f7
+# %% ../../nbs/api/18_data.stages.ipynb #fe125c97
 class Reading:
     "One unit on its way through the first pass."
     def __init__(self,
@@ -58,7 +58,7 @@ class Reading:
         names = ['read', 'clean', 'filter'] + ['contamination'] * (recipe.against is not None)
         self.steps = {n: Step(n) for n in [*names, 'near-duplicates']}
         self.signer = Signer(recipe.similarity)
-        self.docs, self.lost = open(folder/'documents.jsonl', 'wb'), open(folder/'rejects.jsonl', 'w', encoding='utf-8')
+        self.docs, self.lost = open(folder/'documents.jsonl', 'wb'), open(folder/'rejects.jsonl', 'w', encoding='utf-8', errors='replace')
         self.found = {}
 
     def drop(self, name, reason, doc, value=''):
@@ -75,30 +75,34 @@ class Reading:
             self.steps['read'].keep(len(raw))
             if (kept := self.accept(doc, len(raw))): self.keep(kept)
 
-    def accept(self, doc, n_bytes): # the cleaned document, or None
-        "Clean, mask, filter."
-        with (step := self.steps['clean']):
-            new = clean(doc)
-            text, found = mask_personal(new.text, self.recipe.personal)
-            if text != new.text: new = replace(new, text=text)
-        if not text.strip(): return self.drop('clean', 'empty', doc)
-        step.keep(n_bytes, n := new.nbytes)
-        with (step := self.steps['filter']): out = apply_preset(new, self.recipe.preset)
-        if isinstance(out, Drop): return self.drop('filter', out.reason, new, out.value)
-        step.keep(n, out.nbytes)
-        self.personal.update(found)
-        return self.uncontaminated(out) if self.recipe.against is not None else out
 
-    def uncontaminated(self, doc):
-        "Drop what overlaps with an evaluation set."
-        with (step := self.steps['contamination']): hit = self.recipe.against.overlap(doc.text)
-        if hit is None: step.keep(doc.nbytes); return doc
-        for name in dict.fromkeys(name for name, _ in hit.found):
-            f = self.found.setdefault(name, dict(items=set(), documents=0))
-            f['items'].update(i for other, i in hit.found if other == name); f['documents'] += 1
-        self.drop('contamination', f'holds {hit.name}', doc, hit.words)
+# %% ../../nbs/api/18_data.stages.ipynb #e8246ad1
+@patch
+def accept(self:Reading, doc, n_bytes): # the cleaned document, or None
+    "Clean, mask, filter."
+    with (step := self.steps['clean']):
+        new = clean(doc)
+        text, found = mask_personal(new.text, self.recipe.personal)
+        if text != new.text: new = replace(new, text=text)
+    if not text.strip(): return self.drop('clean', 'empty', doc)
+    step.keep(n_bytes, n := new.nbytes)
+    with (step := self.steps['filter']): out = apply_preset(new, self.recipe.preset)
+    if isinstance(out, Drop): return self.drop('filter', out.reason, new, out.value)
+    step.keep(n, out.nbytes)
+    self.personal.update(found)
+    return self.uncontaminated(out) if self.recipe.against is not None else out
 
-# %% ../../nbs/api/18_data.stages.ipynb #12510922
+@patch
+def uncontaminated(self:Reading, doc):
+    "Drop what overlaps with an evaluation set."
+    with (step := self.steps['contamination']): hit = self.recipe.against.overlap(doc.text)
+    if hit is None: step.keep(doc.nbytes); return doc
+    for name in dict.fromkeys(name for name, _ in hit.found):
+        f = self.found.setdefault(name, dict(items=set(), documents=0))
+        f['items'].update(i for other, i in hit.found if other == name); f['documents'] += 1
+    self.drop('contamination', f'holds {hit.name}', doc, hit.words)
+
+# %% ../../nbs/api/18_data.stages.ipynb #7a1f78ef
 @patch
 def keep(self:Reading, doc):
     "Write a document down, with its language if nobody said it."
@@ -128,6 +132,8 @@ def close(self:Reading, folder): # the unit's summary
     found = {k: dict(v, items=sorted(v['items'])) for k, v in self.found.items()}
     return dict(steps=[s.as_dict() for s in self.steps.values()], personal=dict(self.personal), documents=len(self.columns), contamination=found)
 
+
+# %% ../../nbs/api/18_data.stages.ipynb #c69d0256
 def read_stage(
     recipe:Recipe,
     job, # (number, Unit)
@@ -177,7 +183,7 @@ def load_repeated(
     paths = [Path(work)/f'repeated-{k}.npy' for k in ('keys', 'first')]
     return [np.load(p, mmap_mode='r') for p in paths] if paths[0].exists() else None
 
-# %% ../../nbs/api/18_data.stages.ipynb #487affff
+# %% ../../nbs/api/18_data.stages.ipynb #42d0a3ea
 _BATCH = 500_000 # bytes of text encoded at a time
 
 @lru_cache(maxsize=2)
@@ -193,13 +199,13 @@ class Packing:
         self.tok, self.repeated, self.step = tok, repeated, Step('repeated lines')
         self.ids = [open(folder/f'{s}.bin', 'wb') for s in SPLIT_NAMES]
         self.lengths, self.n_bytes, self.rows, self.held = [[], [], []], [0, 0, 0], [], 0
-        self.texts = {n: open(folder/f'{n}.jsonl', 'w', encoding='utf-8') for n in ('documents', 'valid', 'test', 'rejects')}
+        self.texts = {n: open(folder/f'{n}.jsonl', 'w', encoding='utf-8', errors='replace') for n in ('documents', 'valid', 'test', 'rejects')}
         self.counts, self.removed = {n: {} for n in ('kinds', 'languages', 'licences', 'sources')}, [0, 0]
 
     def take(self, doc, number, split):
         "A document that stays; encoded when enough have come together."
         n = doc.nbytes
-        doc, lines, less = without_repeats(doc, number, self.repeated)
+        with self.step: doc, lines, less = without_repeats(doc, number, self.repeated)
         if not doc.text.strip():
             self.step.drop('only repeated lines', doc.id, '', n_bytes=n)
             return _line(self.texts['rejects'], dict(id=doc.id, source=doc.source, step=self.step.name, reason='only repeated lines', value=lines, text=''))
@@ -208,22 +214,25 @@ class Packing:
         self.rows.append((doc, split, m)); self.held += m
         if self.held > _BATCH: self.encode()
 
-    def encode(self):
-        "Turn the documents that wait into ids."
-        for (doc, split, n), ids in zip(self.rows, encode_text(self.tok, [r[0].text for r in self.rows])):
-            np.array(ids, '<u4').tofile(self.ids[split])
-            self.lengths[split].append(len(ids)); self.n_bytes[split] += n
-            row = dict(id=doc.id, kind=doc.kind, package=doc.meta.get('package', ''))
-            if split: _line(self.texts[SPLIT_NAMES[split]], dict(row, text=doc.text))
-            _line(self.texts['documents'], dict(row, split=SPLIT_NAMES[split], bytes=n, tokens=len(ids) + 1))
-            self.count(doc, n, len(ids))
-        self.rows, self.held = [], 0
+# %% ../../nbs/api/18_data.stages.ipynb #e312ac35
+@patch
+def encode(self:Packing):
+    "Turn the documents that wait into ids."
+    for (doc, split, n), ids in zip(self.rows, encode_text(self.tok, [r[0].text for r in self.rows])):
+        np.array(ids, '<u4').tofile(self.ids[split])
+        self.lengths[split].append(len(ids)); self.n_bytes[split] += n
+        row = dict(id=doc.id, kind=doc.kind, package=doc.meta.get('package', ''))
+        if split: _line(self.texts[SPLIT_NAMES[split]], dict(row, text=doc.text))
+        _line(self.texts['documents'], dict(row, split=SPLIT_NAMES[split], bytes=n, tokens=len(ids) + 1))
+        self.count(doc, n, len(ids))
+    self.rows, self.held = [], 0
 
-    def count(self, doc, n, tokens):
-        "For the card."
-        for name, key in (('kinds', doc.kind), ('languages', doc.language), ('licences', doc.licence), ('sources', doc.source)):
-            c = self.counts[name].setdefault(key, [0, 0, 0])
-            c[0] += 1; c[1] += n; c[2] += tokens
+@patch
+def count(self:Packing, doc, n, tokens):
+    "For the card."
+    for name, key in (('kinds', doc.kind), ('languages', doc.language), ('licences', doc.licence), ('sources', doc.source)):
+        c = self.counts[name].setdefault(key, [0, 0, 0])
+        c[0] += 1; c[1] += n; c[2] += tokens
 
 # %% ../../nbs/api/18_data.stages.ipynb #af3086da
 def pack_stage(
