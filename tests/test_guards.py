@@ -221,3 +221,77 @@ def test_counts_survive_a_validation_and_gradients_do_not_survive_an_error(tmp_p
     cut = learner(tmp_path, ClipGrad(), data=data)
     (cut.model(data[0][0]).sum() * 9).backward() # as after an interrupt between backward and step
     assert torch.equal(flat(fit(cut).model), flat(want.model))
+
+
+# --- spikes
+
+from llmbook.data.loaders import TokenLoader
+from llmbook.train.checkpoint import Checkpoint
+from llmbook.train.guards import Shifted, SpikeGuard, spike_level
+from llmbook.train.pretrain import lm_learner
+
+POISON = range(47, 53)
+
+
+class Stop(Callback):
+    order = 90
+    def __init__(self, at, after=0): self.at, self.after = at, after
+    def after_batch(self):
+        if self.training and self.train_iter == self.at and len(self.spike_guard.rewinds) >= self.after: raise KeyboardInterrupt
+
+
+class Poisoned(TokenLoader):
+    "Text that counts upwards; a few batches of noise in the middle."
+    def batches(self, start, end):
+        for i in range(start, end):
+            g = torch.Generator().manual_seed(i)
+            x = (torch.randint(0, 64, (self.bs, 1), generator=g) + torch.arange(self.seq_len + 1)) % 64
+            yield x[:, :-1], torch.randint(0, 64, (self.bs, self.seq_len), generator=g) if i in POISON else x[:, 1:]
+
+
+def run(path, *cbs, guard=None):
+    from llmbook.data.pack import TokenView
+    tokens = TokenView([np.zeros(4000, np.uint16)])
+    dls = DataLoaders(Poisoned(tokens, 4, 16, steps=20), Poisoned(tokens, 4, 16, steps=1), device=torch.device('cpu'))
+    learn = lm_learner(dls, CONFIG, lr=5e-3, cbs=[guard or SpikeGuard(window=20, skip=15), Checkpoint(path, every=5, keep=4), *cbs])
+    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try: learn.fit(4)
+        except KeyboardInterrupt: pass
+    return learn
+
+
+def test_a_spike_is_rewound_past_its_data_and_a_killed_run_comes_to_the_same_weights(tmp_path):
+    whole = run(tmp_path/'whole')
+    assert [(r['spike'], r['back_to'], r['skip']) for r in whole.spike_guard.rewinds] == [(47, 45, 15)]
+    assert whole.train_iter == 80 and whole.spike_guard.skipped == 15
+    for at, after in ((43, 0), (48, 0), (47, 1), (60, 1), (63, 1)): run(tmp_path/'cut', Stop(at, after))
+    last = run(tmp_path/'cut')
+    assert last.checkpoint.resumed == 60 and torch.equal(flat(whole.model), flat(last.model))
+    assert [float(v) for v in whole.recorder.losses] == [float(v) for v in last.recorder.losses]
+
+
+def test_too_many_spikes_stop_the_run(tmp_path):
+    with pytest.raises(UserError, match='after 1 rewinds'): run(tmp_path, guard=SpikeGuard(window=20, skip=2, patience=2, most=1))
+
+
+def test_no_checkpoint_before_the_spike_is_a_warning(tmp_path):
+    learn = run(tmp_path, guard=SpikeGuard(window=20, back=40))
+    assert learn.train_iter == 80 and not learn.spike_guard.rewinds
+
+
+def test_a_slow_rise_and_a_single_high_loss_are_no_spikes():
+    g = SpikeGuard(window=20)
+    for i in range(60): g.judge(2 + .01 * (i % 7) + (5 if i == 40 else 0), i)
+    for i in range(60): g.judge(2 + .02 * i, 60 + i)
+    g.judge(float('nan'), 200)
+    assert g.high == 0 and max(g.recent) < 4
+    assert spike_level([1., 1.1, .9, 1., 30.]) < 2
+
+
+def test_shifted_batches_cross_the_loaders_epochs():
+    class Dl:
+        def __len__(self): return 4
+        def seek(self, i): self.at = i; return self
+        def __iter__(self): return iter(range(self.at, (self.at // 4 + 1) * 4))
+    assert list(Shifted(Dl(), 6, 9)) == list(range(6, 15))
