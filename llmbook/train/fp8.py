@@ -8,6 +8,7 @@ __all__ = ['E4M3', 'E5M2', 'to_fp8', 'Float8Linear', 'to_float8', 'from_float8']
 # %% ../../nbs/api/31_train.fp8.ipynb #25aa83c6
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
+from ..model.matmul import Linear
 
 # %% ../../nbs/api/31_train.fp8.ipynb #09a29378
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
@@ -44,7 +45,7 @@ class _Fp8Linear(torch.autograd.Function):
         return gx, gw, None
 
 # %% ../../nbs/api/31_train.fp8.ipynb #6c3369b8
-class Float8Linear(nn.Linear):
+class Float8Linear(Linear):
     "A linear layer that trains with 8-bit products; everywhere else an ordinary one."
     def forward(self, x:Tensor) -> Tensor: # (..., K) -> (..., N)
         rows = x.numel() // x.shape[-1]
@@ -61,9 +62,9 @@ def to_float8(
     "Let a model's linear layers train in 8 bits."
     head, taken, left = getattr(model, 'head', None), 0, []
     for name, m in model.named_modules():
-        if m is head or type(m) not in (nn.Linear, Float8Linear): continue
+        if m is head or type(m) not in (nn.Linear, Linear, Float8Linear): continue
         if any(s % 16 for s in m.weight.shape): left.append(name); continue
-        m.__class__ = Float8Linear
+        if type(m) is not Float8Linear: m.usual, m.__class__ = type(m), Float8Linear
         taken += 1
     return taken, left
 
@@ -72,4 +73,4 @@ def from_float8(
 ):
     "Make them ordinary layers again."
     for m in model.modules():
-        if type(m) is Float8Linear: m.__class__ = nn.Linear
+        if type(m) is Float8Linear: m.__class__ = m.usual
