@@ -123,7 +123,7 @@ def measure_machine(
                 efficiency=at[-1][1], efficiency_at=at)
 
 # %% ../../nbs/api/24_model.budget.ipynb #092b8bfe
-LADDER = ('pico', 'nano', 'micro', 'mini', 'small', 'medium', 'large', 'gpt2')
+LADDER = ('pico', 'nano', 'micro', 'mini', 'small', 'medium', 'large', '125m')
 MAX_PASSES, LOOP = 4, .8
 
 def wanted_tokens(
