@@ -1576,6 +1576,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'llmbook.train.optim.MuonAdamW.step': ( 'api/train.optim.html#muonadamw.step',
                                                                              'llmbook/train/optim.py'),
                                      'llmbook.train.optim._parts': ('api/train.optim.html#_parts', 'llmbook/train/optim.py'),
+                                     'llmbook.train.optim._round': ('api/train.optim.html#_round', 'llmbook/train/optim.py'),
                                      'llmbook.train.optim.lm_opt': ('api/train.optim.html#lm_opt', 'llmbook/train/optim.py'),
                                      'llmbook.train.optim.newton_schulz': ('api/train.optim.html#newton_schulz', 'llmbook/train/optim.py')},
             'llmbook.train.precision': { 'llmbook.train.precision.Precision': ( 'api/train.precision.html#precision',
