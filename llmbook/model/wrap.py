@@ -47,6 +47,7 @@ class WrappedConfig:
 
     def to_dict(self) -> dict: return asdict(self)
 
+# %% ../../nbs/api/23_model.wrap.ipynb #e8313b29
 class WrappedLM(nn.Module):
     "A causal model of transformers: tokens in, hidden states out."
     def __init__(self,
