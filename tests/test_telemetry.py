@@ -81,7 +81,7 @@ def test_bad_losses_are_left_out_and_counted():
         order = 1
         def after_loss(self):
             if self.training and self.train_iter in (2, 7): self.learn.loss_grad = self.loss_grad * float('nan'); self.learn.loss = self.loss_grad.clone()
-    learn = learner([Telemetry(every=5), Poison(), ClipGrad()])
+    learn = learner([Telemetry(every=5), Poison(), ClipGrad(most=0)])
     learn.fit(1)
     rows = [r for r in learn.telemetry.rows if 'loss' in r]
     assert all(math.isfinite(r['loss']) for r in rows) and [r['bad_losses'] for r in rows] == [1, 2, 2]
@@ -431,3 +431,20 @@ def test_trackio_for_real(tmp_path, monkeypatch):
     learn = learner([Telemetry(every=4), TrackioCallback('tiny', name='one')])
     learn.fit(1)
     assert need('trackio')
+
+
+def test_a_rewind_within_a_fit_drops_what_was_under_way():
+    "A guard that loads an earlier state in the middle of a fit: its numbers hold, the clock runs on."
+    learn = learner(Telemetry(every=4))
+    class Back(Callback):
+        order = 95
+        def after_batch(self):
+            t = self.learn.telemetry
+            if not self.training: return
+            if self.train_iter == 5: self.state = json.loads(json.dumps(t.checkpoint_state()))
+            if self.train_iter == 11:
+                t.load_checkpoint_state(self.state)
+                self.found = (t.tokens, t.since, len(t.losses), t.late, t.wall >= self.state['wall'])
+    learn.add_cb(Back())
+    learn.fit(1)
+    assert learn.back.found == (64, 16, 1, [], True)

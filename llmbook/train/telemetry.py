@@ -210,7 +210,7 @@ def after_fit(self:Telemetry):
     self.flush(); self.fitting = self.inside = False
     self.save(parquet=True)
 
-# %% ../../nbs/api/34_train.telemetry.ipynb #60a52fc9
+# %% ../../nbs/api/34_train.telemetry.ipynb #36bf3602
 _STATE = ('tokens', 'seconds', 'bad', 'memory', 'held', 'since', 'last', 'carry')
 
 @patch
@@ -238,7 +238,8 @@ def checkpoint_state(self:Telemetry):
 def load_checkpoint_state(self:Telemetry, s):
     for k in _STATE: setattr(self, k, s[k])
     self.train_rows.load(s['train']); self.valid_rows.load(s['valid'])
-    self.lost, self.norm, self.wall0 = dict(s['lost']), s['norm'], time.perf_counter() - s['wall']
+    self.lost, self.norm, self.late, self.aside_marks, self.seen = dict(s['lost']), s['norm'], [], [], None
+    self.wall0 = min(self.wall0, time.perf_counter() - s['wall']) # after a rewind the clock runs on
     self.losses = [torch.tensor(l, device=self.device) for l in s['losses']]
     self.counts = [torch.tensor(n, device=self.device) for n in s['counts']]
     if s['smooth']: self.recorder.smooth_loss.load(s['smooth'])
