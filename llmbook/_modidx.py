@@ -19,6 +19,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'llmbook.cli': { 'llmbook.cli._last': ('api/cli.html#_last', 'llmbook/cli.py'),
                              'llmbook.cli._line': ('api/cli.html#_line', 'llmbook/cli.py'),
                              'llmbook.cli._planned': ('api/cli.html#_planned', 'llmbook/cli.py'),
+                             'llmbook.cli._written': ('api/cli.html#_written', 'llmbook/cli.py'),
                              'llmbook.cli.llmbook_compare': ('api/cli.html#llmbook_compare', 'llmbook/cli.py'),
                              'llmbook.cli.llmbook_evaluate': ('api/cli.html#llmbook_evaluate', 'llmbook/cli.py'),
                              'llmbook.cli.llmbook_export': ('api/cli.html#llmbook_export', 'llmbook/cli.py'),
