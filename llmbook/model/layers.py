@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from torch import nn, Tensor
 from ..core import UserError
 from .config import ROPE_SCALING, ModelConfig
+from .matmul import Linear, fast_here, gated_down
 
 # %% ../../nbs/api/21_model.layers.ipynb #a0bdad9f
 class _Rms(torch.autograd.Function):
@@ -178,10 +179,10 @@ class Attention(nn.Module):
     ):
         super().__init__()
         self.layer, self.head_dim, t = layer, c.head_dim, c.traits
-        self.q_proj = nn.Linear(c.d_model, c.n_head * c.head_dim, bias=t.bias)
-        self.k_proj = nn.Linear(c.d_model, c.n_kv_head * c.head_dim, bias=t.bias)
-        self.v_proj = nn.Linear(c.d_model, c.n_kv_head * c.head_dim, bias=t.bias)
-        self.o_proj = nn.Linear(c.n_head * c.head_dim, c.d_model, bias=t.bias)
+        self.q_proj = Linear(c.d_model, c.n_head * c.head_dim, bias=t.bias)
+        self.k_proj = Linear(c.d_model, c.n_kv_head * c.head_dim, bias=t.bias)
+        self.v_proj = Linear(c.d_model, c.n_kv_head * c.head_dim, bias=t.bias)
+        self.o_proj = Linear(c.n_head * c.head_dim, c.d_model, bias=t.bias)
         self.q_norm, self.k_norm = (RMSNorm(c.head_dim, c.norm_eps) if t.qk_norm else nn.Identity() for _ in 'qk')
         self.gqa, self.causal = c.n_head != c.n_kv_head, t.causal
 
@@ -217,12 +218,15 @@ class MLP(nn.Module):
     ):
         super().__init__()
         bias, self.gated, self.act = c.traits.bias, c.gated, _ACTIVATIONS[c.mlp]
-        if self.gated: self.gate_proj = nn.Linear(c.d_model, c.d_ff, bias=bias)
-        self.up_proj   = nn.Linear(c.d_model, c.d_ff, bias=bias)
-        self.down_proj = nn.Linear(c.d_ff, c.d_model, bias=bias)
+        if self.gated: self.gate_proj = Linear(c.d_model, c.d_ff, bias=bias)
+        self.up_proj   = Linear(c.d_model, c.d_ff, bias=bias)
+        self.down_proj = Linear(c.d_ff, c.d_model, bias=bias)
 
     def forward(self, x:Tensor) -> Tensor: # (B, T, D) -> (B, T, D)
-        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x) if self.gated else self.act(self.up_proj(x)))
+        up, gate, down = self.up_proj(x), self.gate_proj(x) if self.gated else None, self.down_proj
+        lean = self.act is F.silu and type(down) is Linear and down.bias is None and torch.is_grad_enabled() and fast_here(up, down.weight)
+        if lean: return gated_down(gate, up, down.weight)              # keeps half as much for the backward pass
+        return down(self.act(gate) * up if self.gated else self.act(up))
 
 # %% ../../nbs/api/21_model.layers.ipynb #c851387d
 class Block(nn.Module):

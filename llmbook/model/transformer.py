@@ -12,6 +12,7 @@ from torch import nn, Tensor
 from torch.utils.checkpoint import checkpoint
 from ..core import UserError
 from .config import ModelConfig
+from .matmul import Linear
 from .layers import Block, KVCache, document_mask, document_positions, make_norm, rotary_tables, window_mask
 
 # %% ../../nbs/api/22_model.transformer.ipynb #ac9cdc70
@@ -35,7 +36,7 @@ class Predict(nn.Module):
         c:ModelConfig, # d_model, norm_eps
     ):
         super().__init__()
-        self.dense, self.norm = nn.Linear(c.d_model, c.d_model, bias=False), make_norm(c)
+        self.dense, self.norm = Linear(c.d_model, c.d_model, bias=False), make_norm(c)
 
     def forward(self, h:Tensor) -> Tensor: return self.norm(nn.functional.gelu(self.dense(h))) # (..., D) -> (..., D)
 
@@ -53,7 +54,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(c, i) for i in range(c.n_layer))
         self.norm = make_norm(c)
         self.predict = Predict(c) if encoder else nn.Identity()
-        self.head = nn.Linear(c.d_model, c.vocab_size, bias=encoder)
+        self.head = Linear(c.d_model, c.vocab_size, bias=encoder)
         if c.tie_embeddings: self.head.weight = self.embed.weight
         self.make_tables()
         init_weights(self)
