@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from .core import UserError
 from .data.tokenize import EOT, PAD, decode, encode_text
-from .model.layers import KVCache
+from .decode import decoder
 from .model.transformer import Transformer
 
 # %% ../nbs/api/40_generate.ipynb #8c0d248f
@@ -46,10 +46,10 @@ def _batch(
     device, longest = model.embed.weight.device, max(map(len, prompts))
     pad = torch.tensor([longest - len(p) for p in prompts], device=device)
     x = torch.tensor([[PAD] * (longest - len(p)) + p for p in prompts], device=device)
-    cache = KVCache(model.config, len(prompts), longest + new, pad if pad.any() else None, device, model.embed.weight.dtype)
+    ask = decoder(model, len(prompts), longest + min(new, 64), pad if pad.any() else None)
     out, live, done = [[] for _ in prompts], list(range(len(prompts))), set()
     for t in range(new):
-        x = choose(model.logits(model(x, cache)[:, -1]), u[:, t], **pick)
+        x = choose(ask(x), u[:, t], **pick)
         for i, token in zip(live, x.tolist()):
             if i in done: continue                                     # waits for the others
             out[i].append(token); tell(i, token)
@@ -59,7 +59,7 @@ def _batch(
         if 2 * len(left) <= len(live):
             live, keep = [live[j] for j in left], torch.tensor(left, device=device)
             x, u = x[keep], u[keep]
-            cache.keep(keep)
+            ask.keep(keep)
         x = x[:, None]
     return out
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from ..core import UserError, atomic_path, read_json, sha256, write_json
+from .dispatch import FastEvents
 
 # %% ../../nbs/api/35_train.checkpoint.ipynb #e3a7da39
 def rng_state(
@@ -103,7 +104,7 @@ def load_checkpoint(
     return state
 
 # %% ../../nbs/api/35_train.checkpoint.ipynb #e22ae7a8
-class LMLearner(Learner):
+class LMLearner(FastEvents, Learner):
     "A Learner whose every step depends on its number alone, so that it can start anywhere."
     first_epoch, shift = 0, 0 # set by `Checkpoint` when it resumes
     def _do_fit(self):
