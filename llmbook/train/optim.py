@@ -16,6 +16,8 @@ from fastcore.foundation import L
 from fastai.optimizer import OptimWrapper
 from ..model.matmul import fast_here, times
 from .schedules import wsd
+from .spread import on_whole
+from .world import mine
 
 # %% ../../nbs/api/31_train.optim.ipynb #8c8b23a3
 def _round(X, a, b, c):
@@ -62,9 +64,9 @@ class MuonAdamW(torch.optim.Optimizer):
     def _adamw(self, ps, g):
         for p in ps:
             if not self.state[p]: self.state[p].update(
-                step=torch.zeros((), device=p.device), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+                step=torch.zeros((), device=p.device), exp_avg=torch.zeros_like(mine(p)), exp_avg_sq=torch.zeros_like(mine(p)))
         s = [self.state[p] for p in ps]
-        adamw(ps, [p.grad for p in ps], [x['exp_avg'] for x in s], [x['exp_avg_sq'] for x in s], [], [x['step'] for x in s],
+        adamw([mine(p) for p in ps], [mine(p.grad) for p in ps], [x['exp_avg'] for x in s], [x['exp_avg_sq'] for x in s], [], [x['step'] for x in s],
               fused=True, amsgrad=False, beta1=g['betas'][0], beta2=g['betas'][1], lr=g['lr'],
               weight_decay=g['weight_decay'], eps=g['eps'], maximize=False)
 
@@ -72,12 +74,16 @@ class MuonAdamW(torch.optim.Optimizer):
         shapes = defaultdict(list)
         for p in ps: shapes[p.shape].append(p)
         for shape, same in shapes.items():
-            for p in same: self.state[p].setdefault('momentum_buffer', torch.zeros_like(p))
-            buf, grad = [self.state[p]['momentum_buffer'] for p in same], [p.grad for p in same]
+            for p in same: self.state[p].setdefault('momentum_buffer', torch.zeros_like(mine(p)))
+            buf, grad = [self.state[p]['momentum_buffer'] for p in same], [mine(p.grad) for p in same]
             torch._foreach_lerp_(buf, grad, 1 - g['momentum'])
-            update = newton_schulz(torch.stack(torch._foreach_lerp(grad, buf, g['momentum'])))
+            update = self._orthogonal(torch.stack(torch._foreach_lerp(grad, buf, g['momentum'])), same[0])
+            same = [mine(p) for p in same]
             torch._foreach_mul_(same, 1 - g['lr'] * g['weight_decay'])
             torch._foreach_add_(same, list(update.unbind()), alpha=-g['lr'] * .2 * math.sqrt(max(shape)))
+
+    def _orthogonal(self, m, p): # a stack of matrices, or of this rank's rows of them
+        return on_whole(m, len(p), newton_schulz, p.device_mesh.get_group()) if hasattr(p, 'device_mesh') else newton_schulz(m)
 
 # %% ../../nbs/api/31_train.optim.ipynb #93756117
 class LMOptim(OptimWrapper):
