@@ -44,9 +44,9 @@ class Product:
     ):
         self.ws = [l.weight.detach() for l in layers]
         self.bias = None if layers[0].bias is None else torch.cat([l.bias.detach() for l in layers])
-        self.packed = _pack(torch.cat(self.ws)) if pack else None
+        self.packed = _pack(torch.cat(self.ws) if len(layers) > 1 else self.ws[0]) if pack else None
         self.views = None
-        if all(map(_quick, self.ws)):
+        if not pack and all(map(_quick, self.ws)):
             self.views, sizes = [_split(w) for w in self.ws], [len(w) for w in self.ws]
             self.out = self.ws[0].new_empty(1, sum(sizes))
             self.outs = [o.view(len(v), -1, 1) for o, v in zip(self.out[0].split(sizes), self.views)]
