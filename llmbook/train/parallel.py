@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['shard', 'is_sharded', 'Distributed', 'parallel']
 
-# %% ../../nbs/api/36_train.parallel.ipynb #48ae0248
+# %% ../../nbs/api/36_train.parallel.ipynb #a896d8b7
 from functools import partial
+from inspect import signature
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -98,7 +99,7 @@ class Distributed(Callback):
         self.back(); self.ddp = None
         if self.sharded: self.model.reshard()
 
-# %% ../../nbs/api/36_train.parallel.ipynb #9e91d1f7
+# %% ../../nbs/api/36_train.parallel.ipynb #cf7237d8
 @patch
 def _metrics(self:Distributed, own=True): # those that can sum over ranks by themselves, or the others
     return [m for m in (self.recorder.loss, *self.recorder.metrics) if hasattr(m, 'reduce') == own]
@@ -112,7 +113,8 @@ def _sum_metric(m, device):
 def _wrapped(self:Distributed):
     "The model in PyTorch's engine; whether gradients are summed is decided before each forward pass."
     gpu = [d.index] if (d := next(self.model.parameters()).device).type == 'cuda' else None
-    ddp = DistributedDataParallel(self.model, device_ids=gpu, gradient_as_bucket_view=True, broadcast_buffers=False, **self.kwargs)
+    still = 'forward_sync_buffers' if 'forward_sync_buffers' in signature(DistributedDataParallel).parameters else 'broadcast_buffers' # its older name
+    ddp = DistributedDataParallel(self.model, device_ids=gpu, gradient_as_bucket_view=True, **{still: False, **self.kwargs})
     def last_slice(*_): ddp.require_backward_grad_sync = self.last and getattr(getattr(self.learn, 'micro_batches', None), 'last', True)
     ddp.register_forward_pre_hook(last_slice)
     return ddp
