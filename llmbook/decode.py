@@ -12,7 +12,8 @@ from fastcore.basics import patch
 from torch import nn, Tensor
 from .core import UserError
 from .model.config import ModelConfig
-from .model.layers import KVCache, RMSNorm
+from .model.layers import MLP, Attention, Block, KVCache, RMSNorm
+from .model.matmul import Linear
 from .model.transformer import Transformer
 
 # %% ../nbs/api/39_decode.ipynb #177a7f0d
@@ -225,13 +226,12 @@ def __call__(self:Decoder,
     c.pos += T
     return self.head(self.norm(h.view(B, T, -1)[:, -1])).clone()      # one row's result would be overwritten
 
-# %% ../nbs/api/39_decode.ipynb #98fa1088
+# %% ../nbs/api/39_decode.ipynb #012e03f9
 def _plain(model):
-    "Whether a model is made of the layers that a Decoder knows."
-    if type(model) is not Transformer: return False
-    linear = [m for m in model.modules() if hasattr(m, 'weight') and m.weight.dim() == 2]
-    hooks = any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-    return not hooks and all(type(m) in (nn.Linear, nn.Embedding) for m in linear) and all(type(b).__name__ == 'Block' for b in model.blocks)
+    "Whether a model is made of the layers that a Decoder knows, and of no others."
+    if type(model) is not Transformer or any(type(b) is not Block for b in model.blocks): return False
+    known = {Transformer, Block, Attention, MLP, RMSNorm, nn.LayerNorm, nn.Identity, nn.ModuleList, nn.Embedding, nn.Linear, Linear}
+    return all(type(m) in known and not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
 
 def can_generate(
     model:nn.Module, # any

@@ -6,6 +6,7 @@ from llmbook.model.hub import load_model, save_pretrained
 from llmbook.model.layers import KVCache, rotary_tables
 from llmbook.model.layout import config_from_hf, hf_config, layout, to_theirs
 from llmbook.model.transformer import Transformer
+from llmbook.model.wrap import WrappedLM, as_lm
 
 STRETCH = dict(factor=4., low_freq_factor=1., high_freq_factor=4., original_max_position_embeddings=32)
 CASES = {
@@ -243,3 +244,64 @@ def test_bad_configurations():
                      (dict(rope_scaling=STRETCH), 'only llama'), (dict(family='llama', rope_scaling=dict(factor=2)), 'low_freq_factor'),
                      (dict(family='encoder', window=-1), 'window'), (dict(family='gpt2', window=2), 'only encoders'), (dict(family='llama', n_head=3), 'divide')]:
         with pytest.raises(UserError, match=says): ModelConfig(**kw)
+
+# ---- any other model of transformers
+
+SMALL = dict(vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+OTHERS = {
+    'gpt_neox': dict(SMALL, intermediate_size=64, max_position_embeddings=64), 'opt': dict(SMALL, ffn_dim=64, word_embed_proj_dim=16, max_position_embeddings=64),
+    'mamba': dict(vocab_size=100, hidden_size=32, num_hidden_layers=2, state_size=4), 'gptj': dict(vocab_size=100, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, n_positions=64),
+    'mistral': dict(SMALL, intermediate_size=64, num_key_value_heads=2, tie_word_embeddings=True), 'bloom': dict(vocab_size=100, hidden_size=32, n_layer=2, n_head=4),
+}
+
+def other(tf, kind, **kw):
+    torch.manual_seed(0)
+    m = tf.AutoModelForCausalLM.from_config(tf.AutoConfig.for_model(kind, **OTHERS.get(kind, {}), **kw)).eval()
+    with torch.no_grad():
+        for n, p in m.named_parameters(): p.add_(torch.randn_like(p) * (.2 if p.ndim > 1 or n == 'lm_head.bias' else 0))
+    return m
+
+@pytest.mark.parametrize('kind', OTHERS)
+def test_any_causal_model_gives_its_own_logits_and_gradients(kind, tf):
+    theirs, x = other(tf, kind), ids() % 100
+    lm = as_lm(theirs)
+    a, b = lm.logits(lm(x)), theirs(x).logits
+    assert b.std() > .1 and (a - b).abs().max() < 1e-4
+    ga = torch.autograd.grad(a.logsumexp(-1).mean(), list(lm.parameters()), allow_unused=True)
+    gb = torch.autograd.grad(b.logsumexp(-1).mean(), list(theirs.parameters()), allow_unused=True)
+    for p, q in zip(ga, gb): assert (p is None) == (q is None) and (p is None or torch.allclose(p, q, atol=1e-4))
+    assert lm.config.vocab_size == 100 and lm.head.weight.shape == lm.embed.weight.shape and as_lm(lm) is lm
+
+@pytest.mark.parametrize('kind, how', [('gpt_neox', 'sdpa'), ('gpt_neox', 'eager'), ('opt', 'sdpa'), ('mistral', 'sdpa')])
+def test_documents_in_other_models(kind, how, tf):
+    lm, x, docs = as_lm(other(tf, kind, attn_implementation=how)), ids(2, 20) % 100, torch.tensor([0] * 8 + [1] * 12).expand(2, -1)
+    with torch.no_grad():
+        alone = torch.cat((lm(x[:, :8]), lm(x[:, 8:])), 1)
+        assert (lm(x, docs) - alone).abs().max() < 1e-4 < (lm(x) - alone).abs().max()
+
+@pytest.mark.parametrize('kind', ['mamba', 'bloom'])
+def test_models_that_cannot_keep_documents_apart_say_so(kind, tf):
+    with pytest.raises(UserError, match='cannot keep them apart'): as_lm(other(tf, kind))(ids() % 100, torch.zeros(3, 24))
+
+def test_what_is_not_wrapped(tf):
+    few = dict(SMALL, intermediate_size=64, num_key_value_heads=2, pad_token_id=0)
+    for kind, kw in {'gemma2': dict(few, head_dim=8), 'cohere': dict(few, logit_scale=.5), 'granite': dict(few, logits_scaling=2.)}.items():
+        with pytest.raises(UserError, match='scales or limits'): as_lm(other(tf, kind, **kw))
+    for wrong in (tf.T5ForConditionalGeneration(tf.T5Config(vocab_size=50, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)), torch.nn.Linear(2, 2)):
+        with pytest.raises(UserError, match='AutoModelForCausalLM'): as_lm(wrong)
+    lm = as_lm(other(tf, 'gpt_neox'))
+    with pytest.raises(UserError, match='at most 64'): lm(torch.zeros(1, 65, dtype=torch.long))
+    with pytest.raises(UserError, match='got a cache'): lm(ids() % 100, KVCache(ModelConfig()))
+
+def test_a_wrapped_model_is_saved_as_it_was_and_recomputes(tf, tmp_path):
+    lm, x = as_lm(other(tf, 'gpt_neox')), ids() % 100
+    lm.save_pretrained(tmp_path)
+    with torch.no_grad(): assert as_lm(tf.AutoModelForCausalLM.from_pretrained(tmp_path).eval())(x).equal(lm(x))
+    lm.train()
+    g = [torch.autograd.grad(lm.set_recompute(e)(x).square().mean(), lm.embed.weight)[0] for e in (0, 1)]
+    assert torch.allclose(*g, atol=1e-6)
+    assert sorted(lm.state_dict()) == sorted(f'model.{k}' for k in lm.model.state_dict())
+
+def test_our_own_model_passes_through():
+    m = build('gpt2')
+    assert as_lm(m) is m and not isinstance(m, WrappedLM)

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from llmbook.core import UserError, set_seed
 from llmbook.model.config import ModelConfig
+from llmbook.model.matmul import Linear
 from llmbook.model.transformer import Transformer
 from llmbook.train.compile import compile_model, find_compiler
 from llmbook.train.fp8 import E4M3, E5M2, Float8Linear, from_float8, to_float8, to_fp8
@@ -164,7 +165,7 @@ def test_fp8_gradients_are_near_those_of_float32(bias):
 def test_fp8_leaves_what_does_not_fit_and_gives_layers_back():
     model = Transformer(CONFIG)
     odd = nn.Sequential(nn.Linear(16, 20), nn.Linear(32, 16))
-    assert to_float8(odd) == (1, ['0']) and to_float8(model)[0] == 14 and type(model.head) is nn.Linear
+    assert to_float8(odd) == (1, ['0']) and to_float8(model)[0] == 14 and type(model.head) is Linear
     x = torch.randn(3, 5, 32) # 15 rows: not a multiple of 16
     m = model.blocks[0].attn.q_proj
     assert torch.equal(m(x), F.linear(x, m.weight)) and torch.equal(m.eval()(torch.randn(1, 16, 32) * 0), torch.zeros(1, 16, 32))

@@ -45,6 +45,7 @@ def _save_weights(model, path, dtype, limit):
 
 _INDEX = 'model.safetensors.index.json'
 
+# %% ../../nbs/api/23_model.hub.ipynb #0f2ed8f4
 def save_pretrained(
     model:Transformer, # of any family
     tok:Tokenizer|None, # the one it was trained with; None: the model alone
@@ -65,6 +66,7 @@ def save_pretrained(
     write_json(path/'config.json', config)
     return path
 
+# %% ../../nbs/api/23_model.hub.ipynb #b908ba8a
 def _save_tokenizer(tok, path, c):
     save_tokenizer(tok, path)
     write_json(path/'tokenizer_config.json', dict(
@@ -134,6 +136,7 @@ def load_model(
     model.make_tables(device)
     return model.eval()
 
+# %% ../../nbs/api/23_model.hub.ipynb #e7f34dc1
 def _shapes(model):
     "Their names and shapes."
     have = {n: tuple(p.shape) for n, p in model.named_parameters()}

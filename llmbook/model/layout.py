@@ -24,6 +24,7 @@ _MODERN = {'model.embeddings.tok_embeddings': 'embed', 'model.embeddings.norm': 
     'attn_norm': 'attn_norm', 'attn.Wqkv': _QKV, 'attn.Wo': 'attn.o_proj', 'mlp_norm': 'mlp_norm', 'mlp.Wi': 'mlp.gate_proj mlp.up_proj', 'mlp.Wo': 'mlp.down_proj'}}
 _MODULES = dict(qwen3=_LLAMA, llama=_LLAMA, gpt2=_GPT2, encoder=_MODERN) # their modules: ours; blocks have a table of their own
 
+# %% ../../nbs/api/22_model.layout.ipynb #e6358d5f
 def _pairs(c): # (their module, our modules) of a whole model
     for theirs, ours in _MODULES[c.family].items():
         if isinstance(ours, str): yield theirs, [ours]
@@ -62,6 +63,7 @@ def hf_config(
     return dict(architectures=[cls], model_type=kind, vocab_size=c.vocab_size, tie_word_embeddings=c.tie_embeddings, initializer_range=.02,
                 torch_dtype=dtype, bos_token_id=None, eos_token_id=EOT, pad_token_id=PAD, **ours)
 
+# %% ../../nbs/api/22_model.layout.ipynb #b3920ebf
 def _hf_llama(c):
     rope = dict(rope_type='llama3', **c.rope_scaling) if c.rope_scaling else dict(rope_type='default')
     more = dict(use_sliding_window=False) if c.family == 'qwen3' else dict(mlp_bias=False, **({'rope_scaling': rope} if c.rope_scaling else {}))
@@ -110,6 +112,7 @@ def config_from_hf(
     if bad: raise UserError(f'expected a plain {_CLASSES[f][1].partition("For")[0]}, got {bad}: these options are not supported')
     return ModelConfig(family=f, mlp=mlp, **{k: d[v] for k, v in names.items()}, **rest)
 
+# %% ../../nbs/api/22_model.layout.ipynb #7e7994f2
 def _from_llama(d, bad):
     rope = d.get('rope_parameters') or d.get('rope_scaling') or {}
     kind = rope.get('rope_type', rope.get('type', 'default'))

@@ -9,13 +9,13 @@ __all__ = ['fast_here', 'times', 'linear', 'Linear', 'gated_down']
 import math
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 # %% ../../nbs/api/20_model.matmul.ipynb #ed745731
 _onednn = getattr(torch.ops.mkldnn, '_linear_pointwise', None) if torch.backends.mkldnn.is_available() else None
 
-if _onednn is not None:
-    @register_flop_formula(torch.ops.mkldnn._linear_pointwise) # so that torch's counter of operations sees it
+if _onednn is not None and _onednn not in flop_registry: # the module may be loaded twice
+    @register_flop_formula(_onednn) # so that torch's counter of operations sees it
     def _flops(x, w, *args, **kwargs): return 2 * math.prod(x) * w[0]
 
 def fast_here(

@@ -9,6 +9,7 @@ __all__ = ['IGNORE', 'linear_cross_entropy', 'token_nats', 'LMLoss']
 import math
 import torch
 import torch.nn.functional as F
+from ..model.matmul import linear, times
 
 IGNORE = -100 # the target that is not one, PyTorch's own default
 
@@ -24,7 +25,7 @@ def _chunks(
 ): # yields (slice, logits in float32 or more, targets, mask of real targets) for one chunk at a time
     for i in range(0, len(h), chunk):
         s = slice(i, i + chunk)
-        z = F.linear(h[s], w, b)
+        z = linear(h[s], w, b)
         yield s, z if z.dtype == torch.float64 else z.float(), y[s].clamp(min=0), y[s] != IGNORE
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -45,8 +46,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 p = p.mul_(real[:, None])
                 if gb is not None: gb += p.sum(0)
                 p = p.to(hc.dtype)
-                if gh is not None: gh[s] = p @ wc
-                if gw is not None: gw.addmm_(p.T, hc[s]) if gw.dtype == p.dtype else gw.add_(p.T @ hc[s])
+                if gh is not None: gh[s] = times(p, wc.T)
+                if gw is None: continue
+                if gw.dtype == p.dtype and not p.is_cpu: gw.addmm_(p.T, hc[s])
+                else: gw += times(p.T, hc[s].T)
         ctx.save_for_backward(gh, gw, gb)
         return total
 

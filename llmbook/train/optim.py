@@ -14,11 +14,20 @@ from torch import nn
 from torch.optim.adamw import adamw
 from fastcore.foundation import L
 from fastai.optimizer import OptimWrapper
+from ..model.matmul import fast_here, times
 from .schedules import wsd
 from .spread import on_whole
 from .world import mine
 
 # %% ../../nbs/api/31_train.optim.ipynb #8c8b23a3
+def _round(X, a, b, c):
+    "a X + (b A + c A A) X with A = X X'."
+    if not fast_here(X) or X.shape[-2] < 256:                  # small ones are faster in a stack
+        A = X @ X.mT
+        return torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
+    A = [times(x, x) for x in X]                               # one by one, by the faster product
+    return torch.stack([times((b * s).add_(times(s, s), alpha=c), x.T) for s, x in zip(A, X)]).add_(X, alpha=a)
+
 def newton_schulz(
     G, # a stack of matrices (K, rows, columns)
     steps:int=5, # rounds of the polynomial
@@ -29,9 +38,7 @@ def newton_schulz(
     tall = X.shape[-2] > X.shape[-1]
     if tall: X = X.mT
     X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        A = X @ X.mT
-        X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
+    for _ in range(steps): X = _round(X, a, b, c)
     return (X.mT if tall else X).to(G.dtype)
 
 # %% ../../nbs/api/31_train.optim.ipynb #709205d7
