@@ -69,7 +69,11 @@ from .train.loss import LMLoss, linear_cross_entropy, token_nats
 from .train.optim import LMOptim, MuonAdamW, lm_opt, wsd
 from .train.precision import Precision, best_precision
 from .train.steps import Accumulate, ClipGrad
-from .train.telemetry import Perplexity, Progress, Samples, Telemetry
+from .train.history import read_history, write_history
+from .train.metrics import Perplexity, SmoothLoss, TokenLoss
+from .train.progress import Progress
+from .train.telemetry import Samples, Telemetry
+from .train.trackers import TrackioCallback, tensorboard, wandb_tracker
 from .train.checkpoint import Checkpoint, LMLearner, load_checkpoint, save_checkpoint
 from .train.pretrain import lm_learner, pretrain
 from .generate import generate, generate_ids

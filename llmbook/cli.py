@@ -20,6 +20,7 @@ from .evaluate.perplexity import compressor_rows, evaluate_text
 from .evaluate.stats import rows_text
 from .evaluate.toxicity import toxicity_rows, toxicity_scorer
 from .generate import generate
+from .generate import stream as text_stream
 from .journey import Settings, journey, logits_gap, overlap_rows
 from .model.budget import Plan, plan
 from .model.hub import load_pretrained, save_pretrained
@@ -177,15 +178,30 @@ def llmbook_generate(
     tokens:int=64, # longest continuation
     temperature:float=.8, # 0 takes the most likely token
     top_p:float=.95, # nucleus
+    top_k:int=0, # the most likely tokens to draw from; 0: all
+    min_p:float=0., # least share of the likeliest token's probability
+    repetition_penalty:float=1., # above 1 avoids tokens that are there already
+    stop:str=None, # text that ends a text; not written
+    stream:bool=False, # write while the model does; one text
     n:int=1, # texts
     seed:int=0, # of the draws
     answer:bool=False, # put the prompt as a question to a fine-tuned model
 ):
     "Let a model continue a text, or answer a prompt."
+    if stream and (answer or n > 1): raise UserError('expected --stream for one text that goes on from --prompt, got --answer or --n: leave one out')
     m, tok = load_pretrained(model)
-    if answer: texts = answers(m, tok, [prompt] * n, max_new_tokens=tokens, temperature=temperature, top_p=top_p, seed=seed)
-    else: texts = [prompt + t for t in generate(m, tok, [prompt] * n, tokens, temperature, top_p=top_p, seed=seed)]
+    kw = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed, stop=stop)
+    if stream: return _written(prompt, text_stream(m, tok, prompt, max_new_tokens=tokens, **kw))
+    if answer: texts = answers(m, tok, [prompt] * n, max_new_tokens=tokens, **kw)
+    else: texts = [prompt + t for t in generate(m, tok, [prompt] * n, tokens, **kw)]
     print(('\n' + '-' * 20 + '\n').join(texts))
+    return None if is_cli() else texts
+
+def _written(prompt, pieces):
+    "Print a text while it comes."
+    print(prompt, end='', flush=True)
+    texts = [prompt + ''.join(p for p in pieces if print(p, end='', flush=True) is None)]
+    print()
     return None if is_cli() else texts
 
 # %% ../nbs/api/81_cli.ipynb #2a6d93ec

@@ -47,7 +47,8 @@ def memory_estimate(
     "What a training step holds at its peak."
     n, tokens = count_params(c)['total'], bs * (seq_len or c.context)
     q, kv = c.n_head * c.head_dim, c.n_kv_head * c.head_dim
-    block = 4 * c.d_model + 3 * q + 3 * kv + 4 * c.d_ff                # numbers kept for each token
+    inner = 2 if bytes_per == 4 and c.mlp == 'swiglu' else 4           # float32 keeps gate and up alone (see `gated_down`)
+    block = 4 * c.d_model + 3 * q + 3 * kv + inner * c.d_ff            # numbers kept for each token
     m = dict(weights=4 * n, gradients=4 * n, optimizer=8 * n,
              activations=bytes_per * tokens * (c.n_layer * block + 2 * c.d_model),
              loss=4 * (3 * min(loss_chunk, tokens) * c.vocab_size + tokens * c.d_model + c.vocab_size * c.d_model),
@@ -123,7 +124,7 @@ def measure_machine(
                 efficiency=at[-1][1], efficiency_at=at)
 
 # %% ../../nbs/api/24_model.budget.ipynb #092b8bfe
-LADDER = ('pico', 'nano', 'micro', 'mini', 'small', 'medium', 'large', 'gpt2')
+LADDER = ('pico', 'nano', 'micro', 'mini', 'small', 'medium', 'large', '125m')
 MAX_PASSES, LOOP = 4, .8
 
 def wanted_tokens(

@@ -48,7 +48,7 @@ def _data_print(dl):
 # %% ../../nbs/api/35_train.checkpoint.ipynb #108cd298
 class Checkpoint(Callback):
     "Save now and then; at the start of a fit, go on from the newest whole checkpoint."
-    order = 58
+    order, rng_kind = 58, 'rng'
     def __init__(self,
         path:str|Path, # folder of checkpoints
         seconds:float=30., # of training that a kill may cost
@@ -74,7 +74,7 @@ class Checkpoint(Callback):
             try: yield
             finally:
                 self.active = False
-                self.background.wait(); self.report()
+                self.wait()
         self.stop.end()
 
     def before_fit(self):
@@ -84,10 +84,16 @@ class Checkpoint(Callback):
         self.due, self.resumed, self.state, self.saved_at, self.best, self.curve = False, None, None, time.monotonic(), None, _Curve()
         self.facts = {**self.own_facts, **{k: v for k, v in run_facts(self.learn).items() if k not in self.own_facts}}
         self.number, self.base = self._which_fit()
-        self.kept.tidy()
-        found = newest(self.kept, self.differs)
+        found = self._find()
         self._check_wish(found)
         if found: self._load(*found)
+
+    def _find(self):
+        self.kept.tidy()
+        return newest(self.kept, self.differs)
+
+    @property
+    def folder(self): return self.kept.folder
 
     def _which_fit(self):
         "How many fits this Learner has ended in this folder, and how many steps they had."
@@ -117,25 +123,26 @@ class Checkpoint(Callback):
     def _load(self, f, state):
         "Weights and position now; the rest when every callback is ready."
         if state['fit'] < self.number: return                                  # of a fit that this Learner has ended: begin anew from its weights
-        folder, n = TensorFolder(f), len(self.dls.train)
-        load_model(folder, self.model)
-        if state['fit'] > self.number: self.learn.first_epoch = self.n_epoch; return # ended before; a later fit goes on
-        load_optim(folder, self.opt, state['groups'])
-        self.state, self.folder, self.base, self.best = state, folder, state['base'], state['best']
+        later, n = state['fit'] > self.number, len(self.dls.train)
+        self.read(f, state, None if later else self.opt)
+        if later: self.learn.first_epoch = self.n_epoch; return                # ended before; a later fit goes on
+        self.state, self.tensors, self.base, self.best = state, TensorFolder(f), state['base'], state['best']
         self.learn.train_iter = self.resumed = state['step']
         self.learn.first_epoch = self.n_epoch if state['done'] else state['step'] // n - (state['step'] % n == 0 and not state['validated'])
 
     def put_back(self):
         if not self.active or self.state is None: return
-        s, folder = self.state, self.folder
+        s, folder = self.state, self.tensors
         for cb in self.learn.cbs:
             if cb.name in s['callbacks'] and hasattr(type(cb), 'load_checkpoint_state'): cb.load_checkpoint_state(s['callbacks'][cb.name])
         load_recorder(self.learn, s['recorder'], {k: folder.read('record', k) for k in folder.shapes('record')})
-        self.rng = {k: folder.read('rng', k).clone() for k in folder.shapes('rng')}
-        set_rng_state(self.rng)
+        self.rng = {k: folder.read(self.rng_kind, k).clone() for k in folder.shapes(self.rng_kind)}
+        if self.rng: set_rng_state(self.rng)                                   # a rank that was not there goes on from its own
 
     def before_batches(self):
-        if self.active and self.learn.training and self.state is not None: set_rng_state(self.rng); self.state = self.folder = None
+        if not self.active or not self.learn.training or self.state is None: return
+        if self.rng: set_rng_state(self.rng)
+        self.state = self.tensors = None
 
 # %% ../../nbs/api/35_train.checkpoint.ipynb #347bd53d
 @patch
@@ -146,12 +153,21 @@ def before_step(self:Checkpoint):
 def batch_done(self:Checkpoint):
     if not self.active: return
     learn, waiting = self.learn, getattr(getattr(self.learn, 'accumulate', None), 'seen', 0)
+    n = len(learn.dls.train)
     if learn.training:
-        self.due = self.due or (learn.train_iter % self.every == 0 if self.every else time.monotonic() - self.saved_at > self.seconds - 2 * self.took)
-        if learn.train_iter % len(learn.dls.train) == 0: self.rng = rng_state() # what a validation that is broken off began with
+        self.due = self.due or self._is_due()
+        if learn.train_iter % n == 0: self.rng = rng_state()                   # what a validation that is broken off began with
     if waiting: return                                                         # in the middle of a step
-    if self.stop.got: self._stop()
-    elif self.due and learn.training and learn.train_iter % len(learn.dls.train) and (self.every or not self.background.busy): self._begin()
+    if self._told(): self._stop()
+    elif self.due and learn.training and learn.train_iter % n and self._free(): self._begin()
+
+@patch
+def _is_due(self:Checkpoint):
+    return self.learn.train_iter % self.every == 0 if self.every else time.monotonic() - self.saved_at > self.seconds - 2 * self.took
+@patch
+def _free(self:Checkpoint): return self.every or not self.background.busy
+@patch
+def _told(self:Checkpoint): return self.stop.got
 
 @patch
 def epoch_done(self:Checkpoint):
@@ -159,7 +175,6 @@ def epoch_done(self:Checkpoint):
     last, loss = self.epoch + 1 == self.n_epoch, self._valid_loss()
     better = self.keep_best and loss is not None and (self.best is None or loss < self.best['valid_loss'])
     if better: self.best = dict(step=self.base + self.train_iter, valid_loss=loss)
-    if getattr(getattr(self.learn, 'accumulate', None), 'seen', 0) and not last: self.due = self.due or better; return
     if self.due or better or (self.final and last): self._begin(validated=True, better=better, done=last)
     if last: self._ended()
 
@@ -191,16 +206,19 @@ def _stop(self:Checkpoint):
 @patch
 def save(self:Checkpoint):
     "Save now, and wait until it is on the disk."
-    self._begin(); self.background.wait(); self.report()
+    self._begin(); self.wait()
+
+@patch
+def wait(self:Checkpoint):
+    "Until no save is under way."
+    self.background.wait(); self.report()
 
 @patch
 def gather(self:Checkpoint, validated=False, done=False):
     "Tensors by kind, not copied, and the rest as JSON."
-    if hasattr(self.learn, 'telemetry'): self.learn.telemetry.flush()
-    tensors, groups = optim_tensors(self.opt)
-    recorder, record = recorder_state(self.learn, self.curve)
-    between = self.learn.train_iter % len(self.dls.train) == 0 and not validated
-    kinds = dict(model=model_tensors(self.model), optim=tensors, rng=self.rng if between and hasattr(self, 'rng') else rng_state(), record=record)
+    (kinds, groups), (recorder, record) = self.held(), recorder_state(self.learn, self.curve)
+    if self.learn.train_iter % len(self.dls.train) == 0 and not validated: kinds[self.rng_kind] = self.rng
+    kinds['record'] = record
     cbs = {cb.name: cb.checkpoint_state() for cb in self.learn.cbs if hasattr(type(cb), 'checkpoint_state')}
     state = dict(step=self.train_iter, fit=self.number, base=self.base, validated=validated, done=done, best=self.best, asked=self.facts, groups=groups,
                  callbacks=cbs, recorder=recorder)
@@ -209,15 +227,35 @@ def gather(self:Checkpoint, validated=False, done=False):
 def _plain(x): return x.item() if hasattr(x, 'item') else str(x)
 
 @patch
-def write(self:Checkpoint, path, kinds, state):
+def held(self:Checkpoint):
+    "Weights, moments and generators by kind, and the optimiser's groups."
+    tensors, groups = optim_tensors(self.opt)
+    return dict(model=model_tensors(self.model), optim=tensors, rng=rng_state()), groups
+
+@patch
+def read(self:Checkpoint, f, state, opt):
+    "Weights, and moments where there is an optimiser."
+    load_model(TensorFolder(f), self.model)
+    if opt is not None: load_optim(TensorFolder(f), opt, state['groups'])
+
+@patch
+def write(self:Checkpoint, step, kinds, state, best):
     "Write one: in the thread, where nothing of training may be touched."
+    path = self.kept.path(step)
+    if path.exists(): self.kept.remove(path)                                   # before its validation, or of a run that ended otherwise
     write_checkpoint(path, kinds, state)
+    self._keep(best)
+
+@patch
+def _keep(self:Checkpoint, best):
+    if best: self.kept.mark_best(**best)
+    self.kept.prune()
 
 @patch
 def _begin(self:Checkpoint, validated=False, better=False, done=False):
     "Copy, and let the thread write."
     start, step = time.perf_counter(), self.base + self.train_iter
-    self.background.wait(); self.report()
+    self.wait()
     self.due, self.saved_at, self.step = False, time.monotonic(), step
     exists = self.kept.path(step).exists()
     if not exists or done or validated:
@@ -226,7 +264,7 @@ def _begin(self:Checkpoint, validated=False, better=False, done=False):
         self.saves += 1
         if not self.blocking: kinds = self.snapshot.take(kinds)
         self.background.start(partial(self._job, step, kinds, state, self.best if better else None))
-        if self.blocking: self.background.wait(); self.report()
+        if self.blocking: self.wait()
     self.stalled += time.perf_counter() - start
 
 @patch
@@ -237,13 +275,10 @@ def _room(self:Checkpoint, kinds):
     return True
 
 @patch
-def _job(self:Checkpoint, step, kinds, state, best):
-    start, path = time.monotonic(), self.kept.path(step)
+def _job(self:Checkpoint, *args):
+    start = time.monotonic()
     self.snapshot.done()
-    if path.exists(): self.kept.remove(path)                                   # before its validation, or of a run that ended otherwise
-    self.write(path, kinds, state)
-    if best: self.kept.mark_best(**best)
-    self.kept.prune()
+    self.write(*args)
     self.took = time.monotonic() - start
 
 @patch
@@ -254,9 +289,14 @@ def report(self:Checkpoint):
     elif e is not None: raise e
 
 @patch
+def _resume(self:Checkpoint, f):
+    "Go to a checkpoint in the middle of a fit; `SpikeGuard` does."
+    self._load(f, check_checkpoint(f)); self.put_back()
+
+@patch
 def load_best(self:Checkpoint):
     "Put the weights with the lowest validation loss into the model."
-    self.background.wait(); self.report()
+    self.wait()
     return load_best(self.kept.folder, self.model)
 
 @patch

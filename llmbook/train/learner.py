@@ -15,10 +15,11 @@ from fastai.callback.core import CancelEpochException, CancelTrainException
 from fastai.callback.schedule import ParamScheduler # and with it fit_one_cycle and its kin
 from fastai.learner import Learner
 from ..core import UserError
-from . import optim # and with it fit_wsd
+from . import schedules # and with it fit_wsd
+from .dispatch import FastEvents
 
-# %% ../../nbs/api/34_train.learner.ipynb #83799ddf
-class LMLearner(Learner):
+# %% ../../nbs/api/34_train.learner.ipynb #c19f84bd
+class LMLearner(FastEvents, Learner):
     "A Learner whose every step depends on its number alone, so that it can start anywhere."
     first_epoch, shift, wants_resume, at_the_end = 0, 0, None, () # the first is set by `Checkpoint` when it resumes
 
@@ -96,14 +97,18 @@ class StopSignals:
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            for s in (getattr(signal, n) for n in self.names if hasattr(signal, n)): self.former[s] = signal.signal(s, self._catch)
+            for s in (getattr(signal, n) for n in self.names if hasattr(signal, n)): self.former[s] = signal.signal(s, self.ask)
         return self
 
     def __exit__(self, *args):
         for s, former in self.former.items(): signal.signal(s, former if former is not None else signal.SIG_DFL)
         self.former = {}
 
-    def _catch(self, number, frame):
+    def ask(self,
+        number:int, # of the signal
+        frame=None, # Python gives it to handlers
+    ):
+        "What the handler does: the first time remember, the second time act."
         if self.got is None: self.got = signal.Signals(number); return
         self.__exit__()
         if number == signal.SIGINT: raise KeyboardInterrupt

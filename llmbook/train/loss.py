@@ -9,41 +9,53 @@ __all__ = ['IGNORE', 'linear_cross_entropy', 'token_nats', 'LMLoss']
 import math
 import torch
 import torch.nn.functional as F
+from ..model.matmul import linear, times
 
 IGNORE = -100 # the target that is not one, PyTorch's own default
 
 # %% ../../nbs/api/30_train.loss.ipynb #59439138
+def _dtype(
+    h
+): # in which the products are made: the autocast type, if one is on
+    d = h.device.type
+    return torch.get_autocast_dtype(d) if torch.is_autocast_enabled(d) and h.dtype != torch.float64 else h.dtype
+
 def _chunks(
-    h, w, y, chunk
-): # yields (slice, float32 logits, targets, mask of real targets) for one chunk at a time
+    h, w, b, y, chunk
+): # yields (slice, logits in float32 or more, targets, mask of real targets) for one chunk at a time
     for i in range(0, len(h), chunk):
         s = slice(i, i + chunk)
-        yield s, (h[s] @ w.T).float(), y[s].clamp(min=0), y[s] != IGNORE
+        z = linear(h[s], w, b)
+        yield s, z if z.dtype == torch.float64 else z.float(), y[s].clamp(min=0), y[s] != IGNORE
 
 class _LinearCrossEntropy(torch.autograd.Function):
     "Sum of nats over the targets; gradients are made in the forward pass."
     @staticmethod
-    def forward(ctx, h, w, y, chunk):
-        wc = w.to(h.dtype)
-        gh = torch.empty_like(h) if ctx.needs_input_grad[0] else None
-        gw = torch.zeros_like(w) if ctx.needs_input_grad[1] else None
-        total = h.new_zeros((), dtype=torch.float32)
-        for s, z, t, real in _chunks(h, wc, y, chunk):
-            lse = z.logsumexp(-1)                                     # (C,)
-            total += ((lse - z.gather(1, t[:, None])[:, 0]) * real).sum()
-            if gh is None and gw is None: continue
-            p = z.sub_(lse[:, None]).exp_()                           # (C, V) the softmax, in the logits' memory
-            p.scatter_add_(1, t[:, None], -torch.ones_like(lse)[:, None])
-            p = p.mul_(real[:, None]).to(h.dtype)
-            if gh is not None: gh[s] = p @ wc
-            if gw is not None: gw.addmm_(p.T, h[s]) if gw.dtype == p.dtype else gw.add_(p.T @ h[s])
-        ctx.save_for_backward(gh, gw)
+    def forward(ctx, h, w, b, y, chunk, z_loss):
+        hc, wc, bc = h.to(_dtype(h)), w.to(_dtype(h)), None if b is None else b.to(_dtype(h))
+        gh, gw, gb = (torch.zeros_like(t) if want else None for t, want in zip((h, w, b), ctx.needs_input_grad))
+        total = h.new_zeros((), dtype=torch.promote_types(h.dtype, torch.float32))
+        with torch.autocast(h.device.type, enabled=False):
+            for s, z, t, real in _chunks(hc, wc, bc, y, chunk):
+                lse = z.logsumexp(-1)                                     # (C,)
+                total += ((lse - z.gather(1, t[:, None])[:, 0] + z_loss * lse.square()) * real).sum()
+                if gh is None and gw is None and gb is None: continue
+                p = z.sub_(lse[:, None]).exp_()                           # (C, V) the softmax, in the logits' memory
+                if z_loss: p.mul_(1 + 2 * z_loss * lse[:, None])
+                p.scatter_add_(1, t[:, None], -torch.ones_like(lse)[:, None])
+                p = p.mul_(real[:, None])
+                if gb is not None: gb += p.sum(0)
+                p = p.to(hc.dtype)
+                if gh is not None: gh[s] = times(p, wc.T)
+                if gw is None: continue
+                if gw.dtype == p.dtype and not p.is_cpu: gw.addmm_(p.T, hc[s])
+                else: gw += times(p.T, hc[s].T)
+        ctx.save_for_backward(gh, gw, gb)
         return total
 
     @staticmethod
     def backward(ctx, g):
-        gh, gw = ctx.saved_tensors
-        return gh * g if gh is not None else None, gw * g if gw is not None else None, None, None
+        return *(None if t is None else t * g for t in ctx.saved_tensors), None, None, None
 
 # %% ../../nbs/api/30_train.loss.ipynb #966a73e1
 def linear_cross_entropy(
@@ -51,11 +63,13 @@ def linear_cross_entropy(
     w, # the head's matrix (V, D)
     y, # targets (N,) or (B, T), `IGNORE` where there is none
     chunk:int=1024, # positions whose logits are held at once
+    bias=None, # the head's bias (V,), if it has one
+    z_loss:float=0., # weight of the squared log of the softmax's sum (PaLM, Chowdhery et al. 2022): 1e-4 keeps logits small
 ): # (sum of nats, number of targets), two scalar tensors; the first can be differentiated
     "Linear layer and cross-entropy in one, a chunk of positions at a time."
     h, y = h.reshape(-1, h.shape[-1]), y.reshape(-1)
     if len(h) != len(y): raise ValueError(f'expected one target a position, got {len(h)} positions and {len(y)} targets')
-    return _LinearCrossEntropy.apply(h, w, y, chunk), (y != IGNORE).sum()
+    return _LinearCrossEntropy.apply(h, w, bias, y, chunk, z_loss), (y != IGNORE).sum()
 
 # %% ../../nbs/api/30_train.loss.ipynb #3b3c0b42
 @torch.no_grad()
@@ -64,31 +78,34 @@ def token_nats(
     w, # the head's matrix (V, D)
     y, # targets (...), `IGNORE` where there is none
     chunk:int=1024, # positions whose logits are held at once
+    bias=None, # the head's bias (V,), if it has one
 ): # nats (...) in float32, 0 where there is no target
     "Negative log-likelihood of each target, in nats."
     flat, t = h.reshape(-1, h.shape[-1]), y.reshape(-1)
     out = torch.empty(len(flat), device=h.device)
-    for s, z, tc, real in _chunks(flat, w.to(h.dtype), t, chunk):
-        out[s] = (z.logsumexp(-1) - z.gather(1, tc[:, None])[:, 0]) * real
+    for s, z, tc, real in _chunks(flat, w.to(h.dtype), None if bias is None else bias.to(h.dtype), t, chunk):
+        out[s] = ((z.logsumexp(-1) - z.gather(1, tc[:, None])[:, 0]) * real).float()
     return out.view(y.shape)
 
 # %% ../../nbs/api/30_train.loss.ipynb #1aada773
 class LMLoss:
     "Mean nats per target token, from hidden states and the model's head."
     def __init__(self,
-        head, # the nn.Linear that turns (B, T, D) into logits; its weight is used, nothing else
+        head, # the nn.Linear that turns (B, T, D) into logits; its weight and its bias are used, nothing else
         chunk:int=1024, # positions whose logits are held at once
+        z_loss:float=0., # see `linear_cross_entropy`; in training only, so that a validation loss is one of nats
     ):
-        self.head, self.chunk, self.reduction = head, chunk, 'mean'
+        self.head, self.chunk, self.z_loss, self.reduction = head, chunk, z_loss, 'mean'
 
     def __call__(self, h, y): # (B, T, D), (B, T) -> scalar, or (B, T) with reduction 'none'
-        if self.reduction == 'none': return token_nats(h, self.head.weight, y, self.chunk)
-        total, n = linear_cross_entropy(h, self.head.weight, y, self.chunk)
+        w, b = self.head.weight, getattr(self.head, 'bias', None)
+        if self.reduction == 'none': return token_nats(h, w, y, self.chunk, b)
+        total, n = linear_cross_entropy(h, w, y, self.chunk, b, self.z_loss if torch.is_grad_enabled() else 0.)
         return total / n.clamp(min=1)
 
     def activation(self, h): return h
 
     @torch.no_grad()
     def decodes(self, h): # (B, T, D) -> (B, T) the most likely tokens
-        w = self.head.weight
-        return torch.stack([(row.to(w.dtype) @ w.T).argmax(-1) for row in h.to(w.device)]).cpu()
+        w, b = self.head.weight, getattr(self.head, 'bias', None)
+        return torch.stack([F.linear(row.to(w.dtype), w, b).argmax(-1) for row in h.to(w.device)]).cpu()

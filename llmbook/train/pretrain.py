@@ -20,7 +20,9 @@ from .loss import LMLoss
 from .optim import lm_opt
 from .precision import Precision
 from .steps import Accumulate, ClipGrad
-from .telemetry import Perplexity, Progress, Samples, SmoothLoss, Telemetry, TokenLoss
+from .metrics import Perplexity, SmoothLoss, TokenLoss
+from .progress import Progress
+from .telemetry import Samples, Telemetry
 
 # %% ../../nbs/api/37_train.pretrain.ipynb #df283443
 def lm_learner(
@@ -60,7 +62,7 @@ def lm_learner(
 def pretrain(
     data, # a prepared folder
     plan, # a `Plan`, or anything with config, bs, seq_len, steps, lr, seed and machine
-    out:str|Path, # history.csv, samples.json, checkpoints/
+    out:str|Path, # history.csv and .parquet, samples.json and .jsonl, checkpoints/
     evaluations:int=10, # validations, spread evenly over the run; fewer if the steps cannot be divided by it
     sample=None, # function (model, prompts) -> texts, called at evaluations
     prompts=('The', 'def'), # what samples begin with; no blank at the end, since blanks belong to the token after them
@@ -78,7 +80,7 @@ def pretrain(
     dls = lm_dls(data, plan.bs, plan.seq_len, steps=plan.steps // n, seed=plan.seed, device=device)
     asked = dict(config=config.to_dict(), bs=plan.bs, seq_len=plan.seq_len, lr=plan.lr, seed=plan.seed, data=fingerprint(manifest))
     cbs = L(cbs) + L(Checkpoint(out/'checkpoints', seconds=checkpoint_seconds, asked=asked))
-    if sample: cbs.append(Samples(sample, list(prompts)))
+    if sample: cbs.append(Samples(sample, list(prompts), path=out/'samples.jsonl'))
     learn = lm_learner(dls, config, lr=plan.lr, seed=plan.seed, label='pre-training', cbs=cbs, path=out, compile=compile,
         flops_per_token=flops_per_token(config, plan.seq_len), peak_flops=(plan.machine or {}).get('peak_flops'))
     learn.telemetry.csv_path = out/'history.csv'

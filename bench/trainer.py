@@ -1,0 +1,77 @@
+"""The Learner against `transformers` `Trainer`: the same architecture, weights, batches, optimiser and precision, in turns.
+
+Each side runs in a process of its own, so that its peak memory is its own. Needs `accelerate`, as `Trainer` does: pip install '.[bench]'
+"""
+import json, resource, statistics, subprocess, sys, time
+import torch
+
+STEPS, WARM, ROUNDS, BS, T = 24, 4, 3, 8, 256
+SHAPE = dict(vocab_size=4096, n_layer=6, d_model=384, n_head=6, n_kv_head=2, context=T)
+
+
+def batches():
+    g = torch.Generator().manual_seed(0)
+    return [torch.randint(4096, (BS, T + 1), generator=g) for _ in range(STEPS)]
+
+
+class Clock:
+    "Times each step, from the end of one to the end of the next."
+    def __init__(self): self.at = []
+    def tick(self): self.at.append(time.perf_counter())
+    def rate(self): return BS * T / statistics.median(b - a for a, b in zip(self.at[WARM:], self.at[WARM + 1:]))
+
+
+def ours(clock):
+    from fastai.callback.core import Callback
+    from fastai.data.core import DataLoaders
+    from llmbook.model.config import ModelConfig
+    from llmbook.train.pretrain import lm_learner
+    class Tick(Callback):
+        order = 90
+        def after_batch(self): clock.tick()
+    learn = lm_learner(DataLoaders([(w[:, :-1], w[:, 1:]) for w in batches()], []), ModelConfig(**SHAPE), muon=False, precision='fp32', cbs=Tick())
+    before = peak()
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    return before
+
+
+def theirs(clock):
+    from llmbook.core import import_transformers
+    from llmbook.model.config import ModelConfig
+    from llmbook.model.hub import hf_config
+    tf = import_transformers()
+    tf.utils.logging.set_verbosity_error()
+    class Tick(tf.TrainerCallback):
+        def on_step_end(self, *args, **kwargs): clock.tick()
+    model = tf.Qwen3ForCausalLM(tf.Qwen3Config(**hf_config(ModelConfig(**SHAPE)))).float()
+    args = tf.TrainingArguments('unused', per_device_train_batch_size=BS, max_steps=STEPS, optim='adamw_torch_fused', max_grad_norm=1., report_to=[],
+                                save_strategy='no', logging_steps=10, disable_tqdm=True, use_cpu=True, weight_decay=.1, learning_rate=3e-3)
+    rows = [dict(input_ids=r[:-1], labels=r[:-1]) for w in batches() for r in w] # shifted inside the model
+    trainer = tf.Trainer(model, args, train_dataset=rows, callbacks=[Tick()])
+    trainer.remove_callback(tf.trainer_callback.PrinterCallback)
+    before = peak()
+    trainer.train()
+    return before
+
+
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def child(side):
+    r = subprocess.run([sys.executable, __file__, side], capture_output=True, text=True)
+    if r.returncode: sys.exit(r.stderr[-2000:])
+    return json.loads(r.stdout.splitlines()[-1])
+
+
+if __name__ == '__main__':
+    if len(sys.argv) > 1:
+        clock = Clock()
+        before = dict(ours=ours, theirs=theirs)[sys.argv[1]](clock)
+        print(json.dumps(dict(rate=clock.rate(), peak=peak(), step=peak() - before)))
+    else:
+        rounds = [(child('ours'), child('theirs')) for _ in range(ROUNDS)]
+        for name, side in zip(('Learner', 'Trainer'), zip(*rounds)):
+            print(f"{name}: {statistics.median(r['rate'] for r in side):,.0f} tokens/s, "
+                  f"peak memory {max(r['peak'] for r in side) / 1e6:,.0f} MB, of which training {max(r['step'] for r in side) / 1e6:,.0f} MB")
+        print(f"trainer_memory: ratio {statistics.median(b['step'] / a['step'] for a, b in rounds):.2f} goal 1.0")
+        print(f"trainer: ratio {statistics.median(a['rate'] / b['rate'] for a, b in rounds):.2f} goal 1.3")
