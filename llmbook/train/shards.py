@@ -6,12 +6,13 @@
 __all__ = ['rank_tensors', 'save_shards', 'load_shards', 'check_shards', 'ShardedCheckpoint']
 
 # %% ../../nbs/api/36_train.shards.ipynb #c64790ca
-import json, os, shutil, time, warnings
+import json, os, shutil, signal, time
+from contextlib import contextmanager
 from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from ..core import UserError, read_json
-from .checkpoint import Checkpoint, _recorder_state as recorder_state, _set_recorder as set_recorder
+from .checkpoint import Checkpoint
 from .state import check_checkpoint, group_sizes, model_differences, model_tensors, optim_tensors, rng_state, set_rng_state
 from .tensorfiles import Rows, TensorFolder, collect_notes, leave_note, seal, write_part
 from .world import any_rank, from_first, mine, my_rows, rank, wait_for_all, world
@@ -117,56 +118,60 @@ def _load_rng(folder):
 # %% ../../nbs/api/36_train.shards.ipynb #c8b742a2
 class ShardedCheckpoint(Checkpoint):
     "`Checkpoint` for a Learner on several ranks; with one rank it is that."
+    grace, failed_at = 10., None # seconds that rank 0 waits for the others' parts once a fit has failed
     @property
     def name(self): return 'checkpoint'
+    @property
+    def rng_kind(self): return _rng(rank())
 
-    def before_fit(self):
-        if world() == 1: return super().before_fit()
-        self.late, self.saved_at, self.resumed = False, time.monotonic(), None
-        self.asked = json.loads(json.dumps(dict(self.asked, steps=self.n_epoch * len(self.dls.train)), default=str))
-        if (name := from_first(self._newest() if rank() == 0 else None)) is not None: self._resume(self.folder/name)
-        wait_for_all()
+    @contextmanager
+    def around_fit(self):
+        self.failed_at = None
+        with super().around_fit():
+            try: yield
+            except BaseException: self.failed_at = time.monotonic(); raise
+        if world() > 1: wait_for_all()
 
-    def _newest(self):
-        "The newest whole checkpoint's name; rank 0 alone tidies up."
-        for f in self.folder.glob('.step-*.tmp'): shutil.rmtree(f, ignore_errors=True)
-        for f in sorted(self.folder.glob('step-*'), reverse=True):
-            try: check_checkpoint(f); return f.name
-            except UserError as e:
-                warnings.warn(f'{e}; the checkpoint before it is used')
-                f.rename(f.with_name('damaged-' + f.name))
+    def _find(self):
+        if world() == 1: return super()._find()
+        def look():
+            try: return dict(found=(r := super(ShardedCheckpoint, self)._find()) and (r[0].name, r[1]))
+            except UserError as e: return dict(error=str(e))
+        said = from_first(look() if rank() == 0 else None)
+        if 'error' in said: raise UserError(said['error'])
+        return said['found'] and (self.folder/said['found'][0], said['found'][1])
 
-    def _resume(self, f):
-        if world() == 1: return super()._resume(f)
-        state = read_json(f/'state.json')
-        odd = [k for k in self.asked if state['asked'].get(k) != self.asked[k]]
-        if odd: raise UserError(f'{f} belongs to another run, which differs in {", ".join(odd)}: give another folder, or remove this one')
-        load_shards(f, self.model, self.opt, check=False)
-        self.learn.train_iter = self.resumed = state['step']
-        self.learn.first_epoch = state['step'] // len(self.dls.train)
-        for cb in self.learn.cbs:
-            if cb.name in state['callbacks']: cb.load_checkpoint_state(state['callbacks'][cb.name])
-        set_recorder(self.recorder, state['recorder'])
+    def _is_due(self):
+        if self.every or world() == 1: return super()._is_due()
+        return self.train_iter % 10 == 0 and from_first(super()._is_due())
+    def _free(self): return super()._free() if world() == 1 else True # all begin the same saves
+    def _told(self):
+        if world() == 1: return super()._told()
+        if self.learn.training and self.train_iter % 10 == 0 and any_rank(self.stop.got is not None): self.stop.got = self.stop.got or signal.SIGTERM; return True
+    def _room(self, kinds): return super()._room(kinds) if world() == 1 else True # a full disk is told by its note
 
-    def _due(self):
-        if self.every: return self.train_iter % self.every == 0
-        return self.train_iter % 10 == 0 and from_first(time.monotonic() - self.saved_at > self.seconds)
+    def held(self): return super().held() if world() == 1 else rank_tensors(self.model, self.opt)
+    def read(self, f, state, opt):
+        if world() == 1: super().read(f, state, opt)
+        else: load_shards(f, self.model, opt, rng=False, check=False)
 
-    def after_batch(self):
-        if world() == 1: return super().after_batch()
-        if not self.training or not self._due() or getattr(getattr(self.learn, 'accumulate', None), 'seen', 0): return
-        if self.train_iter % len(self.dls.train) == 0: self.late = True
-        else: self.save()
+    def write(self, step, kinds, state, best):
+        if world() == 1: return super().write(step, kinds, state, best)
+        path = self.kept.path(step)
+        tmp, first = path.with_name(f'.{path.name}.tmp'), rank() == 0
+        if not first: kinds = {k: v for k, v in kinds.items() if k != 'record'}
+        tmp.mkdir(parents=True, exist_ok=True)
+        try: leave_note(tmp, rank(), write_part(tmp, kinds, rank(), world()))
+        except (OSError, SafetensorError) as e: leave_note(tmp, rank(), dict(error=f'rank {rank()}: {e}')); raise
+        finally:
+            if first: self._seal(tmp, path, state, best)
 
-    def save(self):
-        if world() == 1: return super().save()
-        self.late = False
-        if hasattr(self.learn, 'telemetry'): self.learn.telemetry.flush()
-        cbs = {cb.name: cb.checkpoint_state() for cb in self.learn.cbs if hasattr(cb, 'checkpoint_state')}
-        state = dict(step=self.train_iter, asked=self.asked, callbacks=cbs, recorder=recorder_state(self.recorder))
+    def _seal(self, tmp, path, state, best):
+        gone = lambda: self.failed_at is not None and time.monotonic() - self.failed_at > self.grace
         try:
-            save_shards(self.folder/f'step-{self.train_iter:09d}', self.model, self.opt, state)
-            if rank() == 0:
-                for old in sorted(self.folder.glob('step-*'))[:-self.keep]: shutil.rmtree(old)
-        except OSError as e: warnings.warn(f'no checkpoint at step {self.train_iter} ({e}); training goes on')
-        self.saved_at = time.monotonic()
+            parts = collect_notes(tmp, world(), gone)
+            if path.exists(): self.kept.remove(path)
+            seal(tmp, path, dict(state=state), parts)
+        except BaseException: shutil.rmtree(tmp, ignore_errors=True); raise
+        self._keep(best)
+
