@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['shard', 'is_sharded', 'Distributed', 'parallel']
 
-# %% ../../nbs/api/36_train.parallel.ipynb #a896d8b7
+# %% ../../nbs/api/36_train.parallel.ipynb #c37bb7fa
 from functools import partial
 from inspect import signature
 import torch
@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fastai.callback.core import Callback
 from fastcore.basics import noop, patch
 from ..core import UserError
+from .checkpoint import Checkpoint
 from .optim import LMOptim, lm_opt
 from .precision import best_precision
 from .steps import n_targets
@@ -119,7 +120,7 @@ def _wrapped(self:Distributed):
     ddp.register_forward_pre_hook(last_slice)
     return ddp
 
-# %% ../../nbs/api/36_train.parallel.ipynb #0f589cca
+# %% ../../nbs/api/36_train.parallel.ipynb #b6b3400c
 def parallel(
     learn, # a Learner, the same on every rank, with this rank's loaders
     kind:str='ddp', # 'ddp': a whole model on each rank; 'fsdp': a part
@@ -129,6 +130,7 @@ def parallel(
     "Let a Learner train together with those of the other ranks."
     if kind not in ('ddp', 'fsdp'): raise UserError(f"expected kind 'ddp' or 'fsdp', got {kind!r}")
     if world() == 1: return learn
+    if any(type(cb) is Checkpoint for cb in learn.cbs): raise UserError('expected a `ShardedCheckpoint` for a Learner on several ranks, got a `Checkpoint`')
     device = getattr(learn.dls, 'device', None) or join()
     learn.model.to(device)
     if kind == 'fsdp':
