@@ -7,6 +7,8 @@ from fastai.data.core import DataLoaders
 from torch.utils._python_dispatch import TorchDispatchMode
 from llmbook.core import UserError
 from llmbook.model.config import ModelConfig
+from test_train import grammar_data
+from llmbook.model.budget import Plan
 from llmbook.train.launch import RankFailed, launch
 from llmbook.train.loss import IGNORE
 from llmbook.train.parallel import is_sharded, parallel
@@ -123,6 +125,20 @@ def no_room(path):
     except OSError as e: return str(e), sorted(f.name for f in path.parent.iterdir())
 
 
+def from_a_plan(data, out, kind):
+    "A run in a folder as the command makes it, with samples; the model that was written, and the history."
+    from llmbook import cli
+    from llmbook.data.tokenize import load_tokenizer
+    from llmbook.generate import generate
+    from llmbook.train.pretrain import pretrain
+    plan = Plan(1., 5, {}, 'tiny', ModelConfig(**CONFIG | dict(vocab_size=260)).to_dict(), 8, T, 12, 12 * 8 * T, 1e-2)
+    learn = pretrain(data, plan, out, sample=lambda m, ps: generate(m, load_tokenizer(data), list(ps), 8), checkpoint_seconds=.01, parallel=kind)
+    cli._planned = lambda *args: plan
+    cli.llmbook_pretrain(str(data), out=str(out), resume=True, parallel=kind)
+    return dict(weights={k: whole(p.detach()).clone() for k, p in learn.model.named_parameters()}, values=[list(v) for v in learn.recorder.values],
+                samples=learn.samples.rows, rows=learn.telemetry.rows)
+
+
 def everything(folder):
     "All that two ranks have to show, in one start of processes."
     res = {}
@@ -139,6 +155,7 @@ def everything(folder):
     for kind in ('ddp', 'fsdp'):
         res[f'{kind} resumed'] = stopped_and_resumed(kind, folder)
         res[f'{kind} from one'] = opened(kind, folder/'by-one', folder/f'by-two-{kind}')
+        res[f'{kind} planned'] = from_a_plan(folder/'data', folder/f'run-{kind}', kind)
     res['no room'] = no_room(folder/'full'/'c')
     return res
 
@@ -154,6 +171,7 @@ REFERENCES = {}
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp('shards')
+    (path/'data').mkdir(); grammar_data(path/'data')
     learn, _ = trained()
     save_checkpoint(path/'by-one', learn.model, learn.opt, dict(step=STEPS))
     return path
@@ -198,6 +216,21 @@ def test_a_full_disk_of_one_rank_is_known_to_all(two):
     said, left = two['no room']
     assert 'No space left' in said or 'another rank' in said
     assert left == [], 'nothing half written remains'
+
+
+@pytest.mark.parametrize('kind', ['ddp', 'fsdp'])
+def test_pretrain_and_its_command_on_two_ranks(two, folder, kind):
+    from llmbook.model.hub import load_pretrained
+    got, out = two[f'{kind} planned'], folder/f'run-{kind}'
+    want = from_a_plan(folder/'data', folder/f'alone-{kind}', None)
+    assert np.allclose(got['values'], want['values'], rtol=1e-3)
+    assert [r['tokens'] for r in got['rows']] == [r['tokens'] for r in want['rows']], 'tokens of all ranks are counted'
+    assert [(r['step'], len(r['text']) > 0) for r in got['samples']] == [(r['step'], len(r['text']) > 0) for r in want['samples']]
+    exported = dict(load_pretrained(out/'model')[0].named_parameters())
+    for k, w in want['weights'].items():
+        assert torch.allclose(got['weights'][k], w, atol=5e-3), k
+        assert torch.equal(exported[k], got['weights'][k]), k
+    assert {f.name for f in out.iterdir()} == {f.name for f in (folder/f'alone-{kind}').iterdir()}, 'the files of one run, written once'
 
 
 SCRIPT = """
