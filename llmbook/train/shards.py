@@ -147,7 +147,7 @@ class ShardedCheckpoint(Checkpoint):
     def _free(self): return super()._free() if world() == 1 else True # all begin the same saves
     def _told(self):
         if world() == 1: return super()._told()
-        if self.learn.training and self.train_iter % 10 == 0 and any_rank(self.stop.got is not None): self.stop.got = self.stop.got or signal.SIGTERM; return True
+        if self.learn.training and self.train_iter % 10 == 0 and any_rank(self.wish.got is not None): self.wish.got = self.wish.got or signal.SIGTERM; return True
     def _room(self, kinds): return super()._room(kinds) if world() == 1 else True # a full disk is told by its note
 
     def held(self): return super().held() if world() == 1 else rank_tensors(self.model, self.opt)
