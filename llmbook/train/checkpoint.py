@@ -52,7 +52,7 @@ class Checkpoint(Callback):
     def __init__(self,
         path:str|Path, # folder of checkpoints
         seconds:float=30., # of training that a kill may cost
-        every:int|None=None, # steps between saves, instead of seconds; a kill costs these, and those made while one was being written
+        every:int|None=None, # steps between saves, instead of seconds; one is on the disk before the next begins, so a kill costs at most twice as many
         keep:int=2, # how many of the last to keep
         best:bool=True, # keep the one with the lowest validation loss besides
         resume=True, # True: go on if there is a checkpoint; 'must': refuse an empty folder; False: refuse one that holds any
@@ -70,12 +70,12 @@ class Checkpoint(Callback):
     def around_fit(self):
         self.active = not any(hasattr(self.learn, k) for k in ('lr_finder', 'gather_preds'))
         if not self.active: yield; return
-        with StopSignals(self.signals) as self.stop:
+        with StopSignals(self.signals) as self.wish:
             try: yield
             finally:
                 self.active = False
                 self.wait()
-        self.stop.end()
+        self.wish.end()
 
     def before_fit(self):
         if not self.active: return
@@ -167,7 +167,7 @@ def _is_due(self:Checkpoint):
 @patch
 def _free(self:Checkpoint): return self.every or not self.background.busy
 @patch
-def _told(self:Checkpoint): return self.stop.got
+def _told(self:Checkpoint): return self.wish.got
 
 @patch
 def epoch_done(self:Checkpoint):
@@ -180,7 +180,7 @@ def epoch_done(self:Checkpoint):
 
 @patch
 def after_cancel_fit(self:Checkpoint):
-    if self.active and self.stop.got is None: self.learn.fits[self._key] = (self.number, self.base, self.facts, self.train_iter)
+    if self.active and self.wish.got is None: self.learn.fits[self._key] = (self.number, self.base, self.facts, self.train_iter)
 
 @patch
 def _ended(self:Checkpoint): self.learn.fits[self._key] = (self.number + 1, self.base + self.train_iter, None, 0)
@@ -199,7 +199,7 @@ def _valid_loss(self:Checkpoint):
 def _stop(self:Checkpoint):
     "Save, say so, end the fit."
     self.save()
-    print(f'{self.stop.got.name}: stopped after step {self.train_iter}; the same call goes on from the checkpoints in {self.kept.folder}', flush=True)
+    print(f'{self.wish.got.name}: stopped after step {self.train_iter}; the same call goes on from the checkpoints in {self.kept.folder}', flush=True)
     raise CancelFitException
 
 # %% ../../nbs/api/35_train.checkpoint.ipynb #040eefdb

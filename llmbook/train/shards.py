@@ -168,7 +168,7 @@ class ShardedCheckpoint(Checkpoint):
         super().save()
         wait_for_all()
 
-# %% ../../nbs/api/36_train.shards.ipynb #453c419b
+# %% ../../nbs/api/36_train.shards.ipynb #cee607c7
 @patch
 def _find(self:ShardedCheckpoint):
     "Rank 0 tidies up and chooses."
@@ -189,9 +189,9 @@ def _free(self:ShardedCheckpoint): return bool(self.every) or not any_rank(self.
 
 @patch
 def _told(self:ShardedCheckpoint):
-    if world() > 1 and (self.train_iter % self.look or not any_rank(self.stop.got is not None)): return None
-    if world() > 1 and self.stop.got is None: self.stop.got = signal.SIGTERM # another rank was told
-    return self.stop.got
+    if world() > 1 and (self.train_iter % self.look or not any_rank(self.wish.got is not None)): return None
+    if world() > 1 and self.wish.got is None: self.wish.got = signal.SIGTERM # another rank was told
+    return self.wish.got
 
 @patch
 def _room(self:ShardedCheckpoint, kinds): return not any_rank(not super(ShardedCheckpoint, self)._room(kinds))
