@@ -50,6 +50,14 @@ class EndAfter(Callback):
         if self.train_iter == self.n: raise CancelFitException
 
 
+class Told(Callback):
+    "SIGTERM to one rank; the ranks agree on it at step 5."
+    order, run_valid = 5, False
+    def before_fit(self): self.learn.checkpoint.look = 5
+    def after_batch(self):
+        if self.train_iter == 4 and rank() == 1: os.kill(os.getpid(), signal.SIGTERM)
+
+
 class Poison(Callback):
     "One rank's gradient is no number in one step."
     order = 7
@@ -98,6 +106,11 @@ def stopped_and_resumed(kind, folder):
         with learn.no_bar(), learn.no_logging(): learn.fit(1)
         return {k: mine(p.detach()).clone() for k, p in learn.model.named_parameters()}, learn
     whole_run, _ = weights(folder/f'{kind}-whole')
+    try: weights(folder/f'{kind}-told', more=[Told()])
+    except SystemExit as e: code = e.code
+    told, learn = weights(folder/f'{kind}-told')
+    assert code == 143 and learn.checkpoint.resumed == 5, 'both ranks stop at the next agreement after rank 1 was told, and save'
+    assert all(torch.equal(whole_run[k], w) for k, w in told.items())
     weights(folder/f'{kind}-cut', more=[EndAfter(4)])
     resumed, learn = weights(folder/f'{kind}-cut')
     assert learn.checkpoint.resumed == 3 and len(learn.record.seen) == 3
