@@ -13,6 +13,7 @@ from llmbook.train.launch import RankFailed, launch
 from llmbook.train.loss import IGNORE
 from llmbook.train.parallel import is_sharded, parallel
 from llmbook.train import shards
+from llmbook.train.micro import MicroBatches
 from llmbook.train.pretrain import lm_learner
 from llmbook.train.shards import ShardedCheckpoint, load_shards, save_shards
 from llmbook.train.state import save_checkpoint
@@ -67,7 +68,7 @@ class Poison(Callback):
 
 def learner(kind=None, tied=True, cbs=(), steps=STEPS, **kwargs):
     dls = DataLoaders(Rows(steps, 8, 1), Rows(3, 8, 2), device='cpu')
-    learn = lm_learner(dls, ModelConfig(**CONFIG, tie_embeddings=tied), lr=1e-2, seed=3, precision='fp32', chunk=20, cbs=[Record(), *cbs], **kwargs)
+    learn = lm_learner(dls, ModelConfig(**CONFIG, tie_embeddings=tied), lr=1e-2, seed=3, precision=kwargs.pop('precision', 'fp32'), chunk=20, cbs=[Record(), *cbs], **kwargs)
     return parallel(learn, kind) if kind else learn
 
 
@@ -81,12 +82,15 @@ def trained(*args, **kwargs):
 
 ARMS = {f'{kind}-{"muon" if muon else "adamw"}-{n}': (kind, dict(muon=muon, accumulate=n)) for kind in ('ddp', 'fsdp') for muon in (True, False) for n in (1, 2)}
 ARMS |= {f'{kind}-untied': (kind, dict(tied=False)) for kind in ('ddp', 'fsdp')}
+ARMS |= {f'{kind}-bf16': (kind, dict(precision='bf16')) for kind in ('ddp', 'fsdp')}
+ARMS |= {f'{kind}-sliced': (kind, dict(slices=2, accumulate=n)) for kind, n in (('ddp', 2), ('fsdp', 1))}
 ARMS |= {f'{kind}-poisoned': (kind, dict(poison=True)) for kind in ('ddp', 'fsdp')}
 
 
 def arm(kind, kwargs):
     kwargs = dict(kwargs)
-    return trained(kind, cbs=[Poison()] if kwargs.pop('poison', False) else [], **kwargs)
+    cbs = ([Poison()] if kwargs.pop('poison', False) else []) + ([MicroBatches(n)] if (n := kwargs.pop('slices', None)) else [])
+    return trained(kind, cbs=cbs, **kwargs)
 
 
 class Largest(TorchDispatchMode):
@@ -197,11 +201,12 @@ def two(folder): return launch(everything, 2, folder, device='cpu')
 @pytest.mark.parametrize('name', ARMS)
 def test_two_ranks_equal_one_with_the_whole_batch(two, name):
     got, want = two[name], reference(name)
-    assert np.allclose(got['losses'], want['losses'], atol=2e-4), (got['losses'], want['losses'])
-    assert np.allclose(got['norms'], want['norms'], rtol=2e-3, equal_nan=True), (got['norms'], want['norms'])
-    assert np.allclose(got['valid'], want['valid'], rtol=1e-4), 'validation loss and perplexity are those of all rows'
+    loose = 20 if 'bf16' in name else 1 # numbers of eight bits, added in another order
+    assert np.allclose(got['losses'], want['losses'], atol=2e-4 * loose), (got['losses'], want['losses'])
+    assert np.allclose(got['norms'], want['norms'], rtol=2e-3 * loose, equal_nan=True), (got['norms'], want['norms'])
+    assert np.allclose(got['valid'], want['valid'], rtol=1e-4 * loose), 'validation loss and perplexity are those of all rows'
     assert got['skipped'] == want['skipped'] == ('poisoned' in name)
-    for k, w in want['weights'].items(): assert torch.allclose(got['weights'][k], w, atol=2e-3), k
+    for k, w in want['weights'].items(): assert torch.allclose(got['weights'][k], w, atol=2e-3 * loose), k
     assert got['same'], 'ranks differ'
     assert got['model'] in ('Transformer', 'FSDPTransformer'), 'the engine is around the model only while it runs'
 

@@ -147,7 +147,7 @@ def _wrapped(self:Distributed):
     ddp.register_forward_pre_hook(last_slice)
     return ddp
 
-# %% ../../nbs/api/36_train.parallel.ipynb #a2d56123
+# %% ../../nbs/api/36_train.parallel.ipynb #0a77528a
 def parallel(
     learn, # a Learner, the same on every rank, with this rank's loaders
     kind:str='ddp', # 'ddp': a whole model on each rank; 'fsdp': a part
@@ -171,11 +171,11 @@ def parallel(
     return learn.add_cb(Distributed(**kwargs))
 
 def _dtype(learn, device):
-    "What blocks are collected in: bfloat16 on a GPU that computes in it."
+    "What blocks are collected in: bfloat16 where it is computed in."
     asked = getattr(getattr(learn, 'precision', None), 'precision', 'fp32')
     used = best_precision(device) if asked == 'auto' else asked
     if used == 'fp16': raise UserError("expected bf16 or fp32 with fsdp, got fp16: its scale would have to be agreed on; use kind='ddp' or another precision")
-    return torch.bfloat16 if used in ('bf16', 'fp8') and device.type == 'cuda' else None
+    return torch.bfloat16 if used in ('bf16', 'fp8') else None
 
 def _quiet(learn):
     "A rank that neither prints nor writes."
