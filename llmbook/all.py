@@ -25,7 +25,7 @@ __all__ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'huma
            'bootstrap', 'paired_difference', 'plot_rows', 'row', 'rows_text', 'wilson', 'compressor_rows',
            'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows', 'toxicity_scorer', 'identity_swap',
            'write_report', 'compare_runs', 'headline', 'read_run', 'model_card', 'browse', 'tune_filter', 'Settings',
-           'journey']
+           'journey', 'FAMILIES', 'load_model', 'as_lm', 'MicroBatches', 'SpikeGuard', 'launch']
 
 # %% ../nbs/api/90_all.ipynb #3b60e48f
 from pathlib import Path
@@ -61,14 +61,18 @@ from .data.pictures import funnel_picture
 from .data.card import save_card, show_card
 from .data.explore import show_documents, threshold_table
 from .data.pipeline import prepare
-from .model.config import SIZES, ModelConfig, get_config
+from .model.config import FAMILIES, SIZES, ModelConfig, get_config
 from .model.transformer import Transformer
-from .model.hub import load_pretrained, save_pretrained
+from .model.hub import load_model, load_pretrained, save_pretrained
+from .model.wrap import as_lm
 from .model.budget import Plan, count_params, flops_per_token, measure_machine, memory_estimate, plan
 from .train.loss import LMLoss, linear_cross_entropy, token_nats
 from .train.optim import LMOptim, MuonAdamW, lm_opt, wsd
 from .train.precision import Precision, best_precision
 from .train.steps import Accumulate, ClipGrad
+from .train.micro import MicroBatches
+from .train.guards import SpikeGuard
+from .train.launch import launch
 from .train.history import read_history, write_history
 from .train.metrics import Perplexity, SmoothLoss, TokenLoss
 from .train.progress import Progress
@@ -109,4 +113,5 @@ _all_ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'human_
          'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune', 'finetune_learner', 'layer_groups', 'bootstrap',
          'paired_difference', 'plot_rows', 'row', 'rows_text', 'wilson', 'compressor_rows', 'evaluate_text', 'bleu', 'chrf', 'rouge',
          'toxicity_rows', 'toxicity_scorer', 'identity_swap', 'write_report', 'compare_runs', 'headline', 'read_run', 'model_card',
-         'browse', 'tune_filter', 'Settings', 'journey']
+         'browse', 'tune_filter', 'Settings', 'journey',
+         'FAMILIES', 'load_model', 'as_lm', 'MicroBatches', 'SpikeGuard', 'launch']

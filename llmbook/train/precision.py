@@ -99,10 +99,12 @@ def _matmul(self:Precision, how):
 
 @patch
 def before_backward(self:Precision):
+    "Scale the loss, so that small gradients do not vanish in 16 bits."
     if self.scaler: self.learn.loss_grad = self.scaler.scale(self.loss_grad)
 
 @patch
 def before_step(self:Precision):
+    "Put gradients back to their size; leave the step out if one overflowed."
     if not self.scaler: return
     self.finite = False
     self.scaler.unscale_(self); self.scaler.step(self)     # calls `step` above if no gradient overflowed
@@ -114,10 +116,14 @@ def before_step(self:Precision):
 
 @patch
 def after_step(self:Precision):
+    "Let the scale follow."
     if self.unscaled: self.scaler.update(); self.unscaled = False
 
 @patch
-def checkpoint_state(self:Precision): return dict(scaler=self.scaler.state_dict() if self.scaler else None, skipped=self.skipped)
+def checkpoint_state(self:Precision):
+    "What a resumed run needs."
+    return dict(scaler=self.scaler.state_dict() if self.scaler else None, skipped=self.skipped)
 @patch
 def load_checkpoint_state(self:Precision, s):
+    "Go on with what `checkpoint_state` gave."
     if self.scaler and s.get('scaler'): self.scaler.load_state_dict(s['scaler']); self.skipped = s['skipped']

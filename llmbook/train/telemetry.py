@@ -171,7 +171,9 @@ def _row(self:Telemetry, step, **values):
 
 # %% ../../nbs/api/34_train.telemetry.ipynb #8c19c88e
 @patch(as_prop=True)
-def wall(self:Telemetry): return time.perf_counter() - self.wall0 # seconds since the fit began, those before a resume included
+def wall(self:Telemetry):
+    "Seconds since the fit began, those before a resume included."
+    return time.perf_counter() - self.wall0
 
 @patch
 @contextmanager
@@ -194,9 +196,12 @@ def _lose(self:Telemetry, marks):
     return sum(s for _, s in spent)
 
 @patch
-def before_validate(self:Telemetry): self.valid_start = self.clock.mark() if self.clock else None
+def before_validate(self:Telemetry):
+    "Note when the validation begins."
+    self.valid_start = self.clock.mark() if self.clock else None
 @patch
 def after_validate(self:Telemetry):
+    "Write a row of the validation."
     v = self.recorder.loss.value
     if not self.fitting or v is None: return
     v = float(v) # waits for the device
@@ -206,6 +211,7 @@ def after_validate(self:Telemetry):
 
 @patch
 def after_fit(self:Telemetry):
+    "Settle what is pending, and save."
     if not self.fitting: return
     self.flush(); self.fitting = self.inside = False
     self.save(parquet=True)
@@ -224,6 +230,7 @@ def save(self:Telemetry,
 
 @patch
 def checkpoint_state(self:Telemetry):
+    "What a resumed run needs."
     self.flush()
     if self.inside: # what the open interval took so far
         now = self.clock.mark()
@@ -236,6 +243,7 @@ def checkpoint_state(self:Telemetry):
 
 @patch
 def load_checkpoint_state(self:Telemetry, s):
+    "Go on with what `checkpoint_state` gave."
     for k in _STATE: setattr(self, k, s[k])
     self.train_rows.load(s['train']); self.valid_rows.load(s['valid'])
     self.lost, self.norm, self.late, self.aside_marks, self.seen = dict(s['lost']), s['norm'], [], [], None
