@@ -25,7 +25,9 @@ from .journey import Settings, journey, logits_gap, overlap_rows
 from .model.budget import Plan, plan
 from .model.hub import load_pretrained, save_pretrained
 from .runs import compare_runs, comparison_table, headline, number
+from .train.parallel import whole_model
 from .train.pretrain import pretrain
+from .train.world import from_first, join, rank
 from .tune.finetune import answers, finetune
 from .tune.tasks import get_task
 
@@ -126,13 +128,16 @@ def llmbook_pretrain(
     minutes:float=5., # of training
     seed:int=42, # of weights and order
     resume:bool=False, # go on from the newest checkpoint in `out`; without it, a folder that holds one is refused
+    parallel:str=None, # ddp or fsdp, under torchrun --no-python llmbook-pretrain ...; none: ddp there
 ):
     "Pre-train on prepared data; stopped and called again, it goes on."
     RunFolder(out)
     if not resume and any(Path(out, 'checkpoints').glob('step-*')):
         raise UserError(f'{out} holds checkpoints: add --resume to go on from the newest, or give another --out')
-    learn = pretrain(data, _planned(data, size, Path(out), minutes, seed), out)
-    print(f"model: {save_pretrained(learn.model, load_tokenizer(data), Path(out)/'model')}")
+    join() # under torchrun: rank 0 plans for all
+    learn = pretrain(data, Plan.from_dict(from_first(_planned(data, size, Path(out), minutes, seed).to_dict() if rank() == 0 else None)), out, parallel=parallel)
+    model = whole_model(learn.model)
+    if rank() == 0: print(f"model: {save_pretrained(model, load_tokenizer(data), Path(out)/'model')}")
 
 def _planned(data, size, out, minutes, seed):
     "The plan in `out`, or a new one: for the time, or for a size."

@@ -11,8 +11,8 @@ from llmbook.data.pack import ShardWriter, write_manifest
 from llmbook.data.tokenize import save_tokenizer, tokenizer_fingerprint, train_tokenizer
 from llmbook.model.config import ModelConfig
 from llmbook.tiny import Grammar
-from llmbook.train import checkpoint
-from llmbook.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from llmbook.train import tensorfiles
+from llmbook.train.checkpoint import Checkpoint, check_checkpoint, load_checkpoint, save_checkpoint
 from llmbook.train.loss import IGNORE, linear_cross_entropy, token_nats
 from llmbook.train.optim import LMOptim, lm_opt
 from llmbook.train.pretrain import lm_learner
@@ -117,57 +117,28 @@ def test_accumulation_equals_the_big_batch(data):
     assert all(torch.allclose(a, b, atol=2e-5) for a, b in zip(*(m.parameters() for m in res)))
 
 
-CHILD = '''
-import os, signal, sys; sys.path.insert(0, {here!r})
-from fastai.callback.core import Callback
-from llmbook.train import checkpoint
-from test_train import learner
-saves, real = [], checkpoint.save_file
-def save_file(tensors, path): # dies in the middle of a save
-    saves.append(path); real(tensors, path)
-    if len(saves) == {at_save}: os.kill(os.getpid(), signal.SIGKILL)
-checkpoint.save_file = save_file
-class Kill(Callback):
-    order = 90
-    def after_batch(self):
-        if self.training and self.train_iter == {at_step}: os.kill(os.getpid(), signal.SIGKILL)
-learn = learner({path!r}, steps=10, cbs=[checkpoint.Checkpoint({out!r}, every=3), Kill()])
-learn.fit_wsd(4)
-print('finished at', learn.train_iter, 'from', learn.checkpoint.resumed, flush=True)
-'''
-
-
-def child(data, out, at_step=-1, at_save=-1):
-    "A training process of its own that kills itself at a step or within a save."
-    code = CHILD.format(here=str(HERE), path=str(data[0]), out=str(out), at_step=at_step, at_save=at_save)
-    return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=300)
-
-
-def test_killed_and_resumed_is_the_same_run(data, tmp_path):
-    "kill -9 of a real process, between steps, twice at the same step and within saves: the weights of the run never stopped."
-    assert 'finished at 40 from None' in child(data, tmp_path/'whole').stdout
-    for moment in (dict(at_step=8), dict(at_save=2), dict(at_step=20), dict(at_step=20), dict(at_save=4), dict(at_step=39)):
-        assert child(data, tmp_path/'cut', **moment).returncode == -signal.SIGKILL, moment
-    last = child(data, tmp_path/'cut')
-    assert 'finished at 40 from 39' in last.stdout, last.stderr
-    a, b = (load_file(tmp_path/k/'step-000000040'/'model.safetensors') for k in ('whole', 'cut'))
-    assert all(torch.equal(a[k], b[k]) for k in a)
-
-
 @pytest.mark.parametrize('error', [OSError(errno.ENOSPC, 'No space left on device'), SafetensorError('No space left on device')], ids=['python', 'rust'])
 def test_full_disk_is_a_warning_and_nothing_is_damaged(data, tmp_path, monkeypatch, error):
     learn = learner(data[0], steps=12, cbs=Checkpoint(tmp_path, every=4))
-    real, calls = checkpoint.save_file, []
-    def full(tensors, path):
+    real, calls = tensorfiles.write_safetensors, []
+    def full(path, tensors):
         calls.append(path)
-        if len(calls) > 3: raise error
-        real(tensors, path)
-    monkeypatch.setattr(checkpoint, 'save_file', full)
+        if len(calls) == 6: raise error # the second file of the second save
+        return real(path, tensors)
+    monkeypatch.setattr(tensorfiles, 'write_safetensors', full)
     with learn.no_bar(), learn.no_logging(), warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter('always'); learn.fit_wsd(1)
-    assert any('No space left' in str(w.message) for w in seen) and learn.train_iter == 12
-    assert [f.name for f in tmp_path.iterdir()] == ['step-000000004']
-    checkpoint.check_checkpoint(tmp_path/'step-000000004')
+    assert [str(w.message).split(' (')[0] for w in seen if 'No space left' in str(w.message)] == ['no checkpoint at step 8']
+    assert learn.train_iter == 12 and sorted(f.name for f in tmp_path.glob('*step*')) == ['step-000000004', 'step-000000012'] # tried again; no temporary folder
+    for f in tmp_path.glob('step-*'): check_checkpoint(f)
+
+
+def test_too_little_space_is_known_before_a_save(data, tmp_path, monkeypatch):
+    from types import SimpleNamespace
+    learn = learner(data[0], steps=12, cbs=Checkpoint(tmp_path, every=4))
+    monkeypatch.setattr('shutil.disk_usage', lambda p: SimpleNamespace(free=100_000))
+    with learn.no_bar(), learn.no_logging(), pytest.warns(UserWarning, match='no checkpoint at step 8 .*of free disk'): learn.fit_wsd(1)
+    assert not list(tmp_path.iterdir()) and learn.train_iter == 12
 
 
 @pytest.mark.parametrize('harm', ['missing', 'truncated', 'flipped', 'no state'])
@@ -185,7 +156,7 @@ def test_damaged_checkpoints_are_named(data, tmp_path, harm):
 def test_no_pickle_is_read():
     "Neither checkpoints nor exported models are opened with pickle."
     import llmbook
-    for name in ('train/checkpoint.py', 'model/hub.py'):
+    for name in ('train/checkpoint.py', 'train/state.py', 'train/tensorfiles.py', 'model/hub.py'):
         text = (Path(llmbook.__file__).parent/name).read_text()
         assert 'torch.load' not in text and 'pickle.' not in text
 

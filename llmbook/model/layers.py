@@ -44,7 +44,7 @@ class RMSNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(dim)), eps
 
     def forward(self, x:Tensor) -> Tensor: # (..., dim) -> the same shape and dtype
-        by_hand = x.is_cpu and x.dtype == torch.float32 and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        by_hand = x.is_cpu and x.dtype == self.weight.dtype == torch.float32 and torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if by_hand: return _Rms.apply(x, self.weight, self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 

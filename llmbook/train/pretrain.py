@@ -15,11 +15,14 @@ from ..data.pack import read_manifest
 from ..model.budget import flops_per_token
 from ..model.config import ModelConfig
 from ..model.transformer import Transformer
-from .checkpoint import Checkpoint, LMLearner
+from .learner import LMLearner
 from .loss import LMLoss
 from .optim import lm_opt
+from .parallel import parallel as on_ranks
 from .precision import Precision
+from .shards import ShardedCheckpoint
 from .steps import Accumulate, ClipGrad
+from .world import join, rank, world
 from .metrics import Perplexity, SmoothLoss, TokenLoss
 from .progress import Progress
 from .telemetry import Samples, Telemetry
@@ -69,6 +72,7 @@ def pretrain(
     checkpoint_seconds:float=30., # time between checkpoints
     compile:bool=False, # torch.compile the model: pays in long runs, costs a minute or more at the start
     device=None, # None takes the best there is
+    parallel:str|None=None, # 'ddp' or 'fsdp', where `torchrun` or `launch` has started several processes; None: ddp there
     cbs=None, # more callbacks
 ): # the Learner, trained
     "Pre-train as planned, or go on where an earlier call was stopped."
@@ -77,13 +81,15 @@ def pretrain(
     if config.vocab_size != manifest['vocab_size']: raise UserError(
         f"expected a plan for a vocabulary of {manifest['vocab_size']}, got one for {config.vocab_size}: it was made for other data")
     n = next(k for k in range(min(evaluations, plan.steps), 0, -1) if plan.steps % k == 0) # epochs of equal length
-    dls = lm_dls(data, plan.bs, plan.seq_len, steps=plan.steps // n, seed=plan.seed, device=device)
+    device = join(device)
+    if plan.bs % world(): raise UserError(f'expected a batch that {world()} ranks can share, got {plan.bs} rows: plan another, or start another number of ranks')
+    dls = lm_dls(data, plan.bs // world(), plan.seq_len, steps=plan.steps // n, seed=plan.seed, device=device, rank=rank(), world=world())
     asked = dict(config=config.to_dict(), bs=plan.bs, seq_len=plan.seq_len, lr=plan.lr, seed=plan.seed, data=fingerprint(manifest))
-    cbs = L(cbs) + L(Checkpoint(out/'checkpoints', seconds=checkpoint_seconds, asked=asked))
+    cbs = L(cbs) + L(ShardedCheckpoint(out/'checkpoints', seconds=checkpoint_seconds, asked=asked))
     if sample: cbs.append(Samples(sample, list(prompts), path=out/'samples.jsonl'))
     learn = lm_learner(dls, config, lr=plan.lr, seed=plan.seed, label='pre-training', cbs=cbs, path=out, compile=compile,
         flops_per_token=flops_per_token(config, plan.seq_len), peak_flops=(plan.machine or {}).get('peak_flops'))
     learn.telemetry.csv_path = out/'history.csv'
-    learn.fit_wsd(n)
-    if sample: write_json(out/'samples.json', learn.samples.rows)
+    on_ranks(learn, parallel or 'ddp').fit_wsd(n)
+    if sample and rank() == 0: write_json(out/'samples.json', learn.samples.rows)
     return learn

@@ -91,7 +91,7 @@ class Telemetry(Callback):
         "No rows yet."
         self.train_rows, self.valid_rows = Thinned(self.most), Thinned(self.most, lambda a, b: b)
         self.tokens, self.seconds, self.bad, self.last, self.lost = 0, 0., 0, {}, dict.fromkeys(KINDS, 0.)
-        self.losses, self.counts, self.since, self.carry, self.late, self.aside_marks, self.norm, self.seen = [], [], 0, 0., [], [], None, None
+        self.losses, self.counts, self.since, self.carry, self.late, self.aside_marks, self.last_norm, self.seen = [], [], 0, 0., [], [], None, None
 
     @property
     def rows(self): # of training and validation, by step
@@ -131,9 +131,9 @@ def close(self:Telemetry):
     "End an interval: its sums set out for the processor."
     if not self.losses: return
     norm, skipped = self._guards()
-    if norm is not None: self.norm = norm
+    if norm is not None: self.last_norm = norm
     sums = interval_sums(self.losses, self.counts, self.since, self.reduce)
-    extra = [torch.as_tensor(math.nan if v is None else v, dtype=sums.dtype).to(sums.device, non_blocking=True).reshape(()) for v in (self.norm, skipped)]
+    extra = [torch.as_tensor(math.nan if v is None else v, dtype=sums.dtype).to(sums.device, non_blocking=True).reshape(()) for v in (self.last_norm, skipped)]
     if self.clock.cuda: self._look()
     sent, end = self.clock.send(torch.stack([*sums, *extra])), self.clock.mark()
     self.late.append(dict(sent=sent, start=self.start, end=end, carry=self.carry, aside=self.aside_marks, step=self.train_iter,
@@ -236,7 +236,7 @@ def checkpoint_state(self:Telemetry):
         now = self.clock.mark()
         self.carry, self.start, self.aside_marks = self.carry + self.clock.between(self.start, now) - self._lose(self.aside_marks), now, []
     norm, smooth = self._guards()[0], self.recorder.smooth_loss
-    norm = math.nan if norm is None and self.norm is None else float(self.norm if norm is None else norm)
+    norm = math.nan if norm is None and self.last_norm is None else float(self.last_norm if norm is None else norm)
     return {k: getattr(self, k) for k in _STATE} | dict(
         train=self.train_rows.state(), valid=self.valid_rows.state(), lost=dict(self.lost), norm=norm if math.isfinite(norm) else None,
         wall=self.wall, losses=[float(l) for l in self.losses], counts=[int(n) for n in self.counts], smooth=smooth.state() if hasattr(smooth, 'state') else None)
@@ -246,7 +246,7 @@ def load_checkpoint_state(self:Telemetry, s):
     "Go on with what `checkpoint_state` gave."
     for k in _STATE: setattr(self, k, s[k])
     self.train_rows.load(s['train']); self.valid_rows.load(s['valid'])
-    self.lost, self.norm, self.late, self.aside_marks, self.seen = dict(s['lost']), s['norm'], [], [], None
+    self.lost, self.last_norm, self.late, self.aside_marks, self.seen = dict(s['lost']), s['norm'], [], [], None
     self.wall0 = min(self.wall0, time.perf_counter() - s['wall']) # after a rewind the clock runs on
     self.losses = [torch.tensor(l, device=self.device) for l in s['losses']]
     self.counts = [torch.tensor(n, device=self.device) for n in s['counts']]

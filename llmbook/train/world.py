@@ -26,7 +26,7 @@ def world() -> int:
     "How many processes take part."
     return dist.get_world_size() if joined() else 1
 
-# %% ../../nbs/api/28_train.world.ipynb #7c1cfee2
+# %% ../../nbs/api/28_train.world.ipynb #0703a981
 def join(
     device=None, # 'cpu', 'cuda'; None takes the GPU where there is one
     timeout:float=600., # seconds to wait for a rank that does not answer
@@ -41,8 +41,16 @@ def join(
     return device
 
 def _connect(device, timeout):
-    dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo', timeout=timedelta(seconds=timeout))
+    t, e = timedelta(seconds=timeout), os.environ
+    dist.init_process_group('cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo', timeout=t, **_again(t, e))
     atexit.register(lambda: None if getattr(sys, 'last_value', None) else leave()) # after an error the others may be gone
+
+def _again(timeout, e):
+    "After a restart by torchrun its store still holds the addresses of processes that are gone (pytorch issue 135712): look elsewhere in it."
+    n, one_machine = int(e.get('TORCHELASTIC_RESTART_COUNT', 0)), e.get('LOCAL_WORLD_SIZE') == e['WORLD_SIZE']
+    if not n or not one_machine or e.get('TORCHELASTIC_USE_AGENT_STORE') != 'True': return {}
+    store = dist.PrefixStore(f'start {n}', dist.TCPStore(e['MASTER_ADDR'], int(e['MASTER_PORT']), timeout=timeout))
+    return dict(store=store, rank=int(e['RANK']), world_size=int(e['WORLD_SIZE']))
 
 def _here():
     "The device of a rank that has joined."

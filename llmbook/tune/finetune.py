@@ -50,6 +50,11 @@ class GradualUnfreeze(Callback):
         if k != self.now: self.learn.freeze_to(n - k); self.now = k
     def after_fit(self): self.learn.unfreeze()
 
+    def checkpoint_state(self): return dict(open=self.now)
+    def load_checkpoint_state(self, s): # the optimiser's own method: the Learner's forgets the moments
+        self.now = s['open']
+        if self.now is not None: self.opt.freeze_to(len(self.opt.param_lists) - self.now)
+
 # %% ../../nbs/api/51_tune.finetune.ipynb #6c9b10b1
 def finetune_learner(
     model, # a `Transformer`
