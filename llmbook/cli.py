@@ -25,6 +25,7 @@ from .journey import Settings, journey, logits_gap, overlap_rows
 from .model.budget import Plan, plan
 from .model.hub import load_pretrained, save_pretrained
 from .runs import compare_runs, comparison_table, headline, number
+from .train.kept import Kept
 from .train.parallel import whole_model
 from .train.pretrain import pretrain
 from .train.world import from_first, join, rank
@@ -128,20 +129,25 @@ def llmbook_pretrain(
     minutes:float=5., # of training
     seed:int=42, # of weights and order
     resume:bool=False, # go on from the newest checkpoint in `out`; without it, a folder that holds one is refused
+    checkpoint_minutes:float=.5, # of training that a kill may cost
+    keep:int=2, # checkpoints kept, besides the best one
     parallel:str=None, # ddp or fsdp, under torchrun --no-python llmbook-pretrain ...; none: ddp there
 ):
     "Pre-train on prepared data; stopped and called again, it goes on."
     RunFolder(out)
     if not resume and any(Path(out, 'checkpoints').glob('step-*')):
         raise UserError(f'{out} holds checkpoints: add --resume to go on from the newest, or give another --out')
+    if not 0 < checkpoint_minutes < float('inf'): raise UserError(f'expected checkpoint minutes above 0, got {checkpoint_minutes}')
+    Kept(out, keep) # refuses what cannot be kept
     join() # under torchrun: rank 0 plans for all
-    learn = pretrain(data, Plan.from_dict(from_first(_planned(data, size, Path(out), minutes, seed).to_dict() if rank() == 0 else None)), out, parallel=parallel)
+    learn = pretrain(data, Plan.from_dict(from_first(_planned(data, size, Path(out), minutes, seed, resume).to_dict() if rank() == 0 else None)), out,
+                     checkpoint_seconds=60 * checkpoint_minutes, keep=keep, parallel=parallel)
     model = whole_model(learn.model)
     if rank() == 0: print(f"model: {save_pretrained(model, load_tokenizer(data), Path(out)/'model')}")
 
-def _planned(data, size, out, minutes, seed):
-    "The plan in `out`, or a new one: for the time, or for a size."
-    if (out/'plan.json').exists() and any((out/'checkpoints').glob('step-*')): return Plan.from_dict(read_json(out/'plan.json'))
+def _planned(data, size, out, minutes, seed, resume):
+    "The plan in `out` if that run goes on, or a new one: for the time, or for a size."
+    if resume and (out/'plan.json').exists(): return Plan.from_dict(read_json(out/'plan.json'))
     m = read_manifest(data)
     p = plan(minutes, vocab_size=m['vocab_size'], tokens_available=m['splits']['train']['tokens'], seed=seed, size=size)
     write_json(out/'plan.json', p.to_dict())

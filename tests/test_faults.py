@@ -379,3 +379,63 @@ def test_the_snapshot_is_not_torn(made, tmp_path):
     with learn.no_bar(), learn.no_logging(): learn.fit_wsd(1)
     saved = TensorFolder(tmp_path/'step-000000004').read('model', 'embed.weight')
     assert torch.equal(saved, note.seen[4]) and not torch.equal(saved, note.seen[7])
+
+
+def test_the_command_saves_at_sigterm_and_goes_on(made, tmp_path):
+    "`llmbook-pretrain` told to stop after step 12, and called again with --resume: the model of the run that was not stopped."
+    (tmp_path/'sitecustomize.py').write_text('''
+import os, signal, sys
+if sys.argv[0].endswith('llmbook-pretrain') and 'cut' in ' '.join(sys.argv) and '--resume' not in sys.argv:
+    import llmbook.train.telemetry as t
+    real = t.Telemetry.after_batch
+    def after_batch(self):
+        real(self)
+        if self.training and self.train_iter == 12: os.kill(os.getpid(), signal.SIGTERM)
+    t.Telemetry.after_batch = after_batch
+''')
+    env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')]), 'OMP_NUM_THREADS': '1'}
+    def command(out, *args):
+        return subprocess.run([Path(sys.executable).parent/'llmbook-pretrain', made[0], '--minutes', '.02', '--out', tmp_path/out, *args],
+                              capture_output=True, text=True, env=env, timeout=300)
+    r = command('cut', '--checkpoint-minutes', '10')
+    assert r.returncode == 143 and 'SIGTERM: stopped after step 12' in r.stdout and 'Traceback' not in r.stderr, r.stderr[-2000:]
+    (tmp_path/'whole').mkdir(); (tmp_path/'whole/plan.json').write_text((tmp_path/'cut/plan.json').read_text())
+    for out in ('cut', 'whole'):
+        r = command(out, '--resume', '--keep', '1'); assert r.returncode == 0, r.stderr[-2000:]
+    assert sha256(tmp_path/'cut/model/model.safetensors') == sha256(tmp_path/'whole/model/model.safetensors')
+
+
+def two_ranks(out, kind):
+    "On each rank: a whole run, and one that is stopped by an error, told to stop by a signal to one rank, and gone on with."
+    from test_parallel import learner as ranks_learner
+    from llmbook.train.shards import ShardedCheckpoint
+    from llmbook.train.world import rank, whole
+    class Data(list):
+        def __init__(self, rows): super().__init__(rows); self.at = 0
+        def seek(self, i): self.at = i % len(self)
+        def __iter__(self): return iter(self[self.at:])
+    class Tell(Callback):
+        def __init__(self, at): self.at = at
+        def after_batch(self):
+            if self.training and self.train_iter == self.at and rank() == 1: self.learn.checkpoint.wish.ask(signal.SIGTERM)
+    def run(name, stop=None, tell=None):
+        learn = ranks_learner(kind, steps=12, cbs=[ShardedCheckpoint(out/name, every=4), Tell(tell), *([Stop(stop)] if stop else [])])
+        learn.dls.loaders = [Data(learn.dls.train), *learn.dls.loaders[1:]]
+        with learn.no_bar(), learn.no_logging():
+            try: learn.fit(2)
+            except InterruptedError: pass
+            except SystemExit as e: return e.code, learn.train_iter
+        return learn.checkpoint.resumed, {k: whole(p.detach()).clone() for k, p in learn.model.named_parameters()}
+    return [run('whole'), run('cut', stop=7), run('cut', tell=13), run('cut')]
+
+
+@pytest.mark.parametrize('kind', ['ddp', 'fsdp'])
+def test_two_ranks_go_on_bit_for_bit(tmp_path, kind):
+    "Each writes its part in a thread; a signal to one of them stops both at the same step."
+    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available(): pytest.skip('this torch has no gloo')
+    from llmbook.train.launch import launch
+    (none, whole), _, told, (resumed, again) = launch(two_ranks, 2, tmp_path, kind, device='cpu')
+    assert none is None and told == (143, 20) and resumed == 20
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+    assert {f.name for f in (tmp_path/'cut'/'step-000000024').iterdir()} >= {'model-00001-of-00002.safetensors', 'state.json', 'checksums.json'}
+    assert not list((tmp_path/'cut').glob('.*'))

@@ -64,7 +64,7 @@ class Checkpoint(Callback):
         self.kept, self.seconds, self.every, self.keep_best, self.resume, self.own_facts = Kept(path, keep), seconds, every, best, resume, asked or {}
         self.final, self.blocking, self.signals = final, blocking, signals
         self.background, self.snapshot, self.active, self.best = Background(), Snapshot(), False, None
-        self.stalled, self.saves, self.took, self.curve = 0., 0, 0., _Curve()
+        self.stalled, self.saves, self.took, self.work, self.curve = 0., 0, 0., 0., _Curve()
 
     @contextmanager
     def around_fit(self):
@@ -276,10 +276,10 @@ def _room(self:Checkpoint, kinds):
 
 @patch
 def _job(self:Checkpoint, *args):
-    start = time.monotonic()
+    start, cpu = time.monotonic(), time.thread_time()
     self.snapshot.done()
     self.write(*args)
-    self.took = time.monotonic() - start
+    self.took, self.work = time.monotonic() - start, time.thread_time() - cpu # seconds until it is on the disk, and of a processor
 
 @patch
 def report(self:Checkpoint):

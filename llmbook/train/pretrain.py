@@ -69,7 +69,8 @@ def pretrain(
     evaluations:int=10, # validations, spread evenly over the run; fewer if the steps cannot be divided by it
     sample=None, # function (model, prompts) -> texts, called at evaluations
     prompts=('The', 'def'), # what samples begin with; no blank at the end, since blanks belong to the token after them
-    checkpoint_seconds:float=30., # time between checkpoints
+    checkpoint_seconds:float=30., # of training that a kill may cost
+    keep:int=2, # checkpoints kept, besides the best one
     compile:bool=False, # torch.compile the model: pays in long runs, costs a minute or more at the start
     device=None, # None takes the best there is
     parallel:str|None=None, # 'ddp' or 'fsdp', where `torchrun` or `launch` has started several processes; None: ddp there
@@ -85,7 +86,7 @@ def pretrain(
     if plan.bs % world(): raise UserError(f'expected a batch that {world()} ranks can share, got {plan.bs} rows: plan another, or start another number of ranks')
     dls = lm_dls(data, plan.bs // world(), plan.seq_len, steps=plan.steps // n, seed=plan.seed, device=device, rank=rank(), world=world())
     asked = dict(config=config.to_dict(), bs=plan.bs, seq_len=plan.seq_len, lr=plan.lr, seed=plan.seed, data=fingerprint(manifest))
-    cbs = L(cbs) + L(ShardedCheckpoint(out/'checkpoints', seconds=checkpoint_seconds, asked=asked))
+    cbs = L(cbs) + L(ShardedCheckpoint(out/'checkpoints', seconds=checkpoint_seconds, keep=keep, asked=asked))
     if sample: cbs.append(Samples(sample, list(prompts), path=out/'samples.jsonl'))
     learn = lm_learner(dls, config, lr=plan.lr, seed=plan.seed, label='pre-training', cbs=cbs, path=out, compile=compile,
         flops_per_token=flops_per_token(config, plan.seq_len), peak_flops=(plan.machine or {}).get('peak_flops'))
