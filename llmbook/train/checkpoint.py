@@ -147,10 +147,12 @@ class Checkpoint(Callback):
 # %% ../../nbs/api/35_train.checkpoint.ipynb #347bd53d
 @patch
 def before_step(self:Checkpoint):
+    "Wait until a GPU has copied the weights that are about to change."
     if self.snapshot.event is not None: self.snapshot.hold()
 
 @patch
 def batch_done(self:Checkpoint):
+    "After a batch: save if that is due, stop if a signal came."
     if not self.active: return
     learn, waiting = self.learn, getattr(getattr(self.learn, 'accumulate', None), 'seen', 0)
     n = len(learn.dls.train)
@@ -171,6 +173,7 @@ def _told(self:Checkpoint): return self.wish.got
 
 @patch
 def epoch_done(self:Checkpoint):
+    "After a validation: save if that is due, if the model is the best so far, or at the end."
     if not self.active: return
     last, loss = self.epoch + 1 == self.n_epoch, self._valid_loss()
     better = self.keep_best and loss is not None and (self.best is None or loss < self.best['valid_loss'])
@@ -180,6 +183,7 @@ def epoch_done(self:Checkpoint):
 
 @patch
 def after_cancel_fit(self:Checkpoint):
+    "Remember where the fit was broken off."
     if self.active and self.wish.got is None: self.learn.fits[self._key] = (self.number, self.base, self.facts, self.train_iter)
 
 @patch
@@ -187,6 +191,7 @@ def _ended(self:Checkpoint): self.learn.fits[self._key] = (self.number + 1, self
 
 @patch
 def after_fit(self:Checkpoint):
+    "Remember a fit in which nothing was left to do."
     if self.active and self.learn.first_epoch == self.n_epoch: self._ended() # there was nothing left to do
 
 @patch
@@ -300,7 +305,9 @@ def load_best(self:Checkpoint):
     return load_best(self.kept.folder, self.model)
 
 @patch
-def add_checkpoint(self:LMLearner): self.add_cb(Checkpoint(Path(self.path)/'checkpoints'))
+def add_checkpoint(self:LMLearner):
+    "Save into `path`/checkpoints."
+    self.add_cb(Checkpoint(Path(self.path)/'checkpoints'))
 
 # %% ../../nbs/api/35_train.checkpoint.ipynb #d1812606
 class _Curve:

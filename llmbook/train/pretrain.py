@@ -15,8 +15,11 @@ from ..data.pack import read_manifest
 from ..model.budget import flops_per_token
 from ..model.config import ModelConfig
 from ..model.transformer import Transformer
+from ..model.wrap import as_lm
+from .compile import compile_model
 from .learner import LMLearner
 from .loss import LMLoss
+from .micro import MicroBatches
 from .optim import lm_opt
 from .parallel import parallel as on_ranks
 from .precision import Precision
@@ -30,13 +33,15 @@ from .telemetry import Samples, Telemetry
 # %% ../../nbs/api/37_train.pretrain.ipynb #df283443
 def lm_learner(
     dls, # DataLoaders of (x, y), such as `lm_dls` gives
-    model, # a `ModelConfig`, or a model with `head` whose forward gives hidden states
+    model, # a `ModelConfig`, a `Transformer`, or a causal model of `transformers`
     lr:float=3e-3, # learning rate; Muon's and AdamW's alike
     wd:float=.1, # weight decay of matrices and embeddings
     muon:bool=True, # Muon for the matrices inside the blocks
-    precision:str='auto', # 'auto', 'fp32', 'bf16', 'fp16'
-    clip:float|None=1., # longest gradient; None: no limit and no guard
+    precision:str='auto', # 'auto', 'fp32', 'tf32', 'bf16', 'fp16', 'fp8'
+    clip:float|None=1., # longest gradient; None: no limit, the guard against bad steps alone
     accumulate:int=1, # batches a step
+    micro_batch:int|str|None=None, # rows computed at once; None: all, until memory is out; 'auto': the same, tried again after a resume
+    recompute:int=0, # every k-th block is computed again in the backward pass, to save memory; 0: none
     compile:bool=False, # torch.compile the model; needs a C++ compiler on a CPU
     chunk:int=512, # positions whose logits are held at once
     seed:int=42, # of the weights, if a config is given
@@ -50,9 +55,10 @@ def lm_learner(
     if isinstance(model, ModelConfig):
         set_seed(seed)
         model = Transformer(model)
-    if compile: model.compile()
-    cbs = L(cbs) + L(Precision(precision), Telemetry(flops_per_token, peak_flops), Progress(label))
-    if clip: cbs.append(ClipGrad(clip))
+    if hasattr(model, 'get_output_embeddings'): model = as_lm(model)
+    if recompute: model.set_recompute(recompute)
+    if compile: compile_model(model)
+    cbs = L(cbs) + L(Precision(precision), Telemetry(flops_per_token, peak_flops), Progress(label), ClipGrad(clip or None), MicroBatches(micro_batch))
     if accumulate > 1: cbs.append(Accumulate(accumulate))
     kwargs.setdefault('metrics', Perplexity())
     learn = LMLearner(dls, model, LMLoss(model.head, chunk), opt_func=lm_opt(model, muon=muon, wd=wd), lr=lr, **kwargs)

@@ -203,4 +203,6 @@ def _begin(self:ShardedCheckpoint, *args, **kwargs):
     super(ShardedCheckpoint, self)._begin(*args, **kwargs)
 
 @patch
-def add_checkpoint(self:LMLearner): self.add_cb(ShardedCheckpoint(Path(self.path)/'checkpoints'))
+def add_checkpoint(self:LMLearner):
+    "Save into `path`/checkpoints, on all ranks together."
+    self.add_cb(ShardedCheckpoint(Path(self.path)/'checkpoints'))
