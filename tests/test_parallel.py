@@ -263,7 +263,7 @@ class Killed(Callback):
     def after_batch(self):
         if self.train_iter == 4 and rank() == 1 and not (out/'killed').exists():
             (out/'killed').touch(); os.kill(os.getpid(), signal.SIGKILL)
-learn = learner('ddp', cbs=[ShardedCheckpoint(out/'c', every=3, final=False), Killed()])
+learn = learner('ddp', cbs=[ShardedCheckpoint(out/'c', every=3, final=False, blocking=True), Killed()])
 with learn.no_bar(), learn.no_logging(): learn.fit(1)
 if rank() == 0:
     print('resumed at', learn.checkpoint.resumed)
