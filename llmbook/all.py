@@ -65,7 +65,11 @@ from .model.config import FAMILIES, SIZES, ModelConfig, get_config
 from .model.transformer import Transformer
 from .model.hub import load_model, load_pretrained, save_pretrained
 from .model.wrap import as_lm
-from .model.budget import Plan, count_params, flops_per_token, measure_machine, memory_estimate, plan
+from .model.budget import count_params, flops_per_token
+from .model.devices import measure_machine
+from .model.memory import memory_estimate
+from .model.plan import Plan
+from .model.planner import plan
 from .train.loss import LMLoss, linear_cross_entropy, token_nats
 from .train.optim import LMOptim, MuonAdamW, lm_opt, wsd
 from .train.precision import Precision, best_precision

@@ -22,8 +22,9 @@ from .evaluate.toxicity import toxicity_rows, toxicity_scorer
 from .generate import generate
 from .generate import stream as text_stream
 from .journey import Settings, journey, logits_gap, overlap_rows
-from .model.budget import Plan, plan
 from .model.hub import load_pretrained, save_pretrained
+from .model.plan import Plan
+from .model.planner import plan
 from .runs import compare_runs, comparison_table, headline, number
 from .train.kept import Kept
 from .train.parallel import whole_model
@@ -80,15 +81,29 @@ def _line(h):
 @call_parse
 @plain_errors
 def llmbook_plan(
-    minutes:float=5., # of training
-    vocab_size:int=4096, # of the tokenizer
+    minutes:float=None, # of training on this machine; 5 if no device is given
+    device:str=None, # plan for another machine: a name of the device table, such as h100
+    count:int=None, # devices; 1 if none is given
+    hours:float=None, # on them; 24 if none are given
+    price:float=None, # $ an hour and device; none: the table's, which may be unknown
+    grid:str=None, # where: a name of the table of grids, or kg CO2e a kWh; none: the world's average
+    size:str=None, # a named size, instead of the rule
+    ratio:float=None, # tokens a parameter that are wanted; none: 20
+    precision:str=None, # float32, tf32, bfloat16, float16, fp8; none: half precision
+    recompute:int=None, # 0: keep all activations, k: compute every k-th block twice; none: as needed
+    mfu:float=None, # share of the promised rate that training reaches; none: from published runs
+    vocab_size:int=None, # of the tokenizer; none: 4096 here, the sizes' own elsewhere
     tokens:int=None, # of text there is; none: no limit
     seed:int=42, # of the run
     out:str=None, # a plan.json to write
 ):
-    "What fits a budget on this machine: model, batch, steps, memory, time."
-    p = plan(minutes, vocab_size=vocab_size, tokens_available=tokens, seed=seed)
+    "What fits a budget: minutes here, or hours on a device; model, batch, memory, time, and elsewhere money, energy, carbon."
+    far = dict(count=count, hours=hours, price=price, grid=grid, ratio=ratio, precision=precision, recompute=recompute, mfu=mfu)
+    far = {k: v for k, v in far.items() if v is not None}
+    if device is None and far: raise UserError(f'expected a device with {", ".join(far)}: add --device h100, say')
+    p = plan(5. if device is minutes is None else minutes, vocab_size=vocab_size, tokens_available=tokens, seed=seed, size=size, device=device, **far)
     print(p)
+    if device: print('\n' + p.table())
     if out: write_json(out, p.to_dict())
     return None if is_cli() else p
 

@@ -21,8 +21,11 @@ from .evaluate.perplexity import compressor_rows, evaluate_text
 from .evaluate.stats import row, wilson
 from .evaluate.toxicity import toxicity_rows, toxicity_scorer
 from .generate import generate
-from .model.budget import Plan, count_params, measure_machine, plan
+from .model.budget import count_params
+from .model.devices import measure_machine
 from .model.hub import load_pretrained, save_pretrained
+from .model.plan import Plan
+from .model.planner import plan
 from .modelcard import model_card
 from .report import write_report
 from .runs import headline

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from llmbook.core import UserError
 from llmbook.model.config import ModelConfig
 from test_train import grammar_data
-from llmbook.model.budget import Plan
+from llmbook.model.plan import Plan
 from llmbook.train.launch import RankFailed, launch
 from llmbook.train.loss import IGNORE
 from llmbook.train.parallel import is_sharded, parallel
