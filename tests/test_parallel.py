@@ -1,5 +1,5 @@
 "Several ranks, as real processes: what they compute equals one rank with the whole batch, and what happens when one is lost."
-import os, signal, subprocess, sys
+import os, signal, subprocess, sys, tempfile
 from pathlib import Path
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback, CancelFitException
@@ -68,6 +68,7 @@ class Poison(Callback):
 
 def learner(kind=None, tied=True, cbs=(), steps=STEPS, **kwargs):
     dls = DataLoaders(Rows(steps, 8, 1), Rows(3, 8, 2), device='cpu')
+    kwargs.setdefault('path', Path(tempfile.mkdtemp())) # where a bad batch is kept
     learn = lm_learner(dls, ModelConfig(**CONFIG, tie_embeddings=tied), lr=1e-2, seed=3, precision=kwargs.pop('precision', 'fp32'), chunk=20, cbs=[Record(), *cbs], **kwargs)
     return parallel(learn, kind) if kind else learn
 
