@@ -9,14 +9,14 @@ from llmbook.train.loss import LMLoss
 from llmbook.train.optim import lm_opt
 from llmbook.train.pretrain import lm_learner
 
-STEPS, ROUNDS, CONFIG = 40, 5, ModelConfig(vocab_size=1024, n_layer=2, d_model=64, n_head=2, n_kv_head=1, context=64)
+STEPS, ROUNDS, CONFIG = 40, 15, ModelConfig(vocab_size=1024, n_layer=2, d_model=64, n_head=2, n_kv_head=1, context=64)
 
 
 class Batches:
     "The same batches for both sides."
     def __init__(self):
         g = torch.Generator().manual_seed(0)
-        self.data = [tuple(torch.randint(0, 1024, (16, 64), generator=g) for _ in 'xy') for _ in range(STEPS)]
+        self.data = [tuple(torch.randint(0, 1024, (32, 64), generator=g) for _ in 'xy') for _ in range(STEPS)]
     def __len__(self): return STEPS
     def __iter__(self): return iter(self.data)
 

@@ -1644,6 +1644,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'llmbook/train/guards.py'),
                                       'llmbook.train.guards._Rewind': ('api/train.guards.html#_rewind', 'llmbook/train/guards.py'),
                                       'llmbook.train.guards.spike_level': ('api/train.guards.html#spike_level', 'llmbook/train/guards.py')},
+            'llmbook.train.heap': {'llmbook.train.heap.keep_heap': ('api/train.heap.html#keep_heap', 'llmbook/train/heap.py')},
             'llmbook.train.history': { 'llmbook.train.history.Thinned': ('api/train.history.html#thinned', 'llmbook/train/history.py'),
                                        'llmbook.train.history.Thinned.__init__': ( 'api/train.history.html#thinned.__init__',
                                                                                    'llmbook/train/history.py'),

@@ -12,6 +12,7 @@ import torch, torch.nn.functional as F
 from ..core import UserError, machine as describe, pick_device
 from .budget import flops_per_token
 from .config import ModelConfig
+from .matmul import times
 from .transformer import Transformer
 
 # %% ../../nbs/api/25_model.devices.ipynb #387ce6d1
@@ -104,7 +105,7 @@ def _best(f, seconds, device):
 def _matmul_rate(device, dtype, seconds):
     n = 8192 if device.type == 'cuda' else 1024
     a = torch.randn(n, n, device=device, dtype=dtype)
-    return 2 * n**3 / _best(lambda: a @ a, seconds, device)
+    return 2 * n**3 / _best(lambda: times(a, a), seconds, device)  # by the product that layers use
 
 def _model_rate(width, device, dtype, seconds):
     "FLOP/s of a small model of some width, forward and backward."

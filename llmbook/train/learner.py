@@ -17,6 +17,7 @@ from fastai.learner import Learner
 from ..core import UserError
 from . import schedules # and with it fit_wsd
 from .dispatch import FastEvents
+from .heap import keep_heap
 
 # %% ../../nbs/api/34_train.learner.ipynb #c19f84bd
 class LMLearner(FastEvents, Learner):
@@ -25,6 +26,7 @@ class LMLearner(FastEvents, Learner):
 
     def fit(self, *args, resume=None, **kwargs):
         self.first_epoch = 0
+        if all(p.is_cpu for p in self.model.parameters()): keep_heap()
         with self._resuming(resume, kwargs.get('cbs')): super().fit(*args, **kwargs)
 
     @contextmanager
