@@ -2163,6 +2163,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'llmbook/train/telemetry.py'),
                                          'llmbook.train.telemetry.Telemetry.wall': ( 'api/train.telemetry.html#telemetry.wall',
                                                                                      'llmbook/train/telemetry.py'),
+                                         'llmbook.train.telemetry._process': ( 'api/train.telemetry.html#_process',
+                                                                               'llmbook/train/telemetry.py'),
                                          'llmbook.train.telemetry.interval_sums': ( 'api/train.telemetry.html#interval_sums',
                                                                                     'llmbook/train/telemetry.py'),
                                          'llmbook.train.telemetry.is_first': ( 'api/train.telemetry.html#is_first',
