@@ -40,7 +40,7 @@ def pieces(
 # %% ../nbs/api/69_curves.ipynb #423e36c1
 def smooth(
     points:list, # (x, y); y None in a gap
-    share:float=.03, # of all points that lie to each side at most
+    share:float=.02, # of all points that lie to each side at most
 ) -> list: # the same x, y as the mean of the neighbours
     "A centred mean, narrower at the ends and beside gaps."
     half, out = round(share * len(points)), []
@@ -75,9 +75,9 @@ def _grid(box, xs, ys, at, say_x, say_y, x_title):
     "Lines and numbers of both axes."
     left, top, right, bottom = box
     (px, py), parts = at, []
-    for y in ticks(*ys, max(2, int(bottom - top) // 45)):
+    for y in ticks(*ys, int(bottom - top) // 30):
         parts += [tag('line', x1=left, x2=right, y1=f'{py(y):.1f}', y2=f'{py(y):.1f}', stroke='currentColor', stroke_opacity=.16), _text(left - 5, py(y) + 4, say_y(y), 'end')]
-    parts += [_text(px(x), bottom + 15, say_x(x), 'middle') for x in ticks(*xs, max(2, int(right - left) // 110)) if px(x) < right - 6 * len(x_title) - 16]
+    parts += [_text(px(x), bottom + 15, say_x(x), 'middle') for x in ticks(*xs, max(2, int(right - left) // 80)) if px(x) < right - 6 * len(x_title) - 16]
     return [*parts, _text(right, bottom + 15, x_title, 'end')]
 
 # %% ../nbs/api/69_curves.ipynb #b6e4d54b
@@ -99,7 +99,7 @@ def chart(
     pad = (y1 - y0) * .06 or abs(y1) * .05 or 1
     names = [n for n, ps in lines.items() if pieces(ps)] if len(lines) > 1 else []
     y0 = max(0., y0 - pad) if y0 >= 0 else y0 - pad
-    left = 12 + 6.2 * max(len(say_y(y)) for y in ticks(y0, y1 + pad, max(2, (height - 30) // 45)))
+    left = 12 + 6.2 * max(len(say_y(y)) for y in ticks(y0, y1 + pad, (height - 30) // 30))
     box = left, top, right, bottom = left, 8, width - 8 - (12 + 6.4 * max(map(len, names)) if names else 0), height - 22
     px, py = _axis(x0, x1, left, right), _axis(y0, y1 + pad, bottom, top)
     spot = lambda ps: [[(px(x), py(y)) for x, y in piece] for piece in pieces(ps)]
@@ -176,7 +176,10 @@ def _loss(rows, by, most):
     lost = [(r[by], r['skipped']) for r in rows if by in r and 'skipped' in r]
     marks = [x for (_, a), (x, b) in zip([(0, 0), *lost], lost) if b > a][:most]
     named = {f'{n} {last[n]:.2f}': ps for n, ps in lines.items()} if len(lines) > 1 else lines
-    return _figure('loss', said, chart(named, f'Loss: {said}', by, 800, 240, raw, marks))
+    wide, narrow = (chart(named, f'Loss: {said}', by, width, 240, raw, marks) for width in (800, 400))
+    return _figure('loss', said, wide and join([tag('div', wide, class_='lb-wide'), tag('div', narrow, class_='lb-narrow', style='display:none')]))
+
+_STYLE = Markup('<style>@container (max-width:520px){.lb-wide{display:none}.lb-narrow{display:block!important}}</style>')
 
 def history_picture(
     history, # rows, the path of a history file, or a run's folder; UserError if there is none
@@ -193,7 +196,7 @@ def history_picture(
     pairs = [_grid_of(200, *(_one(rows, by, *how) for how in pair)) for pair in (
         (('lr', 'learning rate', say, most), ('grad_norm', 'gradient norm', say, most)),
         (('tokens_per_s', 'tokens/s', human_count, most, more), ('memory', 'memory', human_bytes, most)))]
-    return tag('div', _loss(rows, by, most), _grid_of(430, *pairs), style='max-width:1000px;font:13px/1.4 system-ui,sans-serif;color:inherit')
+    return tag('div', _STYLE, _loss(rows, by, most), _grid_of(430, *pairs), style='container-type:inline-size;max-width:1000px;font:13px/1.4 system-ui,sans-serif;color:inherit')
 
 def _grid_of(least, *parts):
     "Parts side by side as long as each is `least` pixels wide: four in a row, two in a row, or one."
