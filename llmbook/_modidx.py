@@ -130,7 +130,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'llmbook.dashboard.HtmlScreen.begin': ('api/dashboard.html#htmlscreen.begin', 'llmbook/dashboard.py'),
                                    'llmbook.dashboard.HtmlScreen.bundle': ('api/dashboard.html#htmlscreen.bundle', 'llmbook/dashboard.py'),
                                    'llmbook.dashboard.HtmlScreen.draw': ('api/dashboard.html#htmlscreen.draw', 'llmbook/dashboard.py'),
-                                   'llmbook.dashboard.HtmlScreen.end': ('api/dashboard.html#htmlscreen.end', 'llmbook/dashboard.py'),
                                    'llmbook.dashboard.HtmlScreen.listen': ('api/dashboard.html#htmlscreen.listen', 'llmbook/dashboard.py'),
                                    'llmbook.dashboard.TextScreen': ('api/dashboard.html#textscreen', 'llmbook/dashboard.py'),
                                    'llmbook.dashboard.TextScreen.__init__': ( 'api/dashboard.html#textscreen.__init__',
