@@ -80,7 +80,18 @@ def _grid(box, xs, ys, at, say_x, say_y, x_title):
     parts += [_text(px(x), bottom + 15, say_x(x), 'middle') for x in ticks(*xs, max(2, int(right - left) // 80)) if px(x) < right - 6 * len(x_title) - 16]
     return [*parts, _text(right, bottom + 15, x_title, 'end')]
 
-# %% ../nbs/api/69_curves.ipynb #b6e4d54b
+# %% ../nbs/api/69_curves.ipynb #5e6f2773
+def _axis(low, high, start, end):
+    "Values to places; what is all one value lies in the middle."
+    return lambda v: start + ((v - low) / (high - low) if high > low else .5) * (end - start)
+
+def _ends(ends, names, right, top, bottom):
+    "A dot where each line ends, and beside it the name."
+    dots = [tag('circle', cx=f'{x:.1f}', cy=f'{y:.1f}', r=2.8, fill=ink) for _, x, y, ink in ends]
+    if not names: return dots
+    return dots + [_text(right + 8, y + 4, n, opacity=1) for (n, *_), y in zip(ends, _apart([y for _, _, y, _ in ends], 13, top, bottom))]
+
+# %% ../nbs/api/69_curves.ipynb #3cee5b29
 def chart(
     lines:dict, # name -> [(x, y)], y None in a gap; three at most
     label:str, # what it shows, spoken by a screen reader
@@ -114,17 +125,7 @@ def chart(
     return tag('svg', *parts, *_ends(ends, names, right, top, bottom), role='img', aria_label=label, viewBox=f'0 0 {width} {height}',
                style=f'display:block;width:100%;height:auto;max-width:{1.3 * width:.0f}px')
 
-def _axis(low, high, start, end):
-    "Values to places; what is all one value lies in the middle."
-    return lambda v: start + ((v - low) / (high - low) if high > low else .5) * (end - start)
-
-def _ends(ends, names, right, top, bottom):
-    "A dot where each line ends, and beside it the name."
-    dots = [tag('circle', cx=f'{x:.1f}', cy=f'{y:.1f}', r=2.8, fill=ink) for _, x, y, ink in ends]
-    if not names: return dots
-    return dots + [_text(right + 8, y + 4, n, opacity=1) for (n, *_), y in zip(ends, _apart([y for _, _, y, _ in ends], 13, top, bottom))]
-
-# %% ../nbs/api/69_curves.ipynb #a1ed3800
+# %% ../nbs/api/69_curves.ipynb #697f00ce
 def column(
     rows:list, # of a history
     name:str, # a column
@@ -135,7 +136,7 @@ def column(
     points = [(r[by], finite(r.get(name))) for r in rows if finite(r.get(by)) is not None and mine(r)]
     return points if any(y is not None for _, y in points) else []
 
-# %% ../nbs/api/69_curves.ipynb #b3f7ac68
+# %% ../nbs/api/69_curves.ipynb #2951f86c
 def the_rows(
     history, # rows, the path of a history file, or a run's folder
 ) -> list: # of dicts; UserError if there is no such file, or the rows are no dicts
@@ -149,7 +150,7 @@ def the_rows(
     if odd := next((r for r in rows if not isinstance(r, dict)), None): raise UserError(f'expected rows of a history (dicts), got {type(odd).__name__}')
     return rows
 
-# %% ../nbs/api/69_curves.ipynb #e69f4b60
+# %% ../nbs/api/69_curves.ipynb #c1a41166
 def _last(points): return next((y for _, y in reversed(points) if y is not None), None)
 
 def _figure(title, said, svg):
@@ -181,6 +182,7 @@ def _loss(rows, by, most):
 
 _STYLE = Markup('<style>@container (max-width:520px){.lb-wide{display:none}.lb-narrow{display:block!important}}</style>')
 
+# %% ../nbs/api/69_curves.ipynb #91da2b7c
 def history_picture(
     history, # rows, the path of a history file, or a run's folder; UserError if there is none
     by:str='step', # what lies along the axis: 'step' or 'tokens'
