@@ -283,6 +283,15 @@ def test_objectives_that_cannot_be_are_refused(data):
     assert not hasattr(lm_learner(dls, dec), 'mask_tokens') and lm_learner(dls, enc, objective='masked').mask_tokens.rate == .15
 
 
+def test_an_encoder_is_not_scored_or_tuned_like_a_decoder(data):
+    "It would see the answers: the best perplexity that ever was, and worth nothing."
+    from llmbook.evaluate.perplexity import evaluate_text
+    from llmbook.tune.finetune import finetune_learner
+    learn, tok = encoder(data)[0], load_tokenizer(data)
+    with pytest.raises(UserError, match='expected a decoder'): evaluate_text(learn.model, tok, ['a text'])
+    with pytest.raises(UserError, match='would have to predict'): finetune_learner(learn.model, learn.dls)
+
+
 def test_a_run_in_a_folder_with_gaps_as_samples(data, tmp_path):
     tok = load_tokenizer(data)
     plan = SimpleNamespace(config=ModelConfig(vocab_size=read_manifest(data)['vocab_size'], **ENCODER).to_dict(), bs=8, seq_len=32, steps=6, lr=1e-2, seed=1,

@@ -50,6 +50,8 @@ def _batches(
 @torch.no_grad()
 def _nats(model, ids, ws, batch_size, chunk=1024):
     "(documents,) sum of nats over the scored tokens of each, in float64."
+    if not getattr(getattr(model.config, 'traits', None), 'causal', True): raise UserError(
+        f'expected a decoder, got family {model.config.family}: an encoder sees the tokens that it would have to predict')
     dev, was, out = next(model.parameters()).device, model.training, np.zeros(len(ids))
     model.eval()
     try:

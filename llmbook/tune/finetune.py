@@ -67,7 +67,7 @@ def finetune_learner(
 ): # a Learner
     "A Learner for discriminative fine-tuning."
     cbs = L(cbs) + (L(GradualUnfreeze(share)) if share else L())
-    return lm_learner(dls, model, lr=slice(lr / ratio, lr), splitter=layer_groups, cbs=cbs, **kwargs)
+    return lm_learner(dls, model, lr=slice(lr / ratio, lr), splitter=layer_groups, cbs=cbs, **{'objective': 'next', **kwargs}) # refuses an encoder
 
 # %% ../../nbs/api/51_tune.finetune.ipynb #0daf02b9
 def answers(
