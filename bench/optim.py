@@ -6,7 +6,7 @@ from llmbook.model.config import ModelConfig, get_config
 from llmbook.model.transformer import Transformer
 from llmbook.train.optim import lm_opt, newton_schulz
 
-ROUNDS = 5
+ROUNDS = {'12M': 21, '125M': 5}
 SIZES = {'12M': ModelConfig(vocab_size=4096, n_layer=6, d_model=384, n_head=6, n_kv_head=2, context=256), '125M': get_config('gpt2')}
 
 
@@ -43,7 +43,7 @@ if __name__ == '__main__':
     for name in sys.argv[1:] or SIZES:
         mine, theirs, ps = sides(SIZES[name])
         mine(), theirs()
-        times = [(clock(mine), clock(theirs)) for _ in range(ROUNDS)]
+        times = [(clock(mine), clock(theirs)) for _ in range(ROUNDS[name])]
         a, b = (statistics.median(t) for t in zip(*times))
         print(f'{name}: ours {a * 1e3:.0f} ms a step, torch {b * 1e3:.0f} ms, the matrix products alone {products(ps) * 1e3:.0f} ms')
         print(f'optim_{name}: ratio {statistics.median(y / x for x, y in times):.2f} goal 1')

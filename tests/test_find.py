@@ -13,14 +13,17 @@ from llmbook.data.pack import read_manifest
 from llmbook.model.config import ModelConfig
 from llmbook.model.transformer import Transformer
 from llmbook.train.checkpoint import Checkpoint
-from llmbook.train.find import LRSearch, unchanged
+from llmbook.train.find import unchanged
 from llmbook.train.guards import SpikeGuard
+from llmbook.train.launch import launch
 from llmbook.train.learner import LMLearner
+from llmbook.train.parallel import parallel
 from llmbook.train.precision import Precision
 from llmbook.train.pretrain import lm_learner
 from llmbook.train.state import optim_tensors, rng_state
-from llmbook.train.steps import Accumulate, ClipGrad
-from llmbook.train.telemetry import Samples, Telemetry
+from llmbook.train.steps import Accumulate
+from llmbook.train.telemetry import Samples
+from llmbook.train.world import join, rank, whole
 from test_train import grammar_data
 
 
@@ -276,3 +279,34 @@ def test_picture(data, tmp_path):
     assert ax.get_xscale() == 'log' and len(ax.lines) == 3 and [t.get_text() for t in ax.get_legend().texts] == [f'valley {got.valley:.1e}', f'steep {got.steep:.1e}']
     plt.close('all')
     find(learn, num_it=30); assert not plt.get_fignums()
+
+
+# ---- several ranks --------------------------------------------------------------------------------------------------------------
+
+def on_ranks():
+    "Is a fit after a search the one without it, also if a loss of the last rank has ended the search in the middle of a step? And how many steps had the searches?"
+    from test_parallel import CONFIG, Rows
+    join('cpu'); torch.set_num_threads(1)
+    class Poison(Callback):
+        order = 0
+        def after_loss(self):
+            if self.at == self.train_iter and hasattr(self.learn, 'lr_finder') and rank() == 1: self.learn.loss = self.learn.loss_grad = self.loss_grad * float('nan')
+    res = {}
+    for kind in ('ddp', 'fsdp'):
+        ends, steps = [], []
+        for search, at in ((False, -1), (True, -1), (True, 5))[::1 if kind == 'ddp' else 2]:
+            learn = lm_learner(DataLoaders(Rows(6, 4, 0), Rows(2, 4, 1)), ModelConfig(**CONFIG), lr=1e-2, accumulate=2, cbs=Poison())
+            learn.poison.at, learn.create_mbar, learn.logger = at, False, lambda *a: None
+            parallel(learn, kind)
+            if search: find(learn); steps.append(len(learn.lr_search.lrs))
+            learn.fit_wsd(1)
+            ends.append([whole(p.detach()).clone() for p in learn.model.parameters()])
+        res[kind] = ([all(map(torch.equal, ends[0], e)) for e in ends[1:]], steps)
+    return res
+
+
+@pytest.mark.skipif(not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason='this torch has no gloo')
+def test_ranks_search_together_and_stop_together():
+    got = launch(on_ranks, 2, timeout=120)
+    got = got[0] if isinstance(got, list) else got
+    assert got == dict(ddp=([True, True], [12, 2]), fsdp=([True], [2]))

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['unchanged', 'LRSearch', 'in_search']
 
-# %% ../../nbs/api/36_train.find.ipynb #5fa4a415
-import random
+# %% ../../nbs/api/36_train.find.ipynb #ee0fef0d
+import gc, random
 from collections import deque, namedtuple
 from contextlib import contextmanager, suppress
 import numpy as np
@@ -67,7 +67,7 @@ def _values(tensors):
         for k, t in here.items(): t.copy_(copies[k].tensor)
     return back
 
-# %% ../../nbs/api/36_train.find.ipynb #f9835765
+# %% ../../nbs/api/36_train.find.ipynb #93b2f1df
 @contextmanager
 def unchanged(
     learn, # a Learner; it may be in the middle of a fit
@@ -87,6 +87,7 @@ def unchanged(
         raise
     finally:
         for f in backs: f()
+        if hasattr(learn, 'distributed'): gc.collect()                             # a DDP that is still there would share gradients once more
         for g, s in zip(generators, drawn): g.setstate(s)
         set_rng_state(rng)
 
