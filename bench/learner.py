@@ -16,7 +16,7 @@ class Batches:
     "The same batches for both sides."
     def __init__(self):
         g = torch.Generator().manual_seed(0)
-        self.data = [tuple(torch.randint(0, 1024, (32, 64), generator=g) for _ in 'xy') for _ in range(STEPS)]
+        self.data = [tuple(torch.randint(0, 1024, (44, 64), generator=g) for _ in 'xy') for _ in range(STEPS)]
     def __len__(self): return STEPS
     def __iter__(self): return iter(self.data)
 

@@ -15,17 +15,20 @@ __all__ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'huma
            'compare_tokenizers', 'comparison_table', 'plot_vocabulary', 'check_shards', 'document_edges', 'documents',
            'open_tokens', 'read_manifest', 'best_fit', 'concatenate', 'SeekLoader', 'TokenLoader', 'document_ids',
            'lm_dls', 'PackedLoader', 'packed_dls', 'MixedLoader', 'mixed_dls', 'MixtureSchedule', 'SequenceWarmup',
-           'funnel_picture', 'save_card', 'show_card', 'show_documents', 'threshold_table', 'prepare', 'SIZES',
-           'ModelConfig', 'get_config', 'Transformer', 'load_pretrained', 'save_pretrained', 'Plan', 'count_params',
-           'flops_per_token', 'measure_machine', 'memory_estimate', 'plan', 'LMLoss', 'linear_cross_entropy',
-           'token_nats', 'LMOptim', 'MuonAdamW', 'lm_opt', 'wsd', 'Precision', 'best_precision', 'Accumulate',
-           'ClipGrad', 'Perplexity', 'Progress', 'Samples', 'Telemetry', 'Checkpoint', 'LMLearner', 'load_checkpoint',
+           'funnel_picture', 'save_card', 'show_card', 'show_documents', 'threshold_table', 'prepare', 'FAMILIES',
+           'SIZES', 'ModelConfig', 'get_config', 'Transformer', 'load_model', 'load_pretrained', 'save_pretrained',
+           'as_lm', 'count_params', 'flops_per_token', 'measure_machine', 'memory_estimate', 'Plan', 'plan', 'LMLoss',
+           'linear_cross_entropy', 'token_nats', 'LMOptim', 'MuonAdamW', 'lm_opt', 'wsd', 'Precision', 'best_precision',
+           'check_precision', 'Accumulate', 'ClipGrad', 'MicroBatches', 'SpikeGuard', 'launch', 'read_history',
+           'write_history', 'Perplexity', 'SmoothLoss', 'TokenLoss', 'Progress', 'Samples', 'Telemetry',
+           'TrackioCallback', 'tensorboard', 'wandb_tracker', 'Checkpoint', 'LMLearner', 'load_checkpoint',
            'save_checkpoint', 'lm_learner', 'pretrain', 'generate', 'generate_ids', 'TASKS', 'Example', 'Task',
            'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune', 'finetune_learner', 'layer_groups',
            'bootstrap', 'paired_difference', 'plot_rows', 'row', 'rows_text', 'wilson', 'compressor_rows',
            'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows', 'toxicity_scorer', 'identity_swap',
            'write_report', 'compare_runs', 'headline', 'read_run', 'model_card', 'browse', 'tune_filter', 'Settings',
-           'journey', 'FAMILIES', 'load_model', 'as_lm', 'MicroBatches', 'SpikeGuard', 'launch']
+           'journey', 'MaskTokens', 'masked_table', 'BatchWarmup', 'parallel', 'ShardedCheckpoint', 'cosine',
+           'compile_model', 'fill_mask', 'history_picture', 'Dashboard', 'compute_optimal']
 
 # %% ../nbs/api/90_all.ipynb #3b60e48f
 from pathlib import Path
@@ -72,7 +75,7 @@ from .model.plan import Plan
 from .model.planner import plan
 from .train.loss import LMLoss, linear_cross_entropy, token_nats
 from .train.optim import LMOptim, MuonAdamW, lm_opt, wsd
-from .train.precision import Precision, best_precision
+from .train.precision import Precision, best_precision, check_precision
 from .train.steps import Accumulate, ClipGrad
 from .train.micro import MicroBatches
 from .train.guards import SpikeGuard
@@ -97,25 +100,36 @@ from .runs import compare_runs, headline, read_run
 from .modelcard import model_card
 from .widgets import browse, tune_filter
 from .journey import Settings, journey
+from .train.masking import MaskTokens, masked_table
+from .train.batchwarmup import BatchWarmup
+from .train.parallel import parallel
+from .train.shards import ShardedCheckpoint
+from .train.schedules import cosine
+from .train.compile import compile_model
+from .fill import fill_mask
+from .curves import history_picture
+from .dashboard import Dashboard
+from .model.scaling import compute_optimal
 
 # %% ../nbs/api/90_all.ipynb #5ba11bbe
-_all_ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'human_time', 'machine', 'pick_device', 'set_seed', 'Grammar',
-         'copy_task', 'Doc', 'Reject', 'corpus_fingerprint', 'embedded_corpus', 'extract_html', 'read_page', 'PERSONAL', 'mask_personal',
-         'NgramModel', 'View', 'identify', 'languages', 'language', 'PERMISSIVE', 'WordList', 'bad_words', 'length', 'licence',
-         'perplexity', 'spdx', 'toxicity', 'hub_dataset', 'read_file', 'read_sources', 'clean', 'PRESETS', 'Drop', 'apply_preset', 'check',
-         'Signer', 'choose_bands', 'found_by_bands', 'jaccard', 'shingles', 'Deduper', 'dedup', 'find_duplicates', 'drop_repeats',
-         'repeated_spans', 'Curriculum', 'assign_splits', 'mixture_rows', 'mixture_weights', 'split_of', 'Decontaminator', 'contaminated',
-         'contamination', 'bytes_per_token', 'chat_ids', 'decode', 'encode_text', 'load_any', 'load_tokenizer', 'not_restored',
-         'show_tokens', 'special_ids', 'train_tokenizer', 'compare_tokenizers', 'comparison_table', 'plot_vocabulary', 'check_shards',
-         'document_edges', 'documents', 'open_tokens', 'read_manifest', 'best_fit', 'concatenate', 'SeekLoader', 'TokenLoader',
-         'document_ids', 'lm_dls', 'PackedLoader', 'packed_dls', 'MixedLoader', 'mixed_dls', 'MixtureSchedule', 'SequenceWarmup',
-         'funnel_picture', 'save_card', 'show_card', 'show_documents', 'threshold_table', 'prepare', 'SIZES', 'ModelConfig', 'get_config',
-         'Transformer', 'load_pretrained', 'save_pretrained', 'Plan', 'count_params', 'flops_per_token', 'measure_machine',
-         'memory_estimate', 'plan', 'LMLoss', 'linear_cross_entropy', 'token_nats', 'LMOptim', 'MuonAdamW', 'lm_opt', 'wsd', 'Precision',
-         'best_precision', 'Accumulate', 'ClipGrad', 'Perplexity', 'Progress', 'Samples', 'Telemetry', 'Checkpoint', 'LMLearner',
-         'load_checkpoint', 'save_checkpoint', 'lm_learner', 'pretrain', 'generate', 'generate_ids', 'TASKS', 'Example', 'Task',
-         'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune', 'finetune_learner', 'layer_groups', 'bootstrap',
+_all_ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'human_time', 'machine', 'pick_device', 'set_seed', 'Grammar', 'copy_task',
+         'Doc', 'Reject', 'corpus_fingerprint', 'embedded_corpus', 'extract_html', 'read_page', 'PERSONAL', 'mask_personal', 'NgramModel',
+         'View', 'identify', 'languages', 'language', 'PERMISSIVE', 'WordList', 'bad_words', 'length', 'licence', 'perplexity', 'spdx',
+         'toxicity', 'hub_dataset', 'read_file', 'read_sources', 'clean', 'PRESETS', 'Drop', 'apply_preset', 'check', 'Signer',
+         'choose_bands', 'found_by_bands', 'jaccard', 'shingles', 'Deduper', 'dedup', 'find_duplicates', 'drop_repeats', 'repeated_spans',
+         'Curriculum', 'assign_splits', 'mixture_rows', 'mixture_weights', 'split_of', 'Decontaminator', 'contaminated', 'contamination',
+         'bytes_per_token', 'chat_ids', 'decode', 'encode_text', 'load_any', 'load_tokenizer', 'not_restored', 'show_tokens', 'special_ids',
+         'train_tokenizer', 'compare_tokenizers', 'comparison_table', 'plot_vocabulary', 'check_shards', 'document_edges', 'documents',
+         'open_tokens', 'read_manifest', 'best_fit', 'concatenate', 'SeekLoader', 'TokenLoader', 'document_ids', 'lm_dls', 'PackedLoader',
+         'packed_dls', 'MixedLoader', 'mixed_dls', 'MixtureSchedule', 'SequenceWarmup', 'funnel_picture', 'save_card', 'show_card',
+         'show_documents', 'threshold_table', 'prepare', 'FAMILIES', 'SIZES', 'ModelConfig', 'get_config', 'Transformer', 'load_model',
+         'load_pretrained', 'save_pretrained', 'as_lm', 'count_params', 'flops_per_token', 'measure_machine', 'memory_estimate', 'Plan',
+         'plan', 'LMLoss', 'linear_cross_entropy', 'token_nats', 'LMOptim', 'MuonAdamW', 'lm_opt', 'wsd', 'Precision', 'best_precision',
+         'check_precision', 'Accumulate', 'ClipGrad', 'MicroBatches', 'SpikeGuard', 'launch', 'read_history', 'write_history', 'Perplexity',
+         'SmoothLoss', 'TokenLoss', 'Progress', 'Samples', 'Telemetry', 'TrackioCallback', 'tensorboard', 'wandb_tracker', 'Checkpoint',
+         'LMLearner', 'load_checkpoint', 'save_checkpoint', 'lm_learner', 'pretrain', 'generate', 'generate_ids', 'TASKS', 'Example',
+         'Task', 'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune', 'finetune_learner', 'layer_groups', 'bootstrap',
          'paired_difference', 'plot_rows', 'row', 'rows_text', 'wilson', 'compressor_rows', 'evaluate_text', 'bleu', 'chrf', 'rouge',
          'toxicity_rows', 'toxicity_scorer', 'identity_swap', 'write_report', 'compare_runs', 'headline', 'read_run', 'model_card',
-         'browse', 'tune_filter', 'Settings', 'journey',
-         'FAMILIES', 'load_model', 'as_lm', 'MicroBatches', 'SpikeGuard', 'launch']
+         'browse', 'tune_filter', 'Settings', 'journey', 'MaskTokens', 'masked_table', 'BatchWarmup', 'parallel', 'ShardedCheckpoint',
+         'cosine', 'compile_model', 'fill_mask', 'history_picture', 'Dashboard', 'compute_optimal']

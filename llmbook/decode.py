@@ -165,6 +165,7 @@ class Decoder(Cached):
             shut = torch.arange(kv.shape[4], device=pad.device) < pad[:, None]                # (B, room)
             self.shut = torch.zeros(shut.shape, dtype=kv.dtype, device=pad.device).masked_fill_(shut, -math.inf).repeat_interleave(self.K, 0)[:, None]
 
+# %% ../nbs/api/39_decode.ipynb #b0e5fdf1
 class _Layer:
     "The products and norms of a block."
     def __init__(self, b, join, H, K):
@@ -206,6 +207,7 @@ def _many(self:Decoder, i, q, k, v, mask): # the same for any number of tokens, 
     o = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask, enable_gqa=self.H != self.K)
     return o.transpose(1, 2).reshape(-1, self.H * self.d)
 
+# %% ../nbs/api/39_decode.ipynb #452cc91a
 @patch
 def __call__(self:Decoder,
     x:Tensor, # (B, T) ids of the next tokens

@@ -27,6 +27,7 @@ def _words(model, prompts): # (B, V) bool: the tokens of each prompt
     for i, p in enumerate(prompts): seen[i, p] = True
     return seen.to(model.embed.weight.device)
 
+# %% ../nbs/api/40_generate.ipynb #fdffe315
 def _batch(
     model, prompts, # lists of ids, none empty
     new, stop, pick, penalty, # tokens at most; the token that ends a row; what `choose` wants; 1 for none
@@ -86,6 +87,7 @@ def generate_ids(
         if on_token and on_token(row, token) is True: done.add(row)
     return out
 
+# %% ../nbs/api/40_generate.ipynb #5db95729
 def _check(context, max_new_tokens, temperature, top_k, top_p, batch_size, min_p, repetition_penalty):
     "Refuse settings nothing can be made from."
     if not 0 < max_new_tokens < context:

@@ -1,5 +1,5 @@
 "Telemetry: sums by hand, no waiting, a bounded history in files, a resumed run's history, trackers."
-import csv, json, math, types
+import csv, json, math, time, types
 import pytest, torch
 from torch import nn
 from fastai.callback.core import Callback, CancelBatchException
@@ -188,6 +188,25 @@ def test_time_that_is_not_training_is_apart(monkeypatch):
     assert [r['mfu'] for r in rows if 'loss' in r] == [.5] * 4
     last = rows[-1]
     assert (last['seconds'], last['saving'], last['validating'], last['wall']) == (16, 100, 20, 136)
+
+
+@pytest.mark.parametrize('blocking', [False, True])
+def test_a_save_is_no_training(tmp_path, monkeypatch, blocking):
+    "A save that takes 100 s by a clock set by hand leaves seconds and tokens/s as they are."
+    now = [0.]
+    monkeypatch.setattr(time, 'perf_counter', lambda: now[0])
+    class Slow(Checkpoint):
+        name = 'checkpoint'
+        def gather(self, *a, **k): now[0] += 60; out = super().gather(*a, **k); now[0] += 40; return out
+    class Hands(Callback):
+        order = 1
+        def after_batch(self): now[0] += self.training
+    learn = learner([Telemetry(every=4), Hands(), Slow(tmp_path/'c', every=6, blocking=blocking, final=False, best=False)], n=12)
+    with learn.no_bar(), learn.no_logging(): learn.fit(2)
+    t = learn.telemetry
+    assert learn.checkpoint.saves == 4 and t.lost['saving'] == pytest.approx(400)
+    assert t.seconds == pytest.approx(24)
+    assert [r['tokens_per_s'] for r in t.rows if 'loss' in r] == pytest.approx([16.] * 6)
 
 
 def test_sums_of_all_ranks_are_reduced_once_an_interval():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPECIALS', 'EOT', 'PAD', 'PROMPT', 'ANSWER', 'MIN_VOCAB', 'train_tokenizer', 'encode_text', 'decode', 'not_restored',
            'bytes_per_token', 'show_tokens', 'tokenizer_fingerprint', 'save_tokenizer', 'load_tokenizer', 'special_ids',
-           'AnyTokenizer', 'load_any', 'chat_ids']
+           'mask_id', 'AnyTokenizer', 'load_any', 'chat_ids']
 
 # %% ../../nbs/api/15_data.tokenize.ipynb #6422f5fb
 import json
@@ -196,6 +196,17 @@ def special_ids(
         raise UserError(f"expected special tokens for {', '.join(_ROLES)}, found none for {', '.join(lacks)}: "
                         "read the tokenizer with load_any, which adds them")
     return res
+
+# %% ../../nbs/api/15_data.tokenize.ipynb #fab6c0cd
+_MASKS = ('<|mask|>', '[MASK]', '<mask>')
+
+def mask_id(
+    tok:Tokenizer, # ours, or one from `load_any`
+) -> int: # of the tokenizer's own mask token, or else of the one for answers; UserError if it has neither
+    "The id that stands for a gap in a text."
+    there = _special(tok)
+    own = [there[n] for n in _MASKS if n in there]
+    return own[0] if own else special_ids(tok)['answer']
 
 # %% ../../nbs/api/15_data.tokenize.ipynb #82c16548
 @dataclass

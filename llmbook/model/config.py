@@ -8,6 +8,7 @@ __all__ = ['FAMILIES', 'MLPS', 'ROPE_SCALING', 'SIZES', 'Family', 'ModelConfig',
 # %% ../../nbs/api/20_model.config.ipynb #ce4e6eb0
 import math
 from dataclasses import asdict, dataclass, fields
+from fastcore.basics import patch
 from ..core import UserError
 
 # %% ../../nbs/api/20_model.config.ipynb #dcf2ba86
@@ -71,14 +72,6 @@ class ModelConfig:
     @property
     def gated(self) -> bool: return MLPS[self.mlp] == 3 # the feed-forward layer has a gate
 
-    def to_dict(self) -> dict: return asdict(self)
-
-    @classmethod
-    def from_dict(cls, d:dict): # ModelConfig; UserError for a name it does not have
-        unknown = sorted(set(d) - {f.name for f in fields(cls)})
-        if unknown: raise UserError(f'expected the names of ModelConfig, got {unknown}: see `ModelConfig()` for all of them')
-        return cls(**d)
-
 # %% ../../nbs/api/20_model.config.ipynb #cba6fc14
 def _check(c):
     "Refuse numbers no transformer can have."
@@ -108,6 +101,21 @@ def _check_family(c):
         raise UserError(f'expected rope_scaling with {", ".join(ROPE_SCALING)}, each above 0, got {s!r}')
 
 ROPE_SCALING = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings') # names as in transformers
+
+# %% ../../nbs/api/20_model.config.ipynb #e00b9f31
+@patch
+def to_dict(self:ModelConfig) -> dict: # JSON can hold it
+    "All numbers by name."
+    return asdict(self)
+
+@patch(cls_method=True)
+def from_dict(cls:ModelConfig,
+    d:dict, # from `to_dict`; what is left out has its default
+): # ModelConfig; UserError for a name it does not have
+    "Numbers by name to a configuration."
+    unknown = sorted(set(d) - {f.name for f in fields(cls)})
+    if unknown: raise UserError(f'expected the names of ModelConfig, got {unknown}: see `ModelConfig()` for all of them')
+    return cls(**d)
 
 # %% ../../nbs/api/20_model.config.ipynb #33efc6a8
 _qwen3  = dict(head_dim=128, context=4096, vocab_size=151_936, rope_theta=1e6)

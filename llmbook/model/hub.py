@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 from ..core import UserError, atomic_path, check_space, pick_device, read_json, write_json
-from ..data.tokenize import EOT, PAD, SPECIALS, load_tokenizer, save_tokenizer
+from ..data.tokenize import EOT, PAD, SPECIALS, load_tokenizer, mask_id, save_tokenizer
 from .layout import config_from_hf, hf_config, layout, to_theirs
 from .transformer import Transformer
 
@@ -69,9 +69,10 @@ def save_pretrained(
 # %% ../../nbs/api/23_model.hub.ipynb #b908ba8a
 def _save_tokenizer(tok, path, c):
     save_tokenizer(tok, path)
+    mask = {} if c.traits.causal else dict(mask_token=tok.id_to_token(mask_id(tok)))
     write_json(path/'tokenizer_config.json', dict(
         tokenizer_class='PreTrainedTokenizerFast', eos_token=SPECIALS[EOT], pad_token=SPECIALS[PAD], bos_token=None,
-        model_max_length=c.context, padding_side='left', clean_up_tokenization_spaces=False, add_bos_token=False))
+        model_max_length=c.context, padding_side='left', clean_up_tokenization_spaces=False, add_bos_token=False, **mask))
 
 def _check_vocab(tok, c):
     n = tok.get_vocab_size()

@@ -42,9 +42,10 @@ def rungs(
     machine:dict, # from measure_machine
     vocab_size:int=4096,
     tokens_available:int|None=None, # in the training split; None for no limit
+    names=LADDER, # of sizes
 ) -> list[dict]: # one for each size: size, config, tokens, tokens_per_s, ratio (tokens a parameter), memory, fits
     "What each size of the ladder would get."
-    return [_rung(n, minutes, machine, vocab_size, tokens_available) for n in LADDER]
+    return [_rung(n, minutes, machine, vocab_size, tokens_available) for n in names]
 
 def _rung(name, minutes, machine, vocab_size, tokens_available):
     c = get_config(name, vocab_size=vocab_size)

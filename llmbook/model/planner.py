@@ -7,7 +7,7 @@ __all__ = ['MFU', 'SHARE', 'MICRO', 'local_plan', 'arrange', 'batch_tokens', 'of
 
 # %% ../../nbs/api/27_model.planner.ipynb #e3d80141
 import math
-from ..core import UserError
+from ..core import UserError, human_bytes
 from .budget import count_params, flops_by_part, flops_per_token
 from .config import SIZES, get_config
 from .cost import PUE, machine_cost
@@ -26,15 +26,17 @@ def local_plan(
     vocab_size:int|None=None, # 4096 by default
     tokens_available:int|None=None, # in the training split; None for no limit
     seed:int=42,
-    size:str|None=None, # a name of the ladder, instead of the rule
-) -> Plan: # UserError without time, for an unknown size, or with less text than a batch
+    size:str|None=None, # a named size, instead of the rule
+) -> Plan: # UserError without time, for an unknown size or one that does not fit, or with less text than a batch
     "The largest model that gets enough tokens within minutes here."
     if not 0 < minutes < math.inf: raise UserError(f'expected minutes above 0, got {minutes}')
-    if size is not None and size not in LADDER: raise UserError(f'expected a size among {", ".join(LADDER)}, got {size!r}')
+    if size is not None: get_config(size)                               # refuses an unknown one
     m = machine or measure_machine()
-    all_ = rungs(minutes, m, vocab_size or 4096, tokens_available)
+    all_ = rungs(minutes, m, vocab_size or 4096, tokens_available, LADDER if size is None else (size,))
     rule = (r for r in reversed(all_) if r['fits'] and r['ratio'] >= wanted_tokens(count_params(r['config'])['body']))
-    r = next(rule, all_[0]) if size is None else all_[LADDER.index(size)]
+    r = next(rule, all_[0]) if size is None else all_[0]
+    if size not in (None, *LADDER) and not r['fits']: raise UserError(f'expected a size that fits this machine, got {size!r}, which needs {human_bytes(r["memory"])}: '
+                                                                      f'take a smaller one, such as {", ".join(LADDER[:3])}')
     c, bs, T = r['config'], r['bs'], r['config'].context
     _enough(tokens_available, bs * T)
     steps = max(1, round(r['tokens'] / (bs * T) / 10)) * 10             # ten validations divide it

@@ -40,6 +40,7 @@ class Predict(nn.Module):
 
     def forward(self, h:Tensor) -> Tensor: return self.norm(nn.functional.gelu(self.dense(h))) # (..., D) -> (..., D)
 
+# %% ../../nbs/api/22_model.transformer.ipynb #84aff09d
 class Transformer(nn.Module):
     "Tokens in, hidden states out."
     def __init__(self,

@@ -84,14 +84,16 @@ class WrappedLM(nn.Module):
 
     def logits(self, h:Tensor) -> Tensor: return self.head(h)          # (..., D) -> (..., V)
 
-    def save_pretrained(self,
-        path:str|Path, # a folder
-        tok=None, # a tokenizer of `tokenizers`, written beside it
-    ) -> Path: # the folder
-        "Write it as transformers does."
-        self.model.save_pretrained(path)
-        if tok: tok.save(str(Path(path)/'tokenizer.json'))
-        return Path(path)
+# %% ../../nbs/api/23_model.wrap.ipynb #93706bbc
+@patch
+def save_pretrained(self:WrappedLM,
+    path:str|Path, # a folder
+    tok=None, # a tokenizer of `tokenizers`, written beside it
+) -> Path: # the folder
+    "Write it as transformers does."
+    self.model.save_pretrained(path)
+    if tok: tok.save(str(Path(path)/'tokenizer.json'))
+    return Path(path)
 
 # %% ../../nbs/api/23_model.wrap.ipynb #5ca55e0c
 @patch

@@ -82,10 +82,17 @@ class SpikeGuard(Callback):
         for i, loss in enumerate(losses): self.judge(loss, self.train_iter - len(losses) + i)
 
     def _values(self): return torch.stack([torch.as_tensor(v) for v in self.pending]).float().tolist() if self.pending else []
-    def checkpoint_state(self):
-        return dict(recent=self.recent, pending=self._values(), high=self.high, since=self.since, skipped=self.skipped, rewinds=self.rewinds)
-    def load_checkpoint_state(self, s): self.recent, self.pending, self.high, self.since, self.skipped, self.rewinds = (
-        s[k] for k in ('recent', 'pending', 'high', 'since', 'skipped', 'rewinds'))
+
+# %% ../../nbs/api/36_train.guards.ipynb #2be7d71d
+@patch
+def checkpoint_state(self:SpikeGuard):
+    "What a resumed run needs."
+    return dict(recent=self.recent, pending=self._values(), high=self.high, since=self.since, skipped=self.skipped, rewinds=self.rewinds)
+
+@patch
+def load_checkpoint_state(self:SpikeGuard, s):
+    "Go on with what `checkpoint_state` gave."
+    self.recent, self.pending, self.high, self.since, self.skipped, self.rewinds = (s[k] for k in ('recent', 'pending', 'high', 'since', 'skipped', 'rewinds'))
 
 # %% ../../nbs/api/36_train.guards.ipynb #ad26167f
 @patch
@@ -120,6 +127,7 @@ def _rewind(self:SpikeGuard, loss):
     warnings.warn(f'a loss spike at step {self.since} (loss {loss:.2f}): back to step {number(before[-1])}, past {skip} batches of data')
     raise _Rewind(before[-1])
 
+# %% ../../nbs/api/36_train.guards.ipynb #68fb09f1
 @patch
 def _epoch(self:SpikeGuard):
     "An epoch; after a rewind all of them from the checkpoint's on."

@@ -9,7 +9,7 @@ __all__ = ['LMLearner', 'StopSignals']
 import inspect, os, signal, threading
 from contextlib import ExitStack, contextmanager
 from functools import wraps
-from fastcore.basics import noop
+from fastcore.basics import noop, patch
 from fastcore.foundation import L
 from fastai.callback.core import CancelEpochException, CancelTrainException
 from fastai.callback.schedule import ParamScheduler # and with it fit_one_cycle and its kin
@@ -46,21 +46,6 @@ class LMLearner(FastEvents, Learner):
             for cb in _those_with(self, 'around_fit'): stack.enter_context(cb.around_fit())
             super()._with_events(f, event_type, ex, final)
 
-    def _do_fit(self):
-        for cb in _those_with(self, 'put_back'): cb.put_back()
-        for epoch in range(self.first_epoch, self.n_epoch):
-            self.epoch = epoch
-            self._with_events(self._do_epoch, 'epoch', CancelEpochException)
-            for cb in _those_with(self, 'epoch_done'): cb.epoch_done()
-
-    def _do_epoch_train(self):
-        n, self.dl = len(self.dls.train), self.dls.train
-        self.shift = self.train_iter - self.epoch * n
-        if self.shift >= n: self.dl = [] # only the validation is left
-        elif hasattr(self.dl, 'seek'): self.dl.seek(self.train_iter)
-        self._with_events(self.all_batches, 'train', CancelTrainException)
-        self.shift = 0
-
     def all_batches(self):
         for cb in _those_with(self, 'before_batches'): cb.before_batches()
         self.at_the_end = [cb.batch_done for cb in _those_with(self, 'batch_done')]
@@ -70,6 +55,24 @@ class LMLearner(FastEvents, Learner):
         if self.training: self.pct_train = self.train_iter / (self.n_epoch * len(self.dls.train))
         super().one_batch(i + self.shift * self.training, b)
         for f in self.at_the_end: f()
+
+# %% ../../nbs/api/34_train.learner.ipynb #98b7b6ee
+@patch
+def _do_fit(self:LMLearner):
+    for cb in _those_with(self, 'put_back'): cb.put_back()
+    for epoch in range(self.first_epoch, self.n_epoch):
+        self.epoch = epoch
+        self._with_events(self._do_epoch, 'epoch', CancelEpochException)
+        for cb in _those_with(self, 'epoch_done'): cb.epoch_done()
+
+@patch
+def _do_epoch_train(self:LMLearner):
+    n, self.dl = len(self.dls.train), self.dls.train
+    self.shift = self.train_iter - self.epoch * n
+    if self.shift >= n: self.dl = [] # only the validation is left
+    elif hasattr(self.dl, 'seek'): self.dl.seek(self.train_iter)
+    self._with_events(self.all_batches, 'train', CancelTrainException)
+    self.shift = 0
 
 def _those_with(learn, name): return [cb for cb in learn.cbs.sorted('order') if hasattr(type(cb), name)]
 

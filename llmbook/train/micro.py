@@ -9,6 +9,7 @@ __all__ = ['out_of_memory', 'slices', 'MicroBatches']
 import gc, warnings
 import torch
 from fastai.callback.core import Callback, CancelBackwardException, CancelStepException
+from fastai.torch_core import apply
 from fastcore.basics import patch
 from ..core import UserError
 from .steps import alone, n_targets
@@ -39,6 +40,7 @@ def slices(
 class MicroBatches(Callback):
     "Compute each training batch in slices of rows; halve them when memory is out."
     order, run_valid = 8, False
+    __setattr__ = object.__setattr__ # fastai's asks the Learner and the model for every name, many times a step
     def __init__(self,
         rows:int|str|None=None, # rows in a slice; None: the whole batch as long as it fits; 'auto': the same, and a resumed run tries the whole batch again
     ):
@@ -53,7 +55,7 @@ class MicroBatches(Callback):
     def _one_batch(self):
         l = self.learn
         if not l.training or not len(l.yb): return self.inner()
-        if not getattr(getattr(l, 'accumulate', None), 'seen', 0): self.window = []
+        if not getattr(vars(l).get('accumulate'), 'seen', 0): self.window.clear()
         self.window.append((l.xb, l.yb, torch.get_rng_state(), torch.cuda.get_rng_state() if l.xb[0].is_cuda else None))
         self._until_it_fits()
         l._with_events(l._step, 'step', CancelStepException)
@@ -68,18 +70,17 @@ class MicroBatches(Callback):
 def _compute(self:MicroBatches, xb, yb):
     "Forward and backward through the slices of one batch."
     l, parts = self.learn, slices(xb, yb, self.rows)
-    together = hasattr(l, 'accumulate') or len(parts) == 1 # the accumulation weighs slices by itself
-    n, total = n_targets(yb).clamp(min=1), 0
+    together = len(parts) == 1 or 'accumulate' in vars(l) # the accumulation weighs slices by itself
+    n, total = n_targets(yb).clamp(min=1) if len(parts) > 1 else None, 0
     for l.xb, l.yb in parts:
-        share = n_targets(l.yb) / n
+        share = n_targets(l.yb) / n if len(parts) > 1 else 1
         if hasattr(l, 'precision'): l.precision.enter()
         l.pred = l.model(*l.xb); l('after_pred')
         l.loss_grad = l.loss_func(l.pred, *l.yb); l.loss = l.loss_grad.clone(); l('after_loss')
-        total = total + l.loss.detach() * share
+        if len(parts) > 1: total = total + l.loss.detach() * share
         if not together: l.loss_grad = l.loss_grad * share
         l._with_events(l._backward, 'backward', CancelBackwardException)
-        l.loss_grad = None
-        if len(parts) > 1: l.pred = None
+        l.loss_grad, l.loss, l.pred = None, l.loss.detach(), apply(torch.Tensor.detach, l.pred) if len(parts) == 1 else None # their graph holds activations
     l.xb, l.yb = xb, yb
     if len(parts) > 1: l.loss = total
 

@@ -20,25 +20,56 @@ from .spread import on_whole
 from .world import mine
 
 # %% ../../nbs/api/31_train.optim.ipynb #8c8b23a3
-def _round(X, a, b, c):
-    "a X + (b A + c A A) X with A = X X'."
-    if not fast_here(X) or X.shape[-2] < 256:                  # small ones are faster in a stack
+_A, _B, _C = 3.4445, -4.7750, 2.0315 # the polynomial of Jordan et al.
+
+def _half_pays(G):
+    "Are these multiplied faster in bfloat16? On a GPU, and on a CPU with such products if they are large."
+    test = lambda name: getattr(torch.cpu, name, bool)()
+    return G.is_cuda or (G.is_cpu and min(G.shape[-2:]) >= 128 and (test('_is_avx512_bf16_supported') or test('_is_amx_tile_supported')))
+
+def _addmm(M, L, R, beta, alpha=1.):
+    "beta M + alpha L R, by the faster product."
+    if not fast_here(M, L, R): return torch.addmm(M, L, R, beta=beta, alpha=alpha)
+    return times(L, R.T).mul_(alpha).add_(M, alpha=beta)
+
+def _rounds(X, k): # (rows, columns)
+    "`k` rounds of one matrix; X itself is multiplied once, what lies between is (rows, rows)."
+    A = times(X, X)
+    for i in range(k):
+        P = _addmm(A, A, A, _B, _C)                    # a round is (a I + P) X
+        if k == 1: return _addmm(X, P, X, _A)
+        if i: Q = _addmm(Q, P, Q, _A)
+        else: Q = P.clone(); Q.diagonal().add_(_A)     # all rounds so far are Q X
+        if i < k - 1: R = _addmm(A, P, A, _A); A = _addmm(R, R, P, _A)
+    return times(Q, X.T)
+
+def _alone(X, steps):
+    together = 3 if X.shape[1] >= 2 * X.shape[0] else 1
+    for done in range(0, steps, together): X = _rounds(X, min(together, steps - done))
+    return X
+
+# %% ../../nbs/api/31_train.optim.ipynb #a1f0c202
+def _stacked(X, steps):
+    "Small ones, and those of a GPU, are faster all at once."
+    for _ in range(steps):
         A = X @ X.mT
-        return torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
-    A = [times(x, x) for x in X]                               # one by one, by the faster product
-    return torch.stack([times((b * s).add_(times(s, s), alpha=c), x.T) for s, x in zip(A, X)]).add_(X, alpha=a)
+        X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=_B, alpha=_C), X, beta=_A)
+    return X
+
+def _pile(ts): return ts[0][None] if len(ts) == 1 else torch.stack(ts) # one alone is not copied
 
 def newton_schulz(
     G, # a stack of matrices (K, rows, columns)
     steps:int=5, # rounds of the polynomial
 ): # (K, rows, columns): singular values near 1 (about 0.7 to 1.2 by design of the polynomial)
     "Orthogonalise a stack of matrices with the quintic iteration of Muon."
-    a, b, c = 3.4445, -4.7750, 2.0315
-    X = G.bfloat16() if G.is_cuda else G.float() # without matrix units bfloat16 is the slower of the two
+    X, half = G, _half_pays(G)
     tall = X.shape[-2] > X.shape[-1]
     if tall: X = X.mT
+    X = X.bfloat16() if half else X.float()
     X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps): X = _round(X, a, b, c)
+    alone = X.is_cpu and (half or fast_here(X) and X.shape[-2] >= 256)
+    X = _pile([_alone(x, steps) for x in X]) if alone else _stacked(X, steps)
     return (X.mT if tall else X).to(G.dtype)
 
 # %% ../../nbs/api/31_train.optim.ipynb #709205d7
@@ -54,6 +85,10 @@ class MuonAdamW(torch.optim.Optimizer):
     ):
         super().__init__(groups, dict(lr=lr, weight_decay=weight_decay, betas=betas, momentum=momentum, eps=eps, kind='adamw',
                                       fused=True)) # tells torch to load `step` on the parameter's device
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        for g in self.param_groups: g.setdefault('wd', g['weight_decay']) # older states do not say what was asked for
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -71,13 +106,14 @@ class MuonAdamW(torch.optim.Optimizer):
               weight_decay=g['weight_decay'], eps=g['eps'], maximize=False)
 
     def _muon(self, ps, g):
-        shapes = defaultdict(list)
-        for p in ps: shapes[p.shape].append(p)
-        for shape, same in shapes.items():
-            for p in same: self.state[p].setdefault('momentum_buffer', torch.zeros_like(mine(p)))
+        stacks = defaultdict(list) # small ones of a shape together; large ones of a CPU one by one, while they are in its cache
+        for p in ps: stacks[(p.shape, p if p.is_cpu and p.numel() >= 2 ** 14 and not hasattr(p, 'device_mesh') else None)].append(p)
+        for (shape, _), same in stacks.items():
+            for p in same:
+                if not self.state[p]: self.state[p]['momentum_buffer'] = torch.zeros_like(mine(p))
             buf, grad = [self.state[p]['momentum_buffer'] for p in same], [mine(p.grad) for p in same]
             torch._foreach_lerp_(buf, grad, 1 - g['momentum'])
-            update = self._orthogonal(torch.stack(torch._foreach_lerp(grad, buf, g['momentum'])), same[0])
+            update = self._orthogonal(_pile(torch._foreach_lerp(grad, buf, g['momentum'])), same[0])
             same = [mine(p) for p in same]
             torch._foreach_mul_(same, 1 - g['lr'] * g['weight_decay'])
             torch._foreach_add_(same, list(update.unbind()), alpha=-g['lr'] * .2 * math.sqrt(max(shape)))
@@ -102,21 +138,19 @@ class LMOptim(OptimWrapper):
                  for (kind, decays), ps in _parts(layer, muon, adamw_only).items()]
         self.owner, self.decays = [p[0] for p in parts], [p[2] for p in parts]
         self.layers, self.frozen_idx, self.state = layers, 0, defaultdict(dict)
-        self.opt = MuonAdamW([dict(params=ps, kind=kind, weight_decay=wd * decays) for _, kind, decays, ps in parts], lr=lr, **kwargs)
-        self._wd = [wd] * len(layers)
+        self.opt = MuonAdamW([dict(params=ps, kind=kind, wd=wd, weight_decay=wd * decays) for _, kind, decays, ps in parts], lr=lr, **kwargs)
 
     @property
     def param_lists(self): return [L(ps) for ps in self.layers]
 
     @property
     def hypers(self):
-        first = [self.opt.param_groups[self.owner.index(i)] for i in range(len(self.layers))]
-        return [dict(lr=g['lr'], wd=wd, mom=g['betas'][0], sqr_mom=g['betas'][1], eps=g['eps']) for g, wd in zip(first, self._wd)]
+        parts = [[g for g, o in zip(self.opt.param_groups, self.owner) if o == i] for i in range(len(self.layers))]
+        return [dict(lr=gs[0]['lr'], wd=max(g['wd'] for g in gs), mom=gs[0]['betas'][0], sqr_mom=gs[0]['betas'][1], eps=gs[0]['eps']) for gs in parts]
 
     def _set_hyper(self, k, v):
-        if k == 'wd': self._wd = list(v)
         for g, i, decays in zip(self.opt.param_groups, self.owner, self.decays):
-            if k == 'wd': g['weight_decay'] = v[i] * decays
+            if k == 'wd': g['wd'], g['weight_decay'] = v[i], v[i] * decays # asked for, and what vectors have of it
             elif k == 'mom': g['betas'], g['momentum'] = (v[i], g['betas'][1]), v[i]
             elif k == 'sqr_mom': g['betas'] = (g['betas'][0], v[i])
             else: g[k] = float(v[i])

@@ -47,6 +47,7 @@ def _same_weights(model):
     "Rank 0's weights and buffers everywhere."
     for t in (*model.parameters(), *model.buffers()): torch.distributed.broadcast(t, 0)
 
+# %% ../../nbs/api/36_train.parallel.ipynb #844c1cb3
 @contextmanager
 def unsharded(
     model, # sharded; whole while the block runs: for generation, which reads weights outside of modules
@@ -99,12 +100,6 @@ class Distributed(Callback):
         self.n = all_sum(self.k.clone())
         self.targets = self.targets + self.n
         self.wrap()
-    def wrap(self):
-        "From here the Learner's model speaks to the other ranks."
-        if self.ddp is not None and self.plain is None: self.plain, self.learn.model = self.model, self.ddp
-    def back(self):
-        "The Learner's model is the model itself again."
-        if self.plain is not None: self.learn.model, self.plain = self.plain, None
 
     def after_pred(self): self.back()
     def after_loss(self):
@@ -120,12 +115,27 @@ class Distributed(Callback):
         self.back()
         if self.training: self.learn.loss = (all_sum(self.loss.detach() * self.k) / self.n.clamp(min=1)).to(self.loss.dtype)
 
-    def after_validate(self):
-        if self.sharded: self.model.reshard()
-        for m in self._metrics(False): _sum_metric(m, next(self.model.parameters()).device)
-    def after_fit(self):
-        self.back(); self.ddp = None
-        if self.sharded: self.model.reshard()
+# %% ../../nbs/api/36_train.parallel.ipynb #50367176
+@patch
+def wrap(self:Distributed):
+    "From here the Learner's model speaks to the other ranks."
+    if self.ddp is not None and self.plain is None: self.plain, self.learn.model = self.model, self.ddp
+@patch
+def back(self:Distributed):
+    "The Learner's model is the model itself again."
+    if self.plain is not None: self.learn.model, self.plain = self.plain, None
+
+@patch
+def after_validate(self:Distributed):
+    "Add up the metrics of all ranks."
+    if self.sharded: self.model.reshard()
+    for m in self._metrics(False): _sum_metric(m, next(self.model.parameters()).device)
+
+@patch
+def after_fit(self:Distributed):
+    "The model itself again, in parts if it was."
+    self.back(); self.ddp = None
+    if self.sharded: self.model.reshard()
 
 # %% ../../nbs/api/36_train.parallel.ipynb #cf7237d8
 @patch
@@ -170,6 +180,7 @@ def parallel(
     learn._do_fit = _told(learn, learn._do_fit)
     return learn.add_cb(Distributed(**kwargs))
 
+# %% ../../nbs/api/36_train.parallel.ipynb #977e7159
 def _dtype(learn, device):
     "What blocks are collected in: bfloat16 where it is computed in."
     asked = getattr(getattr(learn, 'precision', None), 'precision', 'fp32')

@@ -83,6 +83,7 @@ class Precision(Callback):
 @patch
 def enter(self:Precision):
     "Compute in the chosen precision until `leave`."
+    if self.dtype is None and not torch.is_autocast_enabled(self.device): return # there is nothing to switch
     if self.cast is None: self.cast = torch.autocast(self.device, dtype=self.dtype, enabled=self.dtype is not None); self.cast.__enter__()
 
 @patch

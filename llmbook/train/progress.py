@@ -7,6 +7,7 @@ __all__ = ['progress_words', 'Progress']
 
 # %% ../../nbs/api/34_train.progress.ipynb #4a4ea88d
 import sys, time
+from fastcore.basics import patch
 from fastai.callback.progress import ProgressCallback
 from fastcore.imports import IN_NOTEBOOK
 from ..core import human_count
@@ -44,12 +45,6 @@ class Progress(ProgressCallback):
                          mininterval=.5 if tty else 15, dynamic_ncols=tty, ncols=None if tty else 120, disable=not self.create_mbar)
         self.old_logger, self.learn.logger = self.logger, lambda *a: None
 
-    def _words(self):
-        "What is known by now, without waiting for the device if there is telemetry."
-        t = getattr(self.learn, 'telemetry', None)
-        if t is not None: return progress_words(t.last, self.valid)
-        return progress_words(dict(loss=float(self.smooth_loss)) if hasattr(self.learn, 'smooth_loss') else {}, self.valid)
-
     def after_batch(self):
         if self.notebook: self.pbar.update(self.iter + 1)
         elif self.line is not None and self.training: self.line.update(1)
@@ -71,3 +66,11 @@ class Progress(ProgressCallback):
         if self.notebook: return super().after_fit()
         if self.line is not None: self.line.close(); self.line = None
         if hasattr(self, 'old_logger'): self.learn.logger = self.old_logger
+
+# %% ../../nbs/api/34_train.progress.ipynb #665de66a
+@patch
+def _words(self:Progress):
+    "What is known by now, without waiting for the device if there is telemetry."
+    t = getattr(self.learn, 'telemetry', None)
+    if t is not None: return progress_words(t.last, self.valid)
+    return progress_words(dict(loss=float(self.smooth_loss)) if hasattr(self.learn, 'smooth_loss') else {}, self.valid)

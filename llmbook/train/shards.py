@@ -106,6 +106,7 @@ def _load(folder, model, opt, groups):
     for k, t in model_tensors(model).items(): mine(t).copy_(_read(folder, 'model', k, t))
     if opt is not None: _load_optim(folder, opt, groups)
 
+# %% ../../nbs/api/36_train.shards.ipynb #9c8e0f05
 def check_shards(
     path:str|Path, # a checkpoint's folder
 ) -> dict: # its state; UserError on every rank if it is damaged
@@ -198,7 +199,7 @@ def _room(self:ShardedCheckpoint, kinds): return not any_rank(not super(ShardedC
 
 @patch
 def _begin(self:ShardedCheckpoint, *args, **kwargs):
-    self.background.wait(); wait_for_all() # now every rank sees the same folder
+    with self.not_training(): self.background.wait(); wait_for_all() # now every rank sees the same folder
     self.begun += 1
     super(ShardedCheckpoint, self)._begin(*args, **kwargs)
 

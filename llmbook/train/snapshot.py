@@ -8,6 +8,7 @@ __all__ = ['Snapshot', 'Background']
 # %% ../../nbs/api/34_train.snapshot.ipynb #737c02ee
 import os, sys, threading
 import torch
+from fastcore.basics import patch
 from .tensorfiles import Rows, as_rows
 
 # %% ../../nbs/api/34_train.snapshot.ipynb #2420ef35
@@ -49,14 +50,17 @@ class Snapshot:
             self.event = self.stream.record_event()
         for s in cuda: s.record_stream(self.stream) # memory that is freed meanwhile is not given away
 
-    def hold(self):
-        "What comes next on the device's stream, such as a step, waits for the copy."
-        if self.event is not None: torch.cuda.current_stream(self.stream.device).wait_event(self.event)
+# %% ../../nbs/api/34_train.snapshot.ipynb #50295906
+@patch
+def hold(self:Snapshot):
+    "What comes next on the device's stream, such as a step, waits for the copy."
+    if self.event is not None: torch.cuda.current_stream(self.stream.device).wait_event(self.event)
 
-    def done(self):
-        "Wait until the copy is made."
-        if self.event is not None: self.event.synchronize()
-        self.event = None
+@patch
+def done(self:Snapshot):
+    "Wait until the copy is made."
+    if self.event is not None: self.event.synchronize()
+    self.event = None
 
 # %% ../../nbs/api/34_train.snapshot.ipynb #51b44fa1
 class Background:

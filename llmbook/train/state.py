@@ -121,6 +121,7 @@ def write_checkpoint(
         seal(tmp, path, dict(state=state), [write_part(tmp, kinds)])
     except BaseException: shutil.rmtree(tmp, ignore_errors=True); raise
 
+# %% ../../nbs/api/33_train.state.ipynb #5de5ccfe
 def check_checkpoint(
     path:str|Path, # a checkpoint's folder
 ) -> dict: # its state; UserError that names what is missing or damaged

@@ -87,6 +87,7 @@ def keep_bad(
 class ClipGrad(Callback):
     "Clip the gradient's global norm; skip, count and keep a step whose loss or gradient is not finite."
     order, run_valid = 11, False # after the unscaling of fp16
+    __setattr__ = object.__setattr__ # fastai's asks the Learner and the model for every name, many times a step
     def __init__(self,
         max_norm:float|None=1., # longest gradient allowed through unchanged; None: no limit, the guard alone
         patience:int=20, # bad steps in a row after which the run stops
@@ -99,19 +100,23 @@ class ClipGrad(Callback):
         if not self.train_iter: self.skipped, self.in_a_row = 0, 0
         self.window = []
         self.opt.zero_grad() # of a step that an error or an interrupt has cut
-    def before_batch(self): self.window.append((self.xb, self.yb, torch.get_rng_state()))
-    def after_step(self): self.window = []
+    def before_batch(self): self.window.append((self.learn.xb, self.learn.yb, torch.get_rng_state()))
+    def after_step(self): self.window.clear()
 
     def before_step(self):
-        ps = [p for p in self.model.parameters() if p.grad is not None]
-        if self.max_norm is None: norm = torch.nn.utils.get_total_norm([p.grad for p in ps])
-        else: norm = torch.nn.utils.clip_grad_norm_(ps, self.max_norm)
+        ps = [p for layer in self.opt.param_lists for p in layer if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in ps])
         self.grad_norm = norm.full_tensor() if hasattr(norm, 'full_tensor') else norm # of a gradient in pieces on many ranks
-        whole = alone() and not hasattr(self.learn, 'accumulate') # then the loss is that of the whole step
-        if math.isfinite(self.grad_norm + 0 * self.loss.detach() if whole else self.grad_norm): self.in_a_row = 0; return
-        self.skipped += 1
-        self.report('gradient' if math.isfinite(self.loss.detach()) else 'loss')
-        raise CancelStepException
+        loss = self.learn.loss.detach()
+        whole = alone() and 'accumulate' not in vars(self.learn) # then the loss is that of the whole step
+        length = (self.grad_norm + 0 * loss if whole else self.grad_norm).item()
+        if not math.isfinite(length):
+            self.skipped += 1
+            self.report('gradient' if math.isfinite(loss) else 'loss')
+            raise CancelStepException
+        self.in_a_row = 0
+        if self.max_norm is not None and length > self.max_norm - 1e-6: # a factor of 1 would read and write every gradient for nothing
+            torch.nn.utils.clip_grads_with_norm_(ps, self.max_norm, norm)
 
     def checkpoint_state(self): return dict(skipped=self.skipped, in_a_row=self.in_a_row)
     def load_checkpoint_state(self, s): self.skipped, self.in_a_row = s['skipped'], s['in_a_row']

@@ -6,8 +6,9 @@
 __all__ = ['KINDS', 'memory_now', 'Clock', 'is_first', 'interval_sums', 'Telemetry', 'Samples']
 
 # %% ../../nbs/api/34_train.telemetry.ipynb #9805e980
-import json, math, time
+import json, math, os, time
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 import torch
 from fastcore.basics import patch
@@ -22,8 +23,10 @@ def memory_now(
 ) -> int: # bytes: the allocator's peak on a CUDA device, resident in this process otherwise
     "How much memory is held."
     if torch.device(device).type == 'cuda': return torch.cuda.max_memory_allocated(device)
-    import psutil
-    return psutil.Process().memory_info().rss
+    return _process(os.getpid()).memory_info().rss
+
+@cache
+def _process(pid): import psutil; return psutil.Process(pid)
 
 # %% ../../nbs/api/34_train.telemetry.ipynb #433aea36
 class Clock:
@@ -75,6 +78,7 @@ KINDS = ('validating', 'sampling', 'saving', 'paused') # where seconds go that a
 class Telemetry(Callback):
     "Keep the history of a run as rows; `save` writes them."
     order = 55
+    __setattr__ = object.__setattr__ # fastai's asks the Learner and the model for every name, many times a step
     def __init__(self,
         flops_per_token:float|None=None, # of training: forward and backward
         peak_flops:float|None=None, # of one device in this precision, FLOP/s; None: unknown
@@ -109,20 +113,21 @@ class Telemetry(Callback):
     def after_train(self): self.close(); self.inside = False; self.flush()
 
     def after_loss(self):
-        if self.training and self.train_iter % self.every == 2 and not self.clock.cuda: self._look()
+        if self.learn.training and self.learn.train_iter % self.every == 2 and not self.clock.cuda: self._look()
     def _look(self):
         "How much memory is held now, and the most so far."
         self.held = torch.cuda.memory_allocated(self.device) if self.clock.cuda else memory_now(self.device) - self.base
         self.memory = max(self.memory, memory_now(self.device) - self.base)
 
     def after_batch(self):
-        if not self.training: return
+        if not self.learn.training: return
         loss = self.learn.loss
         if loss is not self.seen and loss is not None: # a batch that was dropped before its loss left the last one's
             self.seen = loss
-            self.losses.append(loss.detach().float().mean()); self.counts.append(n_targets(self.yb))
-        self.since += self.xb[0].numel()
-        if self.train_iter % self.every == 0: self.close()
+            loss = loss.detach()
+            self.losses.append(loss.mean() if loss.ndim else loss); self.counts.append(n_targets(self.learn.yb))
+        self.since += self.learn.xb[0].numel()
+        if self.learn.train_iter % self.every == 0: self.close()
         if self.late and self.clock.reached(self.late[0]['end']): self._settle()
 
 # %% ../../nbs/api/34_train.telemetry.ipynb #06329048

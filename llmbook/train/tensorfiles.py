@@ -89,6 +89,7 @@ def join_layouts(
                 raise UserError(f"expected all {(e['shape'] or [1])[0]} rows of {name} ({kind}), got {sum(p['rows'] for p in e['parts'])}")
     return res
 
+# %% ../../nbs/api/32_train.tensorfiles.ipynb #bdd12511
 def seal(
     tmp:str|Path, # the folder as it was written
     path:str|Path, # the folder as it should appear
