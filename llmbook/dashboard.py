@@ -82,9 +82,8 @@ class TextScreen:
         if view['state'] == self.state and time.monotonic() - self.at < self.seconds: return
         self._print(view)
     def _print(self, view):
-        self.at, self.state, line = time.monotonic(), view['state'], dashboard_line(view)
-        if line != self.said: print(line, flush=True)
-        self.said = line
+        before, self.at, self.state, self.said = self.said, time.monotonic(), view['state'], dashboard_line(view)
+        if self.said != before: print(self.said, flush=True)
     begin = draw
     def end(self, view):
         self._print(view)
@@ -101,9 +100,9 @@ class HtmlScreen:
         from IPython.display import display
         self.handle = display(self.bundle(self.page_of(view), view), raw=True, display_id=True)
     def draw(self, view): self._renew(self.page_of(view), view)
+    end = draw
     def _renew(self, page, view):
         if self.handle is not None: self.handle.update(self.bundle(page, view), raw=True)
-    def end(self, view): self._renew(self.page_of(view), view)
     def listen(self): pass
 
 # %% ../nbs/api/72_dashboard.ipynb #6d355d2f

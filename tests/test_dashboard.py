@@ -131,7 +131,7 @@ def plain():
 @pytest.mark.parametrize('show', ['widget', 'html', 'text'])
 def test_the_weights_are_those_without_it(show, shown, plain, capsys):
     learn = tiny(cbs=[writes()])
-    learn.fit_wsd(3, cbs=Dashboard(show, every=0., share=1.))          # drawn after every batch
+    learn.fit_wsd(3, cbs=Dashboard(show, every=0., share=1e9))          # drawn after every batch
     assert same(learn, plain) and learn.recorder.values[-1][1:3] == plain.recorder.values[-1][1:3]
     said = capsys.readouterr()
     if show == 'text': assert said.out.startswith('starting: step 0 of 90') and said.out.splitlines()[-1].startswith('done: step 90 of 90 (100%)') and not shown.sent
@@ -144,7 +144,7 @@ def test_the_weights_are_those_without_it(show, shown, plain, capsys):
 def test_where_widgets_are_seen_the_output_is_left_alone(shown):
     see = At(10, lambda l: setattr(l.dashboard.screen.box, '_view_count', 1))   # what a frontend reports
     learn = tiny(cbs=[see])
-    learn.fit(1, cbs=Dashboard('widget', every=0., share=1.))
+    learn.fit(1, cbs=Dashboard('widget', every=0., share=1e9))
     assert 8 < len(shown.sent) < 14                                           # until then, and the still picture
 
 
@@ -236,7 +236,7 @@ def test_a_failed_run_says_so_and_the_next_has_its_bar_again(shown, capsys):
 
 
 def test_an_error_in_drawing_is_one_warning(shown, plain):
-    learn, dash = tiny(cbs=[writes()]), Dashboard('html', every=0., share=1.)
+    learn, dash = tiny(cbs=[writes()]), Dashboard('html', every=0., share=1e9)
     dash.page_of = lambda view: 1 / 0
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter('always')

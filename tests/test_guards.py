@@ -295,3 +295,13 @@ def test_shifted_batches_cross_the_loaders_epochs():
         def seek(self, i): self.at = i; return self
         def __iter__(self): return iter(range(self.at, (self.at // 4 + 1) * 4))
     assert list(Shifted(Dl(), 6, 9)) == list(range(6, 15))
+
+
+def test_ranks_keep_their_bad_rows_under_names_of_their_own(tmp_path, monkeypatch):
+    from llmbook.train import steps
+    monkeypatch.setattr(steps, 'alone', lambda: False)
+    for r in (0, 3):
+        monkeypatch.setattr(steps, 'rank', lambda: r)
+        assert steps.keep_bad(tmp_path, 7, dict(x0=torch.full((2, 3), r)), dict(reason='loss')).name == f'step-7-rank-{r}.safetensors'
+        assert steps.keep_bad(tmp_path, 8, dict(x0=torch.zeros(1)), dict(reason='loss'), most=1) is None # each rank counts its own
+    assert len(list(tmp_path.glob('*.safetensors'))) == 2

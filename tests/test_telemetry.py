@@ -243,7 +243,7 @@ def test_lr_find_leaves_the_history_alone(tmp_path):
     learn = learner(Telemetry(path=tmp_path/'history.csv'))
     learn.fit(1)
     before = (tmp_path/'history.csv').read_bytes()
-    learn.lr_find(num_it=5, show_plot=False)
+    learn.lr_find(num_it=20, show_plot=False)
     assert (tmp_path/'history.csv').read_bytes() == before
 
 

@@ -98,6 +98,7 @@ def _matmul(self:Precision, how):
     if how or self.matmul: torch.set_float32_matmul_precision(how or self.matmul)
     if not how: self.matmul = None
 
+# %% ../../nbs/api/32_train.precision.ipynb #cd3e71da
 @patch
 def before_backward(self:Precision):
     "Scale the loss, so that small gradients do not vanish in 16 bits."

@@ -17,6 +17,7 @@ from ..model.config import ModelConfig
 from ..model.transformer import Transformer
 from ..model.wrap import as_lm
 from .compile import compile_model
+from . import find # and with it lr_find
 from .learner import LMLearner
 from .loss import LMLoss
 from .masking import MaskedLoss, MaskTokens

@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from safetensors.torch import save_file
 from ..core import UserError, atomic_path, write_json
 from .loss import IGNORE
+from .world import rank
 
 # %% ../../nbs/api/33_train.steps.ipynb #d17748d4
 def n_targets(
@@ -29,6 +30,7 @@ def alone(
     d = torch.distributed
     return not (d.is_available() and d.is_initialized() and d.get_world_size() > 1)
 
+# %% ../../nbs/api/33_train.steps.ipynb #1db61d1e
 class Accumulate(Callback):
     "Step once every `n` batches, with the gradient of all their tokens together."
     order, run_valid = 9, False
@@ -74,9 +76,10 @@ def keep_bad(
     most:int=8, # files kept: the first so many
 ): # the file, or None if there are enough already or the disk refused
     "Write a batch that was left out, and the reason."
-    path = Path(folder)/f'step-{batch}.safetensors'
+    own = '' if alone() else f'-rank-{rank()}' # each rank has rows of its own
+    path = Path(folder)/f'step-{batch}{own}.safetensors'
     try:
-        if len(list(path.parent.glob('step-*.safetensors'))) >= most: return None
+        if len(list(path.parent.glob(f'step-*{own}.safetensors'))) >= most: return None
         with atomic_path(path) as tmp: save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, tmp)
         plain = lambda v: str(v) if isinstance(v, float) and not math.isfinite(v) else v
         write_json(path.with_suffix('.json'), {k: plain(v) for k, v in dict(why, batch=batch).items()})

@@ -112,23 +112,29 @@ class Telemetry(Callback):
     def before_train(self): self.start, self.inside = self.clock.mark(), True
     def after_train(self): self.close(); self.inside = False; self.flush()
 
-    def after_loss(self):
-        if self.learn.training and self.learn.train_iter % self.every == 2 and not self.clock.cuda: self._look()
-    def _look(self):
-        "How much memory is held now, and the most so far."
-        self.held = torch.cuda.memory_allocated(self.device) if self.clock.cuda else memory_now(self.device) - self.base
-        self.memory = max(self.memory, memory_now(self.device) - self.base)
+# %% ../../nbs/api/34_train.telemetry.ipynb #ec47daf5
+@patch
+def after_loss(self:Telemetry):
+    "While the activations are there, look at the memory."
+    if self.learn.training and self.learn.train_iter % self.every == 2 and not self.clock.cuda: self._look()
+@patch
+def _look(self:Telemetry):
+    "How much memory is held now, and the most so far."
+    self.held = torch.cuda.memory_allocated(self.device) if self.clock.cuda else memory_now(self.device) - self.base
+    self.memory = max(self.memory, memory_now(self.device) - self.base)
 
-    def after_batch(self):
-        if not self.learn.training: return
-        loss = self.learn.loss
-        if loss is not self.seen and loss is not None: # a batch that was dropped before its loss left the last one's
-            self.seen = loss
-            loss = loss.detach()
-            self.losses.append(loss.mean() if loss.ndim else loss); self.counts.append(n_targets(self.learn.yb))
-        self.since += self.learn.xb[0].numel()
-        if self.learn.train_iter % self.every == 0: self.close()
-        if self.late and self.clock.reached(self.late[0]['end']): self._settle()
+@patch
+def after_batch(self:Telemetry):
+    "Note the loss, without reading it; now and then end an interval."
+    if not self.learn.training: return
+    loss = self.learn.loss
+    if loss is not self.seen and loss is not None: # a batch that was dropped before its loss left the last one's
+        self.seen = loss
+        loss = loss.detach()
+        self.losses.append(loss.mean() if loss.ndim else loss); self.counts.append(n_targets(self.learn.yb))
+    self.since += self.learn.xb[0].numel()
+    if self.learn.train_iter % self.every == 0: self.close()
+    if self.late and self.clock.reached(self.late[0]['end']): self._settle()
 
 # %% ../../nbs/api/34_train.telemetry.ipynb #06329048
 @patch
@@ -151,6 +157,7 @@ def _guards(self:Telemetry):
     known = [vars(cb) for cb in self.learn.cbs]
     return next((k['grad_norm'] for k in known if k.get('grad_norm') is not None), None), sum(k.get('skipped', 0) for k in known)
 
+# %% ../../nbs/api/34_train.telemetry.ipynb #06b4f8bc
 @patch
 def _settle(self:Telemetry):
     "Make a row of the oldest interval under way."
