@@ -1,5 +1,5 @@
 "Budgets against real models, a real process, the papers' tables and values by hand."
-import json, math, os, subprocess, sys
+import json, math, os, subprocess, sys, timeit
 from pathlib import Path
 import pytest, torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -8,12 +8,15 @@ from llmbook.core import UserError
 from llmbook.model.budget import count_params, flops_by_part, flops_per_token
 from llmbook.model.config import SIZES, ModelConfig, get_config
 from llmbook.model.cost import carbon_intensity, machine_cost
-from llmbook.model.devices import DEVICES, Device, find_device, get_device, peak_flops
+from llmbook.model.devices import DEVICES, Device, find_device, get_device, measure_machine, peak_flops
+from llmbook.model.ladder import expected_rate
 from llmbook.model.memory import PRECISIONS, accumulation, activation_bytes, largest_batch, memory_estimate
 from llmbook.model.plan import Plan
 from llmbook.model.planner import arrange, plan
 from llmbook.model.scaling import compute_optimal, isoflop_picture, predicted_loss
 from llmbook.model.transformer import Transformer
+from llmbook.train.loss import LMLoss
+from llmbook.train.optim import lm_opt
 
 SHAPES = {
     'gqa':      dict(n_layer=2, d_model=64, n_head=4, n_kv_head=2),
@@ -109,6 +112,8 @@ RUN = '''
 import resource, sys, torch, psutil
 from llmbook.model.config import ModelConfig
 from llmbook.model.transformer import Transformer
+from llmbook.train.loss import LMLoss
+from llmbook.train.optim import lm_opt
 from llmbook.train.loss import LMLoss
 from llmbook.train.optim import lm_opt
 def train(c, bs, steps, recompute, muon):
@@ -353,3 +358,25 @@ def test_commands_say_it_in_one_line():
     for bad, says in ((('--device', 'abacus'), "got 'abacus'"), (('--count', '8'), 'expected a device'), (('--device', 'h100', '--minutes', '5'), 'give one of them')):
         r = run(*bad)
         assert r.returncode != 0 and r.stderr.strip().count('\n') == 0 and says in r.stderr, r.stderr
+
+
+# ---- time
+
+def test_expected_rate_by_hand():
+    c = get_config('medium')
+    assert expected_rate(c, HAND) == pytest.approx(.8 * .5 * 330e9 / flops_per_token(c))
+    assert expected_rate(c, HAND | dict(peak_flops=660e9)) == pytest.approx(2 * expected_rate(c, HAND))
+
+
+@pytest.mark.parametrize('name', ['nano', 'micro'])
+def test_a_real_run_is_within_twice_of_the_expected_speed(name):
+    "Both from the best of some tries; a machine that is busy in between gets two more chances."
+    c, ratios = get_config(name), []
+    m, x = Transformer(c), torch.randint(c.vocab_size, (8, c.context))
+    loss, opt = LMLoss(m.head, 512), lm_opt(m)(list(m.parameters()), lr=1e-3)
+    def step(): loss(m(x), x).backward(); opt.step(); opt.zero_grad()
+    for _ in range(3):
+        here = measure_machine(1, 'cpu')
+        ratios.append(x.numel() / min(timeit.repeat(step, number=1, repeat=6)) / expected_rate(c, here))
+        if .5 < ratios[-1] < 2: return
+    assert False, f'measured over expected: {ratios}'

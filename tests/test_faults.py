@@ -245,25 +245,58 @@ def test_damage_is_named_and_never_used(made, tmp_path, name, how):
     with pytest.raises(UserError, match=r'(damaged|lacks|no safetensors file|names|is missing)'): check_checkpoint(tmp_path/'step-000000016')
 
 
-@pytest.mark.parametrize('harm', ['flipped', 'another model', 'pickle file', 'pickle by name', 'path outside'])
-def test_the_last_good_one_is_used(made, tmp_path, harm):
+HARMS = ('truncated', 'flipped bit', 'file missing', 'another model', 'pickle file', 'pickle by name', 'path outside')
+
+def spoil(newest, harm, facts):
+    "Do harm to a checkpoint; `facts` are those of its run, so that nothing but its tensors tells another model."
     import shutil
-    data, out = made[0], tmp_path/'run'
-    whole = fit(data, tmp_path/'whole', args=(3,)); cut = fit(data, out, args=(3,), stop=23)
-    newest = sorted(out.glob('step-*'))[-1]; sums = json.loads((newest/'checksums.json').read_text())
-    if harm == 'flipped': damage(newest/'optim.safetensors', 37)
-    if harm == 'another model':
-        shutil.rmtree(newest)
-        from llmbook.train.state import save_checkpoint
-        save_checkpoint(newest, torch.nn.Linear(2, 2), None, dict(step=20, fit=0, asked=cut.checkpoint.facts))
+    from llmbook.train.state import save_checkpoint
+    sums = json.loads((newest/'checksums.json').read_text())
+    sign = lambda more: (newest/'checksums.json').write_text(json.dumps(sums | more))
+    if harm == 'truncated': damage(newest/'model.safetensors', 'truncated')
+    if harm == 'flipped bit': damage(newest/'optim.safetensors', 37)
+    if harm == 'file missing': damage(newest/'record.safetensors', 'missing')
+    if harm == 'another model': shutil.rmtree(newest); save_checkpoint(newest, torch.nn.Linear(2, 2), None, dict(step=20, fit=0, asked=facts))
     if harm == 'pickle file': (newest/'optimizer.pt').write_bytes(b'\x80\x04.')
-    if harm == 'pickle by name':
-        damage(newest/'rng.safetensors', 'pickle')
-        (newest/'checksums.json').write_text(json.dumps(sums | {'rng.safetensors': sha256(newest/'rng.safetensors')}))
-    if harm == 'path outside': (newest/'checksums.json').write_text(json.dumps(sums | {'../../secret': 'f' * 64}))
-    with pytest.warns(UserWarning, match=newest.name): again = fit(data, out, args=(3,))
-    assert again.checkpoint.resumed == int(newest.name[-9:]) - 4
-    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), again.model.parameters()))
+    if harm == 'pickle by name': damage(newest/'rng.safetensors', 'pickle'); sign({'rng.safetensors': sha256(newest/'rng.safetensors')})
+    if harm == 'path outside': sign({'../../secret': 'f' * 64})
+
+
+def full_disk(data, out):
+    "The second save finds the disk full: what was said, and the checkpoints there are at the end."
+    from llmbook.train import tensorfiles
+    real, calls = tensorfiles.write_safetensors, []
+    def full(path, tensors):
+        calls.append(path)
+        if len(calls) == 6: raise OSError(28, 'No space left on device')
+        return real(path, tensors)
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter('always'); patch.setattr(tensorfiles, 'write_safetensors', full)
+        learn = fit(data, out, args=(3,), keep=9)
+    return learn, [str(w.message) for w in seen if 'checkpoint' in str(w.message)], sorted(f.name for f in out.iterdir() if 'step' in f.name)
+
+
+def harmed(data, tmp):
+    "A row for each harm done to the newest checkpoint of a run that was cut: what was said, where the run went on, and whether it ended as the whole run."
+    import shutil
+    whole, rows = fit(data, tmp/'whole', args=(3,)), []
+    cut, same = fit(data, tmp/'cut', args=(3,), stop=23), lambda l: all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), l.model.parameters()))
+    for harm in HARMS:
+        out = tmp/harm.replace(' ', '-')
+        shutil.copytree(tmp/'cut', out)
+        newest = sorted(out.glob('step-*'))[-1]; spoil(newest, harm, cut.checkpoint.facts)
+        with warnings.catch_warnings(record=True) as seen: warnings.simplefilter('always'); again = fit(data, out, args=(3,))
+        rows.append(dict(harm=harm, newest=int(newest.name[-9:]), said=' '.join(str(w.message) for w in seen if newest.name in str(w.message)).replace(str(tmp) + '/', ''),
+                         resumed=again.checkpoint.resumed, same=same(again)))
+    learn, said, kept = full_disk(data, tmp/'full')
+    return rows + [dict(harm='disk full at step 8', newest=8, said=' '.join(said).replace(str(tmp) + '/', ''), resumed=None, same=same(learn), kept=kept)]
+
+
+def test_the_last_good_one_is_used(made, tmp_path):
+    *rows, full = harmed(made[0], tmp_path)
+    assert [r['harm'] for r in rows] == list(HARMS)
+    for r in rows: assert f"step-{r['newest']:09d}" in r['said'] and r['resumed'] == r['newest'] - 4 and r['same'], r
+    assert 'No space left' in full['said'] and full['same'] and full['kept'] == [f'step-{s:09d}' for s in (4, 12, 16, 20, 24)], full
 
 
 def test_another_run_is_refused_by_name(made):

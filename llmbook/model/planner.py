@@ -84,6 +84,8 @@ def batch_tokens(
     usual = 2 ** (19 if params < 1e9 else 20 if params < 5e9 else 21)
     return int(min(usual, 2 ** math.floor(math.log2(max(1024, tokens / 400)))))
 
+def _config(name, vocab_size, seq_len): return get_config(name, **{k: v for k, v in dict(vocab_size=vocab_size, context=seq_len).items() if v is not None})
+
 def offer(
     name:str, # a size
     device:Device, # of the table
@@ -92,13 +94,14 @@ def offer(
     mfu:float, # share of the promised rate
     precision:str='bfloat16',
     vocab_size:int|None=None, # the size's own by default
+    seq_len:int|None=None, # T: tokens in a row; the size's context by default
     tokens_available:int|None=None, # of text; None for no limit
     ratio:float=RATIO, # tokens a parameter that are wanted
     fit:str='besiroglu', # of the expected loss
     **kwargs # for `arrange`: recompute, sharding, optimizer
 ) -> dict: # size, params, tokens, ratio, loss, same (loss if its operations were all spent on new text), hours (to the ratio), fits, tokens_per_s, rows, memory, sharding, recompute
     "What a size would get from hours on a machine."
-    c = get_config(name, **({} if vocab_size is None else dict(vocab_size=vocab_size)))
+    c = _config(name, vocab_size, seq_len)
     n, how = count_params(c)['total'], arrange(c, device, count, precision, **kwargs)
     f = flops_by_part(c, recompute=how['recompute'] if how else kwargs.get('recompute') or 0)
     per_s = count * device.peak(precision) * mfu / (f['total'] + f['recompute'])
@@ -115,6 +118,7 @@ def far_plan(
     count:int=1, # devices
     hours:float=24., # of all of them
     vocab_size:int|None=None, # the sizes' own by default
+    seq_len:int|None=None, # T: tokens in a row; the sizes' own context by default
     tokens_available:int|None=None, # of text; None for no limit
     seed:int=42,
     size:str|None=None, # a name of SIZES, instead of the rule
@@ -135,10 +139,10 @@ def far_plan(
     mfu = MFU.get(precision, SHARE) if mfu is None else mfu
     _possible(d, precision, mfu, ratio, size)
     names = sorted((n for n in SIZES if get_config(n).traits.causal), key=lambda n: count_params(get_config(n))['total'])
-    all_ = [offer(n, d, count, hours, mfu, precision, vocab_size, tokens_available, ratio, fit, recompute=recompute, sharding=sharding, optimizer=optimizer)
+    all_ = [offer(n, d, count, hours, mfu, precision, vocab_size, seq_len, tokens_available, ratio, fit, recompute=recompute, sharding=sharding, optimizer=optimizer)
             for n in names if n not in LADDER[:5] or n == size]         # those of a few million parameters are for minutes
     o = _chosen(all_, size, ratio, d)
-    return _plan_of(o, all_, d, count, hours, seed, precision, mfu, vocab_size, tokens_available, step_tokens, fit, prices)
+    return _plan_of(o, all_, d, count, hours, seed, precision, mfu, _config(o['size'], vocab_size, seq_len), tokens_available, step_tokens, fit, optimizer, prices)
 
 def _possible(d, precision, mfu, ratio, size):
     if d.peak(precision) is None: raise UserError(f'expected a precision among {", ".join(d.tflops)} on {d.title}, got {precision!r}')
@@ -151,18 +155,17 @@ def _chosen(all_, size, ratio, d):
     return next((o for o in reversed(fitting) if o['ratio'] >= ratio), fitting[0])
 
 # %% ../../nbs/api/27_model.planner.ipynb #55f83897
-def _plan_of(o, all_, d, count, hours, seed, precision, mfu, vocab_size, text, step_tokens, fit, prices):
-    c = get_config(o['size'], **({} if vocab_size is None else dict(vocab_size=vocab_size)))
+def _plan_of(o, all_, d, count, hours, seed, precision, mfu, c, text, step_tokens, fit, optimizer, prices):
     b = accumulation(step_tokens or batch_tokens(o['params'], o['tokens']), o['rows'], c.context, count)
     _enough(text, b['tokens'])
     steps = max(1, round(o['tokens'] / b['tokens']))
     tokens = steps * b['tokens']
     cost = machine_cost(d, count, tokens / o['tokens_per_s'] / 3600, **prices)
-    held = memory_estimate(c, b['bs'], precision='tf32' if precision == 'float32' else precision, ranks=count, sharding=o['sharding'], recompute=o['recompute'])['total']
+    held = memory_estimate(c, b['bs'], precision='tf32' if precision == 'float32' else precision, ranks=count, sharding=o['sharding'], recompute=o['recompute'], optimizer=optimizer)
     machine = dict(device=d.title if count == 1 else f'{count} x {d.title}', type='cuda', count=count, memory=d.memory, peak_flops=count * d.peak(precision), peak_source=d.source,
                    dtype=precision, efficiency=mfu)
-    expected = _expected(c, tokens, o['tokens_per_s'], held, text) | dict(
-        ranks=count, precision=precision, sharding=o['sharding'], recompute=o['recompute'], micro=b['bs'], accumulate=b['accumulate'], fit=fit,
+    expected = _expected(c, tokens, o['tokens_per_s'], held.pop('total'), text) | dict(
+        ranks=count, precision=precision, sharding=o['sharding'], recompute=o['recompute'], micro=b['bs'], accumulate=b['accumulate'], fit=fit, parts=held,
         loss=predicted_loss(o['params'], tokens, fit), sizes=all_, money=cost['money'], kwh=cost['kwh'], kg=cost['kg'],
         assumed=[f'{mfu:.0%} of the promised rate, communication included'] + cost['assumed'])
     return Plan(hours * 60, seed, machine, o['size'], c.to_dict(), b['bs'] * b['accumulate'] * count, c.context, steps, tokens, _lr(c), expected)
