@@ -28,7 +28,8 @@ __all__ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'huma
            'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows', 'toxicity_scorer', 'identity_swap',
            'write_report', 'compare_runs', 'headline', 'read_run', 'model_card', 'browse', 'tune_filter', 'Settings',
            'journey', 'MaskTokens', 'masked_table', 'BatchWarmup', 'parallel', 'ShardedCheckpoint', 'cosine',
-           'compile_model', 'fill_mask', 'history_picture', 'Dashboard', 'compute_optimal']
+           'compile_model', 'fill_mask', 'history_picture', 'Dashboard', 'compute_optimal', 'planner', 'outlook',
+           'planner_html']
 
 # %% ../nbs/api/90_all.ipynb #3b60e48f
 from pathlib import Path
@@ -110,6 +111,9 @@ from .fill import fill_mask
 from .curves import history_picture
 from .dashboard import Dashboard
 from .model.scaling import compute_optimal
+from .planner import planner
+from .outlook import outlook
+from .model.outlook import planner_html
 
 # %% ../nbs/api/90_all.ipynb #5ba11bbe
 _all_ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'human_time', 'machine', 'pick_device', 'set_seed', 'Grammar', 'copy_task',
@@ -132,4 +136,4 @@ _all_ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'human_
          'paired_difference', 'plot_rows', 'row', 'rows_text', 'wilson', 'compressor_rows', 'evaluate_text', 'bleu', 'chrf', 'rouge',
          'toxicity_rows', 'toxicity_scorer', 'identity_swap', 'write_report', 'compare_runs', 'headline', 'read_run', 'model_card',
          'browse', 'tune_filter', 'Settings', 'journey', 'MaskTokens', 'masked_table', 'BatchWarmup', 'parallel', 'ShardedCheckpoint',
-         'cosine', 'compile_model', 'fill_mask', 'history_picture', 'Dashboard', 'compute_optimal']
+         'cosine', 'compile_model', 'fill_mask', 'history_picture', 'Dashboard', 'compute_optimal', 'planner', 'outlook', 'planner_html']

@@ -24,6 +24,7 @@ from .generate import generate
 from .model.budget import count_params
 from .model.devices import measure_machine
 from .model.hub import load_pretrained, save_pretrained
+from .model.config import ModelConfig
 from .model.plan import Plan
 from .model.planner import plan
 from .modelcard import model_card
@@ -81,6 +82,8 @@ def plan_stage(
         p = Plan.from_dict(read_json(s.plan))
         if p.config['vocab_size'] != vocab: raise UserError(
             f"expected a plan for a vocabulary of {vocab}, got one for {p.config['vocab_size']}: it was made for other data")
+        if not ModelConfig.from_dict(p.config).traits.causal: raise UserError(
+            f"expected a plan for a model that writes, got one for family {p.config['family']}: train an encoder with llmbook-pretrain")
         if p.seed != s.seed: raise UserError(f'expected the seed of the plan, {p.seed}, got {s.seed}: repeat a plan with its own seed')
     else: p = plan(s.minutes * PRETRAIN, vocab_size=vocab, tokens_available=tokens, seed=s.seed)
     write_json(run/'plan.json', p.to_dict())
