@@ -17,19 +17,18 @@ __all__ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'huma
            'lm_dls', 'PackedLoader', 'packed_dls', 'MixedLoader', 'mixed_dls', 'MixtureSchedule', 'SequenceWarmup',
            'funnel_picture', 'save_card', 'show_card', 'show_documents', 'threshold_table', 'prepare', 'FAMILIES',
            'SIZES', 'ModelConfig', 'get_config', 'Transformer', 'load_model', 'load_pretrained', 'save_pretrained',
-           'as_lm', 'count_params', 'flops_per_token', 'measure_machine', 'memory_estimate', 'Plan', 'plan', 'LMLoss',
-           'linear_cross_entropy', 'token_nats', 'LMOptim', 'MuonAdamW', 'lm_opt', 'wsd', 'Precision', 'best_precision',
-           'check_precision', 'Accumulate', 'ClipGrad', 'MicroBatches', 'SpikeGuard', 'launch', 'read_history',
-           'write_history', 'Perplexity', 'SmoothLoss', 'TokenLoss', 'Progress', 'Samples', 'Telemetry',
-           'TrackioCallback', 'tensorboard', 'wandb_tracker', 'Checkpoint', 'LMLearner', 'load_checkpoint',
-           'save_checkpoint', 'lm_learner', 'pretrain', 'generate', 'generate_ids', 'TASKS', 'Example', 'Task',
-           'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune', 'finetune_learner', 'layer_groups',
-           'bootstrap', 'paired_difference', 'plot_rows', 'row', 'rows_text', 'wilson', 'compressor_rows',
-           'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows', 'toxicity_scorer', 'identity_swap',
-           'write_report', 'compare_runs', 'headline', 'read_run', 'model_card', 'browse', 'tune_filter', 'Settings',
-           'journey', 'MaskTokens', 'masked_table', 'BatchWarmup', 'parallel', 'ShardedCheckpoint', 'cosine',
-           'compile_model', 'fill_mask', 'history_picture', 'Dashboard', 'compute_optimal', 'planner', 'outlook',
-           'planner_html']
+           'as_lm', 'count_params', 'flops_per_token', 'measure_machine', 'memory_estimate', 'Plan', 'plan',
+           'compute_optimal', 'planner_html', 'LMLoss', 'linear_cross_entropy', 'token_nats', 'LMOptim', 'MuonAdamW',
+           'lm_opt', 'wsd', 'Precision', 'best_precision', 'check_precision', 'Accumulate', 'ClipGrad', 'MicroBatches',
+           'SpikeGuard', 'launch', 'read_history', 'write_history', 'Perplexity', 'SmoothLoss', 'TokenLoss', 'Progress',
+           'Samples', 'Telemetry', 'TrackioCallback', 'tensorboard', 'wandb_tracker', 'Checkpoint', 'LMLearner',
+           'load_checkpoint', 'save_checkpoint', 'lm_learner', 'pretrain', 'MaskTokens', 'masked_table', 'BatchWarmup',
+           'parallel', 'ShardedCheckpoint', 'cosine', 'compile_model', 'generate', 'generate_ids', 'fill_mask', 'TASKS',
+           'Example', 'Task', 'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune', 'finetune_learner',
+           'layer_groups', 'bootstrap', 'paired_difference', 'plot_rows', 'row', 'rows_text', 'wilson',
+           'compressor_rows', 'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows', 'toxicity_scorer',
+           'identity_swap', 'write_report', 'history_picture', 'compare_runs', 'headline', 'read_run', 'model_card',
+           'browse', 'tune_filter', 'Dashboard', 'planner', 'Settings', 'journey']
 
 # %% ../nbs/api/90_all.ipynb #3b60e48f
 from pathlib import Path
@@ -74,6 +73,8 @@ from .model.devices import measure_machine
 from .model.memory import memory_estimate
 from .model.plan import Plan
 from .model.planner import plan
+from .model.scaling import compute_optimal
+from .model.outlook import planner_html
 from .train.loss import LMLoss, linear_cross_entropy, token_nats
 from .train.optim import LMOptim, MuonAdamW, lm_opt, wsd
 from .train.precision import Precision, best_precision, check_precision
@@ -88,7 +89,14 @@ from .train.telemetry import Samples, Telemetry
 from .train.trackers import TrackioCallback, tensorboard, wandb_tracker
 from .train.checkpoint import Checkpoint, LMLearner, load_checkpoint, save_checkpoint
 from .train.pretrain import lm_learner, pretrain
+from .train.masking import MaskTokens, masked_table
+from .train.batchwarmup import BatchWarmup
+from .train.parallel import parallel
+from .train.shards import ShardedCheckpoint
+from .train.schedules import cosine
+from .train.compile import compile_model
 from .generate import generate, generate_ids
+from .fill import fill_mask
 from .tune.tasks import TASKS, Example, Task, get_task, task_dls
 from .tune.finetune import GradualUnfreeze, answers, finetune, finetune_learner, layer_groups
 from .evaluate.stats import bootstrap, paired_difference, plot_rows, row, rows_text, wilson
@@ -97,23 +105,13 @@ from .evaluate.overlap import bleu, chrf, rouge
 from .evaluate.toxicity import toxicity_rows, toxicity_scorer
 from .evaluate.bias import identity_swap
 from .report import write_report
+from .curves import history_picture
 from .runs import compare_runs, headline, read_run
 from .modelcard import model_card
 from .widgets import browse, tune_filter
-from .journey import Settings, journey
-from .train.masking import MaskTokens, masked_table
-from .train.batchwarmup import BatchWarmup
-from .train.parallel import parallel
-from .train.shards import ShardedCheckpoint
-from .train.schedules import cosine
-from .train.compile import compile_model
-from .fill import fill_mask
-from .curves import history_picture
 from .dashboard import Dashboard
-from .model.scaling import compute_optimal
 from .planner import planner
-from .outlook import outlook
-from .model.outlook import planner_html
+from .journey import Settings, journey
 
 # %% ../nbs/api/90_all.ipynb #5ba11bbe
 _all_ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'human_time', 'machine', 'pick_device', 'set_seed', 'Grammar', 'copy_task',
@@ -128,12 +126,12 @@ _all_ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'human_
          'packed_dls', 'MixedLoader', 'mixed_dls', 'MixtureSchedule', 'SequenceWarmup', 'funnel_picture', 'save_card', 'show_card',
          'show_documents', 'threshold_table', 'prepare', 'FAMILIES', 'SIZES', 'ModelConfig', 'get_config', 'Transformer', 'load_model',
          'load_pretrained', 'save_pretrained', 'as_lm', 'count_params', 'flops_per_token', 'measure_machine', 'memory_estimate', 'Plan',
-         'plan', 'LMLoss', 'linear_cross_entropy', 'token_nats', 'LMOptim', 'MuonAdamW', 'lm_opt', 'wsd', 'Precision', 'best_precision',
-         'check_precision', 'Accumulate', 'ClipGrad', 'MicroBatches', 'SpikeGuard', 'launch', 'read_history', 'write_history', 'Perplexity',
-         'SmoothLoss', 'TokenLoss', 'Progress', 'Samples', 'Telemetry', 'TrackioCallback', 'tensorboard', 'wandb_tracker', 'Checkpoint',
-         'LMLearner', 'load_checkpoint', 'save_checkpoint', 'lm_learner', 'pretrain', 'generate', 'generate_ids', 'TASKS', 'Example',
-         'Task', 'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune', 'finetune_learner', 'layer_groups', 'bootstrap',
-         'paired_difference', 'plot_rows', 'row', 'rows_text', 'wilson', 'compressor_rows', 'evaluate_text', 'bleu', 'chrf', 'rouge',
-         'toxicity_rows', 'toxicity_scorer', 'identity_swap', 'write_report', 'compare_runs', 'headline', 'read_run', 'model_card',
-         'browse', 'tune_filter', 'Settings', 'journey', 'MaskTokens', 'masked_table', 'BatchWarmup', 'parallel', 'ShardedCheckpoint',
-         'cosine', 'compile_model', 'fill_mask', 'history_picture', 'Dashboard', 'compute_optimal', 'planner', 'outlook', 'planner_html']
+         'plan', 'compute_optimal', 'planner_html', 'LMLoss', 'linear_cross_entropy', 'token_nats', 'LMOptim', 'MuonAdamW', 'lm_opt', 'wsd',
+         'Precision', 'best_precision', 'check_precision', 'Accumulate', 'ClipGrad', 'MicroBatches', 'SpikeGuard', 'launch', 'read_history',
+         'write_history', 'Perplexity', 'SmoothLoss', 'TokenLoss', 'Progress', 'Samples', 'Telemetry', 'TrackioCallback', 'tensorboard',
+         'wandb_tracker', 'Checkpoint', 'LMLearner', 'load_checkpoint', 'save_checkpoint', 'lm_learner', 'pretrain', 'MaskTokens',
+         'masked_table', 'BatchWarmup', 'parallel', 'ShardedCheckpoint', 'cosine', 'compile_model', 'generate', 'generate_ids', 'fill_mask',
+         'TASKS', 'Example', 'Task', 'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune', 'finetune_learner', 'layer_groups',
+         'bootstrap', 'paired_difference', 'plot_rows', 'row', 'rows_text', 'wilson', 'compressor_rows', 'evaluate_text', 'bleu', 'chrf',
+         'rouge', 'toxicity_rows', 'toxicity_scorer', 'identity_swap', 'write_report', 'history_picture', 'compare_runs', 'headline',
+         'read_run', 'model_card', 'browse', 'tune_filter', 'Dashboard', 'planner', 'Settings', 'journey']
