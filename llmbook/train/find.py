@@ -93,20 +93,20 @@ def unchanged(
 
 def _loaders(learn): return getattr(learn.dls, 'loaders', [])
 
-# %% ../../nbs/api/36_train.find.ipynb #c00eb863
+# %% ../../nbs/api/36_train.find.ipynb #efc57075
 class LRSearch(Callback):
     "Let the learning rate grow from step to step; stop when the loss gets out of hand."
     name, order = 'lr_finder', Recorder.order - 1 # after the gradients are shared and the losses summed, before anything is recorded
     def __init__(self,
         start_lr=1e-7, # first learning rate; a list: one a layer group
         end_lr=10, # last
-        num_it:int=100, # steps
+        num_it:int=100, # steps, 6 at least
         stop_div:bool=True, # stop when the loss is four times the best; it always stops when it is not finite
     ):
         self.start, self.end = np.asarray(start_lr, float), np.asarray(end_lr, float)
-        if not ((0 < self.start) & (self.start < self.end)).all() or num_it < 10: raise UserError(
-            f'expected learning rates that rise from above 0, and 10 or more steps, got {start_lr} to {end_lr} in {num_it}')
-        self.steps, self.stop_div, self.lrs, self.losses, self.smooth, self.best = num_it, stop_div, [], [], 0., float('inf')
+        if not ((0 < self.start) & (self.start < self.end)).all(): raise UserError(
+            f'expected learning rates that rise from above 0, got {start_lr} to {end_lr}')
+        self.steps, self.stop_div, self.lrs, self.losses, self.smooth, self.best = max(num_it, 6), stop_div, [], [], 0., float('inf')
 
     def before_fit(self): self.skipped = self._skipped()
     def _skipped(self): return self.learn.clip_grad.skipped if hasattr(self.learn, 'clip_grad') else 0
@@ -174,12 +174,12 @@ def plot(self:LRSearch,
     if len(points): ax.legend(loc='best')
     return ax
 
-# %% ../../nbs/api/36_train.find.ipynb #aa05f8a2
+# %% ../../nbs/api/36_train.find.ipynb #356b00f2
 @patch
 def lr_find(self:LMLearner,
     start_lr=1e-7, # first learning rate; a list: one a layer group
     end_lr=10, # last
-    num_it:int=100, # steps
+    num_it:int=100, # steps, 6 at least
     stop_div:bool=True, # stop when the loss is four times the best
     show_plot:bool=True, # show the curve with the suggestions
     suggest_funcs=SuggestionMethod.Valley, # one or several of fastai's; None: only the curve
@@ -189,7 +189,7 @@ def lr_find(self:LMLearner,
     funcs = L(suggest_funcs)
     names = [getattr(f, 'func', f).__name__ for f in funcs]
     lrs, losses = (tensor(v[num_it // 10:-5]) for v in (search.lrs, search.losses))
-    if funcs and len(lrs) < 5: raise UserError(f'expected a loss that stays finite for {num_it // 10 + 10} steps or more, got {len(search.lrs)}, '
+    if funcs and not len(lrs): raise UserError(f'expected a loss that stays finite for {num_it // 10 + 6} steps or more, got {len(search.lrs)}, '
                                                f'up to a learning rate of {search.lrs[-1] if search.lrs else start_lr:.1e}: give a smaller start_lr')
     res, points = zip(*(f(lrs, losses, num_it) for f in funcs)) if funcs else ((), ())
     if show_plot: search.plot(points, [f'{n} {v:.1e}' for n, v in zip(names, res)])

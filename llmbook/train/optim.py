@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import nn
 from torch.optim.adamw import adamw
+from fastcore.basics import patch
 from fastcore.foundation import L
 from fastai.optimizer import OptimWrapper
 from ..model.matmul import fast_here, times
@@ -105,21 +106,24 @@ class MuonAdamW(torch.optim.Optimizer):
               fused=True, amsgrad=False, beta1=g['betas'][0], beta2=g['betas'][1], lr=g['lr'],
               weight_decay=g['weight_decay'], eps=g['eps'], maximize=False)
 
-    def _muon(self, ps, g):
-        stacks = defaultdict(list) # small ones of a shape together; large ones of a CPU one by one, while they are in its cache
-        for p in ps: stacks[(p.shape, p if p.is_cpu and p.numel() >= 2 ** 14 and not hasattr(p, 'device_mesh') else None)].append(p)
-        for (shape, _), same in stacks.items():
-            for p in same:
-                if not self.state[p]: self.state[p]['momentum_buffer'] = torch.zeros_like(mine(p))
-            buf, grad = [self.state[p]['momentum_buffer'] for p in same], [mine(p.grad) for p in same]
-            torch._foreach_lerp_(buf, grad, 1 - g['momentum'])
-            update = self._orthogonal(_pile(torch._foreach_lerp(grad, buf, g['momentum'])), same[0])
-            same = [mine(p) for p in same]
-            torch._foreach_mul_(same, 1 - g['lr'] * g['weight_decay'])
-            torch._foreach_add_(same, list(update.unbind()), alpha=-g['lr'] * .2 * math.sqrt(max(shape)))
+# %% ../../nbs/api/31_train.optim.ipynb #a1f0c204
+@patch
+def _muon(self:MuonAdamW, ps, g):
+    stacks = defaultdict(list) # small ones of a shape together; large ones of a CPU one by one, while they are in its cache
+    for p in ps: stacks[(p.shape, p if p.is_cpu and p.numel() >= 2 ** 14 and not hasattr(p, 'device_mesh') else None)].append(p)
+    for (shape, _), same in stacks.items():
+        for p in same:
+            if not self.state[p]: self.state[p]['momentum_buffer'] = torch.zeros_like(mine(p))
+        buf, grad = [self.state[p]['momentum_buffer'] for p in same], [mine(p.grad) for p in same]
+        torch._foreach_lerp_(buf, grad, 1 - g['momentum'])
+        update = self._orthogonal(_pile(torch._foreach_lerp(grad, buf, g['momentum'])), same[0])
+        same = [mine(p) for p in same]
+        torch._foreach_mul_(same, 1 - g['lr'] * g['weight_decay'])
+        torch._foreach_add_(same, list(update.unbind()), alpha=-g['lr'] * .2 * math.sqrt(max(shape)))
 
-    def _orthogonal(self, m, p): # a stack of matrices, or of this rank's rows of them
-        return on_whole(m, len(p), newton_schulz, p.device_mesh.get_group()) if hasattr(p, 'device_mesh') else newton_schulz(m)
+@patch
+def _orthogonal(self:MuonAdamW, m, p): # a stack of matrices, or of this rank's rows of them
+    return on_whole(m, len(p), newton_schulz, p.device_mesh.get_group()) if hasattr(p, 'device_mesh') else newton_schulz(m)
 
 # %% ../../nbs/api/31_train.optim.ipynb #93756117
 class LMOptim(OptimWrapper):
