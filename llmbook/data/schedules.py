@@ -13,6 +13,7 @@ from ..core import UserError
 class SequenceWarmup(Callback):
     "Begin with the rows of a batch cut into shorter ones, at the same number of tokens."
     order, run_valid = -5, False
+    in_search = False # `lr_find` looks for the rate of whole rows
     def __init__(self,
         stages:list, # [(share of the run up to which, tokens in a row)], such as [(.1, 64), (.3, 128)]; then the loader's length
     ):

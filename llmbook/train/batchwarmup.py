@@ -28,6 +28,7 @@ def growing(
 class BatchWarmup(Callback):
     "Let a step begin with few batches and grow to the number that `Accumulate` was asked for."
     order, run_valid = 7, False # before several ranks and the accumulation ask which batch is the last of its step
+    in_search = False # `lr_find` looks for the rate of whole batches
     def __init__(self,
         until:float=.25, # share of the run after which a step has all its batches
         first:int=1, # batches a step in the beginning
