@@ -4,7 +4,7 @@ Each size is trained in a process of its own, so that its peak memory is its own
 the named size: 256 tokens and 4,096 words for the small ones, 1,024 and 50,304 for the large, as they are trained in earnest. A step sees 32 rows,
 the batch that a plan for a processor takes for all but the shortest runs, in micro-batches of about 2,048 tokens, which fit the memory at every size.
 Micro-batches and updates (clipping and the optimiser) are timed apart, and a step is so many of the one and one of the other: nothing
-else happens in it, and a step of the largest size would take two minutes. The next larger size, qwen3-0.6b, would fit the memory but not the minutes.
+else happens in it, and a step of the largest size takes minutes. The next larger size, qwen3-0.6b, would take too many of them.
 """
 import json, math, subprocess, sys, time
 
