@@ -49,8 +49,7 @@ def listen(
         if comm_of(kernel.session, msg) not in comms: return own(msg)
         heard.append(msg)
     stream._recv_callback = sort
-    import zmq
-    try: stream.flush(zmq.POLLIN, most)
+    try: stream.flush(1, most) # 1: what came in (ZMQ_POLLIN)
     finally: stream._recv_callback = own
     for msg in heard: handle(kernel, msg)
     return len(heard)
