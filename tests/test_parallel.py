@@ -329,3 +329,10 @@ def test_importing_and_a_lone_rank_touch_no_gpu():
     learn = learner()
     assert parallel(learn, 'fsdp') is learn and not is_sharded(learn.model)
     with pytest.raises(UserError, match='got .dp.'): parallel(learn, 'dp')
+
+
+def test_loaders_that_give_every_rank_the_same_rows_are_refused(monkeypatch):
+    from llmbook.train import parallel as room
+    monkeypatch.setattr(room, 'world', lambda: 2)
+    learn = type('L', (), dict(cbs=[], dls=type('D', (), dict(train=type('T', (), dict(world=1))))))
+    with pytest.raises(UserError, match='loaders for 2 ranks'): room.parallel(learn)

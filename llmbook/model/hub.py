@@ -54,6 +54,8 @@ def save_pretrained(
     max_shard:float=5e9, # bytes in a file, at most; a tensor that is larger has a file of its own
 ) -> Path: # the folder; UserError for another dtype, a tokenizer that does not fit, or too little disk
     "Write a folder that `transformers` loads."
+    if not hasattr(model.config, 'traits'): raise UserError(
+        f'expected a Transformer, got {type(model).__name__}: a model of transformers writes itself, as model.save_pretrained(folder) or model.model.save_pretrained(folder)')
     path, c, dtype = Path(path), model.config, dtype or str(model.embed.weight.dtype).removeprefix('torch.')
     if dtype not in DTYPES: raise UserError(f'expected dtype to be one of {", ".join(DTYPES)}, got {dtype!r}')
     if not max_shard > 0: raise UserError(f'expected max_shard above 0, got {max_shard!r}')

@@ -163,10 +163,12 @@ def parallel(
     kind:str='ddp', # 'ddp': a whole model on each rank; 'fsdp': a part
     reshard:bool=True, # fsdp: let go of weights between forward and backward pass; False: faster, larger
     **kwargs # ddp: of DistributedDataParallel
-): # the Learner; UserError for another kind, or fp16 with fsdp
+): # the Learner; UserError for another kind, fp16 with fsdp, or loaders that give every rank the same rows
     "Let a Learner train together with those of the other ranks."
     if kind not in ('ddp', 'fsdp'): raise UserError(f"expected kind 'ddp' or 'fsdp', got {kind!r}")
     if world() == 1: return learn
+    if getattr(learn.dls.train, 'world', world()) != world(): raise UserError(
+        f'expected loaders for {world()} ranks, got some for {learn.dls.train.world}, and every rank would read the same rows: lm_dls(..., rank=rank(), world=world())')
     if any(type(cb) is Checkpoint for cb in learn.cbs): raise UserError('expected a `ShardedCheckpoint` for a Learner on several ranks, got a `Checkpoint`')
     device = getattr(learn.dls, 'device', None) or join()
     learn.model.to(device)
