@@ -55,7 +55,7 @@ def save_pretrained(
 ) -> Path: # the folder; UserError for another dtype, a tokenizer that does not fit, or too little disk
     "Write a folder that `transformers` loads."
     if not hasattr(model.config, 'traits'): raise UserError(
-        f'expected a Transformer, got {type(model).__name__}: a model of transformers writes itself, as model.save_pretrained(folder) or model.model.save_pretrained(folder)')
+        f'expected a Transformer, got {type(model).__name__}: a model of transformers writes itself, model.save_pretrained(folder)')
     path, c, dtype = Path(path), model.config, dtype or str(model.embed.weight.dtype).removeprefix('torch.')
     if dtype not in DTYPES: raise UserError(f'expected dtype to be one of {", ".join(DTYPES)}, got {dtype!r}')
     if not max_shard > 0: raise UserError(f'expected max_shard above 0, got {max_shard!r}')
