@@ -305,3 +305,65 @@ def test_ranks_keep_their_bad_rows_under_names_of_their_own(tmp_path, monkeypatc
         assert steps.keep_bad(tmp_path, 7, dict(x0=torch.full((2, 3), r)), dict(reason='loss')).name == f'step-7-rank-{r}.safetensors'
         assert steps.keep_bad(tmp_path, 8, dict(x0=torch.zeros(1)), dict(reason='loss'), most=1) is None # each rank counts its own
     assert len(list(tmp_path.glob('*.safetensors'))) == 2
+
+
+# --- what is left behind
+
+from llmbook.train.batchwarmup import BatchWarmup
+
+class Jump(Callback):
+    "Noise for targets at some steps of one fit, once."
+    order = -5
+    def __init__(self, *at): self.at, self.todo = at, []
+    def before_batch(self):
+        if self.training and self.train_iter in self.todo: self.todo.remove(self.train_iter); self.learn.yb = (torch.randint(0, 64, self.yb[0].shape),)
+
+
+def text(*cbs, steps=24, **kwargs):
+    from llmbook.data.pack import TokenView
+    dl = lambda n: Poisoned(TokenView([np.zeros(4000, np.uint16)]), 4, 16, steps=n)
+    return lm_learner(DataLoaders(dl(steps), dl(1), device=torch.device('cpu')), CONFIG, lr=5e-3, cbs=list(cbs), **kwargs)
+
+
+def test_a_spike_of_a_second_fit_goes_back_within_it_and_touches_nothing_else(tmp_path):
+    for name in ('step-mine-999', 'step-old', 'step-000000004-backup'): (tmp_path/name).mkdir()
+    jump = Jump(18, 19, 20)
+    learn = text(Checkpoint(tmp_path, every=4, keep=20), SpikeGuard(window=8, skip=10, patience=2), jump)
+    fit(learn); before = {f.name for f in tmp_path.iterdir()}
+    jump.todo = list(jump.at)
+    with pytest.warns(UserWarning, match='back to step 16'): fit(learn)
+    assert [r['back_to'] for r in learn.spike_guard.rewinds] == [16] and learn.checkpoint.resumed == 16
+    assert before - {'best.json'} <= {f.name for f in tmp_path.iterdir()} and (tmp_path/'step-000000040').is_dir()
+
+
+class Break(Callback):
+    order = 90
+    def after_batch(self):
+        if self.train_iter == 1: raise KeyboardInterrupt
+
+
+def test_a_fit_that_breaks_off_gives_the_full_step_back():
+    learn = text(accumulate=8)
+    with pytest.raises(KeyboardInterrupt), learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=[BatchWarmup(until=.9), Break()])
+    assert fit(learn).accumulate.n == 8
+
+
+@pytest.mark.parametrize('make', [lambda p: SpikeGuard(), lambda p: MicroBatches(2), lambda p: Precision('bf16')], ids=['spikes', 'micro', 'precision'])
+def test_a_callback_that_is_removed_leaves_the_learner_whole(tmp_path, make):
+    learn = text(Checkpoint(tmp_path, every=4), steps=4)
+    learn.remove_cbs([cb for cb in learn.cbs if isinstance(cb, type(make(0)))])
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, cbs=[make(tmp_path)]); learn.fit(1)
+        new = make(tmp_path); learn.fit(1, cbs=[new])
+    assert not isinstance(getattr(new.inner, '__self__', None), type(new)) and learn.train_iter == 4
+
+
+nan = float('nan')
+@pytest.mark.parametrize('cb, kwargs', [(SpikeGuard, k) for k in (dict(z=nan), dict(window=2.5), dict(most=-1), dict(skip=1.5), dict(back=-1), dict(every=0), dict(least=nan))] +
+                         [(BatchWarmup, k) for k in (dict(stages=[(nan, 1)]), dict(stages=[(.5, 1.5)]), dict(until=nan), dict(first=1.5))])
+def test_what_cannot_be_meant_is_refused(cb, kwargs):
+    with pytest.raises(UserError, match='expected'): cb(**kwargs)
+
+
+def test_a_stage_larger_than_the_accumulation_is_refused():
+    with pytest.raises(UserError, match='up to 4'): fit(text(BatchWarmup(stages=[(.5, 100)]), accumulate=4))

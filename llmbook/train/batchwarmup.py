@@ -6,6 +6,7 @@
 __all__ = ['growing', 'BatchWarmup']
 
 # %% ../../nbs/api/35_train.batchwarmup.ipynb #f36acf3e
+from contextlib import contextmanager
 from fastai.callback.core import Callback
 from ..core import UserError
 
@@ -18,7 +19,7 @@ def growing(
 ) -> list: # [(share of the run up to which, batches a step)]
     "Stages of growth, each equally long."
     if shape not in ('double', 'linear'): raise UserError(f"expected a shape of 'double' or 'linear', got {shape!r}")
-    if not (1 <= first <= n and 0 < until <= 1): raise UserError(f'expected 1 to {n} batches a step at first, and a share of the run above 0 and up to 1, got {first} and {until}')
+    if not (type(n) is type(first) is int and 1 <= first <= n and 0 < until <= 1): raise UserError(f'expected 1 to {n} batches a step at first, and a share of the run above 0 and up to 1, got {first} and {until}')
     sizes = [first]
     while (k := sizes[-1] * 2 if shape == 'double' else sizes[-1] + 1) < n: sizes.append(k)
     sizes = [k for k in sizes if k < n]
@@ -37,7 +38,7 @@ class BatchWarmup(Callback):
     ):
         growing(first, until, first, shape) # refuses what cannot be
         shares = [0., *(s for s, _ in stages or [])]
-        if any(a >= b for a, b in zip(shares, shares[1:])) or shares[-1] > 1 or any(k < 1 for _, k in stages or []): raise UserError(
+        if not (all(a < b for a, b in zip(shares, shares[1:])) and shares[-1] <= 1 and all(type(k) is int and k >= 1 for _, k in stages or [])): raise UserError(
             f'expected stages like [(.1, 1), (.3, 4)], with rising shares of the run above 0 and up to 1, got {stages}')
         self.until, self.first, self.shape, self.given, self.full = until, first, shape, stages, None
 
@@ -45,6 +46,7 @@ class BatchWarmup(Callback):
         if not hasattr(self.learn, 'accumulate'): raise UserError('expected an Accumulate beside BatchWarmup, which says how many batches a step has in the end: lm_learner(..., accumulate=8)')
         if self.full is None: self.full = self.learn.accumulate.n
         self.stages = [tuple(s) for s in self.given] if self.given else growing(self.full, self.until, self.first, self.shape)
+        if any(k > self.full for _, k in self.stages): raise UserError(f'expected stages of up to {self.full} batches a step, which the accumulation has, got {self.given}')
         self.batches = self.n_epoch * len(self.dls.train)
 
     def size(self,
@@ -57,7 +59,13 @@ class BatchWarmup(Callback):
         acc = self.learn.accumulate
         if not acc.seen: acc.n = self.size(self.train_iter)
 
-    def after_fit(self): self.learn.accumulate.n, self.full = self.full, None
+    @contextmanager
+    def around_fit(self): # a fit that breaks off gives it back too
+        try: yield
+        finally: self.after_fit()
+
+    def after_fit(self):
+        if self.full is not None: self.learn.accumulate.n, self.full = self.full, None
 
     def checkpoint_state(self): return dict(stages=[list(s) for s in self.stages], full=self.full, batches=self.batches)
     def load_checkpoint_state(self, s):

@@ -6,12 +6,15 @@
 __all__ = ['spike_level', 'Shifted', 'SpikeGuard']
 
 # %% ../../nbs/api/36_train.guards.ipynb #363587b7
-import shutil, warnings
+import warnings
+from numbers import Real
 import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException
 from fastcore.basics import patch
-from ..core import UserError
+from ..core import UserError, read_json
+from .precision import take_over
+from .world import rank
 
 # %% ../../nbs/api/36_train.guards.ipynb #3e012b49
 def spike_level(
@@ -58,7 +61,10 @@ class SpikeGuard(Callback):
         every:int|None=None, # steps between looks at the losses; None: 1 on a CPU, 8 elsewhere
         least:float=.3, # a rise in nats that is never a spike
     ):
-        if min(z, patience, window - 1, skip) <= 0: raise UserError(f'expected positive numbers, and a window of 2 or more, got z={z}, patience={patience}, window={window}, skip={skip}')
+        whole = dict(patience=(patience, 1), window=(window, 2), skip=(skip, 1), back=(back, 0), most=(most, 0), every=(1 if every is None else every, 1))
+        odd = [f'{k}={v!r}' for k, (v, low) in whole.items() if type(v) is not int or v < low]
+        odd += [f'{k}={v!r}' for k, v, ok in (('z', z, lambda v: v > 0), ('least', least, lambda v: v >= 0)) if not (isinstance(v, Real) and ok(v) and np.isfinite(v))]
+        if odd: raise UserError(f'expected positive numbers, whole ones but for z and least, and a window of 2 or more, got {", ".join(odd)}')
         self.z, self.patience, self.window, self.skip, self.back, self.most, self.every, self.least = z, patience, window, skip, back, most, every, least
         self.forget()
 
@@ -70,7 +76,7 @@ class SpikeGuard(Callback):
         if not self.checkpoint.every: warnings.warn('checkpoints by the clock: the step that a rewind goes back to will differ from run to run; give Checkpoint every=')
         self.look = self.every or (1 if next(self.model.parameters()).device.type == 'cpu' else 8)
         self.forget() # a resumed run's state comes after this, from `Checkpoint`
-        if '_do_epoch' not in vars(self.learn): self.inner, self.learn._do_epoch = self.learn._do_epoch, self._epoch
+        take_over(self, '_do_epoch', self._epoch)
 
     def before_train(self):
         if self.skipped: self.learn.dl = Shifted(self.dls.train, self.train_iter + self.skipped, len(self.dls.train) * (self.epoch + 1) - self.train_iter)
@@ -113,15 +119,16 @@ def judge(self:SpikeGuard,
 def _rewind(self:SpikeGuard, loss):
     if len(self.rewinds) >= self.most: raise UserError(
         f'a loss spike at step {self.since} (loss {loss:.2f}) after {self.most} rewinds: lower the learning rate, look at the data there, or raise `most`')
-    c, number = self.checkpoint, lambda f: int(f.name.split('-')[-1])
-    if hasattr(c, 'wait'): c.wait()
-    saved = sorted((f for f in c.folder.glob('step-*') if f.is_dir()), key=number)
+    c = self.checkpoint
+    c.wait()
+    number = lambda f: int(f.name[5:]) - c.base                            # folders count the steps of earlier fits too
+    saved = [f for f in c.kept.all() if number(f) > 0 and read_json(f/'state.json')['fit'] == c.number]
     before = [f for f in saved if number(f) <= self.since - self.back]
     if not before:
         warnings.warn(f'a loss spike at step {self.since} (loss {loss:.2f}), and no checkpoint before it: training goes on (keep more of them)')
         self.high, self.recent = 0, []
         return
-    for f in saved[len(before):]: shutil.rmtree(f) # saved within the spike
+    for f in saved[len(before):] if rank() == 0 else []: c.kept.remove(f)  # saved within the spike; a resumed run would begin there
     skip = max(self.skip, self.train_iter - number(before[-1]))
     self.rewinds = [*self.rewinds, dict(spike=self.since, loss=loss, back_to=number(before[-1]), skip=skip)]
     warnings.warn(f'a loss spike at step {self.since} (loss {loss:.2f}): back to step {number(before[-1])}, past {skip} batches of data')
@@ -131,6 +138,7 @@ def _rewind(self:SpikeGuard, loss):
 @patch
 def _epoch(self:SpikeGuard):
     "An epoch; after a rewind all of them from the checkpoint's on."
+    if self.learn is None: return self.inner()                             # removed from its Learner
     l, last, again = self.learn, self.learn.epoch, False
     while True:
         try:
@@ -140,5 +148,6 @@ def _epoch(self:SpikeGuard):
         except _Rewind as e: path = e.args[0]
         rewinds, skipped, again = self.rewinds, self.skipped, True
         self.checkpoint._resume(path)
+        if self.checkpoint.kept.best() is None: self.checkpoint.best = None # it was saved within the spike
         self.rewinds, self.skipped = rewinds, skipped + rewinds[-1]['skip']
         l.epoch = l.first_epoch

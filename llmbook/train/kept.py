@@ -19,7 +19,7 @@ class Kept:
         folder:str|Path, # made when the first is written
         keep:int=2, # how many of the last are kept; the best one besides
     ):
-        if keep < 1: raise UserError(f'expected 1 or more checkpoints to keep, got {keep}')
+        if type(keep) is not int or keep < 1: raise UserError(f'expected 1 or more checkpoints to keep, got {keep!r}')
         self.folder, self.keep = Path(folder), keep
 
     def path(self,
@@ -77,7 +77,7 @@ def differences(
     here:dict, # and now
 ) -> list: # names, with both values where they are short
     "What was asked for differently."
-    there, here = (json.loads(json.dumps(d, default=str)) for d in (there, here))
+    there, here = (json.loads(json.dumps(d, default=str), parse_constant=str) for d in (there, here)) # nan is nan
     odd = [k for k in here if there.get(k) != here[k]]
     short = lambda v: isinstance(v, (int, float, str, bool, type(None))) and len(str(v)) < 12
     return [f'{k} ({there.get(k)} there, {here[k]} here)' if short(there.get(k)) and short(here[k]) else k for k in odd]
@@ -103,7 +103,8 @@ def _set_aside(f, why, text):
     "Keep a checkpoint under a name that is not looked at."
     warnings.warn(text)
     to = f.with_name(f'{why}-{f.name}')
-    if to.exists(): shutil.rmtree(to)
+    if to.is_dir() and not to.is_symlink(): shutil.rmtree(to)
+    elif os.path.lexists(to): to.unlink()
     os.replace(f, to)
 
 # %% ../../nbs/api/34_train.kept.ipynb #73feccd9

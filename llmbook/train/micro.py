@@ -12,6 +12,7 @@ from fastai.callback.core import Callback, CancelBackwardException, CancelStepEx
 from fastai.torch_core import apply
 from fastcore.basics import patch
 from ..core import UserError
+from .precision import take_over
 from .steps import alone, n_targets
 
 # %% ../../nbs/api/34_train.micro.ipynb #9eacce6b
@@ -50,11 +51,11 @@ class MicroBatches(Callback):
 
     def before_fit(self):
         self.window = []
-        if '_do_one_batch' not in vars(self.learn): self.inner, self.learn._do_one_batch = self.learn._do_one_batch, self._one_batch
+        take_over(self, '_do_one_batch', self._one_batch)
 
     def _one_batch(self):
         l = self.learn
-        if not l.training or not len(l.yb): return self.inner()
+        if l is None or not l.training or not len(l.yb): return self.inner() # None: removed from its Learner
         if not getattr(vars(l).get('accumulate'), 'seen', 0): self.window.clear()
         self.window.append((l.xb, l.yb, torch.get_rng_state(), torch.cuda.get_rng_state() if l.xb[0].is_cuda else None))
         self._until_it_fits()
