@@ -129,3 +129,14 @@ def test_the_gradient_of_unequal_micro_batches_is_that_of_the_big_batch(cuts, ro
     one = gradients([(x, y)], *([MicroBatches(rows)] if rows else []))
     for a, b, c in zip(got, one, want):
         assert torch.allclose(a, c, rtol=1e-4, atol=1e-6) and torch.allclose(b, c, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('f', [linear_cross_entropy, token_nats], ids=lambda f: f.__name__)
+def test_what_is_no_token_and_what_is_no_chunk_are_refused(f):
+    h, w = torch.randn(6, D), torch.randn(V, D)
+    for y in (-1, V):
+        with pytest.raises((RuntimeError, IndexError)): f(h, w, torch.full((6,), y))
+    for chunk in (-1, 0, 1.5, None):
+        with pytest.raises(UserError): f(h, w, torch.zeros(6, dtype=torch.long), chunk=chunk)
+        with pytest.raises(UserError): LMLoss(torch.nn.Linear(D, V), chunk=chunk)
+    assert not f(h, w, torch.full((6,), IGNORE))[0].any()

@@ -134,7 +134,8 @@ class MaskTokens(Callback):
         vocab_size:int|None=None, # random tokens are below; None: the tokenizer's
     ):
         if not 0 < rate < 1: raise UserError(f'expected a rate between 0 and 1, got {rate}')
-        if min(masked, random) < 0 or masked + random > 1: raise UserError(f'expected shares of 0 or more that add up to 1 at most, got {masked} masked and {random} random')
+        if not (masked >= 0 and random >= 0 and masked + random <= 1): # nan is neither
+            raise UserError(f'expected shares of 0 or more that add up to 1 at most, got {masked} masked and {random} random')
         if not (0 < p < 1 and longest >= 1): raise UserError(f'expected p between 0 and 1 and stretches of 1 token or more, got {p} and {longest}')
         self.rate, self.spans, self.mask_id, self.seed, self.masked, self.random, self.p, self.longest = rate, spans, mask_id, seed, masked, random, p, longest
         self.special, self.vocab_size, self.text = special, vocab_size, None
