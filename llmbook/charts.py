@@ -9,6 +9,7 @@ __all__ = ['COLOURS', 'ticks', 'thin_out', 'line_chart', 'figure', 'shared_scale
 import json, math
 from .page import Markup, join, tag
 from .runs import number
+from .train.history import finite
 
 # %% ../nbs/api/68_charts.ipynb #affd105a
 def ticks(
@@ -17,8 +18,8 @@ def ticks(
     n:int=5, # about how many
 ) -> list: # round values within [low, high]
     "Round values for an axis."
-    if not high > low: return [low]
     raw = (high - low) / n
+    if not 1e-300 < raw < 1e302: return [low]                           # one value, or a span that a float cannot cut
     power = 10 ** math.floor(math.log10(raw))
     step = min((m * power for m in (1, 2, 5, 10)), key=lambda s: abs(math.log(s / raw)))
     return [round(i * step, 12) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
@@ -81,7 +82,7 @@ def line_chart(
     say_y=number, # and on the y axis
 ) -> Markup: # an <svg>; '' if there is nothing to draw
     "Lines over a common axis."
-    series = {k: w for k, v in series.items() if (w := [p for p in v if all(map(math.isfinite, p))])}
+    series = {k: w for k, v in series.items() if (w := [p for p in v if None not in map(finite, p)])}
     if not series: return Markup('')
     xs, ys = ([p[i] for v in series.values() for p in v] for i in (0, 1))
     if level: ys.append(level[0])
@@ -115,7 +116,7 @@ def figure(
                tag('output', f'At the end: {last}'), tag('figcaption', caption))
 
 # %% ../nbs/api/68_charts.ipynb #922d818f
-def _finite(x): return isinstance(x, (int, float)) and math.isfinite(x)
+def _finite(x): return isinstance(x, (int, float)) and finite(x) is not None
 
 def shared_scale(
     rows:list, # dicts with value, low, high

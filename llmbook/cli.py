@@ -7,6 +7,7 @@ __all__ = ['plain_errors', 'llmbook_run', 'llmbook_plan', 'llmbook_prepare', 'll
            'llmbook_generate', 'llmbook_evaluate', 'llmbook_export', 'llmbook_compare']
 
 # %% ../nbs/api/81_cli.ipynb #8ca7ffda
+import math, os, sys
 from functools import wraps
 from pathlib import Path
 import torch
@@ -41,13 +42,26 @@ def plain_errors(
     @wraps(f)
     def _f(*args, **kwargs):
         if not is_cli(): return f(*args, **kwargs)
-        try: return f(*args, **kwargs)
+        try: res = f(*args, **kwargs); sys.stdout.flush(); return res
         except UserError as e: raise CliError(f'error: {_last(e)}') from None
         except KeyboardInterrupt: raise CliError('stopped: the same command goes on from the last checkpoint (llmbook-pretrain with --resume)') from None
         except (OSError, SafetensorError) as e:
+            if isinstance(e, BrokenPipeError) and _reader_left(): raise SystemExit(141) from None # as a shell's own commands end
             raise CliError(f'error: {_last(e)}: mend that, or give another place, and run the same command again') from None
         except UnicodeDecodeError as e: raise CliError(f'error: expected UTF-8 text, found other bytes ({e.reason} at {e.start}): convert the file') from None
     return _f
+
+def _reader_left():
+    "Whether nobody reads what we print, as under `head`; then nothing more is said."
+    try: print(flush=True); return False
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return True
+
+def _free(out, files=(), folders=()):
+    "UserError if what a command will write is in the way of something else."
+    for p in (Path(out, f) for f in files):
+        if p.is_dir(): raise UserError(f'expected a file to write, got the folder {p}: move it, or give another --out')
+    for p in (Path(out, f) for f in folders):
+        if p.exists() and not p.is_dir(): raise UserError(f'expected a folder at {p}, found a file: move it, or give another --out')
 
 def _last(e): return str(e).split('\n\t')[-1].strip() # without fastai's note of the callback
 
@@ -98,6 +112,7 @@ def llmbook_plan(
     out:str=None, # a plan.json to write
 ):
     "What fits a budget: minutes here, or hours on a device; model, batch, memory, time, and elsewhere money, energy, carbon."
+    if out: _free(out, [''])
     far = dict(count=count, hours=hours, price=price, grid=grid, ratio=ratio, precision=precision, recompute=recompute, mfu=mfu)
     far = {k: v for k, v in far.items() if v is not None}
     if device is None and far: raise UserError(f'expected a device with {", ".join(far)}: add --device h100, say')
@@ -141,15 +156,15 @@ def llmbook_pretrain(
     data:str, # a prepared folder
     size:str=None, # a named size; none: what the minutes allow
     out:str='pretrain', # the folder for history, checkpoints and model
-    minutes:float=5., # of training
-    seed:int=42, # of weights and order
+    minutes:float=None, # of training; none: 5, or the plan's that goes on
+    seed:int=None, # of weights and order; none: 42, or the plan's that goes on
     resume:bool=False, # go on from the newest checkpoint in `out`; without it, a folder that holds one is refused
     checkpoint_minutes:float=.5, # of training that a kill may cost
     keep:int=2, # checkpoints kept, besides the best one
     parallel:str=None, # ddp or fsdp, under torchrun --no-python llmbook-pretrain ...; none: ddp there
 ):
     "Pre-train on prepared data; stopped and called again, it goes on."
-    RunFolder(out)
+    RunFolder(out); _free(out, ('plan.json', 'history.csv', 'history.parquet'), ('checkpoints', 'model'))
     if not resume and any(Path(out, 'checkpoints').glob('step-*')):
         raise UserError(f'{out} holds checkpoints: add --resume to go on from the newest, or give another --out')
     if not 0 < checkpoint_minutes < float('inf'): raise UserError(f'expected checkpoint minutes above 0, got {checkpoint_minutes}')
@@ -162,9 +177,13 @@ def llmbook_pretrain(
 
 def _planned(data, size, out, minutes, seed, resume):
     "The plan in `out` if that run goes on, or a new one: for the time, or for a size."
-    if resume and (out/'plan.json').exists(): return Plan.from_dict(read_json(out/'plan.json'))
+    if resume and (out/'plan.json').exists():
+        p = Plan.from_dict(read_json(out/'plan.json'))
+        for k, v in dict(size=size, minutes=minutes, seed=seed).items():
+            if v not in (None, getattr(p, k)): raise UserError(f'expected --{k} {getattr(p, k)} to go on with the plan in {out}, got {v}: leave it out, or start a new run in another --out')
+        return p
     m = read_manifest(data)
-    p = plan(minutes, vocab_size=m['vocab_size'], tokens_available=m['splits']['train']['tokens'], seed=seed, size=size)
+    p = plan(5. if minutes is None else minutes, vocab_size=m['vocab_size'], tokens_available=m['splits']['train']['tokens'], seed=42 if seed is None else seed, size=size)
     write_json(out/'plan.json', p.to_dict())
     print(p)
     return p
@@ -183,6 +202,7 @@ def llmbook_finetune(
 ):
     "Fine-tune a model on a task; scores before and after."
     m, tok = load_pretrained(model)
+    RunFolder(out); _free(out, ('history.csv', 'history.parquet', 'result.json'), ('checkpoints', 'model'))
     t, out = get_task(task, seed=seed), Path(out)
     test = t.splits['test'][:pairs]
     prompts, refs = [e.prompt for e in test], [e.answer for e in test]
@@ -214,6 +234,7 @@ def llmbook_generate(
     answer:bool=False, # put the prompt as a question to a fine-tuned model
 ):
     "Let a model continue a text, or answer a prompt."
+    if n < 1 or not 0 <= temperature < math.inf: raise UserError(f'expected one text or more and a temperature of 0 or more, got --n {n} and --temperature {temperature}')
     if stream and (answer or n > 1): raise UserError('expected --stream for one text that goes on from --prompt, got --answer or --n: leave one out')
     m, tok = load_pretrained(model)
     kw = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed, stop=stop)
@@ -241,7 +262,7 @@ def llmbook_evaluate(
     seed:int=0, # of the draws
 ):
     "Perplexity and bits per byte of texts, beside gzip and xz; toxicity of what the model writes."
-    if Path(out).is_dir(): raise UserError(f'expected a file to write, got the folder {out}: give another --out')
+    _free(out, [''])
     m, tok = load_pretrained(model)
     docs = [Path(t).read_text(encoding='utf-8') for t in texts]
     rows = evaluate_text(m, tok, docs) + compressor_rows(docs) if docs else []

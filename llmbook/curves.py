@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 from .charts import ticks
 from .core import UserError, human_bytes, human_count
+from .model.cost import within
 from .page import Markup, join, tag
 from .runs import number
 from .train.history import finite, read_history
@@ -20,6 +21,7 @@ def stretches(
     most:int=160, # of stretches
 ) -> list: # (last x, mean, lowest, highest); the last three None in a gap
     "Neighbours put together until few enough are left."
+    if not within(most, 1, kind=int): raise UserError(f'expected one point of a line or more, got most={most!r}')
     k, out = max(1, math.ceil(len(points) / most)), []
     for i in range(0, len(points), k):
         ys = [v for _, y in points[i:i + k] if (v := finite(y)) is not None]
@@ -133,7 +135,7 @@ def column(
 ) -> list: # (x, y), y None where it was not measured; [] if it never was
     "A column of a history, in the rows that could have it."
     mine = (lambda r: name in r) if name == 'valid_loss' else (lambda r: 'lr' in r or 'loss' in r or name in r)
-    points = [(r[by], finite(r.get(name))) for r in rows if finite(r.get(by)) is not None and mine(r)]
+    points = [(x, finite(r.get(name))) for r in rows if (x := finite(r.get(by))) is not None and mine(r)]
     return points if any(y is not None for _, y in points) else []
 
 # %% ../nbs/api/69_curves.ipynb #2951f86c
@@ -174,7 +176,7 @@ def _loss(rows, by, most):
     lines = {n: ps for n, ps in dict(training=smooth([t[:2] for t in train]), validation=[v[:2] for v in valid]).items() if ps}
     last = {'training': _last(column(rows, 'loss', by)), 'validation': _last(column(rows, 'valid_loss', by))}
     said = ', '.join(f'{n} {v:.3f}' for n, v in last.items() if v is not None)
-    lost = [(r[by], r['skipped']) for r in rows if by in r and 'skipped' in r]
+    lost = [at for r in rows if None not in (at := (finite(r.get(by)), finite(r.get('skipped'))))]
     marks = [x for (_, a), (x, b) in zip([(0, 0), *lost], lost) if b > a][:most]
     named = {f'{n} {last[n]:.2f}': ps for n, ps in lines.items()} if len(lines) > 1 else lines
     wide, narrow = (chart(named, f'Loss: {said}', by, width, 240, raw, marks) for width in (800, 400))

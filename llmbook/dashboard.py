@@ -15,6 +15,7 @@ from fastai.callback.core import Callback, CancelFitException
 from .clicks import Wishes, listen
 from .core import UserError, human_bytes, human_count, human_time
 from .curves import history_picture
+from .model.cost import within
 from .page import Markup, tag
 from .runs import number
 from .train.progress import progress_words
@@ -46,7 +47,7 @@ def _numbers(view):
 
 def _samples(rows, most, limit=280):
     "The newest samples, as text."
-    if not rows: return None
+    if not (rows and most): return None
     new = [r for r in rows if r['step'] == rows[-1]['step']][:most]
     def show(r):
         more = r['text'][len(r['prompt']):] if r['text'].startswith(r['prompt']) else r['text']
@@ -153,6 +154,8 @@ class Dashboard(Callback):
     ):
         if show not in (None, *SCREENS): raise UserError(f'expected show of None or one of {", ".join(SCREENS)}, got {show!r}')
         if by not in ('step', 'tokens'): raise UserError(f"expected by of 'step' or 'tokens', got {by!r}")
+        if not (within(every, 0) and within(share, 1e-9, float('inf'))): raise UserError(f'expected seconds of 0 or more and a share above 0, got every={every!r} and share={share!r}')
+        if not within(samples, 0, kind=int): raise UserError(f'expected a number of samples, 0 for none, got {samples!r}')
         self.show, self.every, self.share, self.wishes = show, every, share, Wishes()
         self.page_of = lambda view: dashboard_page(view, by, samples)
 

@@ -222,7 +222,8 @@ def test_cost_by_hand():
     assert carbon_intensity('.25') == .25
 
 
-@pytest.mark.parametrize('kw', [dict(count=0), dict(hours=0), dict(hours=math.inf), dict(hours=math.nan), dict(pue=.9), dict(price=-1), dict(grid='moon'), dict(grid=-1), dict(grid=500)])
+@pytest.mark.parametrize('kw', [dict(count=0), dict(hours=0), dict(hours=math.inf), dict(hours=math.nan), dict(pue=.9), dict(price=-1), dict(grid='moon'), dict(grid=-1), dict(grid=500),
+    dict(count=1.5), dict(hours=1e300), dict(hours='a'), dict(price=math.nan), dict(pue=math.nan), dict(pue=math.inf), dict(watts=-5)])
 def test_cost_refuses(kw):
     with pytest.raises(UserError, match='expected'): machine_cost('h100', **kw)
 
@@ -275,9 +276,18 @@ def test_plan_limits():
     assert p.expected['passes'] <= 4.1
     small = plan(1000, {**HAND, 'memory': 5e8})
     assert small.expected['memory'] < 3e8
-    for bad in (0, -1, float('nan'), float('inf')):
+    for bad in (0, -1, float('nan'), float('inf'), 1e300, 'a'):
         with pytest.raises(UserError, match='above 0'): plan(bad, HAND)
     with pytest.raises(UserError, match='give more text'): plan(1, HAND, tokens_available=500)
+    for kw in (dict(vocab_size=0), dict(tokens_available=math.nan)):
+        with pytest.raises(UserError, match='expected'): plan(1, HAND, **kw)
+
+
+@pytest.mark.parametrize('k, v', [('bs', 'a'), ('steps', 1.5), ('seed', None), ('config', []), ('minutes', '1'), ('machine', []), ('lr', math.inf), ('tokens', True)])
+def test_a_plan_of_other_types_is_refused_by_name(k, v):
+    with pytest.raises(UserError, match=f'{k}|n_layer'): Plan.from_dict(plan(1, HAND).to_dict() | {k: v})
+    for odd in ([], 5, None):
+        with pytest.raises(UserError, match='expected a plan'): Plan.from_dict(odd)
 
 
 def test_plan_html_is_escaped():
@@ -330,6 +340,7 @@ def test_choices_of_a_far_plan():
 @pytest.mark.parametrize('kw, says', [
     (dict(device='h20'), 'expected a device'), (dict(device='h100', hours=0), 'hours above 0'), (dict(device='h100', count=0), 'one device'),
     (dict(device='t4', precision='fp8'), 'on T4'), (dict(device='h100', mfu=1.5), 'share of the peak'), (dict(device='h100', ratio=0), 'tokens a parameter'),
+    (dict(device='h100', step_tokens=-1), 'tokens a step'), (dict(device='h100', tokens_available=math.nan), 'tokens of text'), (dict(device='h100', size='encoder-nano'), 'a decoder'),
     (dict(device='t4', size='qwen3-8b'), 'fits T4'), (dict(device='h100', size='huge'), "got 'huge'"), (dict(device='h100', minutes=3), 'give one of them'),
     (dict(minutes=3, count=8), 'got count'), ({}, 'got neither'), (dict(device='h100', tokens_available=100), 'give more text'), (dict(device='h100', fit='mine'), 'a fit among')])
 def test_far_plan_refuses(kw, says):
@@ -353,6 +364,9 @@ def test_commands_say_it_in_one_line():
     def run(*a): return subprocess.run([plan_, *a], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     good = run('--device', 'h100', '--count', '8', '--hours', '24', '--price', '2')
     assert good.returncode == 0 and 'Carbon' in good.stdout and 'hours to the ratio' in good.stdout
+    r, w = os.pipe(); os.close(r)                                       # as under `| head`
+    gone = subprocess.run([plan_, '--device', 'h100'], stdout=w, stderr=subprocess.PIPE, text=True); os.close(w)
+    assert gone.returncode == 141 and gone.stderr == ''
     for bad, says in ((('--device', 'abacus'), "got 'abacus'"), (('--count', '8'), 'expected a device'), (('--device', 'h100', '--minutes', '5'), 'give one of them')):
         r = run(*bad)
         assert r.returncode != 0 and r.stderr.strip().count('\n') == 0 and says in r.stderr, r.stderr

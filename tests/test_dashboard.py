@@ -58,11 +58,27 @@ def rows(n, **more): return [dict(step=10 * i, tokens=640 * i, lr=.1, loss=4 + 1
 
 
 @pytest.mark.parametrize('history', [[], [dict(step=1)], rows(1), rows(2), [dict(r, loss=NAN) for r in rows(5)], [dict(step=3, valid_loss=2.)], [dict(step=3, loss='?')],
-                                     [dict(loss=3.)], rows(1, memory=0, tokens_per_s=None, skipped=1), [dict(step=10, loss=0., lr=0., grad_norm=-1.)]], ids=str)
+                                     [dict(loss=3.)], rows(1, memory=0, tokens_per_s=None, skipped=1), [dict(step=10, loss=0., lr=0., grad_norm=-1.)],
+                                     [dict(step=i, loss=y) for i, y in enumerate((1e308, -1e308, 1.))], [dict(step=x, loss=1.) for x in (-1e300, 1e300, 1e308, 10**400)],
+                                     rows(3, skipped=None), [dict(step='1', loss='2'), dict(step=2, loss=5e-324), dict(step=3, loss=0.)]], ids=lambda h: str(h)[:60])
 def test_any_history_has_a_picture(history):
     page = history_picture(history)
     assert page.startswith('<') and 'nan' not in page.lower() and 'inf' not in page.replace('infin', '') and EVIL not in page
     assert page.count('<svg') == page.count('</svg>')
+
+
+@pytest.mark.parametrize('kw', [dict(every='a'), dict(every=-1), dict(share=0), dict(share=NAN), dict(samples=-1), dict(samples='a')])
+def test_what_would_end_the_drawing_is_refused(kw):
+    with pytest.raises(UserError, match='expected'): Dashboard(**kw)
+
+
+def test_odd_pictures_and_files_are_refused_and_no_samples_are_none(tmp_path):
+    for most in (0, 1.5, 'a'):
+        with pytest.raises(UserError, match='most'): history_picture(rows(3), most=most)
+    (tmp_path/'history.csv').write_text('step,loss\n1,' + '2' * 200_000)
+    with pytest.raises(UserError, match='history.csv is not a history'): history_picture(tmp_path)
+    view = dict(state='training', step=1, steps=2, left=None, rows=[], last={}, metrics={}, note='', samples=[dict(step=1, prompt='a', text='abc')])
+    assert '<pre' not in dashboard_page(view, samples=0) and '<pre' in dashboard_page(view)
 
 
 def test_the_picture_stays_small():

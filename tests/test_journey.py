@@ -2,6 +2,8 @@
 import json, os, signal, subprocess, sys
 from pathlib import Path
 import pytest, torch
+from llmbook.core import write_json
+from llmbook.model.planner import plan
 
 BIN = Path(sys.executable).parent
 SMALL = ['--minutes', '.1', '--max-bytes', '1000000', '--vocab-size', '1024', '--tasks', 'translation']
@@ -94,6 +96,8 @@ def test_compare_reads_runs(first):
     assert r.returncode == 0 and 'bits_per_byte' in r.stdout
 
 
+HAND = dict(device='by hand', type='cpu', cores=2, memory=16e9, peak_flops=330e9, peak_source='measured', dtype='float32',
+            efficiency=.5, efficiency_at=[[64, .3], [256, .5]])
 MISTAKES = [
     ('llmbook_run', ['--minutes', '0'], 'minutes above 0'),
     ('llmbook_run', ['--minutes', 'inf'], 'minutes above 0'),
@@ -109,6 +113,18 @@ MISTAKES = [
     ('llmbook_plan', ['--minutes', 'nan'], 'minutes above 0'),
     ('llmbook_pretrain', ['nodata'], 'nodata'),
     ('llmbook_pretrain', ['nodata', '--out', 'afile'], 'found a file'),
+    *(('llmbook_pretrain', ['nodata', '--out', 'planned', '--resume', *a], says) for a, says in (
+        (['--seed', '7'], '--seed 42'), (['--size', 'nano'], '--size pico'), (['--minutes', '3'], '--minutes 1'), (['--seed', '42', '--size', 'pico'], 'nodata'))),
+    ('llmbook_pretrain', ['nodata', '--out', 'oddplan', '--resume'], 'whose bs is of type int'),
+    *(('llmbook_pretrain', ['nodata', '--out', f'taken-{k}'], k) for k in ('history.csv', 'checkpoints', 'model')),
+    ('llmbook_plan', ['--out', 'empty', '--device', 'h100'], 'got the folder'),
+    ('llmbook_plan', ['--minutes', '1e300'], 'minutes above 0'),
+    ('llmbook_plan', ['--device', 'h100', '--hours', '1e300'], 'hours above 0'),
+    ('llmbook_plan', ['--device', 'h100', '--price', 'nan'], 'price of 0 or more'),
+    ('llmbook_plan', ['--device', 'h100', '--size', 'encoder-nano'], 'expected a decoder'),
+    ('llmbook_generate', ['nomodel', '--n', '0'], '--n 0'),
+    ('llmbook_generate', ['nomodel', '--temperature', 'nan'], '--temperature nan'),
+    ('llmbook_evaluate', ['listmodel'], 'expected an object'),
     ('llmbook_evaluate', ['nomodel', '--out', 'empty'], 'got the folder'),
     ('llmbook_finetune', ['nomodel'], 'nomodel'),
     ('llmbook_generate', ['nomodel', '--prompt', 'x'], 'nomodel'),
@@ -137,6 +153,10 @@ print(json.dumps(res))
 def refusals(tmp_path_factory):
     "What each mistake is answered with, all in one process, since a start takes seconds."
     d = tmp_path_factory.mktemp('mistakes')
+    good = plan(1, HAND, size='pico').to_dict()
+    for out, p in (('planned', good), ('oddplan', good | dict(bs='a'))): (d/out).mkdir(); write_json(d/out/'plan.json', p)
+    for k in ('history.csv', 'checkpoints', 'model'): (d/f'taken-{k}').mkdir(); (d/f'taken-{k}'/k).mkdir() if '.' in k else (d/f'taken-{k}'/k).write_text('x')
+    (d/'listmodel').mkdir(); (d/'listmodel'/'config.json').write_text('[]')
     (d/'afile').write_text('x'); (d/'empty').mkdir(); (d/'tiny.txt').write_text('A very small text.\n' * 3)
     r = subprocess.run([sys.executable, '-c', SHELL, json.dumps(MISTAKES)], capture_output=True, text=True, cwd=d, timeout=300,
                        env={**os.environ, 'HF_HUB_OFFLINE': '1'})

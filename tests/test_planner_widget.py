@@ -66,7 +66,8 @@ def test_what_does_not_fit_is_shown_and_said():
 
 @pytest.mark.parametrize('kw, says', [(dict(device=EVIL), 'expected a device'), (dict(hours=0), 'hours above 0'), (dict(hours=float('nan')), 'hours above 0'), (dict(size=EVIL), 'expected a size'), (dict(count=0), 'one device'),
                                       (dict(device='t4', precision='fp8'), 'on T4'), (dict(mfu=2), 'share of the peak'), (dict(price=-1), 'price of 0 or more'), (dict(grid=EVIL), 'expected a grid'), (dict(seq_len=0), 'context'),
-                                      (dict(device='here', machine=HAND, size='qwen3-8b'), 'expected a size'), (dict(device='here', machine=HAND, hours=-1), 'minutes above 0'), (dict(optimizer='sgd'), 'optimizer')])
+                                      (dict(device='here', machine=HAND, size='qwen3-8b'), 'expected a size'), (dict(device='here', machine=HAND, hours=-1), 'minutes above 0'), (dict(optimizer='sgd'), 'optimizer'),
+                                      (dict(hours='a'), 'hours above 0'), (dict(device='here', machine=HAND, hours='a'), 'minutes above 0'), (dict(device='here', machine=HAND, price=float('nan')), 'price of 0 or more')])
 def test_a_mistake_is_text_of_the_page(kw, says):
     page = planner_html(**kw)
     assert 'role="alert"' in page and says in words(page) and '<img' not in page and 'Traceback' not in page

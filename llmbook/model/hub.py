@@ -81,11 +81,17 @@ def _check_vocab(tok, c):
     if n > c.vocab_size: raise UserError(f'expected a tokenizer of at most {c.vocab_size} tokens, got {n}: it is not the one of this model')
 
 # %% ../../nbs/api/23_model.hub.ipynb #fb0630d1
+def _object(d, path=None):
+    "A JSON object, or the one in a file."
+    if path is None: d, path = read_json(d), d
+    if not isinstance(d, dict): raise UserError(f'expected an object in {path}, got {type(d).__name__}: copy or save it again')
+    return d
+
 def _files(path):
     "The weight files of a folder: one, or several and an index."
     index = path/_INDEX
-    files = sorted(set(read_json(index).get('weight_map', {}).values())) if index.exists() else ['model.safetensors']
-    for f in (path/Path(str(f)).name for f in files):                 # never outside the folder
+    files = sorted({str(f) for f in _object(_object(index).get('weight_map', {}), index).values()}) if index.exists() else ['model.safetensors']
+    for f in (path/Path(f).name for f in files):                 # never outside the folder
         if not f.exists():
             pickles = sorted(p.name for p in path.iterdir() if p.suffix in ('.bin', '.pt', '.pth', '.pkl', '.ckpt'))
             raise UserError(f'expected {f}, found ' + (f'{pickles}: pickles can run code and are not read; convert them to safetensors'
@@ -126,7 +132,7 @@ def load_model(
     path = Path(path)
     if not path.is_dir(): raise UserError(f'expected a folder at {path}, found {"a file" if path.exists() else "none"}: give one made by save_pretrained')
     if dtype not in DTYPES: raise UserError(f'expected dtype to be one of {", ".join(DTYPES)}, got {dtype!r}')
-    config, device = config_from_hf(read_json(path/'config.json')), pick_device(device)
+    config, device = config_from_hf(_object(path/'config.json')), pick_device(device)
     with torch.device('meta'): model = Transformer(config)
     with ExitStack() as stack:
         found = _normal(_open_weights(path, stack), config)

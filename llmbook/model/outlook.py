@@ -11,6 +11,7 @@ import math
 from ..core import UserError, human_bytes, human_count, human_time
 from ..data.pictures import Raw, html_table, plain
 from .config import SIZES, ModelConfig, get_config
+from .cost import within
 from .devices import DEVICES, Device, get_device
 from .memory import FREE, memory_estimate
 from .budget import count_params
@@ -164,7 +165,8 @@ def planner_html(
     "The page for a set of choices."
     try:
         if device == 'here':
-            p = local_plan(hours * 60, machine, size=size, **{k: kwargs[k] for k in ('vocab_size', 'tokens_available') if k in kwargs})
+            if price is not None and not within(price, 0): raise UserError(f'expected a price of 0 or more, got {price!r}')
+            p = local_plan(hours * 60 if within(hours, 0) else hours, machine, size=size, **{k: kwargs[k] for k in ('vocab_size', 'tokens_available') if k in kwargs})
             if price is not None: p.expected['money'] = price * p.expected['seconds'] / 3600
             parts = memory_estimate(ModelConfig.from_dict(p.config), p.bs, precision=p.machine['dtype'])
         else:

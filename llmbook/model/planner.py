@@ -10,7 +10,7 @@ import math
 from ..core import UserError, human_bytes
 from .budget import count_params, flops_by_part, flops_per_token
 from .config import SIZES, get_config
-from .cost import PUE, machine_cost
+from .cost import PUE, machine_cost, within
 from .devices import Device, get_device, measure_machine
 from .ladder import LADDER, MAX_PASSES, rungs, wanted_tokens
 from .memory import accumulation, largest_batch, memory_estimate
@@ -29,10 +29,11 @@ def local_plan(
     size:str|None=None, # a named size, instead of the rule
 ) -> Plan: # UserError without time, for an unknown size or one that does not fit, or with less text than a batch
     "The largest model that gets enough tokens within minutes here."
-    if not 0 < minutes < math.inf: raise UserError(f'expected minutes above 0, got {minutes}')
+    if not (within(minutes, 0) and minutes): raise UserError(f'expected minutes above 0 and below 1e9, got {minutes!r}')
+    _text_of(tokens_available)
     if size is not None: get_config(size)                               # refuses an unknown one
     m = machine or measure_machine()
-    all_ = rungs(minutes, m, vocab_size or 4096, tokens_available, LADDER if size is None else (size,))
+    all_ = rungs(minutes, m, 4096 if vocab_size is None else vocab_size, tokens_available, LADDER if size is None else (size,))
     rule = (r for r in reversed(all_) if r['fits'] and r['ratio'] >= wanted_tokens(count_params(r['config'])['body']))
     r = next(rule, all_[0]) if size is None else all_[0]
     if size not in (None, *LADDER) and not r['fits']: raise UserError(f'expected a size that fits this machine, got {size!r}, which needs {human_bytes(r["memory"])}: '
@@ -42,6 +43,9 @@ def local_plan(
     steps = max(1, round(r['tokens'] / (bs * T) / 10)) * 10             # ten validations divide it
     return Plan(minutes, seed, m, r['size'], c.to_dict(), bs, T, steps, steps * bs * T, _lr(c),
                 _expected(c, steps * bs * T, r['tokens_per_s'], r['memory'], tokens_available))
+
+def _text_of(text):
+    if text is not None and not within(text, 0, math.inf): raise UserError(f'expected a number of tokens of text, or None for no limit, got {text!r}')
 
 def _enough(text, batch):
     if text is not None and text <= batch: raise UserError(f'expected more than {batch} tokens of text (one batch), got {text}: give more text')
@@ -138,6 +142,8 @@ def far_plan(
     precision = precision or ('bfloat16' if 'bfloat16' in d.tflops else 'float16')
     mfu = MFU.get(precision, SHARE) if mfu is None else mfu
     _possible(d, precision, mfu, ratio, size)
+    _text_of(tokens_available)
+    if step_tokens is not None and not within(step_tokens, 1, math.inf, int): raise UserError(f'expected tokens a step of 1 or more, got {step_tokens!r}')
     names = sorted((n for n in SIZES if get_config(n).traits.causal), key=lambda n: count_params(get_config(n))['total'])
     all_ = [offer(n, d, count, hours, mfu, precision, vocab_size, seq_len, tokens_available, ratio, fit, recompute=recompute, sharding=sharding, optimizer=optimizer)
             for n in names if n not in LADDER[:5] or n == size]         # those of a few million parameters are for minutes
@@ -147,7 +153,7 @@ def far_plan(
 def _possible(d, precision, mfu, ratio, size):
     if d.peak(precision) is None: raise UserError(f'expected a precision among {", ".join(d.tflops)} on {d.title}, got {precision!r}')
     if not (0 < mfu <= 1 and 0 < ratio < math.inf): raise UserError(f'expected a share of the peak in (0, 1] and tokens a parameter above 0, got {mfu} and {ratio}')
-    if size is not None: get_config(size)
+    if size is not None and not get_config(size).traits.causal: raise UserError(f'expected a decoder, got the encoder {size!r}: hours elsewhere are planned for decoders alone; plan it for this machine, without a device')
 
 def _chosen(all_, size, ratio, d):
     fitting = [o for o in all_ if o['fits'] and size in (None, o['size'])]

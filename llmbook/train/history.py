@@ -6,7 +6,7 @@
 __all__ = ['COLUMNS', 'COUNTS', 'merge_rows', 'Thinned', 'write_history', 'finite', 'read_history']
 
 # %% ../../nbs/api/33_train.history.ipynb #daca173b
-import csv, math
+import csv
 from pathlib import Path
 from ..core import UserError, atomic_path
 
@@ -80,10 +80,10 @@ def _write_parquet(path, rows, names):
 def finite(
     x, # anything
 ) -> float|None:
-    "A finite float, or None."
+    "A finite float, or None; None too beyond 1e300, where sums and differences are no longer finite."
     try: x = float(x)
-    except (TypeError, ValueError): return None
-    return x if math.isfinite(x) else None
+    except (TypeError, ValueError, OverflowError): return None
+    return x if abs(x) <= 1e300 else None
 
 # %% ../../nbs/api/33_train.history.ipynb #891005f3
 def read_history(
@@ -98,7 +98,9 @@ def read_history(
     return [rows[s] for s in sorted(rows)]
 
 def _read_csv(path):
-    with open(path, newline='', encoding='utf-8', errors='replace') as f: yield from csv.DictReader(f)
+    with open(path, newline='', encoding='utf-8', errors='replace') as f:
+        try: yield from csv.DictReader(f)
+        except csv.Error as e: raise UserError(f'{path} is not a history that can be read ({e}): delete it, or use the .parquet') from None
 
 def _read_parquet(path):
     import pyarrow as pa, pyarrow.parquet as pq
