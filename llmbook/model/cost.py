@@ -28,10 +28,10 @@ def within(
     x, # anything
     low:float, # the least it may be
     high:float=1e9, # it has to be below
-    kind=(int, float), # or int: a whole number
+    kind=None, # int: a whole number; None: any number
 ) -> bool: # False for nan, and for what is no number
     "Is it a number that can be reckoned with?"
-    return isinstance(x, kind) and not isinstance(x, bool) and low <= x < high
+    return isinstance(x, kind or (int, float)) and not isinstance(x, bool) and low <= x < high
 
 def machine_cost(
     device:str|Device, # a name of the table, or a Device with its own figures
