@@ -9,8 +9,7 @@ __all__ = ['INKS', 'stretches', 'pieces', 'smooth', 'chart', 'column', 'the_rows
 import math
 from pathlib import Path
 from .charts import ticks
-from .core import UserError, human_bytes, human_count
-from .model.cost import within
+from .core import UserError, human_bytes, human_count, within
 from .page import Markup, join, tag
 from .runs import number
 from .train.history import finite, read_history

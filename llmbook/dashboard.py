@@ -13,9 +13,8 @@ from fastcore.basics import noop, patch
 from fastcore.imports import IN_NOTEBOOK
 from fastai.callback.core import Callback, CancelFitException
 from .clicks import Wishes, listen
-from .core import UserError, human_bytes, human_count, human_time
+from .core import UserError, human_bytes, human_count, human_time, within
 from .curves import history_picture
-from .model.cost import within
 from .page import Markup, tag
 from .runs import number
 from .train.progress import progress_words

@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer
 from .core import UserError
 from .data.tokenize import decode, encode_text, mask_id
+from .model.hub import check_vocab
 from .model.transformer import Transformer
 
 # %% ../nbs/api/39_fill.ipynb #51dca795
@@ -36,10 +37,11 @@ def fill_mask(
     "What an encoder would put into each gap; every gap is filled on its own, with the others open."
     if model.config.traits.causal: raise UserError(f'expected an encoder, got family {model.config.family}: it continues texts, see `generate`')
     if top_k < 1: raise UserError(f'expected 1 or more answers, got {top_k}')
+    check_vocab(tok, model.config)
     mask, x = mask_id(tok), torch.tensor([gap_ids(tok, text)], device=model.embed.weight.device)
     gaps, training = (x[0] == mask).nonzero()[:, 0], model.training
-    p = model.logits(model.eval()(x)[0, gaps]).float().softmax(-1)     # (gaps, V)
-    model.train(training)
+    try: p = model.logits(model.eval()(x)[0, gaps]).float().softmax(-1) # (gaps, V)
+    finally: model.train(training)
     best = p.topk(min(top_k, p.shape[-1]))
     return [dict(gap=g, score=s, token=t, token_str=decode(tok, [t], False), sequence=_with(tok, x[0].tolist(), at, t, mask))
             for g, (at, ss, ts) in enumerate(zip(gaps.tolist(), best.values.tolist(), best.indices.tolist())) for s, t in zip(ss, ts)]

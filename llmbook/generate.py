@@ -20,7 +20,7 @@ from .sample import choose, penalise
 # %% ../nbs/api/40_generate.ipynb #3c212676
 _LOOK = 16 # tokens: a GPU is asked this often whether all rows are done, each question makes it wait
 
-def _numbers(seed, row, n): return np.random.default_rng([seed, row]).random(n)
+def _numbers(seed, row, n): return np.random.default_rng([seed % 2**64, row]).random(n)
 
 def _words(model, prompts): # (B, V) bool: the tokens of each prompt
     seen = torch.zeros(len(prompts), model.head.weight.shape[0], dtype=torch.bool)
@@ -92,7 +92,7 @@ def _check(context, max_new_tokens, temperature, top_k, top_p, batch_size, min_p
     "Refuse settings nothing can be made from."
     if not 0 < max_new_tokens < context:
         raise UserError(f'expected max_new_tokens from 1 to {context - 1} (the context, less one), got {max_new_tokens}')
-    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1 or batch_size < 1: raise UserError(
+    if not 0 <= temperature < float('inf') or top_k < 0 or not 0 < top_p <= 1 or batch_size < 1: raise UserError(
         f'expected temperature >= 0, top_k >= 0, 0 < top_p <= 1, batch_size >= 1, got {temperature}, {top_k}, {top_p}, {batch_size}')
     if not 0 <= min_p <= 1 or repetition_penalty <= 0:
         raise UserError(f'expected 0 <= min_p <= 1, repetition_penalty > 0, got {min_p}, {repetition_penalty}')
@@ -103,6 +103,8 @@ def _tokens(model, prompt_ids, done, now, *, max_new_tokens=64, seed=0, stop=EOT
     context, pick = model.config.context, dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     _check(context, max_new_tokens, batch_size=batch_size, repetition_penalty=repetition_penalty, **pick)
     prompts = [list(p)[-(context - max_new_tokens):] or [EOT] for p in prompt_ids]
+    most, V = max((max(p) for p in prompts), default=0), model.head.weight.shape[0]
+    if most >= V: raise UserError(f'expected tokens below {V}, got {most}: the prompt is of another tokenizer')
     for rows in _batches(prompts, batch_size, can_generate(model)):
         u = torch.tensor(np.stack([_numbers(seed, r, max_new_tokens) for r in rows]), device=model.embed.weight.device)
         over = _Over(done, rows)

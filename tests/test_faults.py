@@ -414,22 +414,26 @@ def test_the_snapshot_is_not_torn(made, tmp_path):
     assert torch.equal(saved, note.seen[4]) and not torch.equal(saved, note.seen[7])
 
 
-def test_the_command_saves_at_sigterm_and_goes_on(made, tmp_path):
-    "`llmbook-pretrain` told to stop after step 12, and called again with --resume: the model of the run that was not stopped."
-    (tmp_path/'sitecustomize.py').write_text('''
+def stopped_command(tmp_path, data, step, how, *args):
+    "A function that calls `llmbook-pretrain`; the first call for the folder `cut` does `how` after a step."
+    (tmp_path/'sitecustomize.py').write_text(f'''
 import os, signal, sys
 if sys.argv[0].endswith('llmbook-pretrain') and 'cut' in ' '.join(sys.argv) and '--resume' not in sys.argv:
     import llmbook.train.telemetry as t
     real = t.Telemetry.after_batch
     def after_batch(self):
         real(self)
-        if self.training and self.train_iter == 12: os.kill(os.getpid(), signal.SIGTERM)
+        if self.training and self.train_iter == {step}: {how}
     t.Telemetry.after_batch = after_batch
 ''')
     env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')]), 'OMP_NUM_THREADS': '1'}
-    def command(out, *args):
-        return subprocess.run([Path(sys.executable).parent/'llmbook-pretrain', made[0], '--minutes', '.02', '--out', tmp_path/out, *args],
-                              capture_output=True, text=True, env=env, timeout=300)
+    return lambda out, *more: subprocess.run([Path(sys.executable).parent/'llmbook-pretrain', data, '--minutes', '.02', '--out', tmp_path/out, *args, *more],
+                                             capture_output=True, text=True, env=env, timeout=300)
+
+
+def test_the_command_saves_at_sigterm_and_goes_on(made, tmp_path):
+    "`llmbook-pretrain` told to stop after step 12, and called again with --resume: the model of the run that was not stopped."
+    command = stopped_command(tmp_path, made[0], 12, 'os.kill(os.getpid(), signal.SIGTERM)')
     r = command('cut', '--checkpoint-minutes', '10')
     assert r.returncode == 143 and 'SIGTERM: stopped after step 12' in r.stdout and 'Traceback' not in r.stderr, r.stderr[-2000:]
     (tmp_path/'whole').mkdir(); (tmp_path/'whole/plan.json').write_text((tmp_path/'cut/plan.json').read_text())

@@ -367,3 +367,50 @@ def test_what_cannot_be_meant_is_refused(cb, kwargs):
 
 def test_a_stage_larger_than_the_accumulation_is_refused():
     with pytest.raises(UserError, match='up to 4'): fit(text(BatchWarmup(stages=[(.5, 100)]), accumulate=4))
+
+
+def test_what_cannot_be_trained_is_refused_before_it_begins(tmp_path):
+    from llmbook.core import UserError
+    from llmbook.data.tokenize import train_tokenizer
+    config, data = ModelConfig(vocab_size=64, n_layer=1, d_model=16, n_head=2, n_kv_head=1, context=16), [(torch.zeros(2, 8, dtype=torch.long),) * 2]
+    def learner(c=config, tok=None, **kwargs):
+        dls = DataLoaders(data, data)
+        if tok is not None: dls.train = type('Dl', (list,), dict(tok=tok))(data)
+        return lm_learner(dls, c, precision='fp32', path=tmp_path, **kwargs)
+    for kwargs in (dict(accumulate=0), dict(accumulate=1.5), dict(recompute=-5), dict(chunk=0)):
+        with pytest.raises(UserError, match='expected'): learner(**kwargs)
+    for kwargs in (dict(lr=float('nan')), dict(lr=-1.), dict(wd=float('nan'))):
+        with pytest.raises(UserError, match='learning rate and a decay'): learner(**kwargs).create_opt()
+    frozen = learner()
+    for p in frozen.model.parameters(): p.requires_grad_(False)
+    with pytest.raises(UserError, match='all are frozen'): frozen.create_opt()
+    with pytest.raises(UserError, match='at most 64 tokens'): learner(tok=train_tokenizer(['some text'] * 9, 300))
+
+
+def test_a_place_or_an_optimiser_that_cannot_be_saved_is_refused_before_the_first_step(tmp_path):
+    from fastai.optimizer import Adam
+    from test_train import grammar_data, learner
+    data = grammar_data(tmp_path/'data') if not (tmp_path/'data').mkdir() else None
+    (tmp_path/'file').write_text('')
+    for cb, opt in ((Checkpoint(tmp_path/'file'/'x'), None), (Checkpoint(tmp_path/'file'), None), (Checkpoint(tmp_path/'c'), Adam)):
+        learn = learner(tmp_path/'data', steps=8, cbs=cb)
+        if opt: learn.opt_func = opt
+        with pytest.raises(UserError), learn.no_bar(), learn.no_logging(): learn.fit(1)
+        assert learn.train_iter == 0
+
+
+def test_a_run_that_goes_on_differently_is_refused(tmp_path):
+    from test_train import grammar_data, learner
+    (tmp_path/'data').mkdir(); grammar_data(tmp_path/'data')
+    class Cut(Callback):
+        order = 99
+        def after_batch(self):
+            if self.training and self.train_iter == 5: raise KeyboardInterrupt
+    def run(cut=False, **kwargs):
+        learn = learner(tmp_path/'data', steps=8, cbs=[Checkpoint(tmp_path/'c', every=2, blocking=True)] + [Cut()] * cut, **kwargs)
+        with learn.no_bar(), learn.no_logging(): learn.fit(1)
+        return learn
+    with pytest.raises(KeyboardInterrupt): run(cut=True)
+    for kwargs, word in ((dict(accumulate=2), 'accumulate'), (dict(clip=.1), 'clip'), (dict(precision='bf16'), 'precision')):
+        with pytest.raises(UserError, match=word): run(**kwargs)
+    assert run().checkpoint.resumed == 4

@@ -1,5 +1,5 @@
 "Masks: what they are made of, that nothing moves them, what an encoder learns; batches that grow; golden curves of the other families."
-import json, os, subprocess, sys
+import json, os
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pytest, torch
@@ -19,6 +19,7 @@ from llmbook.train.checkpoint import Checkpoint
 from llmbook.train.loss import IGNORE, token_nats
 from llmbook.train.masking import MaskTokens, choose_spans, choose_tokens, span_lengths
 from llmbook.train.pretrain import lm_learner, pretrain
+from test_faults import stopped_command
 from test_train import CONFIG, grammar_data
 
 HERE = Path(__file__).parent
@@ -230,20 +231,7 @@ def test_stopped_anywhere_it_goes_on_bit_for_bit(data, tmp_path, spans):
 
 def test_the_command_trains_an_encoder_and_is_the_same_after_a_kill(data, tmp_path):
     "`llmbook-pretrain --size encoder-nano`, killed with -9 after step 7 and called again."
-    (tmp_path/'sitecustomize.py').write_text('''
-import os, signal, sys
-if sys.argv[0].endswith('llmbook-pretrain') and 'cut' in ' '.join(sys.argv) and '--resume' not in sys.argv:
-    import llmbook.train.telemetry as t
-    real = t.Telemetry.after_batch
-    def after_batch(self):
-        real(self)
-        if self.training and self.train_iter == 7: self.learn.checkpoint.wait(); os.kill(os.getpid(), signal.SIGKILL)
-    t.Telemetry.after_batch = after_batch
-''')
-    env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')]), 'OMP_NUM_THREADS': '1'}
-    def command(out, *args):
-        return subprocess.run([Path(sys.executable).parent/'llmbook-pretrain', data, '--size', 'encoder-nano', '--minutes', '.02', '--out', tmp_path/out, *args],
-                              capture_output=True, text=True, env=env, timeout=300)
+    command = stopped_command(tmp_path, data, 7, 'self.learn.checkpoint.wait(); os.kill(os.getpid(), signal.SIGKILL)', '--size', 'encoder-nano')
     r = command('cut', '--checkpoint-minutes', '.0001')
     assert r.returncode == -9 and any((tmp_path/'cut/checkpoints').glob('step-*')), r.stderr[-2000:]
     made = json.loads((tmp_path/'cut/plan.json').read_text())

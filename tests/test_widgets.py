@@ -2,10 +2,11 @@
 
 The last test runs JupyterLab in a headless Chromium; it skips where there is no chromedriver (.ci/run installs it).
 """
-import json, os, queue, random, re, secrets, shutil, signal, subprocess, sys, threading, urllib.request
+import json, random, re, shutil
 from functools import partial
 from pathlib import Path
 import pytest
+from lab import Page, browser_only, jupyter_lab
 from llmbook.core import UserError
 from llmbook.data import filter as rules
 from llmbook.data.doc import Doc
@@ -258,11 +259,6 @@ def test_widgets_refuse(out, docs):
 
 # ---- widgets in JupyterLab, in a real browser -------------------------------------------------------------------------------------
 
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-DRIVER = shutil.which('chromedriver')
-FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
-         '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage', '--window-size=1200,1900']
-
 CELL = '''import sys; sys.path.insert(0, {tests!r})
 from test_widgets import stories
 from llmbook.data.filter import word_count
@@ -271,69 +267,21 @@ tuner, browser = tune_filter(stories(), word_count), browse({out!r})
 display(tuner, browser)'''
 
 
-@pytest.fixture
-def lab(out, tmp_path):
-    "JupyterLab with one notebook: its address."
-    pytest.importorskip('jupyterlab')
-    import nbformat
-    work, config, token = tmp_path/'work', tmp_path/'config', secrets.token_hex(16)
-    work.mkdir(); (config/'labconfig').mkdir(parents=True)
-    (config/'labconfig/page_config.json').write_text(json.dumps(dict(disabledExtensions={'@jupyterlab/apputils-extension:announcements': True})))
-    cell = nbformat.v4.new_code_cell(CELL.format(tests=str(Path(__file__).parent), out=str(out)))
-    kernel = dict(kernelspec=dict(name='python3', display_name='Python 3', language='python'))
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), work/'look.ipynb')
-    env = {**os.environ, 'HOME': str(tmp_path), 'JUPYTER_CONFIG_DIR': str(config), 'JUPYTER_RUNTIME_DIR': str(tmp_path/'runtime'),
-           'JUPYTER_DATA_DIR': str(tmp_path/'share'), 'IPYTHONDIR': str(tmp_path/'ipython'), 'OMP_NUM_THREADS': '1'}
-    command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--ip=127.0.0.1', '--port=0', f'--IdentityProvider.token={token}', '--allow-root']
-    server = subprocess.Popen(command, cwd=work, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    said = queue.Queue()
-    threading.Thread(target=lambda: [said.put(line) for line in server.stderr], daemon=True).start() # a pipe nobody reads would stop the server
-    try:
-        while not (m := re.search(r'(http://127\.0\.0\.1:\d+)/lab\?token', said.get(timeout=60))): pass
-        yield f'{m[1]}/lab/tree/look.ipynb?token={token}'
-        urllib.request.urlopen(urllib.request.Request(f'{m[1]}/api/shutdown?token={token}', method='POST'), timeout=20).read()
-        server.wait(20)
-    finally:
-        if server.poll() is None: os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-
-@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason='no chromium and chromedriver on this machine')
-def test_the_widgets_in_jupyterlab(lab, docs, out, tmp_path):
-    from selenium import webdriver
-    from selenium.webdriver import ActionChains
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.common.keys import Keys
-    from selenium.webdriver.support.ui import WebDriverWait
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in FLAGS + [f'--user-data-dir={tmp_path/"profile"}']: options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
-    def found(css): return driver.find_elements(By.CSS_SELECTOR, css)
-    def wait(f): return WebDriverWait(driver, 60, ignored_exceptions=[Exception]).until(lambda d: f())
-    def prompt(): return re.sub(r'\s', '', found('.jp-CodeCell .jp-InputPrompt')[0].get_attribute('textContent'))
-    def run():
-        "Run the cell by its keys; in a page that is still being built they may be lost, and then they are pressed again."
-        if prompt() != '[]:': return True
-        found('.jp-Notebook .cm-content')[0].click()
-        ActionChains(driver).key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(Keys.SHIFT).perform()
-    def number(css): return int(found(css)[0].text.replace(',', ''))
-    try:
-        driver.get(lab)
-        wait(lambda: found('.jp-Notebook-ExecutionIndicator[data-status="idle"]'))
-        wait(run)
-        wait(lambda: re.fullmatch(r'\[\d+\]:', prompt()))
-        said = ' '.join(e.text for e in found('.jp-RenderedText'))
-        assert found('.lb-dropped'), f'the cell ran without showing the widgets: {said[-500:]}'
+@browser_only
+def test_the_widgets_in_jupyterlab(docs, out, tmp_path):
+    from selenium.webdriver import ActionChains, Keys
+    cell = CELL.format(tests=str(Path(__file__).parent), out=str(out))
+    with jupyter_lab(tmp_path, [cell]) as address, Page(address, tmp_path) as page:
+        def number(css): return int(page.text(css).replace(',', ''))
+        page.run(); page.ended()
+        said = ' '.join(e.text for e in page.found('.jp-RenderedText'))
+        assert page.found('.lb-dropped'), f'the cell ran without showing the widgets: {said[-500:]}'
         own = number('.lb-dropped')
         assert own == len(effect(measure(docs, rules.word_count), low=50, high=100_000))
-        handle = found('.widget-hslider .noUi-handle')[0]
-        driver.execute_script('arguments[0].focus()', handle)
-        ActionChains(driver).send_keys(Keys.ARROW_RIGHT * 20).perform()
-        wait(lambda: number('.lb-dropped') > own and 'would be lost in addition' in driver.page_source)
-        button = next(b for b in found('button.jupyter-button') if b.text == '▶')
-        driver.execute_script('arguments[0].scrollIntoView({block: "center"})', button)
-        button.click()
-        wait(lambda: any(re.fullmatch(r'row 2 of \d+', e.text) for e in found('.widget-html-content')))
-        assert 'owned' not in driver.title and not found('.widget-html-content script, .widget-html-content img')
-    finally: driver.quit()
+        handle = page.found('.widget-hslider .noUi-handle')[0]
+        page.driver.execute_script('arguments[0].focus()', handle)
+        ActionChains(page.driver).send_keys(Keys.ARROW_RIGHT * 20).perform()
+        page.wait(lambda: number('.lb-dropped') > own and 'would be lost in addition' in page.driver.page_source)
+        page.click('▶')
+        page.wait(lambda: any(re.fullmatch(r'row 2 of \d+', e.text) for e in page.found('.widget-html-content')))
+        assert 'owned' not in page.driver.title and not page.found('.widget-html-content script, .widget-html-content img')

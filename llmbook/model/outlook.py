@@ -8,10 +8,9 @@ __all__ = ['PARTS', 'memory_picture', 'usual_precision', 'what_fits', 'remedies'
 
 # %% ../../nbs/api/28_model.outlook.ipynb #f93e91d0
 import math
-from ..core import UserError, human_bytes, human_count, human_time
+from ..core import UserError, human_bytes, human_count, human_time, within
 from ..data.pictures import Raw, html_table, plain
 from .config import SIZES, ModelConfig, get_config
-from .cost import within
 from .devices import DEVICES, Device, get_device
 from .memory import FREE, memory_estimate
 from .budget import count_params

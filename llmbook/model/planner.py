@@ -7,10 +7,10 @@ __all__ = ['MFU', 'SHARE', 'MICRO', 'local_plan', 'arrange', 'batch_tokens', 'of
 
 # %% ../../nbs/api/27_model.planner.ipynb #e3d80141
 import math
-from ..core import UserError, human_bytes
+from ..core import UserError, human_bytes, within
 from .budget import count_params, flops_by_part, flops_per_token
 from .config import SIZES, get_config
-from .cost import PUE, machine_cost, within
+from .cost import PUE, machine_cost
 from .devices import Device, get_device, measure_machine
 from .ladder import LADDER, MAX_PASSES, rungs, wanted_tokens
 from .memory import accumulation, largest_batch, memory_estimate

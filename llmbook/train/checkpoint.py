@@ -14,12 +14,12 @@ import torch
 from safetensors import SafetensorError
 from fastcore.basics import patch
 from fastai.callback.core import Callback, CancelFitException
-from ..core import UserError, check_space
-from .kept import Kept, differences, load_best, newest, which_fit
+from ..core import RunFolder, UserError, check_space
+from .kept import Kept, check_wishes, differences, load_best, newest, which_fit
 from .learner import LMLearner, StopSignals
 from .record import Curve, load_recorder, recorder_state, run_facts, valid_loss
 from .snapshot import Background, Snapshot
-from .state import (check_checkpoint, group_sizes, load_checkpoint, load_model, load_optim, model_differences, model_tensors, optim_tensors, rng_state,
+from .state import (_torch_opt, check_checkpoint, group_sizes, load_checkpoint, load_model, load_optim, model_differences, model_tensors, optim_tensors, rng_state,
     save_checkpoint, set_rng_state, write_checkpoint)
 from .tensorfiles import TensorFolder, as_rows
 
@@ -39,6 +39,7 @@ class Checkpoint(Callback):
         blocking:bool=False, # training waits for the disk: no copy in memory
         signals:tuple=('SIGTERM', 'SIGINT'), # which save and stop; 'SIGUSR1' too where a cluster sends that
     ):
+        check_wishes(seconds, every, resume, signals)
         self.kept, self.seconds, self.every, self.keep_best, self.resume, self.own_facts = Kept(path, keep), seconds, every, best, resume, asked or {}
         self.folder, self.final, self.blocking, self.signals = self.kept.folder, final, blocking, signals
         self.background, self.snapshot, self.active, self.best = Background(), Snapshot(), False, None
@@ -59,11 +60,12 @@ class Checkpoint(Callback):
         if not self.active: return
         if not hasattr(self.dls.train, 'seek'): raise UserError(
             f'expected a loader that can `seek` a batch, such as `lm_dls` gives, got {type(self.dls.train).__name__}: without it no run can go on')
+        _torch_opt(self.opt)                                                   # refuses one whose state is not saved
         self.due, self.resumed, self.state, self.saved_at, self.best, self.curve = False, None, None, time.monotonic(), None, Curve()
         self.facts = {**self.own_facts, **{k: v for k, v in run_facts(self.learn).items() if k not in self.own_facts}}
         self.number, self.base = which_fit(self.learn, self._key, self.facts)
         found = self._find()
-        self._check_wish(found)
+        self._check_wish(found); self._check_place()
         if found: self._load(*found)
 
 # %% ../../nbs/api/35_train.checkpoint.ipynb #66c9a2cc
@@ -81,6 +83,9 @@ def differs(self:Checkpoint, f, state):
         odd = differences(state['asked'], self.facts) + odd
         if not odd and group_sizes(state['groups']) != group_sizes(optim_tensors(self.opt)[1]): odd.append('optimiser')
     return odd
+
+@patch
+def _check_place(self:Checkpoint): RunFolder(self.folder)                   # refuses what cannot be written
 
 @patch(as_prop=True)
 def _key(self:Checkpoint): return str(self.kept.folder.absolute())

@@ -154,7 +154,7 @@ class MaskTokens(Callback):
         first = int(own[0]) if len(own) else (i * world() + rank()) * b
         return torch.arange(first, first + b, device=self.xb[0].device)
 
-    def checkpoint_state(self): return {k: getattr(self, k) for k in ('rate', 'spans', 'mask_id', 'seed', 'masked', 'random', 'p', 'longest')}
+    def checkpoint_state(self): return {k: getattr(self, k) for k in ('rate', 'spans', 'mask_id', 'seed', 'masked', 'random', 'p', 'longest', 'special', 'vocab_size')}
     def load_checkpoint_state(self, s):
         if odd := [k for k, v in self.checkpoint_state().items() if s.get(k) != v]: raise UserError(
             f'expected the masks that the run began with, got others ({", ".join(odd)} differ): give the old ones, or begin a new run in another folder')
@@ -169,9 +169,12 @@ def get_ready(self:MaskTokens): # UserError if there is no tokenizer and not all
     if self.mask_id is None: self.mask_id = gap_id(tok)
     if self.vocab_size is None: self.vocab_size = max(tok.get_vocab().values()) + 1
     if self.special is None: self.special = [EOT, PAD] if tok is None else [i for i, t in tok.get_added_tokens_decoder().items() if t.special]
+    self.special = sorted(self.special)
     no_text = sorted({*self.special, self.mask_id})
     if not 0 <= self.mask_id < self.vocab_size: raise UserError(f'expected a mask token below {self.vocab_size}, got {self.mask_id}')
-    self.text = torch.tensor(sorted(set(range(self.vocab_size)) - set(no_text))) # what random tokens are drawn from
+    text = sorted(set(range(self.vocab_size)) - set(no_text))       # what random tokens are drawn from
+    if not text: raise UserError(f'expected a vocabulary with text, got {self.vocab_size} tokens, all of them special: give vocab_size= or special=')
+    self.text = torch.tensor(text)
     self.no_text = torch.tensor(no_text)
 
 @patch

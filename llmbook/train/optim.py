@@ -15,6 +15,7 @@ from torch.optim.adamw import adamw
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fastai.optimizer import OptimWrapper
+from ..core import UserError
 from ..model.matmul import fast_here, times
 from .schedules import wsd
 from .spread import on_whole
@@ -137,6 +138,9 @@ class LMOptim(OptimWrapper):
         **kwargs # momentum, betas, eps
     ):
         params = L(params)
+        if not (0 <= lr < math.inf and 0 <= wd < math.inf): raise UserError(f'expected a learning rate and a decay of 0 or more, got {lr} and {wd}')
+        if not any(len(p) if isinstance(p, (L, list, tuple)) else 1 for p in params): raise UserError(
+            'expected weights to train, got none, all are frozen: requires_grad_(True) for those that should learn')
         layers = [list(g) for g in params] if isinstance(params[0], (L, list, tuple)) else [list(params)]
         parts = [(i, kind, decays, ps) for i, layer in enumerate(layers)
                  for (kind, decays), ps in _parts(layer, muon, adamw_only).items()]

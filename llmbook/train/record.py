@@ -17,13 +17,15 @@ def run_facts(
     learn, # a Learner at the start of a fit
 ) -> dict: # plain values
     "What the rest of a run depends on besides its state."
-    dl = learn.dls.train
+    dl, got = learn.dls.train, lambda cb, name, default=None: getattr(vars(learn).get(cb), name, default)
     own = {k: getattr(dl, k) for k in getattr(dl, 'own', ()) if isinstance(getattr(dl, k, None), (int, float, str, bool)) and k not in ('rank', 'world', 'ahead')}
     if 'bs' in own: own['bs'] *= getattr(dl, 'world', 1)
     scheds = {k: [np.asarray(f(p)).tolist() for p in (0., .25, .5, .75, 1.)]
               for cb in learn.cbs if type(cb) is ParamScheduler for k, f in cb.scheds.items()}
     return dict(steps=learn.n_epoch * len(dl), batches_an_epoch=len(dl), **{k: v for k, v in own.items() if k != 'steps'}, data=_data_print(dl), schedule=scheds,
-                wd=[h.get('wd') for h in learn.opt.hypers])
+                wd=[h.get('wd') for h in learn.opt.hypers], accumulate=got('accumulate', 'n', 1), batch_warmup='batch_warmup' in vars(learn), # which refuses other stages itself
+               
+                clip=got('clip_grad', 'max_norm'), precision=got('precision', 'precision', 'fp32'))
 
 def _data_print(dl):
     "A fingerprint of the first and the last batch of an epoch, or of the sources of a mixture, whose shares may follow a schedule."

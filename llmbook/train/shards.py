@@ -181,6 +181,13 @@ def _find(self:ShardedCheckpoint):
     return (f := self.folder/said['name'], read_json(f/'state.json')) if said else None
 
 @patch
+def _check_place(self:ShardedCheckpoint):
+    problem = None
+    try: super(ShardedCheckpoint, self)._check_place()
+    except UserError as e: problem = e
+    if any_rank(problem is not None): raise problem or UserError(f'another rank cannot write in {self.folder}: give a folder that all of them share')
+
+@patch
 def _is_due(self:ShardedCheckpoint):
     if world() == 1 or self.every: return super(ShardedCheckpoint, self)._is_due()
     return self.train_iter % self.look == 0 and from_first(bool(super(ShardedCheckpoint, self)._is_due()))

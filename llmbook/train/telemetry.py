@@ -287,9 +287,8 @@ class Samples(Callback):
         "Sample now."
         prompts, training = self.prompts if prompts is None else prompts, self.model.training
         with self.learn.telemetry.aside('sampling') if hasattr(self.learn, 'telemetry') else nullcontext():
-            self.model.eval()
-            texts = self.sample(self.model, prompts)
-            self.model.train(training)
+            try: texts = self.sample(self.model.eval(), prompts)
+            finally: self.model.train(training)
         new = [dict(step=self.train_iter, prompt=p, text=t) for p, t in zip(prompts, texts)]
         self.rows += new
         if self.jsonl and is_first(): self._write()
