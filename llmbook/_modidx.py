@@ -71,7 +71,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'llmbook.core.refused': ('api/core.html#refused', 'llmbook/core.py'),
                               'llmbook.core.set_seed': ('api/core.html#set_seed', 'llmbook/core.py'),
                               'llmbook.core.sha256': ('api/core.html#sha256', 'llmbook/core.py'),
-                              'llmbook.core.whole': ('api/core.html#whole', 'llmbook/core.py'),
+                              'llmbook.core.whole_number': ('api/core.html#whole_number', 'llmbook/core.py'),
                               'llmbook.core.within': ('api/core.html#within', 'llmbook/core.py'),
                               'llmbook.core.write_json': ('api/core.html#write_json', 'llmbook/core.py')},
             'llmbook.curves': { 'llmbook.curves._apart': ('api/curves.html#_apart', 'llmbook/curves.py'),

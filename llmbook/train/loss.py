@@ -9,7 +9,7 @@ __all__ = ['IGNORE', 'linear_cross_entropy', 'token_nats', 'LMLoss']
 import math
 import torch
 import torch.nn.functional as F
-from ..core import whole
+from ..core import whole_number
 from ..model.matmul import linear, times
 
 IGNORE = -100 # the target that is not one, PyTorch's own default
@@ -24,7 +24,7 @@ def _dtype(
 def _chunks(
     h, w, b, y, chunk
 ): # yields (slice, logits in float32 or more, targets, mask of real targets) for one chunk at a time
-    for i in range(0, len(h), whole('chunk', chunk)):
+    for i in range(0, len(h), whole_number('chunk', chunk)):
         s = slice(i, i + chunk)
         z = linear(h[s], w, b)
         yield s, z if z.dtype == torch.float64 else z.float(), y[s].masked_fill(y[s] == IGNORE, 0), y[s] != IGNORE # any other that is no token fails in gather
@@ -68,7 +68,7 @@ def linear_cross_entropy(
     z_loss:float=0., # weight of the squared log of the softmax's sum (PaLM, Chowdhery et al. 2022): 1e-4 keeps logits small
 ): # (sum of nats, number of targets), two scalar tensors; the first can be differentiated
     "Linear layer and cross-entropy in one, a chunk of positions at a time."
-    h, y, chunk = h.reshape(-1, h.shape[-1]), y.reshape(-1), whole('chunk', chunk)
+    h, y, chunk = h.reshape(-1, h.shape[-1]), y.reshape(-1), whole_number('chunk', chunk)
     if len(h) != len(y): raise ValueError(f'expected one target a position, got {len(h)} positions and {len(y)} targets')
     return _LinearCrossEntropy.apply(h, w, bias, y, chunk, z_loss), (y != IGNORE).sum()
 
@@ -96,7 +96,7 @@ class LMLoss:
         chunk:int=1024, # positions whose logits are held at once
         z_loss:float=0., # see `linear_cross_entropy`; in training only, so that a validation loss is one of nats
     ):
-        self.head, self.chunk, self.z_loss, self.reduction = head, whole('chunk', chunk), z_loss, 'mean'
+        self.head, self.chunk, self.z_loss, self.reduction = head, whole_number('chunk', chunk), z_loss, 'mean'
 
     def __call__(self, h, y): # (B, T, D), (B, T) -> scalar, or (B, T) with reduction 'none'
         w, b = self.head.weight, getattr(self.head, 'bias', None)

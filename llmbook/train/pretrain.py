@@ -9,7 +9,7 @@ __all__ = ['MaskedPerplexity', 'sees_both_sides', 'lm_learner', 'pretrain']
 from pathlib import Path
 from fastcore.foundation import L
 from fastai.callback.progress import ProgressCallback
-from ..core import UserError, fingerprint, set_seed, whole, write_json
+from ..core import UserError, fingerprint, set_seed, whole_number, write_json
 from ..data.loaders import lm_dls
 from ..data.pack import read_manifest
 from ..model.budget import flops_by_part
@@ -84,11 +84,11 @@ def lm_learner(
         model = Transformer(model)
     if hasattr(model, 'get_output_embeddings'): model = as_lm(model)
     cbs, masks = _objective(model, objective, L(cbs), seed)
-    if whole('recompute', recompute, 0): model.set_recompute(recompute)
+    if whole_number('recompute', recompute, 0): model.set_recompute(recompute)
     if tok := getattr(getattr(dls, 'train', None), 'tok', None): check_vocab(tok, model.config)
     if compile: compile_model(model)
     cbs = cbs + L(Precision(precision), Telemetry(flops_per_token, peak_flops), Progress(label), ClipGrad(clip or None), MicroBatches(micro_batch))
-    if whole('accumulate', accumulate) > 1: cbs.append(Accumulate(accumulate))
+    if whole_number('accumulate', accumulate) > 1: cbs.append(Accumulate(accumulate))
     kwargs.setdefault('metrics', MaskedPerplexity() if masks else Perplexity())
     learn = LMLearner(dls, model, (MaskedLoss if masks else LMLoss)(model.head, chunk), opt_func=lm_opt(model, muon=muon, wd=wd), lr=lr, **kwargs)
     learn.remove_cb(ProgressCallback)
@@ -117,7 +117,7 @@ def pretrain(
     config, manifest = ModelConfig.from_dict(plan.config), read_manifest(data)
     if config.vocab_size != manifest['vocab_size']: raise UserError(
         f"expected a plan for a vocabulary of {manifest['vocab_size']}, got one for {config.vocab_size}: it was made for other data")
-    n = next(k for k in range(min(whole('evaluations', evaluations), whole('steps of the plan', plan.steps)), 0, -1) if plan.steps % k == 0) # epochs of equal length
+    n = next(k for k in range(min(whole_number('evaluations', evaluations), whole_number('steps of the plan', plan.steps)), 0, -1) if plan.steps % k == 0) # epochs of equal length
     device = join(device)
     if plan.bs % world(): raise UserError(f'expected a batch that {world()} ranks can share, got {plan.bs} rows: plan another, or start another number of ranks')
     dls = lm_dls(data, plan.bs // world(), plan.seq_len, steps=plan.steps // n, seed=plan.seed, device=device, rank=rank(), world=world())

@@ -12,7 +12,7 @@ import torch
 from fastai.callback.core import Callback, CancelBackwardException, CancelBatchException, CancelStepException
 from fastcore.basics import patch
 from safetensors.torch import save_file
-from ..core import UserError, atomic_path, whole, write_json
+from ..core import UserError, atomic_path, whole_number, write_json
 from .loss import IGNORE
 from .world import rank
 
@@ -37,7 +37,7 @@ class Accumulate(Callback):
     def __init__(self,
         n:int=1, # micro-batches a step; the last step of an epoch may have fewer
     ):
-        self.n, self.seen, self.good, self.tokens, self.left_out = whole('n, the batches a step,', n), 0, 0, 0, 0
+        self.n, self.seen, self.good, self.tokens, self.left_out = whole_number('n, the batches a step,', n), 0, 0, 0, 0
 
     def before_train(self):
         if not self.train_iter: self.left_out = 0
