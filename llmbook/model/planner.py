@@ -192,5 +192,5 @@ def plan(
     if device is None:
         if minutes is None or kwargs: raise UserError(f'expected minutes here, or a device with hours, got {", ".join(kwargs) or "neither"}: plan(5), or plan(device="h100", hours=24)')
         return local_plan(minutes, machine, **common)
-    if minutes is not None: raise UserError(f'expected minutes on this machine or hours on {device}, got both: give one of them')
+    if minutes is not None: raise UserError(f'expected hours on {device}, got minutes, which are of this machine: give hours={minutes / 60:.3g}')
     return far_plan(device, **common, **kwargs)
