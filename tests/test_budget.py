@@ -341,7 +341,7 @@ def test_choices_of_a_far_plan():
     (dict(device='h20'), 'expected a device'), (dict(device='h100', hours=0), 'hours above 0'), (dict(device='h100', count=0), 'one device'),
     (dict(device='t4', precision='fp8'), 'on T4'), (dict(device='h100', mfu=1.5), 'share of the peak'), (dict(device='h100', ratio=0), 'tokens a parameter'),
     (dict(device='h100', step_tokens=-1), 'tokens a step'), (dict(device='h100', tokens_available=math.nan), 'tokens of text'), (dict(device='h100', size='encoder-nano'), 'a decoder'),
-    (dict(device='t4', size='qwen3-8b'), 'fits T4'), (dict(device='h100', size='huge'), "got 'huge'"), (dict(device='h100', minutes=3), 'give one of them'),
+    (dict(device='t4', size='qwen3-8b'), 'fits T4'), (dict(device='h100', size='huge'), "got 'huge'"), (dict(device='h100', minutes=3), 'give hours=0.05'),
     (dict(minutes=3, count=8), 'got count'), ({}, 'got neither'), (dict(device='h100', tokens_available=100), 'give more text'), (dict(device='h100', fit='mine'), 'a fit among')])
 def test_far_plan_refuses(kw, says):
     with pytest.raises(UserError, match=says): plan(**kw)
@@ -367,7 +367,7 @@ def test_commands_say_it_in_one_line():
     r, w = os.pipe(); os.close(r)                                       # as under `| head`
     gone = subprocess.run([plan_, '--device', 'h100'], stdout=w, stderr=subprocess.PIPE, text=True); os.close(w)
     assert gone.returncode == 141 and gone.stderr == ''
-    for bad, says in ((('--device', 'abacus'), "got 'abacus'"), (('--count', '8'), 'expected a device'), (('--device', 'h100', '--minutes', '5'), 'give one of them')):
+    for bad, says in ((('--device', 'abacus'), "got 'abacus'"), (('--count', '8'), 'expected a device'), (('--device', 'h100', '--minutes', '5'), 'give hours=0.0833')):
         r = run(*bad)
         assert r.returncode != 0 and r.stderr.strip().count('\n') == 0 and says in r.stderr, r.stderr
 
