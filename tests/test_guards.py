@@ -379,7 +379,7 @@ def test_what_cannot_be_trained_is_refused_before_it_begins(tmp_path):
         return lm_learner(dls, c, precision='fp32', path=tmp_path, **kwargs)
     for kwargs in (dict(accumulate=0), dict(accumulate=1.5), dict(recompute=-5), dict(chunk=0)):
         with pytest.raises(UserError, match='expected'): learner(**kwargs)
-    for kwargs in (dict(lr=float('nan')), dict(lr=-1.), dict(wd=float('nan'))):
+    for kwargs in (dict(lr=float('nan')), dict(lr=-1.), dict(lr=slice(1e-4, float('nan'))), dict(wd=float('nan'))):
         with pytest.raises(UserError, match='learning rate and a decay'): learner(**kwargs).create_opt()
     frozen = learner()
     for p in frozen.model.parameters(): p.requires_grad_(False)

@@ -1,6 +1,5 @@
 """The outlook of a plan and its widget, without a browser and in JupyterLab in a real one."""
 import re
-from contextlib import contextmanager
 import pytest
 from llmbook.core import UserError
 from llmbook.model.config import ModelConfig, get_config
@@ -9,8 +8,7 @@ from llmbook.model.memory import memory_estimate
 from llmbook.model.outlook import PARTS, memory_picture, planner_html, remarks, what_fits
 from llmbook.model.planner import arrange, plan
 from llmbook.planner import Planner, controls, planner
-import test_widgets
-from test_widgets import CHROMIUM, DRIVER, FLAGS
+from lab import Page, browser_only, jupyter_lab
 
 EVIL = '<img src=x onerror=alert(1)>'
 HAND = dict(device='by hand', type='cpu', cores=2, memory=16e9, peak_flops=330e9, peak_source='measured', dtype='float32', efficiency=.5, efficiency_at=[[64, .3], [256, .5]])
@@ -145,55 +143,25 @@ def test_choices_there_are_not_are_refused(start):
 
 # ---- in JupyterLab, in a real browser
 
-@contextmanager
-def browser(profile):
-    from selenium import webdriver
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in FLAGS + [f'--user-data-dir={profile}']: options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
-    try: yield driver
-    finally: driver.quit()
-
-
-@pytest.fixture
-def cell(monkeypatch): monkeypatch.setattr(test_widgets, 'CELL', 'from llmbook.planner import planner\np = planner(device="h100", count=8, hours=24)\ndisplay(p)')
-
-@pytest.fixture
-def out(): return '' # the notebook needs no prepared folder
-
-lab = test_widgets.lab
-
-
-@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason='no chromium and chromedriver on this machine')
-def test_a_slider_moves_the_figures_in_jupyterlab(cell, lab, tmp_path):
-    from selenium.webdriver import ActionChains
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.common.keys import Keys
-    from selenium.webdriver.support.ui import Select, WebDriverWait
-    with browser(tmp_path/'profile') as driver:
-        def found(css): return driver.find_elements(By.CSS_SELECTOR, css)
-        def wait(f): return WebDriverWait(driver, 60, ignored_exceptions=[Exception]).until(lambda d: f())
-        def prompt(): return re.sub(r'\s', '', found('.jp-CodeCell .jp-InputPrompt')[0].get_attribute('textContent'))
-        def run():
-            if prompt() != '[]:': return True
-            found('.jp-Notebook .cm-content')[0].click()
-            ActionChains(driver).key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(Keys.SHIFT).perform()
-        def figure(k): return found(f'.lb-{k}')[0].text
-        driver.get(lab)
-        wait(lambda: found('.jp-Notebook-ExecutionIndicator[data-status="idle"]'))
-        wait(run); wait(lambda: found('.lb-model') and figure('model'))
-        page = planner_html('h100', count=8, hours=24., mfu=.4)
-        assert figure('parameters') == shown(page, 'parameters') and figure('money') == shown(page, 'money')
-        handle = found('.widget-hslider .noUi-handle')[1]               # hours
-        driver.execute_script('arguments[0].scrollIntoView({block: "center"}); arguments[0].focus()', handle)
-        ActionChains(driver).send_keys(Keys.ARROW_LEFT * 6).perform()
-        wait(lambda: figure('money') != shown(page, 'money') and figure('parameters') != shown(page, 'parameters'))
-        Select(found('.widget-dropdown select')[1]).select_by_visible_text(next(o.text for o in Select(found('.widget-dropdown select')[1]).options if o.text.startswith('qwen3-8b')))
-        wait(lambda: figure('model') == 'qwen3-8b')
-        Select(found('.widget-dropdown select')[0]).select_by_visible_text('T4')
-        wait(lambda: found('.lb-refused') and 'does not fit' in found('.lb-refused')[0].text)
-        price = found('.widget-text input')[0]
+@browser_only
+def test_a_slider_moves_the_figures_in_jupyterlab(tmp_path):
+    from selenium.webdriver import ActionChains, Keys
+    from selenium.webdriver.support.ui import Select
+    cell = 'from llmbook.planner import planner\np = planner(device="h100", count=8, hours=24)\ndisplay(p)'
+    with jupyter_lab(tmp_path, [cell]) as address, Page(address, tmp_path) as page:
+        def figure(k): return page.text(f'.lb-{k}')
+        page.run(); page.wait(lambda: figure('model'))
+        expected = planner_html('h100', count=8, hours=24., mfu=.4)
+        assert figure('parameters') == shown(expected, 'parameters') and figure('money') == shown(expected, 'money')
+        handle = page.found('.widget-hslider .noUi-handle')[1]               # hours
+        page.driver.execute_script('arguments[0].scrollIntoView({block: "center"}); arguments[0].focus()', handle)
+        ActionChains(page.driver).send_keys(Keys.ARROW_LEFT * 6).perform()
+        page.wait(lambda: figure('money') != shown(expected, 'money') and figure('parameters') != shown(expected, 'parameters'))
+        Select(page.found('.widget-dropdown select')[1]).select_by_visible_text(next(o.text for o in Select(page.found('.widget-dropdown select')[1]).options if o.text.startswith('qwen3-8b')))
+        page.wait(lambda: figure('model') == 'qwen3-8b')
+        Select(page.found('.widget-dropdown select')[0]).select_by_visible_text('T4')
+        page.wait(lambda: page.found('.lb-refused') and 'does not fit' in page.found('.lb-refused')[0].text)
+        price = page.found('.widget-text input')[0]
         price.send_keys('three', Keys.ENTER)
-        wait(lambda: 'a price in $ an hour' in found('.lb-refused')[0].text)
-        assert 'Traceback' not in driver.page_source
+        page.wait(lambda: 'a price in $ an hour' in page.found('.lb-refused')[0].text)
+        assert 'Traceback' not in page.driver.page_source

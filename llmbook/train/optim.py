@@ -138,7 +138,8 @@ class LMOptim(OptimWrapper):
         **kwargs # momentum, betas, eps
     ):
         params = L(params)
-        if not (0 <= lr < math.inf and 0 <= wd < math.inf): raise UserError(f'expected a learning rate and a decay of 0 or more, got {lr} and {wd}')
+        rates = [v for v in (lr.start, lr.stop) if v is not None] if isinstance(lr, slice) else [lr]
+        if not all(0 <= v < math.inf for v in (*rates, wd)): raise UserError(f'expected a learning rate and a decay of 0 or more, got {lr} and {wd}')
         if not any(len(p) if isinstance(p, (L, list, tuple)) else 1 for p in params): raise UserError(
             'expected weights to train, got none, all are frozen: requires_grad_(True) for those that should learn')
         layers = [list(g) for g in params] if isinstance(params[0], (L, list, tuple)) else [list(params)]
