@@ -106,8 +106,9 @@ def llmbook_plan(
     precision:str=None, # float32, tf32, bfloat16, float16, fp8; none: half precision
     recompute:int=None, # 0: keep all activations, k: compute every k-th block twice; none: as needed
     mfu:float=None, # share of the promised rate that training reaches; none: from published runs
-    vocab_size:int=None, # of the tokenizer; none: 4096 here, the sizes' own elsewhere
-    tokens:int=None, # of text there is; none: no limit
+    data:str=None, # a prepared folder: its vocabulary, its tokens
+    vocab_size:int=None, # of the tokenizer; none: that of the data, or 4096 here, the sizes' own elsewhere
+    tokens:int=None, # of text there is; none: those of the data, or no limit
     seed:int=42, # of the run
     out:str=None, # a plan.json to write
 ):
@@ -116,11 +117,17 @@ def llmbook_plan(
     far = dict(count=count, hours=hours, price=price, grid=grid, ratio=ratio, precision=precision, recompute=recompute, mfu=mfu)
     far = {k: v for k, v in far.items() if v is not None}
     if device is None and far: raise UserError(f'expected a device with {", ".join(far)}: add --device h100, say')
-    p = plan(5. if device is minutes is None else minutes, vocab_size=vocab_size, tokens_available=tokens, seed=seed, size=size, device=device, **far)
+    has, asked = _text(data) if data else {}, {k: v for k, v in dict(vocab_size=vocab_size, tokens_available=tokens).items() if v is not None}
+    p = plan(5. if device is minutes is None else minutes, seed=seed, size=size, device=device, **has | asked, **far)
     print(p)
     if device: print('\n' + p.table())
     if out: write_json(out, p.to_dict())
     return None if is_cli() else p
+
+def _text(data): # for `plan`
+    "What a prepared folder holds."
+    m = read_manifest(data)
+    return dict(vocab_size=m['vocab_size'], tokens_available=m['splits']['train']['tokens'])
 
 # %% ../nbs/api/81_cli.ipynb #1fff074e
 @call_parse
@@ -158,10 +165,12 @@ def llmbook_pretrain(
     out:str='pretrain', # the folder for history, checkpoints and model
     minutes:float=None, # of training; none: 5, or the plan's that goes on
     seed:int=None, # of weights and order; none: 42, or the plan's that goes on
+    plan:str=None, # a plan.json of llmbook-plan to follow, instead of size, minutes and seed
     resume:bool=False, # go on from the newest checkpoint in `out`; without it, a folder that holds one is refused
     checkpoint_minutes:float=.5, # of training that a kill may cost
     keep:int=2, # checkpoints kept, besides the best one
-    parallel:str=None, # ddp or fsdp, under torchrun --no-python llmbook-pretrain ...; none: ddp there
+    compile:bool=False, # torch.compile the model: pays in long runs
+    parallel:str=None, # ddp or fsdp, under torchrun --no-python llmbook-pretrain ...; none: as planned, or ddp
 ):
     "Pre-train on prepared data; stopped and called again, it goes on."
     RunFolder(out); _free(out, ('plan.json', 'history.csv', 'history.parquet'), ('checkpoints', 'model'))
@@ -170,21 +179,22 @@ def llmbook_pretrain(
     if not 0 < checkpoint_minutes < float('inf'): raise UserError(f'expected checkpoint minutes above 0, got {checkpoint_minutes}')
     Kept(out, keep) # refuses what cannot be kept
     join() # under torchrun: rank 0 plans for all
-    learn = pretrain(data, Plan.from_dict(from_first(_planned(data, size, Path(out), minutes, seed, resume).to_dict() if rank() == 0 else None)), out,
-                     checkpoint_seconds=60 * checkpoint_minutes, keep=keep, parallel=parallel)
+    p = from_first(_planned(data, Path(out), plan, resume, dict(size=size, minutes=minutes, seed=seed)).to_dict() if rank() == 0 else None)
+    learn = pretrain(data, Plan.from_dict(p), out, checkpoint_seconds=60 * checkpoint_minutes, keep=keep, compile=compile, parallel=parallel)
     model = whole_model(learn.model)
     if rank() == 0: print(f"model: {save_pretrained(model, load_tokenizer(data), Path(out)/'model')}")
 
-def _planned(data, size, out, minutes, seed, resume):
-    "The plan in `out` if that run goes on, or a new one: for the time, or for a size."
-    if resume and (out/'plan.json').exists():
-        p = Plan.from_dict(read_json(out/'plan.json'))
-        for k, v in dict(size=size, minutes=minutes, seed=seed).items():
-            if v not in (None, getattr(p, k)): raise UserError(f'expected --{k} {getattr(p, k)} to go on with the plan in {out}, got {v}: leave it out, or start a new run in another --out')
-        return p
-    m = read_manifest(data)
-    p = plan(5. if minutes is None else minutes, vocab_size=m['vocab_size'], tokens_available=m['splits']['train']['tokens'], seed=42 if seed is None else seed, size=size)
-    write_json(out/'plan.json', p.to_dict())
+def _planned(data, out, given, resume, asked):
+    "The plan in `out` if that run goes on, the one that is given, or a new one: for the time, or for a size."
+    asked, own = {k: v for k, v in asked.items() if v is not None}, out/'plan.json'
+    goes_on = resume and own.exists()
+    p, *other = [Plan.from_dict(read_json(f)) for f in [own] * goes_on + [given] * bool(given)] or [None]
+    if other and other[0] != p: raise UserError(f'expected the plan in {own} to go on with, got another in {given}: leave --plan out, or give another --out')
+    for k, v in asked.items() if p else ():
+        if v != getattr(p, k): raise UserError(f'expected --{k} {getattr(p, k)}, as in {own if goes_on else given}, got {v}: leave it out, or {"give another --out" if goes_on else "make another plan"}')
+    if goes_on: return p
+    if not p: p = plan(**dict(minutes=5.) | asked, **_text(data))
+    write_json(own, p.to_dict())
     print(p)
     return p
 

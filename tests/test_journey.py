@@ -116,6 +116,10 @@ MISTAKES = [
     *(('llmbook_pretrain', ['nodata', '--out', 'planned', '--resume', *a], says) for a, says in (
         (['--seed', '7'], '--seed 42'), (['--size', 'nano'], '--size pico'), (['--minutes', '3'], '--minutes 1'), (['--seed', '42', '--size', 'pico'], 'nodata'))),
     ('llmbook_pretrain', ['nodata', '--out', 'oddplan', '--resume'], 'whose bs is of type int'),
+    ('llmbook_pretrain', ['nodata', '--out', 'p1', '--plan', 'planned/plan.json', '--size', 'nano'], '--size pico, as in planned/plan.json'),
+    ('llmbook_pretrain', ['nodata', '--out', 'planned', '--resume', '--plan', 'planned/other.json'], 'got another in planned/other.json'),
+    ('llmbook_pretrain', ['nodata', '--out', 'p2', '--plan', 'missing.json'], 'missing.json'),
+    ('llmbook_plan', ['--data', 'nodata'], 'nodata'),
     *(('llmbook_pretrain', ['nodata', '--out', f'taken-{k}'], k) for k in ('history.csv', 'checkpoints', 'model')),
     ('llmbook_plan', ['--out', 'empty', '--device', 'h100'], 'got the folder'),
     ('llmbook_plan', ['--minutes', '1e300'], 'minutes above 0'),
@@ -155,6 +159,7 @@ def refusals(tmp_path_factory):
     d = tmp_path_factory.mktemp('mistakes')
     good = plan(1, HAND, size='pico').to_dict()
     for out, p in (('planned', good), ('oddplan', good | dict(bs='a'))): (d/out).mkdir(); write_json(d/out/'plan.json', p)
+    write_json(d/'planned'/'other.json', good | dict(seed=7))
     for k in ('history.csv', 'checkpoints', 'model'): (d/f'taken-{k}').mkdir(); (d/f'taken-{k}'/k).mkdir() if '.' in k else (d/f'taken-{k}'/k).write_text('x')
     (d/'listmodel').mkdir(); (d/'listmodel'/'config.json').write_text('[]')
     (d/'afile').write_text('x'); (d/'empty').mkdir(); (d/'tiny.txt').write_text('A very small text.\n' * 3)

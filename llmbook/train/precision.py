@@ -30,13 +30,15 @@ def _has_amx():
 
 # %% ../../nbs/api/32_train.precision.ipynb #6497f29d
 NEEDS = dict(fp32=None, tf32=(8, 0), bf16=(8, 0), fp16=(5, 3), fp8=(8, 9)) # the compute capability of CUDA devices; AMD's have no such numbers
+_LONG = dict(float32='fp32', bfloat16='bf16', float16='fp16') # as torch, a plan and the device table say it
 
 def check_precision(
-    precision:str, # 'auto' or one of `NEEDS`
+    precision:str, # 'auto' or one of `NEEDS`; 'float32', 'bfloat16' and 'float16' are understood too
     device, # torch.device or its name
     emulate:bool=False, # let a CPU imitate fp16 and fp8
 ) -> str: # the precision, 'auto' settled; UserError if the device cannot do it
     "Refuse what a device cannot do."
+    precision = _LONG.get(precision, precision)
     if precision not in ('auto', *NEEDS): raise UserError(f"expected a precision ('auto', {', '.join(map(repr, NEEDS))}), got {precision!r}")
     device = torch.device(device)
     if precision == 'auto': return best_precision(device)
@@ -67,6 +69,7 @@ class Precision(Callback):
         precision:str='auto', # 'auto', 'fp32', 'tf32', 'bf16', 'fp16' or 'fp8'
         emulate:bool=False, # let a CPU imitate fp16 and fp8: for tests and lessons
     ):
+        precision = _LONG.get(precision, precision)
         if precision not in ('auto', *NEEDS): check_precision(precision, 'cpu')
         self.precision, self.emulate, self.scaler, self.skipped, self.cast, self.matmul, self.unscaled = precision, emulate, None, 0, None, None, False
 

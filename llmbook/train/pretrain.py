@@ -109,7 +109,7 @@ def pretrain(
     keep:int=2, # checkpoints kept, besides the best one
     compile:bool=False, # torch.compile the model: pays in long runs, costs a minute or more at the start
     device=None, # None takes the best there is
-    parallel:str|None=None, # 'ddp' or 'fsdp', where `torchrun` or `launch` has started several processes; None: ddp there
+    parallel:str|None=None, # 'ddp' or 'fsdp', where `torchrun` or `launch` has started several processes; None: as planned, or ddp
     cbs=None, # more callbacks
 ): # the Learner, trained
     "Pre-train as planned, or go on where an earlier call was stopped."
@@ -125,11 +125,23 @@ def pretrain(
     cbs = L(cbs) + L(ShardedCheckpoint(out/'checkpoints', seconds=checkpoint_seconds, keep=keep, asked=asked))
     if sample: cbs.append(Samples(sample, list(prompts), path=out/'samples.jsonl'))
     learn = lm_learner(dls, config, lr=plan.lr, seed=plan.seed, label='pre-training', cbs=cbs, path=out, compile=compile,
-        flops_per_token=_flops(config, plan.seq_len, cbs), peak_flops=(plan.machine or {}).get('peak_flops'))
+        flops_per_token=_flops(config, plan.seq_len, cbs), peak_flops=_peak(plan, device), **_arranged(plan, device))
     learn.telemetry.csv_path = out/'history.csv'
-    on_ranks(learn, parallel or 'ddp').fit_wsd(n)
+    on_ranks(learn, parallel or _planned(plan).get('sharding') or 'ddp').fit_wsd(n)
     if sample and rank() == 0: write_json(out/'samples.json', learn.samples.rows)
     return learn
+
+def _planned(plan): return getattr(plan, 'expected', {}) # for hours on devices of the table it says how a step is taken
+
+def _arranged(plan, device): # for `lm_learner`
+    "The plan's own way to take a step; its precision on a GPU alone."
+    e = _planned(plan)
+    if 'micro' not in e: return {}
+    return dict(micro_batch=e['micro'], recompute=e['recompute'], **(dict(precision=e['precision']) if device.type == 'cuda' else {}))
+
+def _peak(plan, device): # FLOP/s of one device; None: unknown, or planned for another kind
+    m = plan.machine or {}
+    return m['peak_flops'] / m.get('count', 1) if m.get('peak_flops') and m.get('type') == device.type else None
 
 def _flops(config, seq_len, cbs): # of training, for a position read: of an encoder only targets pass through the head
     f = flops_by_part(config, seq_len)

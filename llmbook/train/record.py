@@ -24,7 +24,6 @@ def run_facts(
               for cb in learn.cbs if type(cb) is ParamScheduler for k, f in cb.scheds.items()}
     return dict(steps=learn.n_epoch * len(dl), batches_an_epoch=len(dl), **{k: v for k, v in own.items() if k != 'steps'}, data=_data_print(dl), schedule=scheds,
                 wd=[h.get('wd') for h in learn.opt.hypers], accumulate=got('accumulate', 'n', 1), batch_warmup='batch_warmup' in vars(learn), # which refuses other stages itself
-               
                 clip=got('clip_grad', 'max_norm'), precision=got('precision', 'precision', 'fp32'))
 
 def _data_print(dl):
