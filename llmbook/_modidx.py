@@ -959,6 +959,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'llmbook.data.store': { 'llmbook.data.store._asked': ('api/data.store.html#_asked', 'llmbook/data/store.py'),
                                     'llmbook.data.store.stored_card': ('api/data.store.html#stored_card', 'llmbook/data/store.py'),
                                     'llmbook.data.store.sweep': ('api/data.store.html#sweep', 'llmbook/data/store.py'),
+                                    'llmbook.data.store.what_changed': ('api/data.store.html#what_changed', 'llmbook/data/store.py'),
                                     'llmbook.data.store.work_folder': ('api/data.store.html#work_folder', 'llmbook/data/store.py')},
             'llmbook.data.streams': { 'llmbook.data.streams.Unpacked': ('api/data.streams.html#unpacked', 'llmbook/data/streams.py'),
                                       'llmbook.data.streams.Unpacked.__init__': ( 'api/data.streams.html#unpacked.__init__',

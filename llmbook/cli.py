@@ -231,7 +231,7 @@ def llmbook_finetune(
 def llmbook_generate(
     model:str, # a model folder
     prompt:str='', # what the text begins with
-    tokens:int=64, # longest continuation
+    tokens:int=None, # longest continuation; none: 64, or half of a context that is shorter than 128
     temperature:float=.8, # 0 takes the most likely token
     top_p:float=.95, # nucleus
     top_k:int=0, # the most likely tokens to draw from; 0: all

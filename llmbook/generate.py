@@ -68,7 +68,7 @@ def _batch(
 def generate_ids(
     model:Transformer, # a decoder of any family, or a wrapped one from the hub
     prompt_ids:list[list[int]], # any number of prompts; an empty one starts a new document
-    max_new_tokens:int=64, # less than the context
+    max_new_tokens:int|None=None, # less than the context; None: 64, or half of a context that is shorter than 128
     temperature:float=1., # 0 takes the most likely token
     top_k:int=0, # 0 for all
     top_p:float=1., # 1 for all
@@ -97,10 +97,11 @@ def _check(context, max_new_tokens, temperature, top_k, top_p, batch_size, min_p
     if not 0 <= min_p <= 1 or repetition_penalty <= 0:
         raise UserError(f'expected 0 <= min_p <= 1, repetition_penalty > 0, got {min_p}, {repetition_penalty}')
 
-def _tokens(model, prompt_ids, done, now, *, max_new_tokens=64, seed=0, stop=EOT, batch_size=32, repetition_penalty=1.,
+def _tokens(model, prompt_ids, done, now, *, max_new_tokens=None, seed=0, stop=EOT, batch_size=32, repetition_penalty=1.,
             temperature=1., top_k=0, top_p=1., min_p=0.): # what `generate_ids` takes
     "All (row, id), batch after batch."
     context, pick = model.config.context, dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    if max_new_tokens is None: max_new_tokens = min(64, context // 2)
     _check(context, max_new_tokens, batch_size=batch_size, repetition_penalty=repetition_penalty, **pick)
     prompts = [list(p)[-(context - max_new_tokens):] or [EOT] for p in prompt_ids]
     most, V = max((max(p) for p in prompts), default=0), model.head.weight.shape[0]
@@ -161,7 +162,7 @@ def generate(
     model:Transformer, # a decoder of any family, or a wrapped one from the hub
     tok:Tokenizer,
     prompts:str|list[str]|None=None, # one text or several; what looks like a special token stays text
-    max_new_tokens:int=64, # less than the context
+    max_new_tokens:int|None=None, # less than the context; None: 64, or half of a context that is shorter than 128
     temperature:float=1., # 0 takes the most likely token
     top_k:int=0, # 0 for all
     top_p:float=1., # 1 for all

@@ -27,7 +27,7 @@ from .pack import ShardWriter, disk_errors, token_dtype, write_manifest
 from .repeats import repeated_keys
 from .spool import LOST, SPLIT_NAMES, Spool, unit_folder
 from .stages import EXCERPT, Recipe, count_stage, load_repeated, pack_stage, read_stage, without_repeats
-from .store import TEXTS, stored_card, sweep, work_folder
+from .store import TEXTS, stored_card, sweep, what_changed, work_folder
 from .tokenize import MIN_VOCAB, load_tokenizer, save_tokenizer, tokenizer_fingerprint, train_tokenizer
 
 # %% ../../nbs/api/19_data.pipeline.ipynb #06c947da
@@ -231,6 +231,36 @@ def _check_options(o):
     if not 0 < o['similarity'] <= 1: raise UserError(f'expected a similarity over 0 and up to 1, got {o["similarity"]}')
     if o['repeats'] < 0: raise UserError(f'expected 0 or a number of documents for repeats, got {o["repeats"]}')
 
+# %% ../../nbs/api/19_data.pipeline.ipynb #4f8487e5
+def _run(prep, src, question):
+    "The stages in order."
+    prep.read(src)
+    prep.settle()
+    prep.count_lines()
+    tok = prep.tokenize()
+    splits = prep.pack(tok)
+    card = prep.card(src, tok, splits, question)
+    save_tokenizer(tok, prep.out/'tokenizer.json')
+    (prep.out/'text').mkdir(exist_ok=True)
+    for name in TEXTS: prep.gather(name)
+    write_json(prep.out/'card.json', card)
+    save_card(card, prep.out/'card.html')
+    write_manifest(prep.out, splits, tok.get_vocab_size(), card['tokenizer']['fingerprint'], token_dtype(tok.get_vocab_size()))
+    prep.progress('pack', 1)
+    return card
+
+@patch
+def gather(self:Preparation,
+    name:str, # of the file in the data folder
+):
+    "Put the units' files of one name together."
+    stages = ['read', 'pack'] if name == 'rejects.jsonl' else ['pack']
+    parts = [unit_folder(self.work, stage, i)/Path(name).name for stage in stages for i in range(len(self.spool.counts))]
+    if name == 'rejects.jsonl': parts.insert(len(self.spool.counts), self.work/'duplicates.jsonl')
+    with atomic_path(self.out/name) as tmp, open(tmp, 'wb') as whole:
+        for p in parts:
+            with open(p, 'rb') as f: shutil.copyfileobj(f, whole, 1 << 20)
+
 # %% ../../nbs/api/19_data.pipeline.ipynb #4f8487e6
 def prepare(
     sources='embedded', # a file, folder, pattern, 'embedded', 'embedded:BYTES', 'hub:NAME', or a list of them
@@ -260,6 +290,7 @@ def prepare(
                             tokenizer_fingerprint(load_tokenizer(tokenizer)) if tokenizer else None])
     out = RunFolder(out).path
     if card := stored_card(out, question): return card
+    if changed := what_changed(out, options | dict(sources=src.names)): print(f'{out} is made anew: {changed}')
     check_space(out, 3 * src.n_bytes)
     workers = choose_workers(workers, src.n_bytes)
     with disk_errors(out):
@@ -268,32 +299,3 @@ def prepare(
         card = _run(Preparation(out, options, recipe, workers, engine, progress), src, question)
         shutil.rmtree(out/'.work')
     return card
-
-def _run(prep, src, question):
-    "The stages in order."
-    prep.read(src)
-    prep.settle()
-    prep.count_lines()
-    tok = prep.tokenize()
-    splits = prep.pack(tok)
-    card = prep.card(src, tok, splits, question)
-    save_tokenizer(tok, prep.out/'tokenizer.json')
-    (prep.out/'text').mkdir(exist_ok=True)
-    for name in TEXTS: prep.gather(name)
-    write_json(prep.out/'card.json', card)
-    save_card(card, prep.out/'card.html')
-    write_manifest(prep.out, splits, tok.get_vocab_size(), card['tokenizer']['fingerprint'], token_dtype(tok.get_vocab_size()))
-    prep.progress('pack', 1)
-    return card
-
-@patch
-def gather(self:Preparation,
-    name:str, # of the file in the data folder
-):
-    "Put the units' files of one name together."
-    stages = ['read', 'pack'] if name == 'rejects.jsonl' else ['pack']
-    parts = [unit_folder(self.work, stage, i)/Path(name).name for stage in stages for i in range(len(self.spool.counts))]
-    if name == 'rejects.jsonl': parts.insert(len(self.spool.counts), self.work/'duplicates.jsonl')
-    with atomic_path(self.out/name) as tmp, open(tmp, 'wb') as whole:
-        for p in parts:
-            with open(p, 'rb') as f: shutil.copyfileobj(f, whole, 1 << 20)
