@@ -242,11 +242,12 @@ def llmbook_generate(
     n:int=1, # texts
     seed:int=0, # of the draws
     answer:bool=False, # put the prompt as a question to a fine-tuned model
+    dtype:str='float32', # of the weights; bfloat16 and float16 are half the bytes to hold and to read
 ):
     "Let a model continue a text, or answer a prompt."
     if n < 1 or not 0 <= temperature < math.inf: raise UserError(f'expected one text or more and a temperature of 0 or more, got --n {n} and --temperature {temperature}')
     if stream and (answer or n > 1): raise UserError('expected --stream for one text that goes on from --prompt, got --answer or --n: leave one out')
-    m, tok = load_pretrained(model)
+    m, tok = load_pretrained(model, dtype=dtype)
     kw = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed, stop=stop)
     if stream: return _written(prompt, text_stream(m, tok, prompt, max_new_tokens=tokens, **kw))
     if answer: texts = answers(m, tok, [prompt] * n, max_new_tokens=tokens, **kw)

@@ -218,6 +218,7 @@ def pick_device(
     except RuntimeError: raise UserError(f"expected a device such as 'cpu' or 'cuda', got {name!r}: give one of these") from None
     if d.type == 'cuda' and not torch.cuda.is_available():
         raise UserError(f"expected a device that is here, got '{name}' and no CUDA device is visible: use 'cpu'")
+    if d.type == 'cuda' and d.index is not None: torch.cuda.set_device(d) # streams, events, generators and counters are the current device's
     return d
 
 # %% ../nbs/api/00_core.ipynb #d229d79b

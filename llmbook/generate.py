@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from .core import UserError
 from .data.tokenize import EOT, PAD, decode, encode_text
-from .decode import can_generate, decoder
+from .replay import can_generate, decoder
 from .model.transformer import Transformer
 from .sample import choose, penalise
 

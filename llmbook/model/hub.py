@@ -180,8 +180,9 @@ def _fill(model, entry, ours, turned, device, dtype):
 def load_pretrained(
     path:str|Path, # a folder made by save_pretrained
     device:str|None=None, # 'cpu', 'cuda'; the best there is by default
+    dtype:str='float32', # 'bfloat16', 'float16': half the bytes to hold and to read, for generation
 ): # (Transformer, Tokenizer); UserError if they do not belong together
     "Read a model and its tokenizer."
-    model, tok = load_model(path, device), load_tokenizer(path)
+    model, tok = load_model(path, device, dtype), load_tokenizer(path)
     check_vocab(tok, model.config)
     return model, tok

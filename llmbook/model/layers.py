@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['RMSNorm', 'make_norm', 'rotary_tables', 'rotate', 'KVCache', 'document_positions', 'document_mask', 'window_mask',
-           'Attention', 'MLP', 'Block']
+           'attend', 'as_autocast', 'Attention', 'MLP', 'Block']
 
 # %% ../../nbs/api/21_model.layers.ipynb #271753b1
 import torch, torch.nn.functional as F
+from contextlib import nullcontext
 from functools import partial
 from fastcore.basics import patch
 from torch import nn, Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..core import UserError
 from .config import ROPE_SCALING, ModelConfig
 from .matmul import Linear, fast_here, gated_down
@@ -46,7 +48,8 @@ class RMSNorm(nn.Module):
     def forward(self, x:Tensor) -> Tensor: # (..., dim) -> the same shape and dtype
         by_hand = x.is_cpu and x.dtype == self.weight.dtype == torch.float32 and torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if by_hand: return _Rms.apply(x, self.weight, self.eps)
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        w = self.weight if torch.is_autocast_enabled(x.device.type) else self.weight.to(x.dtype) # autocast knows what to do, and does not round
+        return F.rms_norm(x, self.weight.shape, w, self.eps)
 
 # %% ../../nbs/api/21_model.layers.ipynb #ef04e5f0
 def make_norm(
@@ -135,9 +138,9 @@ def positions(self:KVCache,
 @patch
 def mask(self:KVCache,
     T:int, # new tokens
-): # (1 or B, 1, T, pos + T) bool, true where a query may look; None if one token may look at everything
+): # (1 or B, 1, T, pos + T) bool, true where a query may look; None for one token that may look at everything, and for the first ones, of which each sees those before it
     "Who may look where: not ahead, and not at padding."
-    if T == 1 and self.pad is None: return None
+    if self.pad is None and (T == 1 or not self.pos): return None     # the fastest kernels take no mask
     q = torch.arange(self.pos, self.pos + T, device=self.kv.device)[:, None]
     k = torch.arange(self.pos + T, device=self.kv.device)
     m = (k <= q)[None, None]
@@ -170,6 +173,31 @@ def window_mask(
     t = torch.arange(T, device=device)
     return (t[:, None] - t).abs() <= window
 
+# %% ../../nbs/api/21_model.layers.ipynb #8a00d8b7
+_FOR_CACHES = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+def attend(
+    q:Tensor, # (B, H, T, d)
+    k:Tensor, # (B, K, S, d)
+    v:Tensor, # (B, K, S, d)
+    mask:Tensor|None=None, # (1 or B, 1, T, S), true where a query may look
+    causal:bool=False, # not ahead
+    cached:bool=False, # S changes from call to call
+) -> Tensor: # (B, H, T, d)
+    "Scaled dot-product attention, by a kernel that stores no (T, S) table if there is one."
+    n = q.shape[1] // k.shape[1]
+    if n > 1 and q.is_cuda and (mask is not None or q.dtype == torch.float32 and not torch.is_autocast_enabled('cuda')):
+        k, v, n = k.repeat_interleave(n, 1), v.repeat_interleave(n, 1), 1
+    with sdpa_kernel(_FOR_CACHES) if cached and q.is_cuda else nullcontext():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=n > 1)
+
+def as_autocast(
+    x:Tensor, # the input of several products
+) -> Tensor: # the same outside of autocast
+    "In the type in which autocast would multiply it."
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) and x.dtype != torch.float64 else x
+
 # %% ../../nbs/api/21_model.layers.ipynb #8a00d8ba
 class Attention(nn.Module):
     "Grouped-query attention; causal, with rotary positions and with normed queries and keys where the family has them."
@@ -184,7 +212,7 @@ class Attention(nn.Module):
         self.v_proj = Linear(c.d_model, c.n_kv_head * c.head_dim, bias=t.bias)
         self.o_proj = Linear(c.n_head * c.head_dim, c.d_model, bias=t.bias)
         self.q_norm, self.k_norm = (RMSNorm(c.head_dim, c.norm_eps) if t.qk_norm else nn.Identity() for _ in 'qk')
-        self.gqa, self.causal = c.n_head != c.n_kv_head, t.causal
+        self.causal = t.causal
 
     def _heads(self, x): return x.unflatten(-1, (-1, self.head_dim))   # (B, T, H*d) -> (B, T, H, d)
 
@@ -195,15 +223,16 @@ class Attention(nn.Module):
         cache:KVCache|None=None, # keys and values of earlier tokens
         mask:Tensor|None=None, # (1 or B, 1, T, S) bool: who may look where; None without a cache: not ahead, or everywhere in an encoder
     ) -> Tensor: # (B, T, D)
+        x = as_autocast(x)
         q = self.q_norm(self._heads(self.q_proj(x))).transpose(1, 2)   # (B, H, T, d)
         k = self.k_norm(self._heads(self.k_proj(x))).transpose(1, 2)   # (B, K, T, d)
         v = self._heads(self.v_proj(x)).transpose(1, 2)                # (B, K, T, d)
         if cos is not None:
-            cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+            cos, sin = cos.to(q.dtype), sin.to(q.dtype)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None: k, v = cache.add(self.layer, k, v)
-        causal = self.causal and cache is None and mask is None
-        o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.gqa)
+        causal = self.causal and mask is None and (cache is None or x.shape[1] > 1)
+        o = attend(q, k, v, mask, causal, cache is not None)
         return self.o_proj(o.transpose(1, 2).flatten(2))
 
 # %% ../../nbs/api/21_model.layers.ipynb #6be8ec08
@@ -223,6 +252,7 @@ class MLP(nn.Module):
         self.down_proj = Linear(c.d_ff, c.d_model, bias=bias)
 
     def forward(self, x:Tensor) -> Tensor: # (B, T, D) -> (B, T, D)
+        x = as_autocast(x)
         up, gate, down = self.up_proj(x), self.gate_proj(x) if self.gated else None, self.down_proj
         lean = self.act is F.silu and type(down) is Linear and down.bias is None and torch.is_grad_enabled() and fast_here(up, down.weight)
         if lean: return gated_down(gate, up, down.weight)              # keeps half as much for the backward pass

@@ -26,7 +26,7 @@ def block_activations(
     D, q, kv = c.d_model, c.n_head * c.head_dim, c.n_kv_head * c.head_dim
     normed, gated, lean = c.traits.qk_norm, c.gated, precision == 'float32' and c.mlp == 'swiglu' and not c.traits.bias
     if not _half(precision): return 4 * (4 * D + (2 + normed) * (q + kv) + (2 + 2 * gated - 2 * lean) * c.d_ff)
-    return (2 * 4 + (4 + gated) * 2) * D + (4 + 8 * normed) * (q + kv) + 2 * (2 + 2 * gated) * c.d_ff
+    return (2 * 4 + 2 * 2) * D + (4 + 8 * normed) * (q + kv) + 2 * (2 + 2 * gated) * c.d_ff
 
 def activation_bytes(
     c:ModelConfig,

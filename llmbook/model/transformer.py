@@ -113,11 +113,17 @@ def _embed(self:Transformer, x, p): # (B, T, D)
 
 @patch
 def _tables(self:Transformer, p, mask, x): # (cos, sin, mask) of layers that see everything, and of local ones
-    if self.pos is not None: return [(None, None, mask)]
-    far = self.cos[p], self.sin[p], mask                              # (T, d) or (B, 1, T, d)
+    if self.pos is not None: return [(None, None, self._added(mask))]
+    far = self.cos[p], self.sin[p], self._added(mask)                 # (T, d) or (B, 1, T, d)
     if not self.config.window: return [far]
     near = window_mask(x.shape[1], self.config.window, x.device)
-    return [far, (self.near_cos[p], self.near_sin[p], near if mask is None else near & mask)]
+    return [far, (self.near_cos[p], self.near_sin[p], self._added(near if mask is None else near & mask))]
+
+@patch
+def _added(self:Transformer, mask): # as numbers to add, which a GPU would make of it in every layer
+    if mask is None or not mask.is_cuda: return mask
+    dtype = torch.get_autocast_dtype('cuda') if torch.is_autocast_enabled('cuda') else self.embed.weight.dtype
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -math.inf)
 
 # %% ../../nbs/api/22_model.transformer.ipynb #d60a2666
 @patch

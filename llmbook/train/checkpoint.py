@@ -117,6 +117,7 @@ def put_back(self:Checkpoint):
     for cb in self.learn.cbs:
         if cb.name in s['callbacks'] and hasattr(type(cb), 'load_checkpoint_state'): cb.load_checkpoint_state(s['callbacks'][cb.name])
     load_recorder(self.learn, s['recorder'], {k: folder.read('record', k) for k in folder.shapes('record')})
+    self.curve = Curve()                                                   # a rewind has made it shorter
     self.rng = {k: folder.read(self.rng_kind, k).clone() for k in folder.shapes(self.rng_kind)}
     if self.rng: set_rng_state(self.rng)                                   # a rank that was not there goes on from its own
 

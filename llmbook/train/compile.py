@@ -27,10 +27,11 @@ def find_compiler(
 def compile_model(
     model, # an nn.Module whose call may get a cache as second argument
     backend='inductor', # of `torch.compile`; only 'inductor' needs a compiler
+    device=None, # where it will run; None: where it is
     **kwargs # of `torch.compile`: mode, dynamic
 ): # the same model; UserError if no compiler is found
     "Let calls without a cache run compiled."
-    if backend == 'inductor': find_compiler(next(model.parameters()).device)
+    if backend == 'inductor': find_compiler(device or next(model.parameters()).device)
     fast, plain = torch.compile(model._call_impl, backend=backend, **kwargs), model._call_impl
     def call(*args, **kw):
         return (plain if any(hasattr(a, 'kv') for a in (*args[1:], *kw.values())) else fast)(*args, **kw)

@@ -87,7 +87,7 @@ class SpikeGuard(Callback):
         losses, self.pending = self._values(), []
         for i, loss in enumerate(losses): self.judge(loss, self.train_iter - len(losses) + i)
 
-    def _values(self): return torch.stack([torch.as_tensor(v) for v in self.pending]).float().tolist() if self.pending else []
+    def _values(self): return torch.stack(self.pending).float().tolist() if self.pending else []
 
 # %% ../../nbs/api/36_train.guards.ipynb #2be7d71d
 @patch
@@ -98,7 +98,8 @@ def checkpoint_state(self:SpikeGuard):
 @patch
 def load_checkpoint_state(self:SpikeGuard, s):
     "Go on with what `checkpoint_state` gave."
-    self.recent, self.pending, self.high, self.since, self.skipped, self.rewinds = (s[k] for k in ('recent', 'pending', 'high', 'since', 'skipped', 'rewinds'))
+    self.recent, self.high, self.since, self.skipped, self.rewinds = (s[k] for k in ('recent', 'high', 'since', 'skipped', 'rewinds'))
+    self.pending = list(torch.tensor(s['pending'], device=next(self.model.parameters()).device).unbind()) # beside those to come
 
 # %% ../../nbs/api/36_train.guards.ipynb #ad26167f
 @patch

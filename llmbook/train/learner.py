@@ -9,6 +9,7 @@ __all__ = ['LMLearner', 'StopSignals']
 import inspect, os, signal, threading
 from contextlib import ExitStack, contextmanager
 from functools import wraps
+import torch
 from fastcore.basics import noop, patch
 from fastcore.foundation import L
 from fastai.callback.core import CancelEpochException, CancelTrainException
@@ -43,6 +44,7 @@ class LMLearner(FastEvents, Learner):
     def _with_events(self, f, event_type, ex, final=noop):
         if event_type != 'fit': return super()._with_events(f, event_type, ex, final)
         with ExitStack() as stack:
+            stack.callback(_fetch_losses, self.recorder)
             for cb in _those_with(self, 'around_fit'): stack.enter_context(cb.around_fit())
             super()._with_events(f, event_type, ex, final)
 
@@ -55,6 +57,10 @@ class LMLearner(FastEvents, Learner):
         if self.training: self.pct_train = self.train_iter / (self.n_epoch * len(self.dls.train))
         super().one_batch(i + self.shift * self.training, b)
         for f in self.at_the_end: f()
+
+def _fetch_losses(r):
+    "The recorder's losses on the host, in one go: fastai draws them with numpy."
+    if any(l.is_cuda for l in r.losses if torch.is_tensor(l)): r.losses = list(torch.stack([*r.losses]).cpu().unbind())
 
 # %% ../../nbs/api/34_train.learner.ipynb #98b7b6ee
 @patch

@@ -7,6 +7,7 @@ __all__ = ['IGNORE', 'linear_cross_entropy', 'token_nats', 'LMLoss']
 
 # %% ../../nbs/api/30_train.loss.ipynb #de609dfa
 import math
+from functools import cache
 import torch
 import torch.nn.functional as F
 from ..core import whole_number
@@ -23,40 +24,61 @@ def _dtype(
 
 def _chunks(
     h, w, b, y, chunk
-): # yields (slice, logits in float32 or more, targets, mask of real targets) for one chunk at a time
+): # yields (slice, logits, targets, mask of real targets) for one chunk at a time
     for i in range(0, len(h), whole_number('chunk', chunk)):
         s = slice(i, i + chunk)
         z = linear(h[s], w, b)
-        yield s, z if z.dtype == torch.float64 else z.float(), y[s].masked_fill(y[s] == IGNORE, 0), y[s] != IGNORE # any other that is no token fails in gather
+        yield s, z, y[s].masked_fill(y[s] == IGNORE, 0), y[s] != IGNORE # any other that is no token fails in gather
+
+def _long(z): return z if z.dtype == torch.float64 else z.float()
+
+def _softmax(z, t, real, z_loss, want): # (C, V) logits -> summed nats; and, if wanted, their gradient (C, V)
+    z = _long(z)
+    lse = z.logsumexp(-1)                                             # (C,)
+    nats = ((lse - z.gather(1, t[:, None])[:, 0] + z_loss * lse.square()) * real).sum()
+    if not want: return nats, None
+    p = z.sub_(lse[:, None]).exp_()                                   # the softmax, in the logits' memory
+    if z_loss: p.mul_(1 + 2 * z_loss * lse[:, None])
+    p.scatter_add_(1, t[:, None], -torch.ones_like(lse)[:, None])
+    return nats, p.mul_(real[:, None])
+
+def _one_pass(z, t, real, z_loss, want): # the same without a write in place, which a compiler makes few kernels of
+    z, dtype = _long(z), z.dtype
+    lse, at = z.logsumexp(-1), torch.arange(z.shape[1], device=z.device) == t[:, None]
+    nats = ((lse - torch.where(at, z, 0.).sum(-1) + z_loss * lse.square()) * real).sum()
+    p = ((z - lse[:, None]).exp() * (1 + 2 * z_loss * lse[:, None]) - at.to(z.dtype)) * real[:, None]
+    return nats, p.to(dtype) if want else None
+
+@cache
+def _compiled(): return torch.compile(_one_pass, dynamic=False)       # whole chunks, and the shorter last one
+
+def _add_product(gw, p, h): # gw += p.T @ h
+    if p.is_cpu: gw += times(p.T, h.T)
+    elif gw.dtype == p.dtype: gw.addmm_(p.T, h)
+    elif p.is_cuda and gw.dtype == torch.float32: gw += torch.mm(p.T, h, out_dtype=torch.float32) # not rounded to 16 bits on the way
+    else: gw += p.T @ h
 
 class _LinearCrossEntropy(torch.autograd.Function):
     "Sum of nats over the targets; gradients are made in the forward pass."
     @staticmethod
-    def forward(ctx, h, w, b, y, chunk, z_loss):
+    def forward(ctx, h, w, b, y, chunk, z_loss, softmax):
         hc, wc, bc = h.to(_dtype(h)), w.to(_dtype(h)), None if b is None else b.to(_dtype(h))
         gh, gw, gb = (torch.zeros_like(t) if want else None for t, want in zip((h, w, b), ctx.needs_input_grad))
         total = h.new_zeros((), dtype=torch.promote_types(h.dtype, torch.float32))
         with torch.autocast(h.device.type, enabled=False):
             for s, z, t, real in _chunks(hc, wc, bc, y, chunk):
-                lse = z.logsumexp(-1)                                     # (C,)
-                total += ((lse - z.gather(1, t[:, None])[:, 0] + z_loss * lse.square()) * real).sum()
-                if gh is None and gw is None and gb is None: continue
-                p = z.sub_(lse[:, None]).exp_()                           # (C, V) the softmax, in the logits' memory
-                if z_loss: p.mul_(1 + 2 * z_loss * lse[:, None])
-                p.scatter_add_(1, t[:, None], -torch.ones_like(lse)[:, None])
-                p = p.mul_(real[:, None])
-                if gb is not None: gb += p.sum(0)
-                p = p.to(hc.dtype)
+                nats, p = softmax(z, t, real, z_loss, any(ctx.needs_input_grad))
+                total += nats
+                if gb is not None: gb += p.sum(0, dtype=gb.dtype)
+                if p is not None: p = p.to(hc.dtype)
                 if gh is not None: gh[s] = times(p, wc.T)
-                if gw is None: continue
-                if gw.dtype == p.dtype and not p.is_cpu: gw.addmm_(p.T, hc[s])
-                else: gw += times(p.T, hc[s].T)
+                if gw is not None: _add_product(gw, p, hc[s])
         ctx.save_for_backward(gh, gw, gb)
         return total
 
     @staticmethod
     def backward(ctx, g):
-        return *(None if t is None else t * g for t in ctx.saved_tensors), None, None, None
+        return *(None if t is None else t * g for t in ctx.saved_tensors), *[None] * 4
 
 # %% ../../nbs/api/30_train.loss.ipynb #966a73e1
 def linear_cross_entropy(
@@ -66,11 +88,13 @@ def linear_cross_entropy(
     chunk:int=1024, # positions whose logits are held at once
     bias=None, # the head's bias (V,), if it has one
     z_loss:float=0., # weight of the squared log of the softmax's sum (PaLM, Chowdhery et al. 2022): 1e-4 keeps logits small
+    compile:bool=False, # torch.compile what lies between the products
 ): # (sum of nats, number of targets), two scalar tensors; the first can be differentiated
     "Linear layer and cross-entropy in one, a chunk of positions at a time."
     h, y, chunk = h.reshape(-1, h.shape[-1]), y.reshape(-1), whole_number('chunk', chunk)
     if len(h) != len(y): raise ValueError(f'expected one target a position, got {len(h)} positions and {len(y)} targets')
-    return _LinearCrossEntropy.apply(h, w, bias, y, chunk, z_loss), (y != IGNORE).sum()
+    if not torch.is_grad_enabled(): h, w, bias = (None if t is None else t.detach() for t in (h, w, bias)) # inside nobody can tell, and gradients would be made
+    return _LinearCrossEntropy.apply(h, w, bias, y, chunk, z_loss, _compiled() if compile else _softmax), (y != IGNORE).sum()
 
 # %% ../../nbs/api/30_train.loss.ipynb #3b3c0b42
 @torch.no_grad()
@@ -85,7 +109,7 @@ def token_nats(
     flat, t = h.reshape(-1, h.shape[-1]), y.reshape(-1)
     out = torch.empty(len(flat), device=h.device)
     for s, z, tc, real in _chunks(flat, w.to(h.dtype), None if bias is None else bias.to(h.dtype), t, chunk):
-        out[s] = ((z.logsumexp(-1) - z.gather(1, tc[:, None])[:, 0]) * real).float()
+        out[s] = ((_long(z).logsumexp(-1) - _long(z).gather(1, tc[:, None])[:, 0]) * real).float()
     return out.view(y.shape)
 
 # %% ../../nbs/api/30_train.loss.ipynb #1aada773
@@ -95,13 +119,14 @@ class LMLoss:
         head, # the nn.Linear that turns (B, T, D) into logits; its weight and its bias are used, nothing else
         chunk:int=1024, # positions whose logits are held at once
         z_loss:float=0., # see `linear_cross_entropy`; in training only, so that a validation loss is one of nats
+        compile:bool=False, # see `linear_cross_entropy`
     ):
-        self.head, self.chunk, self.z_loss, self.reduction = head, whole_number('chunk', chunk), z_loss, 'mean'
+        self.head, self.chunk, self.z_loss, self.compile, self.reduction = head, whole_number('chunk', chunk), z_loss, compile, 'mean'
 
     def __call__(self, h, y): # (B, T, D), (B, T) -> scalar, or (B, T) with reduction 'none'
         w, b = self.head.weight, getattr(self.head, 'bias', None)
         if self.reduction == 'none': return token_nats(h, w, y, self.chunk, b)
-        total, n = linear_cross_entropy(h, w, y, self.chunk, b, self.z_loss if torch.is_grad_enabled() else 0.)
+        total, n = linear_cross_entropy(h, w, y, self.chunk, b, self.z_loss if torch.is_grad_enabled() else 0., self.compile)
         return total / n.clamp(min=1)
 
     def activation(self, h): return h

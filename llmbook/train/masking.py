@@ -227,7 +227,7 @@ class MaskedLoss(LMLoss):
     "Mean nats per target token, from the hidden states at the targets alone."
     def __call__(self, h, y): # (B, T, D), (B, T) -> scalar, or (B, T) with reduction 'none'
         if self.reduction == 'none': return super().__call__(h, y)
-        there = y.flatten() != IGNORE
+        there = (y.flatten() != IGNORE).nonzero()[:, 0]                # once: a GPU is waited for
         return super().__call__(h.flatten(0, -2)[there], y.flatten()[there])
 
 # %% ../../nbs/api/33_train.masking.ipynb #44da7ad7

@@ -21,7 +21,8 @@ def out_of_memory(
 ) -> bool:
     "Did an allocator raise this?"
     if isinstance(e, (torch.OutOfMemoryError, MemoryError)): return True
-    return isinstance(e, RuntimeError) and ("DefaultCPUAllocator: can't allocate" in str(e) or 'DefaultCPUAllocator: not enough memory' in str(e))
+    said = ("DefaultCPUAllocator: can't allocate", 'DefaultCPUAllocator: not enough memory', 'CUBLAS_STATUS_ALLOC_FAILED', 'CUDA error: out of memory')
+    return isinstance(e, RuntimeError) and any(s in str(e) for s in said)
 
 # %% ../../nbs/api/34_train.micro.ipynb #7113625b
 def slices(
@@ -47,7 +48,7 @@ class MicroBatches(Callback):
     ):
         if rows not in (None, 'auto') and not (isinstance(rows, int) and rows >= 1):
             raise UserError(f"expected 1 or more rows in a micro-batch, None or 'auto', got {rows!r}")
-        self.asked, self.rows, self.window = rows, rows if rows != 'auto' else None, []
+        self.asked, self.rows, self.window, self.last = rows, rows if rows != 'auto' else None, [], True
 
     def before_fit(self):
         self.window = []
@@ -73,7 +74,8 @@ def _compute(self:MicroBatches, xb, yb):
     l, parts = self.learn, slices(xb, yb, self.rows)
     together = len(parts) == 1 or 'accumulate' in vars(l) # the accumulation weighs slices by itself
     n, total = n_targets(yb).clamp(min=1) if len(parts) > 1 else None, 0
-    for l.xb, l.yb in parts:
+    for i, (l.xb, l.yb) in enumerate(parts):
+        self.last = i + 1 == len(parts) # ranks share their gradients then
         share = n_targets(l.yb) / n if len(parts) > 1 else 1
         if hasattr(l, 'precision'): l.precision.enter()
         l.pred = l.model(*l.xb); l('after_pred')

@@ -72,7 +72,7 @@ def newton_schulz(
     X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     alone = X.is_cpu and (half or fast_here(X) and X.shape[-2] >= 256)
     X = _pile([_alone(x, steps) for x in X]) if alone else _stacked(X, steps)
-    return (X.mT if tall else X).to(G.dtype)
+    return (X.mT if tall else X).to(G.dtype, memory_format=torch.contiguous_format)
 
 # %% ../../nbs/api/31_train.optim.ipynb #709205d7
 class MuonAdamW(torch.optim.Optimizer):

@@ -30,7 +30,9 @@ def shard(
     reshard:bool=True, # let go of a block's weights after the forward pass; False: keep them for the backward pass, faster and larger
 ): # the model, changed in place
     "Spread a model's parameters over the ranks (FSDP2), block by block."
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    mesh = mesh or init_device_mesh(next(model.parameters()).device.type, (world(),)) # torch would take the GPU, wherever the model is
     _same_weights(model)
     half = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False) if dtype else MixedPrecisionPolicy()
     for block in _blocks(model): fully_shard(block, mesh=mesh, mp_policy=half, reshard_after_forward=reshard)

@@ -7,6 +7,7 @@ __all__ = ['MaskedPerplexity', 'sees_both_sides', 'lm_learner', 'pretrain']
 
 # %% ../../nbs/api/37_train.pretrain.ipynb #f3676709
 from pathlib import Path
+import torch
 from fastcore.foundation import L
 from fastai.callback.progress import ProgressCallback
 from ..core import UserError, fingerprint, set_seed, whole_number, write_json
@@ -70,7 +71,7 @@ def lm_learner(
     micro_batch:int|str|None=None, # rows computed at once; None: all, until memory is out; 'auto': the same, tried again after a resume
     recompute:int=0, # every k-th block is computed again in the backward pass, to save memory; 0: none
     compile:bool=False, # torch.compile the model; needs a C++ compiler on a CPU
-    chunk:int=512, # positions whose logits are held at once
+    chunk:int|None=None, # positions whose logits are held at once; None: 512, 1024 on a GPU
     seed:int=42, # of the weights, if a config is given
     flops_per_token:float|None=None, # of training, for the MFU
     peak_flops:float|None=None, # of the device, for the MFU
@@ -86,11 +87,14 @@ def lm_learner(
     cbs, masks = _objective(model, objective, L(cbs), seed)
     if whole_number('recompute', recompute, 0): model.set_recompute(recompute)
     if tok := getattr(getattr(dls, 'train', None), 'tok', None): check_vocab(tok, model.config)
-    if compile: compile_model(model)
+    device = torch.device(getattr(dls, 'device', None) or next(model.parameters()).device)
+    gpu = device.type == 'cuda'
+    if compile: compile_model(model, device=device)
     cbs = cbs + L(Precision(precision), Telemetry(flops_per_token, peak_flops), Progress(label), ClipGrad(clip or None), MicroBatches(micro_batch))
     if whole_number('accumulate', accumulate) > 1: cbs.append(Accumulate(accumulate))
     kwargs.setdefault('metrics', MaskedPerplexity() if masks else Perplexity())
-    learn = LMLearner(dls, model, (MaskedLoss if masks else LMLoss)(model.head, chunk), opt_func=lm_opt(model, muon=muon, wd=wd), lr=lr, **kwargs)
+    loss = (MaskedLoss if masks else LMLoss)(model.head, (1024 if gpu else 512) if chunk is None else chunk, compile=compile and gpu) # a processor has chunks in its cache
+    learn = LMLearner(dls, model, loss, opt_func=lm_opt(model, muon=muon, wd=wd), lr=lr, **kwargs)
     learn.remove_cb(ProgressCallback)
     learn.add_cbs(cbs)
     learn.recorder.loss, learn.recorder.smooth_loss = TokenLoss(), SmoothLoss()

@@ -64,7 +64,8 @@ def load_recorder(
 ):
     "Put it back."
     r = learn.recorder
-    r.lrs, r.losses, r.iters, r.values = record['lrs'].tolist(), list(record['losses'].clone().unbind()), s['iters'], [L(v) for v in s['values']]
+    there = next(learn.model.parameters()).device                          # where the next ones will be
+    r.lrs, r.losses, r.iters, r.values = record['lrs'].tolist(), list(record['losses'].to(there, copy=True).unbind()), s['iters'], [L(v) for v in s['values']]
     r.smooth_loss.val, r.smooth_loss.count = torch.tensor(s['smooth'][0]), s['smooth'][1]
     for cb in learn.cbs:
         if isinstance(cb, ParamScheduler): cb.hps = {k: record[f'hps.{k}'].tolist() for k in cb.hps if f'hps.{k}' in record}

@@ -54,7 +54,7 @@ class Snapshot:
 @patch
 def hold(self:Snapshot):
     "What comes next on the device's stream, such as a step, waits for the copy."
-    if self.event is not None: torch.cuda.current_stream(self.stream.device).wait_event(self.event)
+    if (e := self.event) is not None: torch.cuda.current_stream(self.stream.device).wait_event(e) # the thread may forget it meanwhile
 
 @patch
 def done(self:Snapshot):

@@ -107,6 +107,7 @@ class Telemetry(Callback):
         self.device = next(self.model.parameters()).device
         self.clock, weights = Clock(self.device), sum(p.nbytes for p in self.model.parameters())
         self.memory, self.held = 0, 0
+        if self.clock.cuda: torch.cuda.reset_peak_memory_stats(self.device)
         self.base = memory_now(self.device) - weights if self.device.type == 'cpu' else 0
 
     def before_train(self): self.start, self.inside = self.clock.mark(), True
@@ -162,8 +163,8 @@ def _guards(self:Telemetry):
 def _settle(self:Telemetry):
     "Make a row of the oldest interval under way."
     late = self.late.pop(0)
+    dt = late['carry'] + self.clock.between(late['start'], late['end']) - self._lose(late['aside']) # waits, also for what was sent
     nats, n, bad, tokens, ranks, norm, skipped = late['sent'].tolist()
-    dt = late['carry'] + self.clock.between(late['start'], late['end']) - self._lose(late['aside'])
     self.tokens, self.seconds, self.bad = self.tokens + int(tokens), self.seconds + dt, self.bad + int(bad)
     rate = tokens / dt if dt > 0 else None
     mfu = rate * self.flops_per_token / (self.peak_flops * ranks) if rate and self.flops_per_token and self.peak_flops else None
