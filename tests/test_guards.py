@@ -13,6 +13,7 @@ from llmbook.train.micro import MicroBatches, out_of_memory, slices
 from llmbook.train.optim import lm_opt
 from llmbook.train.precision import Precision
 from llmbook.train.steps import Accumulate, ClipGrad, keep_bad
+from llmbook.train.tensorfiles import TensorFolder
 
 CONFIG = ModelConfig(vocab_size=64, n_layer=2, d_model=32, n_head=2, n_kv_head=1, context=32)
 
@@ -264,6 +265,8 @@ def run(path, *cbs, guard=None):
 def test_a_spike_is_rewound_past_its_data_and_a_killed_run_comes_to_the_same_weights(tmp_path):
     whole = run(tmp_path/'whole')
     assert [(r['spike'], r['back_to'], r['skip']) for r in whole.spike_guard.rewinds] == [(47, 45, 15)]
+    saved = TensorFolder(whole.checkpoint.kept.all()[-1]).read('record', 'losses')
+    assert saved.tolist() == [float(l) for l in whole.recorder.losses] # as they are after the rewind
     assert whole.train_iter == 80 and whole.spike_guard.skipped == 15
     for at, after in ((43, 0), (48, 0), (47, 1), (60, 1), (63, 1)): run(tmp_path/'cut', Stop(at, after))
     last = run(tmp_path/'cut')

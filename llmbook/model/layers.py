@@ -48,7 +48,7 @@ class RMSNorm(nn.Module):
     def forward(self, x:Tensor) -> Tensor: # (..., dim) -> the same shape and dtype
         by_hand = x.is_cpu and x.dtype == self.weight.dtype == torch.float32 and torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if by_hand: return _Rms.apply(x, self.weight, self.eps)
-        w = self.weight if torch.is_autocast_enabled(x.device.type) else self.weight.to(x.dtype) # autocast knows what to do, and does not round
+        w = self.weight if x.is_cuda and torch.is_autocast_enabled('cuda') else self.weight.to(x.dtype) # autocast computes it in float32 there
         return F.rms_norm(x, self.weight.shape, w, self.eps)
 
 # %% ../../nbs/api/21_model.layers.ipynb #ef04e5f0
@@ -196,7 +196,8 @@ def as_autocast(
 ) -> Tensor: # the same outside of autocast
     "In the type in which autocast would multiply it."
     kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) and x.dtype != torch.float64 else x
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and x.dtype != torch.float64
+    return x.to(torch.get_autocast_dtype(kind)) if on else x
 
 # %% ../../nbs/api/21_model.layers.ipynb #8a00d8ba
 class Attention(nn.Module):

@@ -44,7 +44,7 @@ class LMLearner(FastEvents, Learner):
     def _with_events(self, f, event_type, ex, final=noop):
         if event_type != 'fit': return super()._with_events(f, event_type, ex, final)
         with ExitStack() as stack:
-            stack.callback(_fetch_losses, self.recorder)
+            stack.callback(_fetch_losses, self)
             for cb in _those_with(self, 'around_fit'): stack.enter_context(cb.around_fit())
             super()._with_events(f, event_type, ex, final)
 
@@ -58,9 +58,10 @@ class LMLearner(FastEvents, Learner):
         super().one_batch(i + self.shift * self.training, b)
         for f in self.at_the_end: f()
 
-def _fetch_losses(r):
+def _fetch_losses(learn):
     "The recorder's losses on the host, in one go: fastai draws them with numpy."
-    if any(l.is_cuda for l in r.losses if torch.is_tensor(l)): r.losses = list(torch.stack([*r.losses]).cpu().unbind())
+    losses = getattr(getattr(learn, 'recorder', None), 'losses', ())
+    if any(l.is_cuda for l in losses): learn.recorder.losses = list(torch.stack(list(losses)).cpu().unbind())
 
 # %% ../../nbs/api/34_train.learner.ipynb #98b7b6ee
 @patch
