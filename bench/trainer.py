@@ -2,7 +2,7 @@
 
 Each side runs in a process of its own, so that its peak memory is its own. Needs `accelerate`, as `Trainer` does: pip install '.[bench]'
 """
-import json, resource, statistics, subprocess, sys, time
+import json, resource, statistics, subprocess, sys, tempfile, time
 import torch
 
 STEPS, WARM, ROUNDS, BS, T = 24, 4, 3, 8, 256
@@ -44,7 +44,7 @@ def theirs(clock):
     class Tick(tf.TrainerCallback):
         def on_step_end(self, *args, **kwargs): clock.tick()
     model = tf.Qwen3ForCausalLM(tf.Qwen3Config(**hf_config(ModelConfig(**SHAPE)))).float()
-    args = tf.TrainingArguments('unused', per_device_train_batch_size=BS, max_steps=STEPS, optim='adamw_torch_fused', max_grad_norm=1., report_to=[],
+    args = tf.TrainingArguments(tempfile.mkdtemp(), per_device_train_batch_size=BS, max_steps=STEPS, optim='adamw_torch_fused', max_grad_norm=1., report_to=[],
                                 save_strategy='no', logging_steps=10, disable_tqdm=True, use_cpu=True, weight_decay=.1, learning_rate=3e-3)
     rows = [dict(input_ids=r[:-1], labels=r[:-1]) for w in batches() for r in w] # shifted inside the model
     trainer = tf.Trainer(model, args, train_dataset=rows, callbacks=[Tick()])

@@ -26,6 +26,7 @@ class Rows:
         g = torch.Generator().manual_seed(1)
         self.b, self.at = [b.to(device) for b in torch.randint(0, 64, (n, 8, 17), generator=g)], 0
     def __len__(self): return len(self.b)
+    def to(self, device): return self
     def seek(self, i): self.at = i % len(self.b); return self
     def __iter__(self):
         start, self.at = self.at, 0
