@@ -210,7 +210,11 @@ def logits_gap(
     ids, # (B, T) tokens to try
 ) -> float: # largest difference between logits
     "How far the logits of the export, run by `transformers`, are from ours."
-    theirs = import_transformers().AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tf = import_transformers()
+    bars, logging = tf.utils.logging.is_progress_bar_enabled(), tf.utils.logging
+    logging.disable_progress_bar()                                    # of a second
+    try: theirs = tf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    finally: logging.enable_progress_bar() if bars else None
     with torch.no_grad(): return (theirs(ids).logits - model.cpu().eval().logits(model(ids))).abs().max().item()
 
 def export_stage(

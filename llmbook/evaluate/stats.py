@@ -112,7 +112,7 @@ def wilson(
     if n == 0: return None, None
     z, p = NormalDist().inv_cdf((1 + level) / 2), k / n
     mid, half = p + z*z / (2*n), z * math.sqrt(p*(1 - p)/n + z*z / (4*n*n))
-    return max(0., (mid - half) / (1 + z*z/n)), min(1., (mid + half) / (1 + z*z/n))
+    return 0. if k == 0 else (mid - half) / (1 + z*z/n), 1. if k == n else (mid + half) / (1 + z*z/n) # at the ends the formula says so, but for rounding
 
 # %% ../../nbs/api/60_evaluate.stats.ipynb #17b20f81
 def plot_rows(
