@@ -19,7 +19,7 @@ from .page import Markup, tag
 from .runs import number
 from .train.progress import progress_words
 from .train.state import rng_state, set_rng_state
-from .train.telemetry import is_first
+from .train.world import rank
 from .train.world import world
 
 # %% ../nbs/api/72_dashboard.ipynb #cf933ecd
@@ -160,7 +160,7 @@ class Dashboard(Callback):
 
     def before_fit(self):
         self.open = False
-        if not is_first() or any(hasattr(self.learn, k) for k in ('lr_finder', 'gather_preds')): return
+        if rank() or any(hasattr(self.learn, k) for k in ('lr_finder', 'gather_preds')): return
         if not hasattr(self.learn, 'telemetry'): raise UserError('expected a `Telemetry` among the callbacks, which the dashboard shows: add Telemetry(), or make the Learner with lm_learner')
         self.wishes.forget()
         self.open, self.state, self.note, self.scores, self.warned, self.cancelled = True, 'starting', '', {}, False, False

@@ -262,7 +262,7 @@ def test_an_error_in_drawing_is_one_warning(shown, plain):
 
 
 def test_one_rank_shows_and_none_waits_for_buttons(shown, monkeypatch, capsys):
-    monkeypatch.setattr('llmbook.dashboard.is_first', lambda: False)
+    monkeypatch.setattr('llmbook.dashboard.rank', lambda: 1)
     learn = tiny(); learn.fit(1, cbs=Dashboard())
     assert not shown.sent and 'training:' not in capsys.readouterr().out
     monkeypatch.undo()

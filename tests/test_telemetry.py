@@ -233,7 +233,7 @@ def test_validation_loss_is_reduced_once():
 
 def test_only_the_first_rank_writes(tmp_path, monkeypatch):
     import llmbook.train.telemetry as t
-    monkeypatch.setattr(t, 'is_first', lambda: False)
+    monkeypatch.setattr(t, 'rank', lambda: 1)
     learn = learner([Telemetry(path=tmp_path/'history.csv'), Samples(lambda m, ps: ps, ['a'], path=tmp_path/'samples.jsonl')])
     learn.fit(1)
     assert learn.telemetry.rows and learn.samples.rows and not list(tmp_path.iterdir())

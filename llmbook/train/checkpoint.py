@@ -64,8 +64,7 @@ class Checkpoint(Callback):
         self.due, self.resumed, self.state, self.saved_at, self.best, self.curve = False, None, None, time.monotonic(), None, Curve()
         self.facts = {**self.own_facts, **{k: v for k, v in run_facts(self.learn).items() if k not in self.own_facts}}
         self.number, self.base = which_fit(self.learn, self._key, self.facts)
-        found = self._find()
-        self._check_wish(found); self._check_place()
+        self._check_place(); self._check_wish(found := self._find())
         if found: self._load(*found)
 
 # %% ../../nbs/api/35_train.checkpoint.ipynb #66c9a2cc

@@ -10,7 +10,7 @@ import importlib
 import torch
 from fastai.callback.core import Callback
 from ..core import UserError
-from .telemetry import is_first
+from .world import rank
 
 # %% ../../nbs/api/35_train.trackers.ipynb #fd6950ea
 def need(
@@ -45,7 +45,7 @@ def tensorboard(
         order = 57 # after the telemetry
         def before_fit(self):
             super().before_fit()
-            self.run = self.run and is_first()
+            self.run = self.run and not rank()
         def after_batch(self):
             if not self.training or self.train_iter % every: return
             super().after_batch()
@@ -64,7 +64,7 @@ def wandb_tracker(
     class WandbCallback(Base):
         order = 57 # after the telemetry
         def before_fit(self):
-            self.run = is_first()
+            self.run = not rank()
             if not self.run: return
             self.learn.gather_args = dict # fastai's own looks into every value, and stumbles over plain numbers
             try: super().before_fit()
@@ -91,7 +91,7 @@ class TrackioCallback(Callback):
     ): self.trackio, self.asked = need('trackio'), dict(project=project, name=name, config=config, **kwargs)
 
     def before_fit(self):
-        self.run = is_first() and not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
+        self.run = not rank() and not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
         if self.run: self.told = None; self.trackio.init(**self.asked)
     def after_batch(self):
         if not self.training: return
