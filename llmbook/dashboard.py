@@ -19,8 +19,7 @@ from .page import Markup, tag
 from .runs import number
 from .train.progress import progress_words
 from .train.state import rng_state, set_rng_state
-from .train.world import rank
-from .train.world import world
+from .train.world import rank, world
 
 # %% ../nbs/api/72_dashboard.ipynb #cf933ecd
 def dashboard_line(
@@ -289,7 +288,7 @@ def _hush(self:Dashboard):
     self.hushed = None
     if not hasattr(self.learn, 'at_the_end'): return # whose errors nobody would tell us, so that the bar would stay silent
     self.hushed, self.learn.logger = (getattr(self.learn, 'progress', None), self.learn.logger), noop
-    if self.hushed[0] is not None: self.hushed[0].run = False
+    if self.hushed[0]: self.hushed[0].run = False
 
 @patch
 def _close(self:Dashboard, state):

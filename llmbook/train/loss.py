@@ -15,21 +15,7 @@ from ..model.matmul import linear, times
 
 IGNORE = -100 # the target that is not one, PyTorch's own default
 
-# %% ../../nbs/api/30_train.loss.ipynb #59439138
-def _dtype(
-    h
-): # in which the products are made: the autocast type, if one is on
-    d = h.device.type
-    return torch.get_autocast_dtype(d) if torch.is_autocast_enabled(d) and h.dtype != torch.float64 else h.dtype
-
-def _chunks(
-    h, w, b, y, chunk
-): # yields (slice, logits, targets, mask of real targets) for one chunk at a time
-    for i in range(0, len(h), whole_number('chunk', chunk)):
-        s = slice(i, i + chunk)
-        z = linear(h[s], w, b)
-        yield s, z, y[s].masked_fill(y[s] == IGNORE, 0), y[s] != IGNORE # any other that is no token fails in gather
-
+# %% ../../nbs/api/30_train.loss.ipynb #59439130
 def _long(z): return z if z.dtype == torch.float64 else z.float()
 
 def _softmax(z, t, real, z_loss, want): # (C, V) logits -> summed nats; and, if wanted, their gradient (C, V)
@@ -45,12 +31,27 @@ def _softmax(z, t, real, z_loss, want): # (C, V) logits -> summed nats; and, if 
 def _one_pass(z, t, real, z_loss, want): # the same without a write in place, which a compiler makes few kernels of
     z, dtype = _long(z), z.dtype
     lse, at = z.logsumexp(-1), torch.arange(z.shape[1], device=z.device) == t[:, None]
-    nats = ((lse - torch.where(at, z, 0.).sum(-1) + z_loss * lse.square()) * real).sum()
+    nats = ((lse - z.gather(1, t[:, None])[:, 0] + z_loss * lse.square()) * real).sum()
     p = ((z - lse[:, None]).exp() * (1 + 2 * z_loss * lse[:, None]) - at.to(z.dtype)) * real[:, None]
     return nats, p.to(dtype) if want else None
 
 @cache
 def _compiled(): return torch.compile(_one_pass, dynamic=False)       # whole chunks, and the shorter last one
+
+# %% ../../nbs/api/30_train.loss.ipynb #59439138
+def _dtype(
+    h
+): # in which the products are made: the autocast type, if one is on
+    d = h.device.type
+    return torch.get_autocast_dtype(d) if torch.is_autocast_enabled(d) and h.dtype != torch.float64 else h.dtype
+
+def _chunks(
+    h, w, b, y, chunk
+): # yields (slice, logits, targets, mask of real targets) for one chunk at a time
+    for i in range(0, len(h), whole_number('chunk', chunk)):
+        s = slice(i, i + chunk)
+        z = linear(h[s], w, b)
+        yield s, z, y[s].masked_fill(y[s] == IGNORE, 0), y[s] != IGNORE # any other that is no token fails in gather
 
 def _add_product(gw, p, h): # gw += p.T @ h
     if p.is_cpu: gw += times(p.T, h.T)

@@ -101,6 +101,25 @@ def lm_learner(
     if masks: learn.show_results = masks.show_results
     return learn
 
+# %% ../../nbs/api/37_train.pretrain.ipynb #2dc30411
+def _planned(plan): return getattr(plan, 'expected', {}) # for hours on devices of the table it says how a step is taken
+
+def _arranged(plan, device): # for `lm_learner`
+    "The plan's own way to take a step; its precision on a GPU alone."
+    e = _planned(plan)
+    if 'micro' not in e: return {}
+    return dict(micro_batch=e['micro'], recompute=e['recompute'], **(dict(precision=e['precision']) if device.type == 'cuda' else {}))
+
+def _peak(plan, device): # FLOP/s of one device; None: unknown, or planned for another kind
+    m = plan.machine or {}
+    return m['peak_flops'] / m.get('count', 1) if m.get('peak_flops') and m.get('type') == device.type else None
+
+def _flops(config, seq_len, cbs): # of training, for a position read: of an encoder only targets pass through the head
+    f = flops_by_part(config, seq_len)
+    if config.traits.causal: return f['total']
+    rate = next((cb.rate for cb in cbs if isinstance(cb, MaskTokens)), MaskTokens().rate)
+    return f['total'] - round((1 - rate) * 6 * config.vocab_size * config.d_model)
+
 # %% ../../nbs/api/37_train.pretrain.ipynb #2dc30416
 def pretrain(
     data, # a prepared folder
@@ -134,21 +153,3 @@ def pretrain(
     on_ranks(learn, parallel or _planned(plan).get('sharding') or 'ddp').fit_wsd(n)
     if sample and rank() == 0: write_json(out/'samples.json', learn.samples.rows)
     return learn
-
-def _planned(plan): return getattr(plan, 'expected', {}) # for hours on devices of the table it says how a step is taken
-
-def _arranged(plan, device): # for `lm_learner`
-    "The plan's own way to take a step; its precision on a GPU alone."
-    e = _planned(plan)
-    if 'micro' not in e: return {}
-    return dict(micro_batch=e['micro'], recompute=e['recompute'], **(dict(precision=e['precision']) if device.type == 'cuda' else {}))
-
-def _peak(plan, device): # FLOP/s of one device; None: unknown, or planned for another kind
-    m = plan.machine or {}
-    return m['peak_flops'] / m.get('count', 1) if m.get('peak_flops') and m.get('type') == device.type else None
-
-def _flops(config, seq_len, cbs): # of training, for a position read: of an encoder only targets pass through the head
-    f = flops_by_part(config, seq_len)
-    if config.traits.causal: return f['total']
-    rate = next((cb.rate for cb in cbs if isinstance(cb, MaskTokens)), MaskTokens().rate)
-    return f['total'] - round((1 - rate) * 6 * config.vocab_size * config.d_model)
