@@ -28,7 +28,7 @@ from .shell import check_free, plain_errors
 from .runs import compare_runs, comparison_table, headline, number
 from .train.kept import Kept
 from .train.parallel import whole_model
-from .train.pretrain import pretrain
+from .train.pretrain import check_plan, pretrain
 from .train.world import from_first, join, rank
 from .tune.finetune import answers, finetune
 from .tune.tasks import get_task
@@ -162,6 +162,7 @@ def _planned(data, out, given, resume, asked):
         if v != getattr(p, k): raise UserError(f'expected --{k} {getattr(p, k)}, as in {own if goes_on else given}, got {v}: leave it out, or {"give another --out" if goes_on else "make another plan"}')
     if goes_on: return p
     if not p: p = plan(**dict(minutes=5.) | asked, **_text(data))
+    check_plan(p, data)
     write_json(own, p.to_dict())
     print(p)
     return p

@@ -211,7 +211,7 @@ def set_seed(
 def pick_device(
     name:str|None=None, # 'cpu', 'cuda', 'cuda:1'; None takes the GPU where there is one
 ): # torch.device
-    "The device to use."
+    "The device to use; a GPU with a number becomes the current one."
     import torch
     if name is None: name = 'cuda' if torch.cuda.is_available() else 'cpu'
     try: d = torch.device(name)

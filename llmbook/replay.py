@@ -59,7 +59,7 @@ def record(
         for _ in range(2): f()
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph): out = f()
+    with torch.cuda.graph(graph, capture_error_mode='thread_local'): out = f() # other threads, such as that of a checkpoint, may ask the device meanwhile
     return graph.replay, out
 
 class Replayed(Decoder):
@@ -73,6 +73,9 @@ class Replayed(Decoder):
     ) -> Tensor: # (B, V) logits after the last of them
         c = self.cache
         if x.shape[1] > 1 or c.pos >= c.length: return super().__call__(x) # a text to begin with, or no room at all
+        with torch.cuda.device_of(c.kv): return self._next(x, c)
+
+    def _next(self, x, c):
         if c.grow(c.pos + 1): self._look()
         new = self.step is None
         if new: self.step = FixedStep(self)
@@ -105,4 +108,6 @@ def decoder(
 ): # a function from (B, T) new ids to (B, V) logits of the next token, with `keep(rows)`
     "The fastest right way to write with a model."
     if not can_generate(model): return Reread(model)
-    return (Cached if not _plain(model) else Replayed if model.embed.weight.is_cuda else Decoder)(model, batch, start, pad)
+    w = model.embed.weight
+    plain = _plain(model) and not torch.is_autocast_enabled(w.device.type) and len({p.dtype for p in model.parameters()}) == 1
+    return (Cached if not plain else Replayed if w.is_cuda else Decoder)(model, batch, start, pad)

@@ -290,7 +290,7 @@ def prepare(
                             tokenizer_fingerprint(load_tokenizer(tokenizer)) if tokenizer else None])
     out = RunFolder(out).path
     if card := stored_card(out, question): return card
-    if changed := what_changed(out, options | dict(sources=src.names)): print(f'{out} is made anew: {changed}')
+    if changed := what_changed(out, question, options | dict(sources=src.names)): print(f'{out} is made anew: {changed}')
     check_space(out, 3 * src.n_bytes)
     workers = choose_workers(workers, src.n_bytes)
     with disk_errors(out):

@@ -32,15 +32,18 @@ def stored_card(
 # %% ../../nbs/api/18_data.store.ipynb #6e0b5d11
 def what_changed(
     out:str|Path, # the data folder
-    now:dict, # options and sources of the call
+    question:str, # the fingerprint of the call
+    now:dict, # its options and sources
 ) -> str|None: # None: nothing was there, or it was asked for the same
     "What sets a call apart from the one that made a folder, in words."
     try:
         card = read_json(Path(out)/'card.json')
+        if card['question'] == question: return None                   # and something is damaged
         was = card['options'] | dict(sources=card['source']['names'])
     except (UserError, KeyError, TypeError): return None
     plain = lambda v: json.dumps(v, default=str)
-    return ', '.join(f'{k} was {was.get(k)!r} and is {v!r}' for k, v in now.items() if plain(was.get(k)) != plain(v)) or None
+    odd = [f'{k} was {was[k]!r} and is {v!r}' for k, v in now.items() if k in was and plain(was[k]) != plain(v)]
+    return ', '.join(odd) or 'the text, the evaluation sets, the tokenizer or the version is another'
 
 # %% ../../nbs/api/18_data.store.ipynb #52999e5a
 _OURS = re.compile(r'\.?((train|valid|test)-\d{5}\.(bin|idx)|card\.(json|html)|manifest\.json|tokenizer\.json|rejects\.jsonl)(\.\d+\.tmp)?')

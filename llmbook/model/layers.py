@@ -180,7 +180,7 @@ def attend(
     q:Tensor, # (B, H, T, d)
     k:Tensor, # (B, K, S, d)
     v:Tensor, # (B, K, S, d)
-    mask:Tensor|None=None, # (1 or B, 1, T, S), true where a query may look
+    mask:Tensor|None=None, # (1 or B, 1, T, S): true where a query may look, or a number to add
     causal:bool=False, # not ahead
     cached:bool=False, # S changes from call to call
 ) -> Tensor: # (B, H, T, d)
@@ -222,7 +222,7 @@ class Attention(nn.Module):
         cos:Tensor|None, # rotary tables of these T positions; None where positions are learnt
         sin:Tensor|None,
         cache:KVCache|None=None, # keys and values of earlier tokens
-        mask:Tensor|None=None, # (1 or B, 1, T, S) bool: who may look where; None without a cache: not ahead, or everywhere in an encoder
+        mask:Tensor|None=None, # (1 or B, 1, T, S): true, or a number to add, where a query may look; None: not ahead, or everywhere in an encoder
     ) -> Tensor: # (B, T, D)
         x = as_autocast(x)
         q = self.q_norm(self._heads(self.q_proj(x))).transpose(1, 2)   # (B, H, T, d)
@@ -232,8 +232,7 @@ class Attention(nn.Module):
             cos, sin = cos.to(q.dtype), sin.to(q.dtype)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None: k, v = cache.add(self.layer, k, v)
-        causal = self.causal and mask is None and (cache is None or x.shape[1] > 1)
-        o = attend(q, k, v, mask, causal, cache is not None)
+        o = attend(q, k, v, mask, self.causal and mask is None and x.shape[1] > 1, cache is not None)
         return self.o_proj(o.transpose(1, 2).flatten(2))
 
 # %% ../../nbs/api/21_model.layers.ipynb #6be8ec08

@@ -72,8 +72,9 @@ def arrange(
     optimizer:str='muon', # or 'adamw'
 ) -> dict|None: # rows, recompute, sharding; None if not even one row fits
     "How a model fits a device, the cheapest way first."
+    if sharding == 'fsdp' and precision == 'float16': raise UserError('expected bfloat16 or float32 with fsdp, got float16: the ranks would have to agree on its scale')
     precision = 'tf32' if precision == 'float32' else precision        # keeps what a GPU keeps
-    ways = [(s, k) for k in ((0, 1) if recompute is None else (recompute,)) for s in ((sharding,) if sharding else ('ddp', 'fsdp')[:1 + (count > 1)])]
+    ways = [(s, k) for k in ((0, 1) if recompute is None else (recompute,)) for s in ((sharding,) if sharding else ('ddp', 'fsdp')[:1 + (count > 1 and precision != 'float16')])]
     found = [dict(rows=largest_batch(c, device.memory, precision=precision, recompute=k, sharding=s, ranks=count, optimizer=optimizer), sharding=s, recompute=k)
              for s, k in ways]
     found = [f for f in found if f['rows']]

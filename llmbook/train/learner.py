@@ -61,7 +61,7 @@ class LMLearner(FastEvents, Learner):
 def _fetch_losses(learn):
     "The recorder's losses on the host, in one go: fastai draws them with numpy."
     losses = getattr(getattr(learn, 'recorder', None), 'losses', ())
-    if any(l.is_cuda for l in losses): learn.recorder.losses = list(torch.stack(list(losses)).cpu().unbind())
+    if any(not l.is_cpu for l in losses): learn.recorder.losses = list(torch.stack(list(losses)).cpu().unbind())
 
 # %% ../../nbs/api/34_train.learner.ipynb #98b7b6ee
 @patch

@@ -28,15 +28,16 @@ def _softmax(z, t, real, z_loss, want): # (C, V) logits -> summed nats; and, if 
     p.scatter_add_(1, t[:, None], -torch.ones_like(lse)[:, None])
     return nats, p.mul_(real[:, None])
 
-def _one_pass(z, t, real, z_loss, want): # the same without a write in place, which a compiler makes few kernels of
+def _one_pass(z, t, real, z_loss, want=True): # the same without a write in place, which a compiler makes few kernels of; the gradient in the type of the logits
     z, dtype = _long(z), z.dtype
     lse, at = z.logsumexp(-1), torch.arange(z.shape[1], device=z.device) == t[:, None]
     nats = ((lse - z.gather(1, t[:, None])[:, 0] + z_loss * lse.square()) * real).sum()
     p = ((z - lse[:, None]).exp() * (1 + 2 * z_loss * lse[:, None]) - at.to(z.dtype)) * real[:, None]
-    return nats, p.to(dtype) if want else None
+    return nats, p.to(dtype)
 
 @cache
-def _compiled(): return torch.compile(_one_pass, dynamic=False)       # whole chunks, and the shorter last one
+def _compiled(): return torch.compile(_one_pass, dynamic=False)
+
 
 # %% ../../nbs/api/30_train.loss.ipynb #59439138
 def _dtype(
@@ -62,13 +63,15 @@ def _add_product(gw, p, h): # gw += p.T @ h
 class _LinearCrossEntropy(torch.autograd.Function):
     "Sum of nats over the targets; gradients are made in the forward pass."
     @staticmethod
-    def forward(ctx, h, w, b, y, chunk, z_loss, softmax):
+    def forward(ctx, h, w, b, y, chunk, z_loss, compile):
         hc, wc, bc = h.to(_dtype(h)), w.to(_dtype(h)), None if b is None else b.to(_dtype(h))
         gh, gw, gb = (torch.zeros_like(t) if want else None for t, want in zip((h, w, b), ctx.needs_input_grad))
         total = h.new_zeros((), dtype=torch.promote_types(h.dtype, torch.float32))
         with torch.autocast(h.device.type, enabled=False):
             for s, z, t, real in _chunks(hc, wc, bc, y, chunk):
-                nats, p = softmax(z, t, real, z_loss, any(ctx.needs_input_grad))
+                want = any(ctx.needs_input_grad)
+                f = _compiled() if compile and want and len(z) == chunk else _softmax # one shape: a last, shorter chunk would be compiled for every length
+                nats, p = f(z, t, real, z_loss, want)
                 total += nats
                 if gb is not None: gb += p.sum(0, dtype=gb.dtype)
                 if p is not None: p = p.to(hc.dtype)
@@ -89,13 +92,13 @@ def linear_cross_entropy(
     chunk:int=1024, # positions whose logits are held at once
     bias=None, # the head's bias (V,), if it has one
     z_loss:float=0., # weight of the squared log of the softmax's sum (PaLM, Chowdhery et al. 2022): 1e-4 keeps logits small
-    compile:bool=False, # torch.compile what lies between the products
+    compile:bool=False, # torch.compile what lies between the products, of whole chunks
 ): # (sum of nats, number of targets), two scalar tensors; the first can be differentiated
     "Linear layer and cross-entropy in one, a chunk of positions at a time."
     h, y, chunk = h.reshape(-1, h.shape[-1]), y.reshape(-1), whole_number('chunk', chunk)
     if len(h) != len(y): raise ValueError(f'expected one target a position, got {len(h)} positions and {len(y)} targets')
     if not torch.is_grad_enabled(): h, w, bias = (None if t is None else t.detach() for t in (h, w, bias)) # inside nobody can tell, and gradients would be made
-    return _LinearCrossEntropy.apply(h, w, bias, y, chunk, z_loss, _compiled() if compile else _softmax), (y != IGNORE).sum()
+    return _LinearCrossEntropy.apply(h, w, bias, y, chunk, z_loss, compile), (y != IGNORE).sum()
 
 # %% ../../nbs/api/30_train.loss.ipynb #3b3c0b42
 @torch.no_grad()
@@ -110,7 +113,8 @@ def token_nats(
     flat, t = h.reshape(-1, h.shape[-1]), y.reshape(-1)
     out = torch.empty(len(flat), device=h.device)
     for s, z, tc, real in _chunks(flat, w.to(h.dtype), None if bias is None else bias.to(h.dtype), t, chunk):
-        out[s] = ((_long(z).logsumexp(-1) - _long(z).gather(1, tc[:, None])[:, 0]) * real).float()
+        z = _long(z)
+        out[s] = ((z.logsumexp(-1) - z.gather(1, tc[:, None])[:, 0]) * real).float()
     return out.view(y.shape)
 
 # %% ../../nbs/api/30_train.loss.ipynb #1aada773

@@ -174,12 +174,13 @@ def parallel(
     if any(type(cb) is Checkpoint for cb in learn.cbs): raise UserError('expected a `ShardedCheckpoint` for a Learner on several ranks, got a `Checkpoint`')
     device = getattr(learn.dls, 'device', None) or join()
     learn.model.to(device)
+    dtype = _dtype(learn, device) if kind == 'fsdp' else None
     if kind == 'fsdp':
-        shard(learn.model, dtype=_dtype(learn, device), reshard=reshard)
+        shard(learn.model, dtype=dtype, reshard=reshard)
         learn.opt, f = None, learn.opt_func # parameters are other objects now
         if isinstance(f, partial) and f.func is LMOptim: learn.opt_func = lm_opt(learn.model, **{k: v for k, v in f.keywords.items() if k != 'adamw_only'})
     if rank(): _quiet(learn)
-    if hasattr(learn, 'samples'): learn.samples.sample = _sampled(learn.samples.sample, kind == 'fsdp')
+    if hasattr(learn, 'samples'): learn.samples.sample = _sampled(learn.samples.sample, kind == 'fsdp', device, dtype)
     if hasattr(learn, 'telemetry'): learn.telemetry.reduce = all_sum
     learn._do_fit = _told(learn, learn._do_fit)
     return learn.add_cb(Distributed(**kwargs))
@@ -197,11 +198,12 @@ def _quiet(learn):
     learn.logger, learn.create_mbar = noop, False
     if hasattr(learn, 'telemetry'): learn.telemetry.csv_path = None
 
-def _sampled(sample, sharded):
+def _sampled(sample, sharded, device, dtype):
     "What rank 0 writes; where the model is in parts all ranks take part, with the same dice."
     def f(model, prompts):
         if not sharded: return sample(model, prompts) if rank() == 0 else [''] * len(prompts)
-        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []), unsharded(model):
+        half = torch.autocast(device.type, dtype, enabled=dtype is not None)    # blocks are collected in it, the rest is not
+        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []), unsharded(model), half:
             torch.manual_seed(0)
             return sample(model, prompts)
     return f
