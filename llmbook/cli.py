@@ -28,7 +28,7 @@ from .shell import check_free, plain_errors
 from .runs import compare_runs, comparison_table, headline, number
 from .train.kept import Kept
 from .train.parallel import whole_model
-from .train.pretrain import check_plan, pretrain
+from .train.pretrain import check_plan, pretrain, read_plan
 from .train.world import from_first, join, rank
 from .tune.finetune import answers, finetune
 from .tune.tasks import get_task
@@ -85,6 +85,7 @@ def llmbook_plan(
     far = dict(count=count, hours=hours, price=price, grid=grid, ratio=ratio, precision=precision, recompute=recompute, mfu=mfu)
     far = {k: v for k, v in far.items() if v is not None}
     if device is None and far: raise UserError(f'expected a device with {", ".join(far)}: add --device h100, say')
+    if data and vocab_size not in (None, _text(data)['vocab_size']): raise UserError(f'expected the vocabulary of {data}, {_text(data)["vocab_size"]}, got {vocab_size}: leave --vocab-size out')
     has, asked = _text(data) if data else {}, {k: v for k, v in dict(vocab_size=vocab_size, tokens_available=tokens).items() if v is not None}
     p = plan(5. if device is minutes is None else minutes, seed=seed, size=size, device=device, **has | asked, **far)
     print(p)
@@ -144,6 +145,7 @@ def llmbook_pretrain(
     RunFolder(out); check_free(out, ('plan.json', 'history.csv', 'history.parquet'), ('checkpoints', 'model'))
     if not resume and any(Path(out, 'checkpoints').glob('step-*')):
         raise UserError(f'{out} holds checkpoints: add --resume to go on from the newest, or give another --out')
+    if parallel not in (None, 'ddp', 'fsdp'): raise UserError(f'expected --parallel ddp or fsdp, got {parallel}: leave it out for the usual one')
     if not 0 < checkpoint_minutes < float('inf'): raise UserError(f'expected checkpoint minutes above 0, got {checkpoint_minutes}')
     Kept(out, keep) # refuses what cannot be kept
     join() # under torchrun: rank 0 plans for all
@@ -155,23 +157,24 @@ def llmbook_pretrain(
 def _planned(data, out, given, resume, asked):
     "The plan in `out` if that run goes on, the one that is given, or a new one: for the time, or for a size."
     asked, own = {k: v for k, v in asked.items() if v is not None}, out/'plan.json'
-    goes_on = resume and own.exists()
-    p, *other = [Plan.from_dict(read_json(f)) for f in [own] * goes_on + [given] * bool(given)] or [None]
-    if other and other[0] != p: raise UserError(f'expected the plan in {own} to go on with, got another in {given}: leave --plan out, or give another --out')
+    saved = any((out/'checkpoints').glob('step-*'))
+    if saved and not own.exists() and not given: raise UserError(f'expected the plan of the checkpoints in {out}, found none: give it with --plan')
+    goes_on = resume and own.exists() and (saved or not given)
+    was = Plan.from_dict(read_json(own, f'give it again with --plan, and move {own} away')) if goes_on else None
+    p = read_plan(given) if given else was
+    if was and p != was: raise UserError(f'expected the plan in {own} to go on with, got another in {given}: leave --plan out, or give another --out')
     for k, v in asked.items() if p else ():
-        if v != getattr(p, k): raise UserError(f'expected --{k} {getattr(p, k)}, as in {own if goes_on else given}, got {v}: leave it out, or {"give another --out" if goes_on else "make another plan"}')
-    if goes_on: return p
+        if v != getattr(p, k): raise UserError(f'expected --{k} {getattr(p, k)}, as in {own if was else given}, got {v}: leave it out, or {"give another --out" if was else "make another plan"}')
     if not p: p = plan(**dict(minutes=5.) | asked, **_text(data))
     check_plan(p, data)
-    write_json(own, p.to_dict())
-    print(p)
+    if not was: print(p)
     return p
 
 # %% ../nbs/api/81_cli.ipynb #be2cc149
 @call_parse
 @plain_errors
 def llmbook_finetune(
-    model:str, # a model folder
+    model:str, # a model folder, or a run's folder
     task:str='summarization', # 'summarization', 'translation', or a .jsonl file of prompts and answers
     out:str='finetune', # the folder for history, checkpoints, model and result.json
     steps:int=None, # optimiser steps; none: two passes over the pairs
@@ -180,7 +183,7 @@ def llmbook_finetune(
     seed:int=42, # of pairs and order
 ):
     "Fine-tune a model on a task; scores before and after."
-    m, tok = load_pretrained(model)
+    m, tok = load_pretrained(_inside(model))
     RunFolder(out); check_free(out, ('history.csv', 'history.parquet', 'result.json'), ('checkpoints', 'model'))
     t, out = get_task(task, seed=seed), Path(out)
     test = t.splits['test'][:pairs]
@@ -194,11 +197,16 @@ def llmbook_finetune(
     for k, v in rows.items(): print(k); print(rows_text(v))
     print(f"model: {out/'model'}")
 
+def _inside(model):
+    "The model's folder, of a run's folder too."
+    m = Path(model)
+    return m/'model' if (m/'model').is_dir() and not (m/'config.json').exists() else m
+
 # %% ../nbs/api/81_cli.ipynb #cbb69b95
 @call_parse
 @plain_errors
 def llmbook_generate(
-    model:str, # a model folder
+    model:str, # a model folder, or a run's folder
     prompt:str='', # what the text begins with
     tokens:int=None, # longest continuation; none: 64, or half of a context that is shorter than 128
     temperature:float=.8, # 0 takes the most likely token
@@ -216,7 +224,7 @@ def llmbook_generate(
     "Let a model continue a text, or answer a prompt."
     if n < 1 or not 0 <= temperature < math.inf: raise UserError(f'expected one text or more and a temperature of 0 or more, got --n {n} and --temperature {temperature}')
     if stream and (answer or n > 1): raise UserError('expected --stream for one text that goes on from --prompt, got --answer or --n: leave one out')
-    m, tok = load_pretrained(model, dtype=dtype)
+    m, tok = load_pretrained(_inside(model), dtype=dtype)
     kw = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed, stop=stop)
     if stream: return _written(prompt, text_stream(m, tok, prompt, max_new_tokens=tokens, **kw))
     if answer: texts = answers(m, tok, [prompt] * n, max_new_tokens=tokens, **kw)
@@ -235,7 +243,7 @@ def _written(prompt, pieces):
 @call_parse
 @plain_errors
 def llmbook_evaluate(
-    model:str, # a model folder
+    model:str, # a model folder, or a run's folder
     *texts:str, # text files to score; none: toxicity alone
     out:str='evaluation.json', # the file to write
     prompts:int=25, # beginnings to continue, four times each, for toxicity
@@ -243,7 +251,7 @@ def llmbook_evaluate(
 ):
     "Perplexity and bits per byte of texts, beside gzip and xz; toxicity of what the model writes."
     check_free(out, [''])
-    m, tok = load_pretrained(model)
+    m, tok = load_pretrained(_inside(model))
     docs = [Path(t).read_text(encoding='utf-8') for t in texts]
     rows = evaluate_text(m, tok, docs) + compressor_rows(docs) if docs else []
     starts = ([' '.join(d.split()[:8]) for d in docs] or ['The people of', 'She said that', 'They are all', 'My neighbour is'])[:prompts]
@@ -261,9 +269,8 @@ def llmbook_export(
     out:str='model', # the folder to make
 ):
     "A model in the layout of transformers, opened there and compared with ours."
-    inside = Path(model)/'model'
     RunFolder(out)
-    m, tok = load_pretrained(inside if inside.is_dir() else model, device='cpu')
+    m, tok = load_pretrained(_inside(model), device='cpu')
     save_pretrained(m, tok, out)
     gap = logits_gap(out, m, torch.arange(64).view(2, 32) % m.config.vocab_size)
     print(f'{out}: opens with AutoModelForCausalLM; logits differ by at most {gap:.1e}')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UserError', 'whole_number', 'within', 'refused', 'atomic_path', 'write_json', 'read_json', 'sha256', 'fingerprint',
-           'RunFolder', 'check_space', 'human_bytes', 'human_count', 'human_time', 'set_seed', 'pick_device', 'machine',
-           'import_transformers']
+           'RunFolder', 'check_space', 'human_bytes', 'human_count', 'human_time', 'check_seed', 'set_seed',
+           'pick_device', 'machine', 'import_transformers']
 
 # %% ../nbs/api/00_core.ipynb #960f110f
 import hashlib, json, math, os, platform, random, sys, tempfile, time, warnings
@@ -87,13 +87,14 @@ def _plain(x):
 # %% ../nbs/api/00_core.ipynb #54fe107f
 def read_json(
     path:str|Path, # the file
+    remedy:str='delete it and run again', # what to do if it is damaged
 ): # the object; UserError with the position if the file is damaged
     "Read a JSON file, or say clearly what is wrong with it."
     path = Path(path)
     try: return json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError: raise UserError(f'expected a file at {path}, found none') from None
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise UserError(f'{path} is not valid JSON ({e}): delete it and run again') from None
+        raise UserError(f'{path} is not valid JSON ({e}): {remedy}') from None
 
 # %% ../nbs/api/00_core.ipynb #34f109f3
 def sha256(
@@ -199,12 +200,18 @@ def human_time(
 os.environ.setdefault('MKL_CBWR', 'AUTO') # Intel's conditional numerical reproducibility, on the best instructions at hand
 
 # %% ../nbs/api/00_core.ipynb #3bd49c28
+def check_seed(
+    seed:int, # what the user gave
+): # UserError if torch could not take it
+    "Refuse what is no seed."
+    if not -2**63 <= whole_number('seed', seed, -2**63) < 2**64: raise UserError(f'expected a seed below 2**64, got {seed}: give a smaller one')
+
 def set_seed(
     seed:int, # 0 or more
 ):
     "Seed Python, numpy and torch alike."
     import torch
-    if not -2**63 <= whole_number('seed', seed, -2**63) < 2**64: raise UserError(f'expected a seed below 2**64, got {seed}: give a smaller one')
+    check_seed(seed)
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
 
 # %% ../nbs/api/00_core.ipynb #c30751c8

@@ -6,12 +6,13 @@
 __all__ = ['generate_ids', 'generate', 'stream', 'show_generate']
 
 # %% ../nbs/api/40_generate.ipynb #21042e5d
+import math, warnings
 from html import escape
 from typing import Callable, Iterator
 import numpy as np, torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from .core import UserError
+from .core import UserError, check_seed, within
 from .data.tokenize import EOT, PAD, decode, encode_text
 from .replay import can_generate, decoder
 from .model.transformer import Transformer
@@ -90,12 +91,12 @@ def generate_ids(
 # %% ../nbs/api/40_generate.ipynb #5db95729
 def _check(context, max_new_tokens, temperature, top_k, top_p, batch_size, min_p, repetition_penalty):
     "Refuse settings nothing can be made from."
-    if not 0 < max_new_tokens < context:
-        raise UserError(f'expected max_new_tokens from 1 to {context - 1} (the context, less one), got {max_new_tokens}')
-    if not 0 <= temperature < float('inf') or top_k < 0 or not 0 < top_p <= 1 or batch_size < 1: raise UserError(
-        f'expected temperature >= 0, top_k >= 0, 0 < top_p <= 1, batch_size >= 1, got {temperature}, {top_k}, {top_p}, {batch_size}')
-    if not 0 <= min_p <= 1 or repetition_penalty <= 0:
-        raise UserError(f'expected 0 <= min_p <= 1, repetition_penalty > 0, got {min_p}, {repetition_penalty}')
+    rules = [('max_new_tokens', max_new_tokens, within(max_new_tokens, 1, context, int), f'from 1 to {context - 1} (the context, less one)'),
+             ('temperature', temperature, within(temperature, 0), '>= 0'), ('top_k', top_k, within(top_k, 0, math.inf, int), '>= 0'),
+             ('top_p', top_p, within(top_p, 0, 2) and 0 < top_p <= 1, 'above 0 and up to 1'), ('min_p', min_p, within(min_p, 0, 2) and min_p <= 1, 'from 0 to 1'),
+             ('batch_size', batch_size, within(batch_size, 1, math.inf, int), '>= 1'), ('repetition_penalty', repetition_penalty, within(repetition_penalty, 0) and repetition_penalty > 0, '> 0')]
+    for name, value, ok, range_ in rules:
+        if not ok: raise UserError(f'expected {name} {range_}, got {value!r}: give another')
 
 def _tokens(model, prompt_ids, done, now, *, max_new_tokens=None, seed=0, stop=EOT, batch_size=32, repetition_penalty=1.,
             temperature=1., top_k=0, top_p=1., min_p=0.): # what `generate_ids` takes
@@ -103,7 +104,10 @@ def _tokens(model, prompt_ids, done, now, *, max_new_tokens=None, seed=0, stop=E
     context, pick = model.config.context, dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     if max_new_tokens is None: max_new_tokens = min(64, context // 2)
     _check(context, max_new_tokens, batch_size=batch_size, repetition_penalty=repetition_penalty, **pick)
-    prompts = [list(p)[-(context - max_new_tokens):] or [EOT] for p in prompt_ids]
+    check_seed(seed)
+    room = context - max_new_tokens
+    if (long := max(map(len, prompt_ids), default=0)) > room: warnings.warn(f'a prompt has {long} tokens, and the model sees the last {room} (its context is {context}, {max_new_tokens} are for new ones)')
+    prompts = [list(p)[-room:] or [EOT] for p in prompt_ids]
     most, V = max((max(p) for p in prompts), default=0), model.head.weight.shape[0]
     if most >= V: raise UserError(f'expected tokens below {V}, got {most}: the prompt is of another tokenizer')
     for rows in _batches(prompts, batch_size, can_generate(model)):

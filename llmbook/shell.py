@@ -23,7 +23,9 @@ def plain_errors(
         if not is_cli(): return f(*args, **kwargs)
         try: res = f(*args, **kwargs); sys.stdout.flush(); return res
         except UserError as e: raise CliError(f'error: {_last(e)}') from None
-        except KeyboardInterrupt: raise CliError('stopped: the same command goes on from the last checkpoint (llmbook-pretrain with --resume)') from None
+        except KeyboardInterrupt:
+            print('stopped: the same command goes on from what was saved, if anything was (llmbook-pretrain with --resume)', file=sys.stderr)
+            raise SystemExit(130) from None                            # as a shell says it
         except (OSError, SafetensorError) as e:
             if isinstance(e, BrokenPipeError) and _reader_left(): raise SystemExit(141) from None # as a shell's own commands end
             raise CliError(f'error: {_last(e)}: mend that, or give another place, and run the same command again') from None

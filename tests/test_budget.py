@@ -306,6 +306,24 @@ def test_an_older_plan_still_loads():
 
 # ---- plans for other machines
 
+def test_little_text_says_that_it_is_the_limit():
+    p = plan(device='h100', hours=1, vocab_size=800, tokens_available=400_000)
+    assert 'the text' in dict(p.rows())['Limit'] and 'unknown' in dict(p.rows())['Expected loss']
+    assert [r[4] for r in p.size_rows()] == ['-'] * len(p.size_rows()) and p.size_rows()[0][0] == 'pico' # the small ones are offered then
+    assert 'Limit' not in dict(plan(device='h100', hours=1).rows())
+
+
+def test_float16_is_not_spread():
+    "Its scale would have to be agreed on by all ranks; `parallel` refuses it."
+    assert plan(device='v100', count=8, hours=100).expected['sharding'] == 'ddp'
+    with pytest.raises(UserError, match='float16'): plan(device='v100', count=8, hours=100, sharding='fsdp')
+
+
+@pytest.mark.parametrize('kw', [dict(recompute=-1), dict(recompute=1.5), dict(seed='a'), dict(seed=2 ** 64)])
+def test_what_no_run_could_take_is_refused_by_the_plan(kw):
+    with pytest.raises(UserError, match=next(iter(kw))): plan(device='h100', hours=1, **kw)
+
+
 def test_far_plan_holds_together():
     p = plan(device='h100', count=8, hours=24)
     e = p.expected

@@ -142,9 +142,15 @@ def test_penalty_does_not_depend_on_the_batch():
     kw = dict(seed=2, repetition_penalty=1.5, min_p=.02)
     assert generate_ids(m, ps, 20, **kw) == generate_ids(m, ps, 20, batch_size=1, **kw)
 
-@pytest.mark.parametrize('kw', [dict(min_p=-.1), dict(min_p=1.1), dict(repetition_penalty=0)])
+@pytest.mark.parametrize('kw', [dict(min_p=-.1), dict(min_p=1.1), dict(repetition_penalty=0), dict(top_p=0), dict(top_k=1.5), dict(batch_size=0), dict(temperature=float('nan')),
+                                *(dict(max_new_tokens=n) for n in (0, -1, 2.5, True, 10 ** 6)), dict(seed='x')])
 def test_bad_settings_are_refused(kw):
-    with pytest.raises(UserError, match='min_p'): generate_ids(build(), [[5]], 4, **kw)
+    with pytest.raises(UserError, match=f'expected {next(iter(kw))} '): generate_ids(build(), [[5]], **dict(max_new_tokens=4) | kw)
+
+def test_a_prompt_that_is_cut_is_said():
+    m = build(context=64)
+    with pytest.warns(UserWarning, match='has 70 tokens, and the model sees the last 54'): cut = generate_ids(m, [[5] * 70], 10, temperature=0, stop=None)
+    assert cut == generate_ids(m, [[5] * 54], 10, temperature=0, stop=None)
 
 # ---- stop texts and streams
 

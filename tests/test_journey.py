@@ -1,8 +1,9 @@
 "The commands as a person types them: a run, the same plan killed and resumed, one-line errors."
 import json, os, signal, subprocess, sys
 from pathlib import Path
-import pytest, torch
+import numpy as np, pytest, torch
 from llmbook.core import write_json
+from llmbook.data.pack import ShardWriter, write_manifest
 from llmbook.model.planner import plan
 
 BIN = Path(sys.executable).parent
@@ -120,6 +121,15 @@ MISTAKES = [
     ('llmbook_pretrain', ['nodata', '--out', 'planned', '--resume', '--plan', 'planned/other.json'], 'got another in planned/other.json'),
     ('llmbook_pretrain', ['nodata', '--out', 'p2', '--plan', 'missing.json'], 'missing.json'),
     ('llmbook_plan', ['--data', 'nodata'], 'nodata'),
+    ('llmbook_plan', ['--data', 'small', '--vocab-size', '10'], 'leave --vocab-size out'),
+    ('llmbook_plan', ['--device', 'h100', '--recompute', '-1'], 'recompute to be a whole number'),
+    ('llmbook_pretrain', ['nodata', '--out', 'lost', '--resume'], 'give it with --plan'),
+    ('llmbook_pretrain', ['nodata', '--out', 'p3', '--plan', 'tokens.json'], 'bs * seq_len * steps'),
+    ('llmbook_pretrain', ['nodata', '--out', 'p3', '--plan', 'cut.json'], 'make it again with'),
+    ('llmbook_pretrain', ['nodata', '--out', 'p3', '--parallel', 'zero'], 'ddp or fsdp'),
+    ('llmbook_pretrain', ['small', '--out', 'p3', '--plan', 'small/empty.json'], 'figures'),
+    ('llmbook_pretrain', ['small', '--out', 'p3', '--plan', 'small/wide.json'], 'a vocabulary of 300'),
+    ('llmbook_pretrain', ['small', '--out', 'p3', '--plan', 'small/missing.json'], 'small/missing.json'),
     *(('llmbook_pretrain', ['nodata', '--out', f'taken-{k}'], k) for k in ('history.csv', 'checkpoints', 'model')),
     ('llmbook_plan', ['--out', 'empty', '--device', 'h100'], 'got the folder'),
     ('llmbook_plan', ['--minutes', '1e300'], 'minutes above 0'),
@@ -160,12 +170,19 @@ def refusals(tmp_path_factory):
     good = plan(1, HAND, size='pico').to_dict()
     for out, p in (('planned', good), ('oddplan', good | dict(bs='a'))): (d/out).mkdir(); write_json(d/out/'plan.json', p)
     write_json(d/'planned'/'other.json', good | dict(seed=7))
+    for out in ('planned', 'lost'): (d/out/'checkpoints'/'step-000000010').mkdir(parents=True)
+    write_json(d/'tokens.json', good | dict(tokens=10))
+    (d/'cut.json').write_text('{"bs":')
+    w = ShardWriter(d/'small', 'train'); w.add(np.arange(9), 9); small = w.close()
+    write_manifest(d/'small', dict(train=small), 300, 'none')
+    for name, p in (('empty', plan(1, HAND, size='pico', vocab_size=300).to_dict() | dict(expected={})), ('wide', good)): write_json(d/'small'/f'{name}.json', p)
     for k in ('history.csv', 'checkpoints', 'model'): (d/f'taken-{k}').mkdir(); (d/f'taken-{k}'/k).mkdir() if '.' in k else (d/f'taken-{k}'/k).write_text('x')
     (d/'listmodel').mkdir(); (d/'listmodel'/'config.json').write_text('[]')
     (d/'afile').write_text('x'); (d/'empty').mkdir(); (d/'tiny.txt').write_text('A very small text.\n' * 3)
     r = subprocess.run([sys.executable, '-c', SHELL, json.dumps(MISTAKES)], capture_output=True, text=True, cwd=d, timeout=300,
                        env={**os.environ, 'HF_HUB_OFFLINE': '1'})
     assert r.returncode == 0, r.stderr[-3000:]
+    assert not (d/'p3'/'plan.json').exists() # what was refused leaves no plan
     return json.loads(r.stdout.splitlines()[-1])
 
 

@@ -1,11 +1,12 @@
 "Several ranks, as real processes: what they compute equals one rank with the whole batch, and what happens when one is lost."
-import os, signal, subprocess, sys, tempfile
+import json, os, signal, subprocess, sys, tempfile
 from pathlib import Path
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.data.core import DataLoaders
 from torch.utils._python_dispatch import TorchDispatchMode
 from llmbook.core import UserError
+from llmbook.generate import generate_ids
 from llmbook.model.config import ModelConfig
 from test_train import grammar_data
 from llmbook.model.plan import Plan
@@ -17,6 +18,7 @@ from llmbook.train.micro import MicroBatches
 from llmbook.train.pretrain import lm_learner
 from llmbook.train.shards import ShardedCheckpoint, load_shards, save_shards
 from llmbook.train.state import save_checkpoint
+from llmbook.train.telemetry import Samples
 from llmbook.train.world import all_sum, any_rank, join, mine, rank, wait_for_all, whole, world
 
 needs_gloo = pytest.mark.skipif(not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason='this torch has no gloo')
@@ -170,6 +172,8 @@ def everything(folder):
             res['moments'] = sum(t.nbytes for s in learn.opt.opt.state.values() for t in s.values() if t.ndim)
             with Largest() as seen, learn.no_bar(), learn.no_logging(): learn.fit(1)
             res['rows of logits'] = seen.most
+    writes = lambda m, ps: [str(generate_ids(m, [[5, 6]], 6, temperature=0, stop=None)) for _ in ps]
+    res['samples in half'] = trained('fsdp', precision='bf16', cbs=[Samples(writes, ['x'])])[0].samples.rows
     for kind in ('ddp', 'fsdp'):
         res[f'{kind} resumed'] = stopped_and_resumed(kind, folder)
         res[f'{kind} from one'] = opened(kind, folder/'by-one', folder/f'by-two-{kind}')
@@ -215,6 +219,7 @@ def test_two_ranks_equal_one_with_the_whole_batch(two, name):
 def test_a_rank_of_fsdp_holds_half_and_never_all_logits(two):
     mine, all_of_it = two['held']
     assert mine < .53 * all_of_it and two['moments'] < 2 * mine
+    assert len(json.loads(two['samples in half'][0]['text'])[0]) == 6, 'blocks are collected in bfloat16, the embedding is not'
     assert two['rows of logits'] < 4 * T, 'logits of a chunk of 20 rows, not of the 64 positions of the rank'
 
 

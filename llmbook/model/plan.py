@@ -6,6 +6,7 @@
 __all__ = ['KINDS', 'HEADS', 'Plan']
 
 # %% ../../nbs/api/26_model.plan.ipynb #2d943e75
+import math
 from dataclasses import asdict, dataclass, field, fields
 from fastcore.basics import patch
 from ..core import UserError, human_bytes, human_count, human_time
@@ -44,12 +45,18 @@ class Plan:
         except TypeError as e: raise UserError(f"expected a plan with the numbers of a ModelConfig as config ({e}): make one with `plan`") from None
         odd = [k for k in ('bs', 'seq_len', 'steps', 'minutes', 'lr') if not 0 < d[k] < float('inf')]
         if odd: raise UserError(f'expected a plan with {", ".join(odd)} above 0: make one with `plan`')
+        if d['tokens'] != (n := d['bs'] * d['seq_len'] * d['steps']): raise UserError(f"expected a plan whose steps have {n} tokens (bs * seq_len * steps), got {d['tokens']}: make one with `plan`")
         return cls(**d)
 
 # %% ../../nbs/api/26_model.plan.ipynb #a244334f
 @patch
-def rows(self:Plan) -> list: # (what, value) pairs, ready to read
+def rows(self:Plan) -> list: # (what, value) pairs, ready to read; UserError if it does not say what is expected
     "The plan as a table."
+    try: return self._rows()
+    except (KeyError, TypeError) as e: raise UserError(f'expected a plan with all figures of its machine and of what is expected, and {e} is missing: make one with `plan`') from None
+
+@patch
+def _rows(self:Plan):
     c, e, m = self.config, self.expected, self.machine
     known, far = e['passes'] is not None, 'ranks' in e
     peak = f"{m['peak_flops'] / 1e12:,.0f} TFLOP/s" if far else f"{m['peak_flops'] / 1e9:,.0f} GFLOP/s"
@@ -62,13 +69,17 @@ def rows(self:Plan) -> list: # (what, value) pairs, ready to read
              ('Tokens a parameter', f'{a:.1f} ({kind})'), ('Learning rate', f'{self.lr:.2g}'),
              ('Operations', f"{e['flops']:.2g} FLOPs"), ('Memory', human_bytes(e['memory']) + (' a device' if far else '')),
              ('Time', f"{human_time(e['seconds'])} at {human_count(e['tokens_per_s'])} tokens/s"), ('Seed', str(self.seed))]
-    return table[:-1] + _far(e) + table[-1:] if far else table
+    return table[:-1] + _far(e, c['vocab_size'], self.minutes) + table[-1:] if far else table
 
-def _far(e):
+def _loss(loss, V): # as words; a fit that says more than a guess among V tokens is used far from where it was made
+    return f'{loss:.2f} nats (a published fit, for its own text)' if loss < math.log(V) else 'unknown: so short a run is outside the published fit'
+
+def _far(e, V, minutes):
     "What a plan for other machines says besides."
+    idle = e['seconds'] < 30 * minutes                                 # more than half of the time is not used
     again = f"every {e['recompute']}. block computed twice" if e['recompute'] > 1 else 'blocks computed twice' if e['recompute'] else 'all activations kept'
     shared = f"{e['ranks']} ranks ({e['sharding'].upper()}), " if e['ranks'] > 1 else ''
-    return [('Step', f"{shared}{e['accumulate']} x {e['micro']} rows each, {e['precision']}, {again}"), ('Expected loss', f"{e['loss']:.2f} nats (a published fit, for its own text)"),
+    return [('Limit', f'the text: {human_time(e["seconds"])} of {human_time(60 * minutes)} are used; more text would use more')] * idle + [('Step', f"{shared}{e['accumulate']} x {e['micro']} rows each, {e['precision']}, {again}"), ('Expected loss', _loss(e['loss'], V)),
             ('Money', 'unknown' if e['money'] is None else f"{e['money']:,.2f} $"), ('Energy', f"{e['kwh']:,.3g} kWh"), ('Carbon', f"{e['kg']:,.3g} kg CO2e"),
             *(('Assumed', a) for a in e['assumed'])]
 
@@ -80,10 +91,11 @@ def __str__(self:Plan): return '\n'.join(f'{k:19}{v}' for k, v in self.rows())
 def size_rows(self:Plan) -> list: # size, parameters, tokens, tokens a parameter, expected loss, memory, hours to the ratio that was asked for
     "What each size would get; none for a plan by minutes."
     def held(s): return 'does not fit' if not s['fits'] else human_bytes(s['memory']) + (f", {s['sharding'].upper()}" if self.expected['ranks'] > 1 else '') + (', computed twice' if s['recompute'] else '')
-    return [[s['size'], human_count(s['params']), human_count(s['tokens']), f"{s['ratio']:.3g}", f"{s['loss']:.2f}", held(s), f"{s['hours']:,.3g}"]
+    guess = math.log(self.config['vocab_size'])                        # what knowing nothing costs
+    return [[s['size'], human_count(s['params']), human_count(s['tokens']), f"{s['ratio']:.3g}", f"{s['loss']:.2f}" if s['loss'] < guess else '-', held(s), f"{s['hours']:,.3g}"]
             for s in self.expected.get('sizes', [])]
 
-HEADS = ('size', 'parameters', 'tokens', 'a parameter', 'expected loss', 'memory a device', 'hours to the ratio')
+HEADS = ('size', 'parameters', 'tokens', 'a parameter', 'expected loss', 'largest step that fits', 'hours to the ratio')
 
 @patch
 def table(self:Plan) -> str: # lines; '' for a plan by minutes

@@ -7,7 +7,7 @@ __all__ = ['MFU', 'SHARE', 'MICRO', 'local_plan', 'arrange', 'batch_tokens', 'of
 
 # %% ../../nbs/api/27_model.planner.ipynb #e3d80141
 import math
-from ..core import UserError, human_bytes, within
+from ..core import UserError, check_seed, human_bytes, whole_number, within
 from .budget import count_params, flops_by_part, flops_per_token
 from .config import SIZES, get_config
 from .cost import PUE, machine_cost
@@ -144,10 +144,12 @@ def far_plan(
     mfu = MFU.get(precision, SHARE) if mfu is None else mfu
     _possible(d, precision, mfu, ratio, size)
     _text_of(tokens_available)
+    if recompute is not None: whole_number('recompute', recompute, 0)
     if step_tokens is not None and not within(step_tokens, 1, math.inf, int): raise UserError(f'expected tokens a step of 1 or more, got {step_tokens!r}')
     names = sorted((n for n in SIZES if get_config(n).traits.causal), key=lambda n: count_params(get_config(n))['total'])
+    few = tokens_available is not None and MAX_PASSES * tokens_available < ratio * count_params(_config('medium', vocab_size, seq_len))['total']
     all_ = [offer(n, d, count, hours, mfu, precision, vocab_size, seq_len, tokens_available, ratio, fit, recompute=recompute, sharding=sharding, optimizer=optimizer)
-            for n in names if n not in LADDER[:5] or n == size]         # those of a few million parameters are for minutes
+            for n in names if n not in LADDER[:5] or n == size or few]  # those of a few million parameters are for minutes, and for little text
     o = _chosen(all_, size, ratio, d)
     return _plan_of(o, all_, d, count, hours, seed, precision, mfu, _config(o['size'], vocab_size, seq_len), tokens_available, step_tokens, fit, optimizer, prices)
 
@@ -189,6 +191,7 @@ def plan(
     **kwargs # with `device`, for `far_plan`: count, hours, precision, mfu, ratio, price, ...
 ) -> Plan: # UserError for what cannot be
     "The largest model that gets enough tokens; tokens are fixed here, so a plan can be repeated."
+    check_seed(seed)
     common = dict(vocab_size=vocab_size, tokens_available=tokens_available, seed=seed, size=size)
     if device is None:
         if minutes is None or kwargs: raise UserError(f'expected minutes here, or a device with hours, got {", ".join(kwargs) or "neither"}: plan(5), or plan(device="h100", hours=24)')

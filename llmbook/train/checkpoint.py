@@ -158,7 +158,7 @@ def _told(self:Checkpoint): return self.wish.got
 def _stop(self:Checkpoint):
     "Save, say so, end the fit."
     self.save()
-    print(f'{self.wish.got.name}: stopped after step {self.train_iter}; the same call goes on from the checkpoints in {self.kept.folder}', flush=True)
+    print(f'{self.wish.got.name}: stopped after step {self.train_iter}, and saved; the same call, with --resume in a shell, goes on from the checkpoints in {self.kept.folder}', flush=True)
     raise CancelFitException
 
 # %% ../../nbs/api/35_train.checkpoint.ipynb #ca45e391

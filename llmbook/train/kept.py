@@ -112,7 +112,7 @@ def newest(
             for o, why in others: _set_aside(o, 'other', f'{o.name} belongs to another run, which differs in {", ".join(why)}; the checkpoint before it is used')
             return f, state
         others.append((f, odd))
-    if others: raise UserError(f'{others[0][0]} belongs to another run, which differs in {", ".join(others[0][1])}: give another folder, or remove this one')
+    if others: raise UserError(f'{others[0][0]} belongs to another run, which differs in {", ".join(others[0][1])}: ask for what that run was asked for, or give another folder')
 
 def _set_aside(f, why, text):
     "Keep a checkpoint under a name that is not looked at."
