@@ -171,8 +171,7 @@ class Dashboard(Callback):
     def before_train(self): self.state = 'training'
     def before_validate(self): self.state = 'validating'
     def after_validate(self):
-        r = self.recorder
-        self.scores = {k: v for k, v in zip(r.metric_names, r.log) if isinstance(v, (int, float)) and k not in ('epoch', 'train_loss')} if self.open else {}
+        self.scores = {k: v for k, v in zip(self.recorder.metric_names, self.recorder.log) if isinstance(v, (int, float)) and k not in ('epoch', 'train_loss')} if self.open else {}
     def after_cancel_fit(self): self.cancelled = True
     def after_fit(self): self._close(f'stopped after step {self.train_iter:,}' if self.cancelled else 'done')
 

@@ -57,7 +57,6 @@ class Preparation:
         self.progress(stage, 1)
         return [found[i] for i in sorted(found)]
 
-
 # %% ../../nbs/api/19_data.pipeline.ipynb #f8fd6837
 @patch
 def read(self:Preparation, src):
@@ -99,7 +98,6 @@ def settle(self:Preparation):
     self.split = split
     self.seconds['settle'] = round(perf_counter() - since, 3)
     self.progress('duplicates', .5)
-
 
 # %% ../../nbs/api/19_data.pipeline.ipynb #37214db8
 @patch

@@ -51,9 +51,7 @@ class Checkpoint(Callback):
         if not self.active: yield; return
         with StopSignals(self.signals) as self.wish:
             try: yield
-            finally:
-                self.active = False
-                self.wait()
+            finally: self.active = False; self.wait()
         self.wish.end()
 
     def before_fit(self):
