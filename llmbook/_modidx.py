@@ -1131,6 +1131,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'llmbook.decode._pack': ('api/decode.html#_pack', 'llmbook/decode.py'),
                                 'llmbook.decode._parts': ('api/decode.html#_parts', 'llmbook/decode.py'),
                                 'llmbook.decode._quick': ('api/decode.html#_quick', 'llmbook/decode.py'),
+                                'llmbook.decode._room': ('api/decode.html#_room', 'llmbook/decode.py'),
                                 'llmbook.decode._split': ('api/decode.html#_split', 'llmbook/decode.py'),
                                 'llmbook.decode._times': ('api/decode.html#_times', 'llmbook/decode.py')},
             'llmbook.evaluate.bias': { 'llmbook.evaluate.bias._gaps': ('api/evaluate.bias.html#_gaps', 'llmbook/evaluate/bias.py'),

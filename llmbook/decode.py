@@ -25,6 +25,8 @@ def _split(w):
     n = _parts(len(w), max(2, torch.get_num_threads()))
     return w.view(n, -1, w.shape[1])
 
+def _room(device): return torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else 0 # bytes free for copies that a GPU gains from
+
 def _quick(w): return w.device.type == 'cpu' and w.dtype == torch.float32 and w.is_contiguous()
 
 def _onednn(): return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise')
@@ -40,10 +42,11 @@ class Product:
     def __init__(self,
         *layers:nn.Linear, # same input width
         pack:bool=False, # copy the weights into oneDNN's order, for several rows
+        join:bool=False, # copy them into one matrix, which a GPU is asked for once
     ):
         self.ws = [l.weight.detach() for l in layers]
         self.bias = None if layers[0].bias is None else torch.cat([l.bias.detach() for l in layers])
-        if len(layers) > 1 and self.ws[0].is_cuda: self.ws = [torch.cat(self.ws)] # a GPU is asked once
+        if join and len(layers) > 1: self.ws = [torch.cat(self.ws)]
         self.packed = _pack(torch.cat(self.ws) if len(layers) > 1 else self.ws[0]) if pack else None
         self.views = None
         if not pack and all(map(_quick, self.ws)):
@@ -148,7 +151,8 @@ class Decoder(Cached):
         super().__init__(model, batch, start, pad)
         c, can = model.config, _quick(model.embed.weight) and _onednn()
         if pack is None: pack = batch > 1 and 4 * sum(p.numel() for p in model.parameters()) <= _COPY
-        self.H, self.K, self.d, self.F, join = c.n_head, c.n_kv_head, c.head_dim, c.d_ff, lambda *l: Product(*l, pack=pack and can)
+        room = _room(model.embed.weight.device) / 2 > sum(p.nbytes for p in model.parameters())
+        self.H, self.K, self.d, self.F, join = c.n_head, c.n_kv_head, c.head_dim, c.d_ff, lambda *l: Product(*l, pack=pack and can, join=room)
         self.layers = [_Layer(b, join, self.H, self.K) for b in model.blocks]
         self.norm, self.head = _norm(model.norm), join(model.head)
         self.rotary = getattr(model, 'pos', None) is None
