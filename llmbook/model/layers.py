@@ -232,7 +232,8 @@ class Attention(nn.Module):
             cos, sin = cos.to(q.dtype), sin.to(q.dtype)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None: k, v = cache.add(self.layer, k, v)
-        o = attend(q, k, v, mask, self.causal and mask is None and x.shape[1] > 1, cache is not None)
+        causal = self.causal and mask is None and (cache is None or x.shape[1] > 1) # a size is no bool to a compiler
+        o = attend(q, k, v, mask, causal, cache is not None)
         return self.o_proj(o.transpose(1, 2).flatten(2))
 
 # %% ../../nbs/api/21_model.layers.ipynb #6be8ec08
