@@ -6,8 +6,10 @@ Needs `accelerate`, as `Trainer` does: pip install '.[bench]'
 """
 import hashlib, json, os, signal, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
-import torch
+import numpy as np, torch
 from llmbook.core import import_transformers, machine, set_seed
+from llmbook.data.loaders import TokenLoader
+from llmbook.data.pack import TokenView
 from llmbook.model.budget import count_params, flops_per_token
 from llmbook.model.config import get_config
 from llmbook.model.devices import find_device
@@ -21,21 +23,11 @@ if SMALL: SIZES, WRITERS, STEPS, WARM, ROUNDS, NEW, KILLED = {'gpt2': (2, 32)}, 
 def config(size): return get_config(size, **dict(n_layer=2, d_model=64, n_head=2, n_kv_head=2, d_ff=256, vocab_size=512, context=64) if SMALL else {})
 
 
-def batches(size, n=STEPS):
+def loaders(size):
+    "Training and validation batches of tokens drawn at random."
     rows, T = SIZES[size]
-    g = torch.Generator().manual_seed(SEED)
-    return [torch.randint(config(size).vocab_size, (rows, T + 1), generator=g) for _ in range(n)]
-
-
-class Rows:
-    "Batches on the device, from any number on."
-    def __init__(self, bs): self.b, self.at = [b.to(ON) for b in bs], 0
-    def __len__(self): return len(self.b)
-    def to(self, device): return self
-    def seek(self, i): self.at = i % len(self.b); return self
-    def __iter__(self):
-        start, self.at = self.at, 0
-        return iter([(b[:, :-1], b[:, 1:]) for b in self.b[start:]])
+    ids = np.random.default_rng(SEED).integers(0, config(size).vocab_size, rows * T * STEPS + 1).astype(np.uint16)
+    return [TokenLoader(TokenView([ids]), rows, T, steps, SEED, shuffle, device=torch.device(ON)) for steps, shuffle in ((STEPS, True), (1, False))]
 
 
 def now():
@@ -46,7 +38,7 @@ def now():
 def learner(size, muon, *cbs, compile=True):
     from fastai.data.core import DataLoaders
     from llmbook.train.pretrain import lm_learner
-    dls = DataLoaders(Rows(batches(size)), Rows([]), device=torch.device(ON))
+    dls = DataLoaders(*loaders(size), device=torch.device(ON))
     return lm_learner(dls, config(size), lr=3e-4, muon=muon, precision='bf16', compile=compile, seed=SEED, cbs=list(cbs))
 
 
@@ -68,7 +60,7 @@ def theirs(size, at):
     model = tf.GPT2LMHeadModel(tf.GPT2Config(**hf_config(config(size))))
     args = tf.TrainingArguments(tempfile.mkdtemp(), per_device_train_batch_size=SIZES[size][0], max_steps=STEPS, optim='adamw_torch_fused', bf16=True, torch_compile=True, max_grad_norm=1.,
                                 report_to=[], save_strategy='no', logging_steps=10, disable_tqdm=True, use_cpu=ON == 'cpu', weight_decay=.1, learning_rate=3e-4, dataloader_pin_memory=ON == 'cuda')
-    rows = [dict(input_ids=r[:-1], labels=r[:-1]) for b in batches(size) for r in b]   # shifted inside the model
+    rows = [dict(input_ids=r, labels=r) for dl in [loaders(size)[0]] for i in range(STEPS) for r in dl.batch(i)[0].cpu()]   # shifted inside the model
     trainer = tf.Trainer(model, args, train_dataset=rows, callbacks=[Tick()])
     trainer.remove_callback(tf.trainer_callback.PrinterCallback)
     trainer.train()

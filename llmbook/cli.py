@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 import torch
 from fastcore.script import call_parse, is_cli
+from fastai.callback.core import Callback
 from .core import RunFolder, UserError, human_count, read_json, write_json
 from .data.pipeline import prepare
 from .data.pack import read_manifest
@@ -22,13 +23,13 @@ from .generate import generate
 from .generate import stream as text_stream
 from .journey import Settings, journey, logits_gap, overlap_rows
 from .model.hub import load_pretrained, save_pretrained
-from .model.plan import Plan
+from .model.plan import Plan, read_plan
 from .model.planner import plan
 from .shell import check_free, plain_errors
 from .runs import compare_runs, comparison_table, headline, number
 from .train.kept import Kept
 from .train.parallel import whole_model
-from .train.pretrain import check_plan, pretrain, read_plan
+from .train.pretrain import check_plan, pretrain
 from .train.world import from_first, join, rank
 from .tune.finetune import answers, finetune
 from .tune.tasks import get_task
@@ -85,8 +86,9 @@ def llmbook_plan(
     far = dict(count=count, hours=hours, price=price, grid=grid, ratio=ratio, precision=precision, recompute=recompute, mfu=mfu)
     far = {k: v for k, v in far.items() if v is not None}
     if device is None and far: raise UserError(f'expected a device with {", ".join(far)}: add --device h100, say')
-    if data and vocab_size not in (None, _text(data)['vocab_size']): raise UserError(f'expected the vocabulary of {data}, {_text(data)["vocab_size"]}, got {vocab_size}: leave --vocab-size out')
-    has, asked = _text(data) if data else {}, {k: v for k, v in dict(vocab_size=vocab_size, tokens_available=tokens).items() if v is not None}
+    has = _text(data) if data else {}
+    if has and vocab_size not in (None, has['vocab_size']): raise UserError(f'expected the vocabulary of {data}, {has["vocab_size"]}, got {vocab_size}: leave --vocab-size out')
+    asked = {k: v for k, v in dict(vocab_size=vocab_size, tokens_available=tokens).items() if v is not None}
     p = plan(5. if device is minutes is None else minutes, seed=seed, size=size, device=device, **has | asked, **far)
     print(p)
     if device: print('\n' + p.table())
@@ -150,9 +152,15 @@ def llmbook_pretrain(
     Kept(out, keep) # refuses what cannot be kept
     join() # under torchrun: rank 0 plans for all
     p = from_first(_planned(data, Path(out), plan, resume, dict(size=size, minutes=minutes, seed=seed)).to_dict() if rank() == 0 else None)
-    learn = pretrain(data, Plan.from_dict(p), out, checkpoint_seconds=60 * checkpoint_minutes, keep=keep, compile=compile, parallel=parallel)
+    learn = pretrain(data, p, out, checkpoint_seconds=60 * checkpoint_minutes, keep=keep, compile=compile, parallel=parallel, cbs=_KeepPlan(p, Path(out)/'plan.json'))
     model = whole_model(learn.model)
     if rank() == 0: print(f"model: {save_pretrained(model, load_tokenizer(data), Path(out)/'model')}")
+
+class _KeepPlan(Callback):
+    "Write the plan into the run's folder, once `Checkpoint` has seen that this is the run there: a plan that was refused leaves nothing behind."
+    order = 59
+    def __init__(self, plan, path): self.plan, self.path = plan, path
+    def before_fit(self): write_json(self.path, self.plan) if rank() == 0 else None
 
 def _planned(data, out, given, resume, asked):
     "The plan in `out` if that run goes on, the one that is given, or a new one: for the time, or for a size."
@@ -208,7 +216,7 @@ def _inside(model):
 def llmbook_generate(
     model:str, # a model folder, or a run's folder
     prompt:str='', # what the text begins with
-    tokens:int=None, # longest continuation; none: 64, or half of a context that is shorter than 128
+    tokens:int=None, # longest continuation; none: 48 for an answer, else 64, or half of a context that is shorter than 128
     temperature:float=.8, # 0 takes the most likely token
     top_p:float=.95, # nucleus
     top_k:int=0, # the most likely tokens to draw from; 0: all
@@ -226,9 +234,10 @@ def llmbook_generate(
     if stream and (answer or n > 1): raise UserError('expected --stream for one text that goes on from --prompt, got --answer or --n: leave one out')
     m, tok = load_pretrained(_inside(model), dtype=dtype)
     kw = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed, stop=stop)
-    if stream: return _written(prompt, text_stream(m, tok, prompt, max_new_tokens=tokens, **kw))
-    if answer: texts = answers(m, tok, [prompt] * n, max_new_tokens=tokens, **kw)
-    else: texts = [prompt + t for t in generate(m, tok, [prompt] * n, tokens, **kw)]
+    if tokens is not None: kw['max_new_tokens'] = tokens
+    if stream: return _written(prompt, text_stream(m, tok, prompt, **kw))
+    if answer: texts = answers(m, tok, [prompt] * n, **kw)
+    else: texts = [prompt + t for t in generate(m, tok, [prompt] * n, **kw)]
     print(('\n' + '-' * 20 + '\n').join(texts))
     return None if is_cli() else texts
 

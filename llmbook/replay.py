@@ -7,7 +7,7 @@ __all__ = ['FixedStep', 'record', 'Replayed', 'can_generate', 'decoder']
 
 # %% ../nbs/api/39_replay.ipynb #7d10aa03
 import math
-import torch, torch.nn.functional as F
+import torch
 from torch import nn, Tensor
 from .core import UserError
 from .decode import Cached, Decoder, Reread

@@ -309,6 +309,7 @@ def test_an_older_plan_still_loads():
 def test_little_text_says_that_it_is_the_limit():
     p = plan(device='h100', hours=1, vocab_size=800, tokens_available=400_000)
     assert 'the text' in dict(p.rows())['Limit'] and 'unknown' in dict(p.rows())['Expected loss']
+    assert p.picture() == '' and plan(device='h100', hours=1).picture()
     assert [r[4] for r in p.size_rows()] == ['-'] * len(p.size_rows()) and p.size_rows()[0][0] == 'pico' # the small ones are offered then
     assert 'Limit' not in dict(plan(device='h100', hours=1).rows())
 

@@ -2,7 +2,7 @@
 import pytest, torch
 from llmbook.core import UserError, import_transformers
 from llmbook.data.tokenize import decode, encode_text, train_tokenizer
-from llmbook.decode import Cached, Decoder, GrowingCache, Product, Reread
+from llmbook.decode import Cached, Decoder, Product, Reread
 from llmbook.replay import decoder
 from llmbook.generate import _Text, generate, generate_ids, show_generate, stream
 from llmbook.model.config import ModelConfig

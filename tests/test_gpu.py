@@ -11,7 +11,7 @@ from llmbook.model.layers import KVCache
 from llmbook.model.transformer import Transformer
 from llmbook.replay import FixedStep, Replayed
 from llmbook.train.checkpoint import Checkpoint
-from llmbook.train.loss import LMLoss, linear_cross_entropy
+from llmbook.train.loss import linear_cross_entropy
 from llmbook.train.pretrain import lm_learner
 from llmbook.train.record import load_recorder
 from llmbook.train.telemetry import Clock

@@ -202,7 +202,7 @@ def test_an_infinite_gradient_of_a_finite_loss_is_skipped(tmp_path):
 
 
 def test_bad_files_are_few_and_a_full_disk_is_a_warning(tmp_path, monkeypatch):
-    learn = fit(learner(tmp_path, ClipGrad(most=2, patience=9), NaNHere(0, 1, 2, 3)))
+    fit(learner(tmp_path, ClipGrad(most=2, patience=9), NaNHere(0, 1, 2, 3)))
     assert sorted(f.name for f in (tmp_path/'bad').iterdir()) == [f'step-{i}.{e}' for i in (0, 1) for e in ('json', 'safetensors')]
     def full(*a): raise OSError(28, 'No space left on device')
     monkeypatch.setattr('llmbook.train.steps.save_file', full)
@@ -393,7 +393,7 @@ def test_what_cannot_be_trained_is_refused_before_it_begins(tmp_path):
 def test_a_place_or_an_optimiser_that_cannot_be_saved_is_refused_before_the_first_step(tmp_path):
     from fastai.optimizer import Adam
     from test_train import grammar_data, learner
-    data = grammar_data(tmp_path/'data') if not (tmp_path/'data').mkdir() else None
+    (tmp_path/'data').mkdir(); grammar_data(tmp_path/'data')
     (tmp_path/'file').write_text('')
     for cb, opt in ((Checkpoint(tmp_path/'file'/'x'), None), (Checkpoint(tmp_path/'file'), None), (Checkpoint(tmp_path/'c'), Adam)):
         learn = learner(tmp_path/'data', steps=8, cbs=cb)

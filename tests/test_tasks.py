@@ -3,6 +3,8 @@ import ast, os, subprocess, sys
 import pytest, torch
 from llmbook.core import UserError
 from llmbook.data.tokenize import ANSWER, EOT, PAD, PROMPT, decode, train_tokenizer
+from llmbook.model.config import ModelConfig
+from llmbook.model.transformer import Transformer
 from llmbook.tune import pairs
 from llmbook.tune.pairs import Example, code_pairs, docstring_line, summarization_examples, translation_examples
 from llmbook.tune.tasks import SPLITS, TaskLoader, encode_examples, format_prompt, get_task, load_task_file, task_dls
@@ -265,3 +267,12 @@ def test_tables_are_escaped(tok, monkeypatch):
     dl.show_batch(); dl.show_results(dl.one_batch(), dl.one_batch()[1])
     assert len(shown) == 2
     for h in shown: assert '<script>' not in h.data and '<b>' not in h.data and 'script&gt;' in h.data
+
+
+def test_of_a_question_that_is_too_long_the_mark_and_the_end_are_read(monkeypatch):
+    import llmbook.tune.finetune as f
+    tok, model, seen = train_tokenizer(['some text here'] * 9, 300), Transformer(ModelConfig(vocab_size=300, n_layer=1, d_model=32, n_head=2, context=64)), []
+    monkeypatch.setattr(f, 'generate', lambda model, tok, prompt_ids, **kw: seen.append(prompt_ids) or [''])
+    for new, lengths in ((48, [7, 16]), (62, [2, 2])):
+        f.answers(model, tok, ['short', 'x' * 500], new)
+        assert [len(i) for i in seen[-1]] == lengths and all((i[0], i[-1]) == (PROMPT, ANSWER) for i in seen[-1])

@@ -28,7 +28,7 @@ def _softmax(z, t, real, z_loss, want): # (C, V) logits -> summed nats; and, if 
     p.scatter_add_(1, t[:, None], -torch.ones_like(lse)[:, None])
     return nats, p.mul_(real[:, None])
 
-def _one_pass(z, t, real, z_loss, want=True): # the same without a write in place, which a compiler makes few kernels of; the gradient in the type of the logits
+def _one_pass(z, t, real, z_loss): # the same without a write in place, which a compiler makes few kernels of; the gradient in the type of the logits
     z, dtype = _long(z), z.dtype
     lse, at = z.logsumexp(-1), torch.arange(z.shape[1], device=z.device) == t[:, None]
     nats = ((lse - z.gather(1, t[:, None])[:, 0] + z_loss * lse.square()) * real).sum()
@@ -70,8 +70,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(h.device.type, enabled=False):
             for s, z, t, real in _chunks(hc, wc, bc, y, chunk):
                 want = any(ctx.needs_input_grad)
-                f = _compiled() if compile and want and len(z) == chunk else _softmax # one shape: a last, shorter chunk would be compiled for every length
-                nats, p = f(z, t, real, z_loss, want)
+                if compile and want and len(z) == chunk: nats, p = _compiled()(z, t, real, z_loss) # one shape: a last, shorter chunk would be compiled for every length
+                else: nats, p = _softmax(z, t, real, z_loss, want)
                 total += nats
                 if gb is not None: gb += p.sum(0, dtype=gb.dtype)
                 if p is not None: p = p.to(hc.dtype)

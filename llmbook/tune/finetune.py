@@ -73,13 +73,14 @@ def finetune_learner(
 def answers(
     model, # a fine-tuned `Transformer`
     tok, # its tokenizer
-    prompts:list, # texts
+    prompts:list, # texts; of one that is too long for the context its end is read
     max_new_tokens:int=48, # longest answer
     **kwargs # for `generate`; greedy by default
 ) -> list: # texts
     "What the model answers."
-    kwargs = dict(temperature=0.) | kwargs
-    return [a.strip() for a in generate(model, tok, prompt_ids=[format_prompt(tok, p) for p in prompts], max_new_tokens=max_new_tokens, **kwargs)]
+    kwargs, room = dict(temperature=0.) | kwargs, model.config.context - max_new_tokens
+    ids = [[i[0], *i[max(1, len(i) - room + 1):]] for i in (format_prompt(tok, p) for p in prompts)] # the mark that it begins with stays
+    return [a.strip() for a in generate(model, tok, prompt_ids=ids, max_new_tokens=max_new_tokens, **kwargs)]
 
 # %% ../../nbs/api/51_tune.finetune.ipynb #195c3fd0
 def finetune(
