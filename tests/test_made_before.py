@@ -1,0 +1,67 @@
+"""What version 0.1.0 wrote opens, resumes and counts as done.
+
+`tests/made_by_0_1_0` was written once by commit 03f2a0c: `text` was prepared into `prepared`, a plan made for it, one run
+finished and one stopped at step 13 of 20, and a whole journey taken through the same plan into `run`.
+"""
+import json, os, shutil
+from pathlib import Path
+import pytest, torch
+from llmbook.data.loaders import lm_dls
+from llmbook.data.pipeline import prepare
+from llmbook.data.tokenize import load_tokenizer
+from llmbook.generate import generate
+from llmbook.journey import Settings, journey
+from llmbook.model.hub import load_pretrained
+from llmbook.model.plan import read_plan
+from llmbook.train.pretrain import pretrain
+
+MADE = Path(__file__).parent/'made_by_0_1_0'
+TIME = 1767225600  # seconds; when the text was written, which is a part of what identifies a source
+EXPECTED = json.loads((MADE/'expected.json').read_text(encoding='utf-8'))
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    "A copy of the folder that may be written to, as the working directory."
+    shutil.copytree(MADE, tmp_path/'made')
+    monkeypatch.chdir(tmp_path/'made')
+    os.utime('text/sentences.jsonl', (TIME, TIME))
+    return tmp_path/'made'
+
+
+def test_prepared_data_counts_as_done(made):
+    before = {f: (made/'prepared'/f).stat().st_mtime_ns for f in os.listdir(made/'prepared')}
+    card = prepare(['text'], 'prepared', vocab_size=400)
+    assert card['totals']['kept'] == 80
+    assert before == {f: (made/'prepared'/f).stat().st_mtime_ns for f in os.listdir(made/'prepared')}
+
+
+def test_prepared_data_opens(made):
+    x, y = next(iter(lm_dls('prepared', 4, 32, steps=2).train))
+    assert x.shape == y.shape == (4, 32) and torch.equal(x[:, 1:], y[:, :-1])
+
+
+def test_a_stopped_run_resumes(made):
+    learn = pretrain('prepared', read_plan('plan.json'), 'stopped', evaluations=2)
+    assert learn.checkpoint.resumed == 13
+    torch.testing.assert_close(learn.recorder.values[-1], EXPECTED['values'][-1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_finished_run_counts_as_done(made):
+    learn = pretrain('prepared', read_plan('plan.json'), 'finished', evaluations=2)
+    assert learn.checkpoint.resumed == 20
+    torch.testing.assert_close(learn.recorder.values[-1], EXPECTED['values'][-1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_opens_and_writes_the_same(made):
+    model, tok = load_pretrained('model', device='cpu')
+    assert generate(model, tok, ['The cat'], max_new_tokens=12, temperature=0) == EXPECTED['text']
+    assert load_tokenizer('prepared').get_vocab() == tok.get_vocab()
+
+
+def test_a_run_is_done(made):
+    settings = Settings(sources='text', plan='plan.json', max_bytes=300_000, vocab_size=400, tasks=('translation',),
+                        test_pairs=4, toxicity_prompts=3, test_bytes=2000)
+    said = []
+    journey('run', settings, progress=said.append)
+    assert len(said) == 7 and all('done before' in s for s in said)
