@@ -1,9 +1,9 @@
 """Text for the benchmarks of data preparation: LLMBOOK_DATA where there is one, and the embedded corpus."""
 import gzip, json, os, random
 from pathlib import Path
-from llmbook.data.corpus import embedded_corpus
-from llmbook.data.intake import split_long
-from llmbook.data.doc import Doc
+from llmbook.read.embedded import embedded_corpus
+from llmbook.prepare.units import split_long
+from llmbook.read.doc import Doc
 
 DATA = Path(os.environ.get('LLMBOOK_DATA', Path(__file__).resolve().parents[2]/'shared/data'))
 

@@ -10,8 +10,8 @@ from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from llmbook.core import human_bytes, human_count
 from llmbook.model.config import ModelConfig
-from llmbook.train.checkpoint import Checkpoint
-from llmbook.train.pretrain import lm_learner
+from llmbook.checkpoint.checkpoint import Checkpoint
+from llmbook.pretrain.run import lm_learner
 
 SIZE, STEPS, AT, ROUNDS = sys.argv[1] if len(sys.argv) > 1 else 'tiny', 40, (5, 20), 8
 SIZES = dict(tiny=dict(n_layer=6, d_model=384, n_head=6, n_kv_head=6), small=dict(n_layer=10, d_model=512, n_head=8, n_kv_head=8))

@@ -2,9 +2,9 @@
 import json, statistics, time
 import IPython.display, torch
 from fastai.data.core import DataLoaders
-from llmbook.dashboard import Dashboard
+from llmbook.widgets.dashboard import Dashboard
 from llmbook.model.config import ModelConfig
-from llmbook.train.pretrain import lm_learner
+from llmbook.pretrain.run import lm_learner
 
 STEPS, ROUNDS, CONFIG = 240, 8, ModelConfig(vocab_size=1024, n_layer=2, d_model=64, n_head=2, n_kv_head=1, context=64)
 

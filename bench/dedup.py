@@ -9,9 +9,9 @@ for k in ('OMP_NUM_THREADS', 'RAYON_NUM_THREADS'): os.environ.setdefault(k, '1')
 import sys, time
 from functools import partial
 from itertools import combinations
-from llmbook.data.corpus import embedded_corpus
-from llmbook.data.minhash import Signer, jaccard, shingles
-from llmbook.data.dedup import find_duplicates
+from llmbook.read.embedded import embedded_corpus
+from llmbook.dedup.minhash import Signer, jaccard, shingles
+from llmbook.dedup.near import find_duplicates
 
 MB, ROUNDS, THRESHOLD = 4, 3, .8
 

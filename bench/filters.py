@@ -10,13 +10,13 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import gzip, json, sys, time
 from collections import Counter
 from pathlib import Path
-from llmbook.data import words
-from llmbook.data.corpus import embedded_corpus
-from llmbook.data.doc import Doc
-from llmbook.data.filter import check
-from llmbook.data.gopher import GOPHER_QUALITY, GOPHER_REPETITION
-from llmbook.data.webrules import C4, FINEWEB
-from llmbook.data.words import View
+from llmbook.filters import view as words
+from llmbook.read.embedded import embedded_corpus
+from llmbook.read.doc import Doc
+from llmbook.filters.presets import check
+from llmbook.filters.gopher import GOPHER_QUALITY, GOPHER_REPETITION
+from llmbook.filters.web import C4, FINEWEB
+from llmbook.filters.view import View
 
 DATA = Path(os.environ.get('LLMBOOK_DATA', Path(__file__).resolve().parents[2]/'shared/data'))
 MB, PIECE = float(sys.argv[1]) if len(sys.argv) > 1 else 5., 4000

@@ -2,7 +2,7 @@
 import statistics, time
 import torch
 from llmbook.core import import_transformers, set_seed
-from llmbook.generate import generate_ids
+from llmbook.generate.text import generate_ids
 from llmbook.model.config import ModelConfig
 from llmbook.model.transformer import Transformer
 

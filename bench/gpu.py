@@ -8,11 +8,11 @@ import hashlib, json, os, signal, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 import numpy as np, torch
 from llmbook.core import import_transformers, machine, set_seed
-from llmbook.data.loaders import TokenLoader
-from llmbook.data.pack import TokenView
-from llmbook.model.budget import count_params, flops_per_token
+from llmbook.tokens.loaders import TokenLoader
+from llmbook.tokens.shards import TokenView
+from llmbook.plan.flops import count_params, flops_per_token
 from llmbook.model.config import get_config
-from llmbook.model.devices import find_device
+from llmbook.plan.devices import find_device
 
 SMALL, ON = '--small' in sys.argv, 'cuda' if torch.cuda.is_available() else 'cpu'
 SIZES, WRITERS = {'gpt2': (64, 1024), 'gpt2-medium': (32, 1024)}, ('gpt2', 'qwen3-0.6b', 'qwen3-1.7b')   # rows and tokens of a batch
@@ -37,7 +37,7 @@ def now():
 
 def learner(size, muon, *cbs, compile=True):
     from fastai.data.core import DataLoaders
-    from llmbook.train.pretrain import lm_learner
+    from llmbook.pretrain.run import lm_learner
     dls = DataLoaders(*loaders(size), device=torch.device(ON))
     return lm_learner(dls, config(size), lr=3e-4, muon=muon, precision='bf16', compile=compile, seed=SEED, cbs=list(cbs))
 
@@ -52,7 +52,7 @@ def ours(size, at, muon=False):
 
 
 def theirs(size, at):
-    from llmbook.model.hub import hf_config
+    from llmbook.model.hf import hf_config
     tf = import_transformers()
     tf.utils.logging.set_verbosity_error()
     class Tick(tf.TrainerCallback):
@@ -77,7 +77,7 @@ def trained(arm, size):
 
 def written(_, size):
     "Tokens a second of one text, greedy, bfloat16."
-    from llmbook.generate import generate_ids
+    from llmbook.generate.text import generate_ids
     from llmbook.model.transformer import Transformer
     set_seed(SEED)
     with torch.device(ON): model = Transformer(config(size)).to(torch.bfloat16).eval()
@@ -90,7 +90,7 @@ def written(_, size):
 def run_to_the_end(folder, _):
     "The first size for two epochs, killed once if a file says so; a fingerprint of its weights."
     from fastai.callback.core import Callback
-    from llmbook.train.checkpoint import Checkpoint
+    from llmbook.checkpoint.checkpoint import Checkpoint
     class Kill(Callback):
         order = 90
         def after_batch(self):

@@ -7,7 +7,7 @@ from llmbook.model.config import ModelConfig
 from llmbook.model.transformer import Transformer
 from llmbook.train.loss import LMLoss
 from llmbook.train.optim import lm_opt
-from llmbook.train.pretrain import lm_learner
+from llmbook.pretrain.run import lm_learner
 
 STEPS, ROUNDS, CONFIG = 40, 15, ModelConfig(vocab_size=1024, n_layer=2, d_model=64, n_head=2, n_kv_head=1, context=64)
 

@@ -3,8 +3,8 @@ import json, tempfile, time
 from pathlib import Path
 import numpy as np, torch
 from llmbook.core import set_seed
-from llmbook.data.loaders import TokenLoader
-from llmbook.data.pack import TokenView, open_tokens
+from llmbook.tokens.loaders import TokenLoader
+from llmbook.tokens.shards import TokenView, open_tokens
 from llmbook.model.config import get_config
 from llmbook.model.transformer import Transformer
 from llmbook.train.loss import LMLoss

@@ -7,7 +7,7 @@ import psutil
 from _corpus import documents, shuffled, write
 
 MB, TIMES = 12, 10
-RUN = 'import sys; from llmbook.data.pipeline import prepare; prepare(sys.argv[1], sys.argv[2], workers=2, preset="default", progress=False)'
+RUN = 'import sys; from llmbook.prepare.pipeline import prepare; prepare(sys.argv[1], sys.argv[2], workers=2, preset="default", progress=False)'
 
 
 def resident(process):

@@ -3,10 +3,10 @@ import statistics, time
 import torch
 from fastai.data.core import DataLoaders
 from llmbook.model.config import ModelConfig
-from llmbook.train.launch import launch
-from llmbook.train.parallel import parallel
-from llmbook.train.pretrain import lm_learner
-from llmbook.train.world import rank, wait_for_all, world
+from llmbook.distributed.launch import launch
+from llmbook.parallel.learner import parallel
+from llmbook.pretrain.run import lm_learner
+from llmbook.distributed.world import rank, wait_for_all, world
 
 STEPS, ROUNDS, BS, T = 12, 4, 32, 128
 CONFIG = ModelConfig(vocab_size=2048, n_layer=4, d_model=192, n_head=4, context=T)

@@ -6,9 +6,9 @@ import json, statistics, sys, time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from _corpus import documents, write
-from llmbook.data.execute import n_cores
-from llmbook.data.pipeline import prepare
-from llmbook.data.tokenize import load_tokenizer
+from llmbook.prepare.workers import n_cores
+from llmbook.prepare.pipeline import prepare
+from llmbook.tokens.tokenizer import load_tokenizer
 
 MB, ROUNDS = 24, 3
 

@@ -24,7 +24,7 @@ class Worker:
         from llmbook.core import set_seed
         from llmbook.model.config import get_config
         from llmbook.model.transformer import Transformer
-        from llmbook.train.heap import keep_heap
+        from llmbook.train.learner import keep_heap
         from llmbook.train.loss import LMLoss
         from llmbook.train.optim import lm_opt
         from llmbook.train.precision import check_precision
@@ -55,8 +55,8 @@ class Worker:
 
     def about(self):
         "What the size is, and what the budget says of it."
-        from llmbook.model.budget import count_params, flops_per_token
-        from llmbook.model.memory import memory_estimate
+        from llmbook.plan.flops import count_params, flops_per_token
+        from llmbook.plan.memory import memory_estimate
         guess = memory_estimate(self.c, self.rows, precision='bfloat16' if self.precision == 'bf16' else 'float32', loss_chunk=CHUNK)
         return dict(params=count_params(self.c)['total'], flops=flops_per_token(self.c), context=self.c.context, vocab=self.c.vocab_size, rows=self.rows,
                     accumulate=ROWS // self.rows, precision=self.precision, peak=held() - self.base, guess=guess['total'])
@@ -76,8 +76,8 @@ def serve(name):
 def measure(names=SIZES, rounds=ROUNDS, seconds=1.):
     "A row for each size; the rounds go over all sizes."
     from llmbook.model.config import get_config
-    from llmbook.model.devices import measure_machine
-    from llmbook.model.ladder import expected_rate
+    from llmbook.plan.devices import measure_machine
+    from llmbook.plan.local import expected_rate
     ps = {n: subprocess.Popen([sys.executable, __file__, n], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for n in names}
     def ask(n, line):
         ps[n].stdin.write(f'{line}\n'); ps[n].stdin.flush()

@@ -14,7 +14,7 @@ from fastai.data.core import DataLoaders
 from llmbook.core import set_seed
 from llmbook.model.config import ModelConfig
 from llmbook.train.loss import token_nats
-from llmbook.train.pretrain import lm_learner
+from llmbook.pretrain.run import lm_learner
 
 GOAL, T = 1.88, 64
 

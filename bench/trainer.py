@@ -25,7 +25,7 @@ def ours(clock):
     from fastai.callback.core import Callback
     from fastai.data.core import DataLoaders
     from llmbook.model.config import ModelConfig
-    from llmbook.train.pretrain import lm_learner
+    from llmbook.pretrain.run import lm_learner
     class Tick(Callback):
         order = 90
         def after_batch(self): clock.tick()
@@ -38,7 +38,7 @@ def ours(clock):
 def theirs(clock):
     from llmbook.core import import_transformers
     from llmbook.model.config import ModelConfig
-    from llmbook.model.hub import hf_config
+    from llmbook.model.hf import hf_config
     tf = import_transformers()
     tf.utils.logging.set_verbosity_error()
     class Tick(tf.TrainerCallback):

@@ -5,15 +5,15 @@ import pytest, torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from llmbook.core import UserError
-from llmbook.model.budget import count_params, flops_by_part, flops_per_token
+from llmbook.plan.flops import count_params, flops_by_part, flops_per_token
 from llmbook.model.config import SIZES, ModelConfig, get_config
-from llmbook.model.cost import carbon_intensity, machine_cost
-from llmbook.model.devices import DEVICES, Device, find_device, get_device, measure_machine, peak_flops
-from llmbook.model.ladder import expected_rate
-from llmbook.model.memory import PRECISIONS, accumulation, activation_bytes, largest_batch, memory_estimate
-from llmbook.model.plan import Plan
-from llmbook.model.planner import arrange, plan
-from llmbook.model.scaling import compute_optimal, isoflop_picture, predicted_loss
+from llmbook.plan.devices import carbon_intensity, machine_cost
+from llmbook.plan.devices import DEVICES, Device, find_device, get_device, measure_machine, peak_flops
+from llmbook.plan.local import expected_rate
+from llmbook.plan.memory import PRECISIONS, accumulation, activation_bytes, largest_batch, memory_estimate
+from llmbook.plan.plan import Plan
+from llmbook.plan.planner import arrange, plan
+from llmbook.plan.scaling import compute_optimal, isoflop_picture, predicted_loss
 from llmbook.model.transformer import Transformer
 from llmbook.train.loss import LMLoss
 from llmbook.train.optim import lm_opt

@@ -6,9 +6,11 @@ import copy, json, os, random, re, shutil, subprocess, sys
 import numpy as np
 import pytest
 from llmbook.core import UserError, read_json
-from llmbook.data.card import card_html, save_card, show_card
-from llmbook.data.funnel import Funnel, Lengths, Step, Tally, sample_key
-from llmbook.data.pictures import bar_picture, cluster_bins, cluster_picture, funnel_picture, html_table, length_picture, middle, plain
+from llmbook.prepare.card import card_html, save_card, show_card
+from llmbook.prepare.account import Funnel, Lengths, Step, Tally, sample_key
+from llmbook.show.pictures import (
+    bar_picture, cluster_bins, cluster_picture, funnel_picture, html_table, length_picture, middle, plain
+)
 
 EVIL = '"\'><script>document.title="owned"</script><img src=x onerror=alert(1)>\x00\ud800\x1b</pre></td></div>'
 STEPS = ('read', 'clean', 'filter', 'near-duplicates')
@@ -105,7 +107,7 @@ def test_examples_are_spread_over_the_corpus():
 
 
 def test_keys_are_the_same_in_every_process():
-    code = "from llmbook.data.funnel import sample_key; print(sample_key('a'), sample_key('\\ud800'), sample_key(3))"
+    code = "from llmbook.prepare.account import sample_key; print(sample_key('a'), sample_key('\\ud800'), sample_key(3))"
     runs = {subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env={**os.environ, 'PYTHONHASHSEED': s}).stdout
             for s in ('1', '2')}
     assert runs == {f"{sample_key('a')} {sample_key(chr(0xd800))} {sample_key(3)}\n"}
@@ -113,7 +115,7 @@ def test_keys_are_the_same_in_every_process():
 
 
 def test_counting_needs_no_torch():
-    code = ("import sys, llmbook.data.funnel, llmbook.data.pictures, llmbook.data.card\n"
+    code = ("import sys, llmbook.prepare.account, llmbook.show.pictures, llmbook.prepare.card\n"
             "print([m for m in ('torch', 'fastai', 'IPython', 'ipywidgets', 'matplotlib') if m in sys.modules])")
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
 

@@ -5,12 +5,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 import pytest
 from llmbook.core import UserError
-from llmbook.data import clean as cleaning, html as pages, personal
-from llmbook.data.clean import clean, normalise, repair
-from llmbook.data.corpus import embedded_corpus
-from llmbook.data.doc import Doc
-from llmbook.data.html import extract_html, read_page
-from llmbook.data.personal import PERSONAL, mask_personal
+from llmbook.clean import text as cleaning, pii as personal
+from llmbook.read import html as pages
+from llmbook.clean.text import clean, normalise, repair
+from llmbook.read.embedded import embedded_corpus
+from llmbook.read.doc import Doc
+from llmbook.read.html import extract_html, read_page
+from llmbook.clean.pii import PERSONAL, mask_personal
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get('LLMBOOK_DATA', ROOT.parent/'shared/data'))
@@ -51,7 +52,7 @@ def test_pages_made_to_hurt_come_out_no_larger_than_they_went_in(unit):
         assert len(extract_html(page)) <= 2 * len(page)
 
 def test_a_process_reads_a_deep_page_within_little_memory():
-    code = ("import re; from pathlib import Path; from llmbook.data.html import extract_html\nassert extract_html('<ul><li>a' * 200_000 + 'b').endswith('b')\n"
+    code = ("import re; from pathlib import Path; from llmbook.read.html import extract_html\nassert extract_html('<ul><li>a' * 200_000 + 'b').endswith('b')\n"
             "f = Path('/proc/self/status')\n" # its own peak; that of `resource` begins with the size of the process that started it
             "assert not f.exists() or int(re.search(r'VmHWM:\\s+(\\d+)', f.read_text())[1]) < 1_200_000")
     subprocess.run([sys.executable, '-c', code], check=True, timeout=120)
@@ -296,11 +297,11 @@ def test_python_is_the_same_program_after_cleaning(docs):
     assert seen > 80
 
 def test_the_same_in_every_process():
-    code = ("from llmbook.data.clean import clean, mask_personal; from llmbook.data.corpus import embedded_corpus; import hashlib\n"
+    code = ("from llmbook.clean.text import clean, mask_personal; from llmbook.read.embedded import embedded_corpus; import hashlib\n"
             "print(hashlib.sha256(''.join(str(mask_personal(clean(d).text)) for d in embedded_corpus(300_000)).encode()).hexdigest())")
     runs = {subprocess.run([sys.executable, '-c', code], env={**os.environ, 'PYTHONHASHSEED': s}, capture_output=True, text=True, check=True).stdout for s in ('0', '1')}
     assert len(runs) == 1
 
 def test_importing_costs_little():
-    code = "import sys, llmbook.data.clean; print([m for m in ('torch', 'fastai', 'resiliparse', 'ftfy', 'wcwidth') if m in sys.modules])"
+    code = "import sys, llmbook.clean.text; print([m for m in ('torch', 'fastai', 'resiliparse', 'ftfy', 'wcwidth') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'

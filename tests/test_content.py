@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from llmbook.core import UserError
-from llmbook.data import content, language, ngram, smoke
-from llmbook.data.doc import Doc
-from llmbook.data.ngram import NgramModel
+from llmbook.filters import content, ngram_lm as ngram, toxicity as smoke
+from llmbook.clean import language
+from llmbook.read.doc import Doc
+from llmbook.filters.ngram_lm import NgramModel
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get('LLMBOOK_DATA', ROOT.parent/'shared/data'))
@@ -25,7 +26,7 @@ def texts(n, seed=0, letters='abcdefgh ijklm NOPQ .,!&@ é ß 猫 \n 12'):
 
 # what workers import must start fast
 def test_imports_neither_torch_nor_the_identifier():
-    code = 'import sys, llmbook.data.content, llmbook.data.language, llmbook.data.smoke, llmbook.data.ngram\n' \
+    code = 'import sys, llmbook.filters.content, llmbook.clean.language, llmbook.filters.toxicity, llmbook.filters.ngram_lm\n' \
            "print([m for m in ('torch', 'fastai', 'py3langid', 'matplotlib', 'scipy') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True).stdout.strip() == '[]'
 

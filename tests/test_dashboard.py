@@ -10,11 +10,11 @@ from fastai.learner import Learner
 from fastai.callback.core import Callback
 from lab import Page, browser_only, jupyter_lab
 from llmbook.core import UserError
-from llmbook.curves import chart, column, history_picture, smooth, stretches
-from llmbook.dashboard import SCREENS, Dashboard, HtmlScreen, dashboard_line, dashboard_page
+from llmbook.report.curves import chart, column, history_picture, smooth, stretches
+from llmbook.widgets.dashboard import SCREENS, Dashboard, HtmlScreen, dashboard_line, dashboard_page
 from llmbook.model.config import ModelConfig
-from llmbook.train.checkpoint import Checkpoint
-from llmbook.train.pretrain import lm_learner
+from llmbook.checkpoint.checkpoint import Checkpoint
+from llmbook.pretrain.run import lm_learner
 from llmbook.train.telemetry import Samples, Telemetry
 
 EVIL = '<script>document.title="owned"</script><img src=x onerror="document.title=\'owned\'">'
@@ -177,7 +177,7 @@ def test_nothing_is_read_from_the_device(shown, monkeypatch):
 
 def test_it_draws_at_most_twice_a_second_and_a_hundredth_of_the_time(shown, monkeypatch):
     dash, now = Dashboard('html'), [0.]
-    monkeypatch.setattr('llmbook.dashboard.time', type('T', (), dict(monotonic=lambda: now[0], perf_counter=lambda: now[0])))
+    monkeypatch.setattr('llmbook.widgets.dashboard.time', type('T', (), dict(monotonic=lambda: now[0], perf_counter=lambda: now[0])))
     def tick(): now[0] += .1
     every = At(None, None); every.after_batch = tick
     tiny(60, [every]).fit(1, cbs=dash)                                   # 6.3 s of batches, drawing takes nothing
@@ -262,12 +262,12 @@ def test_an_error_in_drawing_is_one_warning(shown, plain):
 
 
 def test_one_rank_shows_and_none_waits_for_buttons(shown, monkeypatch, capsys):
-    monkeypatch.setattr('llmbook.dashboard.rank', lambda: 1)
+    monkeypatch.setattr('llmbook.widgets.dashboard.rank', lambda: 1)
     learn = tiny(); learn.fit(1, cbs=Dashboard())
     assert not shown.sent and 'training:' not in capsys.readouterr().out
     monkeypatch.undo()
     monkeypatch.setattr('IPython.display.display', shown)
-    monkeypatch.setattr('llmbook.dashboard.world', lambda: 2)
+    monkeypatch.setattr('llmbook.widgets.dashboard.world', lambda: 2)
     learn = tiny(cbs=[At(5, lambda l: l.dashboard.wishes.stop())])
     learn.fit(1, cbs=Dashboard('widget'))
     assert learn.train_iter == 30 and not any('widget' in k for b in shown.sent for k in b)

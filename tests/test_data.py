@@ -4,12 +4,12 @@ from collections import Counter
 from pathlib import Path
 import pytest
 from llmbook.core import UserError
-from llmbook.data import filter as rules
-from llmbook.data.clean import clean, mask_personal, repair
-from llmbook.data.dedup import Deduper, choose_bands, dedup, jaccard, shingles
-from llmbook.data.filter import PRESETS, Drop, View, check
-from llmbook.data.mix import assign_splits, split_of
-from llmbook.data.sources import Doc, Reject, corpus_fingerprint, docstrings, embedded_corpus, read_sources
+from llmbook.filters import presets as rules
+from llmbook.clean.text import clean, mask_personal, repair
+from llmbook.dedup.near import Deduper, choose_bands, dedup, jaccard, shingles
+from llmbook.filters.presets import PRESETS, Drop, View, check
+from llmbook.prepare.splits import assign_splits, split_of
+from llmbook.read.sources import Doc, Reject, corpus_fingerprint, docstrings, embedded_corpus, read_sources
 
 DATA = Path(os.environ.get('LLMBOOK_DATA', Path(__file__).parents[2]/'shared'/'data'))
 
@@ -91,7 +91,7 @@ def test_a_byte_order_mark_is_not_text(tmp_path):
 # --- the embedded corpus ---
 
 def test_the_corpus_is_the_same_in_every_process():
-    code = ("from llmbook.data.sources import *; from llmbook.data.dedup import dedup\n"
+    code = ("from llmbook.read.sources import *; from llmbook.dedup.near import dedup\n"
             "docs = list(embedded_corpus(400_000)); r = dedup(docs)\n"
             "print(corpus_fingerprint(docs), r.cluster, r.kept_for, r.pairs)")
     runs = [subprocess.run([sys.executable, '-c', code], env={**os.environ, 'PYTHONHASHSEED': s}, capture_output=True, text=True, check=True).stdout

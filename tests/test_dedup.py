@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from llmbook.core import UserError
-from llmbook.data.corpus import embedded_corpus
-from llmbook.data.dedup import Deduper, dedup, find_duplicates
-from llmbook.data.doc import Doc
-from llmbook.data.minhash import Signer, choose_bands, found_by_bands, jaccard, run_hashes, shingles, word_hashes
-from llmbook.data.repeats import (RepeatCounter, cut_spans, drop_repeats, line_keys, remove_repeats, repeated_keys, repeated_spans, window_keys,
-                                  _smallest)
+from llmbook.read.embedded import embedded_corpus
+from llmbook.dedup.near import Deduper, dedup, find_duplicates
+from llmbook.read.doc import Doc
+from llmbook.dedup.minhash import Signer, choose_bands, found_by_bands, jaccard, run_hashes, shingles, word_hashes
+from llmbook.dedup.repeats import (
+    RepeatCounter, cut_spans, drop_repeats, line_keys, remove_repeats, repeated_keys, repeated_spans, window_keys,
+    _smallest
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get('LLMBOOK_DATA', ROOT.parent/'shared/data'))
@@ -73,7 +75,7 @@ def test_a_signature_does_not_depend_on_company_or_batch(texts):
     assert {k: (v.shape, v.dtype) for k, v in Signer().sign([]).items()} == dict(exact=((0, 2), np.uint64), bands=((0, 25), np.uint64), length=((0,), np.int64))
 
 def test_the_same_numbers_in_every_process():
-    code = ("import hashlib; from llmbook.data.minhash import Signer; s = Signer().sign(['One two three four five six seven.', 'antidisestablishmentarianism ' * 9])\n"
+    code = ("import hashlib; from llmbook.dedup.minhash import Signer; s = Signer().sign(['One two three four five six seven.', 'antidisestablishmentarianism ' * 9])\n"
             "print(hashlib.sha256(s['exact'].astype('<u8').tobytes()).hexdigest()[:16], hashlib.sha256(s['bands'].astype('<u8').tobytes()).hexdigest())")
     runs = [subprocess.run([sys.executable, '-c', code], env={**os.environ, 'PYTHONHASHSEED': s, 'RAYON_NUM_THREADS': n}, capture_output=True, text=True, check=True).stdout
             for s, n in (('0', '1'), ('1', '2'))]
@@ -166,7 +168,7 @@ def test_texts_are_fetched_for_candidates_only(texts):
 def filled(k, n=100): return ' '.join(f'part{i}' if i % 25 else f'part{i}x{k}' for i in range(n))
 
 def test_work_on_a_crowded_bucket_is_linear(monkeypatch):
-    from llmbook.data import dedup as room
+    from llmbook.dedup import near as room
     calls = Counter()
     monkeypatch.setattr(room, 'jaccard', lambda a, b: calls.update(['all']) or jaccard(a, b))
     for n in (300, 600):

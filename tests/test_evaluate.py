@@ -66,7 +66,7 @@ def test_rows_are_plain_json():
 @pytest.fixture(scope='module')
 def small():
     from pydoc_data.topics import topics
-    from llmbook.data.tokenize import train_tokenizer
+    from llmbook.tokens.tokenizer import train_tokenizer
     from llmbook.model.config import ModelConfig
     from llmbook.model.transformer import Transformer
     texts = [topics[k] for k in sorted(topics, key=lambda k: (len(topics[k]), k))[:8]] + ['One short line.', 'Größe: 3 €']
@@ -105,7 +105,7 @@ def test_windows_score_each_token_once_with_the_stated_context(small, stride):
 
 
 def test_perplexity_is_the_loss_of_transformers(small, tmp_path):
-    hub = pytest.importorskip('llmbook.model.hub')
+    hub = pytest.importorskip('llmbook.model.hf')
     model, tok, texts = small
     hub.save_pretrained(model, tok, tmp_path)
     hf = import_transformers().AutoModelForCausalLM.from_pretrained(tmp_path).eval()

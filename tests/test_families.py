@@ -2,11 +2,11 @@
 import pytest, torch
 from llmbook.core import UserError, import_transformers, read_json, write_json
 from llmbook.model.config import FAMILIES, SIZES, ModelConfig, get_config
-from llmbook.model.hub import load_model, save_pretrained
+from llmbook.model.hf import load_model, save_pretrained
 from llmbook.model.layers import KVCache, rotary_tables
-from llmbook.model.layout import config_from_hf, hf_config, layout, to_theirs
+from llmbook.model.hf_config import config_from_hf, hf_config, layout, to_theirs
 from llmbook.model.transformer import Transformer
-from llmbook.model.wrap import WrappedLM, as_lm
+from llmbook.model.hf_wrap import WrappedLM, as_lm
 
 STRETCH = dict(factor=4., low_freq_factor=1., high_freq_factor=4., original_max_position_embeddings=32)
 CASES = {

@@ -3,8 +3,8 @@ import json, os, random, signal, subprocess, sys, warnings
 from pathlib import Path
 import pytest, torch
 from llmbook.core import UserError, sha256
-from llmbook.train.checkpoint import Checkpoint, check_checkpoint, load_checkpoint
-from llmbook.train.tensorfiles import TensorFolder
+from llmbook.checkpoint.checkpoint import Checkpoint, check_checkpoint, load_checkpoint
+from llmbook.checkpoint.tensor_files import TensorFolder
 from test_train import grammar_data, learner
 
 HERE, STEPS, EPOCHS = Path(__file__).parent, 12, 5
@@ -16,8 +16,8 @@ EVENTS = ('before_batch', 'after_pred', 'after_backward', 'before_step', 'after_
 SERVER = r'''
 import json, os, signal, sys, tempfile, threading; sys.path.insert(0, {here!r})
 from fastai.callback.core import Callback
-from llmbook.train import tensorfiles
-from llmbook.train.checkpoint import Checkpoint
+from llmbook.checkpoint import tensor_files as tensorfiles
+from llmbook.checkpoint.checkpoint import Checkpoint
 from llmbook.train.telemetry import Samples
 from test_train import learner
 tensorfiles.write_safetensors.__defaults__ = (4096,) # small pieces: a kill finds files half written
@@ -250,7 +250,7 @@ HARMS = ('truncated', 'flipped bit', 'file missing', 'another model', 'pickle fi
 def spoil(newest, harm, facts):
     "Do harm to a checkpoint; `facts` are those of its run, so that nothing but its tensors tells another model."
     import shutil
-    from llmbook.train.state import save_checkpoint
+    from llmbook.checkpoint.state import save_checkpoint
     sums = json.loads((newest/'checksums.json').read_text())
     sign = lambda more: (newest/'checksums.json').write_text(json.dumps(sums | more))
     if harm == 'truncated': damage(newest/'model.safetensors', 'truncated')
@@ -264,7 +264,7 @@ def spoil(newest, harm, facts):
 
 def full_disk(data, out):
     "The second save finds the disk full: what was said, and the checkpoints there are at the end."
-    from llmbook.train import tensorfiles
+    from llmbook.checkpoint import tensor_files as tensorfiles
     real, calls = tensorfiles.write_safetensors, []
     def full(path, tensors):
         calls.append(path)
@@ -310,8 +310,8 @@ def test_another_run_is_refused_by_name(made):
 
 def test_other_data_and_another_model_are_refused(made, tmp_path):
     from llmbook.model.config import ModelConfig
-    from llmbook.train.pretrain import lm_learner
-    from llmbook.data.loaders import lm_dls
+    from llmbook.pretrain.run import lm_learner
+    from llmbook.tokens.loaders import lm_dls
     data, out = made
     other = learner(data, steps=8, cbs=Checkpoint(out))
     other.dls.train.places = lambda g, real=other.dls.train.places: real(g) + 1 # the same numbers of everything, other tokens
@@ -345,8 +345,8 @@ def test_every_way_to_fit_goes_on_bit_for_bit(made, tmp_path, way):
 
 @pytest.mark.parametrize('kind', ['packed', 'mixed'])
 def test_other_loaders_go_on_bit_for_bit(made, tmp_path, kind):
-    from llmbook.data.mixed import mixed_dls
-    from llmbook.data.packed import packed_dls
+    from llmbook.tokens.mixture_loader import mixed_dls
+    from llmbook.tokens.packed_loader import packed_dls
     def run(out, stop=None):
         learn = learner(made[0], steps=8, cbs=[Checkpoint(out, every=3), *([Stop(stop)] if stop else [])])
         kw = dict(valid_batches=4, device='cpu', ahead=2)
@@ -445,8 +445,8 @@ def test_the_command_saves_at_sigterm_and_goes_on(made, tmp_path):
 def two_ranks(out, kind):
     "On each rank: a whole run, and one that is stopped by an error, told to stop by a signal to one rank, and gone on with."
     from test_parallel import learner as ranks_learner
-    from llmbook.train.shards import ShardedCheckpoint
-    from llmbook.train.world import rank, whole
+    from llmbook.parallel.checkpoint import ShardedCheckpoint
+    from llmbook.distributed.world import rank, whole
     class Data(list):
         def __init__(self, rows): super().__init__(rows); self.at = 0
         def seek(self, i): self.at = i % len(self)
@@ -470,7 +470,7 @@ def two_ranks(out, kind):
 def test_two_ranks_go_on_bit_for_bit(tmp_path, kind):
     "Each writes its part in a thread; a signal to one of them stops both at the same step."
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available(): pytest.skip('this torch has no gloo')
-    from llmbook.train.launch import launch
+    from llmbook.distributed.launch import launch
     (none, whole), _, told, (resumed, again) = launch(two_ranks, 2, tmp_path, kind, device='cpu')
     assert none is None and told == (143, 20) and resumed == 20
     assert all(torch.equal(whole[k], again[k]) for k in whole)

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from llmbook.core import UserError
-from llmbook.data import coderules, gopher, webrules, words
-from llmbook.data.corpus import embedded_corpus
-from llmbook.data.doc import Doc
-from llmbook.data.filter import PRESETS, Drop, apply_preset, check
-from llmbook.data.gopher import GOPHER_QUALITY, GOPHER_REPETITION
-from llmbook.data.webrules import C4, FINEWEB
-from llmbook.data.words import LETTER, MARK, STOP, WORD, Phrases, View, count_sentences, split_chunk
+from llmbook.filters import code as coderules, gopher, web as webrules, view as words
+from llmbook.read.embedded import embedded_corpus
+from llmbook.read.doc import Doc
+from llmbook.filters.presets import PRESETS, Drop, apply_preset, check
+from llmbook.filters.gopher import GOPHER_QUALITY, GOPHER_REPETITION
+from llmbook.filters.web import C4, FINEWEB
+from llmbook.filters.view import LETTER, MARK, STOP, WORD, Phrases, View, count_sentences, split_chunk
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get('LLMBOOK_DATA', ROOT.parent/'shared/data'))
@@ -192,7 +192,7 @@ def test_order_decides_about_brackets_as_in_c4():
 # --- presets and the verdict ---
 
 def test_verdicts_are_the_same_in_any_process():
-    code = ("from llmbook.data.filter import *; from llmbook.data.corpus import embedded_corpus\n"
+    code = ("from llmbook.filters.presets import *; from llmbook.read.embedded import embedded_corpus\n"
             "print([(r and (r.reason, r.value)) for d in embedded_corpus(300_000) for p in ('default', 'web', 'prose', 'code') for r in [check(d, p)]])\n"
             "import sys; assert not {'torch', 'fastai', 'spacy', 'py3langid'} & set(sys.modules), 'filters start fast'")
     out = [subprocess.run([sys.executable, '-c', code], env={**os.environ, 'PYTHONHASHSEED': s}, capture_output=True, text=True, check=True, cwd=ROOT).stdout for s in '12']

@@ -8,22 +8,22 @@ from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from llmbook.core import UserError, set_seed
-from llmbook.data.loaders import lm_dls
-from llmbook.data.pack import read_manifest
+from llmbook.tokens.loaders import lm_dls
+from llmbook.tokens.shards import read_manifest
 from llmbook.model.config import ModelConfig
 from llmbook.model.transformer import Transformer
-from llmbook.train.checkpoint import Checkpoint
-from llmbook.train.find import unchanged
-from llmbook.train.guards import SpikeGuard
-from llmbook.train.launch import launch
+from llmbook.checkpoint.checkpoint import Checkpoint
+from llmbook.pretrain.lr_find import unchanged
+from llmbook.checkpoint.spikes import SpikeGuard
+from llmbook.distributed.launch import launch
 from llmbook.train.learner import LMLearner
-from llmbook.train.parallel import parallel
+from llmbook.parallel.learner import parallel
 from llmbook.train.precision import Precision
-from llmbook.train.pretrain import lm_learner
-from llmbook.train.state import optim_tensors, rng_state
-from llmbook.train.steps import Accumulate
+from llmbook.pretrain.run import lm_learner
+from llmbook.checkpoint.state import optim_tensors, rng_state
+from llmbook.train.accumulate import Accumulate
 from llmbook.train.telemetry import Samples
-from llmbook.train.world import join, rank, whole
+from llmbook.distributed.world import join, rank, whole
 from test_train import grammar_data
 
 

@@ -1,14 +1,14 @@
 "Generation against transformers and against its definition, by family."
 import pytest, torch
 from llmbook.core import UserError, import_transformers
-from llmbook.data.tokenize import decode, encode_text, train_tokenizer
-from llmbook.decode import Cached, Decoder, Product, Reread
-from llmbook.replay import decoder
-from llmbook.generate import _Text, generate, generate_ids, show_generate, stream
+from llmbook.tokens.tokenizer import decode, encode_text, train_tokenizer
+from llmbook.generate.decoder import Cached, Decoder, Product, Reread
+from llmbook.generate.cuda_graph import decoder
+from llmbook.generate.text import _Text, generate, generate_ids, show_generate, stream
 from llmbook.model.config import ModelConfig
-from llmbook.model.hub import save_pretrained
+from llmbook.model.hf import save_pretrained
 from llmbook.model.transformer import Transformer
-from llmbook.sample import penalise, shares
+from llmbook.generate.sampling import penalise, shares
 
 BASE = dict(vocab_size=320, n_layer=2, d_model=64, n_head=4, context=64, tie_embeddings=False)
 MODELS = {'qwen3': dict(n_kv_head=2), 'llama': dict(family='llama', n_kv_head=2), 'gpt2': dict(family='gpt2'),

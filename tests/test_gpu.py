@@ -4,16 +4,16 @@ import pytest, torch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from llmbook.core import set_seed
-from llmbook.decode import Decoder
-from llmbook.generate import generate_ids
+from llmbook.generate.decoder import Decoder
+from llmbook.generate.text import generate_ids
 from llmbook.model.config import ModelConfig
 from llmbook.model.layers import KVCache
 from llmbook.model.transformer import Transformer
-from llmbook.replay import FixedStep, Replayed
-from llmbook.train.checkpoint import Checkpoint
+from llmbook.generate.cuda_graph import FixedStep, Replayed
+from llmbook.checkpoint.checkpoint import Checkpoint
 from llmbook.train.loss import linear_cross_entropy
-from llmbook.train.pretrain import lm_learner
-from llmbook.train.record import load_recorder
+from llmbook.pretrain.run import lm_learner
+from llmbook.checkpoint.identity import load_recorder
 from llmbook.train.telemetry import Clock
 
 CONFIG = ModelConfig(vocab_size=64, n_layer=2, d_model=64, n_head=4, n_kv_head=2, context=64)
@@ -75,7 +75,7 @@ def test_losses_from_a_file_go_to_where_the_next_ones_are_made():
 
 
 def test_losses_that_wait_in_a_spike_guard_too():
-    from llmbook.train.guards import SpikeGuard
+    from llmbook.checkpoint.spikes import SpikeGuard
     guard = SpikeGuard()
     guard.learn = types.SimpleNamespace(model=torch.nn.Linear(1, 1, device='meta'))
     guard.load_checkpoint_state(dict(recent=[], pending=[1., 2.], high=0, since=0, skipped=0, rewinds=[]))
@@ -109,7 +109,7 @@ def replayed(f):
 @pytest.mark.parametrize('prompts', [[[5]], [[5, 6, 7], [8], [9, 10]]])
 def test_a_replayed_text_is_the_same(prompts, monkeypatch):
     "Past two sizes of the cache, and with rows that end earlier."
-    import llmbook.replay as r
+    import llmbook.generate.cuda_graph as r
     set_seed(0)
     model = Transformer(CONFIG).eval()
     want = [generate_ids(model, prompts, 50, temperature=t, seed=3, stop=7) for t in (0, 1.)]

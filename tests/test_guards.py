@@ -9,11 +9,11 @@ from llmbook.core import UserError, set_seed
 from llmbook.model.config import ModelConfig
 from llmbook.model.transformer import Transformer
 from llmbook.train.loss import IGNORE, LMLoss
-from llmbook.train.micro import MicroBatches, out_of_memory, slices
+from llmbook.train.microbatch import MicroBatches, out_of_memory, slices
 from llmbook.train.optim import lm_opt
 from llmbook.train.precision import Precision
-from llmbook.train.steps import Accumulate, ClipGrad, keep_bad
-from llmbook.train.tensorfiles import TensorFolder
+from llmbook.train.accumulate import Accumulate, ClipGrad, keep_bad
+from llmbook.checkpoint.tensor_files import TensorFolder
 
 CONFIG = ModelConfig(vocab_size=64, n_layer=2, d_model=32, n_head=2, n_kv_head=1, context=32)
 
@@ -132,7 +132,7 @@ def test_a_row_that_does_not_fit_is_refused_with_advice(tmp_path):
 
 
 def test_ranks_together_do_not_halve_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr('llmbook.train.micro.alone', lambda: False)
+    monkeypatch.setattr('llmbook.train.microbatch.alone', lambda: False)
     with pytest.raises(UserError, match='one of several ranks .*micro_batch=4'): fit(learner(tmp_path, MicroBatches(), Refuses(4)))
 
 
@@ -205,7 +205,7 @@ def test_bad_files_are_few_and_a_full_disk_is_a_warning(tmp_path, monkeypatch):
     fit(learner(tmp_path, ClipGrad(most=2, patience=9), NaNHere(0, 1, 2, 3)))
     assert sorted(f.name for f in (tmp_path/'bad').iterdir()) == [f'step-{i}.{e}' for i in (0, 1) for e in ('json', 'safetensors')]
     def full(*a): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr('llmbook.train.steps.save_file', full)
+    monkeypatch.setattr('llmbook.train.accumulate.save_file', full)
     with pytest.warns(UserWarning, match='not kept .*No space left'): assert keep_bad(tmp_path/'c', 1, {}, {}) is None
 
 
@@ -226,10 +226,10 @@ def test_counts_survive_a_validation_and_gradients_do_not_survive_an_error(tmp_p
 
 # --- spikes
 
-from llmbook.data.loaders import TokenLoader
-from llmbook.train.checkpoint import Checkpoint
-from llmbook.train.guards import Shifted, SpikeGuard, spike_level
-from llmbook.train.pretrain import lm_learner
+from llmbook.tokens.loaders import TokenLoader
+from llmbook.checkpoint.checkpoint import Checkpoint
+from llmbook.checkpoint.spikes import Shifted, SpikeGuard, spike_level
+from llmbook.pretrain.run import lm_learner
 
 POISON = range(47, 53)
 
@@ -251,7 +251,7 @@ class Poisoned(TokenLoader):
 
 
 def run(path, *cbs, guard=None):
-    from llmbook.data.pack import TokenView
+    from llmbook.tokens.shards import TokenView
     tokens = TokenView([np.zeros(4000, np.uint16)])
     dls = DataLoaders(Poisoned(tokens, 4, 16, steps=20), Poisoned(tokens, 4, 16, steps=1), device=torch.device('cpu'))
     learn = lm_learner(dls, CONFIG, lr=5e-3, cbs=[guard or SpikeGuard(window=20, skip=15), Checkpoint(path, every=5, keep=4), *cbs])
@@ -301,7 +301,7 @@ def test_shifted_batches_cross_the_loaders_epochs():
 
 
 def test_ranks_keep_their_bad_rows_under_names_of_their_own(tmp_path, monkeypatch):
-    from llmbook.train import steps
+    from llmbook.train import accumulate as steps
     monkeypatch.setattr(steps, 'alone', lambda: False)
     for r in (0, 3):
         monkeypatch.setattr(steps, 'rank', lambda: r)
@@ -312,7 +312,7 @@ def test_ranks_keep_their_bad_rows_under_names_of_their_own(tmp_path, monkeypatc
 
 # --- what is left behind
 
-from llmbook.train.batchwarmup import BatchWarmup
+from llmbook.train.warmup import BatchWarmup
 
 class Jump(Callback):
     "Noise for targets at some steps of one fit, once."
@@ -323,7 +323,7 @@ class Jump(Callback):
 
 
 def text(*cbs, steps=24, **kwargs):
-    from llmbook.data.pack import TokenView
+    from llmbook.tokens.shards import TokenView
     dl = lambda n: Poisoned(TokenView([np.zeros(4000, np.uint16)]), 4, 16, steps=n)
     return lm_learner(DataLoaders(dl(steps), dl(1), device=torch.device('cpu')), CONFIG, lr=5e-3, cbs=list(cbs), **kwargs)
 
@@ -374,7 +374,7 @@ def test_a_stage_larger_than_the_accumulation_is_refused():
 
 def test_what_cannot_be_trained_is_refused_before_it_begins(tmp_path):
     from llmbook.core import UserError
-    from llmbook.data.tokenize import train_tokenizer
+    from llmbook.tokens.tokenizer import train_tokenizer
     config, data = ModelConfig(vocab_size=64, n_layer=1, d_model=16, n_head=2, n_kv_head=1, context=16), [(torch.zeros(2, 8, dtype=torch.long),) * 2]
     def learner(c=config, tok=None, **kwargs):
         dls = DataLoaders(data, data)

@@ -3,8 +3,8 @@ import json, os, signal, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest, torch
 from llmbook.core import write_json
-from llmbook.data.pack import ShardWriter, write_manifest
-from llmbook.model.planner import plan
+from llmbook.tokens.shards import ShardWriter, write_manifest
+from llmbook.plan.planner import plan
 
 BIN = Path(sys.executable).parent
 SMALL = ['--minutes', '.1', '--max-bytes', '1000000', '--vocab-size', '1024', '--tasks', 'translation']
@@ -79,8 +79,8 @@ if sys.argv[0].endswith('llmbook-run'):
 
 def test_exported_model_opens_in_transformers(first):
     from llmbook.core import import_transformers
-    from llmbook.data.tokenize import encode_text
-    from llmbook.model.hub import load_pretrained
+    from llmbook.tokens.tokenizer import encode_text
+    from llmbook.model.hf import load_pretrained
     tf = import_transformers()
     theirs, their_tok = tf.AutoModelForCausalLM.from_pretrained(first[0]/'model', dtype=torch.float32), tf.AutoTokenizer.from_pretrained(first[0]/'model')
     ours, tok = load_pretrained(first[0]/'model', device='cpu')

@@ -5,10 +5,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
-from house import module, notebooks, number
+from house import module, notebooks, part, place
 
-LAST = 10_000 # `all` has no number: it comes after every room
-RANK = {m: LAST if number(p) is None else number(p) for p in notebooks() if p.parent.name == 'api' and (m := module(p))}
+WIDGETS = (75, 0)  # the first place that may import ipywidgets
+RANK = {m: place(p) for p in notebooks() if part(p) == 'api' and (m := module(p))}
 MODULES = {'.'.join(p.relative_to(ROOT/'llmbook').with_suffix('').parts): p
            for p in sorted((ROOT/'llmbook').rglob('*.py')) if p.name not in ('__init__.py', '_modidx.py')}
 
@@ -41,8 +41,8 @@ def room(request):
 def test_imports_only_from_lower_rooms(room):
     name, tree = room
     assert name in RANK, f'llmbook/{name} comes from no notebook in nbs/api: remove it, or export it from one'
-    backward = [f'line {line}: {other} ({RANK.get(other)})' for other, line in rooms(tree, name)
-                if other != name and RANK.get(other, LAST) >= RANK[name]]
+    backward = [f'line {line}: {other} ({RANK[other]})' for other, line in rooms(tree, name)
+                if other != name and RANK[other] >= RANK[name]]
     assert not backward, f'{name} ({RANK[name]}) imports from rooms that come later: {backward}'
 
 
@@ -57,7 +57,7 @@ def test_names_where_each_name_comes_from(room):
 def test_widgets_stay_on_top(room):
     name, tree = room
     used = [line for mod, _, line in imports(tree, name) if mod.split('.')[0] == 'ipywidgets']
-    assert not used or RANK[name] >= 71, f'{name} imports ipywidgets (lines {used}): only rooms from 71 on may'
+    assert not used or RANK[name] >= WIDGETS, f'{name} imports ipywidgets (lines {used}): only modules from folder {WIDGETS[0]} on may'
 
 
 def test_the_check_itself_sees_every_form_of_import():

@@ -5,19 +5,21 @@ import numpy as np, pytest, torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.data.core import DataLoaders
 from llmbook.core import UserError, set_seed
-from llmbook.data.bestfit import best_fit, concatenate
-from llmbook.data.loaders import IGNORE, TokenLoader, document_ids, lm_dls, read_ahead
-from llmbook.data.mixed import MixedLoader, mixed_dls
-from llmbook.data.order import MixedOrder
-from llmbook.data.pack import ShardWriter, TokenView, check_shards, document_edges, documents, open_tokens, read_manifest, write_manifest
-from llmbook.data.packed import PackedLoader, packed_dls
-from llmbook.data.schedules import MixtureSchedule, SequenceWarmup
-from llmbook.data.tokenize import EOT, save_tokenizer, tokenizer_fingerprint, train_tokenizer
+from llmbook.tokens.packing import best_fit, concatenate
+from llmbook.tokens.loaders import IGNORE, TokenLoader, document_ids, lm_dls, read_ahead
+from llmbook.tokens.mixture_loader import MixedLoader, mixed_dls
+from llmbook.tokens.shuffle import MixedOrder
+from llmbook.tokens.shards import (
+    ShardWriter, TokenView, check_shards, document_edges, documents, open_tokens, read_manifest, write_manifest
+)
+from llmbook.tokens.packed_loader import PackedLoader, packed_dls
+from llmbook.train.warmup import MixtureSchedule, SequenceWarmup
+from llmbook.tokens.tokenizer import EOT, save_tokenizer, tokenizer_fingerprint, train_tokenizer
 from llmbook.model.config import ModelConfig
 from llmbook.model.layers import document_mask, document_positions
 from llmbook.model.transformer import Transformer
-from llmbook.train.checkpoint import Checkpoint
-from llmbook.train.pretrain import lm_learner
+from llmbook.checkpoint.checkpoint import Checkpoint
+from llmbook.pretrain.run import lm_learner
 
 
 def corpus(seed=0, n=60, longest=40, vocab=290):
@@ -428,8 +430,8 @@ def test_a_stage_that_does_not_divide(tmp_path):
 def test_the_same_order_in_another_process():
     "Without torch, which these rooms do not import."
     code = '''import sys, hashlib, numpy as np
-from llmbook.data.bestfit import best_fit
-from llmbook.data.order import MixedOrder, permuted
+from llmbook.tokens.packing import best_fit
+from llmbook.tokens.shuffle import MixedOrder, permuted
 g = np.arange(10 ** 6, 10 ** 6 + 500)
 p = best_fit(permuted(g, 10 ** 7, 3) % 90 + 1, 64)
 found = *MixedOrder(['a', 'b'], dict(a=2, b=1)).draw(g), p.first, p.doc, p.offset

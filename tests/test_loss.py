@@ -9,9 +9,9 @@ from llmbook.model.config import ModelConfig
 from llmbook.model.transformer import Transformer
 from llmbook.train.compile import find_compiler
 from llmbook.train.loss import IGNORE, LMLoss, linear_cross_entropy, token_nats
-from llmbook.train.micro import MicroBatches
+from llmbook.train.microbatch import MicroBatches
 from llmbook.train.optim import lm_opt
-from llmbook.train.steps import Accumulate
+from llmbook.train.accumulate import Accumulate
 
 N, D, V = 11, 5, 7
 

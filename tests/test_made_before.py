@@ -6,14 +6,14 @@ finished and one stopped at step 13 of 20, and a whole journey taken through the
 import json, os, shutil
 from pathlib import Path
 import pytest, torch
-from llmbook.data.loaders import lm_dls
-from llmbook.data.pipeline import prepare
-from llmbook.data.tokenize import load_tokenizer
-from llmbook.generate import generate
+from llmbook.tokens.loaders import lm_dls
+from llmbook.prepare.pipeline import prepare
+from llmbook.tokens.tokenizer import load_tokenizer
+from llmbook.generate.text import generate
 from llmbook.journey import Settings, journey
-from llmbook.model.hub import load_pretrained
-from llmbook.model.plan import read_plan
-from llmbook.train.pretrain import pretrain
+from llmbook.model.hf import load_pretrained
+from llmbook.plan.plan import read_plan
+from llmbook.pretrain.run import pretrain
 
 MADE = Path(__file__).parent/'made_by_0_1_0'
 TIME = 1767225600  # seconds; when the text was written, which is a part of what identifies a source

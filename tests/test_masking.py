@@ -5,20 +5,22 @@ from types import SimpleNamespace
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback
 from llmbook.core import UserError, sha256
-from llmbook.data.loaders import lm_dls
-from llmbook.data.pack import ShardWriter, read_manifest, write_manifest
-from llmbook.data.packed import packed_dls
-from llmbook.data.schedules import SequenceWarmup
-from llmbook.data.tokenize import ANSWER, EOT, PAD, load_tokenizer, mask_id, save_tokenizer, special_ids, tokenizer_fingerprint, train_tokenizer
-from llmbook.fill import fill_mask, filled
-from llmbook.model.budget import flops_by_part
+from llmbook.tokens.loaders import lm_dls
+from llmbook.tokens.shards import ShardWriter, read_manifest, write_manifest
+from llmbook.tokens.packed_loader import packed_dls
+from llmbook.train.warmup import SequenceWarmup
+from llmbook.tokens.tokenizer import (
+    ANSWER, EOT, PAD, load_tokenizer, mask_id, save_tokenizer, special_ids, tokenizer_fingerprint, train_tokenizer
+)
+from llmbook.generate.fill_mask import fill_mask, filled
+from llmbook.plan.flops import flops_by_part
 from llmbook.model.config import ModelConfig
 from llmbook.tiny import Grammar
-from llmbook.train.batchwarmup import BatchWarmup, growing
-from llmbook.train.checkpoint import Checkpoint
+from llmbook.train.warmup import BatchWarmup, growing
+from llmbook.checkpoint.checkpoint import Checkpoint
 from llmbook.train.loss import IGNORE, token_nats
 from llmbook.train.masking import MaskTokens, choose_spans, choose_tokens, span_lengths
-from llmbook.train.pretrain import lm_learner, pretrain
+from llmbook.pretrain.run import lm_learner, pretrain
 from test_faults import stopped_command
 from test_train import CONFIG, grammar_data
 
@@ -193,8 +195,8 @@ def test_rows_cut_by_a_schedule_are_hidden_too(data):
 
 def two(out):
     "The losses and weights of an encoder on this rank, of its half of each batch."
-    from llmbook.train.parallel import parallel
-    from llmbook.train.world import join, rank, world
+    from llmbook.parallel.learner import parallel
+    from llmbook.distributed.world import join, rank, world
     device = join('cpu')
     dls = lm_dls(out, bs=16 // world(), seq_len=32, steps=6, valid_batches=2, device=device, rank=rank(), world=world())
     learn, _ = encoder(out, dls=dls, cbs=[MaskTokens(spans=True)], path=out)
@@ -204,7 +206,7 @@ def two(out):
 
 @pytest.mark.skipif(not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason='this torch has no gloo')
 def test_two_ranks_are_one_rank_with_twice_the_batch(data):
-    from llmbook.train.launch import launch
+    from llmbook.distributed.launch import launch
     one, both = two(data), launch(two, 2, data, device='cpu')
     assert both[0] == pytest.approx(one[0], abs=2e-4) and np.abs(np.array(both[1]) - np.array(one[1])).max() < 1e-4
 

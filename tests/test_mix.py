@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from llmbook.core import UserError
-from llmbook.data.decontaminate import (Decontaminator, Overlap, bare_words, contaminated, contamination, eval_items, ngram_hashes,
-                                        word_hashes)
-from llmbook.data.doc import Doc
-from llmbook.data.mix import SPLITS, Curriculum, assign_splits, mixture_rows, mixture_weights, split_of
+from llmbook.dedup.decontaminate import (
+    Decontaminator, Overlap, bare_words, contaminated, contamination, eval_items, ngram_hashes, word_hashes
+)
+from llmbook.read.doc import Doc
+from llmbook.prepare.splits import SPLITS, assign_splits, split_of
+from llmbook.tokens.mixture import Curriculum, mixture_rows, mixture_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get('LLMBOOK_DATA', ROOT.parent/'shared/data'))
@@ -243,7 +245,7 @@ def test_files(tmp_path):
 
 def test_the_same_in_every_process():
     d = Decontaminator(dict(a=[LONG, 'été 東京 ' * 9]))
-    code = ('import pickle, sys; from llmbook.data.decontaminate import Decontaminator as D\n'
+    code = ('import pickle, sys; from llmbook.dedup.decontaminate import Decontaminator as D\n'
             'd = pickle.loads(bytes.fromhex(sys.argv[1])); assert "torch" not in sys.modules and "fastai" not in sys.modules\n'
             'print(d.fingerprint, D(dict(a=[sys.argv[2], "été 東京 " * 9])).fingerprint, d.overlap(sys.argv[2]))')
     r = subprocess.run([sys.executable, '-X', 'utf8', '-c', code, pickle.dumps(d).hex(), LONG], capture_output=True, text=True,

@@ -2,11 +2,11 @@
 import json, pickle
 import numpy as np, pytest, torch
 from llmbook.core import UserError, import_transformers, read_json, write_json
-from llmbook.data.tokenize import encode_text, train_tokenizer
-from llmbook.generate import generate, generate_ids
+from llmbook.tokens.tokenizer import encode_text, train_tokenizer
+from llmbook.generate.text import generate, generate_ids
 from llmbook.model.config import ModelConfig
-from llmbook.model.hub import load_model, load_pretrained, save_pretrained
-from llmbook.model.layout import hf_config, layout
+from llmbook.model.hf import load_model, load_pretrained, save_pretrained
+from llmbook.model.hf_config import hf_config, layout
 from llmbook.model.layers import KVCache
 from llmbook.model.transformer import Transformer
 

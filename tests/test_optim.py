@@ -8,7 +8,7 @@ from llmbook.model.config import ModelConfig
 from llmbook.model.transformer import Transformer
 from llmbook.train import optim
 from llmbook.train.optim import LMOptim, lm_opt, newton_schulz
-from llmbook.train.state import load_checkpoint, optim_tensors, save_checkpoint
+from llmbook.checkpoint.state import load_checkpoint, optim_tensors, save_checkpoint
 
 FAMILIES = {'qwen3': {}, 'untied': dict(tie_embeddings=False), 'gpt2': dict(family='gpt2'), 'encoder': dict(family='encoder')}
 NS = (3.4445, -4.7750, 2.0315)

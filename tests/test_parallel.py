@@ -6,20 +6,20 @@ from fastai.callback.core import Callback, CancelFitException
 from fastai.data.core import DataLoaders
 from torch.utils._python_dispatch import TorchDispatchMode
 from llmbook.core import UserError
-from llmbook.generate import generate_ids
+from llmbook.generate.text import generate_ids
 from llmbook.model.config import ModelConfig
 from test_train import grammar_data
-from llmbook.model.plan import Plan
-from llmbook.train.launch import RankFailed, launch
+from llmbook.plan.plan import Plan
+from llmbook.distributed.launch import RankFailed, launch
 from llmbook.train.loss import IGNORE
-from llmbook.train.parallel import is_sharded, parallel
-from llmbook.train import shards
-from llmbook.train.micro import MicroBatches
-from llmbook.train.pretrain import lm_learner
-from llmbook.train.shards import ShardedCheckpoint, load_shards, save_shards
-from llmbook.train.state import save_checkpoint
+from llmbook.parallel.learner import is_sharded, parallel
+from llmbook.parallel import checkpoint as shards
+from llmbook.train.microbatch import MicroBatches
+from llmbook.pretrain.run import lm_learner
+from llmbook.parallel.checkpoint import ShardedCheckpoint, load_shards, save_shards
+from llmbook.checkpoint.state import save_checkpoint
 from llmbook.train.telemetry import Samples
-from llmbook.train.world import all_sum, any_rank, join, mine, rank, wait_for_all, whole, world
+from llmbook.distributed.world import all_sum, any_rank, join, mine, rank, wait_for_all, whole, world
 
 needs_gloo = pytest.mark.skipif(not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason='this torch has no gloo')
 pytestmark = needs_gloo
@@ -148,9 +148,9 @@ def no_room(path):
 def from_a_plan(data, out, kind):
     "A run in a folder as the command makes it, with samples; the model that was written, and the history."
     from llmbook import cli
-    from llmbook.data.tokenize import load_tokenizer
-    from llmbook.generate import generate
-    from llmbook.train.pretrain import pretrain
+    from llmbook.tokens.tokenizer import load_tokenizer
+    from llmbook.generate.text import generate
+    from llmbook.pretrain.run import pretrain
     plan = Plan(1., 5, {}, 'tiny', ModelConfig(**CONFIG | dict(vocab_size=260)).to_dict(), 8, T, 12, 12 * 8 * T, 1e-2)
     learn = pretrain(data, plan, out, sample=lambda m, ps: generate(m, load_tokenizer(data), list(ps), 8), checkpoint_seconds=.01, parallel=kind)
     cli._planned = lambda *args: plan
@@ -244,7 +244,7 @@ def test_a_full_disk_of_one_rank_is_known_to_all(two):
 
 @pytest.mark.parametrize('kind', ['ddp', 'fsdp'])
 def test_pretrain_and_its_command_on_two_ranks(two, folder, kind):
-    from llmbook.model.hub import load_pretrained
+    from llmbook.model.hf import load_pretrained
     got, out = two[f'{kind} planned'], folder/f'run-{kind}'
     want = from_a_plan(folder/'data', folder/f'alone-{kind}', None)
     assert np.allclose(got['values'], want['values'], rtol=1e-3)
@@ -337,7 +337,7 @@ def test_importing_and_a_lone_rank_touch_no_gpu():
 
 
 def test_loaders_that_give_every_rank_the_same_rows_are_refused(monkeypatch):
-    from llmbook.train import parallel as room
+    from llmbook.parallel import learner as room
     monkeypatch.setattr(room, 'world', lambda: 2)
     learn = type('L', (), dict(cbs=[], dls=type('D', (), dict(train=type('T', (), dict(world=1))))))
     with pytest.raises(UserError, match='loaders for 2 ranks'): room.parallel(learn)

@@ -4,12 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from llmbook.core import UserError
-from llmbook.data.execute import Progress, choose_workers, run_units
-from llmbook.data.intake import Sources, divide, unit_size, units
-from llmbook.data.pack import check_shards, documents
-from llmbook.data.pipeline import Spool, prepare
-from llmbook.data.sources import read_unit
-from llmbook.data.tokenize import decode, load_tokenizer
+from llmbook.prepare.workers import Progress, choose_workers, run_units
+from llmbook.prepare.units import Sources, divide, unit_size, units
+from llmbook.tokens.shards import check_shards, documents
+from llmbook.prepare.pipeline import Spool, prepare
+from llmbook.read.sources import read_unit
+from llmbook.tokens.tokenizer import decode, load_tokenizer
 
 WORDS = 'the be of and that have with a small house stands near river where people meet every morning to read and talk about work'.split()
 OPTIONS = dict(vocab_size=400, preset='none', valid=.05, test=.05, progress=False)
@@ -74,7 +74,7 @@ def test_processes_make_the_same_bytes(source, alone, tmp_path, workers):
 def test_ray_makes_the_same_bytes(source, alone, tmp_path):
     ray = pytest.importorskip('ray', reason='needs the extra `scale`')
     code = '''import sys
-from llmbook.data.pipeline import prepare
+from llmbook.prepare.pipeline import prepare
 prepare(sys.argv[1], sys.argv[2], vocab_size=400, preset='none', valid=.05, test=.05, progress=False, workers=2, engine='ray')'''
     r = run_python(code, source, tmp_path/'out', RAY_USAGE_STATS_ENABLED='0')
     assert r.returncode == 0, r.stderr[-3000:]
@@ -84,7 +84,7 @@ prepare(sys.argv[1], sys.argv[2], vocab_size=400, preset='none', valid=.05, test
 def test_a_killed_worker_is_replaced(source, alone, tmp_path):
     "A worker dies in the middle of a unit, as if the system had taken its memory; then in every try."
     code = '''import os, signal, sys
-import llmbook.data.pipeline as p
+import llmbook.prepare.pipeline as p
 from functools import wraps
 def read_stage(recipe, job, real=p.read_stage):
     died = sys_argv[3]
@@ -107,7 +107,7 @@ except p.UserError as e: print('refused:', e)'''
 
 def test_finished_units_are_not_done_again(source, alone, tmp_path, monkeypatch):
     "Stopped between the passes; the second call reads no unit and encodes each once."
-    import llmbook.data.pipeline as p, llmbook.data.stages as st
+    import llmbook.prepare.pipeline as p, llmbook.prepare.passes as st
     def stop(*a): raise KeyboardInterrupt
     with monkeypatch.context() as m:
         m.setattr(p, 'train_tokenizer', stop)
@@ -124,7 +124,7 @@ def test_finished_units_are_not_done_again(source, alone, tmp_path, monkeypatch)
 
 
 def test_another_question_starts_over(source, tmp_path, monkeypatch):
-    import llmbook.data.pipeline as p
+    import llmbook.prepare.pipeline as p
     def stop(*a): raise KeyboardInterrupt
     with monkeypatch.context() as m:
         m.setattr(p, 'train_tokenizer', stop)

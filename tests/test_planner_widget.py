@@ -3,11 +3,11 @@ import re
 import pytest
 from llmbook.core import UserError
 from llmbook.model.config import ModelConfig, get_config
-from llmbook.model.devices import DEVICES, Device
-from llmbook.model.memory import memory_estimate
-from llmbook.model.outlook import PARTS, memory_picture, planner_html, remarks, what_fits
-from llmbook.model.planner import arrange, plan
-from llmbook.planner import Planner, controls, planner
+from llmbook.plan.devices import DEVICES, Device
+from llmbook.plan.memory import memory_estimate
+from llmbook.plan.advice import PARTS, memory_picture, planner_html, remarks, what_fits
+from llmbook.plan.planner import arrange, plan
+from llmbook.widgets.planner import Planner, controls, planner
 from lab import Page, browser_only, jupyter_lab
 
 EVIL = '<img src=x onerror=alert(1)>'
@@ -147,7 +147,7 @@ def test_choices_there_are_not_are_refused(start):
 def test_a_slider_moves_the_figures_in_jupyterlab(tmp_path):
     from selenium.webdriver import ActionChains, Keys
     from selenium.webdriver.support.ui import Select
-    cell = 'from llmbook.planner import planner\np = planner(device="h100", count=8, hours=24)\ndisplay(p)'
+    cell = 'from llmbook.widgets.planner import planner\np = planner(device="h100", count=8, hours=24)\ndisplay(p)'
     with jupyter_lab(tmp_path, [cell]) as address, Page(address, tmp_path) as page:
         def figure(k): return page.text(f'.lb-{k}')
         page.run(); page.wait(lambda: figure('model'))

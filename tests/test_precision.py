@@ -8,14 +8,14 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from llmbook.core import UserError, set_seed
 from llmbook.model.config import ModelConfig
-from llmbook.model.matmul import Linear
+from llmbook.model.linear import Linear
 from llmbook.model.transformer import Transformer
 from llmbook.train.compile import compile_model, find_compiler
 from llmbook.train.fp8 import E4M3, E5M2, Float8Linear, from_float8, to_float8, to_fp8
 from llmbook.train.loss import LMLoss
 from llmbook.train.optim import LMOptim, lm_opt
 from llmbook.train.precision import Precision, best_precision, check_precision
-from llmbook.train.steps import Accumulate, ClipGrad
+from llmbook.train.accumulate import Accumulate, ClipGrad
 
 CONFIG = ModelConfig(vocab_size=64, n_layer=2, d_model=32, n_head=2, n_kv_head=1, context=32)
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 from llmbook.core import UserError
-from llmbook.data.card import show_card
-from llmbook.data.loaders import TokenLoader, lm_dls, permuted
-from llmbook.data.pack import ShardWriter, TokenView, check_shards, documents, open_tokens, read_manifest
-from llmbook.data.pipeline import prepare, stored_card
-from llmbook.data.tokenize import EOT, decode, load_tokenizer
+from llmbook.prepare.card import show_card
+from llmbook.tokens.loaders import TokenLoader, lm_dls, permuted
+from llmbook.tokens.shards import ShardWriter, TokenView, check_shards, documents, open_tokens, read_manifest
+from llmbook.prepare.pipeline import prepare, stored_card
+from llmbook.tokens.tokenizer import EOT, decode, load_tokenizer
 
 WORDS = 'the be of and that have with a small house stands near river where people meet every morning to read and talk about work'.split()
 OPTIONS = dict(vocab_size=400, preset='none', valid=.1, test=.1, progress=False)
@@ -127,7 +127,7 @@ def test_abandoned_epoch_and_peeking(whole):
 
 def test_same_batches_in_another_process(whole):
     code = '''import sys, hashlib
-from llmbook.data.loaders import lm_dls
+from llmbook.tokens.loaders import lm_dls
 dls = lm_dls(sys.argv[1], bs=4, seq_len=16, steps=6, seed=7, device='cpu')
 h = hashlib.sha256()
 for dl in (dls.train, dls.train, dls.valid):
@@ -179,7 +179,7 @@ def test_learner_uses_it(whole, tmp_path):
 @pytest.mark.parametrize('where', ['train_tokenizer', 'check_space', 'save_tokenizer', 'write_json', 'write_manifest', 'second shard', 'find_duplicates', 'pack_stage'])
 def test_killed_in_the_middle(source, whole, tmp_path, where):
     out, code = tmp_path/'data', '''import os, signal, sys
-import llmbook.data.pipeline as p
+import llmbook.prepare.pipeline as p
 die = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[3] != 'second shard': setattr(p, sys.argv[3], die)
 else:
@@ -197,7 +197,7 @@ p.prepare(sys.argv[1], sys.argv[2], vocab_size=400, preset='none', valid=.1, tes
 def test_kill_over_an_older_preparation(source, mine):
     "While another seed is being prepared, the old answer no longer counts."
     code = '''import os, sys
-import llmbook.data.pipeline as p
+import llmbook.prepare.pipeline as p
 p.train_tokenizer = lambda *a: os._exit(9)
 p.prepare(sys.argv[1], sys.argv[2], vocab_size=400, preset='none', valid=.1, test=.1, progress=False, seed=1)'''
     assert run_python(code, source, mine).returncode == 9
@@ -222,7 +222,7 @@ def test_other_question_is_prepared_again(source, mine, whole):
 def test_two_prepares_are_byte_identical(tmp_path):
     "The embedded corpus, in two processes with different hash seeds."
     code = '''import sys
-from llmbook.data.pipeline import prepare
+from llmbook.prepare.pipeline import prepare
 prepare('embedded', sys.argv[1], vocab_size=512, max_bytes=300_000, valid=.1, test=.1, progress=False)'''
     for s in '12': assert (r := run_python(code, tmp_path/s, PYTHONHASHSEED=s)).returncode == 0, r.stderr
     a, b = shard_bytes(tmp_path/'1'), shard_bytes(tmp_path/'2')
@@ -316,8 +316,8 @@ def test_one_long_file(tmp_path):
 
 def test_hub_source_keeps_to_its_budget(tmp_path, monkeypatch):
     "The same path as files, with a stand-in for the network."
-    import llmbook.data.intake as intake
-    from llmbook.data.sources import Doc
+    import llmbook.prepare.units as intake
+    from llmbook.read.sources import Doc
     monkeypatch.setattr(intake, 'hub_dataset', lambda name: (Doc(t, f'{name}:{i}') for i, t in enumerate(texts(1000))))
     card = prepare('hub:some/stories', tmp_path/'out', max_bytes=20_000, **OPTIONS)
     assert 15_000 < card['funnel'][0]['bytes_in'] <= 20_000 and card['source']['names'] == ['hub:some/stories']

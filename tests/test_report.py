@@ -2,13 +2,13 @@
 import math, re, shutil, subprocess
 from html.parser import HTMLParser
 import pytest
-from llmbook import page as page_module
+from llmbook.show import html as page_module
 from llmbook.core import UserError, read_json, write_json
-from llmbook.example import example_run
-from llmbook.modelcard import md, model_card
-from llmbook.page import Markup, esc, tag
-from llmbook.report import report_html, write_report
-from llmbook.runs import compare_runs, comparison_table, difference, headline, plan_and_actual, read_history
+from llmbook.report.example import example_run
+from llmbook.report.modelcard import md, model_card
+from llmbook.show.html import Markup, esc, tag
+from llmbook.report.report import report_html, write_report
+from llmbook.report.runs import compare_runs, comparison_table, difference, headline, plan_and_actual, read_history
 
 EVIL = '</pre></script><script>document.title="owned"</script><img src=x onerror=alert(1)> "\'|`\n# h \x00\x1b[31m ${1} {{x}}'
 FILES = ['plan.json', 'data/card.json', 'pretrain/history.csv', 'pretrain/samples.json', 'finetune/summarization/result.json',

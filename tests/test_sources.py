@@ -4,12 +4,12 @@ from collections import Counter
 from pathlib import Path
 import pytest
 from llmbook.core import UserError
-from llmbook.data.doc import Doc, Reject
-from llmbook.data.files import LANGUAGES, Licences, file_type, identify_licence, path_id, spdx
-from llmbook.data.formats import read_csv, read_jsonl, read_text
-from llmbook.data.sources import Unit, plan_units, read_file, read_sources, read_unit, source_paths
-from llmbook.data.streams import Unpacked, decode_page, open_stream, read_lines, whole_letters
-from llmbook.data.warc import read_warc
+from llmbook.read.doc import Doc, Reject
+from llmbook.read.filetype import LANGUAGES, Licences, file_type, identify_licence, path_id, spdx
+from llmbook.read.formats import read_csv, read_jsonl, read_text
+from llmbook.read.sources import Unit, plan_units, read_file, read_sources, read_unit, source_paths
+from llmbook.read.streams import Unpacked, decode_page, open_stream, read_lines, whole_letters
+from llmbook.read.warc import read_warc
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get('LLMBOOK_DATA', ROOT.parent/'shared'/'data'))
@@ -77,7 +77,7 @@ def test_units_give_what_reading_in_one_go_gives(tmp_path, size):
 def test_another_process_reads_a_unit_alike(tmp_path):
     collection(tmp_path)
     units = plan_units(tmp_path, 1000)
-    code = ("import sys, json; from llmbook.data.sources import Unit, read_unit\n"
+    code = ("import sys, json; from llmbook.read.sources import Unit, read_unit\n"
             "for line in sys.stdin: print(json.dumps([vars(d) for d in read_unit(Unit(**json.loads(line)))]))")
     out = subprocess.run([sys.executable, '-c', code], input='\n'.join(json.dumps(dataclasses.asdict(u)) for u in units), capture_output=True, text=True, check=True).stdout
     assert [json.loads(l) for l in out.splitlines()] == [[vars(d) for d in read_unit(u)] for u in units]
@@ -117,7 +117,7 @@ def test_what_is_no_file_has_no_units(tmp_path):
     with pytest.raises(UserError, match='more than 0'): plan_units(tmp_path, 0)
 
 def test_starting_a_worker_is_cheap():
-    code = "import sys, llmbook.data.sources; print([m for m in ('torch', 'fastai', 'pyarrow', 'fastwarc', 'pypdf', 'datasets') if m in sys.modules])"
+    code = "import sys, llmbook.read.sources; print([m for m in ('torch', 'fastai', 'pyarrow', 'fastwarc', 'pypdf', 'datasets') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
 
 

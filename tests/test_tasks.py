@@ -2,7 +2,7 @@
 import ast, os, subprocess, sys
 import pytest, torch
 from llmbook.core import UserError
-from llmbook.data.tokenize import ANSWER, EOT, PAD, PROMPT, decode, train_tokenizer
+from llmbook.tokens.tokenizer import ANSWER, EOT, PAD, PROMPT, decode, train_tokenizer
 from llmbook.model.config import ModelConfig
 from llmbook.model.transformer import Transformer
 from llmbook.tune import pairs
@@ -184,7 +184,7 @@ def test_sorting_saves_padding(rows):
 
 DIGEST = '''
 import hashlib
-from llmbook.data.tokenize import train_tokenizer
+from llmbook.tokens.tokenizer import train_tokenizer
 from llmbook.tune.tasks import *
 out = hashlib.sha256()
 for name in ('translation', 'summarization'):

@@ -6,13 +6,13 @@ from fastai.callback.core import Callback, CancelBatchException
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
 from llmbook.core import UserError
-from llmbook.train.checkpoint import Checkpoint, LMLearner
+from llmbook.checkpoint.checkpoint import Checkpoint, LMLearner
 from llmbook.train.history import COLUMNS, Thinned, merge_rows, read_history, write_history
 from llmbook.train.loss import IGNORE, LMLoss
 from llmbook.train.metrics import Perplexity, SmoothLoss, TokenLoss
 from llmbook.train.optim import LMOptim
 from llmbook.train.progress import Progress
-from llmbook.train.steps import Accumulate, ClipGrad
+from llmbook.train.accumulate import Accumulate, ClipGrad
 from llmbook.train.telemetry import KINDS, Samples, Telemetry
 from llmbook.train.trackers import TrackioCallback, need, tensorboard, wandb_tracker
 

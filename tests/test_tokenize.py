@@ -4,9 +4,11 @@ from itertools import product
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from llmbook.core import UserError
-from llmbook.data.compare import LANGUAGES, compare_tokenizers, comparison_table, plot_vocabulary
-from llmbook.data.tokenize import (ANSWER, EOT, MIN_VOCAB, PAD, PROMPT, SPECIALS, bytes_per_token, chat_ids, decode, encode_text, load_any,
-                                   load_tokenizer, not_restored, save_tokenizer, special_ids, tokenizer_fingerprint, train_tokenizer)
+from llmbook.tokens.compare import LANGUAGES, compare_tokenizers, comparison_table, plot_vocabulary
+from llmbook.tokens.tokenizer import (
+    ANSWER, EOT, MIN_VOCAB, PAD, PROMPT, SPECIALS, bytes_per_token, chat_ids, decode, encode_text, load_any,
+    load_tokenizer, not_restored, save_tokenizer, special_ids, tokenizer_fingerprint, train_tokenizer
+)
 
 WORDS = ('the be of and that have with a small house stands near river where people meet every morning 1987 3.14 x_1 self.name '
          'def return import naïve Größe été дом 東京 🙂').split()

@@ -6,16 +6,16 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from llmbook.core import UserError, set_seed
-from llmbook.data.loaders import lm_dls
-from llmbook.data.pack import ShardWriter, write_manifest
-from llmbook.data.tokenize import save_tokenizer, tokenizer_fingerprint, train_tokenizer
+from llmbook.tokens.loaders import lm_dls
+from llmbook.tokens.shards import ShardWriter, write_manifest
+from llmbook.tokens.tokenizer import save_tokenizer, tokenizer_fingerprint, train_tokenizer
 from llmbook.model.config import ModelConfig
 from llmbook.tiny import Grammar
-from llmbook.train import tensorfiles
-from llmbook.train.checkpoint import Checkpoint, check_checkpoint, load_checkpoint, save_checkpoint
+from llmbook.checkpoint import tensor_files as tensorfiles
+from llmbook.checkpoint.checkpoint import Checkpoint, check_checkpoint, load_checkpoint, save_checkpoint
 from llmbook.train.loss import IGNORE, linear_cross_entropy, token_nats
 from llmbook.train.optim import LMOptim, lm_opt
-from llmbook.train.pretrain import lm_learner
+from llmbook.pretrain.run import lm_learner
 
 HERE = Path(__file__).parent
 CONFIG = dict(n_layer=2, d_model=32, n_head=2, n_kv_head=1, context=32)
@@ -41,7 +41,7 @@ def data(tmp_path_factory):
 
 def learner(path, steps=20, cbs=None, **kwargs):
     dls = lm_dls(path, bs=8, seq_len=32, steps=steps, valid_batches=8, device='cpu')
-    from llmbook.data.pack import read_manifest
+    from llmbook.tokens.shards import read_manifest
     config = ModelConfig(vocab_size=read_manifest(path)['vocab_size'], **CONFIG)
     return lm_learner(dls, config, lr=kwargs.pop('lr', 1e-2), cbs=cbs, **kwargs)
 
@@ -103,7 +103,7 @@ def test_golden_curve(data):
 
 
 def test_accumulation_equals_the_big_batch(data):
-    from llmbook.data.loaders import TokenLoader
+    from llmbook.tokens.loaders import TokenLoader
     from fastai.data.core import DataLoaders
     big = learner(data[0], steps=6)
     x = [big.dls.train.batch(i) for i in range(6)]

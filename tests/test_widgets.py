@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 from lab import Page, browser_only, jupyter_lab
 from llmbook.core import UserError
-from llmbook.data import filter as rules
-from llmbook.data.doc import Doc
-from llmbook.data.explore import (Dropped, Kept, Rows, candidates, effect, find_row, flips, measure, row_html, show_documents, threshold_table,
-                                  thresholds, value_picture)
-from llmbook.data.filter import View
-from llmbook.data.pipeline import prepare
-from llmbook.widgets import Browser, browse, choices, tune_filter
+from llmbook.filters import presets as rules
+from llmbook.read.doc import Doc
+from llmbook.prepare.explore import (
+    Dropped, Kept, Rows, candidates, effect, find_row, flips, measure, row_html, show_documents, threshold_table,
+    thresholds, value_picture
+)
+from llmbook.filters.presets import View
+from llmbook.prepare.pipeline import prepare
+from llmbook.widgets.browser import Browser, browse, choices, tune_filter
 
 EVIL = '<script>document.title="owned"</script><img src=x onerror=alert(1)>'
 WORDS = 'the of and to with that a house river people morning considerable understanding work small have be near'.split()
@@ -223,7 +225,7 @@ def test_browser_shows_what_was_kept(out):
 
 
 def test_browser_goes_on_where_a_walk_stopped(out, monkeypatch):
-    monkeypatch.setattr('llmbook.widgets.find_row', lambda *a: find_row(*a, limit=4))
+    monkeypatch.setattr('llmbook.widgets.browser.find_row', lambda *a: find_row(*a, limit=4))
     b, want = Browser(out), max(i for i, r in enumerate(lines(out/'rejects.jsonl')))
     b.search.value = lines(out/'rejects.jsonl')[want]['id']
     for _ in range(100):
@@ -261,8 +263,8 @@ def test_widgets_refuse(out, docs):
 
 CELL = '''import sys; sys.path.insert(0, {tests!r})
 from test_widgets import stories
-from llmbook.data.filter import word_count
-from llmbook.widgets import browse, tune_filter
+from llmbook.filters.presets import word_count
+from llmbook.widgets.browser import browse, tune_filter
 tuner, browser = tune_filter(stories(), word_count), browse({out!r})
 display(tuner, browser)'''
 

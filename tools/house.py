@@ -7,17 +7,24 @@ ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_EXP = re.compile(r'^\s*#\|\s*default_exp\s+([\w.]+)', re.M)
 
 
+PARTS = ('', 'book', 'api', 'records')  # of nbs/, in the order of reading; the start page lies beside them
+
+
 def notebooks(root=ROOT):
-    "Every notebook below nbs/, in the order of the flow: index, book, api, records."
-    rank = {'book': 1, 'api': 2, 'records': 3}
+    "Return every notebook below nbs/ in the order of the flow: start page, book, api, records."
     found = [p for p in (root/'nbs').rglob('*.ipynb') if not any(x[0] in '._' for x in p.relative_to(root).parts)]
-    return sorted(found, key=lambda p: (rank.get(p.parent.name, 0), number(p) is None, number(p) or 0, p.name))
+    return sorted(found, key=lambda p: (PARTS.index(part(p)), place(p), p.name))
 
 
-def number(path):
-    "The number a notebook's name starts with, or None."
-    m = re.match(r'\d+', path.name)
-    return int(m[0]) if m else None
+def part(path):
+    "Return the part of nbs/ that a notebook belongs to: 'book', 'api', 'records', or '' for the start page."
+    inside = path.parts[path.parts.index('nbs') + 1:-1]
+    return inside[0] if inside else ''
+
+
+def place(path):
+    "Return a notebook's place in the flow, (folder number, notebook number); a name without a number counts as 0."
+    return tuple(int(m[0]) if (m := re.match(r'\d+', name)) else 0 for name in (path.parent.name, path.name))
 
 
 def cells(path):
@@ -37,7 +44,7 @@ def title(path):
 
 
 def page(name):
-    "A notebook's page on the site: as nbdev has it, the number goes (`api/10_data.sources.ipynb`: `api/data.sources`)."
+    "A notebook's page on the site: as nbdev has it, the number goes (`api/10_read/08_sources.ipynb`: `api/read/sources`)."
     return re.sub(r'(^|/)\d+[a-zA-Z0-9]*_', r'\1', name.lower().removesuffix('.ipynb'))
 
 

@@ -1,31 +1,57 @@
-"""Write nbs/sidebar.yml: the start page, the book, then the rooms in the order that data walks through them."""
+"""Write nbs/sidebar.yml: the start page, the book, then the stages, each with its folders folded inside, in the order of the flow."""
 import yaml
-from house import ROOT, notebooks, number
+from house import ROOT, notebooks, part
 
-ROOMS = {0: 'Foundations', 2: 'Text, parts and rules', 10: 'Data', 20: 'Model', 28: 'Train', 39: 'Generate', 49: 'Tune', 60: 'Evaluate', 67: 'Report', 71: 'Widgets', 80: 'Journey'}
+STAGES = {  # heading -> the folders of nbs/api that stand under it
+    'Foundations': ('base', 'show'),
+    'Data': ('read', 'clean', 'filters', 'dedup', 'tokens', 'prepare'),
+    'Architecture': ('model', 'plan'),
+    'Pre-training': ('distributed', 'train', 'checkpoint', 'parallel', 'pretrain'),
+    'Writing': ('generate',),
+    'Fine-tuning': ('tune',),
+    'Evaluation': ('evaluate',),
+    'Report': ('report',),
+    'Notebook': ('widgets',),
+    'The whole journey': ('app',),
+}
 HEAD = '# Written by tools/sidebar.py (make export); not edited by hand.\n'
 
 
-def section(path):
-    "The heading a notebook stands under; the start page stands under none."
-    if path.parent.name == 'book': return 'The book'
-    if path.parent.name == 'records': return 'Records'
-    if path.parent.name == 'api': return 'Journey' if number(path) is None else ROOMS[max(n for n in ROOMS if n <= number(path))]
+def folder(path):
+    "Return the name of a notebook's folder without its number."
+    return path.parent.name.partition('_')[2]
+
+
+def stage(path):
+    "Return the heading that a notebook of the package stands under."
+    return next(name for name, folders in STAGES.items() if folder(path) in folders)
+
+
+def section(name): return dict(section=name, contents=[])
 
 
 def contents(root=ROOT):
-    "The sidebar as Quarto wants it: files, and sections of files."
-    res = []
+    "Return the sidebar as Quarto reads it: the start page, then sections of files or of sections."
+    start, tree = [], {}
     for p in notebooks(root):
-        head, name = section(p), p.relative_to(root/'nbs').as_posix()
-        if head is None: res.append(name)
-        elif res and isinstance(res[-1], dict) and res[-1]['section'] == head: res[-1]['contents'].append(name)
-        else: res.append({'section': head, 'contents': [name]})
-    return res
+        name = p.relative_to(root/'nbs').as_posix()
+        if part(p) == '': start.append(name)
+        elif part(p) == 'api':
+            folders = tree.setdefault(stage(p), {})
+            folders.setdefault(folder(p), []).append(name)
+        else: tree.setdefault({'book': 'The book', 'records': 'Records'}[part(p)], []).append(name)
+    return start + [dict(section=head, contents=listed(inside)) for head, inside in tree.items()]
+
+
+def listed(inside):
+    "Return a stage's contents: files as they are, several folders as sections of their own, one folder as its files."
+    if isinstance(inside, list): return inside
+    if len(inside) == 1: return next(iter(inside.values()))
+    return [dict(section=name, contents=files) for name, files in inside.items()]
 
 
 def text(root=ROOT):
-    "What nbs/sidebar.yml should hold."
+    "Return what nbs/sidebar.yml should hold."
     return HEAD + yaml.safe_dump({'website': {'sidebar': {'contents': contents(root)}}}, sort_keys=False)
 
 
