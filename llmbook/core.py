@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UserError', 'whole_number', 'within', 'refused', 'atomic_path', 'write_json', 'read_json', 'sha256', 'fingerprint',
            'RunFolder', 'check_space', 'human_bytes', 'human_count', 'human_time', 'finite', 'number', 'check_seed',
-           'set_seed', 'pick_device', 'machine', 'import_transformers']
+           'set_seed', 'mix64', 'pick_device', 'machine', 'import_transformers']
 
 # %% ../nbs/api/00_base/00_core.ipynb #960f110f
 import hashlib, json, math, os, platform, random, sys, tempfile, time, warnings
@@ -233,6 +233,20 @@ def set_seed(
     import torch
     check_seed(seed)
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
+
+# %% ../nbs/api/00_base/00_core.ipynb #aa3a8e9b
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # made once: scalars of numpy take longer to make than to use
+_MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
+
+def mix64(
+    x, # uint64, one or many
+) -> np.ndarray: # uint64, at least one-dimensional
+    "Scramble 64 bits so that every bit of the result depends on every bit of `x` (the finaliser of SplitMix64)."
+    x = np.atleast_1d(x) + _GOLDEN
+    x = (x ^ (x >> _SHIFTS[0])) * _MULTIPLIERS[0]
+    x = (x ^ (x >> _SHIFTS[1])) * _MULTIPLIERS[1]
+    return x ^ (x >> _SHIFTS[2])
 
 # %% ../nbs/api/00_base/00_core.ipynb #c30751c8
 def pick_device(

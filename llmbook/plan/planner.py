@@ -12,7 +12,7 @@ from .flops import count_params, flops_by_part, flops_per_token
 from ..model.config import SIZES, get_config
 from .devices import PUE, machine_cost
 from .devices import Device, get_device, measure_machine
-from .local import LADDER, MAX_PASSES, rungs, wanted_tokens
+from .local import LADDER, MAX_PASSES, _enough, _expected, _lr, _text_of, local_plan, wanted_tokens
 from .memory import accumulation, largest_batch, memory_estimate
 from .plan import Plan
 from .scaling import RATIO, predicted_loss

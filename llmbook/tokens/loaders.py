@@ -15,7 +15,8 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastcore.basics import patch
 from ..core import UserError, pick_device
-from .shuffle import mix64, permuted
+from .shuffle import permuted
+from ..core import mix64
 from .shards import TokenView, open_prepared, open_tokens
 from .tokenizer import EOT, decode
 

@@ -14,7 +14,7 @@ from fastai.callback.core import Callback
 from fastcore.basics import patch
 from torch import Tensor
 from ..core import UserError
-from ..tokens.shuffle import mix64
+from ..core import mix64
 from ..tokens.tokenizer import EOT, PAD, decode, mask_id as gap_id
 from .loss import IGNORE, LMLoss
 from ..distributed.world import rank, world
