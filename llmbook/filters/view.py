@@ -114,8 +114,9 @@ def _peel(s):
             front.append(first[0])
             s = s[first.end():]
         else: break
-    is_address = '.' in s and len(s) < 500 and _ADDRESS(s)
-    middle = whole or ((s,) if is_address else _cut_inside(s))
+    if whole: middle = whole
+    elif '.' in s and len(s) < 500 and _ADDRESS(s): middle = (s,)
+    else: middle = _cut_inside(s)
     return (*front, *middle, *reversed(back))
 
 def _split_simple(chunk):
@@ -124,10 +125,13 @@ def _split_simple(chunk):
     if not m: return None
     before, word, possessive, after, last = m.groups()
     if after == ')' and last == ':': return None
-    joined = ((before or '') + word, word + (possessive or ''), word + (after or ''))
-    if any(s in _KNOWN for s in joined): return None
-    pieces = _HYPHEN(word) if '-' in word else [word]
-    return tuple(t for t in (before, *pieces, possessive, after, last) if t)
+    if word in _KNOWN: return None
+    if before and before + word in _KNOWN: return None
+    if possessive and word + possessive in _KNOWN: return None
+    if after and word + after in _KNOWN: return None
+    if '-' in word: tokens = (before, *_HYPHEN(word), possessive, after, last)
+    else: tokens = (before, word, possessive, after, last)
+    return tuple([t for t in tokens if t])
 
 def split_chunk(
     chunk:str, # text between two spaces
@@ -171,8 +175,8 @@ class _Vocabulary(dict):
             self.made.append(_made_of(t))
             self.held += len(t) + 100 # about what an entry of a dictionary takes
         self.held += len(chunk) + 100
-        self[chunk] = tuple([number[t] for t in tokens])
-        return self[chunk]
+        ids = self[chunk] = tuple([number[t] for t in tokens])
+        return ids
 
     def measure(self, chunks):
         "Return the numbers, the lengths and the make of the tokens of `chunks`."
