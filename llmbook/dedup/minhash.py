@@ -82,6 +82,7 @@ def _by_character(texts, x, bounds):
     for i in unspaced: rows[i] = _characters(texts[i])
     return np.concatenate(rows), np.cumsum([0] + [len(r) for r in rows])
 
+# %% ../../nbs/api/13_dedup/01_minhash.ipynb #3ab15167
 def _runs(x, bounds, n):
     "Return the shingles of many texts in a row, repeats included, and the bounds of the texts among them."
     count = np.diff(bounds)

@@ -119,6 +119,7 @@ def _peel(s):
     else: middle = _cut_inside(s)
     return (*front, *middle, *reversed(back))
 
+# %% ../../nbs/api/12_filters/01_view.ipynb #a1ce89f2
 def _split_simple(chunk):
     "Split a plain word or number from the marks around it; return None for any other chunk."
     m = _SIMPLE(chunk)
