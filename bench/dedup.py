@@ -1,68 +1,83 @@
-"""Near-duplicates among real documents: ours against datasketch's MinHashLSH, in turns, in one run; and both against comparing every pair.
+"""Find near-duplicates among real documents: llmbook against datasketch's MinHashLSH, in turns, in one run.
 
-Needs datasketch (`pip install datasketch`), which nothing else here needs. Same shingles (five lower-cased words), same threshold, 128 permutations.
-datasketch gets its bulk call, and is shown with its own hash (SHA-1, its default; the ratio is against that) and with a faster one (xxhash). It stops at
-candidates, while ours also compares them. Processor time on one core, the best of a few rounds.
+Both are compared with comparing every pair. Needs datasketch (`pip install datasketch`), which nothing else here
+needs. Same shingles (five lower-cased words), same threshold, 128 permutations. datasketch gets its bulk call, and
+is shown with its own hash (SHA-1, its default; the ratio is against that) and with a faster one (xxhash). It stops
+at candidates, while llmbook also compares them. Processor time on one core, the best of a few rounds.
 """
 import os
-for k in ('OMP_NUM_THREADS', 'RAYON_NUM_THREADS'): os.environ.setdefault(k, '1')
+for name in ('OMP_NUM_THREADS', 'RAYON_NUM_THREADS'): os.environ.setdefault(name, '1')
 import sys, time
 from functools import partial
 from itertools import combinations
-from llmbook.read.embedded import embedded_corpus
 from llmbook.dedup.minhash import Signer, jaccard, shingles
 from llmbook.dedup.near import find_duplicates
+from llmbook.read.embedded import embedded_corpus
 
 MB, ROUNDS, THRESHOLD = 4, 3, .8
 
 
 def ours(texts):
-    "Pairs that were compared and found alike."
-    r = find_duplicates(**Signer(THRESHOLD).sign(texts), text_of=texts.__getitem__, threshold=THRESHOLD)
-    return r, None
+    "Find pairs that were compared and are alike: whether a pair is in one cluster, and the links."
+    signed = Signer(THRESHOLD).sign(texts)
+    r = find_duplicates(**signed, text_of=texts.__getitem__, threshold=THRESHOLD)
+    def together(i, j): return r.cluster[i] == r.cluster[j]
+    return together, {(i, j) for i, j, _ in r.pairs.tolist()}
+
+
+def five_words(text):
+    words = text.lower().split()
+    return {' '.join(words[i:i + 5]).encode('utf-8', 'replace') for i in range(max(len(words) - 4, 1))}
 
 
 def theirs(texts, **kwargs):
-    "Candidate pairs."
+    "Find candidate pairs: whether a pair is among them, and the pairs."
     from datasketch import MinHash, MinHashLSH
-
-    def grams(text):
-        words = text.lower().split()
-        return {' '.join(words[i:i + 5]).encode('utf-8', 'replace') for i in range(max(len(words) - 4, 1))}
-    lsh, found = MinHashLSH(THRESHOLD, num_perm=128), []
-    for i, m in enumerate(MinHash.generator((grams(t) for t in texts), num_perm=128, **kwargs)):
-        found += [(j, i) for j in lsh.query(m)]
+    lsh = MinHashLSH(THRESHOLD, num_perm=128)
+    found = set()
+    signatures = MinHash.generator((five_words(t) for t in texts), num_perm=128, **kwargs)
+    for i, m in enumerate(signatures):
+        found.update((j, i) for j in lsh.query(m))
         lsh.insert(i, m)
-    return None, found
+    return lambda i, j: (i, j) in found, found
 
 
 def clock(f, texts):
-    start = time.process_time(); res = f(texts)
+    start = time.process_time()
+    res = f(texts)
     return time.process_time() - start, res
 
 
 def every_pair(texts):
-    "The truth: pairs of documents whose shingles are alike."
+    "Return the pairs of documents whose shingles are alike, the slow and certain way."
     sets = [shingles(t) for t in texts]
-    return {(i, j) for i, j in combinations(range(len(sets)), 2)
-            if min(len(sets[i]), len(sets[j])) >= THRESHOLD * max(len(sets[i]), len(sets[j]), 1) and jaccard(sets[i], sets[j]) >= THRESHOLD}
+    pairs = set()
+    for i, j in combinations(range(len(sets)), 2):
+        small, large = sorted((len(sets[i]), len(sets[j])))
+        if small < THRESHOLD * max(large, 1): continue
+        if jaccard(sets[i], sets[j]) >= THRESHOLD: pairs.add((i, j))
+    return pairs
 
 
-if __name__ == '__main__':
+def main():
     try: import datasketch # noqa: F401
-    except ImportError: sys.exit('dedup: expected datasketch beside llmbook, it is not installed: pip install datasketch')
+    except ImportError:
+        sys.exit('dedup: expected datasketch beside llmbook, it is not installed: pip install datasketch')
     from xxhash import xxh32_intdigest
-    sides = dict(llmbook=ours, datasketch=theirs) | {'with xxhash': partial(theirs, hashfunc=xxh32_intdigest)}
+    sides = {'llmbook': ours, 'datasketch': theirs, 'with xxhash': partial(theirs, hashfunc=xxh32_intdigest)}
     texts = [d.text for d in embedded_corpus(MB * 1_000_000)]
     size, true = sum(len(t.encode()) for t in texts) / 1e6, every_pair(texts)
-    for f in sides.values(): f(texts[:50])
+    for f in sides.values(): f(texts[:50]) # warm up
     rounds = [{name: clock(f, texts) for name, f in sides.items()} for _ in range(ROUNDS)]
+    best = {name: min(r[name][0] for r in rounds) for name in sides}
+
     print(f'{len(texts)} documents, {size:.1f} MB, {len(true)} pairs with a similarity of {THRESHOLD} or more')
     print(f'{"":12}{"MB/s":>8}{"true pairs found":>18}{"false pairs":>13}')
     for name in sides:
-        r, found = rounds[0][name][1]
-        if r: hits, false = sum(r.cluster[i] == r.cluster[j] for i, j in true), sum((i, j) not in true for i, j, _ in r.pairs.tolist())
-        else: hits, false = len(true & set(found)), len(set(found) - true)
-        print(f'{name:12}{size / min(t[name][0] for t in rounds):8.1f}{hits:18}{false:13}')
-    a, b = (min(t[name][0] for t in rounds) for name in ('llmbook', 'datasketch'))
-    print(f'dedup: ratio {b / a:.2f} goal 10')
+        _, (together, found) = rounds[0][name]
+        hits = sum(together(i, j) for i, j in true)
+        print(f'{name:12}{size / best[name]:8.1f}{hits:18}{len(found - true):13}')
+    print(f"dedup: ratio {best['datasketch'] / best['llmbook']:.2f} goal 10")
+
+
+if __name__ == '__main__': main()

@@ -344,7 +344,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
 def test_without_weights_the_smoke_detector_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
     s = toxicity.toxicity_scorer()
-    assert s.name == 'smoke detector' and 'not a judge' in s.note and 'not on this machine' in s.note
+    assert s.name == 'toxicity detector' and 'not a judge' in s.note and 'not on this machine' in s.note
     (tmp_path/'checkpoints').mkdir()
     (tmp_path/'checkpoints'/toxicity.CHECKPOINTS[0]).write_bytes(b'damaged')
     assert 'do not use this file' in toxicity.toxicity_scorer().note

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from llmbook.core import UserError
 from llmbook.dedup.decontaminate import (
-    Decontaminator, Overlap, bare_words, contaminated, contamination, eval_items, ngram_hashes, word_hashes
+    Decontaminator, Overlap, bare_word_hashes, bare_words, contaminated, contamination, eval_items, ngram_hashes
 )
 from llmbook.read.doc import Doc
 from llmbook.prepare.splits import SPLITS, assign_splits, split_of
@@ -123,7 +123,7 @@ def noise(rng, n):
 def test_hashes_follow_words(seed):
     rng = random.Random(seed)
     text = noise(rng, rng.choice([0, 1, 50, 4000]))
-    words, h = bare_words(text), word_hashes(text)
+    words, h = bare_words(text), bare_word_hashes(text)
     assert len(words) == len(h)
     same = {}
     assert all(same.setdefault(w, x) == x for w, x in zip(words, h)) and len(set(same.values())) == len(same)
@@ -135,17 +135,17 @@ def test_hashes_follow_words(seed):
 def test_words_do_not_depend_on_the_block_they_stand_in():
     rng = random.Random(0)
     words = [''.join(rng.choices('abcdefghij', k=rng.randint(1, 12))) for _ in range(60_000)]
-    h = word_hashes(' '.join(words))
+    h = bare_word_hashes(' '.join(words))
     assert len(h) == len(words)
-    small = {w: word_hashes(w)[0] for w in set(words)}
+    small = {w: bare_word_hashes(w)[0] for w in set(words)}
     assert all(small[w] == x for w, x in zip(words, h))
 
 def test_a_word_longer_than_a_block_is_survived():
-    h = word_hashes('a ' + 'x' * 300_000 + ' b')
-    assert len(h) >= 3 and h[0] == word_hashes('a')[0] and h[-1] == word_hashes('b')[0]
+    h = bare_word_hashes('a ' + 'x' * 300_000 + ' b')
+    assert len(h) >= 3 and h[0] == bare_word_hashes('a')[0] and h[-1] == bare_word_hashes('b')[0]
 
 def test_strange_text():
-    for t in ('', ' ', '\x00', '…', '\ud800', '\ud800 a', 'İ', '\u0345', 'e\u0301'): assert len(word_hashes(t)) == len(bare_words(t))
+    for t in ('', ' ', '\x00', '…', '\ud800', '\ud800 a', 'İ', '\u0345', 'e\u0301'): assert len(bare_word_hashes(t)) == len(bare_words(t))
     assert bare_words('e\u0301t\u00e9') == bare_words('été') == ['été']
     assert bare_words('CO\u00adOP\u200bER') == ['cooper']
     assert bare_words('Straße № ５') == bare_words('straße No 5'), 'compatibility forms'

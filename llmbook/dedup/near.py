@@ -10,25 +10,25 @@ import tempfile, weakref
 import numpy as np
 from collections import OrderedDict
 from dataclasses import dataclass
-from fastcore.basics import patch
 from typing import Callable, Iterable
 from ..core import UserError
 from ..read.doc import Doc
-from .minhash import Signer, choose_bands, found_by_bands, jaccard, shingles # noqa: F401 (they have always been found here)
+from .minhash import Signer, choose_bands, found_by_bands, jaccard, shingles # noqa: F401 (for importers)
 
 # %% ../../nbs/api/13_dedup/02_near.ipynb #0ecb5c48
 @dataclass
 class DedupResult:
     "Which documents stay, and for which one each of the others goes."
-    keep:list # bool
-    cluster:list # int: the index of the first document in the same cluster
-    kept_for:list # int: the index of the document that stays for this one; its own if it stays
+    keep:list # bool: does the document stay?
+    cluster:list # int: index of the first document in the same cluster
+    kept_for:list # int: index of the document that stays for this one; its own if it stays
     reason:list # '' for what stays, else 'exact_duplicate' or 'near_duplicate'
-    pairs:list # (index, index, similarity): the links between documents
+    pairs:list # (index, index, similarity): links between documents
 
     def lists(self): # DedupResult
-        "The same in plain lists."
-        return DedupResult(*(np.asarray(x).tolist() for x in (self.keep, self.cluster, self.kept_for, self.reason, self.pairs)))
+        "Return the same result in plain lists."
+        columns = (self.keep, self.cluster, self.kept_for, self.reason, self.pairs)
+        return DedupResult(*(np.asarray(x).tolist() for x in columns))
 
     def __repr__(self):
         return f'DedupResult({len(self.keep)} documents, {sum(self.keep)} kept, {len(self.pairs)} links)'
@@ -38,7 +38,7 @@ class _Clusters:
     "A union-find whose heads are the smallest indices, and the links that were made."
     def __init__(self, n):
         self.parent, self.near = np.arange(n), []
-        self.view = memoryview(self.parent)                             # Python numbers, three times as fast to get at
+        self.view = memoryview(self.parent) # its items are Python numbers, three times as fast to get at
 
     def find(self, i):
         p = self.view
@@ -46,178 +46,203 @@ class _Clusters:
         return i
 
     def link(self, i, j, similarity):
-        a, b = sorted((self.find(i), self.find(j)))
-        self.parent[b] = a
+        first, last = sorted((self.find(i), self.find(j)))
+        self.parent[last] = first
         self.near.append((i, j, similarity))
 
     def heads(self):
-        "The head of every document."
+        "Return the head of every document."
         p = self.parent
         while (p[p] != p).any(): p[:] = p[p]
         return p
 
+_LINK = [('i', np.int64), ('j', np.int64), ('similarity', np.float64)]
+
 def _link_equal(clusters, exact):
-    "Join equal documents; the first of each group, and the links."
-    order = np.lexsort((exact[:, 1], exact[:, 0]))                      # stable: within a group, in order
+    "Join equal documents; return the first of each group, and the links."
+    order = np.lexsort((exact[:, 1], exact[:, 0])) # stable: within a group, in order
     new = np.ones(len(order), bool)
     new[1:] = (exact[order[1:]] != exact[order[:-1]]).any(1)
-    head = order[new][np.cumsum(new) - 1]
+    firsts, repeats = order[new], order[~new]
+    head = firsts[np.cumsum(new) - 1]
     clusters.parent[order] = head
-    again = order[~new]
-    return np.sort(order[new]), np.sort(np.rec.fromarrays((head[~new], again, np.ones(len(again))), dtype=_LINK), order='j')
 
-_LINK = [('i', np.int64), ('j', np.int64), ('similarity', np.float64)]
+    links = np.empty(len(repeats), _LINK)
+    links['i'], links['j'] = head[~new], repeats
+    links['similarity'] = 1
+    return np.sort(firsts), np.sort(links, order='j')
 
 # %% ../../nbs/api/13_dedup/02_near.ipynb #5a7fe464
 def _buckets(key, members, clusters):
-    "The documents that agree in a band and are not yet all together, in order."
+    "Yield the documents that agree in a band and are not yet all in one cluster, in order."
     order = np.argsort(key, kind='stable')
     key, members = key[order], members[order]
-    start = np.flatnonzero(np.concatenate(([True], key[1:] != key[:-1])))
+    new = np.concatenate(([True], key[1:] != key[:-1]))
+    start = np.flatnonzero(new)
+    end = np.append(start[1:], len(key))
     head = clusters.heads()[members]
     apart = np.minimum.reduceat(head, start) != np.maximum.reduceat(head, start)
-    end = np.append(start[1:], len(key))
     for a, z in zip(start[apart], end[apart]): yield members[a:z].tolist()
 
 # %% ../../nbs/api/13_dedup/02_near.ipynb #31ac0cf0
 class _Comparison:
-    "True similarity of documents by their shingles, with a bounded memory."
+    "Compares documents by their shingles, in bounded memory and linear time."
     def __init__(self, clusters, text_of, threshold, n, memory, limit):
         self.clusters, self.text_of, self.threshold, self.n = clusters, text_of, threshold, n
         self.memory, self.limit, self.most = memory, limit, 8 * limit
-        self.sets, self.held, self.unlike = OrderedDict(), 0, OrderedDict()
-        self.tried = np.zeros(len(clusters.parent), np.uint16)          # comparisons that found nothing, by document
+        self.sets, self.held = OrderedDict(), 0                 # shingles by document, and their bytes
+        self.unlike = OrderedDict()                             # pairs that were compared in vain
+        self.tried = np.zeros(len(clusters.parent), np.uint16)  # comparisons in vain, by document
 
     def shingles(self, i):
-        "The set of a document, made again if it is not among the last ones."
-        if i in self.sets: self.sets.move_to_end(i); return self.sets[i]
+        "Return the set of a document, made again if it is not among the last ones."
+        if i in self.sets:
+            self.sets.move_to_end(i)
+            return self.sets[i]
         s = self.sets[i] = shingles(self.text_of(i), self.n)
         self.held += s.nbytes + 200
-        while self.held > self.memory and len(self.sets) > 2: self.held -= self.sets.popitem(last=False)[1].nbytes + 200
+        while self.held > self.memory and len(self.sets) > 2:
+            _, oldest = self.sets.popitem(last=False)
+            self.held -= oldest.nbytes + 200
         return s
 
     def same(self, i, j):
-        "Whether two documents are in one cluster, now or already; False without a look if the second was compared too often."
+        "Tell whether two documents are in one cluster, now or already; False at once if `j` was compared too often."
         if self.clusters.find(i) == self.clusters.find(j): return True
         pair = (i, j) if i < j else (j, i)
         if pair in self.unlike or self.tried[j] >= self.most: return False
         a, b = self.shingles(i), self.shingles(j)
-        far = min(len(a), len(b)) < self.threshold * max(len(a), len(b))
-        if not far and (s := jaccard(a, b)) >= self.threshold: self.clusters.link(*pair, s); return True
+        small, large = sorted((len(a), len(b)))
+        similarity = jaccard(a, b) if small >= self.threshold * large else 0
+        if similarity >= self.threshold:
+            self.clusters.link(*pair, similarity)
+            return True
         self.tried[j] += 1
         self.unlike[pair] = None
         if len(self.unlike) * 200 > self.memory: self.unlike.popitem(last=False)
         return False
 
-# %% ../../nbs/api/13_dedup/02_near.ipynb #681cf22d
-@patch
-def representatives(self:_Comparison, bucket):
-    "Documents of the bucket that are not alike, up to the limit; the others are linked to those they are like."
-    heads, find = [], self.clusters.find
-    for i in bucket:
-        if any(find(h) == find(i) for h in heads) or any(self.same(h, i) for h in heads): continue
-        if len(heads) < self.limit: heads.append(i)
-    return heads
+    def representatives(self, bucket):
+        "Return documents of the bucket that are not alike, up to the limit; link the others to those they are like."
+        heads, find = [], self.clusters.find
+        for i in bucket:
+            if any(find(h) == find(i) for h in heads) or any(self.same(h, i) for h in heads): continue
+            if len(heads) < self.limit: heads.append(i)
+        return heads
 
-@patch
-def join(self:_Comparison, bucket):
-    "Compare the documents of one bucket: with its representatives, and, if there are few, with each other."
-    heads = self.representatives(bucket)
-    if len(heads) == 1: return
-    head = {i: self.clusters.find(i) for i in bucket}
-    few = len(bucket) <= self.limit
-    for i in bucket:
-        for j in bucket if few else heads:
-            if few and j >= i: break
-            if head[i] != head[j]: self.same(min(i, j), max(i, j))
+    def join(self, bucket):
+        "Compare the documents of one bucket: with its representatives, or with each other if they are few."
+        heads = self.representatives(bucket)
+        if len(heads) == 1: return
+        head = {i: self.clusters.find(i) for i in bucket}
+        few = len(bucket) <= self.limit
+        for i in bucket:
+            for j in bucket if few else heads:
+                if few and j >= i: break
+                if head[i] != head[j]: self.same(min(i, j), max(i, j))
 
 # %% ../../nbs/api/13_dedup/02_near.ipynb #7c2374b1
 def _kept(head, length, rule):
-    "For each document, the one of its cluster that stays."
-    order = np.lexsort((np.arange(len(head)), -length if rule == 'longest' else head, head)) # cluster by cluster, the best first
-    start = np.flatnonzero(np.concatenate(([True], head[order][1:] != head[order][:-1]))) if len(order) else order
+    "Return the document that stays for each document."
+    order = np.lexsort((-length, head) if rule == 'longest' else (head,)) # cluster by cluster, the best first
+    if not len(order): return np.empty_like(head)
+    ranked = head[order]
+    start = np.flatnonzero(np.concatenate(([True], ranked[1:] != ranked[:-1])))
     best = order[start]
-    if callable(rule):
-        groups = np.split(order, start[1:])
-        for k, g in enumerate(groups):
-            if len(g) < 2: continue
-            if (chosen := rule(g.tolist())) not in g: raise UserError(f'expected rule to name one of {g.tolist()}, got {chosen}')
-            best[k] = chosen
+    if callable(rule): best = np.array([_chosen(rule, g) for g in np.split(order, start[1:])], best.dtype)
     kept = np.empty_like(head)
     kept[order] = np.repeat(best, np.diff(np.append(start, len(order))))
     return kept
 
+def _chosen(rule, group):
+    if len(group) < 2: return group[0]
+    members = group.tolist()
+    chosen = rule(members)
+    if chosen not in members: raise UserError(f'expected rule to name one of {members}, got {chosen}')
+    return chosen
+
 def _result(clusters, exact, length, links, rule):
     head = clusters.heads()
     kept = _kept(head, length, rule)
-    i = np.arange(len(head))
-    code = (kept != i) * (1 + (exact != exact[kept]).any(1))
-    near = np.array(sorted(clusters.near, key=lambda p: (p[1], p[0])), _LINK)
-    reason = np.array(['', 'exact_duplicate', 'near_duplicate'], object)[code]
-    return DedupResult(kept == i, head, kept, reason, np.concatenate([links, near]))
+    stays = kept == np.arange(len(head))
+    equal = (exact == exact[kept]).all(1)
+    reason = np.full(len(head), '', object)
+    reason[~stays & equal] = 'exact_duplicate'
+    reason[~stays & ~equal] = 'near_duplicate'
+    near = np.array(sorted(clusters.near, key=lambda link: (link[1], link[0])), _LINK)
+    return DedupResult(stays, head, kept, reason, np.concatenate([links, near]))
 
 # %% ../../nbs/api/13_dedup/02_near.ipynb #16861a37
 def _column(parts, k=slice(None)):
-    "A column of an array, or of a list of arrays one below the other."
-    return np.concatenate([p[:, k] for p in parts]) if isinstance(parts, (list, tuple)) else np.ascontiguousarray(parts[:, k])
+    "Return a column of an array, or of a list of arrays one below the other."
+    if isinstance(parts, (list, tuple)): return np.concatenate([p[:, k] for p in parts])
+    return np.ascontiguousarray(parts[:, k])
 
 def _flat(parts):
     if isinstance(parts, (list, tuple)) and len(parts): return np.concatenate([np.atleast_1d(p) for p in parts])
     return np.asarray(parts, np.int64)
 
-def _checked(exact, bands, length):
-    "The sizes have to agree; the number of bands."
+def _count_bands(exact, bands, length):
+    "Return the number of bands; raise `UserError` unless the sizes agree."
     parts = bands if isinstance(bands, (list, tuple)) else [bands]
-    sizes, widths = [len(exact), sum(map(len, parts)), len(length)], {p.shape[1] for p in parts}
+    sizes = [len(exact), sum(map(len, parts)), len(length)]
+    widths = {p.shape[1] for p in parts}
     if len(set(sizes)) > 1 or len(widths) > 1:
-        raise UserError(f'expected the numbers of the same documents from one Signer, got {sizes} documents and {sorted(widths)} bands: '
-                        'sign them again')
+        raise UserError(f'expected the numbers of the same documents from one Signer, got {sizes} documents '
+                        f'and {sorted(widths)} bands: sign them again')
     return widths.pop() if widths else 0
 
 def find_duplicates(
     exact:np.ndarray, # (n, 2) uint64 from `Signer.sign`; an array, a memmap, or a list of them
     bands:np.ndarray, # (n, bands) uint64, likewise
     length:np.ndarray, # (n,) int64, likewise
-    text_of:Callable, # the text of document i; called for candidates only
+    text_of:Callable, # function from i to the text of document i; called for candidates only
     threshold:float=.8, # Jaccard similarity of shingles, as in the Signer
     n:int=5, # words in a shingle, as in the Signer
-    rule:str|Callable='longest', # which of a cluster stays: 'longest', 'first', or a function from its members to one of them
-    memory:int=64 << 20, # bytes for shingles that may be asked for again
-    limit:int=50, # a bucket with more documents is compared by that many representatives
+    rule:str|Callable='longest', # what stays of a cluster: 'longest', 'first', or a function from its members to one
+    memory:int=64 << 20, # bytes for shingles that may be needed again
+    limit:int=50, # most representatives of a bucket; larger buckets are compared with them only
     progress:Callable=lambda part: None, # called with the part that is done, 0 to 1
-) -> DedupResult: # of arrays, in the order of the documents; UserError if the sizes do not agree
-    "Find what is there more than once, by the numbers of a `Signer`, and choose which copy stays."
-    if not callable(rule) and rule not in ('longest', 'first'): raise UserError(f"expected rule 'longest', 'first' or a function, got {rule!r}")
-    exact, length = _column(exact) if len(exact) else np.empty((0, 2), np.uint64), _flat(length)
-    n_bands, clusters = _checked(exact, bands, length), _Clusters(len(length))
+) -> DedupResult: # arrays, in the order of the documents; UserError if the sizes do not agree
+    "Find documents that occur more than once, by the numbers of a `Signer`, and choose which copy stays."
+    if not callable(rule) and rule not in ('longest', 'first'):
+        raise UserError(f"expected rule 'longest', 'first' or a function, got {rule!r}")
+    exact = _column(exact) if len(exact) else np.empty((0, 2), np.uint64)
+    length = _flat(length)
+    n_bands = _count_bands(exact, bands, length)
+    clusters = _Clusters(len(length))
     firsts, links = _link_equal(clusters, exact)
-    compare = _Comparison(clusters, text_of, threshold, n, memory, limit)
-    for k in range(n_bands if len(firsts) > 1 else 0):
-        for bucket in _buckets(_column(bands, k)[firsts], firsts, clusters): compare.join(bucket)
-        progress((k + 1) / n_bands)
+    if len(firsts) > 1:
+        comparison = _Comparison(clusters, text_of, threshold, n, memory, limit)
+        for k in range(n_bands):
+            for bucket in _buckets(_column(bands, k)[firsts], firsts, clusters): comparison.join(bucket)
+            progress((k + 1) / n_bands)
     return _result(clusters, exact, length, links, rule)
 
 # %% ../../nbs/api/13_dedup/02_near.ipynb #f2aed635
 class Deduper:
-    "Find equal and nearly equal documents."
+    "Finds equal and nearly equal documents among those that were added."
     def __init__(self,
         threshold:float=.8, # Jaccard similarity of shingles from which two documents count as the same
-        num_perm:int=128, # places in a MinHash signature
+        num_perm:int=128, # numbers in a MinHash signature
         batch:int=256, # documents that are signed in one call
     ):
         self.signer, self.batch = Signer(threshold, num_perm), batch
-        self.ids, self.waiting, self.parts, self.at = [], [], [], [0]
-        self.file = tempfile.SpooledTemporaryFile(16 << 20)             # in memory while it is small
+        self.ids, self.waiting, self.parts = [], [], []
+        self.file = tempfile.SpooledTemporaryFile(16 << 20) # in memory while it is small
+        self.at = [0]                                       # where each text starts in the file, and the end
         weakref.finalize(self, self.file.close)
 
     def add(self,
-        id:str, # decides between documents of equal length
+        id:str, # identifier; decides between documents of equal length
         text:str, # cleaned
     ):
         "Take in one document."
-        self.ids.append(id); self.waiting.append(text)
+        self.ids.append(id)
+        self.waiting.append(text)
         self.file.seek(self.at[-1])
-        self.at.append(self.at[-1] + self.file.write(text.encode('utf-8', 'surrogatepass')))
+        written = self.file.write(text.encode('utf-8', 'surrogatepass'))
+        self.at.append(self.at[-1] + written)
         if len(self.waiting) >= self.batch: self._flush()
 
     def _flush(self):
@@ -229,19 +254,22 @@ class Deduper:
         return self.file.read(self.at[i + 1] - self.at[i]).decode('utf-8', 'surrogatepass')
 
     def result(self) -> DedupResult: # of lists
-        "One document stays of each cluster: the longest, and of equally long ones that with the smallest id."
+        "Keep one document of each cluster: the longest, and of equally long ones the one with the smallest id."
         self._flush()
         exact, bands, length = (np.concatenate([p[k] for p in self.parts]) for k in ('exact', 'bands', 'length'))
-        best = lambda members: min(members, key=lambda i: (-length[i], self.ids[i], i))
-        return find_duplicates(exact, bands, length, self._text, self.signer.threshold, self.signer.n, best).lists()
+        def best(members): return min(members, key=lambda i: (-length[i], self.ids[i], i))
+        threshold, n = self.signer.threshold, self.signer.n
+        return find_duplicates(exact, bands, length, self._text, threshold, n, best).lists()
 
 # %% ../../nbs/api/13_dedup/02_near.ipynb #e4b7fff2
 def dedup(
-    docs:Iterable[Doc], # or (id, text) pairs; read once, in order
+    docs:Iterable[Doc], # documents or (id, text) pairs; read once, in order
     threshold:float=.8, # Jaccard similarity of shingles
-    num_perm:int=128, # places in a MinHash signature
-) -> DedupResult: # of lists, in the order of `docs`
-    "Find what is there more than once, and choose which copy stays."
+    num_perm:int=128, # numbers in a MinHash signature
+) -> DedupResult: # lists, in the order of `docs`
+    "Find documents that occur more than once, and choose which copy stays."
     d = Deduper(threshold, num_perm)
-    for doc in docs: d.add(*(doc if isinstance(doc, tuple) else (doc.id, doc.text)))
+    for doc in docs:
+        id, text = doc if isinstance(doc, tuple) else (doc.id, doc.text)
+        d.add(id, text)
     return d.result()

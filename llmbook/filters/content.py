@@ -6,74 +6,106 @@
 __all__ = ['PERMISSIVE', 'spdx', 'licence', 'length', 'WordList', 'bad_words', 'toxicity', 'perplexity']
 
 # %% ../../nbs/api/12_filters/07_content.ipynb #594f746e
-import math, re, unicodedata
+import re, unicodedata
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from ..core import UserError
 from .ngram_lm import NgramModel
-from .toxicity import SmokeDetector
+from .toxicity import ToxicityDetector
 
 # %% ../../nbs/api/12_filters/07_content.ipynb #d13ee958
-_NOISE = re.compile(r'''\b(the|an?|licen[cs]es?d?|version|software|approved|osi|agreement|revised|generic|universal|international|unported|only)\b
+_NOISE = re.compile(r'''
+    \b(the|an?|licen[cs]es?d?|version|software|approved|osi|agreement|revised|generic|universal|international
+        |unported|only)\b
     |(\b|(?<=gpl))v(?=\d)|[^\w.\ ]''', re.X)
-_NAMES = {
-    'mit': 'MIT', 'expat': 'MIT', 'x11': 'X11', 'mit no attribution': 'MIT-0', 'isc': 'ISC', 'zlib libpng': 'Zlib',
-    'unlicense': 'Unlicense',
-    'apache': 'Apache-2.0', 'apache 2': 'Apache-2.0', 'apache 2.0': 'Apache-2.0', 'asl 2.0': 'Apache-2.0', 'apache2': 'Apache-2.0',
-    'bsd': 'LicenseRef-BSD', 'bsd style': 'LicenseRef-BSD', 'new bsd': 'BSD-3-Clause', 'modified bsd': 'BSD-3-Clause',
-    'simplified bsd': 'BSD-2-Clause',
-    'bsd 3 clause': 'BSD-3-Clause', 'bsd 2 clause': 'BSD-2-Clause', '3 clause bsd': 'BSD-3-Clause', '2 clause bsd': 'BSD-2-Clause',
+
+def _gnu_names():
+    "Return the names of the GNU licences of versions 2 and 3."
+    families = {'GPL': ('gnu general public', 'gpl'), 'LGPL': ('gnu lesser general public', 'lgpl'),
+                'AGPL': ('gnu affero general public',)}
+    res = {}
+    for (short, names), n in product(families.items(), (2, 3)):
+        for name in names:
+            res[f'{name} {n}'] = res[f'{name} {n}.0'] = f'{short}-{n}.0-only'
+            res[f'{name} {n} or later'] = f'{short}-{n}.0-or-later'
+    return res
+
+def _creative_commons_names():
+    "Return the names of the Creative Commons licences that ask for attribution."
+    attribution = 'creative commons attribution'
+    families = {'BY': ('cc by', attribution),
+                'BY-SA': ('cc by sa', f'{attribution} sharealike', f'{attribution} share alike'),
+                'BY-NC': ('cc by nc', f'{attribution} noncommercial', f'{attribution} non commercial')}
+    versions = '2.0', '2.5', '3.0', '4.0'
+    return {f'{name} {v}': f'CC-{short}-{v}' for short, names in families.items() for name in names for v in versions}
+
+_NAMES = { # a statement in lower case, without what says nothing -> its SPDX name
+    'mit': 'MIT', 'expat': 'MIT', 'x11': 'X11', 'mit no attribution': 'MIT-0',
+    'isc': 'ISC', 'zlib libpng': 'Zlib', 'unlicense': 'Unlicense',
+    'apache': 'Apache-2.0', 'apache 2': 'Apache-2.0', 'apache 2.0': 'Apache-2.0', 'apache2': 'Apache-2.0',
+    'asl 2.0': 'Apache-2.0',
+    'bsd': 'LicenseRef-BSD', 'bsd style': 'LicenseRef-BSD',
+    'bsd 2 clause': 'BSD-2-Clause', '2 clause bsd': 'BSD-2-Clause', 'simplified bsd': 'BSD-2-Clause',
+    'bsd 3 clause': 'BSD-3-Clause', '3 clause bsd': 'BSD-3-Clause',
+    'new bsd': 'BSD-3-Clause', 'modified bsd': 'BSD-3-Clause',
     'python foundation': 'PSF-2.0', 'psf': 'PSF-2.0', 'boost 1.0': 'BSL-1.0',
     'historical permission notice and disclaimer': 'HPND',
-    'public domain': 'LicenseRef-Public-Domain', 'cc0': 'CC0-1.0', 'cc0 1.0': 'CC0-1.0', 'cc0 1.0 public domain dedication': 'CC0-1.0',
+    'public domain': 'LicenseRef-Public-Domain',
+    'cc0': 'CC0-1.0', 'cc0 1.0': 'CC0-1.0', 'cc0 1.0 public domain dedication': 'CC0-1.0',
     'mozilla public 2.0': 'MPL-2.0', 'mpl 2.0': 'MPL-2.0', 'eclipse public 2.0': 'EPL-2.0', 'odc by': 'ODC-By-1.0',
     'gnu general public': 'GPL-1.0-or-later', 'gpl': 'GPL-1.0-or-later',
     'gnu lesser general public': 'LGPL-2.0-or-later', 'lgpl': 'LGPL-2.0-or-later',
-    'gnu affero general public': 'AGPL-3.0-only', 'agpl': 'AGPL-3.0-only'}
-for _n in (2, 3):
-    for _k, _s in (('gnu general public', 'GPL'), ('gpl', 'GPL'), ('gnu lesser general public', 'LGPL'), ('lgpl', 'LGPL'),
-                   ('gnu affero general public', 'AGPL')):
-        _NAMES |= {f'{_k} {_n}': f'{_s}-{_n}.0-only', f'{_k} {_n}.0': f'{_s}-{_n}.0-only', f'{_k} {_n} or later': f'{_s}-{_n}.0-or-later'}
-_NAMES |= {f'{k} {v}': f'CC-{s}-{v}' for v in ('2.0', '2.5', '3.0', '4.0') for s, ks in {
-    'BY': ('cc by', 'creative commons attribution'),
-    'BY-SA': ('cc by sa', 'creative commons attribution sharealike', 'creative commons attribution share alike'),
-    'BY-NC': ('cc by nc', 'creative commons attribution noncommercial', 'creative commons attribution non commercial')}.items() for k in ks}
+    'gnu affero general public': 'AGPL-3.0-only', 'agpl': 'AGPL-3.0-only',
+    **_gnu_names(), **_creative_commons_names()}
 
+# %% ../../nbs/api/12_filters/07_content.ipynb #867bca8d
 @lru_cache(maxsize=4096)
 def spdx(
     stated:str, # a licence as its owner states it
-) -> str: # an SPDX expression; '' if it cannot be read as one
-    "A statement of a licence in the one form that can be compared."
+) -> str: # an SPDX expression; '' if the statement cannot be read as one
+    "Translate the statement of a licence into the one form that can be compared."
     from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
-    stated = ' '.join(stated.split('::')[-1].split())                      # a classifier says it last
+    stated = ' '.join(stated.split('::')[-1].split()) # the last part of a classifier is the licence
     if not stated or len(stated) > 500: return ''
     try: return str(canonicalize_license_expression(stated))
     except InvalidLicenseExpression: pass
     key = re.sub(r'\(.*?\)', ' ', stated.lower())
-    key = ' '.join(_NOISE.sub(' ', key.replace('-', ' ').replace('/', ' ').replace('+', ' or later')).split())
+    key = key.replace('-', ' ').replace('/', ' ').replace('+', ' or later')
+    key = ' '.join(_NOISE.sub(' ', key).split())
     if key in _NAMES: return _NAMES[key]
-    parts = [spdx(p) for p in re.split(r'[,;]', stated)] if re.search('[,;]', stated) else ['']
-    return ' AND '.join(f'({p})' if ' OR ' in p else p for p in dict.fromkeys(parts)) if all(parts) else ''
+
+    parts = re.split(r'[,;]', stated)
+    if len(parts) == 1: return ''
+    names = dict.fromkeys(spdx(p) for p in parts) # each once, in order
+    if '' in names: return ''
+    return ' AND '.join(f'({name})' if ' OR ' in name else name for name in names)
 
 # %% ../../nbs/api/12_filters/07_content.ipynb #081c1d5b
-PERMISSIVE = frozenset('''MIT MIT-0 MIT-CMU X11 ISC 0BSD BSD-1-Clause BSD-2-Clause BSD-3-Clause BSD-3-Clause-Clear BSD-4-Clause
-    LicenseRef-BSD Apache-1.1 Apache-2.0 BSL-1.0 Zlib Libpng PSF-2.0 Python-2.0 Python-2.0.1 CNRI-Python HPND NCSA PostgreSQL UPL-1.0
-    AFL-3.0 ECL-2.0 MulanPSL-2.0 BlueOak-1.0.0 Unlicense WTFPL CC0-1.0 CC-BY-2.0 CC-BY-2.5 CC-BY-3.0 CC-BY-4.0 ODC-By-1.0 PDDL-1.0
-    Unicode-3.0 Unicode-DFS-2016 LicenseRef-Public-Domain'''.split()) # SPDX names
+PERMISSIVE = frozenset('''MIT MIT-0 MIT-CMU X11 ISC 0BSD BSD-1-Clause BSD-2-Clause BSD-3-Clause BSD-3-Clause-Clear
+    BSD-4-Clause LicenseRef-BSD Apache-1.1 Apache-2.0 BSL-1.0 Zlib Libpng PSF-2.0 Python-2.0 Python-2.0.1 CNRI-Python
+    HPND NCSA PostgreSQL UPL-1.0 AFL-3.0 ECL-2.0 MulanPSL-2.0 BlueOak-1.0.0 Unlicense WTFPL CC0-1.0 CC-BY-2.0 CC-BY-2.5
+    CC-BY-3.0 CC-BY-4.0 ODC-By-1.0 PDDL-1.0 Unicode-3.0 Unicode-DFS-2016 LicenseRef-Public-Domain'''.split())
 
-def _either(tokens, allow): # consumes; AND binds stronger than OR
+def _either(tokens, allow): # consumes `tokens`; AND binds stronger than OR
     ok = _both(tokens, allow)
-    while tokens and tokens[0] == 'OR': tokens.pop(0); ok = _both(tokens, allow) or ok
+    while tokens and tokens[0] == 'OR':
+        tokens.pop(0)
+        ok = _both(tokens, allow) or ok
     return ok
 
 def _both(tokens, allow):
     ok = _one(tokens, allow)
-    while tokens and tokens[0] == 'AND': tokens.pop(0); ok = _one(tokens, allow) and ok
+    while tokens and tokens[0] == 'AND':
+        tokens.pop(0)
+        ok = _one(tokens, allow) and ok
     return ok
 
 def _one(tokens, allow):
     t = tokens.pop(0)
-    if t == '(': ok = _either(tokens, allow); tokens.pop(0)
+    if t == '(':
+        ok = _either(tokens, allow)
+        tokens.pop(0) # the closing bracket
     else: ok = t in allow
     if tokens and tokens[0] == 'WITH': del tokens[:2]
     return ok
@@ -81,93 +113,110 @@ def _one(tokens, allow):
 @lru_cache(maxsize=4096)
 def _permits(expression, allow): return _either(re.findall(r'[()]|[^\s()]+', expression), allow)
 
+# %% ../../nbs/api/12_filters/07_content.ipynb #ef42ec85
 def licence(v, # a view of a document
     allow:frozenset=PERMISSIVE, # SPDX names
     unknown:str='drop', # 'drop' or 'keep': documents that state nothing, or nothing that can be read
 ): # None, or the licence; UserError if `unknown` is neither
-    "The stated licence is one of `allow`."
+    "Require a stated licence that is one of `allow`."
     if unknown not in ('drop', 'keep'): raise UserError(f"expected unknown='drop' or 'keep', got {unknown!r}")
     if isinstance(allow, str): raise UserError(f'expected a set of SPDX names, got one string: write {{{allow!r}}}')
     name = spdx(v.doc.licence)
-    if not name: return None if unknown == 'keep' else v.doc.licence[:60] or 'not stated'
-    return None if _permits(name, frozenset(allow)) else name
+    if name: return None if _permits(name, frozenset(allow)) else name
+    if unknown == 'keep': return None
+    return v.doc.licence[:60] or 'not stated'
 
 # %% ../../nbs/api/12_filters/07_content.ipynb #ff56e283
 def length(v, # a view of a document
     low:int=200, # fewest characters
     high:int=1_000_000, # most characters
 ): # None, or the number of characters
-    "A document of 200 to 1,000,000 characters."
+    "Require 200 to 1,000,000 characters."
     return None if low <= len(v.text) <= high else len(v.text)
 
 # %% ../../nbs/api/12_filters/07_content.ipynb #4ae78f7b
-_UNSPACED = re.compile('[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]').search
+_UNSPACED = re.compile(
+    '[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]'
+).search
 _TOKEN = re.compile(r'\w+')
 
 def _fold(text):
-    "Small letters, composed characters, single blanks."
+    "Return a text in small letters, composed characters and single spaces."
     if not text.isascii(): text = unicodedata.normalize('NFC', text)
     return ' '.join(text.casefold().split())
 
+def _joins(c): return c.isalnum() or c == '_' or unicodedata.category(c)[0] == 'M'
+
 def _alone(text, entry):
-    "Does `entry` stand in `text` with no letter, digit or mark beside it?"
-    joined, at = lambda c: c.isalnum() or c == '_' or unicodedata.category(c)[0] == 'M', text.find(entry)
+    "Tell whether `entry` stands in `text` with no letter, digit or mark beside it."
+    at = text.find(entry)
     while at >= 0:
         end = at + len(entry)
-        if not (at and joined(text[at - 1])) and not (end < len(text) and joined(text[end])): return True
+        joined_before = at > 0 and _joins(text[at - 1])
+        joined_after = end < len(text) and _joins(text[end])
+        if not joined_before and not joined_after: return True
         at = text.find(entry, at + 1)
     return False
 
+# %% ../../nbs/api/12_filters/07_content.ipynb #e79639e9
 class WordList:
-    "Words and phrases to look for, as whole words; anywhere in scripts without blanks."
+    "Words and phrases to look for, as whole words; anywhere in scripts without spaces."
     def __init__(self,
-        words, # the entries, in any case
+        words, # entries, in any case
     ):
-        if isinstance(words, str): raise UserError(f'expected a list of words, got one string: write [{words[:20]!r}]')
-        entries = sorted({e for w in words if (e := _fold(w))})
+        if isinstance(words, str):
+            raise UserError(f'expected a list of words, got one string: write [{words[:20]!r}]')
+        entries = sorted({_fold(w) for w in words} - {''})
         if not entries: raise UserError('expected at least one word to look for, got none')
         self.anywhere = [e for e in entries if _UNSPACED(e)]
-        self.words = {e for e in entries if not _UNSPACED(e) and _TOKEN.fullmatch(e)}
-        self.phrases = [e for e in entries if not _UNSPACED(e) and e not in self.words]
+        spaced = [e for e in entries if not _UNSPACED(e)]
+        self.words = {e for e in spaced if _TOKEN.fullmatch(e)}
+        self.phrases = [e for e in spaced if e not in self.words]
 
     def __len__(self): return len(self.anywhere) + len(self.words) + len(self.phrases)
 
     def find(self,
         text:str, # any text
-    ) -> list[str]: # the different entries that occur, in order
-        "Which entries does `text` hold?"
+    ) -> list[str]: # the different entries that occur, sorted
+        "Return the entries that `text` holds."
         text = _fold(text)
-        hits = [e for e in self.words.intersection(_TOKEN.findall(text)) if _alone(text, e)] if self.words else []
-        return sorted(hits + [e for e in self.phrases if e in text and _alone(text, e)] + [e for e in self.anywhere if e in text])
+        candidates = [e for e in self.phrases if e in text]
+        if self.words: candidates += self.words.intersection(_TOKEN.findall(text))
+        hits = [e for e in candidates if _alone(text, e)]
+        return sorted(hits + [e for e in self.anywhere if e in text])
 
 # %% ../../nbs/api/12_filters/07_content.ipynb #3384f3a5
 @lru_cache(maxsize=16)
 def _word_list(words):
-    "A file or a tuple, read once."
+    "Read a file or a tuple into a `WordList`, once."
     if isinstance(words, tuple): return WordList(words)
     try: return WordList(Path(words).read_text(encoding='utf-8').splitlines())
-    except (OSError, UnicodeDecodeError) as e: raise UserError(f'expected a file with one word a line at {words}, could not read it: {e}') from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f'expected a file with one word a line at {words}, could not read it: {e}') from None
 
 def bad_words(v, # a view of a document
     words=None, # a list of words, a file with one entry a line, or a `WordList`; there is no default list
     high:int=0, # different entries that are tolerated
 ): # None, or how many different entries it holds; UserError without a list
-    "C4: no word of a list, which is the user's own."
-    if words is None: raise UserError('expected a list of words or a file: this package has none of its own, see bad_words in its documentation')
-    if not isinstance(words, WordList): words = _word_list(words if isinstance(words, (str, Path)) else tuple(words))
+    "Refuse documents with words of the user's own list (C4)."
+    if words is None:
+        raise UserError('expected a list of words or a file: this package has none of its own, '
+                        'see bad_words in its documentation')
+    if not isinstance(words, WordList):
+        words = _word_list(words if isinstance(words, (str, Path)) else tuple(words))
     n = len(words.find(v.text))
     return None if n <= high else n
 
 # %% ../../nbs/api/12_filters/07_content.ipynb #3aae3c6f
 @lru_cache(maxsize=1)
-def _smoke(): return SmokeDetector()
+def _detector(): return ToxicityDetector()
 
 def toxicity(v, # a view of a document
-    high:float=.9, # highest score of the smoke detector that passes
-): # None, or the score
-    "A smoke detector for rude words, not a judge: its score is at most 0.9; programs are not asked."
+    high:float=.9, # highest score that passes
+): # None, or the score of the toxicity detector
+    "Refuse rude text by the toxicity detector, which is not a judge; programs pass."
     if v.doc.kind == 'code': return None
-    x = float(_smoke()([v.text])[0])
+    x = float(_detector()([v.text])[0])
     return None if x <= high else x
 
 # %% ../../nbs/api/12_filters/07_content.ipynb #d13c4048
@@ -179,8 +228,9 @@ def perplexity(v, # a view of a document
     low:float=0., # fewest bits per byte
     high:float=8., # most bits per byte
 ): # None, or bits per byte
-    "CCNet: the text costs between `low` and `high` bits a byte under a small language model."
+    "Require that the text costs `low` to `high` bits per byte under a small language model (CCNet)."
     if isinstance(model, (str, Path)): model = _model(str(model))
-    if not isinstance(model, NgramModel): raise UserError(f'expected an NgramModel or its file, got {type(model).__name__}')
+    if not isinstance(model, NgramModel):
+        raise UserError(f'expected an NgramModel or its file, got {type(model).__name__}')
     x = model.bits_per_byte(v.text)
     return None if low <= x <= high else x

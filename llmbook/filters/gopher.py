@@ -19,130 +19,135 @@ def gopher_words(v:View,
     low:int=50, # fewest words
     high:int=100_000, # most words
 ):
-    "Gopher: between 50 and 100,000 words."
+    "Require 50 to 100,000 words (Gopher)."
     n = _count(v, WORD)
     return None if low <= n <= high else n
 
 def gopher_word_length(v:View,
-    low:float=3, # characters
-    high:float=10, # characters
+    low:float=3, # fewest characters on average
+    high:float=10, # most characters on average
 ):
-    "Gopher: a mean word length of 3 to 10 characters."
-    words = v.made & WORD > 0
-    mean = float(v.lengths[words].sum() / max(_count(v, WORD), 1))
+    "Require a mean word length of 3 to 10 characters (Gopher)."
+    is_word = v.made & WORD > 0
+    mean = float(v.lengths[is_word].sum() / max(_count(v, WORD), 1))
     return None if low <= mean <= high else mean
 
 # %% ../../nbs/api/12_filters/02_gopher.ipynb #caa6be56
 def gopher_hashes(v:View,
-    high:float=.1, # hash signs to a token
+    high:float=.1, # most hash signs per token
 ):
-    "Gopher: at most one hash sign to ten tokens."
+    "Allow one hash sign in ten tokens (Gopher)."
     x = v.text.count('#') / max(len(v.ids), 1)
     return None if x <= high else x
 
 def gopher_ellipses(v:View,
-    high:float=.1, # ellipses to a token
+    high:float=.1, # most ellipses per token
 ):
-    "Gopher: at most one ellipsis to ten tokens."
+    "Allow one ellipsis in ten tokens (Gopher)."
     x = (v.text.count('...') + v.text.count('…')) / max(len(v.ids), 1)
     return None if x <= high else x
 
 def gopher_alphabetic(v:View,
-    low:float=.8, # share of the tokens
+    low:float=.8, # smallest share of the tokens
 ):
-    "Gopher: four tokens in five have a letter in them."
+    "Require a letter in four tokens of five (Gopher)."
     x = _count(v, LETTER) / max(len(v.ids), 1)
     return None if x >= low else x
 
 _STOP = frozenset('the be to of and that have with'.split())
 
 def gopher_stop_words(v:View,
-    low:int=2, # different ones of the eight
+    low:int=2, # fewest different ones of the eight
 ):
-    "Gopher: at least two of eight common English words; asked of English only."
+    "Require two of eight common words in English documents (Gopher)."
     if v.doc.language not in ('', 'en') or len(_STOP.intersection(v.words)) >= low: return None
     n = len(_STOP.intersection(v.tokens)) # only now: a word may have hidden behind a comma
     return None if n >= low else n
 
 # %% ../../nbs/api/12_filters/02_gopher.ipynb #83afa265
 def gopher_bullets(v:View,
-    high:float=.9, # share of the lines
+    high:float=.9, # largest share of the lines
 ):
-    "Gopher: at most 90 % of the lines start with a bullet or a dash."
+    "Allow 90 % of the lines to start with a bullet or a dash (Gopher)."
     lines = v.text.splitlines()
     x = sum(l.lstrip().startswith(('•', '-')) for l in lines) / max(len(lines), 1)
     return None if x <= high else x
 
 def gopher_ellipsis_lines(v:View,
-    high:float=.3, # share of the lines
+    high:float=.3, # largest share of the lines
 ):
-    "Gopher: at most 30 % of the lines end in an ellipsis."
+    "Allow 30 % of the lines to end in an ellipsis (Gopher)."
     if '...' not in v.text and '…' not in v.text: return None
     lines = v.text.splitlines()
     x = sum(l.rstrip().endswith(('...', '…')) for l in lines) / len(lines)
     return None if x <= high else x
 
 # %% ../../nbs/api/12_filters/02_gopher.ipynb #ddbfe0fa
-GOPHER_QUALITY = [gopher_words, gopher_word_length, gopher_hashes, gopher_ellipses, gopher_bullets, gopher_ellipsis_lines, gopher_alphabetic, gopher_stop_words]
+GOPHER_QUALITY = [gopher_words, gopher_word_length, gopher_hashes, gopher_ellipses, gopher_bullets,
+                  gopher_ellipsis_lines, gopher_alphabetic, gopher_stop_words]
 
 # %% ../../nbs/api/12_filters/02_gopher.ipynb #54b8ccf9
 def gopher_paragraphs(v:View,
-    high:float=.3, # share of the paragraphs
+    high:float=.3, # largest share of the paragraphs
 ):
-    "Gopher: at most 30 % of the paragraphs are repeats."
+    "Allow 30 % of the paragraphs to be repeats (Gopher)."
     x = v.paragraph_repeats[0]
     return None if x <= high else x
 
 def gopher_paragraph_chars(v:View,
-    high:float=.2, # share of the characters
+    high:float=.2, # largest share of the characters
 ):
-    "Gopher: at most 20 % of the characters stand in repeated paragraphs."
+    "Allow 20 % of the characters in repeated paragraphs (Gopher)."
     x = v.paragraph_repeats[1] / max(len(v.text), 1)
     return None if x <= high else x
 
 def gopher_lines(v:View,
-    high:float=.3, # share of the lines
+    high:float=.3, # largest share of the lines
 ):
-    "Gopher: at most 30 % of the lines are repeats."
+    "Allow 30 % of the lines to be repeats (Gopher)."
     x = v.line_repeats[0]
     return None if x <= high else x
 
 def gopher_line_chars(v:View,
-    high:float=.2, # share of the characters
+    high:float=.2, # largest share of the characters
 ):
-    "Gopher: at most 20 % of the characters stand in repeated lines."
+    "Allow 20 % of the characters in repeated lines (Gopher)."
     x = v.line_repeats[1] / max(len(v.text), 1)
     return None if x <= high else x
 
 # %% ../../nbs/api/12_filters/02_gopher.ipynb #382a8f4b
 def top_share(v:View,
-    n:int, # tokens in a row
-) -> float: # of the characters of the text
-    "The share of the text that the most frequent phrase of `n` tokens fills."
+    n:int, # tokens in a phrase
+) -> float: # share of the characters of the text
+    "Return the share of the text that the most frequent phrase of `n` tokens fills."
     chars, times = v.phrases.top(n)
     return (chars + n - 1) * times / max(len(v.text), 1)
 
 def gopher_top_ngrams(v:View,
-    limits:tuple=((2, .2), (3, .18), (4, .16)), # (tokens in a row, share of the characters)
+    limits:tuple=((2, .2), (3, .18), (4, .16)), # pairs (tokens in a phrase, largest share of the characters)
 ):
-    "Gopher: the most frequent 2-, 3- and 4-gram fill at most 20, 18 and 16 % of the text."
+    "Allow the most frequent 2-, 3- and 4-gram to fill 20, 18 and 16 % of the text (Gopher)."
     for n, high in limits:
-        if (x := top_share(v, n)) > high: return x
+        x = top_share(v, n)
+        if x > high: return x
 
 # %% ../../nbs/api/12_filters/02_gopher.ipynb #3b5e78c7
 def repeated_share(v:View,
-    n:int, # tokens in a row
-    high:float=0, # a share at most this high need not be exact
-) -> float: # of the characters of the text
-    "The share of the text that repeats a phrase of `n` tokens seen before."
+    n:int, # tokens in a phrase
+    high:float=0, # a share up to this need not be exact
+) -> float: # share of the characters of the text
+    "Return the share of the text that repeats a phrase of `n` tokens seen before."
     return v.phrases.repeated(n, high * len(v.text)) / max(len(v.text), 1)
 
 def gopher_ngrams(v:View,
-    limits:tuple=((5, .15), (6, .14), (7, .13), (8, .12), (9, .11), (10, .10)), # (tokens in a row, share of the characters); the shortest first
+    limits:tuple=((5, .15), (6, .14), (7, .13), (8, .12), (9, .11), (10, .10)), # as above; the shortest phrase first
 ):
-    "Gopher: repeated phrases of 5 to 10 tokens fill at most 15 to 10 % of the text."
-    if v.phrases.covered(limits[0][0]) <= min(high for _, high in limits) * len(v.text): return None
+    "Allow repeated phrases of 5 to 10 tokens to fill 15 to 10 % of the text (Gopher)."
+    shortest, strictest = limits[0][0], min(high for _, high in limits)
+    if v.phrases.covered(shortest) <= strictest * len(v.text): return None
     for n, high in limits:
-        if (x := repeated_share(v, n, high)) > high: return x
+        x = repeated_share(v, n, high)
+        if x > high: return x
 
-GOPHER_REPETITION = [gopher_paragraphs, gopher_paragraph_chars, gopher_lines, gopher_line_chars, gopher_top_ngrams, gopher_ngrams]
+GOPHER_REPETITION = [gopher_paragraphs, gopher_paragraph_chars, gopher_lines, gopher_line_chars, gopher_top_ngrams,
+                     gopher_ngrams]

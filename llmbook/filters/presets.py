@@ -16,7 +16,7 @@ from .view import View
 from .gopher import GOPHER_QUALITY, GOPHER_REPETITION, gopher_ngrams
 from .web import C4, FINEWEB, c4_lines, lorem_ipsum
 from ..clean.language import language
-from .content import bad_words, licence, perplexity, toxicity
+from .content import licence
 from .code import alphanumeric, encoded_data, generated, letters, longest_line, mean_line, xml_head
 
 # %% ../../nbs/api/12_filters/08_presets.ipynb #2f0ed16f
@@ -24,40 +24,43 @@ def word_count(v:View,
     low:int=50, # fewest words
     high:int=100_000, # most words
 ):
-    "Gopher, on words between blanks: between 50 and 100,000 of them."
+    "Require 50 to 100,000 words between spaces (after Gopher)."
     return None if low <= len(v.words) <= high else len(v.words)
 
 def word_length(v:View,
-    low:float=3, # characters
-    high:float=10, # characters
+    low:float=3, # fewest characters on average
+    high:float=10, # most characters on average
 ):
-    "Gopher, on words between blanks: a mean length of 3 to 10 characters."
+    "Require words between spaces of 3 to 10 characters on average (after Gopher)."
     mean = sum(map(len, v.words)) / max(len(v.words), 1)
     return None if low <= mean <= high else mean
 
 def symbol_ratio(v:View,
-    high:float=.1, # symbols to a word
+    high:float=.1, # most symbols per word
 ):
-    "Gopher, on words between blanks: at most one hash or ellipsis to ten."
-    n = max(v.text.count('#'), v.text.count('...') + v.text.count('…')) / max(len(v.words), 1)
-    return None if n <= high else n
+    "Allow one hash sign or ellipsis in ten words between spaces (after Gopher)."
+    hashes = v.text.count('#')
+    ellipses = v.text.count('...') + v.text.count('…')
+    x = max(hashes, ellipses) / max(len(v.words), 1)
+    return None if x <= high else x
 
 # %% ../../nbs/api/12_filters/08_presets.ipynb #3e8eec1b
 _LETTER = re.compile(r'[^\W\d_]').search
 
 def alphabetic_words(v:View,
-    low:float=.8, # share of the words
+    low:float=.8, # smallest share of the words
 ):
-    "Gopher, on words between blanks: four in five have a letter in them."
-    share = sum(n for w, n in v.counts.items() if w.isalpha() or _LETTER(w)) / max(len(v.words), 1)
+    "Require a letter in four of five words between spaces (after Gopher)."
+    with_letter = sum(n for word, n in v.counts.items() if word.isalpha() or _LETTER(word))
+    share = with_letter / max(len(v.words), 1)
     return None if share >= low else share
 
 _STOP = frozenset('the be to of and that have with'.split())
 
 def stop_words(v:View,
-    low:int=2, # different ones of the eight
+    low:int=2, # fewest different ones of the eight
 ):
-    "Gopher, in capitals or not: at least two of eight common English words; asked of English only."
+    "Require two of eight common words in English documents, in capitals or not (after Gopher)."
     if v.doc.language not in ('', 'en'): return None
     n = len(_STOP & {w.lower() for w in v.counts if len(w) <= 4})
     return None if n >= low else n
@@ -66,44 +69,44 @@ def stop_words(v:View,
 _BULLETS = ('-', '*', '•', '‣', '◦', '·', '●', '▪')
 
 def _share(v, ok):
-    "The share of lines for which `ok` holds."
+    "Return the share of lines for which `ok` holds."
     return sum(map(ok, v.lines)) / max(len(v.lines), 1)
 
 def bullet_lines(v:View,
-    high:float=.9, # share of the lines
+    high:float=.9, # largest share of the lines
 ):
-    "Gopher, without blank lines: at most 90 % of the lines start with a bullet."
+    "Allow 90 % of the lines to start with a bullet, blank lines aside (after Gopher)."
     x = _share(v, lambda l: l.startswith(_BULLETS))
     return None if x <= high else x
 
 def ellipsis_lines(v:View,
-    high:float=.3, # share of the lines
+    high:float=.3, # largest share of the lines
 ):
-    "Gopher, without blank lines: at most 30 % of the lines end in an ellipsis."
+    "Allow 30 % of the lines to end in an ellipsis, blank lines aside (after Gopher)."
     if '...' not in v.text and '…' not in v.text: return None
     x = _share(v, lambda l: l.endswith(('...', '…')))
     return None if x <= high else x
 
 # %% ../../nbs/api/12_filters/08_presets.ipynb #c33b66b8
 def duplicate_lines(v:View,
-    high:float=.3, # share of the lines
+    high:float=.3, # largest share of the lines
 ):
-    "Gopher, without blank lines: at most 30 % of the lines are repeats of another."
+    "Allow 30 % of the lines to be repeats, blank lines aside (after Gopher)."
     x = 1 - len(set(v.lines)) / max(len(v.lines), 1)
     return None if x <= high else x
 
 def duplicate_line_chars(v:View,
-    high:float=.2, # share of the characters in lines
+    high:float=.2, # largest share of the characters in lines
 ):
-    "Gopher, without blank lines: at most 20 % of the characters stand in such repeats."
+    "Allow 20 % of the characters in repeated lines (after Gopher)."
     once = sum(map(len, set(v.lines)))
     x = 1 - once / max(sum(map(len, v.lines)), 1)
     return None if x <= high else x
 
 def top_ngram(v:View,
-    limits=((2, .2), (3, .18), (4, .16)), # (words in a row, share of the characters)
+    limits=((2, .2), (3, .18), (4, .16)), # pairs (words in a phrase, largest share of the characters)
 ):
-    "Gopher, on words between blanks: the most frequent 2-, 3- and 4-gram take at most 20, 18 and 16 % of the characters."
+    "Allow the most frequent repeated 2-, 3- and 4-gram of words to fill 20, 18 and 16 % (after Gopher)."
     for n, high in limits:
         chars, times = v.word_phrases.top(n)
         x = chars * times / max(len(v.text), 1)
@@ -112,9 +115,16 @@ def top_ngram(v:View,
 # %% ../../nbs/api/12_filters/08_presets.ipynb #4319e774
 _PLAIN = [word_count, word_length, symbol_ratio, bullet_lines, ellipsis_lines, lorem_ipsum, alphabetic_words, stop_words,
           duplicate_lines, duplicate_line_chars, top_ngram]
-_MILD = {word_count: dict(low=15, high=200_000), word_length: dict(low=2.5, high=12), symbol_ratio: dict(high=.2),
-         alphabetic_words: dict(low=.6), stop_words: dict(low=1), duplicate_lines: dict(high=.5), duplicate_line_chars: dict(high=.3)}
-_DEFAULT = [partial(r, **_MILD[r]) if r in _MILD else r for r in _PLAIN]
+_MILD = { # thresholds that documentation passes
+    word_count: dict(low=15, high=200_000),
+    word_length: dict(low=2.5, high=12),
+    symbol_ratio: dict(high=.2),
+    alphabetic_words: dict(low=.6),
+    stop_words: dict(low=1),
+    duplicate_lines: dict(high=.5),
+    duplicate_line_chars: dict(high=.3),
+}
+_DEFAULT = [partial(rule, **_MILD[rule]) if rule in _MILD else rule for rule in _PLAIN]
 _CODE = [partial(word_count, low=10), longest_line, mean_line, generated, alphanumeric, letters]
 _ALL_CODE = [*_CODE, xml_head, encoded_data]
 _SHORT = [partial(word_count, low=15)]
@@ -135,36 +145,43 @@ PRESETS = {
 # %% ../../nbs/api/12_filters/08_presets.ipynb #464d6261
 @dataclass
 class Drop:
-    "Why a document is dropped."
+    "The reason why a document is dropped."
     reason:str # the rule's name
-    value:float|str # what it measured
+    value:float|str # what the rule measured
 
 def _rules(preset, kind):
-    "The rules for a kind of document."
+    "Return the rules for a kind of document."
     if isinstance(preset, str):
         if preset not in PRESETS: raise UserError(f"expected a preset of {', '.join(PRESETS)}, got '{preset}'")
         preset = PRESETS[preset]
     if kind not in preset and 'prose' not in preset:
-        raise UserError(f"expected a preset with rules for {kind} documents or at least for prose, got rules for {', '.join(preset) or 'nothing'}")
+        given = ', '.join(preset) or 'nothing'
+        raise UserError(f'expected a preset with rules for {kind} documents or at least for prose, '
+                        f'got rules for {given}')
     return preset.get(kind, preset.get('prose'))
 
 def apply_preset(
     doc:Doc, # cleaned
     preset:str|dict='default', # a name in PRESETS, or kind -> rules
 ) -> Doc|Drop: # the document, without the lines that a rule took away; UserError for an unknown preset
-    "Keep a document, with what is left of it, or drop it with a reason."
-    rules, view = _rules(preset, doc.kind), View(doc)
+    "Keep a document, or what is left of it, or drop it with a reason."
+    rules = _rules(preset, doc.kind)
     if not _LETTER(doc.text): return Drop('no_letters', len(doc.text))
+    view = View(doc)
     for rule in rules:
         value = rule(view)
-        if isinstance(value, Doc): view = View(value)
-        elif value is not None: return Drop(getattr(rule, 'func', rule).__name__, round(value, 3) if isinstance(value, float) else value)
+        if value is None: continue
+        if isinstance(value, Doc):
+            view = View(value)
+            continue
+        name = getattr(rule, 'func', rule).__name__ # of the function in a partial
+        return Drop(name, round(value, 3) if isinstance(value, float) else value)
     return view.doc
 
 def check(
     doc:Doc, # cleaned
     preset:str|dict='default', # a name in PRESETS, or kind -> rules
 ) -> Drop|None: # None: keep it; UserError for an unknown preset
-    "Keep a document, or drop it with a reason."
+    "Return the reason to drop a document, or None to keep it."
     res = apply_preset(doc, preset)
     return res if isinstance(res, Drop) else None

@@ -15,56 +15,64 @@ from .view import TERMINALS, View, count_sentences, repeated_parts
 # %% ../../nbs/api/12_filters/03_web.ipynb #70b8c598
 _CITATION = re.compile(r'\[(?:\d*|edit|citation needed)\]').sub
 
-def _with(v, lines):
-    "The document with these lines; None if nothing changed."
+def _with_lines(v, lines):
+    "Return the document with these lines; None if nothing changed."
     text = '\n'.join(lines).strip()
     return None if text == v.text else replace(v.doc, text=text)
 
 def c4_lines(v:View,
-    ends:tuple|None=('.', '?', '!', '"', "'"), # how a line must end; None: anyhow
-    min_words:int=3, # words in a line
-    longest:int=1000, # characters of its longest word
+    ends:tuple|None=('.', '?', '!', '"', "'"), # allowed ends of a line; None: any
+    min_words:int=3, # fewest words in a line
+    longest:int=1000, # most characters in a word of a line
 ) -> Doc|None: # the document without the lines that fail; None if all pass
-    "C4: only lines of three words or more that end in a terminal punctuation mark."
-    monster, cited, lines = max(map(len, v.words), default=0) > longest, '[' in v.text, []
+    "Keep the lines of three words or more that end in a terminal punctuation mark (C4)."
+    has_monster = max(map(len, v.words), default=0) > longest
+    has_bracket = '[' in v.text
+    lines = []
     for line in v.text.splitlines():
         line = line.strip()
         if len(line.split(None, min_words)) < min_words: continue
-        if monster and max(map(len, line.split())) > longest: continue
-        if cited: line = _CITATION('', line)
+        if has_monster and max(map(len, line.split())) > longest: continue
+        if has_bracket: line = _CITATION('', line)
         if ends and (not line.endswith(ends) or line.endswith('...')): continue
         lines.append(line)
-    return _with(v, lines)
+    return _with_lines(v, lines)
 
 # %% ../../nbs/api/12_filters/03_web.ipynb #188b046d
 _POLICY = ('terms of use', 'privacy policy', 'cookie policy', 'uses cookies', 'use of cookies', 'use cookies')
 
+def _without(v, phrases):
+    "Return the document without the lines that hold one of `phrases`; None if there are none."
+    if not any(p in v.lower for p in phrases): return None
+    lines = [(line, line.lower()) for line in v.text.split('\n')]
+    return _with_lines(v, [line for line, lower in lines if not any(p in lower for p in phrases)])
+
 def c4_javascript(v:View) -> Doc|None: # the document without those lines
-    "C4: no lines with the word javascript."
-    if 'javascript' in v.lower: return _with(v, [l for l in v.text.split('\n') if 'javascript' not in l.lower()])
+    "Remove lines with the word javascript (C4)."
+    return _without(v, ('javascript',))
 
 def c4_policy(v:View,
     phrases:tuple=_POLICY, # in lower case
 ) -> Doc|None: # the document without those lines
-    "C4: no lines about cookies, privacy and terms of use."
-    if any(p in v.lower for p in phrases): return _with(v, [l for l in v.text.split('\n') if not any(p in l.lower() for p in phrases)])
+    "Remove lines about cookies, privacy and terms of use (C4)."
+    return _without(v, phrases)
 
 # %% ../../nbs/api/12_filters/03_web.ipynb #6270bbfe
 def lorem_ipsum(v:View):
-    "C4: no placeholder text."
+    "Refuse placeholder text (C4)."
     return 'lorem ipsum' if 'lorem ipsum' in v.lower else None
 
 def curly_bracket(v:View):
-    "C4: no curly bracket."
+    "Refuse curly brackets (C4)."
     return '{' if '{' in v.text else None
 
 def c4_sentences(v:View,
-    low:int=5, # sentences
+    low:int=5, # fewest sentences
 ):
-    "C4: at least five sentences."
+    "Require five sentences (C4)."
     if len(v.lines) >= low: return None # each line has at least one
-    for some in (1000, None): # the beginnings of the lines are usually enough
-        n = sum(count_sentences(l[:some]) for l in v.lines)
+    for beginning in (1000, None): # the first characters of the lines are usually enough
+        n = sum(count_sentences(line[:beginning]) for line in v.lines)
         if n >= low: return None
     return n
 
@@ -75,34 +83,34 @@ C4 = [c4_lines, lorem_ipsum, c4_javascript, curly_bracket, c4_policy, c4_sentenc
 def _rows(v): return [l for l in v.text.split('\n') if l and not l.isspace()]
 
 def fineweb_line_ends(v:View,
-    low:float=.12, # share of the lines
+    low:float=.12, # smallest share of the lines
 ):
-    "FineWeb: at least 12 % of the lines end in punctuation."
+    "Require punctuation at the end of 12 % of the lines (FineWeb)."
     rows = _rows(v)
     x = sum(l[-1] in TERMINALS for l in rows) / max(len(rows), 1)
     return None if x >= low else x
 
 def fineweb_short_lines(v:View,
-    high:float=.67, # share of the lines
-    length:int=30, # characters that are short
+    high:float=.67, # largest share of the lines
+    length:int=30, # most characters of a short line
 ):
-    "FineWeb: at most 67 % of the lines have 30 characters or fewer."
+    "Allow 67 % of the lines to have 30 characters or fewer (FineWeb)."
     rows = _rows(v)
     x = sum(len(l) <= length for l in rows) / max(len(rows), 1)
     return None if x <= high else x
 
 def fineweb_repeats(v:View,
-    high:float=.01, # share of the characters
+    high:float=.01, # largest share of the characters
 ):
-    "FineWeb: at most 1 % of the characters stand in repeated lines."
-    rows = _rows(v)
-    x = repeated_parts(rows)[1] / max(len(v.text) - v.text.count('\n'), 1)
+    "Allow 1 % of the characters in repeated lines (FineWeb)."
+    _, chars = repeated_parts(_rows(v))
+    x = chars / max(len(v.text) - v.text.count('\n'), 1)
     return None if x <= high else x
 
 def fineweb_list(v:View,
-    high:float=.3, # line breaks to a token
+    high:float=.3, # most line breaks per token
 ):
-    "FineWeb: at most three line breaks to ten tokens."
+    "Allow three line breaks in ten tokens (FineWeb)."
     breaks = v.text.count('\n')
     if breaks <= high * len(v.words): return None # there are at least as many tokens as words
     x = breaks / max(len(v.ids), 1)
