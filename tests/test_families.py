@@ -4,7 +4,7 @@ from llmbook.core import UserError, import_transformers, read_json, write_json
 from llmbook.model.config import FAMILIES, SIZES, ModelConfig, get_config
 from llmbook.model.hf import load_model, save_pretrained
 from llmbook.model.layers import KVCache, rotary_tables
-from llmbook.model.hf_config import config_from_hf, hf_config, layout, to_theirs
+from llmbook.model.hf_config import config_from_hf, hf_config, hf_names, hf_tensor
 from llmbook.model.transformer import Transformer
 from llmbook.model.hf_wrap import WrappedLM, as_lm
 
@@ -51,8 +51,8 @@ def test_logits_and_gradients_equal_after_export(name, tf, tmp_path):
     assert a.std() > .1 and (a - b).abs().max() < 1e-4
     a.logsumexp(-1).mean().backward(); b.logsumexp(-1).mean().backward()
     ours, grads = dict(m.named_parameters()), dict(theirs.named_parameters())
-    for n, (parts, turned) in layout(m).items():
-        torch.testing.assert_close(to_theirs([ours[o].grad for o in parts], turned), grads[n].grad, atol=1e-4, rtol=1e-3, msg=n)
+    for n, (parts, turned) in hf_names(m).items():
+        torch.testing.assert_close(hf_tensor([ours[o].grad for o in parts], turned), grads[n].grad, atol=1e-4, rtol=1e-3, msg=n)
 
 @pytest.mark.parametrize('name', CASES)
 def test_logits_equal_after_import(name, tf, tmp_path):
@@ -152,7 +152,7 @@ def test_shards_are_read_by_both_and_old_ones_go(name, tf, tmp_path):
     save_pretrained(m, None, tmp_path, max_shard=50_000)
     index, files = read_json(tmp_path/'model.safetensors.index.json'), sorted(p.name for p in tmp_path.glob('*.safetensors'))
     assert sorted(set(index['weight_map'].values())) == files and len(files) > 2
-    assert sorted(index['weight_map']) == sorted(layout(m)) and index['metadata']['total_size'] == 4 * sum(p.numel() for p in m.parameters())
+    assert sorted(index['weight_map']) == sorted(hf_names(m)) and index['metadata']['total_size'] == 4 * sum(p.numel() for p in m.parameters())
     with torch.no_grad(): assert (m.logits(m(x)) - their_class(tf, m).from_pretrained(tmp_path)(x).logits).abs().max() < 1e-4
     assert all(a.equal(b) for a, b in zip(load_model(tmp_path, 'cpu').parameters(), m.parameters()))
     save_pretrained(m, None, tmp_path, max_shard=150_000)

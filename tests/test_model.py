@@ -6,7 +6,7 @@ from llmbook.tokens.tokenizer import encode_text, train_tokenizer
 from llmbook.generate.text import generate, generate_ids
 from llmbook.model.config import ModelConfig
 from llmbook.model.hf import load_model, load_pretrained, save_pretrained
-from llmbook.model.hf_config import hf_config, layout
+from llmbook.model.hf_config import hf_config, hf_names
 from llmbook.model.layers import KVCache
 from llmbook.model.transformer import Transformer
 
@@ -68,7 +68,7 @@ def test_gradients_equal(tok, tf, tmp_path):
     m.logits(m(x)).logsumexp(-1).mean().backward()
     theirs(x).logits.logsumexp(-1).mean().backward()
     grads = dict(theirs.named_parameters())
-    names = {o: n for n, (ours, _) in layout(m).items() for o in ours}
+    names = {o: n for n, (ours, _) in hf_names(m).items() for o in ours}
     for n, p in m.named_parameters(): torch.testing.assert_close(p.grad, grads[names[n]].grad, atol=1e-4, rtol=1e-3, msg=n)
 
 def test_sharded_weights_are_read(tf, tmp_path):
