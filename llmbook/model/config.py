@@ -8,7 +8,6 @@ __all__ = ['FAMILIES', 'MLPS', 'ROPE_SCALING', 'SIZES', 'Family', 'ModelConfig',
 # %% ../../nbs/api/20_model/01_config.ipynb #ce4e6eb0
 import math
 from dataclasses import asdict, dataclass, fields
-from fastcore.basics import patch
 from ..core import UserError
 
 # %% ../../nbs/api/20_model/01_config.ipynb #dcf2ba86
@@ -16,21 +15,22 @@ from ..core import UserError
 class Family:
     "What the members of a family have in common."
     norm:str # 'rms' or 'layer'
-    rotary:bool # positions turn queries and keys; if not, each position has a learned vector
-    qk_norm:bool # queries and keys are normed
-    bias:bool # linear layers and norms have one
+    rotary:bool # positions rotate queries and keys; otherwise each position has a learned vector
+    qk_norm:bool # queries and keys are normalised
+    bias:bool # linear layers and norms have a bias
     causal:bool # no token sees what comes after it
     grouped:bool # key and value heads may be shared, and heads may be wider than d_model / n_head
-    mlp:str # the usual feed-forward layer
-    norm_eps:float # the usual addition to a norm's mean square
+    mlp:str # usual feed-forward layer
+    norm_eps:float # usual addition to a norm's mean square
 
-FAMILIES = {
-    'qwen3':   Family('rms',   rotary=True,  qk_norm=True,  bias=False, causal=True,  grouped=True,  mlp='swiglu', norm_eps=1e-6),
-    'llama':   Family('rms',   rotary=True,  qk_norm=False, bias=False, causal=True,  grouped=True,  mlp='swiglu', norm_eps=1e-5),
-    'gpt2':    Family('layer', rotary=False, qk_norm=False, bias=True,  causal=True,  grouped=False, mlp='gelu',   norm_eps=1e-5),
-    'encoder': Family('layer', rotary=True,  qk_norm=False, bias=False, causal=False, grouped=False, mlp='geglu',  norm_eps=1e-5),
-}
-MLPS = {'swiglu': 3, 'geglu': 3, 'gelu': 2, 'relu2': 2}               # kind of feed-forward layer: its matrices
+FAMILIES = dict(
+    qwen3=Family('rms', rotary=True, qk_norm=True, bias=False, causal=True, grouped=True, mlp='swiglu', norm_eps=1e-6),
+    llama=Family('rms', rotary=True, qk_norm=False, bias=False, causal=True, grouped=True, mlp='swiglu', norm_eps=1e-5),
+    gpt2=Family('layer', rotary=False, qk_norm=False, bias=True, causal=True, grouped=False, mlp='gelu', norm_eps=1e-5),
+    encoder=Family('layer', rotary=True, qk_norm=False, bias=False, causal=False, grouped=False, mlp='geglu',
+                   norm_eps=1e-5),
+)
+MLPS = {'swiglu': 3, 'geglu': 3, 'gelu': 2, 'relu2': 2} # feed-forward layer: number of its matrices
 
 # %% ../../nbs/api/20_model/01_config.ipynb #bd4f26ac
 @dataclass
@@ -40,82 +40,98 @@ class ModelConfig:
     n_layer:int = 4 # L: blocks
     d_model:int = 256 # D: width of the residual stream
     n_head:int = 4 # H: query heads
-    n_kv_head:int|None = None # K: key and value heads; divides n_head; 2 by default, and n_head in gpt2 and encoder, which share none
+    n_kv_head:int|None = None # K: key and value heads; divides n_head; 2 by default, n_head in gpt2 and encoder
     head_dim:int|None = None # d: width of a head, even; d_model / n_head by default
-    d_ff:int|None = None # F: inner width of the feed-forward layer; 8/3 d_model by default if it is gated, else 4 d_model
-    context:int = 256 # T: the longest sequence
+    d_ff:int|None = None # F: inner width of the feed-forward layer; 8/3 d_model by default if gated, else 4 d_model
+    context:int = 256 # T: length of the longest sequence
     rope_theta:float = 10_000. # base of the rotary wavelengths
     norm_eps:float|None = None # keeps the norm of a zero vector finite; 1e-6 by default in qwen3, 1e-5 in the others
     tie_embeddings:bool = True # the output head is the embedding, transposed
     family:str = 'qwen3' # one of FAMILIES
     mlp:str|None = None # feed-forward layer: 'swiglu', 'geglu', 'gelu', 'relu2'; the family's by default
     rope_scaling:dict|None = None # llama: stretched positions as in Llama 3.1, four numbers (see `rotary_tables`)
-    window:int = 0 # encoder: tokens that a local layer sees to each side; 0: all layers see everything
+    window:int = 0 # encoder: tokens that a local layer sees on each side; 0: all layers see everything
     global_every:int = 3 # encoder with a window: layers 0, 3, 6... see everything
     local_theta:float = 10_000. # encoder with a window: rope_theta of the local layers
 
     def __post_init__(self):
-        t = self.traits
-        if self.mlp is None: self.mlp = t.mlp
-        if self.norm_eps is None: self.norm_eps = t.norm_eps
-        if self.n_kv_head is None: self.n_kv_head = 2 if t.grouped else self.n_head
-        _check(self)
+        traits = self.traits  # refuses an unknown family
+        if self.mlp is None: self.mlp = traits.mlp
+        if self.norm_eps is None: self.norm_eps = traits.norm_eps
+        if self.n_kv_head is None: self.n_kv_head = 2 if traits.grouped else self.n_head
+        _check_numbers(self)
+        _check_heads(self)
         if self.head_dim is None: self.head_dim = self.d_model // self.n_head
         if self.d_ff is None: self.d_ff = -(-8 * self.d_model // 96) * 32 if self.gated else 4 * self.d_model
         _check_family(self)
+        _check_rope_scaling(self)
 
     @property
-    def traits(self) -> Family: # what the family prescribes; UserError if there is no such family
+    def traits(self) -> Family: # UserError if there is no such family
+        "Return what the family prescribes."
         if self.family in FAMILIES: return FAMILIES[self.family]
         raise UserError(f'expected a family ({", ".join(FAMILIES)}), got {self.family!r}')
 
     @property
     def gated(self) -> bool: return MLPS[self.mlp] == 3 # the feed-forward layer has a gate
 
+    def to_dict(self) -> dict: # values that JSON can hold
+        "Return all numbers by name."
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls,
+        d:dict, # result of `to_dict`; missing names have their default
+    ): # ModelConfig; UserError for an unknown name
+        "Return the configuration that `d` holds."
+        unknown = sorted(set(d) - {f.name for f in fields(cls)})
+        if unknown:
+            raise UserError(f'expected the names of ModelConfig, got {unknown}: see `ModelConfig()` for all of them')
+        return cls(**d)
+
 # %% ../../nbs/api/20_model/01_config.ipynb #cba6fc14
-def _check(c):
-    "Refuse numbers no transformer can have."
+ROPE_SCALING = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
+_REAL = ('rope_theta', 'norm_eps', 'local_theta')
+_NO_NUMBER = ('family', 'mlp', 'rope_scaling', 'tie_embeddings')
+
+def _check_numbers(c):
     for f in fields(c):
-        v, real, least = getattr(c, f.name), f.name in ('rope_theta', 'norm_eps', 'local_theta'), int(f.name != 'window')
-        if f.name in ('family', 'mlp', 'rope_scaling', 'tie_embeddings') or (v is None and f.name in ('head_dim', 'd_ff')): continue
-        whole = isinstance(v, int) and not isinstance(v, bool)
-        if not (v >= least if whole else real and isinstance(v, float) and 0 < v < math.inf):
-            raise UserError(f'expected {f.name} to be {"a positive number" if real else f"a whole number, {least} or more"}, got {v!r}')
+        value = getattr(c, f.name)
+        follows = value is None and f.name in ('head_dim', 'd_ff')
+        if f.name in _NO_NUMBER or follows: continue
+        least = 0 if f.name == 'window' else 1
+        wanted = 'a positive number' if f.name in _REAL else f'a whole number, {least} or more'
+        if isinstance(value, int) and not isinstance(value, bool): valid = value >= least
+        else: valid = f.name in _REAL and isinstance(value, float) and 0 < value < math.inf
+        if not valid: raise UserError(f'expected {f.name} to be {wanted}, got {value!r}')
+
+def _check_heads(c):
     if c.mlp not in MLPS: raise UserError(f'expected mlp to be one of {", ".join(MLPS)}, got {c.mlp!r}')
     if c.n_head % c.n_kv_head:
         raise UserError(f'expected n_kv_head to divide n_head, got {c.n_kv_head} and {c.n_head}')
     if c.d_model % c.n_head and (c.head_dim is None or c.family == 'llama'):
-        raise UserError(f'expected n_head to divide d_model, got {c.n_head} and {c.d_model}: change one, or give head_dim')
+        raise UserError(f'expected n_head to divide d_model, got {c.n_head} and {c.d_model}: '
+                        'change one, or give head_dim')
 
 def _check_family(c):
-    "Refuse numbers the family does not have."
-    t, s = c.traits, c.rope_scaling
-    if t.rotary and c.head_dim % 2: raise UserError(f'expected an even head_dim (rotary positions turn pairs), got {c.head_dim}')
-    if not t.grouped and (c.n_kv_head, c.n_head * c.head_dim) != (c.n_head, c.d_model): raise UserError(
-        f'expected n_kv_head = n_head and head_dim = d_model / n_head in family {c.family}, got {c.n_kv_head} of {c.n_head} heads, '
-        f'{c.head_dim} wide, at d_model {c.d_model}: leave n_kv_head and head_dim out')
-    if t.causal and c.window: raise UserError(f'expected window 0 in family {c.family}, got {c.window}: only encoders have local layers')
-    if s is None: return
-    if c.family != 'llama': raise UserError(f'expected no rope_scaling in family {c.family}, got {s}: only llama has it')
-    if not isinstance(s, dict) or set(s) != set(ROPE_SCALING) or not all(isinstance(v, (int, float)) and v > 0 for v in s.values()):
-        raise UserError(f'expected rope_scaling with {", ".join(ROPE_SCALING)}, each above 0, got {s!r}')
+    if c.traits.rotary and c.head_dim % 2:
+        raise UserError(f'expected an even head_dim (rotary positions turn pairs), got {c.head_dim}')
+    plain_heads = c.n_kv_head == c.n_head and c.n_head * c.head_dim == c.d_model
+    if not c.traits.grouped and not plain_heads:
+        got = f'{c.n_kv_head} of {c.n_head} heads, {c.head_dim} wide, at d_model {c.d_model}'
+        raise UserError(f'expected n_kv_head = n_head and head_dim = d_model / n_head in family {c.family}, '
+                        f'got {got}: leave n_kv_head and head_dim out')
+    if c.traits.causal and c.window:
+        raise UserError(f'expected window 0 in family {c.family}, got {c.window}: only encoders have local layers')
 
-ROPE_SCALING = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings') # names as in transformers
-
-# %% ../../nbs/api/20_model/01_config.ipynb #e00b9f31
-@patch
-def to_dict(self:ModelConfig) -> dict: # JSON can hold it
-    "All numbers by name."
-    return asdict(self)
-
-@patch(cls_method=True)
-def from_dict(cls:ModelConfig,
-    d:dict, # from `to_dict`; what is left out has its default
-): # ModelConfig; UserError for a name it does not have
-    "Numbers by name to a configuration."
-    unknown = sorted(set(d) - {f.name for f in fields(cls)})
-    if unknown: raise UserError(f'expected the names of ModelConfig, got {unknown}: see `ModelConfig()` for all of them')
-    return cls(**d)
+def _check_rope_scaling(c):
+    scaling = c.rope_scaling
+    if scaling is None: return
+    if c.family != 'llama':
+        raise UserError(f'expected no rope_scaling in family {c.family}, got {scaling}: only llama has it')
+    named = isinstance(scaling, dict) and set(scaling) == set(ROPE_SCALING)
+    if not named or not all(isinstance(v, (int, float)) and v > 0 for v in scaling.values()):
+        raise UserError(f'expected rope_scaling with {", ".join(ROPE_SCALING)}, each above 0, got {scaling!r}')
 
 # %% ../../nbs/api/20_model/01_config.ipynb #33efc6a8
 _qwen3  = dict(head_dim=128, context=4096, vocab_size=151_936, rope_theta=1e6)
@@ -154,10 +170,11 @@ SIZES = {
 # %% ../../nbs/api/20_model/01_config.ipynb #c55630ea
 def get_config(
     name:str, # one of SIZES
-    **overrides # numbers of ModelConfig that replace those of the size
+    **overrides # numbers of `ModelConfig` that replace those of the size
 ) -> ModelConfig: # UserError for an unknown size or number
-    "The configuration of a named size."
+    "Return the configuration of a named size."
     if name not in SIZES: raise UserError(f'expected a size ({", ".join(SIZES)}), got {name!r}')
-    size, family = SIZES[name], FAMILIES.get(overrides.get('family'))
+    size = SIZES[name]
+    family = FAMILIES.get(overrides.get('family'))
     if family and not family.grouped: size = {k: v for k, v in size.items() if k not in ('n_kv_head', 'head_dim')}
     return ModelConfig.from_dict({**size, **overrides})

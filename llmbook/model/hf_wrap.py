@@ -8,42 +8,22 @@ __all__ = ['WrappedConfig', 'WrappedLM', 'as_lm']
 # %% ../../nbs/api/20_model/07_hf_wrap.ipynb #8bea6421
 import inspect, torch
 from dataclasses import asdict, dataclass
-from fastcore.basics import patch
 from pathlib import Path
+from fastcore.basics import patch
 from torch import nn, Tensor
 from ..core import UserError
 from .layers import KVCache, document_mask, document_positions
 from .transformer import Transformer
 
-# %% ../../nbs/api/20_model/07_hf_wrap.ipynb #5f2a8954
-def _call(model, base, x, **kw): # last hidden states (B, T, D) of the part below the head
-    if 'use_cache' in inspect.signature(base.forward).parameters: kw['use_cache'] = False
-    return base(input_ids=x, **kw).last_hidden_state
-
-@torch.no_grad()
-def _check_head(model, base, head):
-    "UserError unless logits are the head times the hidden states."
-    x, was = torch.arange(6, device=head.weight.device)[None] % head.weight.shape[0], model.training
-    seen = []                                                          # what enters the head
-    def louder(_, args): seen.append(args[0]); return (args[0] * 100,)
-    hook = head.register_forward_pre_hook(louder)
-    try: z, h = model.eval()(input_ids=x).logits.float(), _call(model, base, x)
-    except Exception as e: raise UserError(f'{type(model).__name__} cannot be tried on a few tokens ({type(e).__name__}: {e}): a model that reads text alone is needed') from None
-    finally: hook.remove(); model.train(was)
-    def same(a, b): return a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=1e-2, atol=1e-3 * float(b.abs().max()))
-    if not (len(seen) == 1 and same(h, seen[0]) and same(z, head(h * 100))): raise UserError(
-        f'expected logits = head(hidden states), and {type(model).__name__} does more with them (it scales or limits them, or has a layer between): '
-        'the loss cannot be made in parts; use the Trainer of transformers for it')
-
 # %% ../../nbs/api/20_model/07_hf_wrap.ipynb #0eabab83
 @dataclass
 class WrappedConfig:
-    "What training asks of a configuration."
+    "The part of a configuration that training asks for."
     vocab_size:int # V: rows of the head
-    context:int|None # T: the longest sequence; None: the model names no limit
+    context:int|None # T: length of the longest sequence; None: the model names no limit
     d_model:int # D: width of the hidden states
-    n_layer:int|None # blocks, if the model says so
-    family:str # their name of it
+    n_layer:int|None # number of blocks, if the model says so
+    family:str # model type in transformers
 
     def to_dict(self) -> dict: return asdict(self)
 
@@ -51,88 +31,150 @@ class WrappedConfig:
 class WrappedLM(nn.Module):
     "A causal model of transformers: tokens in, hidden states out."
     def __init__(self,
-        model, # its weights are used, not copied; UserError if its logits are not head(hidden states)
+        model, # model whose weights are used, not copied; UserError if its logits are not head(hidden states)
     ):
         super().__init__()
-        base, head = getattr(model, 'base_model', None), getattr(model, 'get_output_embeddings', lambda: None)()
-        d = getattr(model, 'config', None)
-        if base is None or base is model or not isinstance(head, nn.Linear) or getattr(d, 'is_encoder_decoder', False):
-            raise UserError(f'expected a causal language model of transformers with a head, got {type(model).__name__}: load it with AutoModelForCausalLM')
+        base = getattr(model, 'base_model', None)
+        head = model.get_output_embeddings() if hasattr(model, 'get_output_embeddings') else None
+        config = getattr(model, 'config', None)
+        both_sides = getattr(config, 'is_encoder_decoder', False)
+        if base is None or base is model or not isinstance(head, nn.Linear) or both_sides:
+            raise UserError('expected a causal language model of transformers with a head, '
+                            f'got {type(model).__name__}: load it with AutoModelForCausalLM')
         _check_head(model, base, head)
-        self.model, self._documents = model, None                      # not yet tried with documents
-        self.config = WrappedConfig(head.weight.shape[0], getattr(d, 'max_position_embeddings', None), head.weight.shape[1],
-                                    getattr(d, 'num_hidden_layers', None), d.model_type)
+        self.model = model
+        self._documents = None  # whether it keeps documents apart; not yet tried
+        self.config = WrappedConfig(
+            vocab_size=head.weight.shape[0],
+            context=getattr(config, 'max_position_embeddings', None),
+            d_model=head.weight.shape[1],
+            n_layer=getattr(config, 'num_hidden_layers', None),
+            family=config.model_type,
+        )
         self.train(model.training)
 
     @property
     def embed(self): return self.model.get_input_embeddings()
+
     @property
     def head(self): return self.model.get_output_embeddings()
 
     def forward(self,
         x:Tensor, # (B, T) int64 token ids
-        seen:Tensor|None=None, # (B, T) each token's document, if the model can keep documents apart
-    ) -> Tensor: # (B, T, D), what `logits` takes; UserError for a cache, too many tokens, or documents in a model that mixes them
-        c = self.config.context
-        if c and x.shape[1] > c: raise UserError(f'expected at most {c} tokens, got {x.shape[1]}: cut the text, or use a longer context')
-        if isinstance(seen, KVCache): raise UserError(f'expected documents or None, got a cache: {self.config.family} generates with its own `generate`')
-        if seen is None: return _call(self.model, self.model.base_model, x)
-        if seen.shape != x.shape: raise UserError(f'expected a document for each token, {tuple(x.shape)}, got {tuple(seen.shape)}')
+        seen:Tensor|None=None, # (B, T): document of each token, if the model can keep documents apart
+    ) -> Tensor: # (B, T, D), input of `logits`; UserError for a cache, too many tokens, or documents that would mix
+        self._check(x, seen)
+        if seen is None: return _hidden(self.model.base_model, x)
         if self._documents is None: self._documents = self._keeps_apart()
-        if not self._documents: raise UserError(f'expected no documents, since {self.config.family} cannot keep them apart: leave them out, or put one document in a row')
+        if not self._documents:
+            raise UserError(f'expected no documents, since {self.config.family} cannot keep them apart: '
+                            'leave them out, or put one document in a row')
         return self._apart(x, seen)
 
-    def logits(self, h:Tensor) -> Tensor: return self.head(h)          # (..., D) -> (..., V)
+    def _check(self, x, seen):
+        context = self.config.context
+        if context and x.shape[1] > context:
+            raise UserError(f'expected at most {context} tokens, got {x.shape[1]}: '
+                            'cut the text, or use a longer context')
+        if isinstance(seen, KVCache):
+            raise UserError('expected documents or None, got a cache: '
+                            f'{self.config.family} generates with its own `generate`')
+        if seen is not None and seen.shape != x.shape:
+            raise UserError(f'expected a document for each token, {tuple(x.shape)}, got {tuple(seen.shape)}')
 
-# %% ../../nbs/api/20_model/07_hf_wrap.ipynb #93706bbc
-@patch
-def save_pretrained(self:WrappedLM,
-    path:str|Path, # a folder
-    tok=None, # a tokenizer of `tokenizers`, written beside it
-) -> Path: # the folder
-    "Write it as transformers does."
-    self.model.save_pretrained(path)
-    if tok: tok.save(str(Path(path)/'tokenizer.json'))
-    return Path(path)
+    def logits(self, h:Tensor) -> Tensor: return self.head(h) # (..., D) -> (..., V)
 
-# %% ../../nbs/api/20_model/07_hf_wrap.ipynb #5ca55e0c
+    def save_pretrained(self,
+        path:str|Path, # folder
+        tok=None, # tokenizer of `tokenizers`, written beside the model
+    ) -> Path: # the folder
+        "Write the model as transformers does."
+        self.model.save_pretrained(path)
+        if tok: tok.save(str(Path(path)/'tokenizer.json'))
+        return Path(path)
+
+    def set_recompute(self,
+        every:int=1, # 1: all blocks, 0: none
+    ): # the model itself; UserError for anything else, or a model that cannot
+        "Keep less for the backward pass, and compute it again there."
+        if every not in (0, 1): raise UserError(f'expected 0 or 1 for a wrapped model, got {every!r}')
+        if not every:
+            self._checkpointing('disable')()
+            return self
+        try: self._checkpointing('enable')(dict(use_reentrant=False))
+        except ValueError as e: raise UserError(str(e)) from None
+        return self
+
+    def _checkpointing(self, verb):
+        "Return a method of transformers, which has had two names."
+        new = getattr(self.model, f'activation_checkpointing_{verb}', None)
+        return new or getattr(self.model, f'gradient_checkpointing_{verb}')
+
+# %% ../../nbs/api/20_model/07_hf_wrap.ipynb #5f2a8954
+def _hidden(base, x, **kw):
+    "Return the last hidden states (B, T, D) of the part below the head."
+    if 'use_cache' in inspect.signature(base.forward).parameters: kw['use_cache'] = False
+    return base(input_ids=x, **kw).last_hidden_state
+
+def _same(a, b):
+    tolerance = 1e-3 * float(b.abs().max())
+    return a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=1e-2, atol=tolerance)
+
+@torch.no_grad()
+def _check_head(model, base, head):
+    "Raise `UserError` unless logits are the head times the hidden states."
+    x = torch.arange(6, device=head.weight.device)[None] % head.weight.shape[0]
+    entered = []
+    def enlarge(_, args):
+        entered.append(args[0])
+        return (args[0] * 100,)
+    training = model.training
+    hook = head.register_forward_pre_hook(enlarge)
+    try:
+        logits = model.eval()(input_ids=x).logits.float()
+        h = _hidden(base, x)
+    except Exception as e:
+        tried = f'cannot be tried on a few tokens ({type(e).__name__}: {e})'
+        raise UserError(f'{type(model).__name__} {tried}: a model that reads text alone is needed') from None
+    finally:
+        hook.remove()
+        model.train(training)
+    if len(entered) == 1 and _same(h, entered[0]) and _same(logits, head(h * 100)): return
+    raise UserError(f'expected logits = head(hidden states), and {type(model).__name__} does more with them '
+                    '(it scales or limits them, or has a layer between): '
+                    'the loss cannot be made in parts; use the Trainer of transformers for it')
+
 @patch
-def _apart(self:WrappedLM, x, docs): # (B, T, D), each document as if it stood alone
-    mask = document_mask(docs)                                         # (B, 1, T, T)
-    if getattr(self.model.config, '_attn_implementation', None) != 'sdpa': # added to the products then
+def _apart(self:WrappedLM, x, docs):
+    "Return the hidden states (B, T, D) of each document as if it stood alone."
+    mask = document_mask(docs)  # (B, 1, T, T)
+    if getattr(self.model.config, '_attn_implementation', None) != 'sdpa':  # others add the mask to the products
         dtype = self.embed.weight.dtype
-        mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
-    return _call(self.model, self.model.base_model, x, attention_mask=mask, position_ids=document_positions(docs))
+        zeros = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+        mask = zeros.masked_fill_(~mask, torch.finfo(dtype).min)
+    return _hidden(self.model.base_model, x, attention_mask=mask, position_ids=document_positions(docs))
 
 @patch
 @torch.no_grad()
-def _keeps_apart(self:WrappedLM): # whether two documents in a row give what each gives alone
-    if not {'attention_mask', 'position_ids'} <= set(inspect.signature(self.model.base_model.forward).parameters): return False
-    x, was = torch.arange(8, device=self.embed.weight.device)[None] % self.config.vocab_size, self.training
+def _keeps_apart(self:WrappedLM):
+    "Return whether two documents in a row give what each gives alone."
+    parameters = inspect.signature(self.model.base_model.forward).parameters
+    if not {'attention_mask', 'position_ids'} <= set(parameters): return False
+    x = torch.arange(8, device=self.embed.weight.device)[None] % self.config.vocab_size
+    docs = torch.tensor([[0] * 3 + [1] * 5], device=x.device)
+    training = self.training
     self.eval()
     try:
-        with torch.autocast(x.device.type, enabled=False):             # in 16 bits two ways to the same differ
-            h = self._apart(x, torch.tensor([[0] * 3 + [1] * 5], device=x.device))
-            alone = torch.cat([_call(self.model, self.model.base_model, p) for p in (x[:, :3], x[:, 3:])], 1)
-    except Exception: return False                                     # it does not take such a mask
-    finally: self.train(was)
-    return torch.allclose(h.float(), alone.float(), rtol=1e-2, atol=1e-3 * float(alone.abs().max()))
-
-@patch
-def set_recompute(self:WrappedLM,
-    every:int=1, # 1: all blocks, 0: none
-) -> WrappedLM: # itself; UserError for anything else, or a model that cannot
-    "Keep less for the backward pass, and compute it again there."
-    if every not in (0, 1): raise UserError(f'expected 0 or 1 for a wrapped model, got {every!r}')
-    on, off = (getattr(self.model, f'activation_checkpointing_{w}', None) or getattr(self.model, f'gradient_checkpointing_{w}') for w in ('enable', 'disable'))
-    if not every: off(); return self
-    try: on(dict(use_reentrant=False))
-    except ValueError as e: raise UserError(str(e)) from None
-    return self
+        with torch.autocast(x.device.type, enabled=False):  # in 16 bits the two ways would differ
+            h = self._apart(x, docs)
+            alone = torch.cat([_hidden(self.model.base_model, part) for part in (x[:, :3], x[:, 3:])], 1)
+    except Exception: return False  # the model does not take such a mask
+    finally: self.train(training)
+    return _same(h, alone)
 
 # %% ../../nbs/api/20_model/07_hf_wrap.ipynb #9f850aad
 def as_lm(
-    model, # a Transformer, or a causal language model of transformers (its weights are used, not copied)
-): # a model with embed, head, logits and config, whose forward gives hidden states; UserError if that cannot be
-    "A model in the shape that `lm_learner` takes."
+    model, # `Transformer`, or a causal language model of transformers (its weights are used, not copied)
+): # a model with embed, head, logits and config, whose forward returns hidden states; UserError if that is impossible
+    "Return a model in the shape that `lm_learner` takes."
     return model if isinstance(model, (Transformer, WrappedLM)) else WrappedLM(model)

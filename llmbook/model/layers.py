@@ -10,20 +10,40 @@ __all__ = ['RMSNorm', 'make_norm', 'rotary_tables', 'rotate', 'KVCache', 'docume
 import torch, torch.nn.functional as F
 from contextlib import nullcontext
 from functools import partial
-from fastcore.basics import patch
 from torch import nn, Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..core import UserError
 from .config import ROPE_SCALING, ModelConfig
 from .linear import Linear, fast_here, gated_down
 
-# %% ../../nbs/api/20_model/03_layers.ipynb #a0bdad9f
+# %% ../../nbs/api/20_model/03_layers.ipynb #560e4abc
+class RMSNorm(nn.Module):
+    "Division by the root mean square over the last axis, times a learned gain."
+    def __init__(self,
+        dim:int, # width of the last axis
+        eps:float=1e-6, # added to the mean square
+    ):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x:Tensor) -> Tensor: # (..., dim) -> the same shape and dtype
+        if self._by_hand(x): return _Rms.apply(x, self.weight, self.eps)
+        weight = self.weight
+        # under autocast on a GPU the norm is computed in float32
+        if not (x.is_cuda and torch.is_autocast_enabled('cuda')): weight = weight.to(x.dtype)
+        return F.rms_norm(x, self.weight.shape, weight, self.eps)
+
+    def _by_hand(self, x):
+        training = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        return training and x.is_cpu and x.dtype == self.weight.dtype == torch.float32
+
 class _Rms(torch.autograd.Function):
     "RMSNorm in float32 with few passes over memory; its gradient is written out."
     @staticmethod
     def forward(ctx, x, w, eps):
         r = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        n = x * r                                                      # normed, before the gain
+        n = x * r  # normalised, before the gain
         ctx.save_for_backward(n, r, w)
         return n * w
 
@@ -32,40 +52,25 @@ class _Rms(torch.autograd.Function):
     def backward(ctx, g):
         n, r, w = ctx.saved_tensors
         gn = g * n
-        along = (gn @ w).unsqueeze(-1).div_(-n.shape[-1])              # the part of the gradient along n drops out
+        along = (gn @ w).unsqueeze(-1).div_(-n.shape[-1])  # removes the part of the gradient along n
         return torch.addcmul(g * w, n, along).mul_(r), gn.flatten(0, -2).sum(0), None
-
-# %% ../../nbs/api/20_model/03_layers.ipynb #560e4abc
-class RMSNorm(nn.Module):
-    "Divide by the root mean square over the last axis, times a learned gain."
-    def __init__(self,
-        dim:int, # width of the last axis
-        eps:float=1e-6, # added to the mean square
-    ):
-        super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(dim)), eps
-
-    def forward(self, x:Tensor) -> Tensor: # (..., dim) -> the same shape and dtype
-        by_hand = x.is_cpu and x.dtype == self.weight.dtype == torch.float32 and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if by_hand: return _Rms.apply(x, self.weight, self.eps)
-        w = self.weight if x.is_cuda and torch.is_autocast_enabled('cuda') else self.weight.to(x.dtype) # autocast computes it in float32 there
-        return F.rms_norm(x, self.weight.shape, w, self.eps)
 
 # %% ../../nbs/api/20_model/03_layers.ipynb #ef04e5f0
 def make_norm(
-    c:ModelConfig, # family, d_model, norm_eps
+    c:ModelConfig, # uses family, d_model, norm_eps
 ) -> nn.Module: # (..., D) -> the same shape
-    "The norm of a family."
-    return RMSNorm(c.d_model, c.norm_eps) if c.traits.norm == 'rms' else nn.LayerNorm(c.d_model, c.norm_eps, bias=c.traits.bias)
+    "Return the norm of a family."
+    if c.traits.norm == 'rms': return RMSNorm(c.d_model, c.norm_eps)
+    return nn.LayerNorm(c.d_model, c.norm_eps, bias=c.traits.bias)
 
 # %% ../../nbs/api/20_model/03_layers.ipynb #927fea81
 def rotary_tables(
     length:int, # T: positions
     head_dim:int, # d: width of a head
     theta:float=10_000., # base of the wavelengths
-    scaling:dict|None=None, # Llama 3.1's four numbers; None for none
-): # (cos, sin), each (T, d) float32; the two halves of a row are equal, and sin's first half has its sign turned
-    "Cosines and sines of every position's angles."
+    scaling:dict|None=None, # four numbers of Llama 3.1 (ROPE_SCALING); None: no stretching
+): # (cos, sin), each (T, d) float32; the halves of a row are equal, but the first half of sin has its sign turned
+    "Return cosines and sines of the angles of every position."
     freq = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)  # (d/2)
     if scaling: freq = _stretch(freq, *(scaling[k] for k in ROPE_SCALING))
     angle = torch.outer(torch.arange(length, dtype=torch.float32), freq)             # (T, d/2)
@@ -73,18 +78,18 @@ def rotary_tables(
     return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
 def _stretch(freq, factor, low, high, old):
-    "Slow angles are slowed by `factor`, fast ones are left, those between are in between (Llama 3.1)."
-    turns = old * freq / (2 * torch.pi)                                # full turns in the old context
-    keep = ((turns - low) / (high - low)).clamp(0, 1)                  # 0: slower, 1: as it was
+    "Slow the slow angles by `factor`, keep the fast ones, and blend those between (Llama 3.1)."
+    turns = old * freq / (2 * torch.pi)                # full turns in the old context
+    keep = ((turns - low) / (high - low)).clamp(0, 1)  # 0: slower, 1: as it was
     return freq * (keep + (1 - keep) / factor)
 
 # %% ../../nbs/api/20_model/03_layers.ipynb #3f9372d1
 def rotate(
     x:Tensor, # (B, H, T, d)
-    cos:Tensor, # (T, d), or (B, 1, T, d) when rows have positions of their own
-    sin:Tensor, # the same
+    cos:Tensor, # (T, d), or (B, 1, T, d) where rows have positions of their own
+    sin:Tensor, # the same shape
 ) -> Tensor: # (B, H, T, d)
-    "Turn each pair of coordinates (i, i + d/2) by its position's angle."
+    "Rotate each pair of coordinates (i, i + d/2) by the angle of its position."
     a, b = x.chunk(2, -1)
     return torch.addcmul(x * cos, torch.cat((b, a), -1), sin)
 
@@ -92,15 +97,19 @@ def rotate(
 class KVCache:
     "Keys and values of every block for the positions seen so far."
     def __init__(self,
-        config:ModelConfig, # the model's
+        config:ModelConfig, # configuration of the model
         batch:int=1, # B: rows
-        length:int|None=None, # positions set aside; the context by default, and never more
-        pad:Tensor|None=None, # (B) int64: empty places at the left of each row; None for none
-        device=None, # of the model
-        dtype:torch.dtype=torch.float32, # of keys and values
+        length:int|None=None, # positions to reserve; the context by default, and never more
+        pad:Tensor|None=None, # (B) int64: empty positions at the left of each row; None: none
+        device=None, # device of the model
+        dtype:torch.dtype=torch.float32, # type of keys and values
     ):
-        if not config.traits.causal: raise UserError(f'expected a decoder, got family {config.family}: an encoder reads whole texts, a cache is of no use')
-        self.length, self.pos, self.pad = length or config.context, 0, pad
+        if not config.traits.causal:
+            raise UserError(f'expected a decoder, got family {config.family}: '
+                            'an encoder reads whole texts, a cache is of no use')
+        self.length = length or config.context
+        self.pos = 0
+        self.pad = pad
         if self.length > config.context:
             raise UserError(f'expected a cache of at most {config.context} positions (the context), got {self.length}')
         shape = (config.n_layer, 2, batch, config.n_kv_head, self.length, config.head_dim)
@@ -111,12 +120,13 @@ class KVCache:
     def add(self,
         layer:int, # index of the block
         k:Tensor, # (B, K, T, d): keys of the new tokens
-        v:Tensor, # (B, K, T, d): their values
+        v:Tensor, # (B, K, T, d): values of the new tokens
     ): # keys and values (B, K, pos + T, d) of all tokens so far
-        "Store the new keys and values of one block; the model moves `pos` when every block has."
+        "Store the new keys and values of one block; the model advances `pos` after the last block."
         end = self.pos + k.shape[2]
         kv = self.kv[layer]
-        kv[0, :, :, self.pos:end], kv[1, :, :, self.pos:end] = k, v
+        kv[0, :, :, self.pos:end] = k
+        kv[1, :, :, self.pos:end] = v
         return kv[0, :, :, :end], kv[1, :, :, :end]
 
     def keep(self,
@@ -126,50 +136,49 @@ class KVCache:
         self.kv = self.kv[:, :, rows]
         if self.pad is not None: self.pad = self.pad[rows]
 
-# %% ../../nbs/api/20_model/03_layers.ipynb #362cdd93
-@patch
-def positions(self:KVCache,
-    T:int, # new tokens
-) -> Tensor: # (T), or (B, 1, T) where rows are padded: the position each new token has in its own row
-    "Positions of the next `T` tokens, counted from the first real token of each row."
-    p = torch.arange(self.pos, self.pos + T, device=self.kv.device)
-    return p if self.pad is None else (p - self.pad[:, None, None]).clamp_(min=0)
+    def positions(self,
+        T:int, # number of new tokens
+    ) -> Tensor: # (T), or (B, 1, T) where rows are padded
+        "Return the positions of the next `T` tokens, counted from the first real token of each row."
+        p = torch.arange(self.pos, self.pos + T, device=self.kv.device)
+        return p if self.pad is None else (p - self.pad[:, None, None]).clamp_(min=0)
 
-@patch
-def mask(self:KVCache,
-    T:int, # new tokens
-): # (1 or B, 1, T, pos + T) bool, true where a query may look; None for one token that may look at everything, and for the first ones, of which each sees those before it
-    "Who may look where: not ahead, and not at padding."
-    if self.pad is None and (T == 1 or not self.pos): return None     # the fastest kernels take no mask
-    q = torch.arange(self.pos, self.pos + T, device=self.kv.device)[:, None]
-    k = torch.arange(self.pos + T, device=self.kv.device)
-    m = (k <= q)[None, None]
-    return m if self.pad is None else m & (k >= self.pad[:, None, None, None]) | (k == q)
+    def mask(self,
+        T:int, # number of new tokens
+    ): # (1 or B, 1, T, pos + T) bool, true where a query may look; None for one token or the first ones, unpadded
+        "Return which positions each new query may see: none ahead of it, and no padding."
+        if self.pad is None and (T == 1 or not self.pos): return None  # the fastest kernels take no mask
+        q = torch.arange(self.pos, self.pos + T, device=self.kv.device)[:, None]
+        k = torch.arange(self.pos + T, device=self.kv.device)
+        causal = (k <= q)[None, None]
+        if self.pad is None: return causal
+        return causal & (k >= self.pad[:, None, None, None]) | (k == q)
 
 # %% ../../nbs/api/20_model/03_layers.ipynb #22ce2045
 def document_positions(
-    docs:Tensor, # (B, T) a number for each token, another one where a document starts
+    docs:Tensor, # (B, T): a number for each token, another one where a document starts
 ) -> Tensor: # (B, T) int64
-    "The position of each token in its own document."
+    "Return the position of each token in its own document."
     t = torch.arange(docs.shape[1], device=docs.device).expand_as(docs)
     starts = F.pad(docs[:, 1:] != docs[:, :-1], (1, 0), value=True)
     return t - t.where(starts, 0).cummax(1).values
 
+# %% ../../nbs/api/20_model/03_layers.ipynb #5a0b3005
 def document_mask(
-    docs:Tensor, # (B, T), as above; a number must not come back later in the row
-    causal:bool=True, # not ahead; False for an encoder
+    docs:Tensor, # (B, T) as above; a number must not return later in the row
+    causal:bool=True, # False for an encoder, which may look ahead
 ) -> Tensor: # (B, 1, T, T) bool, true where a query may look
-    "Who may look where: not at another document, and not ahead."
+    "Return which positions each query may see: those of its own document, and none ahead of it."
     same = docs[:, None, :, None] == docs[:, None, None, :]
     return same.tril() if causal else same
 
 # %% ../../nbs/api/20_model/03_layers.ipynb #3023f901
 def window_mask(
     T:int, # tokens in a row
-    window:int, # places that a query sees to each side
-    device=None, # of the model
+    window:int, # positions that a query sees on each side
+    device=None, # device of the model
 ) -> Tensor: # (T, T) bool, true where a query may look
-    "Who may look where: not far away."
+    "Return which positions each query may see: those within a window."
     t = torch.arange(T, device=device)
     return (t[:, None] - t).abs() <= window
 
@@ -181,60 +190,67 @@ def attend(
     k:Tensor, # (B, K, S, d)
     v:Tensor, # (B, K, S, d)
     mask:Tensor|None=None, # (1 or B, 1, T, S): true where a query may look, or a number to add
-    causal:bool=False, # not ahead
+    causal:bool=False, # hide what is ahead of a query
     cached:bool=False, # S changes from call to call
 ) -> Tensor: # (B, H, T, d)
-    "Scaled dot-product attention, by a kernel that stores no (T, S) table if there is one."
-    n = q.shape[1] // k.shape[1]
-    if n > 1 and q.is_cuda and (mask is not None or q.dtype == torch.float32 and not torch.is_autocast_enabled('cuda')):
-        k, v, n = k.repeat_interleave(n, 1), v.repeat_interleave(n, 1), 1
+    "Compute scaled dot-product attention, by a kernel that stores no (T, S) table if there is one."
+    group = q.shape[1] // k.shape[1]
+    if group > 1 and q.is_cuda and (mask is not None or _multiplies_in_float32(q)):
+        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        group = 1
     with sdpa_kernel(_FOR_CACHES) if cached and q.is_cuda else nullcontext():
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=n > 1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=group > 1)
 
+def _multiplies_in_float32(q): return q.dtype == torch.float32 and not torch.is_autocast_enabled('cuda')
+
+# %% ../../nbs/api/20_model/03_layers.ipynb #5a0b3007
 def as_autocast(
-    x:Tensor, # the input of several products
-) -> Tensor: # the same outside of autocast
-    "In the type in which autocast would multiply it."
+    x:Tensor, # input of several products
+) -> Tensor: # `x` itself outside of autocast
+    "Return `x` in the type in which autocast would multiply it."
     kind = x.device.type
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and x.dtype != torch.float64
     return x.to(torch.get_autocast_dtype(kind)) if on else x
 
 # %% ../../nbs/api/20_model/03_layers.ipynb #8a00d8ba
 class Attention(nn.Module):
-    "Grouped-query attention; causal, with rotary positions and with normed queries and keys where the family has them."
+    "Grouped-query attention; causal, with rotary positions and normalised queries and keys where the family has them."
     def __init__(self,
-        c:ModelConfig, # family, d_model, n_head, n_kv_head, head_dim, norm_eps
+        c:ModelConfig, # uses family, d_model, n_head, n_kv_head, head_dim, norm_eps
         layer:int=0, # index of the block, to find its part of a cache
     ):
         super().__init__()
-        self.layer, self.head_dim, t = layer, c.head_dim, c.traits
-        self.q_proj = Linear(c.d_model, c.n_head * c.head_dim, bias=t.bias)
-        self.k_proj = Linear(c.d_model, c.n_kv_head * c.head_dim, bias=t.bias)
-        self.v_proj = Linear(c.d_model, c.n_kv_head * c.head_dim, bias=t.bias)
-        self.o_proj = Linear(c.n_head * c.head_dim, c.d_model, bias=t.bias)
-        self.q_norm, self.k_norm = (RMSNorm(c.head_dim, c.norm_eps) if t.qk_norm else nn.Identity() for _ in 'qk')
-        self.causal = t.causal
-
-    def _heads(self, x): return x.unflatten(-1, (-1, self.head_dim))   # (B, T, H*d) -> (B, T, H, d)
+        self.layer = layer
+        self.head_dim = c.head_dim
+        self.causal = c.traits.causal
+        queries, keys, bias = c.n_head * c.head_dim, c.n_kv_head * c.head_dim, c.traits.bias
+        self.q_proj = Linear(c.d_model, queries, bias=bias)
+        self.k_proj = Linear(c.d_model, keys, bias=bias)
+        self.v_proj = Linear(c.d_model, keys, bias=bias)
+        self.o_proj = Linear(queries, c.d_model, bias=bias)
+        self.q_norm = RMSNorm(c.head_dim, c.norm_eps) if c.traits.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(c.head_dim, c.norm_eps) if c.traits.qk_norm else nn.Identity()
 
     def forward(self,
         x:Tensor, # (B, T, D)
-        cos:Tensor|None, # rotary tables of these T positions; None where positions are learnt
-        sin:Tensor|None,
+        cos:Tensor|None, # rotary tables of these T positions; None where positions are learned
+        sin:Tensor|None, # as `cos`
         cache:KVCache|None=None, # keys and values of earlier tokens
-        mask:Tensor|None=None, # (1 or B, 1, T, S): true, or a number to add, where a query may look; None: not ahead, or everywhere in an encoder
+        mask:Tensor|None=None, # as in `attend`; None: nothing ahead, or everything in an encoder
     ) -> Tensor: # (B, T, D)
         x = as_autocast(x)
-        q = self.q_norm(self._heads(self.q_proj(x))).transpose(1, 2)   # (B, H, T, d)
-        k = self.k_norm(self._heads(self.k_proj(x))).transpose(1, 2)   # (B, K, T, d)
-        v = self._heads(self.v_proj(x)).transpose(1, 2)                # (B, K, T, d)
+        q = self.q_norm(self._heads(self.q_proj(x))).transpose(1, 2)  # (B, H, T, d)
+        k = self.k_norm(self._heads(self.k_proj(x))).transpose(1, 2)  # (B, K, T, d)
+        v = self._heads(self.v_proj(x)).transpose(1, 2)               # (B, K, T, d)
         if cos is not None:
             cos, sin = cos.to(q.dtype), sin.to(q.dtype)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None: k, v = cache.add(self.layer, k, v)
-        causal = self.causal and mask is None and (cache is None or x.shape[1] > 1) # a size is no bool to a compiler
+        causal = self.causal and mask is None and (cache is None or x.shape[1] > 1)  # a bool, as a compiler wants it
         o = attend(q, k, v, mask, causal, cache is not None)
         return self.o_proj(o.transpose(1, 2).flatten(2))
+
+    def _heads(self, x): return x.unflatten(-1, (-1, self.head_dim))  # (B, T, H*d) -> (B, T, H, d)
 
 # %% ../../nbs/api/20_model/03_layers.ipynb #6be8ec08
 def _relu2(x): return F.relu(x).square()
@@ -244,37 +260,47 @@ _ACTIVATIONS = dict(swiglu=F.silu, geglu=F.gelu, gelu=partial(F.gelu, approximat
 class MLP(nn.Module):
     "down(act(gate(x)) * up(x)), or down(act(up(x))) without a gate."
     def __init__(self,
-        c:ModelConfig, # family, mlp, d_model, d_ff
+        c:ModelConfig, # uses family, mlp, d_model, d_ff
     ):
         super().__init__()
-        bias, self.gated, self.act = c.traits.bias, c.gated, _ACTIVATIONS[c.mlp]
-        if self.gated: self.gate_proj = Linear(c.d_model, c.d_ff, bias=bias)
-        self.up_proj   = Linear(c.d_model, c.d_ff, bias=bias)
-        self.down_proj = Linear(c.d_ff, c.d_model, bias=bias)
+        self.gated = c.gated
+        self.act = _ACTIVATIONS[c.mlp]
+        if self.gated: self.gate_proj = Linear(c.d_model, c.d_ff, bias=c.traits.bias)
+        self.up_proj = Linear(c.d_model, c.d_ff, bias=c.traits.bias)
+        self.down_proj = Linear(c.d_ff, c.d_model, bias=c.traits.bias)
 
     def forward(self, x:Tensor) -> Tensor: # (B, T, D) -> (B, T, D)
         x = as_autocast(x)
-        up, gate, down = self.up_proj(x), self.gate_proj(x) if self.gated else None, self.down_proj
-        lean = self.act is F.silu and type(down) is Linear and down.bias is None and torch.is_grad_enabled() and fast_here(up, down.weight)
-        if lean: return gated_down(gate, up, down.weight)              # keeps half as much for the backward pass
-        return down(self.act(gate) * up if self.gated else self.act(up))
+        up = self.up_proj(x)
+        if not self.gated: return self.down_proj(self.act(up))
+        gate = self.gate_proj(x)
+        if self._keeps_less(up): return gated_down(gate, up, self.down_proj.weight)
+        return self.down_proj(self.act(gate) * up)
+
+    def _keeps_less(self, up):
+        "Return whether `gated_down` fits, which keeps half as much for the backward pass."
+        down = self.down_proj
+        plain = self.act is F.silu and type(down) is Linear and down.bias is None
+        return plain and torch.is_grad_enabled() and fast_here(up, down.weight)
 
 # %% ../../nbs/api/20_model/03_layers.ipynb #c851387d
 class Block(nn.Module):
     "x + attention(norm(x)), then x + mlp(norm(x))."
     def __init__(self,
-        c:ModelConfig, # the model's
+        c:ModelConfig, # configuration of the model
         layer:int=0, # index of the block
     ):
         super().__init__()
-        self.local = c.window > 0 and layer % c.global_every > 0       # sees only its neighbours
-        self.attn_norm, self.attn = make_norm(c) if c.traits.causal or layer else nn.Identity(), Attention(c, layer)
-        self.mlp_norm,  self.mlp  = make_norm(c), MLP(c)
+        self.local = c.window > 0 and layer % c.global_every > 0  # sees only its neighbours
+        self.attn_norm = make_norm(c) if c.traits.causal or layer else nn.Identity()
+        self.attn = Attention(c, layer)
+        self.mlp_norm = make_norm(c)
+        self.mlp = MLP(c)
 
     def forward(self,
         x:Tensor, # (B, T, D)
-        cos:Tensor|None, # rotary tables of these T positions; None where positions are learnt
-        sin:Tensor|None,
+        cos:Tensor|None, # rotary tables of these T positions; None where positions are learned
+        sin:Tensor|None, # as `cos`
         cache:KVCache|None=None, # keys and values of earlier tokens
         mask:Tensor|None=None, # as in `Attention`
     ) -> Tensor: # (B, T, D)

@@ -20,37 +20,39 @@ from llmbook.model.layers import (
 # %% ../../nbs/api/20_model/04_transformer.ipynb #ac9cdc70
 @torch.no_grad()
 def init_weights(
-    model:nn.Module, # a Transformer
+    model:nn.Module, # `Transformer`, or a part of it with a `config`
 ):
-    "Draw all matrices from torch's generator; biases are zero, gains of norms stay at one."
+    "Draw all matrices from torch's generator; set biases to zero and leave the gains of norms at one."
     c = model.config
     std = min(.02, c.d_model ** -.5)
-    for n, p in model.named_parameters():
-        if n.endswith('bias'): p.zero_()
+    for name, p in model.named_parameters():
+        if name.endswith('bias'): p.zero_()
         if p.dim() < 2: continue
-        writes = n.endswith(('o_proj.weight', 'down_proj.weight'))
+        writes = name.endswith(('o_proj.weight', 'down_proj.weight'))
         p.normal_(std=std / math.sqrt(2 * c.n_layer) if writes else std)
 
 # %% ../../nbs/api/20_model/04_transformer.ipynb #e5a5b69b
 class Predict(nn.Module):
-    "norm(gelu(dense(x))): from what an encoder knows at a place to what stands there."
+    "norm(gelu(dense(x))): from an encoder's state at a position to a prediction of its token."
     def __init__(self,
-        c:ModelConfig, # d_model, norm_eps
+        c:ModelConfig, # uses d_model, norm_eps
     ):
         super().__init__()
-        self.dense, self.norm = Linear(c.d_model, c.d_model, bias=False), make_norm(c)
+        self.dense = Linear(c.d_model, c.d_model, bias=False)
+        self.norm = make_norm(c)
 
     def forward(self, h:Tensor) -> Tensor: return self.norm(nn.functional.gelu(self.dense(h))) # (..., D) -> (..., D)
 
 # %% ../../nbs/api/20_model/04_transformer.ipynb #84aff09d
 class Transformer(nn.Module):
-    "Tokens in, hidden states out."
+    "A decoder or encoder: tokens in, hidden states out."
     def __init__(self,
         config:ModelConfig, # its numbers
     ):
         super().__init__()
         self.config = c = config
-        self.recompute, encoder = 0, not c.traits.causal
+        self.recompute = 0
+        encoder = not c.traits.causal
         self.embed = nn.Embedding(c.vocab_size, c.d_model)
         self.pos = None if c.traits.rotary else nn.Embedding(c.context, c.d_model)
         self.embed_norm = make_norm(c) if encoder else nn.Identity()
@@ -62,77 +64,87 @@ class Transformer(nn.Module):
         self.make_tables()
         init_weights(self)
 
+    def make_tables(self,
+        device=None, # device of the tables
+    ):
+        "Make the rotary tables; they are float32 and not saved."
+        c = self.config
+        if not c.traits.rotary: return
+        self._make_table('', c.rope_theta, c.rope_scaling, device)
+        if c.window: self._make_table('near_', c.local_theta, None, device)
+
+    def set_recompute(self,
+        every:int=1, # recompute blocks 0, every, 2 every...; 0: none
+    ): # the model itself; UserError for anything but a whole number
+        "Keep less for the backward pass, and compute it again there."
+        if not isinstance(every, int) or isinstance(every, bool) or every < 0:
+            raise UserError(f'expected a whole number, 0 or more, got {every!r}')
+        self.recompute = every
+        return self
+
     def forward(self,
         x:Tensor, # (B, T) int64 token ids
-        seen:KVCache|Tensor|None=None, # a cache: what was seen before, the new tokens are added; or (B, T): each token's document, or true where no padding is
-    ) -> Tensor: # (B, T, D), what `logits` takes; UserError if there are more tokens than room
+        seen:KVCache|Tensor|None=None, # cache of earlier tokens; or (B, T): document of each token; false for padding
+    ) -> Tensor: # (B, T, D), input of `logits`; UserError if there are too many tokens
         docs, cache = (seen, None) if isinstance(seen, Tensor) else (None, seen)
-        p, mask = self._where(x, docs, cache)
-        h = self._embed(x, p)                                         # (B, T, D)
-        tables = self._tables(p, mask, x)                             # of layers that see everything, and of local ones
+        positions, mask = self._where(x, docs, cache)
+        h = self._embed(x, positions)                 # (B, T, D)
+        tables = self._tables(positions, mask, x)     # of layers that see everything, and of local ones
         for i, block in enumerate(self.blocks):
             cos, sin, m = tables[block.local]
             if self.recompute and i % self.recompute == 0 and torch.is_grad_enabled():
-                h = checkpoint(block, h, cos, sin, cache, m, use_reentrant=False, preserve_rng_state=False) # nothing is drawn in a block
+                # nothing random happens in a block, so no random state has to be kept
+                h = checkpoint(block, h, cos, sin, cache, m, use_reentrant=False, preserve_rng_state=False)
             else: h = block(h, cos, sin, cache, m)
         if cache is not None: cache.pos += x.shape[1]
         return self.predict(self.norm(h))
 
-    def logits(self, h:Tensor) -> Tensor: return self.head(h)         # (..., D) -> (..., V)
+    def logits(self, h:Tensor) -> Tensor: return self.head(h) # (..., D) -> (..., V)
 
 # %% ../../nbs/api/20_model/04_transformer.ipynb #4f6637a3
 @patch
-def make_tables(self:Transformer,
-    device=None, # of the tables
-):
-    "Make the rotary tables; they are float32 and not saved."
-    c = self.config
-    if not c.traits.rotary: return
-    kinds = {'': (c.rope_theta, c.rope_scaling), **({'near_': (c.local_theta, None)} if c.window else {})}
-    for k, (theta, scaling) in kinds.items():
-        for n, t in zip(('cos', 'sin'), rotary_tables(c.context, c.head_dim, theta, scaling)):
-            self.register_buffer(k + n, t.to(device), persistent=False)
+def _make_table(self:Transformer, prefix, theta, scaling, device):
+    cos, sin = rotary_tables(self.config.context, self.config.head_dim, theta, scaling)
+    self.register_buffer(f'{prefix}cos', cos.to(device), persistent=False)
+    self.register_buffer(f'{prefix}sin', sin.to(device), persistent=False)
 
 @patch
-def _where(self:Transformer, x, docs, cache): # positions: a slice, (T), or (B, 1, T); and a mask or None
-    T, c = x.shape[1], self.config
-    if cache is not None and not c.traits.causal: raise UserError('expected documents or None, got a cache: an encoder reads whole texts')
+def _where(self:Transformer, x, docs, cache):
+    "Return positions, as a slice, (T) or (B, 1, T), and a mask or None."
+    T, causal = x.shape[1], self.config.traits.causal
+    if cache is not None and not causal:
+        raise UserError('expected documents or None, got a cache: an encoder reads whole texts')
     if docs is not None and docs.shape != x.shape:
         raise UserError(f'expected a document for each token, {tuple(x.shape)}, got {tuple(docs.shape)}')
-    need, room = (cache.pos + T, cache.length) if cache is not None else (T, c.context)
-    if need > room: raise UserError(f'expected at most {room} tokens, got {need}: cut the text, or use a longer context')
+    need, most = T, self.config.context
+    if cache is not None: need, most = cache.pos + T, cache.length
+    if need > most:
+        raise UserError(f'expected at most {most} tokens, got {need}: cut the text, or use a longer context')
     if cache is not None: return cache.positions(T), cache.mask(T)
-    if docs is not None: return document_positions(docs)[:, None], document_mask(docs, c.traits.causal)
+    if docs is not None: return document_positions(docs)[:, None], document_mask(docs, causal)
     return slice(T), None
 
 @patch
-def _embed(self:Transformer, x, p): # (B, T, D)
+def _embed(self:Transformer, x, positions): # (B, T, D)
     h = self.embed(x)
     if self.pos is not None:
-        if isinstance(p, slice): p = torch.arange(p.stop, device=x.device)
-        h = h + self.pos(p).view(-1, *h.shape[1:])                    # (1 or B, T, D)
+        if isinstance(positions, slice): positions = torch.arange(positions.stop, device=x.device)
+        h = h + self.pos(positions).view(-1, *h.shape[1:])  # (1 or B, T, D)
     return self.embed_norm(h)
 
 @patch
-def _tables(self:Transformer, p, mask, x): # (cos, sin, mask) of layers that see everything, and of local ones
+def _tables(self:Transformer, positions, mask, x):
+    "Return (cos, sin, mask) of layers that see everything, and of local ones if there are any."
     if self.pos is not None: return [(None, None, self._added(mask))]
-    far = self.cos[p], self.sin[p], self._added(mask)                 # (T, d) or (B, 1, T, d)
+    far = self.cos[positions], self.sin[positions], self._added(mask)  # (T, d) or (B, 1, T, d)
     if not self.config.window: return [far]
-    near = window_mask(x.shape[1], self.config.window, x.device)
-    return [far, (self.near_cos[p], self.near_sin[p], self._added(near if mask is None else near & mask))]
+    window = window_mask(x.shape[1], self.config.window, x.device)
+    if mask is not None: window = window & mask
+    return [far, (self.near_cos[positions], self.near_sin[positions], self._added(window))]
 
 @patch
-def _added(self:Transformer, mask): # as numbers to add, which a GPU would make of it in every layer
+def _added(self:Transformer, mask):
+    "Return the mask as numbers to add, which a GPU would otherwise make of it in every layer."
     if mask is None or not mask.is_cuda: return mask
     dtype = torch.get_autocast_dtype('cuda') if torch.is_autocast_enabled('cuda') else self.embed.weight.dtype
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -math.inf)
-
-# %% ../../nbs/api/20_model/04_transformer.ipynb #d60a2666
-@patch
-def set_recompute(self:Transformer,
-    every:int=1, # recompute blocks 0, every, 2 every...; 0: none
-) -> Transformer: # itself; UserError for anything else
-    "Keep less for the backward pass, and compute it again there."
-    if not isinstance(every, int) or isinstance(every, bool) or every < 0: raise UserError(f'expected a whole number, 0 or more, got {every!r}')
-    self.recompute = every
-    return self

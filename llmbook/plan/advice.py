@@ -14,8 +14,8 @@ from ..model.config import SIZES, ModelConfig, get_config
 from .devices import DEVICES, Device, get_device
 from .memory import FREE, memory_estimate
 from .flops import count_params
-from .plan import HEADS, Plan
-from .planner import arrange, far_plan
+from .plan import Plan, SIZE_COLUMNS
+from .planner import arrange, cluster_plan
 from .local import local_plan
 from .scaling import RATIO
 
@@ -143,7 +143,7 @@ def _refusal(e, device, size, count, seq_len, precision, optimizer):
     return f'<p class="lb-refused" role="alert" style="margin:.3em 0"><b>{plain(need)}</b> What would do:</p>{_list(f["words"])}{memory_picture(f["parts"], f["memory"], title)}'
 
 def _whole(p, parts, memory, device):
-    more = p.picture() + html_table(HEADS, p.size_rows(), right=(1, 2, 3, 4, 6)) if p.size_rows() else ''
+    more = p.picture() + html_table(SIZE_COLUMNS, p.size_rows(), right=(1, 2, 3, 4, 6)) if p.size_rows() else ''
     return (_tiles(figures(p)) + memory_picture(parts, memory, device) + _list(remarks(p))
             + f'<details><summary>The plan as a table, and other sizes</summary>{html_table(("", ""), p.rows())}{more}</details>')
 
@@ -160,7 +160,7 @@ def planner_html(
     price:float|None=None, # $ an hour and device; the table's by default
     optimizer:str='muon', # or 'adamw'
     machine:dict|None=None, # for 'here': from measure_machine; measured now by default
-    **kwargs # for `far_plan`: grid, pue, watts, ratio, tokens_available, vocab_size, ...
+    **kwargs # for `cluster_plan`: grid, pue, watts, ratio, tokens_available, vocab_size, ...
 ) -> str: # HTML; what cannot be is told in it
     "The page for a set of choices."
     try:
@@ -170,7 +170,7 @@ def planner_html(
             if price is not None: p.expected['money'] = price * p.expected['seconds'] / 3600
             parts = memory_estimate(ModelConfig.from_dict(p.config), p.bs, precision=p.machine['dtype'])
         else:
-            p = far_plan(device, count, hours, size=size, seq_len=seq_len, step_tokens=step_tokens, precision=precision, mfu=mfu, price=price, optimizer=optimizer, **kwargs)
+            p = cluster_plan(device, count, hours, size=size, seq_len=seq_len, step_tokens=step_tokens, precision=precision, mfu=mfu, price=price, optimizer=optimizer, **kwargs)
             parts = p.expected['parts']
         page = _whole(p, parts, p.machine['memory'], ('each of ' if p.machine.get('count', 1) > 1 else '') + p.machine['device'])
     except UserError as e: page = _refusal(e, device, size, count, seq_len, precision, optimizer)

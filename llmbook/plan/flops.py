@@ -11,50 +11,72 @@ from ..model.config import MLPS, ModelConfig
 # %% ../../nbs/api/25_plan/01_flops.ipynb #86cbb168
 def block_matrices(
     c:ModelConfig,
-) -> dict: # numbers of weights in matrix products, all blocks together: attention, mlp
-    "The matrices of the blocks, without biases."
-    q, kv = c.n_head * c.head_dim, c.n_kv_head * c.head_dim
-    return dict(attention=c.n_layer * c.d_model * 2 * (q + kv), mlp=c.n_layer * MLPS[c.mlp] * c.d_model * c.d_ff)
-
-def _biases(c):
-    "Biases of all blocks: attention, mlp; only GPT-2 has any."
-    if not c.traits.bias: return 0, 0
-    inner = c.d_ff * (1 + c.gated)
-    return c.n_layer * (c.head_dim * (c.n_head + 2 * c.n_kv_head) + c.d_model), c.n_layer * (inner + c.d_model)
-
-def _norms(c):
-    "Gains and biases of all norms below the head."
-    each, t = c.d_model * (2 * c.n_layer + 1), c.traits # an encoder has none before its first attention, and one after the embedding
-    return each * (1 + t.bias) + 2 * c.n_layer * c.head_dim * t.qk_norm
+) -> dict: # weights in the matrices of all blocks: attention, mlp
+    "Count the weights of the blocks that stand in matrix products, without biases."
+    queries, keys = c.n_head * c.head_dim, c.n_kv_head * c.head_dim
+    attention = c.n_layer * c.d_model * 2 * (queries + keys)
+    return dict(attention=attention, mlp=c.n_layer * MLPS[c.mlp] * c.d_model * c.d_ff)
 
 # %% ../../nbs/api/25_plan/01_flops.ipynb #78e8016d
 def count_params(
     c:ModelConfig,
-) -> dict: # numbers of parameters: embedding, positions, attention, mlp, norms, head, total, and body (the blocks and the last norm)
-    "How many parameters a model has, by part, without building it."
-    m, (attention, mlp), table = block_matrices(c), _biases(c), c.vocab_size * c.d_model
+) -> dict: # embedding, positions, attention, mlp, norms, head, total, and body (the blocks and the last norm)
+    "Count the parameters of a model by part, without building it."
+    matrices = block_matrices(c)
+    attention_bias, mlp_bias = _biases(c)
+    table = c.vocab_size * c.d_model
     head = 0 if c.tie_embeddings else table
-    if not c.traits.causal: head += c.d_model * c.d_model + c.d_model + c.vocab_size # an encoder's last matrix, norm and biases
-    p = dict(embedding=table, positions=0 if c.traits.rotary else c.context * c.d_model,
-             attention=m['attention'] + attention, mlp=m['mlp'] + mlp, norms=_norms(c), head=head)
-    return {**p, 'total': sum(p.values()), 'body': p['attention'] + p['mlp'] + p['norms']}
+    if not c.traits.causal:
+        head += c.d_model * c.d_model + c.d_model  # an encoder's last matrix and norm
+        head += c.vocab_size                       # biases
+    n = dict(
+        embedding=table,
+        positions=0 if c.traits.rotary else c.context * c.d_model,
+        attention=matrices['attention'] + attention_bias,
+        mlp=matrices['mlp'] + mlp_bias,
+        norms=_norms(c),
+        head=head,
+    )
+    return {**n, 'total': sum(n.values()), 'body': n['attention'] + n['mlp'] + n['norms']}
+
+def _biases(c):
+    "Count the biases of all blocks: (attention, mlp). Only GPT-2 has any."
+    if not c.traits.bias: return 0, 0
+    attention = c.head_dim * (c.n_head + 2 * c.n_kv_head) + c.d_model
+    mlp = c.d_ff * (1 + c.gated) + c.d_model
+    return c.n_layer * attention, c.n_layer * mlp
+
+def _norms(c):
+    "Count the gains and biases of all norms below the head."
+    # an encoder has no norm before its first attention, but one after the embedding: as many as the others
+    gains = c.d_model * (2 * c.n_layer + 1)
+    return gains * (1 + c.traits.bias) + 2 * c.n_layer * c.head_dim * c.traits.qk_norm
 
 # %% ../../nbs/api/25_plan/01_flops.ipynb #85c6e36e
 def flops_by_part(
     c:ModelConfig,
     seq_len:int|None=None, # T: tokens in a row; the context by default
     recompute:int=0, # every k-th block is computed a second time; 0: none
-) -> dict: # FLOPs a token, forward and backward: attention (its matrices), scores, mlp, head, total; and recompute, which is not in the total
-    "What training on one token costs, by part."
-    m, scores = block_matrices(c), 12 * c.n_layer * c.n_head * c.head_dim * (seq_len or c.context)
-    dense = 0 if c.traits.causal else c.d_model * c.d_model
-    f = dict(attention=6 * m['attention'], scores=scores, mlp=6 * m['mlp'], head=6 * (c.vocab_size * c.d_model + dense)) # tied or not
-    again = -(-c.n_layer // recompute) / c.n_layer if recompute else 0
-    return {**f, 'total': sum(f.values()), 'recompute': round(again * (f['attention'] + f['scores'] + f['mlp']) / 3)}
+) -> dict: # FLOPs a token, forward and backward: attention (its matrices), scores, mlp, head, total; recompute
+    "Count the operations of training on one token, by part."
+    matrices = block_matrices(c)
+    head = c.vocab_size * c.d_model  # tied to the embedding or not
+    if not c.traits.causal: head += c.d_model * c.d_model
+    flops = dict(
+        attention=6 * matrices['attention'],
+        scores=12 * c.n_layer * c.n_head * c.head_dim * (seq_len or c.context),
+        mlp=6 * matrices['mlp'],
+        head=6 * head,
+    )
+    share = 0  # of the blocks that are computed again
+    if recompute: share = -(-c.n_layer // recompute) / c.n_layer
+    blocks = flops['attention'] + flops['scores'] + flops['mlp']  # a third of it is the forward pass
+    return {**flops, 'total': sum(flops.values()), 'recompute': round(share * blocks / 3)}
 
+# %% ../../nbs/api/25_plan/01_flops.ipynb #5a0b1f02
 def flops_per_token(
     c:ModelConfig,
-    seq_len:int|None=None, # tokens in a row; the context by default
-) -> int: # FLOPs of forward and backward together
-    "What training on one token costs."
+    seq_len:int|None=None, # T: tokens in a row; the context by default
+) -> int: # FLOPs, forward and backward
+    "Count the operations of training on one token."
     return flops_by_part(c, seq_len)['total']
