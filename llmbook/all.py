@@ -79,7 +79,7 @@ from .plan.planner import plan
 from .plan.scaling import compute_optimal
 from .plan.advice import planner_html
 from .train.loss import LMLoss, linear_cross_entropy, token_nats
-from .train.optim import LMOptim, MuonAdamW, lm_opt, wsd
+from .train.optim import LMOptim, MuonAdamW, lm_opt
 from .train.precision import Precision, best_precision, check_precision
 from .train.accumulate import Accumulate, ClipGrad
 from .train.microbatch import MicroBatches
@@ -96,7 +96,7 @@ from .train.masking import MaskTokens, masked_table
 from .train.warmup import BatchWarmup
 from .parallel.learner import parallel
 from .parallel.checkpoint import ShardedCheckpoint
-from .train.schedules import cosine
+from .train.schedules import cosine, wsd
 from .train.compile import compile_model
 from .generate.text import generate, generate_ids
 from .generate.fill_mask import fill_mask

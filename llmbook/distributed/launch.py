@@ -13,47 +13,60 @@ from .world import join, leave, rank, wait_for_all
 
 # %% ../../nbs/api/30_distributed/02_launch.ipynb #2e1fee39
 def _child(folder):
-    "One rank: call the function in `folder`; leave the result or the error there."
+    "Run one rank: call the function in `folder`, and leave the result or the error there."
     threading.Thread(target=_end_with_parent, daemon=True).start()
     folder, me = Path(folder), int(os.environ['RANK'])
     try:
-        import cloudpickle # by value: also what a notebook defines
+        import cloudpickle # pickles by value, also what a notebook defines
         f, args, kwargs, device, timeout = cloudpickle.loads((folder/'call').read_bytes())
         join(device, timeout)
-        res = f(*args, **kwargs)
+        result = f(*args, **kwargs)
         wait_for_all()
-        if me == 0: (folder/'result').write_bytes(cloudpickle.dumps(res))
+        if me == 0: (folder/'result').write_bytes(cloudpickle.dumps(result))
     except BaseException as e:
         error = dict(at=time.time(), user=isinstance(e, UserError), message=str(e), traceback=traceback.format_exc())
         write_json(folder/f'error-{me}.json', error)
-        sys.stdout.flush(); os._exit(1) # at once: the others may be waiting for this rank
+        sys.stdout.flush()
+        os._exit(1) # at once: the others may be waiting for this rank
     leave()
 
 def _end_with_parent():
-    "Standard input ends when the process that launched this one does."
+    "End this process when its standard input ends, as it does when the parent process ends."
     while os.read(0, 1): pass
     os._exit(1)
 
 # %% ../../nbs/api/30_distributed/02_launch.ipynb #de19f59b
 def _start(folder, n):
-    "Start `n` processes; returns them with the queues that hold what they print."
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-    threads = max(1, len(os.sched_getaffinity(0)) // n) if hasattr(os, 'sched_getaffinity') else 1
-    env = {'OMP_NUM_THREADS': str(threads), **os.environ, 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), 'WORLD_SIZE': str(n),
-           'LOCAL_WORLD_SIZE': str(n), 'PYTHONUNBUFFERED': '1', 'PYTHONPATH': os.pathsep.join(p or os.getcwd() for p in sys.path)}
-    command = [sys.executable, '-c', 'import sys; from llmbook.distributed.launch import _child; _child(sys.argv[1])', str(folder)]
-    found = []
+    "Start `n` processes; return (process, queue of what it prints) for each."
+    env = _shared_environment(n)
+    call = 'import sys; from llmbook.distributed.launch import _child; _child(sys.argv[1])'
+    command = [sys.executable, '-c', call, str(folder)]
+    started = []
     for r in range(n):
-        p = subprocess.Popen(command, env={**env, 'RANK': str(r), 'LOCAL_RANK': str(r)}, start_new_session=True,
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        said = queue.SimpleQueue()
-        threading.Thread(target=_read, args=(p.stdout, said), daemon=True).start()
-        found.append((p, said))
-    return found
+        process = subprocess.Popen(command, env={**env, 'RANK': str(r), 'LOCAL_RANK': str(r)}, start_new_session=True,
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        printed = queue.SimpleQueue()
+        threading.Thread(target=_read, args=(process.stdout, printed), daemon=True).start()
+        started.append((process, printed))
+    return started
 
-def _read(pipe, said):
+def _shared_environment(n):
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 1
+    threads = max(1, cores // n)
+    path = os.pathsep.join(p or os.getcwd() for p in sys.path)
+    return {'OMP_NUM_THREADS': str(threads), **os.environ, # a number of threads that is set already stays
+            'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(_free_port()),
+            'WORLD_SIZE': str(n), 'LOCAL_WORLD_SIZE': str(n),
+            'PYTHONUNBUFFERED': '1', 'PYTHONPATH': path}
+
+def _free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+def _read(pipe, printed):
     decode = codecs.getincrementaldecoder('utf-8')('replace').decode
-    while block := os.read(pipe.fileno(), 1 << 16): said.put(decode(block))
+    while block := os.read(pipe.fileno(), 1 << 16): printed.put(decode(block))
 
 # %% ../../nbs/api/30_distributed/02_launch.ipynb #3248bd43
 class RankFailed(RuntimeError):
@@ -62,61 +75,74 @@ class RankFailed(RuntimeError):
 def _watch(started):
     "Show rank 0's output until all have ended, or one has ended badly."
     while True:
-        codes = [p.poll() for p, _ in started]
+        codes = [process.poll() for process, _ in started]
         _show(started[0][1])
-        if any(codes) or all(c == 0 for c in codes): return
+        if any(codes) or all(code == 0 for code in codes): return
         time.sleep(.05)
 
-def _show(said):
-    while not said.empty(): sys.stdout.write(said.get())
+def _show(printed):
+    while not printed.empty(): sys.stdout.write(printed.get())
     sys.stdout.flush()
 
 def _stop(started, grace):
-    "End what still runs: asked first, then by force."
-    for p, _ in started:
-        if p.poll() is None: p.terminate()
+    "Ask processes that still run to stop, then stop them by force."
+    for process, _ in started:
+        if process.poll() is None: process.terminate()
     end = time.monotonic() + grace
-    for p, _ in started:
-        try: p.wait(max(0, end - time.monotonic()))
-        except subprocess.TimeoutExpired: p.kill(); p.wait()
-        p.stdin.close()
+    for process, _ in started:
+        try: process.wait(max(0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdin.close()
 
-def _why(folder, started, ended):
-    "The error to raise, or None. `ended`: exit codes when the first was noticed."
-    killed = [(r, c) for r, c in enumerate(ended) if c and c < 0]
-    errors = {int(f.stem[6:]): read_json(f) for f in folder.glob('error-*.json')}
-    if killed and not (errors and killed[0][1] == -signal.SIGABRT): return RankFailed(f'rank {killed[0][0]} of {len(started)} was killed ({signal.Signals(-killed[0][1]).name}), perhaps for lack of memory; '
-                                 'the others were stopped. A run with checkpoints goes on from the last one when it is started again')
+def _find_error(folder, started, ended):
+    "Return the error to raise, or None. `ended` holds the exit codes at the moment the first end was noticed."
+    n = len(started)
+    errors = {int(f.stem.removeprefix('error-')): read_json(f) for f in folder.glob('error-*.json')}
+    killed = [(r, -code) for r, code in enumerate(ended) if code and code < 0]
+    if killed:
+        r, number = killed[0]
+        aborted_after_error = errors and number == signal.SIGABRT # a library that gave up because another rank failed
+        if not aborted_after_error: return RankFailed(
+            f'rank {r} of {n} was killed ({signal.Signals(number).name}), perhaps for lack of memory; the others were stopped. '
+            'A run with checkpoints resumes from the last one when it is started again')
     if errors:
         r = min(errors, key=lambda r: errors[r]['at'])
         if errors[r]['user']: return UserError(errors[r]['message'])
-        return RankFailed(f"rank {r} of {len(started)} failed, and the others were stopped\n\n{errors[r]['traceback']}")
-    bad = [r for r, c in enumerate(ended) if c]
-    if bad: return RankFailed(f'rank {bad[0]} of {len(started)} ended with exit code {ended[bad[0]]}; the last it said:\n{_last(started[bad[0]][1])}')
+        return RankFailed(f'rank {r} of {n} failed, and the others were stopped\n\n{errors[r]["traceback"]}')
+    for r, code in enumerate(ended):
+        if code: return RankFailed(f'rank {r} of {n} ended with exit code {code}; its last output:\n{_last(started[r][1])}')
 
-def _last(said): return ''.join(iter(lambda: '' if said.empty() else said.get(), ''))[-2000:]
+def _last(printed):
+    blocks = []
+    while not printed.empty(): blocks.append(printed.get())
+    return ''.join(blocks)[-2000:]
 
 # %% ../../nbs/api/30_distributed/02_launch.ipynb #6fe21d69
 def launch(
-    f, # a function, of a module or of the notebook; ranks call it alike
-    n:int, # processes
-    *args, # what it is called with
+    f, # a function from a module or from the notebook; every rank calls it
+    n:int, # number of processes
+    *args, # positional arguments of `f`
     device=None, # 'cpu' or 'cuda' (process i takes GPU i); None takes GPUs where there are any
     timeout:float=600., # seconds that a rank waits for one that does not answer
-    grace:float=5., # seconds between asking a process to stop and stopping it
-    **kwargs # and by name
-): # what rank 0 returned; UserError as raised by a rank, RankFailed with the traceback for any other error
-    "Call `f` in `n` processes that have joined each other; show what rank 0 prints."
+    grace:float=5., # seconds between asking a process to stop and stopping it by force
+    **kwargs # keyword arguments of `f`
+): # what rank 0 returned; a rank's UserError is raised again, any other error becomes RankFailed with the traceback
+    "Call `f` in `n` processes that have joined each other, and show what rank 0 prints."
     if n < 1: raise UserError(f'expected 1 or more processes, got {n}')
     import cloudpickle
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         (folder/'call').write_bytes(cloudpickle.dumps((f, args, kwargs, device, timeout)))
-        started, ended, patience = _start(folder, n), [], 30. # after an interrupt there may be something to save
+        started = _start(folder, n)
+        patience = 30. # after an interrupt there may be something to save
         try:
             _watch(started)
-            ended, patience = [p.poll() for p, _ in started], grace
+            ended = [process.poll() for process, _ in started]
+            patience = grace
         finally: _stop(started, patience)
         _show(started[0][1])
-        if error := _why(folder, started, ended): raise error
+        error = _find_error(folder, started, ended)
+        if error: raise error
         return cloudpickle.loads((folder/'result').read_bytes())

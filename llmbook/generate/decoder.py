@@ -16,16 +16,11 @@ from ..model.layers import KVCache, RMSNorm, attend
 from ..model.transformer import Transformer
 
 # %% ../../nbs/api/40_generate/02_decoder.ipynb #177a7f0d
-_COPY = 2 << 30 # bytes: above this, no second copy of the weights
-
-def _parts(n, most): return max(i for i in range(1, most + 1) if n % i == 0) # the largest number of equal parts
-
-def _split(w):
-    "A matrix (O, I) as views (n, O/n, I), one for each thread."
-    n = _parts(len(w), max(2, torch.get_num_threads()))
+def _split(w): # (O, I) -> views (n, O/n, I)
+    "Cut a matrix into equal parts, about one for each thread."
+    most = max(2, torch.get_num_threads())
+    n = max(i for i in range(1, most + 1) if len(w) % i == 0)
     return w.view(n, -1, w.shape[1])
-
-def _room(device): return torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else 0 # bytes free for copies that a GPU gains from
 
 def _quick(w): return w.device.type == 'cpu' and w.dtype == torch.float32 and w.is_contiguous()
 
@@ -40,61 +35,73 @@ def _times(x, w, b=None): # (M, I), (O, I) packed or not -> (M, O)
 class Product:
     "Linear layers that read the same input, as one product."
     def __init__(self,
-        *layers:nn.Linear, # same input width
-        pack:bool=False, # copy the weights into oneDNN's order, for several rows
-        join:bool=False, # copy them into one matrix, which a GPU is asked for once
+        *layers:nn.Linear, # layers with the same input width
+        pack:bool=False, # whether to copy the weights into oneDNN's order, for several rows
+        join:bool=False, # whether to copy the weights into one matrix, so that a GPU starts one product
     ):
-        self.ws = [l.weight.detach() for l in layers]
+        weights = [l.weight.detach() for l in layers]
+        joined = torch.cat(weights) if len(layers) > 1 and (pack or join) else weights[0]
+        self.ws = [joined] if join else weights
         self.bias = None if layers[0].bias is None else torch.cat([l.bias.detach() for l in layers])
-        if join and len(layers) > 1: self.ws = [torch.cat(self.ws)]
-        self.packed = _pack(torch.cat(self.ws) if len(layers) > 1 else self.ws[0]) if pack else None
+        self.packed = _pack(joined) if pack else None
         self.views = None
-        if not pack and all(map(_quick, self.ws)):
-            self.views, sizes = [_split(w) for w in self.ws], [len(w) for w in self.ws]
-            self.out = self.ws[0].new_empty(1, sum(sizes))
-            self.outs = [o.view(len(v), -1, 1) for o, v in zip(self.out[0].split(sizes), self.views)]
+        if not pack and all(map(_quick, self.ws)): self._prepare_row()
+
+    def _prepare_row(self):
+        self.views = [_split(w) for w in self.ws]
+        sizes = [len(w) for w in self.ws]
+        self.out = self.ws[0].new_empty(1, sum(sizes))
+        self.outs = [o.view(len(v), -1, 1) for o, v in zip(self.out[0].split(sizes), self.views)]
 
     def __call__(self, x:Tensor) -> Tensor: # (M, I) -> (M, O of all layers)
         if self.packed is not None: return _times(x, self.packed, self.bias)
         if self.views and len(x) == 1: return self._row(x)
-        f = _times if self.views and _onednn() else F.linear
-        y = torch.cat([f(x, w) for w in self.ws], -1) if len(self.ws) > 1 else f(x, self.ws[0])
+        product = _times if self.views and _onednn() else F.linear
+        y = product(x, self.ws[0]) if len(self.ws) == 1 else torch.cat([product(x, w) for w in self.ws], -1)
         return y if self.bias is None else y.add_(self.bias)
 
-    def _row(self, x):
+    def _row(self, x): # (1, I) -> (1, O of all layers)
         x, I = x.contiguous(), x.shape[1]
-        for w, out in zip(self.views, self.outs): torch.bmm(w, x.as_strided((len(w), I, 1), (0, 1, I)), out=out) # a last stride of 1 is eight times slower
+        for w, out in zip(self.views, self.outs):
+            column = x.as_strided((len(w), I, 1), (0, 1, I)) # a last stride of 1 would be eight times slower
+            torch.bmm(w, column, out=out)
         return self.out if self.bias is None else self.out.add_(self.bias)
 
 # %% ../../nbs/api/40_generate/02_decoder.ipynb #c1368e7f
 class _Rms:
     "RMSNorm of the last axis in four operations."
-    def __init__(self, gain, n, eps): self.g, self.e = gain * math.sqrt(n), torch.tensor(math.sqrt(n * eps))
-    def __call__(self, x): return x.div(torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self.e)).mul_(self.g)
+    def __init__(self, gain, eps):
+        n = gain.shape[-1]
+        self.gain = gain * math.sqrt(n)
+        self.e = torch.tensor(math.sqrt(n * eps))
+
+    def __call__(self, x):
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return x.div(torch.hypot(length, self.e)).mul_(self.gain)
 
 def _norm(m):
-    "A norm as a function."
-    if isinstance(m, RMSNorm) and _quick(m.weight): return _Rms(m.weight.detach(), len(m.weight), m.eps)
+    "Return a norm as a function, the fast one where it applies."
+    if isinstance(m, RMSNorm) and _quick(m.weight): return _Rms(m.weight.detach(), m.eps)
     return m
 
 def _head_norm(attn, H, K):
-    "The norm of H query heads and K key heads side by side, or None if there is none."
+    "Return the norm of H query heads and K key heads side by side, or None if there is none."
     q, k = attn.q_norm, attn.k_norm
     if not isinstance(q, RMSNorm): return None
-    gain = torch.cat((q.weight.detach().expand(H, -1), k.weight.detach().expand(K, -1)))       # (H + K, d)
-    if _quick(gain): return _Rms(gain, gain.shape[1], q.eps)
+    gain = torch.cat((q.weight.detach().expand(H, -1), k.weight.detach().expand(K, -1))) # (H + K, d)
+    if _quick(gain): return _Rms(gain, q.eps)
     return lambda x: F.rms_norm(x, x.shape[-1:], None, q.eps) * gain
 
 # %% ../../nbs/api/40_generate/02_decoder.ipynb #be91753c
 class GrowingCache(KVCache):
-    "A cache that holds no more than twice what it has seen, with a small beginning."
+    "A cache that begins small and doubles when it is full."
     def __init__(self,
-        config:ModelConfig, # the model's
-        batch:int=1, # B: rows
+        config:ModelConfig, # the model's configuration
+        batch:int=1, # B: number of rows
         start:int=64, # positions set aside at first
-        pad:Tensor|None=None, # (B) int64: empty places at the left of each row; None for none
-        device=None, # of the model
-        dtype:torch.dtype=torch.float32, # of keys and values
+        pad:Tensor|None=None, # (B) int64: empty positions at the left of each row; None for none
+        device=None, # device of the model
+        dtype:torch.dtype=torch.float32, # type of keys and values
     ):
         super().__init__(config, batch, min(start, config.context), pad, device, dtype)
         self.length = config.context # the limit
@@ -102,10 +109,11 @@ class GrowingCache(KVCache):
     def grow(self,
         end:int, # positions wanted
     ) -> bool: # whether the tensors are new ones
-        "Make room."
+        "Set aside at least `end` positions."
         have = self.kv.shape[4]
         if end <= have: return False
-        self.kv = F.pad(self.kv, (0, 0, 0, min(max(end, 2 * have), self.length) - have))
+        size = min(max(end, 2 * have), self.length)
+        self.kv = F.pad(self.kv, (0, 0, 0, size - have))
         return True
 
     def add(self, layer, k, v): # as in KVCache
@@ -117,73 +125,92 @@ class Cached:
     "Next tokens by a model's own forward pass and a cache."
     def __init__(self,
         model:Transformer, # a decoder
-        batch:int=1, # B: rows
-        start:int=64, # positions for which there is room at first
-        pad:Tensor|None=None, # (B) int64: empty places at the left of each row
+        batch:int=1, # B: number of rows
+        start:int=64, # positions set aside at first
+        pad:Tensor|None=None, # (B) int64: empty positions at the left of each row
     ):
         self.model, w = model, model.embed.weight
         self.cache = GrowingCache(model.config, batch, start, pad, w.device, w.dtype)
 
-    def __call__(self, x:Tensor) -> Tensor: return self.model.logits(self.model(x, self.cache)[:, -1]) # (B, T) ids -> (B, V)
+    def __call__(self, x:Tensor) -> Tensor: # (B, T) new ids -> (B, V) logits of the next token
+        return self.model.logits(self.model(x, self.cache)[:, -1])
 
-    def keep(self, rows:Tensor): self.cache.keep(rows) # go on with these rows
+    def keep(self, rows:Tensor): self.cache.keep(rows) # continue with these rows alone
 
 class Reread:
-    "Next tokens by a model that has no cache; rows of one length."
+    "Next tokens by a model without a cache; its rows have one length."
     def __init__(self, model): self.model, self.x = model, None
 
-    def __call__(self, x:Tensor) -> Tensor: # (B, T) new ids -> (B, V)
+    def __call__(self, x:Tensor) -> Tensor: # (B, T) new ids -> (B, V) logits of the next token
         self.x = x if self.x is None else torch.cat((self.x, x), 1)
         return self.model.logits(self.model(self.x)[:, -1])
 
-    def keep(self, rows:Tensor): self.x = self.x[rows] # go on with these rows
+    def keep(self, rows:Tensor): self.x = self.x[rows] # continue with these rows alone
 
 # %% ../../nbs/api/40_generate/02_decoder.ipynb #23508d1a
+_COPY = 2 << 30 # bytes: the largest second copy of the weights on a CPU
+
+def _weights_fit_twice(model): # on a GPU, which gains from copies
+    device = model.embed.weight.device
+    if device.type != 'cuda': return False
+    free = torch.cuda.mem_get_info(device)[0]
+    return free / 2 > sum(p.nbytes for p in model.parameters())
+
 class Decoder(Cached):
     "Next tokens of a plain decoder, prepared for few rows at a time."
     def __init__(self,
-        model:Transformer, # its weights are read now; later changes may not be seen
-        batch:int=1, # B: rows
-        start:int=64, # positions for which there is room at first
-        pad:Tensor|None=None, # (B) int64: empty places at the left of each row
-        pack:bool|None=None, # a copy of the weights in oneDNN's order; by default for more than one row, float32 on a CPU, up to 2 GB
+        model:Transformer, # its weights are read now; later changes may go unseen
+        batch:int=1, # B: number of rows
+        start:int=64, # positions set aside at first
+        pad:Tensor|None=None, # (B) int64: empty positions at the left of each row
+        pack:bool|None=None, # whether to copy the weights into oneDNN's order; None: for several rows, up to 2 GB
     ):
         super().__init__(model, batch, start, pad)
-        c, can = model.config, _quick(model.embed.weight) and _onednn()
+        c = model.config
         if pack is None: pack = batch > 1 and 4 * sum(p.numel() for p in model.parameters()) <= _COPY
-        room = _room(model.embed.weight.device) / 2 > sum(p.nbytes for p in model.parameters())
-        self.H, self.K, self.d, self.F, join = c.n_head, c.n_kv_head, c.head_dim, c.d_ff, lambda *l: Product(*l, pack=pack and can, join=room)
-        self.layers = [_Layer(b, join, self.H, self.K) for b in model.blocks]
-        self.norm, self.head = _norm(model.norm), join(model.head)
+        pack = pack and _quick(model.embed.weight) and _onednn()
+        join = _weights_fit_twice(model)
+        def product(*layers): return Product(*layers, pack=pack, join=join)
+        self.H, self.K, self.d = c.n_head, c.n_kv_head, c.head_dim
+        self.layers = [_Layer(b, product, self.H, self.K) for b in model.blocks]
+        self.norm, self.head = _norm(model.norm), product(model.head)
         self.rotary = getattr(model, 'pos', None) is None
         self._look()
 
-    def keep(self, rows:Tensor): # go on with these rows
-        super().keep(rows); self._look()
+    def keep(self, rows:Tensor): # continue with these rows alone
+        super().keep(rows)
+        self._look()
 
-    def _look(self): # views of the cache, made once: keys and values (B, K, room, d) of each layer, and (B*K, room, d)
+    def _look(self):
+        "Make views of the cache: keys and values of each layer as (B, K, S, d), and as (B*K, S, d)."
         kv, pad = self.cache.kv, self.cache.pad
-        self.kv = [(*l.unbind(0), *l.flatten(1, 2).unbind(0)) for l in kv.unbind(0)]
-        self.shut = None
-        if pad is not None:
-            shut = torch.arange(kv.shape[4], device=pad.device) < pad[:, None]                # (B, room)
-            self.shut = torch.zeros(shut.shape, dtype=kv.dtype, device=pad.device).masked_fill_(shut, -math.inf).repeat_interleave(self.K, 0)[:, None]
+        self.kv = [(*layer.unbind(0), *layer.flatten(1, 2).unbind(0)) for layer in kv.unbind(0)]
+        self.shut = None # what to add to the scores of empty positions: (B*K, 1, S)
+        if pad is None: return
+        empty = torch.arange(kv.shape[4], device=pad.device) < pad[:, None] # (B, S)
+        shut = torch.zeros(empty.shape, dtype=kv.dtype, device=pad.device).masked_fill_(empty, -math.inf)
+        self.shut = shut.repeat_interleave(self.K, 0)[:, None]
 
 # %% ../../nbs/api/40_generate/02_decoder.ipynb #b0e5fdf1
 class _Layer:
     "The products and norms of a block."
-    def __init__(self, b, join, H, K):
-        a, m = b.attn, b.mlp
-        self.norm1, self.qkv, self.qk_norm, self.out = _norm(b.attn_norm), join(a.q_proj, a.k_proj, a.v_proj), _head_norm(a, H, K), join(a.o_proj)
-        self.gated, self.act = hasattr(m, 'gate_proj'), getattr(m, 'act', F.silu)
-        self.norm2, self.down = _norm(b.mlp_norm), join(m.down_proj)
-        self.up = join(m.gate_proj, m.up_proj) if self.gated else join(m.up_proj)
+    def __init__(self, block, product, H, K):
+        attn, mlp = block.attn, block.mlp
+        self.norm1 = _norm(block.attn_norm)
+        self.qkv = product(attn.q_proj, attn.k_proj, attn.v_proj)
+        self.qk_norm = _head_norm(attn, H, K)
+        self.out = product(attn.o_proj)
+        self.norm2 = _norm(block.mlp_norm)
+        self.gated = hasattr(mlp, 'gate_proj')
+        self.act = getattr(mlp, 'act', F.silu)
+        self.up = product(mlp.gate_proj, mlp.up_proj) if self.gated else product(mlp.up_proj)
+        self.down = product(mlp.down_proj)
 
     def mlp(self, h): # (M, D) -> (M, D)
         y = self.up(self.norm2(h))
         if not self.gated: return self.down(self.act(y))
-        g, u = y.chunk(2, -1)
-        return self.down(self.act(g).mul_(u))
+        gate, up = y.chunk(2, -1)
+        return self.down(self.act(gate).mul_(up))
 
 # %% ../../nbs/api/40_generate/02_decoder.ipynb #233bbc53
 @patch
@@ -195,20 +222,25 @@ def _heads(self:Decoder, layer, h, B, cos, sin): # (B*T, D) -> queries (B, T, H,
     return *qk.split((self.H, self.K), 2), v
 
 @patch
-def _one(self:Decoder, i, q, k, v): # one token of each row: attention over the cache, (B, H*d)
-    B, p, end = len(q), self.cache.pos, self.cache.pos + 1
-    keys, values, flat_k, flat_v = self.kv[i]
-    keys.select(2, p).copy_(k[:, 0]); values.select(2, p).copy_(v[:, 0])
-    q, kt = q.reshape(B * self.K, -1, self.d), flat_k.narrow(1, 0, end).transpose(1, 2)     # (B*K, H/K, d), (B*K, d, S)
-    scale = self.d ** -.5
-    if self.shut is None: s = torch.bmm(q, kt).mul_(scale)                                    # (B*K, H/K, S)
-    else: s = torch.baddbmm(self.shut.narrow(2, 0, end), q, kt, alpha=scale)
-    return torch.bmm(s.softmax(-1), flat_v.narrow(1, 0, end)).view(B, -1)
+def _one(self:Decoder, i, q, k, v): # one token of each row: (B, 1, heads, d) -> (B, H*d)
+    "Write one token's keys and values to the cache of layer `i`, and attend over it."
+    B, position = len(q), self.cache.pos
+    end, scale = position + 1, self.d ** -.5
+    keys, values, flat_keys, flat_values = self.kv[i]
+    keys.select(2, position).copy_(k[:, 0])
+    values.select(2, position).copy_(v[:, 0])
+    q = q.reshape(B * self.K, -1, self.d)                  # (B*K, H/K, d)
+    kt = flat_keys.narrow(1, 0, end).transpose(1, 2)       # (B*K, d, S)
+    if self.shut is None: scores = torch.bmm(q, kt).mul_(scale)
+    else: scores = torch.baddbmm(self.shut.narrow(2, 0, end), q, kt, alpha=scale)
+    return torch.bmm(scores.softmax(-1), flat_values.narrow(1, 0, end)).view(B, -1)
 
 @patch
-def _many(self:Decoder, i, q, k, v, mask): # the same for any number of tokens, (B*T, H*d)
+def _many(self:Decoder, i, q, k, v, mask): # any number of tokens: (B, T, heads, d) -> (B*T, H*d)
+    "Do what `_one` does for more tokens of each row."
     k, v = self.cache.add(i, k.transpose(1, 2), v.transpose(1, 2))
-    o = attend(q.transpose(1, 2), k, v, mask, causal=mask is None and q.shape[1] > 1, cached=True)
+    causal = mask is None and q.shape[1] > 1
+    o = attend(q.transpose(1, 2), k, v, mask, causal=causal, cached=True)
     return o.transpose(1, 2).reshape(-1, self.H * self.d)
 
 # %% ../../nbs/api/40_generate/02_decoder.ipynb #452cc91a
@@ -217,17 +249,28 @@ def __call__(self:Decoder,
     x:Tensor, # (B, T) ids of the next tokens
 ) -> Tensor: # (B, V) logits after the last of them
     "Read tokens into the cache."
-    (B, T), c, m = x.shape, self.cache, self.model
-    if c.pos + T > c.length: raise UserError(f'expected at most {c.length} tokens, got {c.pos + T}: cut the text, or use a longer context')
-    if c.grow(c.pos + T): self._look()
-    p, h, one = c.positions(T), m.embed(x), T == 1 and _quick(m.embed.weight)
-    if p.dim() > 1: p = p[:, 0]                                       # (T) or (B, T)
-    if self.rotary: cos, sin = (t[p].to(h.dtype).unsqueeze(-2) for t in (m.cos, m.sin))      # (T, 1, d) or (B, T, 1, d)
-    else: cos, sin, h = None, None, h + m.pos(p)
-    mask, h = None if one else c.mask(T), h.view(B * T, -1)
+    B, T = x.shape
+    cache, model = self.cache, self.model
+    end = cache.pos + T
+    if end > cache.length:
+        raise UserError(f'expected at most {cache.length} tokens, got {end}: cut the text, or use a longer context')
+    if cache.grow(end): self._look()
+    one = T == 1 and _quick(model.embed.weight)
+    mask = None if one else cache.mask(T)
+    h, p = model.embed(x), cache.positions(T)
+    if p.dim() > 1: p = p[:, 0]                            # (B, T), otherwise (T)
+    if self.rotary:
+        cos = model.cos[p].to(h.dtype).unsqueeze(-2)       # (B, T, 1, d) or (T, 1, d)
+        sin = model.sin[p].to(h.dtype).unsqueeze(-2)
+    else:
+        h = h + model.pos(p)
+        cos, sin = None, None
+    h = h.view(B * T, -1)
     for i, layer in enumerate(self.layers):
         q, k, v = self._heads(layer, h, B, cos, sin)
-        h = layer.out(self._one(i, q, k, v) if one else self._many(i, q, k, v, mask)).add_(h)
+        o = self._one(i, q, k, v) if one else self._many(i, q, k, v, mask)
+        h = layer.out(o).add_(h)
         h = layer.mlp(h).add_(h)
-    c.pos += T
-    return self.head(self.norm(h.view(B, T, -1)[:, -1])).clone()      # one row's result would be overwritten
+    cache.pos = end
+    last = h.view(B, T, -1)[:, -1]
+    return self.head(self.norm(last)).clone() # the next token would overwrite one row's result

@@ -18,51 +18,70 @@ GAP = '<|mask|>'
 
 def gap_ids(
     tok:Tokenizer,
-    text:str, # with one or more gaps; what looks like another special token stays text
-) -> list[int]: # ids, the mask token in each gap; UserError if there is none
-    "A text with gaps as ids."
-    *left, last = text.split(GAP)
-    if not left: raise UserError(f'expected a text with {GAP} where something is missing, got {text[:60]!r}')
-    mask, parts = mask_id(tok), encode_text(tok, [t.removesuffix(' ') for t in left] + [last])
-    return [i for p in parts for i in (*p, mask)][:-1]
+    text:str, # text with one or more gaps; what looks like another special token stays text
+) -> list[int]: # ids, with the mask token in each gap; UserError if there is no gap
+    "Encode a text with gaps."
+    *before_gaps, last = text.split(GAP)
+    if not before_gaps: raise UserError(f'expected a text with {GAP} where something is missing, got {text[:60]!r}')
+    parts = [part.removesuffix(' ') for part in before_gaps] + [last]
+    mask = mask_id(tok)
+    first, *others = encode_text(tok, parts)
+    ids = list(first)
+    for part in others: ids += [mask, *part]
+    return ids
 
 # %% ../../nbs/api/40_generate/05_fill_mask.ipynb #4fc67d5f
 @torch.no_grad()
 def fill_mask(
     model:Transformer, # an encoder
-    tok:Tokenizer, # the one it was trained with
-    text:str, # with `<|mask|>` where something is missing
+    tok:Tokenizer, # the tokenizer it was trained with
+    text:str, # text with `<|mask|>` where something is missing
     top_k:int=5, # answers for each gap
-) -> list[dict]: # gap (0, 1, ...), score (probability), token (id), token_str, sequence: the likeliest first, gap after gap
-    "What an encoder would put into each gap; every gap is filled on its own, with the others open."
-    if model.config.traits.causal: raise UserError(f'expected an encoder, got family {model.config.family}: it continues texts, see `generate`')
+) -> list[dict]: # gap (from 0), score (probability), token (id), token_str, sequence; each gap's likeliest first
+    "Return what an encoder would put into each gap while the other gaps stay open."
+    if model.config.traits.causal:
+        raise UserError(f'expected an encoder, got family {model.config.family}: it continues texts, see `generate`')
     if top_k < 1: raise UserError(f'expected 1 or more answers, got {top_k}')
     check_vocab(tok, model.config)
-    mask, x = mask_id(tok), torch.tensor([gap_ids(tok, text)], device=model.embed.weight.device)
-    gaps, training = (x[0] == mask).nonzero()[:, 0], model.training
-    try: p = model.logits(model.eval()(x)[0, gaps]).float().softmax(-1) # (gaps, V)
-    finally: model.train(training)
-    best = p.topk(min(top_k, p.shape[-1]))
-    return [dict(gap=g, score=s, token=t, token_str=decode(tok, [t], False), sequence=_with(tok, x[0].tolist(), at, t, mask))
-            for g, (at, ss, ts) in enumerate(zip(gaps.tolist(), best.values.tolist(), best.indices.tolist())) for s, t in zip(ss, ts)]
+    ids, mask = gap_ids(tok, text), mask_id(tok)
+    gaps = [at for at, i in enumerate(ids) if i == mask]
+    best = _probabilities(model, ids, gaps).topk(min(top_k, model.head.weight.shape[0]))
+    answers = []
+    for gap, at in enumerate(gaps):
+        for score, token in zip(best.values[gap].tolist(), best.indices[gap].tolist()):
+            filled_ids = [*ids[:at], token, *ids[at + 1:]]
+            sequence = _text_with_gaps(tok, filled_ids, [g for g in gaps if g != at])
+            token_str = decode(tok, [token], False)
+            answers.append(dict(gap=gap, score=score, token=token, token_str=token_str, sequence=sequence))
+    return answers
 
-def _with(tok, ids, at, token, mask):
-    "The text with one gap filled."
+def _probabilities(model, ids, gaps):
+    "Return the probabilities (gaps, V) of the tokens at some positions."
+    x = torch.tensor([ids], device=model.embed.weight.device)
+    training = model.training
+    try: h = model.eval()(x)[0, gaps]
+    finally: model.train(training)
+    return model.logits(h).float().softmax(-1)
+
+def _text_with_gaps(tok, ids, gaps):
+    "Decode ids, with a written gap at some positions."
     parts, start = [], 0
-    ids = [*ids[:at], token, *ids[at + 1:]]
-    for i, t in enumerate(ids):
-        if t == mask and i != at: parts.append(decode(tok, ids[start:i])); start = i + 1
-    return f' {GAP}'.join([*parts, decode(tok, ids[start:])])
+    for at in gaps:
+        parts.append(decode(tok, ids[start:at]))
+        start = at + 1
+    parts.append(decode(tok, ids[start:]))
+    return f' {GAP}'.join(parts)
 
 # %% ../../nbs/api/40_generate/05_fill_mask.ipynb #d2cea862
 def filled(
     model:Transformer, # an encoder
-    tok:Tokenizer, # the one it was trained with
-    texts:list[str], # each with gaps
+    tok:Tokenizer, # the tokenizer it was trained with
+    texts:list[str], # texts with gaps
 ) -> list[str]: # the texts, with the likeliest token in each gap
     "Fill all gaps of each text at once."
     mask, out = mask_id(tok), []
-    for t in texts:
-        best = iter([r['token'] for r in fill_mask(model, tok, t, 1)])
-        out.append(decode(tok, [next(best) if i == mask else i for i in gap_ids(tok, t)]))
+    for text in texts:
+        best = iter([answer['token'] for answer in fill_mask(model, tok, text, top_k=1)])
+        ids = [next(best) if i == mask else i for i in gap_ids(tok, text)]
+        out.append(decode(tok, ids))
     return out

@@ -6,17 +6,18 @@
 __all__ = ['penalise', 'shares', 'choose']
 
 # %% ../../nbs/api/40_generate/01_sampling.ipynb #3f17f940
-from torch import Tensor
 import torch
+from torch import Tensor
 
 # %% ../../nbs/api/40_generate/01_sampling.ipynb #b7c1949b
 def penalise(
     logits:Tensor, # (B, V)
-    seen:Tensor, # (B, V) bool: the tokens that stand in a row already
+    seen:Tensor, # (B, V) bool: the tokens that a row already holds
     penalty:float, # above 1 avoids them, 1 changes nothing
 ) -> Tensor: # (B, V)
     "Make repeated tokens less likely (CTRL, arXiv 1909.05858)."
-    return logits.where(~seen, torch.where(logits < 0, logits * penalty, logits / penalty))
+    lower = torch.where(logits < 0, logits * penalty, logits / penalty)
+    return logits.where(~seen, lower)
 
 # %% ../../nbs/api/40_generate/01_sampling.ipynb #55b05c1a
 def shares(
@@ -25,12 +26,15 @@ def shares(
     top_k:int=0, # 0 keeps all
     top_p:float=1., # 1 keeps all
     min_p:float=0., # 0 keeps all
-): # (probabilities (B, n) float64, not summed to 1 where some were cut; ids (B, n), None: in order of the vocabulary)
-    "What is left to draw from."
-    ids, logits = None, logits.double() / temperature
-    if top_k or top_p < 1: logits, ids = logits.topk(min(top_k or logits.shape[-1], logits.shape[-1]))   # sorted
+): # (probabilities (B, n) float64, which sum to less than 1 where some were cut; their ids (B, n), None: all in order)
+    "Return what is left to draw from."
+    logits, ids = logits.double() / temperature, None
+    V = logits.shape[-1]
+    if top_k or top_p < 1: logits, ids = logits.topk(min(top_k or V, V)) # sorted
     p = logits.softmax(-1)
-    if top_p < 1: p = p * (p.cumsum(-1) - p < top_p)                  # what comes before it holds less than top_p
+    if top_p < 1:
+        before = p.cumsum(-1) - p # probability of the more likely tokens
+        p = p * (before < top_p)
     if min_p: p = p * (p >= min_p * p.amax(-1, keepdim=True))
     return p, ids
 
@@ -38,7 +42,7 @@ def shares(
 def choose(
     logits:Tensor, # (B, V)
     u:Tensor, # (B) float64 in [0, 1): one random number a row
-    temperature:float=1., # 0 is greedy
+    temperature:float=1., # 0 takes the most likely token
     top_k:int=0, # 0 keeps all
     top_p:float=1., # 1 keeps all
     min_p:float=0., # 0 keeps all
@@ -47,5 +51,7 @@ def choose(
     if temperature == 0: return logits.argmax(-1)
     p, ids = shares(logits, temperature, top_k, top_p, min_p)
     line = p.cumsum(-1)
-    i = torch.searchsorted(line, (u.to(line) * line[:, -1])[:, None], right=True).clamp_(max=p.shape[-1] - 1)
-    return (i if ids is None else ids.gather(1, i)).squeeze(1)
+    point = u.to(line) * line[:, -1]
+    i = torch.searchsorted(line, point[:, None], right=True).clamp_(max=p.shape[-1] - 1)
+    if ids is not None: i = ids.gather(1, i)
+    return i.squeeze(1)

@@ -14,214 +14,269 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from ..core import UserError, check_seed, within
 from ..tokens.tokenizer import EOT, PAD, decode, encode_text
-from .cuda_graph import can_generate, decoder
 from ..model.transformer import Transformer
+from .cuda_graph import can_generate, decoder
 from .sampling import choose, penalise
 
 # %% ../../nbs/api/40_generate/04_text.ipynb #3c212676
-_LOOK = 16 # tokens: a GPU is asked this often whether all rows are done, each question makes it wait
+def _numbers(seed, row, n): # random numbers of a row, (n) float64 in [0, 1)
+    return np.random.default_rng([seed % 2**64, row]).random(n)
 
-def _numbers(seed, row, n): return np.random.default_rng([seed % 2**64, row]).random(n)
-
-def _words(model, prompts): # (B, V) bool: the tokens of each prompt
+def _seen(model, prompts): # (B, V) bool: the tokens of each prompt
     seen = torch.zeros(len(prompts), model.head.weight.shape[0], dtype=torch.bool)
-    for i, p in enumerate(prompts): seen[i, p] = True
+    for row, prompt in zip(seen, prompts): row[prompt] = True
     return seen.to(model.embed.weight.device)
 
+def _padded(prompts, device): # (B, T) ids, (B) number of pads at the left
+    longest = max(map(len, prompts))
+    pad = [longest - len(p) for p in prompts]
+    ids = [[PAD] * n + p for n, p in zip(pad, prompts)]
+    return torch.tensor(ids, device=device), torch.tensor(pad, device=device)
+
 # %% ../../nbs/api/40_generate/04_text.ipynb #fdffe315
+_FETCH = 16 # steps between two fetches of tokens from a GPU, which wait for it
+
 def _batch(
-    model, prompts, # lists of ids, none empty
-    new, stop, pick, penalty, # tokens at most; the token that ends a row; what `choose` wants; 1 for none
-    u:Tensor, # (B, new): the rows' random numbers
+    model,
+    prompts, # lists of ids, none empty
+    new, # most tokens to add
+    stop, # the token that ends a row
+    options, # arguments of `choose`
+    penalty, # repetition penalty; 1 for none
+    u:Tensor, # (B, new) random numbers of the rows
     done:set, # rows that are over; the reader may add some
     now:bool, # whether each token is wanted at once
-) -> Iterator[tuple[int, int]]: # (row, id), the rows of each step in order
+) -> Iterator[tuple[int, int]]: # (row, id), step by step, the rows of each step in order
     "Continue some prompts together."
-    device, longest = model.embed.weight.device, max(map(len, prompts))
-    pad = torch.tensor([longest - len(p) for p in prompts], device=device)
-    x = torch.tensor([[PAD] * (longest - len(p)) + p for p in prompts], device=device)
+    device = model.embed.weight.device
+    x, pad = _padded(prompts, device)
     with torch.inference_mode():
-        ask = decoder(model, len(prompts), longest + min(new, 64), pad if pad.any() else None)
-        seen = _words(model, prompts) if penalty != 1 else None
-    live, wait, every = list(range(len(prompts))), [], 1 if now or device.type == 'cpu' else _LOOK
+        ask = decoder(model, len(prompts), x.shape[1] + min(new, 64), pad if pad.any() else None)
+        seen = _seen(model, prompts) if penalty != 1 else None
+    live, waiting = list(range(len(prompts))), []
+    every = 1 if now or device.type == 'cpu' else _FETCH
     for t in range(new):
-        with torch.inference_mode():                                  # not around `yield`: it would hold for the reader as well
+        with torch.inference_mode(): # not around `yield`: it would hold for the reader as well
             logits = ask(x)
-            x = choose(logits if seen is None else penalise(logits, seen, penalty), u[:, t], **pick)
+            if seen is not None: logits = penalise(logits, seen, penalty)
+            x = choose(logits, u[:, t], **options)
             if seen is not None: seen.scatter_(1, x[:, None], True)
-        wait.append(x)
-        if (t + 1) % every and t + 1 < new: x = x[:, None]; continue
-        for step in torch.stack(wait).tolist():
-            for i, token in zip(live, step):
-                if i in done: continue                                 # waits for the others
-                if token == stop: done.add(i)
-                yield i, token
-        wait, left = [], [j for j, i in enumerate(live) if i not in done]
-        if not left: return
-        if 2 * len(left) <= len(live):
-            live, keep = [live[j] for j in left], torch.tensor(left, device=device)
-            with torch.inference_mode():
-                x, u, seen = x[keep], u[keep], None if seen is None else seen[keep]
-                ask.keep(keep)
+        waiting.append(x)
+        if (t + 1) % every == 0 or t + 1 == new:
+            for step in torch.stack(waiting).tolist():
+                for row, token in zip(live, step):
+                    if row in done: continue # waits for the others
+                    if token == stop: done.add(row)
+                    yield row, token
+            waiting = []
+            left = [i for i, row in enumerate(live) if row not in done]
+            if not left: return
+            if 2 * len(left) <= len(live):
+                live = [live[i] for i in left]
+                keep = torch.tensor(left, device=device)
+                with torch.inference_mode():
+                    x, u = x[keep], u[keep]
+                    if seen is not None: seen = seen[keep]
+                    ask.keep(keep)
         x = x[:, None]
 
-# %% ../../nbs/api/40_generate/04_text.ipynb #ab034aa3
-def generate_ids(
-    model:Transformer, # a decoder of any family, or a wrapped one from the hub
-    prompt_ids:list[list[int]], # any number of prompts; an empty one starts a new document
-    max_new_tokens:int|None=None, # less than the context; None: 64, or half of a context that is shorter than 128
-    temperature:float=1., # 0 takes the most likely token
-    top_k:int=0, # 0 for all
-    top_p:float=1., # 1 for all
-    seed:int=0, # the same seed, the same text
-    stop:int|None=EOT, # the token that ends a row and is its last; None goes on to max_new_tokens
-    batch_size:int=32, # prompts at a time
-    on_token:Callable|None=None, # called with (row, id) for each new token; a true answer ends the row
-    min_p:float=0., # 0 for all; else the least share of the likeliest token's probability
-    repetition_penalty:float=1., # above 1 avoids tokens that are there already
-) -> list[list[int]]: # the new tokens of each prompt
-    "Continue prompts, given as ids."
-    out, done = [[] for _ in prompt_ids], set()
-    for row, token in _tokens(model, prompt_ids, done, on_token is not None, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
-                              top_p=top_p, seed=seed, stop=stop, batch_size=batch_size, min_p=min_p, repetition_penalty=repetition_penalty):
-        out[row].append(token)
-        if on_token and on_token(row, token) is True: done.add(row)
-    return out
-
-# %% ../../nbs/api/40_generate/04_text.ipynb #5db95729
+# %% ../../nbs/api/40_generate/04_text.ipynb #ae7b26b3
 def _check(context, max_new_tokens, temperature, top_k, top_p, batch_size, min_p, repetition_penalty):
-    "Refuse settings nothing can be made from."
-    rules = [('max_new_tokens', max_new_tokens, within(max_new_tokens, 1, context, int), f'from 1 to {context - 1} (the context, less one)'),
-             ('temperature', temperature, within(temperature, 0), '>= 0'), ('top_k', top_k, within(top_k, 0, math.inf, int), '>= 0'),
-             ('top_p', top_p, within(top_p, 0, 2) and 0 < top_p <= 1, 'above 0 and up to 1'), ('min_p', min_p, within(min_p, 0, 2) and min_p <= 1, 'from 0 to 1'),
-             ('batch_size', batch_size, within(batch_size, 1, math.inf, int), '>= 1'), ('repetition_penalty', repetition_penalty, within(repetition_penalty, 0) and repetition_penalty > 0, '> 0')]
-    for name, value, ok, range_ in rules:
-        if not ok: raise UserError(f'expected {name} {range_}, got {value!r}: give another')
+    "Refuse settings that no text can be made with."
+    def share(value): return within(value, 0, 2) and value <= 1
+    new_fit = within(max_new_tokens, 1, context, int)
+    positive_penalty = within(repetition_penalty, 0) and repetition_penalty > 0
+    rules = [('max_new_tokens', max_new_tokens, new_fit, f'from 1 to {context - 1} (the context, less one)'),
+             ('temperature', temperature, within(temperature, 0), '>= 0'),
+             ('top_k', top_k, within(top_k, 0, math.inf, int), '>= 0'),
+             ('top_p', top_p, share(top_p) and top_p > 0, 'above 0 and up to 1'),
+             ('min_p', min_p, share(min_p), 'from 0 to 1'),
+             ('batch_size', batch_size, within(batch_size, 1, math.inf, int), '>= 1'),
+             ('repetition_penalty', repetition_penalty, positive_penalty, '> 0')]
+    for name, value, ok, allowed in rules:
+        if not ok: raise UserError(f'expected {name} {allowed}, got {value!r}: give another')
 
-def _tokens(model, prompt_ids, done, now, *, max_new_tokens=None, seed=0, stop=EOT, batch_size=32, repetition_penalty=1.,
-            temperature=1., top_k=0, top_p=1., min_p=0.): # what `generate_ids` takes
-    "All (row, id), batch after batch."
-    context, pick = model.config.context, dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    if max_new_tokens is None: max_new_tokens = min(64, context // 2)
-    _check(context, max_new_tokens, batch_size=batch_size, repetition_penalty=repetition_penalty, **pick)
-    check_seed(seed)
-    room = context - max_new_tokens
-    if (long := max(map(len, prompt_ids), default=0)) > room: warnings.warn(f'a prompt has {long} tokens, and the model sees the last {room} (its context is {context}, {max_new_tokens} are for new ones)')
-    prompts = [list(p)[-room:] or [EOT] for p in prompt_ids]
-    most, V = max((max(p) for p in prompts), default=0), model.head.weight.shape[0]
-    if most >= V: raise UserError(f'expected tokens below {V}, got {most}: the prompt is of another tokenizer')
-    for rows in _batches(prompts, batch_size, can_generate(model)):
-        u = torch.tensor(np.stack([_numbers(seed, r, max_new_tokens) for r in rows]), device=model.embed.weight.device)
-        over = _Over(done, rows)
-        for i, token in _batch(model, [prompts[r] for r in rows], max_new_tokens, stop, pick, repetition_penalty, u, over, now): yield rows[i], token
+def _cut_prompts(prompt_ids, limit, max_new_tokens, context):
+    "Keep the last `limit` tokens of each prompt, with a warning if any are lost."
+    longest = max(map(len, prompt_ids), default=0)
+    if longest > limit: warnings.warn(f'a prompt has {longest} tokens, and the model sees the last {limit} '
+                                      f'(its context is {context}, {max_new_tokens} are for new ones)')
+    return [list(p)[-limit:] or [EOT] for p in prompt_ids]
 
+def _batches(prompts, n, padded):
+    "Put `n` rows of similar length together, or of equal length where the model knows no padding."
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    groups = [order]
+    if not padded:
+        lengths = sorted({len(p) for p in prompts})
+        groups = [[i for i in order if len(prompts[i]) == length] for length in lengths]
+    return [g[i:i + n] for g in groups for i in range(0, len(g), n)]
+
+# %% ../../nbs/api/40_generate/04_text.ipynb #ab034aa3
 class _Over:
     "The set of rows that are over, for a batch that counts its own rows from 0."
     def __init__(self, done, rows): self.done, self.rows = done, rows
     def __contains__(self, i): return self.rows[i] in self.done
     def add(self, i): self.done.add(self.rows[i])
 
-def _batches(prompts, n, padded):
-    "Rows of similar length together, or of one length where padding is not known."
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    if padded: groups = [order]
-    else: groups = [[i for i in order if len(prompts[i]) == k] for k in sorted({len(p) for p in prompts})]
-    return [g[i:i + n] for g in groups for i in range(0, len(g), n)]
+def _tokens(model, prompt_ids, done, now, *, # then arguments of `generate_ids`
+            max_new_tokens=None, seed=0, stop=EOT, batch_size=32,
+            repetition_penalty=1., temperature=1., top_k=0, top_p=1., min_p=0.):
+    "Yield (row, id) for each new token, batch after batch."
+    context = model.config.context
+    options = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    if max_new_tokens is None: max_new_tokens = min(64, context // 2)
+    _check(context, max_new_tokens, batch_size=batch_size, repetition_penalty=repetition_penalty, **options)
+    check_seed(seed)
+    prompts = _cut_prompts(prompt_ids, context - max_new_tokens, max_new_tokens, context)
+    highest, V = max((max(p) for p in prompts), default=0), model.head.weight.shape[0]
+    if highest >= V: raise UserError(f'expected tokens below {V}, got {highest}: the prompt is of another tokenizer')
+    for rows in _batches(prompts, batch_size, can_generate(model)):
+        numbers = np.stack([_numbers(seed, row, max_new_tokens) for row in rows])
+        u = torch.tensor(numbers, device=model.embed.weight.device)
+        some, over = [prompts[row] for row in rows], _Over(done, rows)
+        for i, token in _batch(model, some, max_new_tokens, stop, options, repetition_penalty, u, over, now):
+            yield rows[i], token
+
+def generate_ids(
+    model:Transformer, # a decoder of any family, or a wrapped one from the hub
+    prompt_ids:list[list[int]], # any number of prompts; an empty one starts a new document
+    max_new_tokens:int|None=None, # less than the context; None: 64, or half of a context that is shorter than 128
+    temperature:float=1., # 0 takes the most likely token
+    top_k:int=0, # 0 keeps all
+    top_p:float=1., # 1 keeps all
+    seed:int=0, # the same seed gives the same text
+    stop:int|None=EOT, # the token that ends a row and is its last; None always writes max_new_tokens
+    batch_size:int=32, # prompts at a time
+    on_token:Callable|None=None, # called with (row, id) for each new token; if it returns True, the row ends
+    min_p:float=0., # 0 keeps all; else the least share of the likeliest token's probability
+    repetition_penalty:float=1., # above 1 avoids tokens that are there already
+) -> list[list[int]]: # the new tokens of each prompt
+    "Continue prompts that are given as ids."
+    texts, done = [[] for _ in prompt_ids], set()
+    tokens = _tokens(model, prompt_ids, done, on_token is not None, max_new_tokens=max_new_tokens, seed=seed, stop=stop,
+                     batch_size=batch_size, repetition_penalty=repetition_penalty,
+                     temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    for row, token in tokens:
+        texts[row].append(token)
+        if on_token and on_token(row, token) is True: done.add(row)
+    return texts
 
 # %% ../../nbs/api/40_generate/04_text.ipynb #a7c3e901
 def _stops(stop):
-    "Stop texts as a list."
+    "Return stop texts as a list."
     stop = [stop] if isinstance(stop, str) else list(stop or [])
     if not all(isinstance(s, str) and s for s in stop): raise UserError(f'expected stop texts, none empty, got {stop}')
     return stop
 
 class _Text:
-    "A row's text as its tokens come. What may still become half a character or a stop text is held back."
-    def __init__(self, tok, stop): self.tok, self.stop, self.ids, self.told, self.text, self.over = tok, stop, [], 0, '', False
+    "The text of a row as its tokens come; what may still become a character or a stop text is held back."
+    def __init__(self, tok, stop):
+        self.tok, self.stop = tok, stop
+        self.ids, self.text = [], ''
+        self.told = 0 # characters that were given out
+        self.over = False # whether a stop text came
 
     def add(self, token): # (new text that is safe to show, whether the row is over)
-        if not self.over: self.ids.append(token); self._read()
+        if not self.over:
+            self.ids.append(token)
+            self._read()
         end = len(self.text) if self.over else self._safe()
-        piece, self.told = self.text[self.told:end], max(self.told, end)
+        piece = self.text[self.told:end]
+        self.told = max(self.told, end)
         return piece, self.over
 
     def rest(self): # what was held back, when no more tokens come
-        piece, self.told = self.text[self.told:], len(self.text)
+        piece = self.text[self.told:]
+        self.told = len(self.text)
         return piece
 
     def _read(self):
         self.text = decode(self.tok, self.ids)
-        at = [i for s in self.stop if (i := self.text.find(s)) >= 0]
-        if at: self.text, self.over = self.text[:min(at)], True
+        found = [self.text.find(s) for s in self.stop]
+        found = [at for at in found if at >= 0]
+        if not found: return
+        self.text = self.text[:min(found)]
+        self.over = True
 
-    def _safe(self): # how much of the text no later token can change
-        end = len(self.text)
-        while end and self.text[end - 1] == '\ufffd': end -= 1
-        if end < len(self.text): return max(end, self.told)
-        held = [n for s in self.stop for n in range(1, min(len(s), end + 1)) if self.text.endswith(s[:n])]
-        return max(end - max(held, default=0), self.told)
+    def _safe(self): # number of characters that no later token can change
+        whole = len(self.text.rstrip('\ufffd'))
+        if whole < len(self.text): return max(whole, self.told)
+        return max(whole - self._held(), self.told)
+
+    def _held(self): # length of the longest end that may become a stop text
+        longest = 0
+        for s in self.stop:
+            for n in range(1, min(len(s), len(self.text) + 1)):
+                if self.text.endswith(s[:n]): longest = max(longest, n)
+        return longest
 
 # %% ../../nbs/api/40_generate/04_text.ipynb #be322731
 def generate(
     model:Transformer, # a decoder of any family, or a wrapped one from the hub
-    tok:Tokenizer,
+    tok:Tokenizer, # the tokenizer it was trained with
     prompts:str|list[str]|None=None, # one text or several; what looks like a special token stays text
     max_new_tokens:int|None=None, # less than the context; None: 64, or half of a context that is shorter than 128
     temperature:float=1., # 0 takes the most likely token
-    top_k:int=0, # 0 for all
-    top_p:float=1., # 1 for all
-    seed:int=0, # the same seed, the same text
-    stop_at_eot:bool=True, # end a text where the model ends it
+    top_k:int=0, # 0 keeps all
+    top_p:float=1., # 1 keeps all
+    seed:int=0, # the same seed gives the same text
+    stop_at_eot:bool=True, # whether a text ends where the model ends it
     batch_size:int=32, # prompts at a time
-    prompt_ids:list[list[int]]|None=None, # instead of prompts: ids, which may hold special tokens
+    prompt_ids:list[list[int]]|None=None, # ids instead of prompts; they may hold special tokens
     on_text:Callable|None=None, # called with (row, new text) as it comes
-    min_p:float=0., # 0 for all; else the least share of the likeliest token's probability
+    min_p:float=0., # 0 keeps all; else the least share of the likeliest token's probability
     repetition_penalty:float=1., # above 1 avoids tokens that are there already
-    stop:str|list[str]|None=None, # texts that end a text; neither they nor what follows is given back
-) -> list[str]: # what the model adds to each prompt, special tokens left out
+    stop:str|list[str]|None=None, # texts that end a text; neither they nor what follows is returned
+) -> list[str]: # what the model adds to each prompt, without special tokens
     "Continue texts."
     if (prompts is None) == (prompt_ids is None): raise UserError('expected prompts or prompt_ids, got both or neither')
     if prompt_ids is None: prompt_ids = encode_text(tok, [prompts] if isinstance(prompts, str) else list(prompts))
-    watch, read = [_Text(tok, _stops(stop)) for _ in prompt_ids], bool(stop or on_text)
+    texts = [_Text(tok, _stops(stop)) for _ in prompt_ids]
     def tell(row, token):
-        piece, over = watch[row].add(token)
+        piece, over = texts[row].add(token)
         if piece and on_text: on_text(row, piece)
         return over
+    reading = bool(stop or on_text)
     ids = generate_ids(model, prompt_ids, max_new_tokens, temperature, top_k, top_p, seed, EOT if stop_at_eot else None,
-                       batch_size, tell if read else None, min_p, repetition_penalty)
-    if not read: return [decode(tok, i) for i in ids]
-    for row, w in enumerate(watch):
-        if (piece := w.rest()) and on_text: on_text(row, piece)
-    return [w.text for w in watch]
+                       batch_size, tell if reading else None, min_p, repetition_penalty)
+    if not reading: return [decode(tok, i) for i in ids]
+    for row, text in enumerate(texts):
+        piece = text.rest()
+        if piece and on_text: on_text(row, piece)
+    return [text.text for text in texts]
 
 # %% ../../nbs/api/40_generate/04_text.ipynb #d0917e42
 def stream(
-    model:Transformer,
-    tok:Tokenizer,
+    model:Transformer, # a decoder
+    tok:Tokenizer, # the tokenizer it was trained with
     prompt:str='', # one text
     stop:str|list[str]|None=None, # texts that end it
-    stop_at_eot:bool=True, # end the text where the model ends it
+    stop_at_eot:bool=True, # whether the text ends where the model ends it
     **kw # max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed: as in `generate_ids`
-) -> Iterator[str]: # pieces of what the model adds; together what `generate` gives
+) -> Iterator[str]: # pieces of what the model adds; joined, they are what `generate` returns
     "Continue one text, piece by piece."
-    text, done, ids = _Text(tok, _stops(stop)), set(), encode_text(tok, [prompt])
-    for row, token in _tokens(model, ids, done, True, stop=EOT if stop_at_eot else None, **kw):
+    text, done = _Text(tok, _stops(stop)), set()
+    prompt_ids = encode_text(tok, [prompt])
+    for row, token in _tokens(model, prompt_ids, done, True, stop=EOT if stop_at_eot else None, **kw):
         piece, over = text.add(token)
         if over: done.add(row)
         if piece: yield piece
-    if piece := text.rest(): yield piece
+    piece = text.rest()
+    if piece: yield piece
 
+# %% ../../nbs/api/40_generate/04_text.ipynb #a88b7d9a
 def show_generate(
-    model:Transformer,
-    tok:Tokenizer,
+    model:Transformer, # a decoder
+    tok:Tokenizer, # the tokenizer it was trained with
     prompt:str='', # one text
-    **kw # as in `stream`
+    **kw # arguments of `stream`
 ) -> str: # what the model added
-    "Continue one text in the notebook, shown while it is written."
+    "Continue one text in the notebook, and show it while it is written."
     from IPython.display import HTML, display
-    page = lambda new: HTML(f'<div style="white-space:pre-wrap"><b>{escape(prompt)}</b>{escape(new)}</div>')
-    box, text = display(page(''), display_id=True), ''
+    def page(text): return HTML(f'<div style="white-space:pre-wrap"><b>{escape(prompt)}</b>{escape(text)}</div>')
+    text, shown = '', display(page(''), display_id=True)
     for piece in stream(model, tok, prompt, **kw):
         text += piece
-        if box: box.update(page(text))
+        if shown: shown.update(page(text))
     return text

@@ -13,33 +13,37 @@ from ..core import UserError
 # %% ../../nbs/api/31_train/07_compile.ipynb #e7e69106
 def find_compiler(
     device='cpu', # torch.device or its name
-): # what will be used; UserError with what to install if nothing is found
-    "The compiler that `torch.compile` needs on a device."
+): # path of the compiler, or 'triton'; UserError with what to install if there is none
+    "Find the compiler that `torch.compile` needs on a device."
     if torch.device(device).type == 'cuda':
         if importlib.util.find_spec('triton'): return 'triton'
         raise UserError('expected Triton for compile=True on a GPU, found none: install triton, or use compile=False')
     names = [os.environ.get('CXX'), 'g++', 'clang++', 'c++', 'cl' if os.name == 'nt' else None]
-    found = next((f for n in names if n and (f := shutil.which(n))), None)
-    if found: return found
-    raise UserError('expected a C++ compiler for compile=True, found none of g++, clang++ and c++: install one, or use compile=False')
+    for name in names:
+        path = shutil.which(name) if name else None
+        if path: return path
+    raise UserError('expected a C++ compiler for compile=True, found none of g++, clang++ and c++: '
+                    'install one, or use compile=False')
 
 # %% ../../nbs/api/31_train/07_compile.ipynb #65469085
 def compile_model(
     model, # an nn.Module whose call may get a cache as second argument
-    backend='inductor', # of `torch.compile`; only 'inductor' needs a compiler
-    device=None, # where it will run; None: where it is
-    **kwargs # of `torch.compile`: mode, dynamic
+    backend='inductor', # backend of `torch.compile`; only 'inductor' needs a compiler
+    device=None, # device where the model will run; None: where it is
+    **kwargs # more arguments of `torch.compile`: mode, dynamic
 ): # the same model; UserError if no compiler is found
     "Let calls without a cache run compiled."
     if backend == 'inductor': find_compiler(device or next(model.parameters()).device)
-    fast, plain = torch.compile(model._call_impl, backend=backend, **kwargs), model._call_impl
+    plain = model._call_impl
+    fast = torch.compile(plain, backend=backend, **kwargs)
     def call(*args, **kw):
-        return (plain if any(hasattr(a, 'kv') for a in (*args[1:], *kw.values())) else fast)(*args, **kw)
+        with_cache = any(hasattr(a, 'kv') for a in (*args[1:], *kw.values()))
+        return (plain if with_cache else fast)(*args, **kw)
     model._compiled_call_impl = call
     return model
 
 def is_compiled(
     model, # an nn.Module
-) -> bool:
-    "Do calls go through compiled code?"
+) -> bool: # False for a model as it is made or loaded
+    "Tell whether calls go through compiled code."
     return getattr(model, '_compiled_call_impl', None) is not None

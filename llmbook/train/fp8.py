@@ -6,7 +6,7 @@
 __all__ = ['E4M3', 'E5M2', 'to_fp8', 'Float8Linear', 'to_float8', 'from_float8']
 
 # %% ../../nbs/api/31_train/05_fp8.ipynb #25aa83c6
-import torch, torch.nn.functional as F
+import torch
 from torch import nn, Tensor
 from ..model.linear import Linear
 
@@ -15,62 +15,70 @@ E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 
 def to_fp8(
     x:Tensor, # any shape
-    dtype:torch.dtype=E4M3, # or `E5M2`
-): # (the tensor in 8 bits, its scale: a float32 scalar); not a number stays not a number
+    dtype:torch.dtype=E4M3, # `E4M3` or `E5M2`
+): # (the tensor in 8 bits, its scale as a float32 scalar); nan stays nan
     "Cast to 8 bits, scaled so that the largest number just fits."
     most = torch.finfo(dtype).max
-    scale = (x.abs().amax().float() / most).clamp(min=1e-30)          # a tensor of zeros has a scale too
+    scale = (x.abs().amax().float() / most).clamp(min=1e-30) # not 0, for a tensor of zeros
     return (x.float() / scale).clamp(-most, most).to(dtype), scale
 
 # %% ../../nbs/api/31_train/05_fp8.ipynb #b605807e
-def _columns(x): return x.t().contiguous().t() # the same matrix, stored by columns, as the hardware wants its right side
+def _columns(x): # the same matrix, stored by columns, as the hardware wants its right side
+    return x.t().contiguous().t()
 
 class _Fp8Linear(torch.autograd.Function):
     "x @ w.T and its gradients in 8 bits."
     @staticmethod
     def forward(ctx, x, w, dtype): # (M, K), (N, K) -> (M, N)
-        (x8, sx), (w8, sw) = to_fp8(x), to_fp8(w)
-        ctx.save_for_backward(x8, w8, sx, sw)
+        x8, x_scale = to_fp8(x)
+        w8, w_scale = to_fp8(w)
+        ctx.save_for_backward(x8, w8, x_scale, w_scale)
         ctx.types = x.dtype, w.dtype, dtype
-        return torch._scaled_mm(x8, w8.t(), scale_a=sx, scale_b=sw, out_dtype=dtype, use_fast_accum=x.is_cuda)
+        return torch._scaled_mm(x8, w8.t(), scale_a=x_scale, scale_b=w_scale, out_dtype=dtype, use_fast_accum=x.is_cuda)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, g): # (M, N)
-        x8, w8, sx, sw = ctx.saved_tensors
-        tx, tw, dtype = ctx.types
-        g8, sg = to_fp8(g, E5M2)
-        gx = torch._scaled_mm(g8, _columns(w8), scale_a=sg, scale_b=sw, out_dtype=dtype).to(tx)                        # (M, K)
-        gw = torch._scaled_mm(g8.t().contiguous(), _columns(x8), scale_a=sg, scale_b=sx, out_dtype=torch.float32).to(tw) # (N, K)
-        return gx, gw, None
+        x8, w8, x_scale, w_scale = ctx.saved_tensors
+        x_type, w_type, dtype = ctx.types
+        g8, g_scale = to_fp8(g, E5M2)
+        gx = torch._scaled_mm(g8, _columns(w8), scale_a=g_scale, scale_b=w_scale, out_dtype=dtype) # (M, K)
+        g8_rows = g8.t().contiguous()
+        gw = torch._scaled_mm(g8_rows, _columns(x8), scale_a=g_scale, scale_b=x_scale, out_dtype=torch.float32) # (N, K)
+        return gx.to(x_type), gw.to(w_type), None
 
 # %% ../../nbs/api/31_train/05_fp8.ipynb #6c3369b8
 class Float8Linear(Linear):
-    "A linear layer that trains with 8-bit products; everywhere else an ordinary one."
+    "A linear layer that trains with 8-bit products, and is an ordinary one everywhere else."
     def forward(self, x:Tensor) -> Tensor: # (..., K) -> (..., N)
         rows = x.numel() // x.shape[-1]
         if not self.training or not torch.is_grad_enabled() or not rows or rows % 16: return super().forward(x)
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         y = _Fp8Linear.apply(x.reshape(rows, -1), self.weight, dtype).view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 # %% ../../nbs/api/31_train/05_fp8.ipynb #cfb4b086
 def to_float8(
-    model:nn.Module, # its `head` is left alone
-): # (how many linear layers take part, names of those that cannot: a side is not a multiple of 16)
+    model:nn.Module, # its `head` stays as it is
+): # (number of linear layers that take part, names of those with a side that is no multiple of 16)
     "Let a model's linear layers train in 8 bits."
-    head, taken, left = getattr(model, 'head', None), 0, []
+    head = getattr(model, 'head', None)
+    taken, left = 0, []
     for name, m in model.named_modules():
         if m is head or type(m) not in (nn.Linear, Linear, Float8Linear): continue
-        if any(s % 16 for s in m.weight.shape): left.append(name); continue
-        if type(m) is not Float8Linear: m.usual, m.__class__ = type(m), Float8Linear
+        if any(side % 16 for side in m.weight.shape):
+            left.append(name)
+            continue
+        if type(m) is not Float8Linear:
+            m.usual = type(m)
+            m.__class__ = Float8Linear
         taken += 1
     return taken, left
 
 def from_float8(
-    model:nn.Module, # after `to_float8`
+    model:nn.Module, # a model after `to_float8`
 ):
-    "Make them ordinary layers again."
+    "Make a model's 8-bit layers ordinary layers again."
     for m in model.modules():
         if type(m) is Float8Linear: m.__class__ = m.usual

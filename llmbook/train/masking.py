@@ -7,17 +7,17 @@ __all__ = ['hashed', 'share', 'choose_tokens', 'span_lengths', 'choose_spans', '
            'masked_table', 'MaskedLoss']
 
 # %% ../../nbs/api/31_train/02_masking.ipynb #eb46b7ff
-from functools import lru_cache, partial
+from functools import lru_cache
 from html import escape
 import numpy as np, torch
 from fastai.callback.core import Callback
 from fastcore.basics import patch
 from torch import Tensor
-from ..core import UserError
-from ..core import mix64
+from ..core import UserError, mix64
+from ..tokens.loaders import IGNORE
 from ..tokens.tokenizer import EOT, PAD, decode, mask_id as gap_id
-from .loss import IGNORE, LMLoss
 from ..distributed.world import rank, world
+from .loss import LMLoss
 
 # %% ../../nbs/api/31_train/02_masking.ipynb #7e2266a8
 def _signed(n): return (int(n) + 2**63) % 2**64 - 2**63
@@ -25,11 +25,11 @@ def _right(x, k): return (x >> k) & (2**(64 - k) - 1)
 _C = [_signed(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)]
 
 def hashed(
-    i:Tensor, # int64: what is numbered
-    seed:int, # another seed, other numbers
-    use:int=0, # what for: each use has numbers of its own
+    i:Tensor, # int64 numbers of what is drawn for
+    seed:int, # another seed gives other hashes
+    use:int=0, # purpose of the draw: each purpose has hashes of its own
 ) -> Tensor: # int64 of the same shape, every bit as good as random
-    "A hash of each number, the same on every device."
+    "Hash each number, in the same way on every device."
     key = mix64(mix64(np.uint64(seed % 2**64)) ^ np.uint64(use))[0]
     x = (i ^ _signed(key)) + _C[0]
     x = (x ^ _right(x, 30)) * _C[1]
@@ -37,15 +37,15 @@ def hashed(
     return x ^ _right(x, 31)
 
 def share(
-    h:Tensor, # from `hashed`
-    part:int=0, # 0 or 1: which bits; the two are independent
+    h:Tensor, # hashes from `hashed`
+    part:int=0, # 0 or 1, the bits to take; the two parts are independent
 ) -> Tensor: # float32 in [0, 1)
-    "Bits of a hash as a number below 1."
+    "Turn some bits of a hash into a number below 1."
     return (_right(h, 40 - 24 * part) & 0xFFFFFF) / 2**24
 
 # %% ../../nbs/api/31_train/02_masking.ipynb #422eb97c
 def choose_tokens(
-    i:Tensor, # (B, T) int64 numbers of the places, in all rows of training
+    i:Tensor, # (B, T) int64 numbers of the positions, in all rows of training
     rate:float, # share to choose
     seed:int,
 ): # (chosen, lot): bool and float32, (B, T)
@@ -55,141 +55,177 @@ def choose_tokens(
 
 # %% ../../nbs/api/31_train/02_masking.ipynb #5a872eb8
 def span_lengths(
-    p:float=.2, # of the geometric distribution
-    longest:int=10, # tokens
+    p:float=.2, # parameter of the geometric distribution
+    longest:int=10, # tokens in the longest span
 ) -> np.ndarray: # probability of the lengths 1, 2, ..., longest
-    "How long the stretches of SpanBERT are."
+    "Return the distribution of SpanBERT's span lengths."
     q = p * (1 - p) ** np.arange(longest)
     return q / q.sum()
 
 @lru_cache(8)
 def _tables(rate, p, longest, device):
-    "Cumulative distributions: of lengths, of what is left of a length in the middle of one, and of gaps."
+    "Return cumulative distributions of span lengths, of what is left of a length in the middle of a span, and of gaps."
     q = span_lengths(p, longest)
     mean = (q * np.arange(1, longest + 1)).sum()
-    end = rate / (mean * (1 - rate))                                   # of a gap, at each of its tokens
-    if end > 1: raise UserError(f'expected a rate of at most {mean / (1 + mean):.2f} with spans of {mean:.1f} tokens on average, got {rate}')
-    gap = end * (1 - end) ** np.arange(1 if end == 1 else int(np.ceil(-17 / np.log1p(-end))))
-    return [torch.tensor(c.cumsum()[:-1], dtype=torch.float32, device=device) for c in (q, q[::-1].cumsum()[::-1] / mean, gap)]
+    end = rate / (mean * (1 - rate)) # chance that a gap ends, at each of its tokens
+    if end > 1: raise UserError(f'expected a rate of at most {mean / (1 + mean):.2f} with spans '
+                                f'of {mean:.1f} tokens on average, got {rate}')
+    left = q[::-1].cumsum()[::-1] / mean
+    longest_gap = 1 if end == 1 else int(np.ceil(-17 / np.log1p(-end)))
+    gap = end * (1 - end) ** np.arange(longest_gap)
+    return [torch.tensor(c.cumsum()[:-1], dtype=torch.float32, device=device) for c in (q, left, gap)]
+
+def _drawn(cumulative, u): return 1 + torch.searchsorted(cumulative, u, right=True)
 
 def choose_spans(
-    i:Tensor, # (B, T) int64 numbers of the places, in all rows of training
+    i:Tensor, # (B, T) int64 numbers of the positions, in all rows of training
     rate:float, # share to choose
     seed:int,
-    p:float=.2, # of the lengths: see `span_lengths`
-    longest:int=10, # tokens
-): # (chosen, lot): bool and float32, (B, T); a stretch has one lot
-    "Choose stretches of tokens (SpanBERT)."
+    p:float=.2, # parameter of the lengths, as in `span_lengths`
+    longest:int=10, # tokens in the longest span
+): # (chosen, lot): bool and float32, (B, T); all tokens of a span share one lot
+    "Choose spans of tokens (SpanBERT)."
     length, left, gap = _tables(rate, p, longest, i.device)
-    T, h = i.shape[1], hashed(i[:, :i.shape[1] // 2 + 1], seed, 1)     # (B, K): more than fit
+    B, T = i.shape
+    h = hashed(i[:, :T // 2 + 1], seed, 1) # (B, K): more spans than fit into a row
     a, b = share(h), share(h, 1)
-    n = 1 + torch.searchsorted(length, a, right=True)
-    g = 1 + torch.searchsorted(gap, b, right=True)
-    lot, inside = share(hashed(h, seed, 2)), share(hashed(h[:, :1], seed, 3)) < rate
-    n[:, :1] = n[:, :1].where(~inside, 1 + torch.searchsorted(left, a[:, :1].contiguous(), right=True))
-    g[:, :1] = g[:, :1].where(~inside, 0)
-    end = (n + g).cumsum(1)
-    t = torch.arange(T, device=i.device).expand(len(i), T).contiguous()
-    which = torch.searchsorted(end, t, right=True).clamp(max=end.shape[1] - 1) # the stretch that t is in, or that comes next
-    return (t >= (end - n).gather(1, which)) & (t < end.gather(1, which)), lot.gather(1, which)
+    lot = share(hashed(h, seed, 2))
+    spans, gaps = _drawn(length, a), _drawn(gap, b)
+    inside = share(hashed(h[:, :1], seed, 3)) < rate # rows that begin within a span: (B, 1)
+    rest = _drawn(left, a[:, :1].contiguous())
+    spans[:, :1] = spans[:, :1].where(~inside, rest)
+    gaps[:, :1] = gaps[:, :1].where(~inside, 0)
+    end = (spans + gaps).cumsum(1) # each gap comes before its span
+    t = torch.arange(T, device=i.device).expand(B, T).contiguous()
+    which = torch.searchsorted(end, t, right=True).clamp(max=end.shape[1] - 1) # the span at t, or the next one
+    chosen = (t >= (end - spans).gather(1, which)) & (t < end.gather(1, which))
+    return chosen, lot.gather(1, which)
 
 # %% ../../nbs/api/31_train/02_masking.ipynb #f1d5cf6a
 def at_least_one(
-    chosen:Tensor, # (B, T) bool
-    can:Tensor, # (B, T) bool: what may be chosen
+    chosen:Tensor, # (B, T) bool: tokens that were chosen
+    can:Tensor, # (B, T) bool: tokens that may be chosen
     h:Tensor, # (B, T) hashes
 ) -> Tensor: # (B, T) bool
-    "What is chosen and may be, and one token in each row where there would be none."
+    "Keep the chosen tokens that may be chosen, and choose one in each row that would have none."
     chosen = chosen & can
-    lonely, best = can.any(1) & ~chosen.any(1), _right(h, 1).where(can, 2**63 - 1).argmin(1)
-    return chosen.scatter(1, best[:, None], chosen.gather(1, best[:, None]) | lonely[:, None])
+    empty = can.any(1) & ~chosen.any(1)
+    best = _right(h, 1).where(can, 2**63 - 1).argmin(1)[:, None] # the token with the smallest hash
+    return chosen.scatter(1, best, chosen.gather(1, best) | empty[:, None])
 
+# %% ../../nbs/api/31_train/02_masking.ipynb #ec244eb0
 def hide(
     x:Tensor, # (B, T) ids
     chosen:Tensor, # (B, T) bool: the targets
-    lot:Tensor, # (B, T) in [0, 1)
-    other:Tensor, # (B, T) ids to show instead of some
+    lot:Tensor, # (B, T) numbers in [0, 1) that decide what is shown
+    other:Tensor, # (B, T) random ids to show in place of some targets
     mask:int, # the mask token
     masked:float=.8, # share of the targets behind the mask token
-    random:float=.1, # share behind another token; the rest is shown
-): # (x, y): what the model sees, and the targets, unshifted, IGNORE elsewhere
-    "Put the mask and other tokens in the place of the targets."
-    seen = torch.where(lot < masked, mask, other.where(lot < masked + random, x))
+    random:float=.1, # share of the targets behind another token; the rest is shown
+): # (x, y): what the model sees; and the targets, unshifted, IGNORE elsewhere
+    "Put the mask token and other tokens in the place of the targets."
+    shown = other.where(lot < masked + random, x)
+    seen = torch.where(lot < masked, mask, shown)
     return seen.where(chosen, x), x.where(chosen, IGNORE)
 
 # %% ../../nbs/api/31_train/02_masking.ipynb #949dfc10
 class MaskTokens(Callback):
-    "Hide tokens of each batch, for the model to fill in; in validation always the same."
-    order = -4 # after what cuts rows, before what counts targets
+    "Hides tokens of each batch for the model to fill in; validation always hides the same ones."
+    order = -4 # after callbacks that cut rows, before those that count targets
+    _saved = 'rate', 'spans', 'mask_id', 'seed', 'masked', 'random', 'p', 'longest', 'special', 'vocab_size'
     def __init__(self,
         rate:float=.15, # share of tokens to fill in; .3 to .4 may serve larger models better (Wettig et al., 2023)
-        spans:bool=False, # stretches of tokens (SpanBERT) instead of single ones
-        mask_id:int|None=None, # the mask token; None: the tokenizer's own, or else that for answers
-        seed:int=42, # of the draws
+        spans:bool=False, # spans of tokens (SpanBERT) instead of single ones
+        mask_id:int|None=None, # the mask token; None: the tokenizer's own, or else the one for answers
+        seed:int=42, # seed of the draws
         masked:float=.8, # share of the targets behind the mask token
-        random:float=.1, # share behind a random token; the rest is shown as it is
-        p:float=.2, # of the lengths of stretches, geometric
-        longest:int=10, # tokens in a stretch
+        random:float=.1, # share of the targets behind a random token; the rest is shown as it is
+        p:float=.2, # parameter of the geometric distribution of span lengths
+        longest:int=10, # tokens in the longest span
         special=None, # ids that are no text; None: the tokenizer's special tokens
-        vocab_size:int|None=None, # random tokens are below; None: the tokenizer's
+        vocab_size:int|None=None, # limit that random tokens stay below; None: the tokenizer's size
     ):
         if not 0 < rate < 1: raise UserError(f'expected a rate between 0 and 1, got {rate}')
-        if not (masked >= 0 and random >= 0 and masked + random <= 1): # nan is neither
-            raise UserError(f'expected shares of 0 or more that add up to 1 at most, got {masked} masked and {random} random')
-        if not (0 < p < 1 and longest >= 1): raise UserError(f'expected p between 0 and 1 and stretches of 1 token or more, got {p} and {longest}')
-        self.rate, self.spans, self.mask_id, self.seed, self.masked, self.random, self.p, self.longest = rate, spans, mask_id, seed, masked, random, p, longest
-        self.special, self.vocab_size, self.text = special, vocab_size, None
-        if spans: _tables(rate, p, longest, torch.device('cpu'))       # refuses a rate that cannot be
+        if not (masked >= 0 and random >= 0 and masked + random <= 1): # nan fails this too
+            raise UserError('expected shares of 0 or more that add up to 1 at most, '
+                            f'got {masked} masked and {random} random')
+        if not (0 < p < 1 and longest >= 1):
+            raise UserError(f'expected p between 0 and 1 and spans of 1 token or more, got {p} and {longest}')
+        if spans: _tables(rate, p, longest, torch.device('cpu')) # refuses a rate that cannot be reached
+        self.rate, self.spans = rate, spans
+        self.mask_id, self.seed = mask_id, seed
+        self.masked, self.random = masked, random
+        self.p, self.longest = p, longest
+        self.special, self.vocab_size = special, vocab_size
+        self.text = None # until `get_ready`
 
     def before_fit(self): self.get_ready()
     def before_validate(self): self.get_ready()
+
     def before_batch(self):
         if not len(self.yb) or self.xb[0].is_floating_point(): return
         x, y = self.hidden(self.xb[0], self.yb[0], self.rows())
         self.learn.xb, self.learn.yb = (x, *self.xb[1:]), (y, *self.yb[1:])
 
-    def rows(self) -> Tensor: # (B) numbers of the batch's rows, of all ranks
-        b, i, dl = len(self.xb[0]), self.train_iter if self.training else self.iter, self.learn.dl
+    def rows(self) -> Tensor: # (B) numbers of the batch's rows, counted over all ranks
+        B, dl = len(self.xb[0]), self.learn.dl
+        i = self.train_iter if self.training else self.iter
         own = dl.rows_of(i) if hasattr(dl, 'rows_of') else ()
-        first = int(own[0]) if len(own) else (i * world() + rank()) * b
-        return torch.arange(first, first + b, device=self.xb[0].device)
+        first = int(own[0]) if len(own) else (i * world() + rank()) * B
+        return torch.arange(first, first + B, device=self.xb[0].device)
 
-    def checkpoint_state(self): return {k: getattr(self, k) for k in ('rate', 'spans', 'mask_id', 'seed', 'masked', 'random', 'p', 'longest', 'special', 'vocab_size')}
+    def checkpoint_state(self): return {name: getattr(self, name) for name in self._saved}
+
     def load_checkpoint_state(self, s):
-        if odd := [k for k, v in self.checkpoint_state().items() if s.get(k) != v]: raise UserError(
-            f'expected the masks that the run began with, got others ({", ".join(odd)} differ): give the old ones, or begin a new run in another folder')
+        different = [k for k, v in self.checkpoint_state().items() if s.get(k) != v]
+        if different: raise UserError(
+            f'expected the masks that the run began with, got others ({", ".join(different)} differ): '
+            'give the old ones, or begin a new run in another folder')
 
 # %% ../../nbs/api/31_train/02_masking.ipynb #467f0d92
 @patch
-def get_ready(self:MaskTokens): # UserError if there is no tokenizer and not all is said
-    "Find the mask token, and which tokens are text."
+def get_ready(self:MaskTokens): # UserError if neither a tokenizer nor the arguments tell them
+    "Find the mask token, and the tokens that are text."
     if self.text is not None: return
     tok = getattr(self.dls.train, 'tok', None) or getattr(self.dls.valid, 'tok', None)
-    if tok is None and None in (self.mask_id, self.vocab_size): raise UserError('expected loaders with a tokenizer, or mask_id and vocab_size, got neither: MaskTokens(mask_id=3, vocab_size=4096)')
+    if tok is None and None in (self.mask_id, self.vocab_size):
+        raise UserError('expected loaders with a tokenizer, or mask_id and vocab_size, got neither: '
+                        'MaskTokens(mask_id=3, vocab_size=4096)')
     if self.mask_id is None: self.mask_id = gap_id(tok)
     if self.vocab_size is None: self.vocab_size = max(tok.get_vocab().values()) + 1
-    if self.special is None: self.special = [EOT, PAD] if tok is None else [i for i, t in tok.get_added_tokens_decoder().items() if t.special]
+    if self.special is None: self.special = _specials(tok)
     self.special = sorted(self.special)
-    no_text = sorted({*self.special, self.mask_id})
-    if not 0 <= self.mask_id < self.vocab_size: raise UserError(f'expected a mask token below {self.vocab_size}, got {self.mask_id}')
-    text = sorted(set(range(self.vocab_size)) - set(no_text))       # what random tokens are drawn from
-    if not text: raise UserError(f'expected a vocabulary with text, got {self.vocab_size} tokens, all of them special: give vocab_size= or special=')
-    self.text = torch.tensor(text)
-    self.no_text = torch.tensor(no_text)
+    if not 0 <= self.mask_id < self.vocab_size:
+        raise UserError(f'expected a mask token below {self.vocab_size}, got {self.mask_id}')
+    no_text = {*self.special, self.mask_id}
+    text = sorted(set(range(self.vocab_size)) - no_text)
+    if not text: raise UserError(f'expected a vocabulary with text, got {self.vocab_size} tokens, '
+                                 'all of them special: give vocab_size= or special=')
+    self.text = torch.tensor(text) # what random tokens are drawn from
+    self.no_text = torch.tensor(sorted(no_text))
+
+def _specials(tok):
+    if tok is None: return [EOT, PAD]
+    return [i for i, token in tok.get_added_tokens_decoder().items() if token.special]
 
 @patch
 def hidden(self:MaskTokens,
     x:Tensor, # (B, T) ids
-    y:Tensor, # (B, T) targets as they came: only whether a row has any is looked at
+    y:Tensor, # (B, T) targets as the loader gives them; it only matters whether a row has any
     rows:Tensor, # (B) numbers of the rows
-): # (x, y) as `hide` gives them
+): # (x, y) as from `hide`
     "Hide tokens of a batch."
-    if self.text.device != x.device: self.text, self.no_text = self.text.to(x.device), self.no_text.to(x.device)
-    i = rows[:, None] * x.shape[1] + torch.arange(x.shape[1], device=x.device)
-    chosen, lot = choose_spans(i, self.rate, self.seed, self.p, self.longest) if self.spans else choose_tokens(i, self.rate, self.seed)
+    if self.text.device != x.device:
+        self.text = self.text.to(x.device)
+        self.no_text = self.no_text.to(x.device)
+    T = x.shape[1]
+    i = rows[:, None] * T + torch.arange(T, device=x.device)
+    if self.spans: chosen, lot = choose_spans(i, self.rate, self.seed, self.p, self.longest)
+    else: chosen, lot = choose_tokens(i, self.rate, self.seed)
     can = ~torch.isin(x, self.no_text) & (y != IGNORE).any(1, keepdim=True)
+    chosen = at_least_one(chosen, can, hashed(i, self.seed))
     other = self.text[_right(hashed(i, self.seed, 4), 1) % len(self.text)]
-    return hide(x, at_least_one(chosen, can, hashed(i, self.seed)), lot, other, self.mask_id, self.masked, self.random)
+    return hide(x, chosen, lot, other, self.mask_id, self.masked, self.random)
 
 # %% ../../nbs/api/31_train/02_masking.ipynb #0feb3ec5
 def masked_table(
@@ -198,54 +234,66 @@ def masked_table(
     y:Tensor, # (B, T) targets
     mask:int, # the mask token
     preds=None, # (B, T) predicted ids
-    max_n:int=3, # rows
+    max_n:int=3, # rows shown
     trunc_at:int=64, # tokens shown of each row
 ) -> str: # HTML: each row with its targets, and what was predicted for them
-    "Hidden text as a table."
-    heads = ['what the model sees', 'targets'] + ['predicted'] * (preds is not None)
-    body = []
+    "Show hidden text as a table."
+    heads = ['what the model sees', 'targets']
+    if preds is not None: heads.append('predicted')
+    rows = []
     for r in range(min(max_n, len(x))):
-        s, t = x[r, :trunc_at].tolist(), y[r, :trunc_at].tolist()
-        p = t if preds is None else preds[r, :trunc_at].tolist()
-        told = [(a, b, c) for a, b, c in zip(s, t, p) if b != IGNORE]
-        row = [''.join(_piece(tok, a, b, mask) for a, b in zip(s, t)), ' | '.join(_text(tok, b) for _, b, _ in told)]
-        body.append(row + [' | '.join(_colour(_text(tok, c), 140 if b == c else 0) for _, b, c in told)] * (preds is not None))
-    css = 'text-align:left;vertical-align:top;white-space:pre-wrap;font-family:monospace;font-size:85%;padding:.4em .8em'
-    line = lambda cells, tag: '<tr>' + ''.join(f'<{tag} style="{css}">{c}</{tag}>' for c in cells) + '</tr>'
-    return f'<table>{line(heads, "th")}{"".join(line(r, "td") for r in body)}</table>'
+        seen, targets = x[r, :trunc_at].tolist(), y[r, :trunc_at].tolist()
+        places = [i for i, t in enumerate(targets) if t != IGNORE]
+        row = [''.join(_piece(tok, s, t, mask) for s, t in zip(seen, targets)),
+               ' | '.join(_text(tok, targets[i]) for i in places)]
+        if preds is not None:
+            guesses = preds[r, :trunc_at].tolist()
+            row.append(' | '.join(_guess(tok, guesses[i], targets[i]) for i in places))
+        rows.append(row)
+    return f'<table>{_line(heads, "th")}{"".join(_line(row, "td") for row in rows)}</table>'
 
+_CELL = 'text-align:left;vertical-align:top;white-space:pre-wrap;font-family:monospace;font-size:85%;padding:.4em .8em'
+_BLUE, _RED, _GREEN = 220, 0, 140
+
+def _line(cells, tag): return '<tr>' + ''.join(f'<{tag} style="{_CELL}">{c}</{tag}>' for c in cells) + '</tr>'
 def _text(tok, i): return escape(decode(tok, [i], False))
 def _colour(text, hue): return f'<span style="background:hsla({hue},60%,45%,.35)">{text}</span>'
+def _guess(tok, guess, target): return _colour(_text(tok, guess), _GREEN if guess == target else _RED)
+
 def _piece(tok, seen, target, mask):
-    "A token as it is seen: hidden in blue, random in red, shown although it is a target in green."
+    "Return a token as it is seen: hidden in blue, random in red, shown although it is a target in green."
     if target == IGNORE: return _text(tok, seen)
-    if seen == mask: return _colour(' ? ', 220)
-    return _colour(_text(tok, seen), 140 if seen == target else 0)
+    if seen == mask: return _colour(' ? ', _BLUE)
+    return _guess(tok, seen, target)
 
 # %% ../../nbs/api/31_train/02_masking.ipynb #1b101ee5
 class MaskedLoss(LMLoss):
     "Mean nats per target token, from the hidden states at the targets alone."
     def __call__(self, h, y): # (B, T, D), (B, T) -> scalar, or (B, T) with reduction 'none'
         if self.reduction == 'none': return super().__call__(h, y)
-        there = (y.flatten() != IGNORE).nonzero()[:, 0]                # once: a GPU is waited for
-        return super().__call__(h.flatten(0, -2)[there], y.flatten()[there])
+        h, y = h.flatten(0, -2), y.flatten()
+        at = (y != IGNORE).nonzero()[:, 0] # waits for a GPU, once
+        return super().__call__(h[at], y[at])
 
 # %% ../../nbs/api/31_train/02_masking.ipynb #44da7ad7
 @patch
 @torch.no_grad()
 def show_results(self:MaskTokens,
-    ds_idx:int=1, # 0: training, 1: validation
+    ds_idx:int=1, # 0 for training, 1 for validation
     dl=None, # another loader
-    max_n:int=3, # rows
-    **kwargs # of `masked_table`
+    max_n:int=3, # rows shown
+    **kwargs # arguments of `masked_table`
 ):
     "Show what the model sees, the targets, and what it predicts for them."
     from IPython.display import HTML, display
     self.get_ready()
-    dl, model = self.dls[ds_idx] if dl is None else dl, self.learn.model
-    if getattr(dl, 'tok', None) is None: raise UserError('expected a loader with a tokenizer, to show ids as text: pass tok=')
-    x, *docs, y = (t[:max_n].to(next(model.parameters()).device) for t in dl.one_batch())
-    (x, y), training = self.hidden(x, y, torch.arange(len(x), device=x.device)), model.training
+    if dl is None: dl = self.dls[ds_idx]
+    if getattr(dl, 'tok', None) is None:
+        raise UserError('expected a loader with a tokenizer, to show ids as text: pass tok=')
+    model = self.learn.model
+    device, training = next(model.parameters()).device, model.training
+    x, *docs, y = (t[:max_n].to(device) for t in dl.one_batch())
+    x, y = self.hidden(x, y, torch.arange(len(x), device=device))
     preds = self.learn.loss_func.decodes(model.eval()(x, *docs))
     model.train(training)
     display(HTML(masked_table(dl.tok, x, y, self.mask_id, preds, max_n, **kwargs)))

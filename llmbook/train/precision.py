@@ -17,100 +17,121 @@ from .fp8 import from_float8, to_float8
 def best_precision(
     device, # torch.device or its name
 ) -> str: # 'bf16', 'fp16' or 'fp32'
-    "The precision that pays on a device."
+    "Return the precision that pays on a device."
     device = torch.device(device)
     if device.type == 'cuda': return 'bf16' if torch.cuda.get_device_capability(device)[0] >= 8 else 'fp16'
     if device.type == 'cpu': return 'bf16' if _has_amx() else 'fp32'
     return 'fp32'
 
 def _has_amx():
-    "Does this CPU have matrix units for bfloat16?"
+    "Tell whether this CPU has matrix units for bfloat16."
     test = getattr(torch.cpu, '_is_amx_tile_supported', None)
     return bool(test and test())
 
 # %% ../../nbs/api/31_train/06_precision.ipynb #6497f29d
-NEEDS = dict(fp32=None, tf32=(8, 0), bf16=(8, 0), fp16=(5, 3), fp8=(8, 9)) # the compute capability of CUDA devices; AMD's have no such numbers
-_LONG = dict(float32='fp32', bfloat16='bf16', float16='fp16') # as torch, a plan and the device table say it
+# the compute capability that a CUDA device needs; AMD has no such numbers
+NEEDS = dict(fp32=None, tf32=(8, 0), bf16=(8, 0), fp16=(5, 3), fp8=(8, 9))
+_SHORT = dict(float32='fp32', bfloat16='bf16', float16='fp16') # the names that torch, a plan and the device table use
 
 def check_precision(
     precision:str, # 'auto' or one of `NEEDS`; 'float32', 'bfloat16' and 'float16' are understood too
     device, # torch.device or its name
-    emulate:bool=False, # let a CPU imitate fp16 and fp8
-) -> str: # the precision, 'auto' settled; UserError if the device cannot do it
-    "Refuse what a device cannot do."
-    precision = _LONG.get(precision, precision)
-    if precision not in ('auto', *NEEDS): raise UserError(f"expected a precision ('auto', {', '.join(map(repr, NEEDS))}), got {precision!r}")
+    emulate:bool=False, # whether a CPU may imitate fp16 and fp8
+) -> str: # the precision, with 'auto' resolved; UserError if the device cannot compute in it
+    "Refuse a precision that the device cannot compute in."
+    precision = _known(precision)
     device = torch.device(device)
     if precision == 'auto': return best_precision(device)
-    if device.type != 'cuda':
-        if precision in ('fp32', 'bf16') or device.type == 'cpu' and emulate and precision != 'tf32': return precision
-        raise UserError(f"expected a CUDA device for {precision}, got {device.type}: use 'auto', 'bf16' or 'fp32'")
-    has, need = torch.cuda.get_device_capability(device), NEEDS[precision]
-    if need and has < need and not torch.version.hip: raise UserError(
-        f"expected a card of compute capability {need[0]}.{need[1]} for {precision}, got {has[0]}.{has[1]}: use 'auto' ({best_precision(device)})")
-    return precision
+    if device.type == 'cuda': return _check_card(precision, device)
+    emulated = device.type == 'cpu' and emulate and precision != 'tf32'
+    if precision in ('fp32', 'bf16') or emulated: return precision
+    raise UserError(f"expected a CUDA device for {precision}, got {device.type}: use 'auto', 'bf16' or 'fp32'")
+
+def _known(precision):
+    "Return the short name of a precision, or refuse it."
+    precision = _SHORT.get(precision, precision)
+    if precision in ('auto', *NEEDS): return precision
+    names = ', '.join(map(repr, NEEDS))
+    raise UserError(f"expected a precision ('auto', {names}), got {precision!r}")
+
+def _check_card(precision, device):
+    has, needs = torch.cuda.get_device_capability(device), NEEDS[precision]
+    if not needs or has >= needs or torch.version.hip: return precision
+    raise UserError(f"expected a card of compute capability {needs[0]}.{needs[1]} for {precision}, "
+                    f"got {has[0]}.{has[1]}: use 'auto' ({best_precision(device)})")
 
 # %% ../../nbs/api/31_train/06_precision.ipynb #7a1c0e02
 def take_over(
-    cb, # a callback; it keeps what was there as `inner`
-    name:str, # of a method of its Learner
-    f, # what is called instead
+    cb, # a callback; it keeps the method that was there as `inner`
+    name:str, # name of a method of its Learner
+    f, # the function to call instead
 ):
-    "Put `f` in the place of a Learner's method; what removed callbacks have left there goes."
-    l, left = cb.learn, lambda m: isinstance(getattr(m, '__self__', None), Callback) and m.__self__.learn is not l
-    while left(getattr(l, name)): setattr(l, name, getattr(l, name).__self__.inner)
-    if getattr(l, name) != f: cb.inner = getattr(l, name); setattr(l, name, f)
+    "Put `f` in the place of a Learner's method, and take away what removed callbacks have left there."
+    learn = cb.learn
+    def left_behind(method):
+        owner = getattr(method, '__self__', None)
+        return isinstance(owner, Callback) and owner.learn is not learn
+    method = getattr(learn, name)
+    while left_behind(method): method = method.__self__.inner
+    if method == f: return setattr(learn, name, method)
+    cb.inner = method
+    setattr(learn, name, f)
 
 # %% ../../nbs/api/31_train/06_precision.ipynb #3ad2c3dc
 class Precision(Callback):
-    "Run the model and the loss in a given precision; float32 weights, gradients and optimiser."
+    "Runs the model and the loss in a given precision; weights, gradients and optimiser stay in float32."
     order = MixedPrecision.order
     def __init__(self,
         precision:str='auto', # 'auto', 'fp32', 'tf32', 'bf16', 'fp16' or 'fp8'
-        emulate:bool=False, # let a CPU imitate fp16 and fp8: for tests and lessons
+        emulate:bool=False, # whether a CPU may imitate fp16 and fp8: for tests and lessons
     ):
-        precision = _LONG.get(precision, precision)
-        if precision not in ('auto', *NEEDS): check_precision(precision, 'cpu')
-        self.precision, self.emulate, self.scaler, self.skipped, self.cast, self.matmul, self.unscaled = precision, emulate, None, 0, None, None, False
+        self.precision, self.emulate = _known(precision), emulate
+        self.scaler, self.unscaled = None, False # of the loss, for fp16
+        self.skipped = 0 # steps whose scaled gradient overflowed
+        self.cast, self.matmul = None, None # what `leave` and `_matmul` have to undo
 
     def before_fit(self):
         device = next(self.model.parameters()).device
         self.used = check_precision(self.precision, device, self.emulate)
-        self.device, self.dtype = device.type, dict(bf16=torch.bfloat16, fp8=torch.bfloat16, fp16=torch.float16).get(self.used)
+        self.device = device.type
+        self.dtype = dict(bf16=torch.bfloat16, fp8=torch.bfloat16, fp16=torch.float16).get(self.used)
         if self.used == 'fp16' and not self.scaler: self.scaler = torch.amp.GradScaler(device.type)
         self.layers = to_float8(self.model) if self.used == 'fp8' else None
         take_over(self, 'one_batch', self._one_batch)
-    def after_fit(self): from_float8(self.model) if self.used == 'fp8' else None
+
+    def after_fit(self):
+        if self.used == 'fp8': from_float8(self.model)
 
     def _one_batch(self, i, b):
         try: self.inner(i, b)
-        finally: self.leave(); self._matmul(None)
+        finally:
+            self.leave()
+            self._matmul(None)
 
-    def before_batch(self): self._matmul('high' if self.used == 'tf32' else None); self.enter()
+    def before_batch(self):
+        self._matmul('high' if self.used == 'tf32' else None)
+        self.enter()
+
     def after_loss(self): self.leave()
 
-    @property
-    def param_groups(self): return [dict(params=list(ps)) for ps in self.opt.param_lists] # the scaler takes this callback for an optimiser
-    def step(self): self.finite = True
+    def enter(self):
+        "Compute in the chosen precision until `leave`."
+        if self.dtype is None and not torch.is_autocast_enabled(self.device): return # there is nothing to switch
+        if self.cast is not None: return
+        self.cast = torch.autocast(self.device, dtype=self.dtype, enabled=self.dtype is not None)
+        self.cast.__enter__()
 
-# %% ../../nbs/api/31_train/06_precision.ipynb #5fa6f296
-@patch
-def enter(self:Precision):
-    "Compute in the chosen precision until `leave`."
-    if self.dtype is None and not torch.is_autocast_enabled(self.device): return # there is nothing to switch
-    if self.cast is None: self.cast = torch.autocast(self.device, dtype=self.dtype, enabled=self.dtype is not None); self.cast.__enter__()
+    def leave(self):
+        "Compute as before `enter`; do nothing if that was not called."
+        if self.cast is None: return
+        self.cast.__exit__(None, None, None)
+        self.cast = None
 
-@patch
-def leave(self:Precision):
-    "Compute as before `enter`; nothing happens if that was not called."
-    if self.cast is not None: self.cast.__exit__(None, None, None); self.cast = None
-
-@patch
-def _matmul(self:Precision, how):
-    "Set how a GPU computes float32 products, and remember what it was; None puts it back."
-    if how and self.matmul is None: self.matmul = torch.get_float32_matmul_precision()
-    if how or self.matmul: torch.set_float32_matmul_precision(how or self.matmul)
-    if not how: self.matmul = None
+    def _matmul(self, how):
+        "Set how a GPU computes float32 products, and remember the setting from before; None restores it."
+        if how and self.matmul is None: self.matmul = torch.get_float32_matmul_precision()
+        if how or self.matmul: torch.set_float32_matmul_precision(how or self.matmul)
+        if not how: self.matmul = None
 
 # %% ../../nbs/api/31_train/06_precision.ipynb #cd3e71da
 @patch
@@ -118,28 +139,42 @@ def before_backward(self:Precision):
     "Scale the loss, so that small gradients do not vanish in 16 bits."
     if self.scaler: self.learn.loss_grad = self.scaler.scale(self.loss_grad)
 
+@patch(as_prop=True)
+def param_groups(self:Precision): # for the scaler, which takes this callback for an optimiser
+    return [dict(params=list(ps)) for ps in self.opt.param_lists]
+
+@patch
+def step(self:Precision): self.finite = True # the scaler calls it if no gradient overflowed
+
 @patch
 def before_step(self:Precision):
-    "Put gradients back to their size; leave the step out if one overflowed."
+    "Scale the gradients back; skip the step if one overflowed."
     if not self.scaler: return
     self.finite = False
-    self.scaler.unscale_(self); self.scaler.step(self)     # calls `step` above if no gradient overflowed
+    self.scaler.unscale_(self)
+    self.scaler.step(self)
     self.unscaled = True
     if self.finite: return
     self.skipped += 1
     if self.scaler.get_scale() >= 1: raise CancelStepException
-    if not hasattr(self.learn, 'clip_grad'): raise UserError('the gradients are not finite at any scale: lower the learning rate, or use bf16 or fp32')
+    if not hasattr(self.learn, 'clip_grad'):
+        raise UserError('the gradients are not finite at any scale: lower the learning rate, or use bf16 or fp32')
 
 @patch
 def after_step(self:Precision):
-    "Let the scale follow."
-    if self.unscaled: self.scaler.update(); self.unscaled = False
+    "Let the scale follow the gradients."
+    if not self.unscaled: return
+    self.scaler.update()
+    self.unscaled = False
 
 @patch
 def checkpoint_state(self:Precision):
-    "What a resumed run needs."
+    "Return what a resumed run needs."
     return dict(scaler=self.scaler.state_dict() if self.scaler else None, skipped=self.skipped)
+
 @patch
 def load_checkpoint_state(self:Precision, s):
-    "Go on with what `checkpoint_state` gave."
-    if self.scaler and s.get('scaler'): self.scaler.load_state_dict(s['scaler']); self.skipped = s['skipped']
+    "Restore what `checkpoint_state` returned."
+    if not self.scaler or not s.get('scaler'): return
+    self.scaler.load_state_dict(s['scaler'])
+    self.skipped = s['skipped']

@@ -15,40 +15,44 @@ from fastai.learner import Learner
 from ..core import UserError
 
 # %% ../../nbs/api/31_train/03_schedules.ipynb #f29ec093
-DECAYS = dict(linear=lambda t: 1 - t, sqrt=lambda t: 1 - math.sqrt(t), cosine=lambda t: (1 + math.cos(math.pi * t)) / 2)
+DECAYS = dict(linear=lambda t: 1 - t,
+              sqrt=lambda t: 1 - math.sqrt(t),
+              cosine=lambda t: (1 + math.cos(math.pi * t)) / 2)
 
-def _falls(shape):
-    if shape not in DECAYS: raise UserError(f'expected a decay of {", ".join(DECAYS)}, got {shape!r}')
-    return DECAYS[shape]
+def _warming(lr, pos, warmup): # from 1 % of the rate to all of it
+    return lr * (.01 + .99 * pos / warmup)
 
 def wsd(
-    lr, # the plateau: a number, or an array with one a layer group
+    lr, # rate of the plateau: a number, or an array with one rate for each layer group
     warmup:float=.02, # share of the run that warms up
     decay:float=.4, # share of the run that decays, at its end
     final:float=0., # share of `lr` at the very end
-    shape:str='linear', # of the fall: 'linear', 'sqrt' (1 - sqrt) or 'cosine'
-): # a function from the share of the run done (0 to 1) to the learning rate
-    "Warm-up, stable, decay."
+    shape:str='linear', # shape of the fall: 'linear', 'sqrt' (1 - sqrt) or 'cosine'
+): # a function from the completed share of the run (0 to 1) to the learning rate
+    "Make a schedule that warms up, stays and decays."
     if not 0 < warmup < 1 or not 0 < decay < 1 or warmup + decay >= 1:
         raise UserError(f'expected warm-up and decay shares above 0 that leave a plateau, got {warmup} and {decay}')
-    fall = _falls(shape)
+    if shape not in DECAYS: raise UserError(f'expected a decay of {", ".join(DECAYS)}, got {shape!r}')
+    fall = DECAYS[shape]
     def at(pos):
-        if pos < warmup: return lr * (.01 + .99 * pos / warmup)
-        t = min((pos - 1 + decay) / decay, 1.)
-        return lr * (final + (1 - final) * fall(t)) if t > 0 else lr * 1.
+        if pos < warmup: return _warming(lr, pos, warmup)
+        fallen = min((pos - 1 + decay) / decay, 1.)
+        if fallen <= 0: return lr * 1.
+        return lr * (final + (1 - final) * fall(fallen))
     return at
 
 # %% ../../nbs/api/31_train/03_schedules.ipynb #27437667
 def cosine(
-    lr, # the peak: a number, or an array with one a layer group
+    lr, # peak rate: a number, or an array with one rate for each layer group
     warmup:float=.02, # share of the run that warms up
     final:float=.1, # share of `lr` at the very end
-): # a function from the share of the run done (0 to 1) to the learning rate
-    "A warm-up, then half a wave of the cosine."
+): # a function from the completed share of the run (0 to 1) to the learning rate
+    "Make a schedule that warms up, then falls as half a wave of the cosine."
     if not 0 < warmup < 1: raise UserError(f'expected a warm-up share above 0 and below 1, got {warmup}')
     def at(pos):
-        if pos < warmup: return lr * (.01 + .99 * pos / warmup)
-        return lr * (final + (1 - final) * DECAYS['cosine'](min((pos - warmup) / (1 - warmup), 1.)))
+        if pos < warmup: return _warming(lr, pos, warmup)
+        fallen = min((pos - warmup) / (1 - warmup), 1.)
+        return lr * (final + (1 - final) * DECAYS['cosine'](fallen))
     return at
 
 # %% ../../nbs/api/31_train/03_schedules.ipynb #06db8488
@@ -61,32 +65,35 @@ def _fit(learn, n_epoch, lr_max, warmup, schedule, wd, cbs, reset_opt):
         warmup = warmup / steps
     learn.opt.set_hyper('lr', learn.lr if lr_max is None else lr_max)
     lrs = np.array([h['lr'] for h in learn.opt.hypers])
-    learn.fit(n_epoch, cbs=L(cbs) + L(ParamScheduler({'lr': schedule(lrs, warmup)})), wd=wd)
+    scheduler = ParamScheduler({'lr': schedule(lrs, warmup)})
+    learn.fit(n_epoch, cbs=L(cbs) + L(scheduler), wd=wd)
 
 @patch
 def fit_wsd(self:Learner,
-    n_epoch:int, # epochs; an epoch ends with a validation
-    lr_max=None, # plateau, a number or a slice over the layer groups; default the Learner's own
+    n_epoch:int, # number of epochs; each ends with a validation
+    lr_max=None, # rate of the plateau: a number, or a slice over the layer groups; None: the Learner's own
     warmup:float=.02, # share of the run that warms up, or a number of steps
     decay:float=.4, # share of the run that decays
-    wd:float|None=None, # weight decay; default the optimiser's own
+    wd:float|None=None, # weight decay; None: the optimiser's own
     cbs=None, # more callbacks
-    reset_opt:bool=False, # forget the optimiser's state first
+    reset_opt:bool=False, # whether to forget the optimiser's state first
     final:float=0., # share of the plateau at the very end
-    shape:str='linear', # of the fall: 'linear', 'sqrt' or 'cosine'
+    shape:str='linear', # shape of the fall: 'linear', 'sqrt' or 'cosine'
 ):
     "Train with a warm-up, a plateau and a fall to zero."
-    _fit(self, n_epoch, lr_max, warmup, lambda lr, w: wsd(lr, w, decay, final, shape), wd, cbs, reset_opt)
+    def schedule(lr, warmup): return wsd(lr, warmup, decay, final, shape)
+    _fit(self, n_epoch, lr_max, warmup, schedule, wd, cbs, reset_opt)
 
 @patch
 def fit_cosine(self:Learner,
-    n_epoch:int, # epochs; an epoch ends with a validation
-    lr_max=None, # peak, a number or a slice over the layer groups; default the Learner's own
+    n_epoch:int, # number of epochs; each ends with a validation
+    lr_max=None, # peak rate: a number, or a slice over the layer groups; None: the Learner's own
     warmup:float=.02, # share of the run that warms up, or a number of steps
     final:float=.1, # share of the peak at the very end
-    wd:float|None=None, # weight decay; default the optimiser's own
+    wd:float|None=None, # weight decay; None: the optimiser's own
     cbs=None, # more callbacks
-    reset_opt:bool=False, # forget the optimiser's state first
+    reset_opt:bool=False, # whether to forget the optimiser's state first
 ):
     "Train with a warm-up and a cosine."
-    _fit(self, n_epoch, lr_max, warmup, lambda lr, w: cosine(lr, w, final), wd, cbs, reset_opt)
+    def schedule(lr, warmup): return cosine(lr, warmup, final)
+    _fit(self, n_epoch, lr_max, warmup, schedule, wd, cbs, reset_opt)
