@@ -2602,6 +2602,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'llmbook.train.loss._long': ('api/31_train/loss.html#_long', 'llmbook/train/loss.py'),
                                     'llmbook.train.loss._nats': ('api/31_train/loss.html#_nats', 'llmbook/train/loss.py'),
                                     'llmbook.train.loss._one_pass': ('api/31_train/loss.html#_one_pass', 'llmbook/train/loss.py'),
+                                    'llmbook.train.loss._padding': ('api/31_train/loss.html#_padding', 'llmbook/train/loss.py'),
                                     'llmbook.train.loss._softmax': ('api/31_train/loss.html#_softmax', 'llmbook/train/loss.py'),
                                     'llmbook.train.loss.linear_cross_entropy': ( 'api/31_train/loss.html#linear_cross_entropy',
                                                                                  'llmbook/train/loss.py'),

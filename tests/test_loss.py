@@ -140,3 +140,25 @@ def test_what_is_no_token_and_what_is_no_chunk_are_refused(f):
         with pytest.raises(UserError): f(h, w, torch.zeros(6, dtype=torch.long), chunk=chunk)
         with pytest.raises(UserError): LMLoss(torch.nn.Linear(D, V), chunk=chunk)
     assert not f(h, w, torch.full((6,), IGNORE))[0].any()
+
+
+@pytest.mark.parametrize('kw', [{}, dict(z_loss=.1), dict(bias=True), dict(compile=True)], ids=str)
+def test_a_padded_head_gives_the_same(kw, monkeypatch):
+    "As on a GPU, where the number of tokens becomes a multiple of 64."
+    import llmbook.train.loss as loss
+    torch.manual_seed(0)
+    h, w, y = torch.randn(20, D), torch.randn(V, D), torch.randint(0, V, (20,))
+    y[3] = IGNORE
+    bias = torch.randn(V) if kw.get('bias') else None
+    options = {k: v for k, v in kw.items() if k != 'bias'}
+    monkeypatch.setattr(loss, '_compiled', lambda: loss._one_pass)
+
+    def results():
+        leaves = [t.clone().requires_grad_() for t in (h, w, bias) if t is not None]
+        total, n = linear_cross_entropy(leaves[0], leaves[1], y, 8, bias=leaves[2] if bias is not None else None, **options)
+        return [total.detach(), n, *torch.autograd.grad(total, leaves)]
+
+    plain = results()
+    monkeypatch.setattr(loss, '_padding', lambda w: -len(w) % 64)
+    assert V % 64
+    for a, b in zip(results(), plain): torch.testing.assert_close(a, b)

@@ -69,6 +69,12 @@ def _add_product(gw, p, h):
         gw += torch.mm(p.T, h, out_dtype=torch.float32) # not rounded to 16 bits on the way
     else: gw += p.T @ h
 
+_MULTIPLE = 64 # the matrix units of a GPU want rows whose length is a multiple of this
+
+def _padding(w):
+    "Return how many rows of zeros the head's matrix (V, D) gets on a GPU: with an odd V its products take three times as long."
+    return -len(w) % _MULTIPLE if w.is_cuda else 0
+
 class _LinearCrossEntropy(torch.autograd.Function):
     "The sum of nats over the targets; its gradients are made in the forward pass."
     @staticmethod
@@ -77,10 +83,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hc, wc = h.to(dtype), w.to(dtype)
         bc = None if b is None else b.to(dtype)
         want = any(ctx.needs_input_grad)
-        gh, gw, gb = (torch.zeros_like(t) if need else None for t, need in zip((h, w, b), ctx.needs_input_grad))
+        V, padding = len(w), _padding(w)
+        if padding:
+            wc = F.pad(wc, (0, 0, 0, padding))
+            bc = None if bc is None else F.pad(bc, (0, padding))
+        need_h, need_w, need_b, *_ = ctx.needs_input_grad
+        gh = torch.zeros_like(h) if need_h else None
+        gw = torch.zeros_like(wc, dtype=w.dtype) if need_w else None
+        gb = torch.zeros_like(bc, dtype=b.dtype) if need_b else None
         total = h.new_zeros((), dtype=torch.promote_types(h.dtype, torch.float32))
         with torch.autocast(h.device.type, enabled=False):
             for s, logits, t, real in _chunks(hc, wc, bc, y, chunk):
+                if padding: logits[:, V:] = -math.inf # no token, no share of the softmax, no gradient
                 whole = len(logits) == chunk # a last, shorter chunk would be compiled anew for every length
                 if compile and want and whole: nats, p = _compiled()(logits, t, real, z_loss)
                 else: nats, p = _softmax(logits, t, real, z_loss, want)
@@ -89,6 +103,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if p is not None: p = p.to(dtype)
                 if gh is not None: gh[s] = times(p, wc.T)
                 if gw is not None: _add_product(gw, p, hc[s])
+        if padding: gw, gb = (None if t is None else t[:V] for t in (gw, gb))
         ctx.save_for_backward(gh, gw, gb)
         return total
 
