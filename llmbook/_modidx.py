@@ -546,7 +546,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'llmbook/distributed/world.py'),
                                            'llmbook.distributed.world.world': ( 'api/30_distributed/world.html#world',
                                                                                 'llmbook/distributed/world.py')},
-            'llmbook.errors': { 'llmbook.errors._last': ('api/00_base/errors.html#_last', 'llmbook/errors.py'),
+            'llmbook.errors': { 'llmbook.errors._message': ('api/00_base/errors.html#_message', 'llmbook/errors.py'),
                                 'llmbook.errors._reader_left': ('api/00_base/errors.html#_reader_left', 'llmbook/errors.py'),
                                 'llmbook.errors.check_free': ('api/00_base/errors.html#check_free', 'llmbook/errors.py'),
                                 'llmbook.errors.plain_errors': ('api/00_base/errors.html#plain_errors', 'llmbook/errors.py')},
