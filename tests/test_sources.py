@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from llmbook.core import UserError
 from llmbook.read.doc import Doc, Reject
-from llmbook.read.filetype import LANGUAGES, Licences, file_type, identify_licence, path_id, spdx
+from llmbook.read.filetype import LANGUAGES, Licences, file_type, identify_licence, path_id, spdx_line
 from llmbook.read.formats import read_csv, read_jsonl, read_text
 from llmbook.read.sources import Unit, plan_units, read_file, read_sources, read_unit, source_paths
 from llmbook.read.streams import Unpacked, decode_page, open_stream, read_lines, whole_letters
@@ -368,7 +368,7 @@ def test_a_licence_is_found_upwards_and_not_above_the_source(tmp_path):
     below = {Path(d.id).name: d.licence for d in read_sources(tmp_path/'src')}
     assert below == {'b.c': '', 'COPYING': 'ISC', 'c.c': 'ISC', 'd.c': 'MIT', 'LICENSE-MIT': 'MIT', 'LICENSE-APACHE': 'Apache-2.0', 'e.c': 'Apache-2.0, MIT'}
     assert {Path(d.id).name: d.licence for d in read_sources(tmp_path)}['b.c'] == 'Apache-2.0'
-    assert Licences().of(tmp_path/'src'/'a'/'b.c') == '' and spdx('# nothing') == ''
+    assert Licences().of(tmp_path/'src'/'a'/'b.c') == '' and spdx_line('# nothing') == ''
 
 
 # --- pages ---
