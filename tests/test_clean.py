@@ -297,7 +297,7 @@ def test_python_is_the_same_program_after_cleaning(docs):
     assert seen > 80
 
 def test_the_same_in_every_process():
-    code = ("from llmbook.clean.text import clean, mask_personal; from llmbook.read.embedded import embedded_corpus; import hashlib\n"
+    code = ("from llmbook.clean.pii import mask_personal; from llmbook.clean.text import clean; from llmbook.read.embedded import embedded_corpus; import hashlib\n"
             "print(hashlib.sha256(''.join(str(mask_personal(clean(d).text)) for d in embedded_corpus(300_000)).encode()).hexdigest())")
     runs = {subprocess.run([sys.executable, '-c', code], env={**os.environ, 'PYTHONHASHSEED': s}, capture_output=True, text=True, check=True).stdout for s in ('0', '1')}
     assert len(runs) == 1

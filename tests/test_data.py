@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from llmbook.core import UserError
 from llmbook.filters import presets as rules
-from llmbook.clean.text import clean, mask_personal, repair
+from llmbook.clean.pii import mask_personal
+from llmbook.clean.text import clean, repair
 from llmbook.dedup.near import Deduper, choose_bands, dedup, jaccard, shingles
 from llmbook.filters.presets import PRESETS, Drop, View, check
 from llmbook.prepare.splits import assign_splits, split_of
