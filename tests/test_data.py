@@ -323,7 +323,7 @@ def test_the_order_of_the_documents_does_not_matter(docs):
     def kept(ds): return {d.id for d, keep in zip(ds, dedup(ds).keep) if keep}
     assert kept(some) == kept(shuffled)
 
-def test_texts_without_words_or_blanks():
+def test_texts_without_words_or_spaces():
     japanese = '日本語の文章は空白がない。' * 9
     r = dedup([('a', ''), ('b', ' '), ('c', '...'), ('d', japanese), ('e', japanese + '終'), ('f', 'one')])
     assert r.cluster == [0, 0, 2, 3, 3, 5]
