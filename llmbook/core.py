@@ -42,7 +42,6 @@ def whole_number(
     if isinstance(n, (int, np.integer)) and n >= least: return n
     raise UserError(f'expected {name} to be a whole number, {least} or more, got {n!r}: give one')
 
-# %% ../nbs/api/00_base/00_core.ipynb #19e3d78b
 def within(
     x, # any value
     low:float, # smallest allowed value
@@ -62,7 +61,6 @@ def human_bytes(
         n /= 1000
     return f'{n:.3g} TB'
 
-# %% ../nbs/api/00_base/00_core.ipynb #acd5ce72
 def human_count(
     n:float, # count
 ) -> str: # such as '124M'
@@ -72,7 +70,6 @@ def human_count(
         n /= 1000
     return f'{n:.3g}T'
 
-# %% ../nbs/api/00_base/00_core.ipynb #0111c2e2
 def human_time(
     s:float, # seconds
 ) -> str: # such as '3 h 2 min'
@@ -138,12 +135,11 @@ def _plain(x):
     if hasattr(x, '__dict__'): return vars(x)
     return str(x)
 
-# %% ../nbs/api/00_base/00_core.ipynb #54fe107f
 def read_json(
     path:str|Path, # JSON file
     remedy:str='delete it and run again', # what the user should do if the file is damaged
 ): # the object; UserError with the position of the damage
-    "Read a JSON file, or raise `UserError` that says what is wrong with it."
+    "Read a JSON file, or raise a `UserError` that says what is wrong with it."
     path = Path(path)
     try: return json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError: raise UserError(f'expected a file at {path}, found none') from None

@@ -17,7 +17,7 @@ from .core import UserError
 def plain_errors(
     f, # command
 ): # the command, which in a shell ends with one line instead of a traceback
-    "Turn the errors that a user can mend into one line."
+    "Turn the errors that a user can fix into one line."
     @wraps(f)
     def _f(*args, **kwargs):
         if not is_cli(): return f(*args, **kwargs)
@@ -32,7 +32,7 @@ def plain_errors(
             raise SystemExit(130) from None
         except (OSError, SafetensorError) as e:
             if isinstance(e, BrokenPipeError) and _reader_left(): raise SystemExit(141) from None
-            remedy = 'mend that, or give another place, and run the same command again'
+            remedy = 'fix that, or give another folder, and run the same command again'
             raise CliError(f'error: {_message(e)}: {remedy}') from None
         except UnicodeDecodeError as e:
             found = f'found other bytes ({e.reason} at {e.start})'

@@ -256,7 +256,7 @@ def dolma(*parts):
 
 @needs_data
 def test_labelled_addresses_of_a_crawl():
-    "Find every address that Dolma labelled with a high score; telephone numbers, which it did not label, are found too."
+    "Find every address that Dolma labelled with a high score, and besides only telephone numbers, which it has not."
     texts = {d['id']: d['text'] for d in dolma('documents', '000.json.gz')}
     wanted = {}
     for a in dolma('attributes', 'pii', '000.json.gz'):

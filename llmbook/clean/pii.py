@@ -178,11 +178,12 @@ _STEPS = ( # in this order; without marks, the pattern sees the whole text
     _Step('phone', 'phone', _PHONE, _phone),
     _Step('label', 'phone', _LABELLED, _phone))
 
-def _in_lines(text, picture, marks, mask):
-    "Apply `mask` to the suspect lines and copy the others in one piece."
+# %% ../../nbs/api/11_clean/01_pii.ipynb #7b3bbdec
+def _masked(text, lines, mask):
+    "Apply `mask` to some lines, given as (start, end), and copy the others in one piece."
     parts = []
     at = 0
-    for start, end in _suspects(picture, marks):
+    for start, end in lines:
         line = text[start:end]
         new = mask(line)
         if new == line: continue
@@ -197,22 +198,24 @@ def _pass(text, kinds, counts):
     for name, kind, pattern, check in _STEPS:
         if kind not in kinds: continue
         if pattern is _PRIVATE and 'PRIVATE KEY' not in text: continue
+        lines = [(0, len(text))]
+        if name:
+            table, marks = _MARKS[name]
+            if table not in pictures: pictures[table] = raw.translate(table)
+            lines = _suspects(pictures[table], marks)
+            if not lines: continue
         def checked(m):
             new = check(m)
             if new != m[0]: counts[kind] = counts.get(kind, 0) + 1
             return new
-        def mask(s): return pattern.sub(checked, s)
-        if name:
-            table, marks = _MARKS[name]
-            if table not in pictures: pictures[table] = raw.translate(table)
-            new = _in_lines(text, pictures[table], marks, mask)
-        else: new = mask(text)
+        new = _masked(text, lines, lambda line: pattern.sub(checked, line))
         if new != text:
             text = new
             raw = text.encode('ascii', 'replace')
             pictures = {}
     return text
 
+# %% ../../nbs/api/11_clean/01_pii.ipynb #0a4d6d38
 def mask_personal(
     text:str, # any text
     kinds:tuple[str]|None=None, # some of PERSONAL; None for all of them

@@ -138,6 +138,7 @@ def _queue(package, part, seed):
         doc = _load(package, part, name, path)
         if doc: yield doc
 
+# %% ../../nbs/api/10_read/07_embedded.ipynb #a489bbe1
 def _topics(seed):
     "Yield the chapters of Python's own language reference."
     try: from pydoc_data.topics import topics

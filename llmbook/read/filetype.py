@@ -104,6 +104,8 @@ _PHRASES = [(re.compile(phrase), name) for phrase, name in [
     (r'altered source versions must be plainly marked', 'Zlib'),
     (r'\bcc0\b|creative commons zero', 'CC0-1.0'),
     (r'creative commons|\bcc[- ]by\b', 'CC-BY{}')]]
+
+# %% ../../nbs/api/10_read/02_filetype.ipynb #8c9bc0e2
 _VERSION = re.compile(r'(?:version|\bv\.?)\s*(\d(?:\.\d+)?)|\b(\d\.\d)\b')
 _CC_PARTS = {'NC': r'non-?commercial|-nc\b', 'ND': r'no-?deriv|-nd\b', 'SA': r'share-?alike|-sa\b'}
 

@@ -258,6 +258,7 @@ def _rows(batch, at, id, source, text_field):
     else:
         for n, row in enumerate(rows, at): yield record(plain(row), f'{id}:{n}', source, text_field)
 
+# %% ../../nbs/api/10_read/05_formats.ipynb #c6fe20d2
 def read_parquet(
     f:io.BufferedReader, # stream from `open_stream`
     id:str, # name of the file

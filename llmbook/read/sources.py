@@ -40,6 +40,7 @@ def _by_form(f, kind, id, source, text_field, part, licence, limit):
     if form == 'text': return read_text(f, id, source, kind.kind, kind.language, licence, limit)
     return {'warc': read_warc, 'pdf': read_pdf}[form](f, id, source, limit)
 
+# %% ../../nbs/api/10_read/08_sources.ipynb #a80463a9
 def _check_regular(path):
     "Raise `OSError` for a folder or a pipe; for a folder that may not be listed, the system's own error."
     if stat.S_ISREG(os.stat(path).st_mode): return
@@ -264,6 +265,7 @@ def _weight(path):
     packed = kind and (kind.packing or kind.form == 'parquet')
     return n, n * 4 if packed else n
 
+# %% ../../nbs/api/10_read/08_sources.ipynb #7d9d99a3
 def plan_units(
     sources:str|Path|list, # files, folders, patterns
     size:int=8 << 20, # bytes of a unit, about

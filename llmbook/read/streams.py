@@ -204,6 +204,7 @@ def _declared(data):
     name = _codec(m[1].decode('ascii', 'replace')) if m else ''
     return '' if name.startswith('utf-16') else name # whoever could read this word was not reading UTF-16
 
+# %% ../../nbs/api/10_read/03_streams.ipynb #246697d8
 def decode_page(
     data:bytes, # web page
     id:str, # for the reject
