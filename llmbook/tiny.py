@@ -8,85 +8,90 @@ __all__ = ['Grammar', 'copy_task']
 # %% ../nbs/api/00_base/01_tiny.ipynb #0cd807fc
 import math
 import numpy as np
-from fastcore.basics import patch
 from .core import UserError
 
 # %% ../nbs/api/00_base/01_tiny.ipynb #cc4bb91d
-def _stationary(p):
-    "The long-run share of each history, from a table (histories, symbols)."
-    n, pi = p.shape[1], np.full(len(p), 1 / len(p))
+def _stationary(table):
+    "Return the long-run share of each history, from a table (histories, symbols)."
+    n_histories, n_symbols = table.shape
+    shares = np.full(n_histories, 1 / n_histories)
     for _ in range(100_000):
-        new = (pi[:, None] * p).reshape(n, -1, n).sum(0).reshape(-1)  # drop the oldest symbol, take in the new one
-        if np.abs(new - pi).max() < 1e-14: break
-        pi = new
+        joint = shares[:, None] * table
+        new = joint.reshape(n_symbols, -1, n_symbols).sum(0).reshape(-1)  # drop the oldest symbol, take in the new one
+        if np.abs(new - shares).max() < 1e-14: break
+        shares = new
     return new / new.sum()
 
 # %% ../nbs/api/00_base/01_tiny.ipynb #ab0b1e4d
 class Grammar:
     "A random Markov source over a few symbols, with an entropy rate that is known exactly."
     def __init__(self,
-        n_symbols:int=6, # symbols are 0 .. n_symbols - 1
-        order:int=2, # how many symbols the next one depends on
-        evenness:float=.3, # of each row of the table (Dirichlet): small for rows with few likely symbols
-        seed:int=0, # another seed, another grammar
+        n_symbols:int=6, # number of symbols, which are 0 .. n_symbols - 1
+        order:int=2, # number of symbols that the next one depends on
+        evenness:float=.3, # Dirichlet parameter of each row of the table: small for rows with few likely symbols
+        seed:int=0, # each seed gives another grammar
     ):
         if not (n_symbols >= 2 and order >= 1 and order * math.log2(n_symbols) <= 12 and evenness > 0):
-            raise UserError(f'expected n_symbols >= 2, order >= 1, n_symbols ** order <= 4096 and evenness > 0, '
-                            f'got n_symbols={n_symbols}, order={order}, evenness={evenness}')
-        self.n_symbols, self.order = n_symbols, order
-        p = np.random.default_rng(seed).dirichlet([evenness] * n_symbols, n_symbols ** order) + 1e-3
-        self.p = p / p.sum(1, keepdims=True)     # (histories, symbols); every symbol stays possible
+            expected = 'n_symbols >= 2, order >= 1, n_symbols ** order <= 4096 and evenness > 0'
+            raise UserError(f'expected {expected}, got n_symbols={n_symbols}, order={order}, evenness={evenness}')
+        self.n_symbols = n_symbols
+        self.order = order
+        rng = np.random.default_rng(seed)
+        p = rng.dirichlet([evenness] * n_symbols, n_symbols ** order) + 1e-3  # every symbol stays possible
+        self.p = p / p.sum(1, keepdims=True)     # (histories, symbols)
         self.stationary = _stationary(self.p)    # (histories)
 
-    def __repr__(self): return f'Grammar({self.n_symbols} symbols, order {self.order}, {self.entropy():.4f} nats a symbol)'
+    def __repr__(self):
+        return f'Grammar({self.n_symbols} symbols, order {self.order}, {self.entropy():.4f} nats a symbol)'
 
     def entropy(self,
-        known:int|None=None, # how many of the last symbols one may look at; the order by default
+        known:int|None=None, # number of symbols that the model can look back; the order by default
     ) -> float: # nats per symbol
-        "The lowest mean loss of a model that sees the last `known` symbols."
-        k = self.order if known is None else min(known, self.order)
-        joint = (self.stationary[:, None] * self.p).reshape(-1, self.n_symbols ** k, self.n_symbols).sum(0)
+        "Return the lowest mean loss of a model that sees the last `known` symbols."
+        known = self.order if known is None else min(known, self.order)
+        joint = (self.stationary[:, None] * self.p).reshape(-1, self.n_symbols ** known, self.n_symbols).sum(0)
         given = joint / joint.sum(1, keepdims=True)
         return float(-(joint * np.log(given)).sum())
 
-# %% ../nbs/api/00_base/01_tiny.ipynb #4a423cb8
-@patch
-def sample(self:Grammar,
-    shape, # how many symbols, or (rows, length) for independent rows
-    seed:int=0, # the same seed, the same symbols
-) -> np.ndarray: # int64 of that shape
-    "Symbols from the source, which has been running for ever."
-    rows, length = shape if isinstance(shape, tuple) else (1, shape)
-    rng, cum = np.random.default_rng(seed), self.p.cumsum(1)
-    h = rng.choice(len(self.p), size=rows, p=self.stationary)
-    out = np.empty((rows, length), np.int64)
-    for t in range(length):
-        out[:, t] = s = (cum[h] < rng.random((rows, 1))).sum(1).clip(max=self.n_symbols - 1)
-        h = (h * self.n_symbols + s) % len(self.p)
-    return out if isinstance(shape, tuple) else out[0]
+    def sample(self,
+        shape, # number of symbols, or (rows, length) for independent rows
+        seed:int=0, # the same seed gives the same symbols
+    ) -> np.ndarray: # int64 of that shape
+        "Draw symbols from the source, as if it had been running for ever."
+        rows, length = shape if isinstance(shape, tuple) else (1, shape)
+        rng = np.random.default_rng(seed)
+        cumulated = self.p.cumsum(1)
+        history = rng.choice(len(self.p), size=rows, p=self.stationary)
+        out = np.empty((rows, length), np.int64)
+        for t in range(length):
+            below = cumulated[history] < rng.random((rows, 1))
+            symbol = below.sum(1).clip(max=self.n_symbols - 1)
+            out[:, t] = symbol
+            history = (history * self.n_symbols + symbol) % len(self.p)
+        return out if isinstance(shape, tuple) else out[0]
 
-# %% ../nbs/api/00_base/01_tiny.ipynb #d744d00e
-@patch
-def nats(self:Grammar,
-    symbols:np.ndarray, # (..., length)
-) -> np.ndarray: # (..., length - order): the first symbols are only history
-    "The surprise of each symbol to someone who knows the source."
-    h, n = 0, symbols.shape[-1] - self.order
-    for i in range(self.order): h = h * self.n_symbols + symbols[..., i:i + n]
-    return -np.log(self.p[h, symbols[..., self.order:]])
+    def nats(self,
+        symbols:np.ndarray, # (..., length)
+    ) -> np.ndarray: # (..., length - order): the first symbols are only history
+        "Return the surprise of each symbol to someone who knows the source."
+        n = symbols.shape[-1] - self.order
+        history = 0
+        for i in range(self.order): history = history * self.n_symbols + symbols[..., i:i + n]
+        return -np.log(self.p[history, symbols[..., self.order:]])
 
 # %% ../nbs/api/00_base/01_tiny.ipynb #d531355f
 def copy_task(
     rows:int, # B
     length:int=8, # symbols to copy
     n_symbols:int=8, # symbols are 0 .. n_symbols - 1; the separator is n_symbols
-    seed:int=0, # the same seed, the same rows
-): # (x, y), each (B, 2 * length) int64; y is -100 where there is no loss. The best loss is 0, without looking back log(n_symbols)
-    "Rows to copy, as inputs and targets one step apart."
+    seed:int=0, # the same seed gives the same rows
+): # (x, y), each (B, 2 * length) int64; y is -100 where there is no loss. The best loss is 0
+    "Make rows to copy, as inputs and targets one step apart."
     if min(rows, length, n_symbols) < 1:
         raise UserError(f'expected rows, length and n_symbols of at least 1, got {rows}, {length} and {n_symbols}')
-    s = np.random.default_rng(seed).integers(n_symbols, size=(rows, length))
-    full = np.concatenate((s, np.full((rows, 1), n_symbols), s), 1)
+    symbols = np.random.default_rng(seed).integers(n_symbols, size=(rows, length))
+    separator = np.full((rows, 1), n_symbols)
+    full = np.concatenate((symbols, separator, symbols), 1)
     x, y = full[:, :-1].copy(), full[:, 1:].copy()
     y[:, :length] = -100
     return x, y

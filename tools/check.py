@@ -1,4 +1,7 @@
-"""What `make test` runs: every notebook, then every test. Each part says how long it took; all run, also when one fails."""
+"""Run what `make test` runs: every notebook, then every test.
+
+Each part says how long it took, and the tests run even when a notebook fails.
+"""
 import os, subprocess, sys, time
 from pathlib import Path
 
@@ -11,31 +14,32 @@ def cores(): return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffini
 
 
 def part(name, *command, **env):
-    "Run one part and say how it went."
+    "Run one part, say how it went, and return whether it succeeded."
     print(f'== {name}', flush=True)
     start = time.perf_counter()
     ok = subprocess.run([str(c) for c in command], cwd=ROOT, env={**os.environ, **env}).returncode == 0
-    print(f'== {name}: {"ok" if ok else "FAILED"} in {time.perf_counter() - start:.0f} s', flush=True)
+    verdict = 'ok' if ok else 'FAILED'
+    print(f'== {name}: {verdict} in {time.perf_counter() - start:.0f} s', flush=True)
     return ok
 
 
 def notebooks():
-    "The notebooks share the cores: each worker's share of threads, or they would stand in each other's way."
+    "Run every notebook but the records; each worker gets its share of the cores."
+    command = [BIN/'nbdev-test', 'nbs', '--skip-folder-re', '^[_.]|^records$', '--n-workers', WORKERS, '--timing']
     threads = str(max(1, cores() // WORKERS))
-    return part('notebooks', BIN/'nbdev-test', 'nbs', '--skip-folder-re', '^[_.]|^records$', '--n-workers', WORKERS,
-                '--timing', OMP_NUM_THREADS=threads, MPLBACKEND='agg', HF_HUB_OFFLINE='1',
-                LLMBOOK_MINUTES='.2', LLMBOOK_MEGABYTES='3') # the book at a smaller size
+    smaller_book = dict(LLMBOOK_MINUTES='.2', LLMBOOK_MEGABYTES='3')
+    return part('notebooks', *command, OMP_NUM_THREADS=threads, MPLBACKEND='agg', HF_HUB_OFFLINE='1', **smaller_book)
 
 
 def tests(*args):
-    "pytest comes last, so that its closing line is the last one."
-    return subprocess.run([sys.executable, '-m', 'pytest', '-q', '--durations=8', *args], cwd=ROOT,
-                          env={**os.environ, 'HF_HUB_OFFLINE': '1'}).returncode == 0
+    "Run pytest, which comes last so that its closing line is the last one."
+    command = [sys.executable, '-m', 'pytest', '-q', '--durations=8', *args]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, 'HF_HUB_OFFLINE': '1'}).returncode == 0
 
 
 if __name__ == '__main__':
-    good = notebooks()
+    good_notebooks = notebooks()
     print('== tests', flush=True)
     good_tests = tests(*sys.argv[1:])
-    if not good: print('notebooks FAILED, see above', flush=True)
-    sys.exit(0 if good and good_tests else 1)
+    if not good_notebooks: print('notebooks FAILED, see above', flush=True)
+    sys.exit(0 if good_notebooks and good_tests else 1)

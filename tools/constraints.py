@@ -1,7 +1,8 @@
 """Write constraints.txt: the exact version of everything that `.[dev]` needs, as installed in this environment.
 
-For a maintainer: upgrade in .venv, run every test, then `python tools/constraints.py`. What is installed but not needed is left out,
-and so is a build's local part (`2.13.0+cpu` becomes `2.13.0`), so that the same file serves every platform's wheels.
+For a maintainer: upgrade in .venv, run every test, then `python tools/constraints.py`. Packages that are installed but
+not needed are left out, and so is a build's local part (`2.13.0+cpu` becomes `2.13.0`), so that the same file serves
+every platform's wheels.
 """
 from configparser import ConfigParser
 from importlib import metadata
@@ -16,7 +17,7 @@ HELD = {'soupsieve': '2.10'} # newer ones ask for Python 3.11.5, and Debian 12 h
 
 
 def wanted():
-    "The requirements of settings.ini, those for development too."
+    "Return the requirements of settings.ini, those for development too."
     cfg = ConfigParser(delimiters=['='])
     cfg.read(ROOT/'settings.ini', encoding='utf-8')
     lines = (cfg['DEFAULT']['requirements'] + cfg['DEFAULT']['dev_requirements']).splitlines()
@@ -24,13 +25,16 @@ def wanted():
 
 
 def applies(req, extras):
-    "Is `req` needed here, when its owner was asked for with `extras`?"
-    return not req.marker or any(req.marker.evaluate({**default_environment(), 'extra': e}) for e in extras or {''})
+    "Return whether `req` is needed here when its owner is required with `extras`."
+    if not req.marker: return True
+    environments = [{**default_environment(), 'extra': extra} for extra in extras or {''}]
+    return any(req.marker.evaluate(environment) for environment in environments)
 
 
 def closure(todo):
-    "Name -> version of the requirements and of all that they require in turn."
-    found, seen = {}, set()
+    "Return name -> version of the requirements and of all that they require in turn."
+    found = {}
+    seen = set()
     while todo:
         req = todo.pop()
         key = canonicalize_name(req.name), frozenset(req.extras)
@@ -45,5 +49,6 @@ def closure(todo):
 if __name__ == '__main__':
     pins = {**closure(wanted()), **HELD}
     head = '# The exact versions that the Makefile installs, tried together; written by tools/constraints.py\n'
-    (ROOT/'constraints.txt').write_text(head + ''.join(f'{n}=={v}\n' for n, v in sorted(pins.items())))
+    lines = [f'{name}=={version}\n' for name, version in sorted(pins.items())]
+    (ROOT/'constraints.txt').write_text(head + ''.join(lines))
     print(f'constraints.txt: {len(pins)} packages')

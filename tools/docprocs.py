@@ -1,7 +1,7 @@
 """nbdev's processors for documentation, with one changed.
 
-To show signatures, nbdev runs exported cells, and also every cell that imports something: an example with an import in it would
-run without what came before it. Here, of the cells that are not exported, only those run that do nothing but import.
+To show signatures, nbdev runs exported cells, and also every cell that imports something. An example with an import in
+it would then run without the cells before it. Here, a cell that is not exported runs only if all it does is import.
 """
 import ast
 from nbdev import processors
@@ -14,7 +14,7 @@ class exec_show_docs(processors.exec_show_docs):
 
 
 def needed(cell):
-    "Is this cell exported, a call of `show_doc`, or imports alone?"
+    "Return whether a cell is exported, calls `show_doc`, or does nothing but import."
     if {'export', 'exports', 'exporti'} & set(cell.directives_) or 'show_doc(' in cell.source: return True
     statements = cell.parsed_() or []
     return bool(statements) and all(isinstance(x, (ast.Import, ast.ImportFrom)) for x in statements)

@@ -1,4 +1,4 @@
-"A Sphinx extension: math as MathML, made while the site is built, so that pages need no script from anywhere."
+"A Sphinx extension that writes math as MathML while the site is built, so that pages need no script from anywhere."
 from docutils.nodes import SkipNode
 from latex2mathml.converter import convert
 

@@ -1,4 +1,7 @@
-"""Write README.md from nbs/index.ipynb, without Quarto: nbdev's processed notebook through nbconvert, links made to fit the top folder."""
+"""Write README.md from nbs/index.ipynb without Quarto.
+
+nbdev processes the notebook, nbconvert turns it into Markdown, and the links are made to fit the top folder.
+"""
 import os, re, sys
 from nbconvert import MarkdownExporter
 from nbdev.processors import FilterDefaults
@@ -13,7 +16,7 @@ RELATIVE = re.compile(r'(\]\()(?![a-z]+:|[/#])')
 
 
 def processed():
-    "The start page's cells with nbdev's directives carried out, as plain dicts."
+    "Return the start page's cells with nbdev's directives carried out, as plain dicts."
     os.chdir(ROOT) # nbdev looks for its configuration from here
     os.environ['IN_TEST'] = '1'
     nb = read_nb(ROOT/'nbs/index.ipynb')
@@ -22,24 +25,26 @@ def processed():
 
 
 def tidy(cell):
-    "One cell without its directives; the title that nbdev moved to the front matter becomes a heading again."
+    "Return one cell without its directives; the title that nbdev moved to the front matter becomes a heading again."
     src = cell['source'] if isinstance(cell['source'], str) else ''.join(cell['source'])
     if cell['cell_type'] == 'raw':
         head = front(src)
-        lines = [f"# {head['title']}"] + ([f"> {head['description']}"] if 'description' in head else [])
+        lines = [f"# {head['title']}"]
+        if 'description' in head: lines.append(f"> {head['description']}")
         return dict(cell_type='markdown', metadata={}, source='\n\n'.join(lines))
-    src = '\n'.join(l for l in src.splitlines() if not l.startswith(('#| ', '<!-- WARNING')))
-    extra = dict(execution_count=None, outputs=cell.get('outputs', [])) if cell['cell_type'] == 'code' else {}
-    return dict(cell_type=cell['cell_type'], metadata={}, source=src, **extra)
+    src = '\n'.join(line for line in src.splitlines() if not line.startswith(('#| ', '<!-- WARNING')))
+    res = dict(cell_type=cell['cell_type'], metadata={}, source=src)
+    if cell['cell_type'] == 'code': res |= dict(execution_count=None, outputs=cell.get('outputs', []))
+    return res
 
 
 def prose(text):
-    "Links that hold from the top folder: nbs/ before relative ones, and none into the site, which has no address yet."
+    "Put nbs/ before relative links, and remove links into the site, which has no address yet."
     return RELATIVE.sub(r'\1nbs/', SITE_LINK.sub(r'\1', text))
 
 
 def text():
-    "What README.md should hold."
+    "Return what README.md should hold."
     cells = [c for c in map(tidy, processed()) if c['source'].strip()]
     nb = from_dict(dict(nbformat=4, nbformat_minor=4, metadata={'language_info': {'name': 'python'}}, cells=cells))
     body, _ = MarkdownExporter().from_notebook_node(nb)
@@ -49,4 +54,6 @@ def text():
 
 if __name__ == '__main__':
     if '--stdout' in sys.argv: sys.stdout.write(text())
-    else: (ROOT/'README.md').write_text(text()); print('README.md written')
+    else:
+        (ROOT/'README.md').write_text(text())
+        print('README.md written')

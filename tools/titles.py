@@ -1,14 +1,14 @@
 """Give each notebook's title a cell of its own.
 
-nbdev turns the cell that starts with `# Title` into the page's title and description (its `> ` line, also the module's docstring)
-and drops whatever else stands in that cell. So the introduction has to start in the next one.
+nbdev turns the cell that starts with `# Title` into the page's title and description (its `> ` line, also the module's
+docstring) and drops whatever else stands in that cell. So the introduction has to start in the next one.
 """
 import hashlib, json
 from house import ROOT, notebooks
 
 
 def rest(source):
-    "(title and description, what else the cell holds)."
+    "Return (title and description, what else the cell holds)."
     lines = source.splitlines()
     n = 1
     while n < len(lines) and (not lines[n].strip() or lines[n].startswith('>')): n += 1
@@ -16,23 +16,25 @@ def rest(source):
 
 
 def title_cell(nb):
-    "The index of the cell with the title, or None."
-    return next((i for i, c in enumerate(nb['cells']) if c['cell_type'] == 'markdown' and ''.join(c['source']).startswith('# ')), None)
+    "Return the index of the cell with the title, or None."
+    for i, cell in enumerate(nb['cells']):
+        if cell['cell_type'] == 'markdown' and ''.join(cell['source']).startswith('# '): return i
 
 
 def crowded(path):
-    "Does text share the title's cell?"
+    "Return whether text shares the title's cell."
     nb = json.loads(path.read_text(encoding='utf-8'))
     i = title_cell(nb)
     return i is not None and bool(rest(''.join(nb['cells'][i]['source']))[1])
 
 
 def split(path):
-    "Move that text to a cell of its own."
+    "Move the text in the title's cell to a cell of its own."
     nb = json.loads(path.read_text(encoding='utf-8'))
     i = title_cell(nb)
     head, body = rest(''.join(nb['cells'][i]['source']))
-    new = dict(nb['cells'][i], id=hashlib.sha1(f'markdown{body}'.encode()).hexdigest()[:8], source=body.splitlines(True))
+    new_id = hashlib.sha1(f'markdown{body}'.encode()).hexdigest()[:8]
+    new = dict(nb['cells'][i], id=new_id, source=body.splitlines(True))
     nb['cells'][i]['source'] = head.splitlines(True)
     nb['cells'].insert(i + 1, new)
     path.write_text(json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + '\n', encoding='utf-8')
@@ -40,4 +42,6 @@ def split(path):
 
 if __name__ == '__main__':
     for p in notebooks():
-        if crowded(p): split(p); print(f'{p.relative_to(ROOT)}: the introduction moved out of the title cell')
+        if not crowded(p): continue
+        split(p)
+        print(f'{p.relative_to(ROOT)}: the introduction moved out of the title cell')

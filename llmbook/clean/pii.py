@@ -7,7 +7,7 @@ __all__ = ['PERSONAL', 'mask_personal']
 
 # %% ../../nbs/api/11_clean/01_pii.ipynb #83ed0d84
 import ipaddress, math, re
-from collections import Counter
+from collections import Counter, namedtuple
 from ..core import UserError
 
 # %% ../../nbs/api/11_clean/01_pii.ipynb #f8aa4698
@@ -15,65 +15,83 @@ _EMAIL = re.compile(r'(?<![\w.+-])[\w.+-]{1,64}@((?:[A-Za-z0-9-]{1,63}\.){1,8}[A
 _NOBODY = re.compile(r'(?i)(^|\.)(example(\.\w+)?|test|invalid|localhost)$')
 
 def _email(m):
-    "Reserved domains and the user `git` are nobody's."
+    "Mask an address, unless its domain is reserved or its user is `git`."
     return m[0] if _NOBODY.search(m[1]) or m[0].startswith('git@') else '<email>'
 
 # %% ../../nbs/api/11_clean/01_pii.ipynb #b1210776
 _IPV4 = re.compile(r'(?<![\w.])\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}(?!\w|\.\d)')
 _IPV6 = re.compile(r'(?<![\w:.])[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,34}(?<!:)(?:::)?(?![\w:]|\.\d)')
-_VERSION = re.compile(r'(?i)(\b(versions?|ver|release|rev|v|section|sec|chapter|rfc|build|file|product)\.?|[<>=~!]=|§)\s*"?$')
+_VERSION = re.compile(r'(?i)(\b(versions?|ver|release|rev|v|section|sec|chapter|rfc|build|file|product)\.?'
+                      r'|[<>=~!]=|§)\s*"?$')
 
 def _ip(m):
-    "Only addresses that are routed, and that are not versions or sections."
+    "Mask an address that is routed, unless it is a version or a section."
     before = m.string[max(0, m.start() - 12):m.start()]
-    digits = m[0].split('.')
-    if _VERSION.search(before) or len(max(digits[:3], key=len)) == 1 and len(digits[-1]) < 3 and len(set(digits)) > 1: return m[0]
+    if _VERSION.search(before): return m[0]
+    groups = m[0].split('.')
+    single_digits = len(max(groups[:3], key=len)) == 1
+    if single_digits and len(groups[-1]) < 3 and len(set(groups)) > 1: return m[0]
     try: address = ipaddress.ip_address(m[0])
     except ValueError: return m[0]
     return '<ip>' if address.is_global and not address.is_multicast else m[0]
 
 # %% ../../nbs/api/11_clean/01_pii.ipynb #60e01aa6
-_COUNTRY = r'(?:1|7|2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]|2[1-689]\d|3[578]\d|42\d|50\d|59\d|6[789]\d|80\d|8[578]\d|9[679][0-8])'
+_COUNTRY = (r'(?:1|7|2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]|2[1-689]\d|3[578]\d|42\d|50\d|59\d|6[789]\d'
+            r'|80\d|8[578]\d|9[679][0-8])')
 _PHONE = re.compile(rf'''(?x)(?<![\w+=*/^\)\].-])(?:
     \+{_COUNTRY}[ .\-/]?(?:\(0?\d{{1,4}}\)[ .\-/]?)?\d{{1,5}}(?:[ .\-/]?\d{{2,5}}){{1,5}} # international
   | (?:1[-. ])?(?:\([2-9]\d\d\)[ ]?|[2-9]\d\d[-.])[2-9]\d\d[-.]\d{{4}}                       # United States
   | (?:1[-. ])?\([2-9]\d\d\)[ ]?[2-9]\d\d[ ]\d{{4}} )(?![\w-]|[.,]\d)''')
-_LABELLED = re.compile(r'(?i)(\b(?:tel|telephone|phone|fax|mobile)\b\.?(?: ?(?:no|number)\b\.?)?:?[ \t]{0,3})(\(?\d[\d ().\-/]{5,18}\d)(?![\w-]|[.,]\d)')
+_LABELLED = re.compile(r'(?i)(\b(?:tel|telephone|phone|fax|mobile)\b\.?(?: ?(?:no|number)\b\.?)?:?[ \t]{0,3})'
+                       r'(\(?\d[\d ().\-/]{5,18}\d)(?![\w-]|[.,]\d)')
 _NOVEL = re.compile(r'555[-. ]?01\d\d$')
 
 def _phone(m):
-    "Seven to fifteen digits (eight or more with a country code), and not a number from a novel."
+    "Mask seven to fifteen digits (eight or more with a country code), unless they are from a novel."
     label, number = m.groups() if m.re is _LABELLED else ('', m[0])
-    n = sum(c.isdigit() for c in number)
-    return f'{label}<phone>' if (7 if label else 8) <= n <= 15 and not _NOVEL.search(number) else m[0]
+    digits = sum(c.isdigit() for c in number)
+    least = 7 if label else 8
+    return f'{label}<phone>' if least <= digits <= 15 and not _NOVEL.search(number) else m[0]
 
 # %% ../../nbs/api/11_clean/01_pii.ipynb #1ea9824a
-_CARD = re.compile(r'(?<![\w.,+-])(?:\d{4}([ -]?)\d{4}\1\d{4}\1\d{4}|3[47]\d{2}([ -]?)\d{6}\2\d{5}|3[068]\d{2}([ -]?)\d{6}\3\d{4})(?![\w-]|[.,]\d)')
-_NETWORK = re.compile(r'4|5[1-5]|2[2-7]|3[0-8]|6(?:011|5|4[4-9]|2)') # Visa, Mastercard, Amex, Diners, JCB, Discover, UnionPay
+_CARD = re.compile(r'(?<![\w.,+-])(?:\d{4}([ -]?)\d{4}\1\d{4}\1\d{4}|3[47]\d{2}([ -]?)\d{6}\2\d{5}'
+                   r'|3[068]\d{2}([ -]?)\d{6}\3\d{4})(?![\w-]|[.,]\d)')
+# Visa, Mastercard, Amex, Diners, JCB, Discover, UnionPay
+_NETWORK = re.compile(r'4|5[1-5]|2[2-7]|3[0-8]|6(?:011|5|4[4-9]|2)')
 
 def _luhn(digits):
-    "Does the check digit fit? Every second digit counts twice."
+    "Return whether the check digit fits; every second digit counts twice."
     return sum(sum(divmod(int(d) * (1 + i % 2), 10)) for i, d in enumerate(reversed(digits))) % 10 == 0
 
 def _card(m):
-    "A network's number with the right check digit; bare digits behind a bracket are somebody's argument."
+    "Mask a network's number with the right check digit, unless it is the bare argument of a call."
     digits = re.sub(r'\D', '', m[0])
-    if digits == m[0] and m.string[max(0, m.start() - 1):m.start()] == '(': return m[0]
+    before = m.string[max(0, m.start() - 1):m.start()]
+    if digits == m[0] and before == '(': return m[0]
     return '<card>' if _NETWORK.match(digits) and len(set(digits)) > 1 and _luhn(digits) else m[0]
 
 # %% ../../nbs/api/11_clean/01_pii.ipynb #8ca2423c
 _IBAN = re.compile(r'(?<![\w-])[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}')
-_LENGTH = {s[:2]: int(s[2:]) for s in '''AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DK18 DO28 EE20 EG29 ES24 FI18 FO18 FR27 GB22
-    GE22 GI23 GL18 GR27 GT28 HR21 HU28 IE22 IL23 IQ23 IS26 IT27 JO30 KW30 KZ20 LB28 LC32 LI21 LT20 LU20 LV21 MC27 MD24 ME22 MK19 MR27 MT31 MU30 NL18 NO15 PK24
-    PL28 PS29 PT25 QA29 RO24 RS22 SA24 SC31 SE24 SI19 SK24 SM27 SV28 TL23 TN24 TR26 UA29 VA22 VG24 XK20'''.split()}
+_LENGTH = {s[:2]: int(s[2:]) for s in '''
+    AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DK18 DO28 EE20 EG29 ES24 FI18 FO18
+    FR27 GB22 GE22 GI23 GL18 GR27 GT28 HR21 HU28 IE22 IL23 IQ23 IS26 IT27 JO30 KW30 KZ20 LB28 LC32 LI21 LT20 LU20 LV21
+    MC27 MD24 ME22 MK19 MR27 MT31 MU30 NL18 NO15 PK24 PL28 PS29 PT25 QA29 RO24 RS22 SA24 SC31 SE24 SI19 SK24 SM27 SV28
+    TL23 TN24 TR26 UA29 VA22 VG24 XK20'''.split()}
 
 def _iban(m):
-    "As many letters and digits as the country has; what the pattern read too much stays."
-    size, compact, end = _LENGTH.get(m[0][:2], 99), '', 0
-    while len(compact) < size and end < len(m[0]): compact, end = compact + m[0][end].strip(), end + 1
+    "Mask as many letters and digits as the country has, if the check digits fit; keep the rest of the match."
+    size = _LENGTH.get(m[0][:2], 99)
+    compact = ''
+    end = 0
+    while len(compact) < size and end < len(m[0]):
+        compact += m[0][end].strip()
+        end += 1
+    if len(compact) < size: return m[0]
     rest = m[0][end:]
-    ok = len(compact) == size and not (rest or m.string[m.end():m.end() + 1])[:1].isalnum() and int(''.join(str(int(c, 36)) for c in compact[4:] + compact[:4])) % 97 == 1
-    return '<iban>' + rest if ok else m[0]
+    after = (rest or m.string[m.end():m.end() + 1])[:1]
+    if after.isalnum(): return m[0]
+    number = ''.join(str(int(c, 36)) for c in compact[4:] + compact[:4])
+    return '<iban>' + rest if int(number) % 97 == 1 else m[0]
 
 # %% ../../nbs/api/11_clean/01_pii.ipynb #7a81c414
 _TOKEN = re.compile(r'''(?x)(?<![A-Za-z0-9_])(?:
@@ -85,82 +103,130 @@ _TOKEN = re.compile(r'''(?x)(?<![A-Za-z0-9_])(?:
   | sk-(?:proj-|ant-)?(?=[\w-]*\d)(?=[\w-]*[A-Z])[\w-]{32,255} | hf_[A-Za-z]{34} # OpenAI, Anthropic, Hugging Face
   | eyJ[\w-]{8,4096}\.eyJ[\w-]{8,8192}\.[\w-]{10,2048}                       # JSON Web Token
   )(?![A-Za-z0-9])''')
-_PRIVATE = re.compile(r'-----BEGIN ((?:[A-Z0-9]{1,12} ){0,3}PRIVATE KEY(?: BLOCK)?)-----(?:[A-Za-z0-9+/=\s\\:,.()]|-(?!----)){64,20000}-----END \1-----')
+_PRIVATE = re.compile(r'-----BEGIN ((?:[A-Z0-9]{1,12} ){0,3}PRIVATE KEY(?: BLOCK)?)-----'
+                      r'(?:[A-Za-z0-9+/=\s\\:,.()]|-(?!----)){64,20000}-----END \1-----')
+
 def _secret(m): return '<secret>'
 
 # %% ../../nbs/api/11_clean/01_pii.ipynb #ef9be1f7
 _ASSIGNED = re.compile(r'''[:=]\s?["']([A-Za-z0-9+/_.=~!@#$%^&*-]{16,200})["']''')
-_NAMED = re.compile(r'''(?i)(?:api_?key|apikey|secret|token|passw(?:or)?d|pwd|access_?key|private_?key|auth)(?:_\w{1,12})?["'\]]{0,2}\s?$''')
+_NAMED = re.compile(r'''(?i)(?:api_?key|apikey|secret|token|passw(?:or)?d|pwd|access_?key|private_?key|auth)'''
+                    r'''(?:_\w{1,12})?["'\]]{0,2}\s?$''')
 _DUMMY = re.compile(r'(?i)example|your|dummy|change|placeholder|xxxx|test|sample|1234567')
 
 def _entropy(s):
-    "Bits per character, from how often each one occurs in the string itself."
-    return -sum(n / len(s) * math.log2(n / len(s)) for n in Counter(s).values())
+    "Return the bits per character, from how often each one occurs in the string itself."
+    shares = [n / len(s) for n in Counter(s).values()]
+    return -sum(share * math.log2(share) for share in shares)
 
 def _assigned(m):
-    "A random value under a name that says it is secret; the quotes and the name stay."
-    value, before = m[1], m.string[max(0, m.start() - 40):m.start()].replace('-', '_')
+    "Mask a random value under a name that says it is secret; keep the quotes and the name."
+    value = m[1]
+    before = m.string[max(0, m.start() - 40):m.start()].replace('-', '_')
     random = re.search(r'\d', value) and re.search(r'[A-Za-z]', value) and _entropy(value) > 3.5
-    return m[0].replace(value, '<secret>') if random and _NAMED.search(before) and not _DUMMY.search(value) else m[0]
+    if random and _NAMED.search(before) and not _DUMMY.search(value): return m[0].replace(value, '<secret>')
+    return m[0]
 
 # %% ../../nbs/api/11_clean/01_pii.ipynb #a52c2169
-def _picture(alike, mark): return bytes(ord(mark) if chr(c) in alike else c for c in range(256))
-
 _DIGIT, _UPPER, _LOWER = '0123456789', 'ABCDEFGHIJKLMNOPQRSTUVWXYZ', 'abcdefghijklmnopqrstuvwxyz'
-_SHAPE = bytes(ord('0') if chr(c) in _DIGIT else ord('A') if chr(c) in _UPPER else c for c in range(256))
-_HEX, _RUNS = _picture(_DIGIT + 'abcdefABCDEF', '0'), _picture(_DIGIT + _UPPER + _LOWER, 'a')
-_MARKS = { # pattern -> the picture, and the strings of which any line with such a thing has one
-    'token': (_RUNS, (b'a' * 16,)), 'email': (_SHAPE, (b'@',)), 'iban': (_SHAPE, (b'AA00',)), 'ip4': (_SHAPE, (b'.0.', b'.00.', b'.000.')), 'ip6': (_HEX, (b'0000:',)),
-    'card': (_SHAPE, (b'0000 0000', b'0000-0000', b'00000000000000', b'0000 000000', b'0000-000000')), 'phone': (_SHAPE, (b'+0', b'000-0000', b'000.0000', b'000 0000')),
+
+def _picture(*groups):
+    "Return a table for `bytes.translate` that maps each group of characters to one of its own: (characters, mark)."
+    table = bytearray(range(256))
+    for characters, mark in groups:
+        for c in characters: table[ord(c)] = ord(mark)
+    return bytes(table)
+
+_SHAPE = _picture((_DIGIT, '0'), (_UPPER, 'A'))
+_HEX = _picture((_DIGIT + 'abcdefABCDEF', '0'))
+_RUNS = _picture((_DIGIT + _UPPER + _LOWER, 'a'))
+_MARKS = { # pattern -> its picture, and strings of which any line with a match has one
+    'token': (_RUNS, (b'a' * 16,)),
+    'email': (_SHAPE, (b'@',)),
+    'iban': (_SHAPE, (b'AA00',)),
+    'ip4': (_SHAPE, (b'.0.', b'.00.', b'.000.')),
+    'ip6': (_HEX, (b'0000:',)),
+    'card': (_SHAPE, (b'0000 0000', b'0000-0000', b'00000000000000', b'0000 000000', b'0000-000000')),
+    'phone': (_SHAPE, (b'+0', b'000-0000', b'000.0000', b'000 0000')),
     'label': (_SHAPE, (b'hone', b'el:', b'el.', b'ax:', b'ax.', b'obile:'))}
 
-def _suspects(seen, marks):
-    "The lines of a picture in which one of the marks occurs: (start, end), in order, each once."
+def _suspects(picture, marks):
+    "Return the lines of a picture in which one of the marks occurs: (start, end), in order, each once."
     spans = set()
     for mark in marks:
-        i = seen.find(mark)
+        i = picture.find(mark)
         while i >= 0:
-            start, end = seen.rfind(b'\n', 0, i) + 1, seen.find(b'\n', i)
-            if end < 0: end = len(seen)
+            start = picture.rfind(b'\n', 0, i) + 1
+            end = picture.find(b'\n', i)
+            if end < 0: end = len(picture)
             spans.add((start, end))
-            i = seen.find(mark, end)
+            i = picture.find(mark, end)
     return sorted(spans)
 
 # %% ../../nbs/api/11_clean/01_pii.ipynb #9c465cf0
 PERSONAL = ('email', 'ip', 'phone', 'card', 'iban', 'secret')
-_STEPS = ( # in this order: its marks, kind, pattern, check
-    ('', 'secret', _PRIVATE, _secret), ('', 'secret', _ASSIGNED, _assigned), ('token', 'secret', _TOKEN, _secret), ('email', 'email', _EMAIL, _email),
-    ('iban', 'iban', _IBAN, _iban), ('card', 'card', _CARD, _card), ('ip4', 'ip', _IPV4, _ip), ('ip6', 'ip', _IPV6, _ip), ('phone', 'phone', _PHONE, _phone), ('label', 'phone', _LABELLED, _phone))
+_Step = namedtuple('_Step', 'marks kind pattern check')
+_STEPS = ( # in this order; without marks, the pattern sees the whole text
+    _Step('', 'secret', _PRIVATE, _secret),
+    _Step('', 'secret', _ASSIGNED, _assigned),
+    _Step('token', 'secret', _TOKEN, _secret),
+    _Step('email', 'email', _EMAIL, _email),
+    _Step('iban', 'iban', _IBAN, _iban),
+    _Step('card', 'card', _CARD, _card),
+    _Step('ip4', 'ip', _IPV4, _ip),
+    _Step('ip6', 'ip', _IPV6, _ip),
+    _Step('phone', 'phone', _PHONE, _phone),
+    _Step('label', 'phone', _LABELLED, _phone))
 
-def _in_lines(text, seen, marks, sub):
-    "Apply `sub` to the suspect lines; the others are copied in one piece."
-    if not (spans := _suspects(seen, marks)): return text
-    parts, at = [], 0
-    for start, end in spans:
+# %% ../../nbs/api/11_clean/01_pii.ipynb #7b3bbdec
+def _masked(text, lines, mask):
+    "Apply `mask` to some lines, given as (start, end), and copy the others in one piece."
+    parts = []
+    at = 0
+    for start, end in lines:
         line = text[start:end]
-        if (new := sub(line)) != line: parts += [text[at:start], new]; at = end
+        new = mask(line)
+        if new == line: continue
+        parts += [text[at:start], new]
+        at = end
     return ''.join(parts) + text[at:] if parts else text
 
 def _pass(text, kinds, counts):
-    "Every pattern once; what it found goes into `counts`."
-    raw, pictures = text.encode('ascii', 'replace'), {}
+    "Apply every pattern once, and add what it found to `counts`."
+    raw = text.encode('ascii', 'replace')
+    pictures = {}
     for name, kind, pattern, check in _STEPS:
-        if kind not in kinds or pattern is _PRIVATE and 'PRIVATE KEY' not in text: continue
-        def mask(m):
-            if (new := check(m)) != m[0]: counts[kind] = counts.get(kind, 0) + 1
+        if kind not in kinds: continue
+        if pattern is _PRIVATE and 'PRIVATE KEY' not in text: continue
+        lines = [(0, len(text))]
+        if name:
+            table, marks = _MARKS[name]
+            if table not in pictures: pictures[table] = raw.translate(table)
+            lines = _suspects(pictures[table], marks)
+            if not lines: continue
+        def checked(m):
+            new = check(m)
+            if new != m[0]: counts[kind] = counts.get(kind, 0) + 1
             return new
-        table, marks = _MARKS.get(name, (None, ()))
-        if table and table not in pictures: pictures[table] = raw.translate(table)
-        new = _in_lines(text, pictures[table], marks, lambda line: pattern.sub(mask, line)) if table else pattern.sub(mask, text)
-        if new != text: text, raw, pictures = new, new.encode('ascii', 'replace'), {}
+        new = _masked(text, lines, lambda line: pattern.sub(checked, line))
+        if new != text:
+            text = new
+            raw = text.encode('ascii', 'replace')
+            pictures = {}
     return text
 
+# %% ../../nbs/api/11_clean/01_pii.ipynb #0a4d6d38
 def mask_personal(
-    text:str,
-    kinds:tuple[str]|None=None, # some of PERSONAL; None: all of them
-) -> tuple[str, dict]: # the text with placeholders, and kind -> count of what was found
-    "Replace e-mail, internet and bank addresses, telephone and card numbers and secrets by <email>, <ip>, <iban>, <phone>, <card>, <secret>."
-    if unknown := set(kinds or ()) - set(PERSONAL): raise UserError(f"expected kinds out of {', '.join(PERSONAL)}, got {sorted(unknown)}")
-    counts, before = {}, None
-    while text != before: text, before = _pass(text, PERSONAL if kinds is None else kinds, counts), text
+    text:str, # any text
+    kinds:tuple[str]|None=None, # some of PERSONAL; None for all of them
+) -> tuple[str, dict]: # text with placeholders, and kind -> count of what was found
+    "Replace e-mail, internet and bank addresses, telephone and card numbers and secrets by placeholders."
+    unknown = set(kinds or ()) - set(PERSONAL)
+    if unknown: raise UserError(f"expected kinds out of {', '.join(PERSONAL)}, got {sorted(unknown)}")
+    kinds = PERSONAL if kinds is None else kinds
+    counts = {}
+    before = None
+    while text != before:
+        before = text
+        text = _pass(text, kinds, counts)
     return text, counts

@@ -17,49 +17,54 @@ from .doc import KINDS, Doc
 from .filetype import is_licence
 
 # %% ../../nbs/api/10_read/07_embedded.ipynb #f77da0d5
-_SKIP = re.compile(r'''(^|/)(tests?|_?testing|_?vendor(ed)?|third_party|extern|idle_test|encodings|lib2to3|pydoc_data|ensurepip
-    |turtledemo|site-packages|dist-packages|__pycache__|locale|locales|node_modules)/
+_SKIP = re.compile(r'''(^|/)(tests?|_?testing|_?vendor(ed)?|third_party|extern|idle_test|encodings|lib2to3|pydoc_data
+    |ensurepip|turtledemo|site-packages|dist-packages|__pycache__|locale|locales|node_modules)/
     |(^|/)(test_[^/]*|[^/]*_test|conftest|_?version|__version__|[^/]*_pb2)\.py$''', re.X)
-_SMALL, _LARGE = 200, 60_000 # bytes: less says nothing, more is mostly tables
+_SMALL, _LARGE = 200, 60_000 # characters: less says nothing, more is mostly tables
 
 def _part(name):
-    "What a file of a package is good for; None for what is left out."
+    "Return what a file of a package is good for; None for a file that is left out."
     if is_licence(name.rpartition('/')[2]): return 'licence'
     if '.dist-info/' in name or name.startswith('..') or _SKIP.search(name): return None
     if name.endswith('.py'): return 'code'
     if name.endswith(('.md', '.rst')): return 'readme'
 
 def _stdlib():
-    "The standard library's files: (part, name, path)."
+    "Yield the standard library's files: (part, name, path)."
     root = Path(sysconfig.get_paths()['stdlib'])
     for folder, dirs, files in os.walk(root):
         here = Path(folder).relative_to(root).as_posix()
         dirs[:] = [d for d in dirs if not _SKIP.search(f'{here}/{d}/') and not d.startswith('config-')]
-        for f in files:
-            name = f if here == '.' else f'{here}/{f}'
-            if part := _part(name): yield part, name, Path(folder)/f
+        for file in files:
+            name = file if here == '.' else f'{here}/{file}'
+            part = _part(name)
+            if part: yield part, name, Path(folder)/file
 
 def _record_files(dist):
-    "A package's files, as it lists them itself."
+    "Yield a package's files, as it lists them itself: (part, name, path)."
     for row in csv.reader((dist.read_text('RECORD') or '').splitlines()):
-        if row and (part := _part(row[0])): yield part, row[0], dist.locate_file(row[0])
+        part = _part(row[0]) if row else None
+        if part: yield part, row[0], dist.locate_file(row[0])
 
 # %% ../../nbs/api/10_read/07_embedded.ipynb #86523480
 _Package = namedtuple('_Package', 'name licence readme files')
 
 def _licence(m):
-    "The licence a package states: expression, else classifier, else the first line of the field."
-    stated = [c.split('::')[-1].strip() for c in m.get_all('Classifier') or [] if c.startswith('License ::')]
-    return m.get('License-Expression') or ', '.join(stated) or (m.get('License') or '').strip().split('\n')[0][:60]
+    "Return the licence a package states: expression, else classifier, else the first line of the field."
+    classifiers = [c for c in m.get_all('Classifier') or [] if c.startswith('License ::')]
+    stated = ', '.join(c.split('::')[-1].strip() for c in classifiers)
+    return m.get('License-Expression') or stated or (m.get('License') or '').strip().split('\n')[0][:60]
 
 def _package(dist):
-    m, body = dist.metadata, dist.metadata.get_payload()
+    m = dist.metadata
+    body = m.get_payload()
     readme = body if isinstance(body, str) and body.strip() else m.get('Description') or ''
-    return _Package(m['Name'].lower(), _licence(m), readme.encode('utf-8', 'replace').decode(), sorted(_record_files(dist)))
+    readme = readme.encode('utf-8', 'replace').decode()
+    return _Package(m['Name'].lower(), _licence(m), readme, sorted(_record_files(dist)))
 
 @lru_cache(maxsize=1)
 def _packages():
-    "Every installed package but this one, by name."
+    "Return every installed package but this one, by name."
     res = {}
     for dist in metadata.distributions():
         name = (dist.metadata['Name'] or 'llmbook').lower() # a damaged installation has no name
@@ -70,15 +75,16 @@ def _packages():
 # %% ../../nbs/api/10_read/07_embedded.ipynb #6e07795e
 def _fair(
     queues, # name -> iterator of documents; on a tie the queue that is named first goes first
-    shares={}, # name -> weight, 1 if not named
+    shares={}, # name -> weight; 1 if not named
 ):
     "Interleave: the next document comes from the queue furthest behind its share of bytes."
-    heap = [(0., i, k) for i, k in enumerate(queues)]
+    heap = [(0., i, name) for i, name in enumerate(queues)]
     while heap:
-        used, i, k = heapq.heappop(heap)
-        if (doc := next(queues[k], None)) is not None:
-            yield doc
-            heapq.heappush(heap, (used + doc.nbytes / shares.get(k, 1), i, k))
+        used, i, name = heapq.heappop(heap)
+        doc = next(queues[name], None)
+        if doc is None: continue
+        yield doc
+        heapq.heappush(heap, (used + doc.nbytes / shares.get(name, 1), i, name))
 
 # %% ../../nbs/api/10_read/07_embedded.ipynb #8d6a049e
 _DOCSTRING = re.compile(r'''^[ \t]*(?:async[ ]+)?(?:def|class)[ ]+(?P<name>\w+)
@@ -86,14 +92,17 @@ _DOCSTRING = re.compile(r'''^[ \t]*(?:async[ ]+)?(?:def|class)[ ]+(?P<name>\w+)
 
 def docstrings(
     source:str, # Python source
-    shortest:int=120, # characters; a docstring with less is a label and not prose
+    shortest:int=120, # characters; a shorter docstring is a label and not prose
 ) -> str: # name, blank line, docstring, blank line, and so on; '' if there are none
-    "The docstrings of a module as one text."
-    name, res = '', []
+    "Return the docstrings of a module as one text."
+    name = ''
+    parts = []
     for m in _DOCSTRING.finditer(source):
         if m['name']: name = m['name']
-        elif len(m['doc']) >= shortest: res += [name] * bool(name) + [inspect.cleandoc(m['doc'])]
-    return '\n\n'.join(res)
+        elif len(m['doc']) >= shortest:
+            if name: parts.append(name)
+            parts.append(inspect.cleandoc(m['doc']))
+    return '\n\n'.join(parts)
 
 # %% ../../nbs/api/10_read/07_embedded.ipynb #581fce6c
 SHARES = dict(topics=3, readme=12, docstrings=30, code=50, licence=5) # of the bytes, while each lasts
@@ -102,68 +111,85 @@ _STDLIB_SHARE = {'python': 8} # the standard library counts as eight packages: i
 def _rank(seed, name): return hashlib.blake2b(f'{seed}:{name}'.encode(), digest_size=8).digest()
 
 def _load(package, part, name, path):
-    "One file as a document, or None if it is of no use."
+    "Return one file as a document, or None if it is of no use."
     try: text = Path(path).read_bytes().decode()
     except (OSError, UnicodeDecodeError): return None
     if not _SMALL <= len(text) <= _LARGE: return None
-    if part == 'docstrings': text = docstrings(text)
+    id = f'{package.name}/{name}'
+    if part == 'docstrings':
+        text = docstrings(text)
+        id += '#docstrings'
+    if len(text) < _SMALL: return None
     kind = part if part in KINDS else 'prose'
-    return Doc(text, f'{package.name}/{name}' + '#docstrings'*(part == 'docstrings'), 'embedded', kind, 'python' if kind == 'code' else 'en',
-               package.licence, dict(package=package.name, part=part)) if len(text) >= _SMALL else None
+    language = 'python' if kind == 'code' else 'en'
+    return Doc(text, id, 'embedded', kind, language, package.licence, dict(package=package.name, part=part))
 
 def _queue(package, part, seed):
-    "A package's documents of one part, in seeded order."
-    want = 'code' if part == 'docstrings' else part
-    files = sorted((_rank(seed, f'{package.name}/{n}'), n, p) for w, n, p in package.files if w == want)
+    "Yield a package's documents of one part, in seeded order."
+    about = dict(package=package.name, part=part)
     if part == 'readme' and len(package.readme) >= _SMALL:
-        yield Doc(package.readme, f'{package.name}/README', 'embedded', 'prose', 'en', package.licence, dict(package=package.name, part=part))
-    for rank, name, path in files:
-        if want == 'code' and (rank[-1] % 2 == 0) != (part == 'code'): continue
-        if doc := _load(package, part, name, path): yield doc
+        yield Doc(package.readme, f'{package.name}/README', 'embedded', 'prose', 'en', package.licence, about)
+    source = part in ('code', 'docstrings') # two parts that share the files of source
+    wanted = 'code' if source else part
+    files = [(name, path) for p, name, path in package.files if p == wanted]
+    for rank, name, path in sorted((_rank(seed, f'{package.name}/{name}'), name, path) for name, path in files):
+        half = 'code' if rank[-1] % 2 == 0 else 'docstrings'
+        if source and part != half: continue
+        doc = _load(package, part, name, path)
+        if doc: yield doc
 
+# %% ../../nbs/api/10_read/07_embedded.ipynb #a489bbe1
 def _topics(seed):
-    "The chapters of Python's own language reference."
+    "Yield the chapters of Python's own language reference."
     try: from pydoc_data.topics import topics
     except ImportError: return # some systems package Python without its documentation
-    for k in sorted(topics, key=lambda k: _rank(seed, k)):
-        yield Doc(topics[k], f'python/topics/{k}', 'embedded', 'prose', 'en', 'PSF-2.0', dict(package='python', part='topics'))
+    about = dict(package='python', part='topics')
+    for name in sorted(topics, key=lambda name: _rank(seed, name)):
+        yield Doc(topics[name], f'python/topics/{name}', 'embedded', 'prose', 'en', 'PSF-2.0', dict(about))
 
 # %% ../../nbs/api/10_read/07_embedded.ipynb #5a98d07e
 def embedded_corpus(
     max_bytes:int=16_000_000, # stop before the texts hold more than this, in UTF-8
-    seed:int=42, # another seed, another choice of files
+    seed:int=42, # each seed gives another choice of files
 ) -> Iterator[Doc]: # prose, code and licences, mixed; the same order in every process
-    "Real text that is on every machine with this package: documentation, sources, READMEs, licences."
-    if max_bytes <= 0: raise UserError(f'expected a budget of more than 0 bytes for the embedded corpus, got {max_bytes}')
+    "Read real text that is on every machine with this package: documentation, sources, READMEs, licences."
+    if max_bytes <= 0:
+        raise UserError(f'expected a budget of more than 0 bytes for the embedded corpus, got {max_bytes}')
     return _embedded(max_bytes, seed)
 
 def _embedded(max_bytes, seed):
-    packages = sorted(_packages().values(), key=lambda p: _rank(seed, p.name))
-    parts = {part: _fair({p.name: _queue(p, part, seed) for p in packages}, _STDLIB_SHARE) for part in SHARES if part != 'topics'}
+    packages = sorted(_packages().values(), key=lambda package: _rank(seed, package.name))
+    parts = {'topics': _topics(seed)}
+    for part in SHARES:
+        if part == 'topics': continue
+        queues = {package.name: _queue(package, part, seed) for package in packages}
+        parts[part] = _fair(queues, _STDLIB_SHARE)
     total = 0
-    for doc in _fair({'topics': _topics(seed), **parts}, SHARES):
+    for doc in _fair(parts, SHARES):
         total += doc.nbytes
         if total > max_bytes: return
         yield doc
 
 # %% ../../nbs/api/10_read/07_embedded.ipynb #98a60054
 def document_digest(
-    id:str, # its name
-    text:bytes, # UTF-8
+    id:str, # document's name
+    text:bytes, # document's text in UTF-8
 ) -> bytes: # 16
-    "A short name for a document."
+    "Return a short name for a document."
     h = hashlib.blake2b(id.encode('utf-8', 'replace') + b'\0', digest_size=16)
     h.update(text)
     return h.digest()
 
+# %% ../../nbs/api/10_read/07_embedded.ipynb #f994e7aa
 def combined_fingerprint(
-    digests:bytes, # of all documents, in order
+    digests:bytes, # digests of all documents, in order
 ) -> str: # 12 hexadecimal digits
-    "A short name for documents in this order, from their digests."
+    "Return a short name for documents in this order, from their digests."
     return hashlib.sha256(digests).hexdigest()[:12]
 
 def corpus_fingerprint(
     docs:Iterable[Doc], # read once; a generator is used up
 ) -> str: # 12 hexadecimal digits
-    "A short name for exactly these documents in this order."
-    return combined_fingerprint(b''.join(document_digest(d.id, d.text.encode('utf-8', 'replace')) for d in docs))
+    "Return a short name for exactly these documents in this order."
+    digests = [document_digest(d.id, d.text.encode('utf-8', 'replace')) for d in docs]
+    return combined_fingerprint(b''.join(digests))

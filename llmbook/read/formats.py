@@ -11,52 +11,62 @@ import csv, io, json
 from typing import Iterator
 from .doc import KINDS, Doc, Reject
 from .filetype import identify_licence
-from .streams import LIMIT, decode, decode_page, ended, pass_line, read_lines, whole_letters
+from .streams import LIMIT, decode_page, decode_text, ended, pass_line, read_lines, whole_letters
 
 # %% ../../nbs/api/10_read/05_formats.ipynb #178767fa
-def read_text(
-    f:io.BufferedReader, # from `open_stream`
-    id:str, # name of the file
-    source:str, # what the user asked for
-    kind:str='prose', # of the documents
-    language:str='', # of the documents
-    licence=None, # function from the head of the text to its licence; None leaves it empty
-    limit:int=LIMIT, # bytes; a larger file comes in pieces
-) -> Iterator[Doc|Reject]: # one, or the pieces
-    "A text file as a document."
-    data, i, owner = f.read(limit + 1), 0, None
-    while data:
-        stopped = ended(f, id, source)
-        if stopped: data = whole_letters(data)
-        cut = len(data) if len(data) <= limit else data.rfind(b'\n', 0, limit) + 1 or len(whole_letters(data[:limit])) or limit
-        i += cut < len(data) or i > 0
-        piece = f'{id}#{i}' if i else id
-        text = decode(data[:cut], piece, source)
-        if owner is None: owner = _owner(text, kind, licence)
-        yield text if isinstance(text, Reject) else Doc(text, piece, source, kind, language, owner)
-        data = data[cut:] + f.read(cut)
-    yield from ended(f, id, source)
+def _piece(data, limit):
+    "Return how many bytes of `data` the next piece takes."
+    if len(data) <= limit: return len(data)
+    after_line = data.rfind(b'\n', 0, limit) + 1
+    return after_line or len(whole_letters(data[:limit])) or limit
 
 def _owner(text, kind, licence):
-    "Under which licence a file is, by its first piece."
+    "Return the licence of a file, from its first piece."
     if isinstance(text, Reject) or not licence: return ''
     return identify_licence(text) if kind == 'licence' else licence(text[:4000])
 
+def read_text(
+    f:io.BufferedReader, # stream from `open_stream`
+    id:str, # name of the file
+    source:str, # source that the user named
+    kind:str='prose', # kind of the documents
+    language:str='', # language of the documents
+    licence=None, # function from the beginning of the text to its licence; None leaves the licence empty
+    limit:int=LIMIT, # bytes; a larger file comes in pieces
+) -> Iterator[Doc|Reject]: # one document, or the pieces
+    "Read a text file as a document."
+    data = f.read(limit + 1)
+    number = 0 # of the piece; 0 for a file that is read whole
+    owner = None
+    while data:
+        if ended(f, id, source): data = whole_letters(data)
+        cut = _piece(data, limit)
+        if number or cut < len(data): number += 1
+        name = f'{id}#{number}' if number else id
+        text = decode_text(data[:cut], name, source)
+        if owner is None: owner = _owner(text, kind, licence)
+        yield text if isinstance(text, Reject) else Doc(text, name, source, kind, language, owner)
+        data = data[cut:] + f.read(cut)
+    yield from ended(f, id, source)
+
 # %% ../../nbs/api/10_read/05_formats.ipynb #55f08ee0
 def read_html(
-    f:io.BufferedReader, # from `open_stream`
+    f:io.BufferedReader, # stream from `open_stream`
     id:str, # name of the file
-    source:str, # what the user asked for
-    licence=None, # function from the head of the page to its licence
+    source:str, # source that the user named
+    licence=None, # function from the beginning of the page to its licence
     limit:int=LIMIT, # bytes of a page
 ) -> Iterator[Doc|Reject]: # one
-    "A web page, as it is."
+    "Read a web page as it is."
     data = f.read(limit + 1)
-    if len(data) > limit: yield Reject(id, source, 'too long', f'a page of more than {limit:,} bytes'); return
+    if len(data) > limit:
+        yield Reject(id, source, 'too long', f'a page of more than {limit:,} bytes')
+        return
     stopped = ended(f, id, source)
     if data:
         text = decode_page(data, id, source)
-        yield text if isinstance(text, Reject) else Doc(text, id, source, 'html', '', licence(text[:4000]) if licence else '')
+        if isinstance(text, Reject): yield text
+        else: yield Doc(text, id, source, 'html', '', licence(text[:4000]) if licence else '')
     yield from stopped
 
 # %% ../../nbs/api/10_read/05_formats.ipynb #830c550d
@@ -65,61 +75,66 @@ _OWN = {*_FIELDS, 'id', 'meta'}
 
 def record(
     row, # what was read; anything but a dict with a text is a reject
-    id:str, # if the record does not bring its own
-    source:str, # what the user asked for
-    text_field:str='text', # where the text is
-) -> Doc|Reject: # 'no text', 'empty'
-    "A record as a document."
+    id:str, # name for a record that does not bring its own
+    source:str, # source that the user named
+    text_field:str='text', # field that holds the text
+) -> Doc|Reject: # the reject's reason is 'no text' or 'empty'
+    "Turn a record into a document."
     body = row.get(text_field) if isinstance(row, dict) else None
-    if not isinstance(body, str): return Reject(id, source, 'no text', f"expected an object with a string '{text_field}'")
+    if not isinstance(body, str):
+        return Reject(id, source, 'no text', f"expected an object with a string '{text_field}'")
     if not body or body.isspace(): return Reject(id, source, 'empty')
     meta = {k: v for k, v in row.items() if k not in _OWN and k != text_field}
-    if isinstance(more := row.get('meta'), dict): meta |= more
+    more = row.get('meta')
+    if isinstance(more, dict): meta |= more
     doc = Doc(body, str(row.get('id') or id), source, meta=meta)
-    for k in _FIELDS:
-        if (v := row.get(k)) and (k != 'kind' or v in KINDS): setattr(doc, k, str(v))
+    for field in _FIELDS:
+        value = row.get(field)
+        if value and (field != 'kind' or value in KINDS): setattr(doc, field, str(value))
     return doc
 
 # %% ../../nbs/api/10_read/05_formats.ipynb #ec62f7f0
 def _refuse(name): raise ValueError(f'{name} is not JSON')
+
 _JSON = json.JSONDecoder(parse_constant=_refuse)
 
-def _writable(row):
-    "UnicodeEncodeError if half a surrogate pair is anywhere in a record; asking whether a text is ASCII costs nothing."
+def _check_writable(row):
+    "Raise `UnicodeEncodeError` if half a surrogate pair is anywhere in a record."
     if not isinstance(row, dict): return
     for k, v in row.items():
-        k.isascii() or k.encode()
-        if isinstance(v, str): v.isascii() or v.encode()
+        if not k.isascii(): k.encode() # asking whether a text is ASCII costs nothing
+        if isinstance(v, str):
+            if not v.isascii(): v.encode()
         elif isinstance(v, (dict, list)): json.dumps(v, ensure_ascii=False).encode()
 
 def parse_line(
     line:bytes, # one line of jsonl
-    id:str, # if the record does not bring its own
-    source:str='', # what the user asked for
-    text_field:str='text', # where the text is
-) -> Doc|Reject: # 'broken JSON', 'not UTF-8', 'binary', 'no text', 'empty'
-    "One line of jsonl as a document."
+    id:str, # name for a record that does not bring its own
+    source:str='', # source that the user named
+    text_field:str='text', # field that holds the text
+) -> Doc|Reject: # the reject's reason is 'broken JSON', 'not UTF-8', 'binary', 'no text' or 'empty'
+    "Turn one line of jsonl into a document."
     try: row = _JSON.decode(line.decode())
     except (ValueError, RecursionError):
-        text = decode(line, id, source)
+        text = decode_text(line, id, source)
         if isinstance(text, Reject): return text
         try: row = _JSON.decode(text.rstrip())
         except (ValueError, RecursionError) as e: return Reject(id, source, 'broken JSON', str(e)[:80])
-    try: _writable(row)
+    try: _check_writable(row)
     except UnicodeEncodeError: return Reject(id, source, 'not UTF-8', 'half a surrogate pair')
     return record(row, id, source, text_field)
 
 # %% ../../nbs/api/10_read/05_formats.ipynb #73b617f2
 def read_jsonl(
-    f:io.BufferedReader, # from `open_stream`; seekable if start is given
+    f:io.BufferedReader, # stream from `open_stream`; seekable if `start` is given
     id:str, # name of the file
-    source:str, # what the user asked for
-    text_field:str='text', # where the text is
-    start:int=0, # the lines that begin from this byte on
-    end:int|None=None, # and before this one; None reads to the end
+    source:str, # source that the user named
+    text_field:str='text', # field that holds the text
+    start:int=0, # first byte of the part: the lines that begin in it are read
+    end:int|None=None, # byte after the part; None reads to the end
     limit:int=LIMIT, # bytes of a line
 ) -> Iterator[Doc|Reject]: # ids are FILE:BYTE where a record has none, the same however the file is cut
-    "The records of a jsonl file."
+    "Read the records of a jsonl file."
     for at, line in read_lines(f, start, end, limit):
         if line is None: yield Reject(f'{id}:{at}', source, 'too long', f'a line of more than {limit:,} bytes')
         elif line.isspace(): continue
@@ -129,80 +144,88 @@ def read_jsonl(
 
 # %% ../../nbs/api/10_read/05_formats.ipynb #0c85ff94
 def is_jsonl(
-    f:io.BufferedReader, # from `open_stream`; nothing is consumed
-) -> bool:
-    "Whether a file starts with one object on a line."
+    f:io.BufferedReader, # stream from `open_stream`; nothing is consumed
+) -> bool: # False for other JSON
+    "Return whether a file starts with one object on a line."
     head, newline, _ = f.peek(1 << 16).lstrip().partition(b'\n')
     return head[:1] == b'{' and (not newline or head.rstrip()[-1:] == b'}')
 
 # %% ../../nbs/api/10_read/05_formats.ipynb #4cbf034e
-_LOST = b'\0a line that was too long\n'
+_LOST = '\0a line that was too long'
 
 def _lines(f, limit):
-    "Lines for csv.reader: undecodable bytes are kept and found later; a mark stands for a line that is too long."
+    "Yield lines for csv.reader: undecodable bytes are kept to be found later; a mark replaces a line that is too long."
     while line := f.readline(limit + 1):
-        if len(line) > limit and line[-1] != 10: pass_line(f); line = _LOST
-        yield line.decode('utf-8', 'surrogateescape')
+        if len(line) > limit and line[-1] != 10:
+            pass_line(f)
+            yield _LOST + '\n'
+        else: yield line.decode('utf-8', 'surrogateescape')
 
 def _bad_row(cells, id, source):
-    "What is wrong with the letters of a row; None if nothing is."
+    "Return a reject if a row cannot be text, else None."
     s = ''.join(cells)
-    if '\0' in s: return Reject(id, source, 'too long', 'a line') if _LOST[:-1].decode() in s else Reject(id, source, 'binary', 'holds NUL bytes')
-    try: s.isascii() or s.encode()
+    if '\0' in s:
+        if _LOST in s: return Reject(id, source, 'too long', 'a line')
+        return Reject(id, source, 'binary', 'holds NUL bytes')
+    if s.isascii(): return None
+    try: s.encode()
     except UnicodeEncodeError as e: return Reject(id, source, 'not UTF-8', f'character {e.start} of the row')
 
 # %% ../../nbs/api/10_read/05_formats.ipynb #8f57ea37
+def _no_column(id, source, text_field, columns):
+    "Return the reject of a table that lacks the column with the text."
+    return Reject(id, source, 'no text', f"expected a column '{text_field}', got {', '.join(columns)}"[:200])
+
 def read_csv(
-    f:io.BufferedReader, # from `open_stream`
+    f:io.BufferedReader, # stream from `open_stream`
     id:str, # name of the file
-    source:str, # what the user asked for
-    text_field:str='text', # the column with the text
-    tabs:bool=False, # TSV: fields end with a tab, and there are no quotes
+    source:str, # source that the user named
+    text_field:str='text', # column that holds the text
+    tabs:bool=False, # True for TSV: fields end with a tab, and there are no quotes
     limit:int=LIMIT, # bytes of a line, characters of a field
 ) -> Iterator[Doc|Reject]: # ids are FILE:ROW where a row has none; the first row after the names is 1
-    "The rows of a CSV or TSV file."
+    "Read the rows of a CSV or TSV file."
     csv.field_size_limit(max(csv.field_size_limit(), limit)) # one number for the whole process: only ever raised
-    rows = csv.reader(_lines(f, limit), delimiter='\t' if tabs else ',', quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL)
-    names, i = None, -1
+    if tabs: rows = csv.reader(_lines(f, limit), delimiter='\t', quoting=csv.QUOTE_NONE)
+    else: rows = csv.reader(_lines(f, limit))
+    columns = None
+    n = -1
     while True:
-        i += 1
+        n += 1
+        name = f'{id}:{n}'
         try: cells = next(rows)
         except StopIteration: break
-        except csv.Error as e: yield Reject(f'{id}:{i}', source, 'too long' if 'limit' in str(e) else 'broken CSV', str(e)); continue
-        if bad := _bad_row(cells, f'{id}:{i}', source): yield bad
-        elif names is None:
-            names = [c.removeprefix('\ufeff').strip() for c in cells]
-            if text_field not in names: yield Reject(id, source, 'no text', f"expected a column '{text_field}', got {', '.join(names)}"[:200]); return
-        elif cells: yield record(dict(zip(names, cells)), f'{id}:{i}', source, text_field)
-        if names is None: return
+        except csv.Error as e:
+            yield Reject(name, source, 'too long' if 'limit' in str(e) else 'broken CSV', str(e))
+            continue
+        bad = _bad_row(cells, name, source)
+        if bad: yield bad
+        elif columns is None:
+            columns = [cell.removeprefix('\ufeff').strip() for cell in cells]
+            if text_field not in columns:
+                yield _no_column(id, source, text_field, columns)
+                return
+        elif cells: yield record(dict(zip(columns, cells)), name, source, text_field)
+        if columns is None: return
     yield from ended(f, id, source)
 
 # %% ../../nbs/api/10_read/05_formats.ipynb #09191348
 def plain(
     v, # whatever a table holds
-): # text, number, bool, None, and lists and dicts of them
-    "A value that JSON can hold: dates and the like become text, numbers that are none become None."
+): # text, number, bool or None, or lists and dicts of them
+    "Return a value that JSON can hold: dates and the like become text, nan and infinity become None."
     if v is None or isinstance(v, (str, int, bool)): return v
-    if isinstance(v, float): return v if v - v == 0 else None # not a number, infinite: no value
+    if isinstance(v, float): return v if v - v == 0 else None # infinity minus itself is nan
     if isinstance(v, (list, tuple)): return [plain(x) for x in v]
     if isinstance(v, dict): return {str(k): plain(x) for k, x in v.items()}
     return v.decode('utf-8', 'replace') if isinstance(v, bytes) else str(v)
 
-def _rows(batch, at, id, source, text_field):
-    "The rows of a batch, one at a time if a text in it is not UTF-8."
-    try: rows = batch.to_pylist()
-    except UnicodeDecodeError:
-        if len(batch) == 1: yield Reject(f'{id}:{at}', source, 'not UTF-8', 'a value of the row'); return
-        for k in range(len(batch)): yield from _rows(batch.slice(k, 1), at + k, id, source, text_field)
-        return
-    for k, row in enumerate(rows, at): yield record(plain(row), f'{id}:{k}', source, text_field)
-
 # %% ../../nbs/api/10_read/05_formats.ipynb #c79fa930
 def open_parquet(
-    f:io.BufferedReader, # from `open_stream`; a compressed one is unpacked into memory
+    f:io.BufferedReader, # stream from `open_stream`; a compressed one is unpacked into memory
     limit:int=LIMIT, # bytes that may be unpacked
 ): # a pyarrow ParquetFile; ValueError (pyarrow's own is one) if it is damaged
-    "A parquet file, ready to read its groups."
+    "Open a parquet file, ready to read its groups."
     import pyarrow as pa
     from pyarrow.parquet import ParquetFile
     if f.seekable(): return ParquetFile(f)
@@ -210,60 +233,83 @@ def open_parquet(
     if len(data) > limit: raise ValueError(f'packed parquet of more than {limit:,} bytes: unpack it')
     return ParquetFile(pa.BufferReader(data))
 
+# %% ../../nbs/api/10_read/05_formats.ipynb #35999db7
 def _opened(f, id, source, text_field, limit):
-    "(file, rows of each group, []), or the rejects of a file that cannot be read."
+    "Return (file, rows of each group, []), or (None, [], rejects) for a file that cannot be read."
     import pyarrow as pa
     head = f.peek(4)[:4]
     try:
-        p = open_parquet(f, limit)
-        sizes = [p.metadata.row_group(g).num_rows for g in range(p.num_row_groups)]
-        names = p.schema_arrow.names
+        table = open_parquet(f, limit)
+        sizes = [table.metadata.row_group(g).num_rows for g in range(table.num_row_groups)]
+        columns = table.schema_arrow.names
     except (OSError, ValueError, pa.ArrowException) as e:
-        cut = head == b'PAR1' and 'footer' in str(e)
-        return None, [], ended(f, id, source) or [Reject(id, source, 'truncated' if cut else 'damaged', str(e)[:120])]
-    if text_field in names: return p, sizes, []
-    return None, [], [Reject(id, source, 'no text', f"expected a column '{text_field}', got {', '.join(names)}"[:200])]
+        reason = 'truncated' if head == b'PAR1' and 'footer' in str(e) else 'damaged'
+        return None, [], ended(f, id, source) or [Reject(id, source, reason, str(e)[:120])]
+    if text_field in columns: return table, sizes, []
+    return None, [], [_no_column(id, source, text_field, columns)]
 
-# %% ../../nbs/api/10_read/05_formats.ipynb #35999db7
+def _rows(batch, at, id, source, text_field):
+    "Yield the documents of a batch whose first row is number `at`; one row at a time if a text in it is not UTF-8."
+    try: rows = batch.to_pylist()
+    except UnicodeDecodeError:
+        if len(batch) == 1: yield Reject(f'{id}:{at}', source, 'not UTF-8', 'a value of the row')
+        else:
+            for i in range(len(batch)): yield from _rows(batch.slice(i, 1), at + i, id, source, text_field)
+    else:
+        for n, row in enumerate(rows, at): yield record(plain(row), f'{id}:{n}', source, text_field)
+
+# %% ../../nbs/api/10_read/05_formats.ipynb #c6fe20d2
 def read_parquet(
-    f:io.BufferedReader, # from `open_stream`
+    f:io.BufferedReader, # stream from `open_stream`
     id:str, # name of the file
-    source:str, # what the user asked for
-    text_field:str='text', # the column with the text
-    start:int=0, # the groups from this one on
-    end:int|None=None, # and before this one; None reads to the end
-    limit:int=LIMIT, # bytes, if the file is packed again
+    source:str, # source that the user named
+    text_field:str='text', # column that holds the text
+    start:int=0, # first group of the part
+    end:int|None=None, # group after the part; None reads to the end
+    limit:int=LIMIT, # bytes that a file may unpack to if it was packed again
 ) -> Iterator[Doc|Reject]: # ids are FILE:ROW where a row has none; the first row is 0
-    "The rows of a parquet file."
+    "Read the rows of a parquet file."
     import pyarrow as pa
-    p, sizes, bad = _opened(f, id, source, text_field, limit)
-    if bad: yield from bad; return
-    for g in range(start, len(sizes) if end is None else min(end, len(sizes))):
-        at = sum(sizes[:g])
+    table, sizes, rejects = _opened(f, id, source, text_field, limit)
+    if rejects:
+        yield from rejects
+        return
+    end = len(sizes) if end is None else min(end, len(sizes))
+    for group in range(start, end):
+        at = sum(sizes[:group])
         try:
-            for batch in p.iter_batches(256, row_groups=[g], use_threads=False):
+            for batch in table.iter_batches(256, row_groups=[group], use_threads=False):
                 yield from _rows(batch, at, id, source, text_field)
                 at += len(batch)
-        except (OSError, pa.ArrowException) as e: yield Reject(f'{id}:{at}', source, 'damaged', f'group {g}: {e}'[:120])
+        except (OSError, pa.ArrowException) as e:
+            yield Reject(f'{id}:{at}', source, 'damaged', f'group {group}: {e}'[:120])
     yield from ended(f, id, source)
 
 # %% ../../nbs/api/10_read/05_formats.ipynb #253dac7c
 def read_pdf(
-    f:io.BufferedReader, # from `open_stream`
+    f:io.BufferedReader, # stream from `open_stream`
     id:str, # name of the file
-    source:str, # what the user asked for
+    source:str, # source that the user named
     limit:int=LIMIT, # bytes of the file
-) -> Iterator[Doc|Reject]: # one: 'damaged', 'unreadable' (a password), 'no text' (a scan), 'too long'
-    "The text of a PDF, page by page."
+) -> Iterator[Doc|Reject]: # one; the reject is 'damaged', 'unreadable' (a password), 'no text' (a scan) or 'too long'
+    "Read the text of a PDF, page by page."
     import logging
     from pypdf import PdfReader
     logging.getLogger('pypdf').setLevel(logging.CRITICAL) # it reports each oddity of a file
     data = f.read(limit + 1)
-    if len(data) > limit: yield Reject(id, source, 'too long', f'a PDF of more than {limit:,} bytes'); return
+    if len(data) > limit:
+        yield Reject(id, source, 'too long', f'a PDF of more than {limit:,} bytes')
+        return
     try:
         pdf = PdfReader(io.BytesIO(data))
-        if pdf.is_encrypted and not pdf.decrypt(''): yield Reject(id, source, 'unreadable', 'needs a password'); return
-        text = '\n\n'.join(page.extract_text() for page in pdf.pages).encode('utf-8', 'replace').decode()
-    except Exception as e: yield Reject(id, source, 'damaged', f'{type(e).__name__}: {e}'[:120]); return # broken files raise anything
-    yield Doc(text, id, source, meta={'pages': len(pdf.pages)}) if text.strip() else Reject(id, source, 'no text', 'only pictures?')
+        if pdf.is_encrypted and not pdf.decrypt(''):
+            yield Reject(id, source, 'unreadable', 'needs a password')
+            return
+        pages = [page.extract_text() for page in pdf.pages]
+    except Exception as e: # broken files raise anything
+        yield Reject(id, source, 'damaged', f'{type(e).__name__}: {e}'[:120])
+        return
+    text = '\n\n'.join(pages).encode('utf-8', 'replace').decode()
+    if text.strip(): yield Doc(text, id, source, meta={'pages': len(pages)})
+    else: yield Reject(id, source, 'no text', 'only pictures?')
     yield from ended(f, id, source)

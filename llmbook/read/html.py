@@ -12,13 +12,16 @@ from functools import lru_cache
 # %% ../../nbs/api/10_read/04_html.ipynb #15b7eff3
 _SURE = ('nav, footer, aside, dialog, menu, iframe, button, select, noscript, svg, template, [hidden],'
          '[role=navigation], [role=contentinfo], [role=search], [role=dialog]')
+_CLASSES = '''nav navbar navigation menu footer site-footer page-footer sidebar breadcrumb breadcrumbs skip-link skip
+    modal popup share sharing social cookie cookies hidden pagination noprint mw-editsection navbox advert
+    advertisement ads banner related related-posts comments'''
+_IDS = 'nav navigation menu footer sidebar comments cookie mw-navigation'
 _LIKELY = ('[role=menu], [role=menubar], [role=alert], [role=complementary], [aria-hidden=true],'
-           '[style*="display:none" i], [style*="display: none" i], [style*="visibility:hidden" i], [style*="visibility: hidden" i],'
+           '[style*="display:none" i], [style*="display: none" i],'
+           ' [style*="visibility:hidden" i], [style*="visibility: hidden" i],'
            'body > header:not(:has(p)), body > * > header:not(:has(h1, p)),'
-           + ', '.join('.' + c for c in '''nav navbar navigation menu footer site-footer page-footer sidebar breadcrumb breadcrumbs skip-link skip modal popup
-               share sharing social cookie cookies hidden pagination noprint mw-editsection navbox advert advertisement ads banner
-               related related-posts comments'''.split()) + ','
-           + ', '.join('#' + i for i in 'nav navigation menu footer sidebar comments cookie mw-navigation'.split()))
+           + ', '.join('.' + name for name in _CLASSES.split()) + ','
+           + ', '.join('#' + name for name in _IDS.split()))
 _LITTLE = 200 # characters: with less than that, the guesses may have been wrong
 
 # %% ../../nbs/api/10_read/04_html.ipynb #32c16bda
@@ -26,38 +29,41 @@ _DEEP = '*>' * 64 + '*'
 
 @lru_cache(maxsize=1)
 def _library():
-    "Resiliparse, imported when the first page comes."
+    "Import Resiliparse when the first page comes."
     from resiliparse.extract.html2text import extract_plain_text
     from resiliparse.parse.html import HTMLTree
     return HTMLTree.parse, extract_plain_text
 
 def _parse(page):
-    "A tree; half a surrogate pair, which is no character, is dropped."
+    "Parse a page, without any half surrogate pair, which is no character."
     parse, _ = _library()
     try: return parse(page)
     except UnicodeEncodeError: return parse(page.encode('utf-8', 'ignore').decode())
 
 def _layout(tree, *skip):
-    "The text of a tree without what the selectors match; one line if the tree is too deep to lay out."
+    "Return the text of a tree without what the selectors match; one line if the tree is too deep to lay out."
     _, extract = _library()
-    flat = tree.body is not None and tree.body.query_selector(_DEEP) is not None
-    return extract(tree, preserve_formatting=not flat, alt_texts=False, skip_elements=list(skip))
+    too_deep = tree.body is not None and tree.body.query_selector(_DEEP) is not None
+    return extract(tree, preserve_formatting=not too_deep, alt_texts=False, skip_elements=list(skip))
 
 # %% ../../nbs/api/10_read/04_html.ipynb #2c64cfd4
 _CELL = re.compile(r'(?<=[^\t\n])(?:\t\t)+')
 
 def read_page(
     page:str, # HTML, whole or broken
-) -> tuple[str, str]: # title ('' if there is none), main text ('' if there is none)
-    "The title of a web page and its main text, laid out as lines (Resiliparse)."
+) -> tuple[str, str]: # title and main text, each '' if there is none
+    "Return the title of a web page and its main text, laid out as lines (Resiliparse)."
     tree = _parse(page)
     text = _layout(tree, _SURE, _LIKELY)
-    if len(text) < _LITTLE and len(more := _layout(tree, _SURE)) > 5 * len(text): text = more
-    return (tree.title or '').strip(), (_CELL.sub('\t', text) if '\t\t' in text else text).strip('\n').rstrip()
+    if len(text) < _LITTLE:
+        more = _layout(tree, _SURE)
+        if len(more) > 5 * len(text): text = more
+    if '\t\t' in text: text = _CELL.sub('\t', text)
+    return (tree.title or '').strip(), text.strip('\n').rstrip()
 
 # %% ../../nbs/api/10_read/04_html.ipynb #bae46591
 def extract_html(
     page:str, # HTML, whole or broken
 ) -> str: # '' if there is no text
-    "The main text of a web page: headings, paragraphs, items and code as lines; menus, scripts and footers gone."
+    "Return the main text of a web page: headings, paragraphs, items and code, without menus, scripts and footers."
     return read_page(page)[1]

@@ -24,42 +24,48 @@ from .warc import read_warc
 _all_ = ['Doc', 'Reject', 'embedded_corpus', 'corpus_fingerprint', 'docstrings']
 
 # %% ../../nbs/api/10_read/08_sources.ipynb #82122f72
-SUFFIXES = {f'.{s}': 'html' if form == 'html' else 'prose' for s, form in FORMS.items()} | {f'.{s}': 'code' for s in LANGUAGES}
+_KINDS = {f'.{s}': 'html' if form == 'html' else 'prose' for s, form in FORMS.items()}
+SUFFIXES = _KINDS | {f'.{s}': 'code' for s in LANGUAGES} # suffix -> kind of the documents
 
-def _by_form(f, kind, id, source, field, part, licence, limit):
-    "The documents of an open file."
+def _by_form(f, kind, id, source, text_field, part, licence, limit):
+    "Hand an open file to the reader of its format."
     form = kind.form
-    if form == 'json' and not part[0] and not is_jsonl(f): return iter([Reject(id, source, 'unknown type', 'JSON, but not one object on each line')])
-    if form in ('jsonl', 'json'): return read_jsonl(f, id, source, field, *part, limit=limit)
-    if form in ('csv', 'tsv'): return read_csv(f, id, source, field, form == 'tsv', limit)
-    if form == 'parquet': return read_parquet(f, id, source, field, *part, limit=limit)
+    start, end = part
+    if form == 'json' and not start and not is_jsonl(f):
+        return iter([Reject(id, source, 'unknown type', 'JSON, but not one object on each line')])
+    if form in ('jsonl', 'json'): return read_jsonl(f, id, source, text_field, start, end, limit)
+    if form in ('csv', 'tsv'): return read_csv(f, id, source, text_field, form == 'tsv', limit)
+    if form == 'parquet': return read_parquet(f, id, source, text_field, start, end, limit)
     if form == 'html': return read_html(f, id, source, licence, limit)
     if form == 'text': return read_text(f, id, source, kind.kind, kind.language, licence, limit)
     return {'warc': read_warc, 'pdf': read_pdf}[form](f, id, source, limit)
 
-def _regular(path):
-    "OSError for a folder or a pipe; for a folder that may not be listed, the system's own."
+# %% ../../nbs/api/10_read/08_sources.ipynb #a80463a9
+def _check_regular(path):
+    "Raise `OSError` for a folder or a pipe; for a folder that may not be listed, the system's own error."
     if stat.S_ISREG(os.stat(path).st_mode): return
     if os.path.isdir(path): os.listdir(path)
     raise OSError('not a regular file')
 
 def read_file(
-    path:str|Path, # a file of any known type, also compressed
-    source:str='', # what the user asked for; the path itself if empty
-    text_field:str='text', # where the text is in jsonl, CSV and parquet
-    start:int=0, # the part to read: bytes of jsonl, row groups of parquet
-    end:int|None=None, # None reads to the end
+    path:str|Path, # file of any known type, also compressed
+    source:str='', # source that the user named; the path itself if empty
+    text_field:str='text', # field or column that holds the text in jsonl, CSV and parquet
+    start:int=0, # start of the part to read: bytes of jsonl, row groups of parquet
+    end:int|None=None, # end of the part; None reads to the end
     licences:Licences|None=None, # of the folder that the file was found in
     limit:int=LIMIT, # bytes of a record
 ) -> Iterator[Doc|Reject]: # in the order of the file
-    "The documents of one file."
+    "Read the documents of one file."
     id = path_id(path)
     source = source or id
     kind = file_type(path)
+    def licence(head): return (licences or Licences()).of(os.fspath(path), head)
     try:
-        _regular(path)
-        if kind is None: yield Reject(id, source, 'unknown type', os.path.splitext(id)[1]); return
-        licence = lambda head: (licences or Licences()).of(os.fspath(path), head)
+        _check_regular(path)
+        if kind is None:
+            yield Reject(id, source, 'unknown type', os.path.splitext(id)[1])
+            return
         with open_stream(path) as f:
             if f.peek(1): yield from _by_form(f, kind, id, source, text_field, (start, end), licence, limit)
             else: yield from ended(f, id, source) or [Reject(id, source, 'empty')]
@@ -67,10 +73,12 @@ def read_file(
 
 # %% ../../nbs/api/10_read/08_sources.ipynb #efc59c26
 def _listed(folder):
-    "A folder's entries in order; None if it may not be listed."
+    "Return a folder's entries in order; None if it may not be listed."
     try:
-        with os.scandir(folder) as entries: return sorted((e for e in entries if e.name[0] != '.' and e.name != '__pycache__'), key=lambda e: e.name)
+        with os.scandir(folder) as entries:
+            visible = [e for e in entries if e.name[0] != '.' and e.name != '__pycache__']
     except OSError: return None
+    return sorted(visible, key=lambda e: e.name)
 
 def _visit(folder, real, found, links, seen):
     "Put the files below a folder into `found` and the links into `links`."
@@ -79,16 +87,18 @@ def _visit(folder, real, found, links, seen):
         here, real = todo.pop()
         if real in seen: continue
         seen.add(real)
-        if (entries := _listed(here or '.')) is None: found.setdefault(real, here)
+        entries = _listed(here or '.')
+        if entries is None: found.setdefault(real, here)
         for e in entries or ():
-            path, its = os.path.join(here, e.name), os.path.join(real, e.name)
+            path, real_path = os.path.join(here, e.name), os.path.join(real, e.name)
             if e.is_symlink(): heapq.heappush(links, path)
-            elif e.is_dir(follow_symlinks=False): todo.append((path, its))
-            else: found.setdefault(its, path)
+            elif e.is_dir(follow_symlinks=False): todo.append((path, real_path))
+            else: found.setdefault(real_path, path)
 
 def _walk(folder):
-    "(path, real path) of every file under a folder, each real file once, and of every folder that cannot be listed."
-    folder, found, links, seen = os.fspath(folder), {}, [], set()
+    "Return (path, real path) of every real file under a folder, once, and of every folder that cannot be listed."
+    folder = os.fspath(folder)
+    found, links, seen = {}, [], set()
     _visit('' if folder == '.' else folder, os.path.realpath(folder), found, links, seen)
     while links:
         path = heapq.heappop(links)
@@ -99,57 +109,65 @@ def _walk(folder):
 
 # %% ../../nbs/api/10_read/08_sources.ipynb #a5fac6db
 def _matches(parts, patterns):
-    "Whether the parts of a path match the parts of a pattern; `**` stands for any number of folders."
+    "Return whether the parts of a path match those of a pattern; `**` stands for any number of folders."
     if not patterns: return not parts
     if patterns[0] == '**': return any(_matches(parts[i:], patterns[1:]) for i in range(len(parts) + 1))
     return bool(parts) and fnmatch.fnmatchcase(parts[0], patterns[0]) and _matches(parts[1:], patterns[1:])
 
 def _globbed(pattern):
-    "(path, real path) of what a pattern finds; what is in a folder that it finds is found as well."
+    "Return (path, real path) of all files that a pattern finds, and of those in the folders that it finds."
     if '**' not in pattern:
-        hits = sorted(glob.glob(pattern))
-        return [x for h in hits for x in (_walk(h) if os.path.isdir(h) else [(h, os.path.realpath(h))])]
+        found = []
+        for hit in sorted(glob.glob(pattern)):
+            if os.path.isdir(hit): found += _walk(hit)
+            else: found.append((hit, os.path.realpath(hit)))
+        return found
     parts = Path(pattern).parts
-    fixed = next(i for i, p in enumerate(parts) if glob.has_magic(p))
-    return [x for x in _walk(Path(*parts[:fixed])) if _matches(Path(x[0]).parts[fixed:], parts[fixed:])]
+    fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    walked = _walk(Path(*parts[:fixed]))
+    return [(path, real) for path, real in walked if _matches(Path(path).parts[fixed:], parts[fixed:])]
+
+def _readable(path): return file_type(path) and os.path.isfile(path)
 
 def _found(source):
-    "(path, real path) of all that a source names; UserError if nothing of it can be read."
+    "Return (path, real path) of all that a source names; UserError if nothing of it can be read."
     s = os.fspath(source)
-    if os.path.isdir(s): res = _walk(s)
-    elif os.path.exists(s): res = [(os.fspath(Path(s)), os.path.realpath(s))]
-    elif glob.has_magic(s): res = _globbed(s)
+    if os.path.isdir(s): found = _walk(s)
+    elif os.path.exists(s): found = [(os.fspath(Path(s)), os.path.realpath(s))]
+    elif glob.has_magic(s): found = _globbed(s)
     else: raise UserError(f"expected a file, a folder, a pattern or 'embedded', got '{path_id(s)}', which is not there")
-    if not any(file_type(p) and os.path.isfile(p) for p, _ in res):
-        raise UserError(f"expected files that end in {' '.join('.' + x for x in FORMS)} or the suffix of a programming language, "
-                        f"found none in '{path_id(s)}'")
-    return res
+    if any(_readable(path) for path, _ in found): return found
+    suffixes = ' '.join('.' + suffix for suffix in FORMS)
+    raise UserError(f'expected files that end in {suffixes} or the suffix of a programming language, '
+                    f"found none in '{path_id(s)}'")
 
 def source_paths(
-    source:str|Path, # a file, a folder or a pattern
+    source:str|Path, # file, folder or pattern
 ) -> list[Path]: # sorted; UserError if there are none
-    "The files of a source that can be read."
-    return [Path(p) for p, _ in _found(source) if file_type(p) and os.path.isfile(p)]
-
-_paths = source_paths # its name until now
+    "Return the files of a source that can be read."
+    return [Path(path) for path, _ in _found(source) if _readable(path)]
 
 # %% ../../nbs/api/10_read/08_sources.ipynb #d5c81316
 def _budget(source):
-    "The bytes of 'embedded:BYTES', or the default."
+    "Return the bytes of 'embedded:BYTES', or the default."
     try: n = int(source.partition(':')[2] or 16_000_000)
     except ValueError: n = 0
-    if n <= 0: raise UserError(f"expected 'embedded' or 'embedded:BYTES' such as 'embedded:4000000', got '{source}'")
-    return n
+    if n > 0: return n
+    raise UserError(f"expected 'embedded' or 'embedded:BYTES' such as 'embedded:4000000', got '{source}'")
 
 def _plan(sources):
-    "(label, folder or '', path) of every file in order; (label, '', bytes) for the embedded corpus."
+    "Return (label, folder or '', path) of every file in order; (label, '', bytes) for the embedded corpus."
     sources = [sources] if isinstance(sources, (str, Path)) else list(sources)
     if not sources: raise UserError("expected at least one source, got none: name a file, a folder or 'embedded'")
-    plan, seen = [], set()
-    for s in sources:
-        label, root = path_id(s), os.fspath(s) if os.path.isdir(s) else ''
-        if re.match(r'embedded(:|$)', label): plan.append((label, '', _budget(label))); continue
-        for path, real in _found(s):
+    plan = []
+    seen = set()
+    for source in sources:
+        label = path_id(source)
+        root = os.fspath(source) if os.path.isdir(source) else ''
+        if re.match(r'embedded(:|$)', label):
+            plan.append((label, '', _budget(label)))
+            continue
+        for path, real in _found(source):
             if real not in seen: plan.append((label, root, path))
             seen.add(real)
     return plan
@@ -157,34 +175,36 @@ def _plan(sources):
 def read_sources(
     sources:str|Path|list, # files, folders, patterns, 'embedded', 'embedded:BYTES'
     seed:int=42, # for the choice that 'embedded' makes
-    text_field:str='text', # where the text is in jsonl, CSV and parquet
+    text_field:str='text', # field or column that holds the text in jsonl, CSV and parquet
 ) -> Iterator[Doc|Reject]: # UserError at once for a source that names nothing
-    "Every document of every source, in order; what cannot be read comes back as a `Reject`."
+    "Read every document of every source, in order; what cannot be read comes back as a `Reject`."
     return _read(_plan(sources), seed, text_field)
 
 def _read(plan, seed, text_field):
     licences = Licences()
-    for label, root, what in plan:
-        if isinstance(what, int): yield from embedded_corpus(what, seed); continue
+    for label, root, path in plan:
+        if isinstance(path, int): # the budget of the embedded corpus
+            yield from embedded_corpus(path, seed)
+            continue
         if licences.root != root: licences = Licences(root)
-        yield from read_file(what, label, text_field, licences=licences)
+        yield from read_file(path, label, text_field, licences=licences)
 
 # %% ../../nbs/api/10_read/08_sources.ipynb #16f07ce7
 @dataclass(frozen=True)
 class Unit:
     "A part of the input that one process reads at a time; `Unit(**json)` reads back what `dataclasses.asdict` wrote."
-    source:str # what the user asked for
+    source:str # source that the user named
     paths:tuple[str, ...] # files, in order
-    start:int=0 # of a single file: the first byte of jsonl, the first group of parquet
+    start:int=0 # of a single file: first byte of jsonl, first group of parquet
     end:int|None=None # where the part ends; None is the end of the file
-    n_bytes:int=0 # on disk
-    root:str='' # the folder that was named, for licences
-    text_field:str='text' # where the text is in records
+    n_bytes:int=0 # bytes on disk
+    root:str='' # folder that the user named, for licences
+    text_field:str='text' # field or column that holds the text
 
     def __post_init__(self): object.__setattr__(self, 'paths', tuple(self.paths))
 
 def _pack_path(path):
-    "A path as text that UTF-8 can hold."
+    "Return a path as text that UTF-8 can hold."
     path = os.fspath(path)
     try: path.encode()
     except UnicodeEncodeError: return '\0' + os.fsencode(path).hex()
@@ -194,20 +214,22 @@ def _unpack_path(s): return os.fsdecode(bytes.fromhex(s[1:])) if s[:1] == '\0' e
 
 # %% ../../nbs/api/10_read/08_sources.ipynb #41749e35
 def _groups(path, size):
-    "Runs of parquet row groups of about `size` bytes: (first, last + 1, bytes)."
+    "Return runs of parquet row groups of about `size` bytes: (first, last + 1, bytes)."
     with open_stream(path) as f:
         meta = open_parquet(f).metadata
         sizes = [meta.row_group(g).total_byte_size for g in range(meta.num_row_groups)]
-    res, start = [], 0
-    for g in range(len(sizes)):
-        if g + 1 == len(sizes) or sum(sizes[start:g + 2]) > size:
-            res.append((start, g + 1, sum(sizes[start:g + 1])))
-            start = g + 1
-    return res
+    runs = []
+    start = 0
+    for end in range(1, len(sizes) + 1):
+        if end == len(sizes) or sum(sizes[start:end + 1]) > size:
+            runs.append((start, end, sum(sizes[start:end])))
+            start = end
+    return runs
 
 def _cuts(path, n, size):
-    "The parts of a file of `n` bytes: (start, end, bytes); a single (0, None, n) if it stays whole."
-    kind, whole = file_type(path), [(0, None, n)]
+    "Return the parts of a file of `n` bytes: (start, end, bytes); a single (0, None, n) if it stays whole."
+    whole = [(0, None, n)]
+    kind = file_type(path)
     if n <= size or not kind or kind.packing: return whole
     try:
         if kind.form == 'parquet': return _groups(path, size) or whole
@@ -219,53 +241,76 @@ def _cuts(path, n, size):
     return [(i, min(i + size, n), min(size, n - i)) for i in range(0, n, size)]
 
 # %% ../../nbs/api/10_read/08_sources.ipynb #181db5d3
+class _Group:
+    "Small files of one source that are read together."
+    def __init__(self, label, root):
+        self.label, self.root = label, root
+        self.paths = []
+        self.n_bytes = 0 # on disk
+        self.weight = 0 # bytes that count
+
+    def add(self, path, n_bytes, weight):
+        self.paths.append(_pack_path(path))
+        self.n_bytes += n_bytes
+        self.weight += weight
+
+    def unit(self, text_field):
+        return Unit(self.label, self.paths, n_bytes=self.n_bytes, root=_pack_path(self.root), text_field=text_field)
+
 def _weight(path):
-    "(bytes on disk, bytes that count) of a file."
+    "Return (bytes on disk, bytes that count) of a file."
     try: n = os.stat(path).st_size
     except OSError: return 0, 0
-    return n, n * (4 if (kind := file_type(path)) and (kind.packing or kind.form == 'parquet') else 1)
+    kind = file_type(path)
+    packed = kind and (kind.packing or kind.form == 'parquet')
+    return n, n * 4 if packed else n
 
+# %% ../../nbs/api/10_read/08_sources.ipynb #7d9d99a3
 def plan_units(
     sources:str|Path|list, # files, folders, patterns
     size:int=8 << 20, # bytes of a unit, about
-    text_field:str='text', # where the text is in records
+    text_field:str='text', # field or column that holds the text
 ) -> list[Unit]: # in the order in which `read_sources` reads; UserError for 'embedded', which is no file
-    "The input, cut into units of about the same size."
+    "Cut the input into units of about the same size."
     if size <= 0: raise UserError(f'expected units of more than 0 bytes, got {size}')
-    units, group, n_group, weight = [], [], 0, 0
-    def close(label, root):
-        if group: units.append(Unit(label, group, n_bytes=n_group, root=_pack_path(root), text_field=text_field))
-        group.clear()
-    last = None
+    units = []
+    group = None
     for label, root, path in _plan(sources):
         if isinstance(path, int): raise UserError(f"expected files, got '{label}': write it to a jsonl file first")
-        n, heavy = _weight(path)
-        cuts = _cuts(path, n, size)
-        if group and (len(cuts) > 1 or (label, root) != last or weight + heavy > size): close(*last)
-        if not group: n_group = weight = 0
-        last = label, root
-        if len(cuts) > 1: units += [Unit(label, (_pack_path(path),), a, b, k, _pack_path(root), text_field) for a, b, k in cuts]
-        else: group.append(_pack_path(path)); n_group += n; weight += heavy
-    if group: close(*last)
+        n_bytes, weight = _weight(path)
+        cuts = _cuts(path, n_bytes, size)
+        if group:
+            joins = len(cuts) == 1 and (label, root) == (group.label, group.root) and group.weight + weight <= size
+            if not joins:
+                units.append(group.unit(text_field))
+                group = None
+        if len(cuts) > 1:
+            packed, packed_root = _pack_path(path), _pack_path(root)
+            for start, end, n in cuts: units.append(Unit(label, (packed,), start, end, n, packed_root, text_field))
+        else:
+            if not group: group = _Group(label, root)
+            group.add(path, n_bytes, weight)
+    if group: units.append(group.unit(text_field))
     return units
 
 def read_unit(
     unit:Unit, # from `plan_units`
     limit:int=LIMIT, # bytes of a record
 ) -> Iterator[Doc|Reject]: # in order
-    "The documents of one unit."
+    "Read the documents of one unit."
     licences = Licences(_unpack_path(unit.root))
-    for p in unit.paths: yield from read_file(_unpack_path(p), unit.source, unit.text_field, unit.start, unit.end, licences, limit)
+    for path in unit.paths:
+        yield from read_file(_unpack_path(path), unit.source, unit.text_field, unit.start, unit.end, licences, limit)
 
 # %% ../../nbs/api/10_read/08_sources.ipynb #403f3456
 def hub_dataset(
     name:str, # such as 'roneneldan/TinyStories', or a loader such as 'json' with data_files=...
     split:str='train', # the data set's own split
-    text_field:str='text', # the column with the text
+    text_field:str='text', # column that holds the text
     limit:int|None=None, # stop after this many rows; None reads all
     **kwargs # for datasets.load_dataset: name of a configuration, revision, data_files
 ) -> Iterator[Doc|Reject]: # UserError if the hub cannot be reached or has no such data set
-    "The rows of a hub data set as documents."
+    "Read the rows of a hub data set as documents."
     from datasets import load_dataset
     try: rows = load_dataset(name, split=split, streaming=True, **kwargs)
     except ValueError as e: raise UserError(f"expected a split of '{name}', got '{split}': {e}") from None
@@ -276,5 +321,6 @@ def hub_dataset(
 
 def _rows(rows, source, text_field):
     for i, row in enumerate(rows):
-        if i == 0 and text_field not in row: raise UserError(f"expected a column '{text_field}' in {source}, got {sorted(row)}")
+        if i == 0 and text_field not in row:
+            raise UserError(f"expected a column '{text_field}' in {source}, got {sorted(row)}")
         yield record(plain(row), f'{source}:{i}', source, text_field)

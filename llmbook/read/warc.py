@@ -9,19 +9,20 @@ __all__ = ['read_warc']
 import io, re
 from typing import Iterator
 from .doc import Doc, Reject
-from .streams import LIMIT, decode, decode_page, ended
+from .streams import LIMIT, decode_page, decode_text, ended
 
 # %% ../../nbs/api/10_read/06_warc.ipynb #5137ea3f
 _LANG = re.compile(r'<html\b[^>]{0,300}?\blang\s*=\s*["\']?([A-Za-z-]{2,12})', re.I)
 
 def _meta(record, language):
-    "What a crawl knows about a page."
-    h = record.headers
-    known = {'url': (h.get('WARC-Target-URI') or '').strip('<>'), 'date': h.get('WARC-Date'), 'language': language}
+    "Return what a crawl knows about a page."
+    headers = record.headers
+    url = (headers.get('WARC-Target-URI') or '').strip('<>')
+    known = {'url': url, 'date': headers.get('WARC-Date'), 'language': language}
     return {k: v for k, v in known.items() if v}
 
 def _response(record, raw, id, source, limit):
-    "A server's answer as a page."
+    "Return a server's answer as a page."
     from fastwarc.warc import WarcRecord
     answer = WarcRecord()
     answer.is_http = True
@@ -37,56 +38,70 @@ def _response(record, raw, id, source, limit):
     if len(page) > limit: return Reject(id, source, 'too long', f'a page of more than {limit:,} bytes')
     text = decode_page(page, id, source, answer.http_charset or '')
     if isinstance(text, Reject): return text
-    lang = http.get('Content-Language') or ((m := _LANG.search(text, 0, 5000)) and m[1])
-    return Doc(text, id, source, 'html', meta=_meta(record, lang))
+    language = http.get('Content-Language')
+    if not language:
+        m = _LANG.search(text, 0, 5000)
+        language = m[1] if m else None
+    return Doc(text, id, source, 'html', meta=_meta(record, language))
 
 def _conversion(record, raw, id, source):
-    "The text that someone else took out of a page."
-    text = decode(raw, id, source)
-    return text if isinstance(text, Reject) else Doc(text, id, source, meta=_meta(record, record.headers.get('WARC-Identified-Content-Language')))
+    "Return the text that someone else extracted from a page."
+    text = decode_text(raw, id, source)
+    if isinstance(text, Reject): return text
+    return Doc(text, id, source, meta=_meta(record, record.headers.get('WARC-Identified-Content-Language')))
 
 # %% ../../nbs/api/10_read/06_warc.ipynb #bfc90883
+def _length(record):
+    "Return the bytes of a record in the file: its head, its block and two line breaks."
+    return sum(len(k) + len(v) + 4 for k, v in record.headers.items()) + 16 + record.content_length
+
+def _documents(record, id, source, limit):
+    "Yield the document of one record, if it has any."
+    from fastwarc.warc import WarcRecordType
+    if record.record_type not in (WarcRecordType.response, WarcRecordType.conversion): return
+    if record.content_length > limit:
+        yield Reject(id, source, 'too long', f'a record of {record.content_length:,} bytes')
+        return
+    raw = record.reader.read(limit + 1)
+    if len(raw) < record.content_length:
+        yield Reject(id, source, 'truncated', f'{len(raw):,} of {record.content_length:,} bytes')
+    elif record.record_type == WarcRecordType.response: yield _response(record, raw, id, source, limit)
+    else: yield _conversion(record, raw, id, source)
+
+# %% ../../nbs/api/10_read/06_warc.ipynb #2b727ad7
 class _Forward:
-    "All that the library needs of a stream, and all that an unpacked one can do: it cannot go back."
+    "What the library needs of a stream, for one that cannot go back."
     def __init__(self, f): self.f, self.at = f, 0
+
     def tell(self): return self.at
+
     def read(self, n=-1):
         data = self.f.read(n)
         self.at += len(data)
         return data
 
-def _length(record):
-    "The bytes of a record in the file: its head, its block and two line breaks."
-    return sum(len(k) + len(v) + 4 for k, v in record.headers.items()) + 16 + record.content_length
-
-def _documents(record, id, source, limit):
-    "The document of one record, if it has any."
-    from fastwarc.warc import WarcRecordType as T
-    if record.record_type not in (T.response, T.conversion): return
-    if record.content_length > limit:
-        yield Reject(id, source, 'too long', f'a record of {record.content_length:,} bytes'); return
-    raw = record.reader.read(limit + 1)
-    if len(raw) < record.content_length: yield Reject(id, source, 'truncated', f'{len(raw):,} of {record.content_length:,} bytes')
-    elif record.record_type == T.response: yield _response(record, raw, id, source, limit)
-    else: yield _conversion(record, raw, id, source)
-
-# %% ../../nbs/api/10_read/06_warc.ipynb #2b727ad7
 def read_warc(
-    f:io.BufferedReader, # from `open_stream`
+    f:io.BufferedReader, # stream from `open_stream`
     id:str, # name of the file
-    source:str, # what the user asked for
+    source:str, # source that the user named
     limit:int=LIMIT, # bytes of a record, and of a page after it was unpacked
 ) -> Iterator[Doc|Reject]: # pages of kind 'html', extracted texts of kind 'prose'
-    "The pages of a WARC file, or the texts of a WET file."
+    "Read the pages of a WARC file, or the texts of a WET file."
     from fastwarc.warc import ArchiveIterator
-    end, gap = 0, 'of {:,} bytes before byte {:,} no record could be made'
+    options = dict(parse_http=False, stream_detect=False, fsspec_args=False, quirks_mode=True)
+    end = 0
     try:
-        for r in ArchiveIterator(_Forward(f), parse_http=False, stream_detect=False, fsspec_args=False, quirks_mode=True):
+        for r in ArchiveIterator(_Forward(f), **options):
             at = r.stream_pos
-            if at > end + 100: yield Reject(f'{id}:{end}', source, 'damaged', gap.format(at - end, at))
+            if at > end + 100:
+                gap = f'of {at - end:,} bytes before byte {at:,} no record could be made'
+                yield Reject(f'{id}:{end}', source, 'damaged', gap)
             end = at + _length(r)
-            for x in _documents(r, (r.headers.get('WARC-Record-ID') or f'{id}:{at}').strip('<>'), source, limit):
-                if not (isinstance(x, Reject) and x.reason == 'truncated' and ended(f, id, source)): yield x # reported below
+            name = (r.headers.get('WARC-Record-ID') or f'{id}:{at}').strip('<>')
+            for doc in _documents(r, name, source, limit):
+                truncated = isinstance(doc, Reject) and doc.reason == 'truncated'
+                if truncated and ended(f, id, source): continue # reported below
+                yield doc
     except (OSError, ValueError) as e: yield Reject(f'{id}:{end}', source, 'damaged', str(e)[:120])
     if not end: yield Reject(id, source, 'damaged', 'no WARC record in it')
     yield from ended(f, id, source)
