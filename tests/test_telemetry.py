@@ -6,7 +6,8 @@ from fastai.callback.core import Callback, CancelBatchException
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
 from llmbook.core import UserError
-from llmbook.checkpoint.checkpoint import Checkpoint, LMLearner
+from llmbook.checkpoint.checkpoint import Checkpoint
+from llmbook.train.learner import LMLearner
 from llmbook.train.history import COLUMNS, Thinned, merge_rows, read_history, write_history
 from llmbook.train.loss import IGNORE, LMLoss
 from llmbook.train.metrics import Perplexity, SmoothLoss, TokenLoss

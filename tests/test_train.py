@@ -12,7 +12,8 @@ from llmbook.tokens.tokenizer import save_tokenizer, tokenizer_fingerprint, trai
 from llmbook.model.config import ModelConfig
 from llmbook.tiny import Grammar
 from llmbook.checkpoint import tensor_files as tensorfiles
-from llmbook.checkpoint.checkpoint import Checkpoint, check_checkpoint, load_checkpoint, save_checkpoint
+from llmbook.checkpoint.checkpoint import Checkpoint
+from llmbook.checkpoint.state import check_checkpoint, load_checkpoint, save_checkpoint
 from llmbook.train.loss import IGNORE, linear_cross_entropy, token_nats
 from llmbook.train.optim import LMOptim, lm_opt
 from llmbook.pretrain.run import lm_learner
@@ -110,7 +111,7 @@ def test_accumulation_equals_the_big_batch(data):
     halves = [(a[i:i + 4], b[i:i + 4]) for a, b in x for i in (0, 4)]
     res = []
     for batches, k in ((x, 1), (halves, 2)):
-        learn = learner(data[0], steps=6, accumulate=k)
+        learn = learner(data[0], steps=6, accumulate=k, precision='fp32')
         learn.dls = DataLoaders(batches, x[:1])
         with learn.no_bar(), learn.no_logging(): learn.fit(1)
         res.append(learn.model)
@@ -156,7 +157,7 @@ def test_damaged_checkpoints_are_named(data, tmp_path, harm):
 def test_no_pickle_is_read():
     "Neither checkpoints nor exported models are opened with pickle."
     import llmbook
-    for name in ('train/checkpoint.py', 'train/state.py', 'train/tensorfiles.py', 'model/hub.py'):
+    for name in ('checkpoint/checkpoint.py', 'checkpoint/state.py', 'checkpoint/tensor_files.py', 'model/hf.py'):
         text = (Path(llmbook.__file__).parent/name).read_text()
         assert 'torch.load' not in text and 'pickle.' not in text
 
