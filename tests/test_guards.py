@@ -206,7 +206,7 @@ def test_bad_files_are_few_and_a_full_disk_is_a_warning(tmp_path, monkeypatch):
     assert sorted(f.name for f in (tmp_path/'bad').iterdir()) == [f'step-{i}.{e}' for i in (0, 1) for e in ('json', 'safetensors')]
     def full(*a): raise OSError(28, 'No space left on device')
     monkeypatch.setattr('llmbook.train.accumulate.save_file', full)
-    with pytest.warns(UserWarning, match='not kept .*No space left'): assert keep_bad(tmp_path/'c', 1, {}, {}) is None
+    with pytest.warns(UserWarning, match='not saved .*No space left'): assert keep_bad(tmp_path/'c', 1, {}, {}) is None
 
 
 def test_the_run_stops_after_too_many_in_a_row(tmp_path):

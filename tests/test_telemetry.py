@@ -14,10 +14,10 @@ from llmbook.train.metrics import Perplexity, SmoothLoss, TokenLoss
 from llmbook.train.optim import LMOptim
 from llmbook.train.progress import Progress
 from llmbook.train.accumulate import Accumulate, ClipGrad
-from llmbook.train.telemetry import KINDS, Samples, Telemetry
+from llmbook.train.telemetry import NOT_TRAINING, Samples, Telemetry
 from llmbook.train.trackers import TrackioCallback, need, tensorboard, wandb_tracker
 
-CLOCKED = ('seconds', 'wall', 'tokens_per_s', 'mfu', 'memory', 'memory_peak', *KINDS)
+CLOCKED = ('seconds', 'wall', 'tokens_per_s', 'mfu', 'memory', 'memory_peak', *NOT_TRAINING)
 
 
 class Tiny(nn.Module):
