@@ -90,7 +90,9 @@ from .train.metrics import Perplexity, SmoothLoss, TokenLoss
 from .train.progress import Progress
 from .train.telemetry import Samples, Telemetry
 from .train.trackers import TrackioCallback, tensorboard, wandb_tracker
-from .checkpoint.checkpoint import Checkpoint, LMLearner, load_checkpoint, save_checkpoint
+from .checkpoint.checkpoint import Checkpoint
+from .train.learner import LMLearner
+from .checkpoint.state import load_checkpoint, save_checkpoint
 from .pretrain.run import lm_learner, pretrain
 from .train.masking import MaskTokens, masked_table
 from .train.warmup import BatchWarmup

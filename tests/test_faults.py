@@ -3,7 +3,8 @@ import json, os, random, signal, subprocess, sys, warnings
 from pathlib import Path
 import pytest, torch
 from llmbook.core import UserError, sha256
-from llmbook.checkpoint.checkpoint import Checkpoint, check_checkpoint, load_checkpoint
+from llmbook.checkpoint.checkpoint import Checkpoint
+from llmbook.checkpoint.state import check_checkpoint
 from llmbook.checkpoint.tensor_files import TensorFolder
 from test_train import grammar_data, learner
 

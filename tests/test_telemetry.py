@@ -6,17 +6,18 @@ from fastai.callback.core import Callback, CancelBatchException
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
 from llmbook.core import UserError
-from llmbook.checkpoint.checkpoint import Checkpoint, LMLearner
+from llmbook.checkpoint.checkpoint import Checkpoint
+from llmbook.train.learner import LMLearner
 from llmbook.train.history import COLUMNS, Thinned, merge_rows, read_history, write_history
 from llmbook.train.loss import IGNORE, LMLoss
 from llmbook.train.metrics import Perplexity, SmoothLoss, TokenLoss
 from llmbook.train.optim import LMOptim
 from llmbook.train.progress import Progress
 from llmbook.train.accumulate import Accumulate, ClipGrad
-from llmbook.train.telemetry import KINDS, Samples, Telemetry
+from llmbook.train.telemetry import NOT_TRAINING, Samples, Telemetry
 from llmbook.train.trackers import TrackioCallback, need, tensorboard, wandb_tracker
 
-CLOCKED = ('seconds', 'wall', 'tokens_per_s', 'mfu', 'memory', 'memory_peak', *KINDS)
+CLOCKED = ('seconds', 'wall', 'tokens_per_s', 'mfu', 'memory', 'memory_peak', *NOT_TRAINING)
 
 
 class Tiny(nn.Module):

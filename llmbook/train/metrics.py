@@ -16,25 +16,37 @@ class TokenLoss(AvgLoss):
     "The mean loss of all target tokens, summed on the device."
     def __init__(self,
         reduce=None, # function that adds up a tensor over the ranks, in place; None: one rank
-    ): self.reduce = reduce; self.reset()
-    def reset(self): self.total, self.count, self.mean = 0., 0, None
+    ):
+        self.reduce = reduce
+        self.reset()
+
+    def reset(self):
+        self.total = 0. # nats
+        self.count = 0 # targets
+        self.mean = None # remembered, since ranks must ask each other equally often
+
     def accumulate(self, learn):
         n = n_targets(learn.yb)
-        self.total, self.count, self.mean = self.total + learn.loss.detach().mean() * n, self.count + n, None
+        self.total = self.total + learn.loss.detach().mean() * n
+        self.count = self.count + n
+        self.mean = None
 
     @property
     def value(self):
-        if self.mean is None: self.mean = self._mean() # kept: every rank asks for it equally often
+        if self.mean is None: self.mean = self._mean()
         return self.mean
+
     def _mean(self):
         if self.reduce is None: return self.total / self.count if self.count != 0 else None
-        dtype = torch.float32 if torch.is_tensor(self.total) and self.total.device.type == 'mps' else torch.float64
-        both = torch.stack([torch.as_tensor(x, dtype=dtype) for x in (self.total, self.count)])
-        self.reduce(both)
-        return (both[0] / both[1]).float() if both[1] else None
+        on_mps = torch.is_tensor(self.total) and self.total.device.type == 'mps'
+        dtype = torch.float32 if on_mps else torch.float64
+        sums = torch.stack([torch.as_tensor(x, dtype=dtype) for x in (self.total, self.count)])
+        self.reduce(sums)
+        total, count = sums
+        return (total / count).float() if count else None
 
 class Perplexity(TokenLoss):
-    "exp of the token-weighted loss."
+    "exp of the loss of all target tokens."
     def _mean(self):
         mean = super()._mean()
         return None if mean is None else torch.exp(mean)
@@ -43,9 +55,20 @@ class Perplexity(TokenLoss):
 
 # %% ../../nbs/api/31_train/13_metrics.ipynb #ecdb7437
 class SmoothLoss(AvgSmoothLoss):
-    "fastai's smoothed training loss, without a copy to the processor, and without what is not finite."
-    def __init__(self, beta=0.98): self.beta = beta; self.reset()
-    def reset(self): self.count, self.known, self.sums, self.mean, self.one = 0, 0, torch.zeros(2), None, None
+    "fastai's smoothed training loss, left on the device, and without values that are not finite."
+    def __init__(self,
+        beta=0.98, # share of the old mean that stays at each step
+    ):
+        self.beta = beta
+        self.reset()
+
+    def reset(self):
+        self.sums = torch.zeros(2) # of losses, of their weights
+        self._set_count(0)
+
+    def _set_count(self, n):
+        self.count = self.known = n # they differ when `count` was set by hand
+        self.mean = self.one = None
 
     def accumulate(self, learn):
         loss = learn.loss.detach().mean().float()
@@ -56,15 +79,22 @@ class SmoothLoss(AvgSmoothLoss):
         self.mean = self.sums[0] / self.sums[1]
 
     def _start(self, loss):
-        if self.known != self.count: self.sums[1] = 1 - self.beta ** self.count # `val` and `count` were set by hand
-        self.sums, self.one = self.sums.to(loss.device), torch.ones_like(loss)
+        if self.known != self.count: self.sums[1] = 1 - self.beta ** self.count
+        self.sums = self.sums.to(loss.device)
+        self.one = torch.ones_like(loss)
 
     @property
     def value(self): return self.sums[0] / self.sums[1] if self.mean is None else self.mean
+
     @property
     def val(self): return self.sums[0] # the sum of losses, as fastai names it
+
     @val.setter
-    def val(self, v): self.sums, self.mean = torch.stack([v, self.sums[1].to(v.device)]), None
+    def val(self, v):
+        self.sums = torch.stack([v, self.sums[1].to(v.device)])
+        self.mean = None
 
     def state(self): return dict(sums=self.sums.tolist(), count=self.count) # what JSON can hold
-    def load(self, s): self.count, self.known, self.sums, self.mean, self.one = s['count'], s['count'], torch.tensor(s['sums']), None, None
+    def load(self, s):
+        self.sums = torch.tensor(s['sums'])
+        self._set_count(s['count'])

@@ -7,18 +7,18 @@ __all__ = ['progress_words', 'Progress']
 
 # %% ../../nbs/api/31_train/14_progress.ipynb #4a4ea88d
 import sys, time
-from fastcore.basics import patch
 from fastai.callback.progress import ProgressCallback
 from fastcore.imports import IN_NOTEBOOK
 from ..core import human_count
 
 # %% ../../nbs/api/31_train/14_progress.ipynb #d81ebfc2
 def progress_words(
-    row:dict, # the last training row of a history, or what is known of one
+    row:dict, # the last training row of a history, or what is known of it
     valid:float|None=None, # the last validation loss
 ) -> str: # such as 'loss 3.214, validation 3.302, 41.2k tokens/s'
-    "What the progress line says beside the bar."
-    parts = [f'loss {row["loss"]:.3f}'] if row.get('loss') is not None else []
+    "Return the words beside the progress bar."
+    parts = []
+    if row.get('loss') is not None: parts.append(f'loss {row["loss"]:.3f}')
     if valid is not None: parts.append(f'validation {valid:.3f}')
     if row.get('tokens_per_s'): parts.append(f'{human_count(row["tokens_per_s"])} tokens/s')
     if row.get('mfu'): parts.append(f'MFU {row["mfu"]:.0%}')
@@ -29,21 +29,29 @@ def progress_words(
 class Progress(ProgressCallback):
     "fastai's progress bar in a notebook, one line for the whole run in a terminal."
     def __init__(self,
-        label:str='training', # what the line begins with
-        notebook:bool|None=None, # None: find out
-    ): self.label, self.notebook, self.line = label, IN_NOTEBOOK if notebook is None else notebook, None
+        label:str='training', # word that the line begins with
+        notebook:bool|None=None, # whether to show fastai's bar; None: find out
+    ):
+        self.label = label
+        self.notebook = IN_NOTEBOOK if notebook is None else notebook
+        self.line = None
 
     def before_fit(self):
-        self.valid, self.said_at = None, 0.
-        if self.notebook:
-            super().before_fit()
-            if self.create_mbar: self.mbar.update(0) # a resumed run jumps from here
-            return
+        self.valid = None
+        self.said_at = 0.
+        if not self.notebook: return self._begin_line()
+        super().before_fit()
+        if self.create_mbar: self.mbar.update(0) # a resumed run jumps from here
+
+    def _begin_line(self):
         from tqdm import tqdm
         tty = sys.stderr.isatty()
-        self.line = tqdm(total=self.n_epoch * len(self.dls.train), initial=self.train_iter, desc=self.label, unit='step',
-                         mininterval=.5 if tty else 15, dynamic_ncols=tty, ncols=None if tty else 120, disable=not self.create_mbar)
-        self.old_logger, self.learn.logger = self.logger, lambda *a: None
+        self.line = tqdm(
+            total=self.n_epoch * len(self.dls.train), initial=self.train_iter, desc=self.label, unit='step',
+            mininterval=.5 if tty else 15, dynamic_ncols=tty, ncols=None if tty else 120,
+            disable=not self.create_mbar)
+        self.old_logger = self.logger
+        self.learn.logger = lambda *args: None
 
     def after_batch(self):
         if self.notebook: self.pbar.update(self.iter + 1)
@@ -51,26 +59,32 @@ class Progress(ProgressCallback):
         if not self.training or time.monotonic() - self.said_at < .5: return
         self.said_at = time.monotonic()
         if self.notebook: self.pbar.comment = self._words()
-        elif self.line is not None: self.line.set_postfix_str(self._words(), refresh=False)
+        else: self._show_words()
 
-    def before_train(self): super().before_train() if self.notebook else None
-    def before_validate(self): super().before_validate() if self.notebook else None
-    def after_train(self): super().after_train() if self.notebook else None
+    def before_train(self):
+        if self.notebook: super().before_train()
+    def before_validate(self):
+        if self.notebook: super().before_validate()
+    def after_train(self):
+        if self.notebook: super().after_train()
+
     def after_validate(self):
-        v = self.recorder.loss.value
-        if v is not None and hasattr(self, 'said_at'): self.valid = float(v)
-        if self.notebook: return super().after_validate()
-        if self.line is not None: self.line.set_postfix_str(self._words(), refresh=False)
+        loss = self.recorder.loss.value
+        if loss is not None and hasattr(self, 'said_at'): self.valid = float(loss)
+        if self.notebook: super().after_validate()
+        else: self._show_words()
 
     def after_fit(self):
         if self.notebook: return super().after_fit()
-        if self.line is not None: self.line.close(); self.line = None
+        if self.line is not None: self.line.close()
+        self.line = None
         if hasattr(self, 'old_logger'): self.learn.logger = self.old_logger
 
-# %% ../../nbs/api/31_train/14_progress.ipynb #665de66a
-@patch
-def _words(self:Progress):
-    "What is known by now, without waiting for the device if there is telemetry."
-    t = getattr(self.learn, 'telemetry', None)
-    if t is not None: return progress_words(t.last, self.valid)
-    return progress_words(dict(loss=float(self.smooth_loss)) if hasattr(self.learn, 'smooth_loss') else {}, self.valid)
+    def _show_words(self):
+        if self.line is not None: self.line.set_postfix_str(self._words(), refresh=False)
+
+    def _words(self):
+        telemetry = getattr(self.learn, 'telemetry', None)
+        if telemetry is not None: return progress_words(telemetry.last, self.valid)
+        row = dict(loss=float(self.smooth_loss)) if hasattr(self.learn, 'smooth_loss') else {}
+        return progress_words(row, self.valid)

@@ -7,7 +7,6 @@ __all__ = ['NUMBERS', 'need', 'new_numbers', 'tensorboard', 'wandb_tracker', 'Tr
 
 # %% ../../nbs/api/31_train/16_trackers.ipynb #4a5ab529
 import importlib
-import torch
 from fastai.callback.core import Callback
 from ..core import UserError
 from ..distributed.world import rank
@@ -18,27 +17,32 @@ def need(
 ): # the module; UserError if it is not installed
     "Import a package that only a tracker needs."
     try: return importlib.import_module(name)
-    except ImportError as e: raise UserError(f"expected the package {name} to be installed ({e}): run 'pip install {name}', or leave this tracker out") from None
+    except ImportError as e:
+        raise UserError(f'expected the package {name} to be installed ({e}): '
+                        f"run 'pip install {name}', or leave this tracker out") from None
 
 # %% ../../nbs/api/31_train/16_trackers.ipynb #e179ca1b
-NUMBERS = ('loss', 'grad_norm', 'tokens_per_s', 'mfu', 'memory_peak', 'skipped', 'bad_losses') # fastai logs the learning rate itself
+# fastai logs the learning rate itself
+NUMBERS = ('loss', 'grad_norm', 'tokens_per_s', 'mfu', 'memory_peak', 'skipped', 'bad_losses')
 
 def new_numbers(
-    cb, # a callback; its `told` is the step that it has heard of last
+    cb, # a callback; its `told` is the step of the last row it was given
 ) -> tuple: # (step, name -> number), or (None, {})
-    "The telemetry's numbers that this callback has not seen."
-    row = getattr(getattr(cb.learn, 'telemetry', None), 'last', None) or {}
-    if row.get('step') in (None, getattr(cb, 'told', None)): return None, {}
-    cb.told = row['step']
-    return row['step'], {k: row[k] for k in NUMBERS if k in row}
+    "Return the telemetry's numbers that a callback has not seen."
+    telemetry = getattr(cb.learn, 'telemetry', None)
+    row = getattr(telemetry, 'last', None) or {}
+    step = row.get('step')
+    if step in (None, getattr(cb, 'told', None)): return None, {}
+    cb.told = step
+    return step, {k: row[k] for k in NUMBERS if k in row}
 
 # %% ../../nbs/api/31_train/16_trackers.ipynb #bae53dcd
 def tensorboard(
     log_dir=None, # folder of the event files; None: TensorBoard's own choice under runs/
     every:int=10, # batches between points; each reads the loss from the device
-    **kwargs, # of fastai's `TensorBoardCallback`
+    **kwargs, # further arguments of fastai's `TensorBoardCallback`
 ): # a callback; UserError if tensorboard is not installed
-    "fastai's TensorBoardCallback, for language models."
+    "Return fastai's TensorBoardCallback, set up for language models."
     need('tensorboard')
     from fastai.callback.tensorboard import TensorBoardCallback as Base
     class TensorBoardCallback(Base):
@@ -51,14 +55,15 @@ def tensorboard(
             super().after_batch()
             step, row = new_numbers(self)
             for k, v in row.items(): self.writer.add_scalar(f'telemetry/{k}', v, step)
-    return TensorBoardCallback(**{**dict(log_dir=log_dir, trace_model=False, log_preds=False), **kwargs})
+    options = dict(log_dir=log_dir, trace_model=False, log_preds=False)
+    return TensorBoardCallback(**options | kwargs)
 
 # %% ../../nbs/api/31_train/16_trackers.ipynb #142b4e8b
 def wandb_tracker(
     every:int=10, # batches between points; each reads the loss from the device
-    **kwargs, # of fastai's `WandbCallback`
+    **kwargs, # further arguments of fastai's `WandbCallback`
 ): # a callback; UserError if wandb is not installed
-    "fastai's WandbCallback, for language models."
+    "Return fastai's WandbCallback, set up for language models."
     wandb = need('wandb')
     from fastai.callback.wandb import WandbCallback as Base
     class WandbCallback(Base):
@@ -69,35 +74,49 @@ def wandb_tracker(
             self.learn.gather_args = dict # fastai's own looks into every value, and stumbles over plain numbers
             try: super().before_fit()
             finally: del self.learn.gather_args
-            if self.run: wandb.config.update(self._asked(), allow_val_change=True)
-        def _asked(self): return dict(epochs=self.n_epoch, batches=len(self.dls.train), parameters=sum(p.numel() for p in self.model.parameters()))
+            if self.run: wandb.config.update(self._options(), allow_val_change=True)
+
+        def _options(self):
+            parameters = sum(p.numel() for p in self.model.parameters())
+            return dict(epochs=self.n_epoch, batches=len(self.dls.train), parameters=parameters)
+
         def after_batch(self):
             if not self.training: return
-            if self.train_iter % every: self._wandb_step += 1; self._wandb_epoch += 1 / self.n_iter; return
+            if self.train_iter % every:
+                self._wandb_step += 1
+                self._wandb_epoch += 1 / self.n_iter
+                return
             super().after_batch()
-            row = new_numbers(self)[1]
+            _, row = new_numbers(self)
             if row: wandb.log({f'telemetry/{k}': v for k, v in row.items()}, step=self._wandb_step)
-    return WandbCallback(**{**dict(log_preds=False), **kwargs})
+    return WandbCallback(**dict(log_preds=False) | kwargs)
 
 # %% ../../nbs/api/31_train/16_trackers.ipynb #b0240309
 class TrackioCallback(Callback):
-    "The telemetry's rows and the validation losses in trackio."
+    "Send the telemetry's rows and the validation losses to trackio."
     order = 57
     def __init__(self,
         project:str, # trackio's project
-        name:str|None=None, # of the run; None: trackio invents one
-        config:dict|None=None, # what the run was asked for
-        **kwargs, # of `trackio.init`
-    ): self.trackio, self.asked = need('trackio'), dict(project=project, name=name, config=config, **kwargs)
+        name:str|None=None, # name of the run; None: trackio invents one
+        config:dict|None=None, # options of the run
+        **kwargs, # further arguments of `trackio.init`
+    ):
+        self.trackio = need('trackio')
+        self.asked = dict(project=project, name=name, config=config, **kwargs)
 
     def before_fit(self):
         self.run = not rank() and not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
-        if self.run: self.told = None; self.trackio.init(**self.asked)
+        if not self.run: return
+        self.told = None
+        self.trackio.init(**self.asked)
+
     def after_batch(self):
         if not self.training: return
         step, row = new_numbers(self)
         if row: self.trackio.log({**row, 'lr': self.opt.hypers[-1]['lr']}, step=step)
+
     def after_validate(self):
-        v = self.recorder.loss.value
-        if v is not None: self.trackio.log({'valid_loss': float(v)}, step=self.train_iter)
+        loss = self.recorder.loss.value
+        if loss is not None: self.trackio.log({'valid_loss': float(loss)}, step=self.train_iter)
+
     def after_fit(self): self.trackio.finish()
