@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from scipy.stats import rankdata
 from llmbook.core import UserError, sha256, write_json
 from llmbook.evaluate.stats import bootstrap, row, wilson
-from llmbook.evaluate.toxicity import BITS, SmokeDetector, ngram_buckets, plain_text
+from llmbook.filters.toxicity import BITS, SmokeDetector, ngram_buckets, plain_text
 
 ROOT = Path(__file__).resolve().parents[1]
 L2, STEPS, FALSE_ALARMS = 1e-5, 300, .05
