@@ -7,6 +7,7 @@ import torch
 from scipy import stats as ss
 from llmbook.core import UserError, import_transformers, sha256
 from llmbook.evaluate import bias, overlap, perplexity, stats, toxicity
+from llmbook.filters.toxicity import ASSETS, BITS, SmokeDetector
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get('LLMBOOK_DATA') or ROOT.parent/'shared'/'data')
@@ -178,7 +179,7 @@ def test_rouge_is_the_perl_script():
     assert multi['rougeLsum'][0] == pytest.approx(want['multi_0']['rougeLsum_stem']['f'], abs=2e-5)
     for t in want['toy']:
         got = overlap.rouge_scores([t['prediction']], [t['target']], stemmer=False)
-        for k in overlap.KINDS:
+        for k in overlap.ROUGE_KINDS:
             if k in t: assert got[k][0] == pytest.approx(t[k]['f'], abs=1e-4)
 
 
@@ -225,7 +226,7 @@ def test_smoke_detector_is_small_and_plain():
     f = ROOT/'llmbook'/'assets'/'smoke_detector.npz'
     card = json.loads(f.with_suffix('.json').read_text(encoding='utf-8'))
     assert f.stat().st_size < 200_000 and sha256(f) == card['sha256']
-    with np.load(f, allow_pickle=False) as z: assert z['weights'].dtype == np.int8 and len(z['weights']) == 2**toxicity.BITS
+    with np.load(f, allow_pickle=False) as z: assert z['weights'].dtype == np.int8 and len(z['weights']) == 2**BITS
     for key in ('label', 'data', 'known_failures', 'threshold'): assert card[key]
     assert 'MIT' in card['data'] and 'not a judge' in card['what']
     rows = {(r['metric'], r.get('group')): r for r in card['rows']}
@@ -252,7 +253,7 @@ def test_no_text_of_the_data_sets_is_kept():
 
 
 def test_smoke_detector_scores():
-    s = toxicity.SmokeDetector()
+    s = SmokeDetector()
     texts = ['You are a stupid idiot, shut up', 'The list is sorted in place.', '', '\ud800 \U0001f600', 'x ' * 3000]
     v = s(texts)
     assert v.shape == (5,) and v[0] > .5 > v[1] and v[2] == 0 and ((0 <= v) & (v <= 1)).all()
@@ -261,11 +262,11 @@ def test_smoke_detector_scores():
 
 
 def test_a_changed_smoke_detector_is_refused(tmp_path):
-    for n in ('npz', 'json'): (tmp_path/f'smoke_detector.{n}').write_bytes((toxicity.ASSETS/f'smoke_detector.{n}').read_bytes())
-    toxicity.SmokeDetector(tmp_path)
+    for n in ('npz', 'json'): (tmp_path/f'smoke_detector.{n}').write_bytes((ASSETS/f'smoke_detector.{n}').read_bytes())
+    SmokeDetector(tmp_path)
     f = tmp_path/'smoke_detector.npz'
     f.write_bytes(f.read_bytes()[:-1] + b'!')
-    with pytest.raises(UserError, match='another file'): toxicity.SmokeDetector(tmp_path)
+    with pytest.raises(UserError, match='another file'): SmokeDetector(tmp_path)
 
 
 def test_known_checkpoints_are_detoxifys():

@@ -16,45 +16,38 @@ def row(
     metric:str, # name, such as 'perplexity'
     value:float, # the number
     low:float|None=None, # lower end of the interval; None where there is none
-    high:float|None=None, # upper end
+    high:float|None=None, # upper end of the interval
     n:int=0, # examples behind the number
-    signature:str='', # how it was computed, 'name:value' pairs joined by '|'
+    signature:str='', # how the number was computed: 'name:value' pairs joined by '|'
     split:str='test', # which data
     group:str|None=None, # a part of the data, such as an identity; None for all of it
 ) -> dict: # plain floats and ints, ready for JSON; a value that is not finite becomes None
-    "One number with what is needed to trust it or to doubt it."
-    num = lambda x: float(x) if x is not None and math.isfinite(x) else None
-    r = dict(metric=metric, split=split, value=num(value), low=num(low), high=num(high), n=int(n), signature=signature)
-    return r if group is None else {**r, 'group': group}
+    "Make a row: one number with what is needed to trust it or to doubt it."
+    def number(x): return float(x) if x is not None and math.isfinite(x) else None
+    res = dict(metric=metric, split=split, value=number(value), low=number(low), high=number(high), n=int(n),
+               signature=signature)
+    return res if group is None else {**res, 'group': group}
 
 # %% ../../nbs/api/60_evaluate/01_stats.ipynb #117be14a
 def rows_text(
     rows:list[dict], # from `row`
     signature:bool=False, # add the signatures
-) -> str: # one line a row
-    "Rows as a plain table."
-    f = lambda x: '-' if x is None else f'{x:.4g}'
-    head = ['metric', 'group', 'value', 'low', 'high', 'n', 'split'] + ['signature'] * signature
-    body = [[r['metric'], r.get('group', ''), f(r['value']), f(r['low']), f(r['high']), str(r['n']), r['split']]
-            + [r['signature']] * signature for r in rows]
-    width = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
-    return '\n'.join('  '.join(c.ljust(w) for c, w in zip(line, width)).rstrip() for line in [head, *body])
+) -> str: # one line for each row
+    "Set rows in the columns of a plain table."
+    def number(x): return '-' if x is None else f'{x:.4g}'
+    head = ['metric', 'group', 'value', 'low', 'high', 'n', 'split']
+    if signature: head.append('signature')
+    lines = [head]
+    for r in rows:
+        numbers = [number(r[key]) for key in ('value', 'low', 'high')]
+        line = [r['metric'], r.get('group', ''), *numbers, str(r['n']), r['split']]
+        if signature: line.append(r['signature'])
+        lines.append(line)
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    padded = [[cell.ljust(width) for cell, width in zip(line, widths)] for line in lines]
+    return '\n'.join('  '.join(cells).rstrip() for cells in padded)
 
 # %% ../../nbs/api/60_evaluate/01_stats.ipynb #141625e5
-def bootstrap(
-    values, # (n,) or (n, k): one row an example
-    stat=np.mean, # (m,) or (m, k) -> float
-    n_boot:int=1000, # resamples
-    seed:int=0, # of the resampling
-    level:float=.95, # share of the resamples inside the interval
-) -> tuple[float|None, float|None]: # (low, high); (None, None) for a single example
-    "Percentile bootstrap interval of `stat`."
-    v = _values(values, 'values')
-    if len(v) < 2: return None, None
-    rng = np.random.default_rng(seed)
-    draws = [stat(v[rng.integers(0, len(v), len(v))]) for _ in range(n_boot)]
-    return _middle(draws, level)
-
 def _values(v, name):
     v = np.asarray(v, dtype=float)
     if not len(v): raise UserError(f'expected at least one example in {name}, got none')
@@ -63,42 +56,64 @@ def _values(v, name):
     return v
 
 def _middle(draws, level):
+    "Return the interval that holds the middle share `level` of the draws."
     if not 0 < level < 1: raise UserError(f'expected a level between 0 and 1 such as 0.95, got {level}')
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+def bootstrap(
+    values, # (n,) or (n, k): one row for each example
+    stat=np.mean, # (m,) or (m, k) -> float
+    n_boot:int=1000, # resamples
+    seed:int=0, # seed of the resampling
+    level:float=.95, # share of the resamples inside the interval
+) -> tuple[float|None, float|None]: # (low, high); (None, None) for a single example
+    "Return the percentile bootstrap interval of `stat`."
+    v = _values(values, 'values')
+    if len(v) < 2: return None, None
+    rng = np.random.default_rng(seed)
+    draws = [stat(v[rng.integers(0, len(v), len(v))]) for _ in range(n_boot)]
+    return _middle(draws, level)
 
 # %% ../../nbs/api/60_evaluate/01_stats.ipynb #0d78c5b6
 def ratio(
     v:np.ndarray, # (m, 2): numerator and denominator of each example
 ) -> float:
-    "Sum of the first column over sum of the second."
+    "Return the sum of the first column over the sum of the second."
     s = v.sum(0)
     return float(s[0] / s[1]) if s[1] else math.nan
 
 # %% ../../nbs/api/60_evaluate/01_stats.ipynb #450d694a
 def paired_difference(
-    a, # (n,) or (n, k): one row an example, system A
+    a, # (n,) or (n, k): one row for each example, system A
     b, # the same examples, system B
     stat=np.mean, # as in `bootstrap`
     n_boot:int=1000, # resamples, and coins for the p-value
-    seed:int=0, # of both
-    level:float=.95, # of the interval
+    seed:int=0, # seed of both
+    level:float=.95, # share of the resamples inside the interval
 ) -> dict: # value (A minus B), low, high, p (two-sided), n
-    "The difference of two systems on the same examples."
+    "Return the difference of two systems on the same examples, with its interval and p-value."
     a, b = _values(a, 'a'), _values(b, 'b')
     if a.shape != b.shape: raise UserError(f'expected the same examples for both systems, got {a.shape} and {b.shape}')
-    n, rng, value = len(a), np.random.default_rng(seed), float(stat(a) - stat(b))
+    n = len(a)
+    value = float(stat(a) - stat(b))
     if n < 2: return dict(value=value, low=None, high=None, p=1., n=n)
-    draws = [stat(a[i]) - stat(b[i]) for i in (rng.integers(0, n, n) for _ in range(n_boot))]
+    rng = np.random.default_rng(seed)
+    draws = []
+    for _ in range(n_boot):
+        chosen = rng.integers(0, n, n)
+        draws.append(stat(a[chosen]) - stat(b[chosen]))
     low, high = _middle(draws, level)
-    return dict(value=value, low=low, high=high, p=_swap_p(a, b, stat, abs(value), n_boot, rng), n=n)
+    p = _swap_p(a, b, stat, abs(value), n_boot, rng)
+    return dict(value=value, low=low, high=high, p=p, n=n)
 
 def _swap_p(a, b, stat, seen, n_boot, rng):
-    "How often a random exchange within the pairs gives a difference as large as the one seen."
+    "Return how often a random exchange within the pairs gives a difference as large as the one seen."
     hits = 0
     for _ in range(n_boot):
         coin = rng.integers(0, 2, len(a)).astype(bool).reshape(-1, *[1] * (a.ndim - 1))
-        hits += bool(abs(stat(np.where(coin, a, b)) - stat(np.where(coin, b, a))) >= seen - 1e-12)
+        difference = abs(stat(np.where(coin, a, b)) - stat(np.where(coin, b, a)))
+        hits += bool(difference >= seen - 1e-12)
     return (hits + 1) / (n_boot + 1)
 
 # %% ../../nbs/api/60_evaluate/01_stats.ipynb #a1dcaef4
@@ -107,26 +122,30 @@ def wilson(
     n:int, # of how many
     level:float=.95, # coverage aimed at
 ) -> tuple[float|None, float|None]: # (low, high); (None, None) for n = 0
-    "Wilson's interval for a share."
+    "Return Wilson's interval for a share."
     if not 0 <= k <= n: raise UserError(f'expected 0 <= k <= n, got k={k}, n={n}')
     if n == 0: return None, None
     z, p = NormalDist().inv_cdf((1 + level) / 2), k / n
-    mid, half = p + z*z / (2*n), z * math.sqrt(p*(1 - p)/n + z*z / (4*n*n))
-    return 0. if k == 0 else (mid - half) / (1 + z*z/n), 1. if k == n else (mid + half) / (1 + z*z/n) # at the ends the formula says so, but for rounding
+    mid = p + z*z / (2*n)
+    half = z * math.sqrt(p*(1 - p)/n + z*z / (4*n*n))
+    low = 0. if k == 0 else (mid - half) / (1 + z*z/n) # at the ends the formula gives the same, up to rounding
+    high = 1. if k == n else (mid + half) / (1 + z*z/n)
+    return low, high
 
 # %% ../../nbs/api/60_evaluate/01_stats.ipynb #17b20f81
 def plot_rows(
     rows:list[dict], # rows of one metric; the group, or else the split, names the line
     ax=None, # matplotlib axes; None makes one
 ): # the axes
-    "Values as dots, intervals as bars."
+    "Draw values as dots and intervals as bars."
     import matplotlib.pyplot as plt
     rows = [r for r in rows if r['value'] is not None]
     if not rows: raise UserError('expected at least one row with a value, got none')
-    ax = ax or plt.subplots(figsize=(5, .5 + .3 * len(rows)))[1]
+    if ax is None: ax = plt.subplots(figsize=(5, .5 + .3 * len(rows)))[1]
     for y, r in enumerate(rows):
         if r['low'] is not None: ax.plot([r['low'], r['high']], [y, y], color='tab:blue', lw=2, alpha=.5)
         ax.plot(r['value'], y, 'o', color='tab:blue')
-    ax.set_yticks(range(len(rows)), [r.get('group', r['split']) for r in rows])
+    names = [r.get('group', r['split']) for r in rows]
+    ax.set_yticks(range(len(rows)), names)
     ax.set(xlabel=rows[0]['metric'], ylim=(len(rows) - .5, -.5))
     return ax

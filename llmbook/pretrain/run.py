@@ -20,7 +20,7 @@ from ..plan.plan import read_plan
 from ..model.transformer import Transformer
 from ..model.hf_wrap import as_lm
 from ..train.compile import compile_model
-from . import lr_find as find # and with it lr_find
+from . import lr_find # gives `LMLearner` its method `lr_find`
 from ..train.learner import LMLearner
 from ..train.loss import LMLoss
 from ..train.masking import MaskedLoss, MaskTokens
@@ -37,68 +37,80 @@ from ..train.telemetry import Samples, Telemetry
 
 # %% ../../nbs/api/34_pretrain/02_run.ipynb #235e088e
 class MaskedPerplexity(Perplexity):
-    "exp of the mean loss of hidden tokens: not comparable with the perplexity of a decoder."
+    "The exponential of the mean loss of hidden tokens; not comparable with the perplexity of a decoder."
     @property
     def name(self): return 'masked_perplexity'
 
 def sees_both_sides(
-    model, # a Transformer, a `ModelConfig`, or a wrapped model, which is causal
+    model, # a `Transformer`, a `ModelConfig`, or a wrapped model, which is causal
 ) -> bool:
-    "Is this an encoder?"
+    "Return whether a model is an encoder."
     traits = getattr(getattr(model, 'config', model), 'traits', None)
     return traits is not None and not traits.causal
 
-def _objective(model, objective, cbs, seed): # callbacks, and among them the one that hides tokens, or None
-    masks, encoder = next((cb for cb in cbs if isinstance(cb, MaskTokens)), None), sees_both_sides(model)
-    if objective not in ('auto', 'next', 'masked'): raise UserError(f"expected an objective of 'auto', 'next' or 'masked', got {objective!r}")
+def _with_masks(model, objective, cbs, seed):
+    "Return the callbacks and the one among them that hides tokens, or None; raise `UserError` for a wrong objective."
+    masks = next((cb for cb in cbs if isinstance(cb, MaskTokens)), None)
+    encoder = sees_both_sides(model)
+    if objective not in ('auto', 'next', 'masked'): raise UserError(
+        f"expected an objective of 'auto', 'next' or 'masked', got {objective!r}")
     if encoder and objective == 'next': raise UserError(
-        "expected objective 'masked' for an encoder, got 'next': it sees the token that it would have to predict; take another family to predict the next token")
+        "expected objective 'masked' for an encoder, got 'next': it sees the token that it would have to predict; "
+        'take another family to predict the next token')
     if not encoder and (objective == 'masked' or masks): raise UserError(
-        "expected objective 'next' for a decoder, got masks: it sees one side of a gap alone; take family='encoder' to fill gaps")
-    if encoder and masks is None: cbs = cbs + L(masks := MaskTokens(seed=seed))
+        "expected objective 'next' for a decoder, got masks: it sees only one side of a gap; "
+        "take family='encoder' to fill gaps")
+    if encoder and masks is None:
+        masks = MaskTokens(seed=seed)
+        cbs = cbs + L(masks)
     return cbs, masks
 
 # %% ../../nbs/api/34_pretrain/02_run.ipynb #df283443
 def lm_learner(
     dls, # DataLoaders of (x, y), such as `lm_dls` gives
     model, # a `ModelConfig`, a `Transformer` of any family, or a causal model of `transformers`
-    lr:float=3e-3, # learning rate; Muon's and AdamW's alike
+    lr:float=3e-3, # learning rate, the same for Muon and AdamW
     wd:float=.1, # weight decay of matrices and embeddings
     muon:bool=True, # Muon for the matrices inside the blocks
-    objective:str='auto', # 'next' token, 'masked' tokens; 'auto': masked for an encoder. `MaskTokens` among cbs: other masks
+    objective:str='auto', # 'next' or 'masked' tokens; 'auto': masked for an encoder. `MaskTokens` in cbs: other masks
     precision:str='auto', # 'auto', 'fp32', 'tf32', 'bf16', 'fp16', 'fp8'
-    clip:float|None=1., # longest gradient; None: no limit, the guard against bad steps alone
-    accumulate:int=1, # batches a step
-    micro_batch:int|str|None=None, # rows computed at once; None: all, until memory is out; 'auto': the same, tried again after a resume
+    clip:float|None=1., # largest norm of the gradient; None: no limit, only the guard against bad steps
+    accumulate:int=1, # batches in a step
+    micro_batch:int|str|None=None, # rows at once; None: all, halved out of memory; 'auto': tried again after a resume
     recompute:int=0, # every k-th block is computed again in the backward pass, to save memory; 0: none
     compile:bool=False, # torch.compile the model; needs a C++ compiler on a CPU
     chunk:int|None=None, # positions whose logits are held at once; None: 512, 1024 on a GPU
-    seed:int=42, # of the weights, if a config is given
-    flops_per_token:float|None=None, # of training, for the MFU
-    peak_flops:float|None=None, # of the device, for the MFU
-    label:str='training', # what the progress line begins with
+    seed:int=42, # seed of the weights, if a config is given
+    flops_per_token:float|None=None, # FLOPs of training a token, for the MFU
+    peak_flops:float|None=None, # FLOP/s of the device, for the MFU
+    label:str='training', # beginning of the progress line
     cbs=None, # more callbacks
-    **kwargs # for the Learner: path, splitter, metrics...
+    **kwargs # arguments of the Learner: path, splitter, metrics...
 ): # LMLearner
-    "A fastai Learner for next-token training, or for masked tokens in an encoder."
+    "Make a fastai Learner for next-token training, or for masked tokens in an encoder."
     if isinstance(model, ModelConfig):
         set_seed(seed)
         model = Transformer(model)
     if hasattr(model, 'get_output_embeddings'): model = as_lm(model)
-    cbs, masks = _objective(model, objective, L(cbs), seed)
+    cbs, masks = _with_masks(model, objective, L(cbs), seed)
     if whole_number('recompute', recompute, 0): model.set_recompute(recompute)
-    if tok := getattr(getattr(dls, 'train', None), 'tok', None): check_vocab(tok, model.config)
+    tok = getattr(getattr(dls, 'train', None), 'tok', None)
+    if tok: check_vocab(tok, model.config)
     device = torch.device(getattr(dls, 'device', None) or next(model.parameters()).device)
     gpu = device.type == 'cuda'
     if compile: compile_model(model, device=device)
-    cbs = cbs + L(Precision(precision), Telemetry(flops_per_token, peak_flops), Progress(label), ClipGrad(clip or None), MicroBatches(micro_batch))
+    telemetry = Telemetry(flops_per_token, peak_flops)
+    cbs = cbs + L(Precision(precision), telemetry, Progress(label), ClipGrad(clip or None), MicroBatches(micro_batch))
     if whole_number('accumulate', accumulate) > 1: cbs.append(Accumulate(accumulate))
+    if chunk is None: chunk = 1024 if gpu else 512 # a CPU keeps such a chunk in its cache
+    Loss = MaskedLoss if masks else LMLoss
+    loss = Loss(model.head, chunk, compile=compile and gpu)
     kwargs.setdefault('metrics', MaskedPerplexity() if masks else Perplexity())
-    loss = (MaskedLoss if masks else LMLoss)(model.head, (1024 if gpu else 512) if chunk is None else chunk, compile=compile and gpu) # a processor has chunks in its cache
     learn = LMLearner(dls, model, loss, opt_func=lm_opt(model, muon=muon, wd=wd), lr=lr, **kwargs)
     learn.remove_cb(ProgressCallback)
     learn.add_cbs(cbs)
-    learn.recorder.loss, learn.recorder.smooth_loss = TokenLoss(), SmoothLoss()
+    learn.recorder.loss = TokenLoss()
+    learn.recorder.smooth_loss = SmoothLoss()
     if masks: learn.show_results = masks.show_results
     return learn
 
@@ -106,61 +118,81 @@ def lm_learner(
 def check_plan(
     plan, # a `Plan`
     data, # a prepared folder
-): # (ModelConfig, the manifest); UserError if they do not belong together
-    "Refuse a plan for other data."
+): # (ModelConfig, the manifest); UserError if plan and data do not belong together
+    "Refuse a plan that was made for other data."
     config, manifest = ModelConfig.from_dict(plan.config), read_manifest(data)
     if config.vocab_size != manifest['vocab_size']: raise UserError(
-        f"expected a plan for a vocabulary of {manifest['vocab_size']}, got one for {config.vocab_size}: it was made for other data")
+        f"expected a plan for a vocabulary of {manifest['vocab_size']}, got one for {config.vocab_size}: "
+        'it was made for other data')
     return config, manifest
 
-def _way(plan): return getattr(plan, 'expected', {}) # for hours on devices of the table it says how a step is taken
+# %% ../../nbs/api/34_pretrain/02_run.ipynb #ae65d4d3
+def _expected(plan): return getattr(plan, 'expected', {}) # of a device of the table also: how a step is taken
 
-def _arranged(plan, device): # for `lm_learner`
-    "The plan's own way to take a step; its precision on a GPU alone."
-    e = _way(plan)
-    if 'micro' not in e: return {}
-    usual = device.type != 'cuda' or check_precision(e['precision'], device) == best_precision(device) # which a run asks for wherever it is
-    return dict(micro_batch=e['micro'], recompute=e['recompute'], **({} if usual else dict(precision=e['precision'])))
+def _step_options(plan, device):
+    "Return what a plan says about a step, as arguments of `lm_learner`; its precision only counts on a GPU."
+    expected = _expected(plan)
+    if 'micro' not in expected: return {}
+    options = dict(micro_batch=expected['micro'], recompute=expected['recompute'])
+    if device.type != 'cuda': return options
+    planned = check_precision(expected['precision'], device)
+    if planned != best_precision(device): options['precision'] = expected['precision']
+    return options
 
-def _peak(plan, device): # FLOP/s of one device; None: unknown, or planned for another kind
-    m = plan.machine or {}
-    return m['peak_flops'] / m.get('count', 1) if m.get('peak_flops') and m.get('type') == device.type else None
+def _peak_flops(plan, device):
+    "Return the FLOP/s of one device; None if unknown, or planned for another kind of device."
+    machine = plan.machine or {}
+    if not machine.get('peak_flops') or machine.get('type') != device.type: return None
+    return machine['peak_flops'] / machine.get('count', 1)
 
-def _flops(config, seq_len, cbs): # of training, for a position read: of an encoder only targets pass through the head
-    f = flops_by_part(config, seq_len)
-    if config.traits.causal: return f['total']
+def _flops_per_token(config, seq_len, cbs):
+    "Return the FLOPs of training for each token read; in an encoder only targets pass through the head."
+    total = flops_by_part(config, seq_len)['total']
+    if config.traits.causal: return total
     rate = next((cb.rate for cb in cbs if isinstance(cb, MaskTokens)), MaskTokens().rate)
-    return f['total'] - round((1 - rate) * 6 * config.vocab_size * config.d_model)
+    return total - round((1 - rate) * 6 * config.vocab_size * config.d_model)
+
+def _epochs(steps, evaluations):
+    "Return the largest number of equal epochs, up to `evaluations`, into which the steps can be divided."
+    most = min(whole_number('evaluations', evaluations), whole_number('steps of the plan', steps))
+    return next(k for k in range(most, 0, -1) if steps % k == 0)
 
 # %% ../../nbs/api/34_pretrain/02_run.ipynb #2dc30416
 def pretrain(
     data, # a prepared folder
     plan, # a `Plan`, its file or its dict, or anything with config, bs, seq_len, steps, lr, seed and machine
-    out:str|Path, # history.csv and .parquet, samples.json and .jsonl, checkpoints/
+    out:str|Path, # folder for history.csv and .parquet, samples.json and .jsonl, checkpoints/
     evaluations:int=10, # validations, spread evenly over the run; fewer if the steps cannot be divided by it
-    sample=None, # function (model, prompts) -> texts, called at evaluations; for an encoder one that fills gaps, such as `filled`
-    prompts=('The', 'def'), # what samples begin with; no blank at the end, since blanks belong to the token after them
-    checkpoint_seconds:float=30., # of training that a kill may cost
-    keep:int=2, # checkpoints kept, besides the best one
+    sample=None, # (model, prompts) -> texts, called at evaluations; for an encoder one such as `filled`
+    prompts=('The', 'def'), # beginnings of samples; no space at the end, since it belongs to the token after it
+    checkpoint_seconds:float=30., # seconds of training that a kill may cost
+    keep:int=2, # checkpoints to keep, besides the best one
     compile:bool=False, # torch.compile the model: pays in long runs, costs a minute or more at the start
-    device=None, # None takes the best there is
-    parallel:str|None=None, # 'ddp' or 'fsdp', where `torchrun` or `launch` has started several processes; None: as planned, or ddp
+    device=None, # device to train on; None takes the best there is
+    parallel:str|None=None, # 'ddp' or 'fsdp', where several processes were started; None: as planned, or ddp
     cbs=None, # more callbacks
 ): # the Learner, trained
-    "Pre-train as planned, or go on where an earlier call was stopped."
+    "Pre-train as planned, or resume where an earlier call was stopped."
     plan, out = read_plan(plan), Path(out)
     config, manifest = check_plan(plan, data)
-    n = next(k for k in range(min(whole_number('evaluations', evaluations), whole_number('steps of the plan', plan.steps)), 0, -1) if plan.steps % k == 0) # epochs of equal length
+    epochs = _epochs(plan.steps, evaluations)
     if rank() == 0: RunFolder(out)
     device = join(device)
-    if plan.bs % world(): raise UserError(f'expected a batch that {world()} ranks can share, got {plan.bs} rows: plan another, or start another number of ranks')
-    dls = lm_dls(data, plan.bs // world(), plan.seq_len, steps=plan.steps // n, seed=plan.seed, device=device, rank=rank(), world=world())
-    asked = dict(config=config.to_dict(), bs=plan.bs, seq_len=plan.seq_len, lr=plan.lr, seed=plan.seed, data=fingerprint(manifest))
+    if plan.bs % world(): raise UserError(
+        f'expected a batch that {world()} ranks can share, got {plan.bs} rows: '
+        'make another plan, or start another number of ranks')
+    dls = lm_dls(data, plan.bs // world(), plan.seq_len, steps=plan.steps // epochs, seed=plan.seed, device=device,
+                 rank=rank(), world=world())
+    asked = dict(config=config.to_dict(), bs=plan.bs, seq_len=plan.seq_len, lr=plan.lr, seed=plan.seed,
+                 data=fingerprint(manifest))
     cbs = L(cbs) + L(ShardedCheckpoint(out/'checkpoints', seconds=checkpoint_seconds, keep=keep, asked=asked))
     if sample: cbs.append(Samples(sample, list(prompts), path=out/'samples.jsonl'))
-    learn = lm_learner(dls, config, lr=plan.lr, seed=plan.seed, label='pre-training', cbs=cbs, path=out, compile=compile,
-        flops_per_token=_flops(config, plan.seq_len, cbs), peak_flops=_peak(plan, device), **_arranged(plan, device))
+    learn = lm_learner(
+        dls, config, lr=plan.lr, seed=plan.seed, label='pre-training', cbs=cbs, path=out, compile=compile,
+        flops_per_token=_flops_per_token(config, plan.seq_len, cbs), peak_flops=_peak_flops(plan, device),
+        **_step_options(plan, device))
     learn.telemetry.csv_path = out/'history.csv'
-    on_ranks(learn, parallel or _way(plan).get('sharding') or 'ddp').fit_wsd(n)
+    learn = on_ranks(learn, parallel or _expected(plan).get('sharding') or 'ddp')
+    learn.fit_wsd(epochs)
     if sample and rank() == 0: write_json(out/'samples.json', learn.samples.rows)
     return learn

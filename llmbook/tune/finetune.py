@@ -18,9 +18,9 @@ from .tasks import format_prompt, task_dls
 
 # %% ../../nbs/api/50_tune/03_finetune.ipynb #30bd8e9e
 def layer_groups(
-    model, # with embed, blocks, norm and head
+    model, # a model with embed, blocks, norm and head
 ) -> list: # lists of parameters, from the embedding to the last block
-    "The splitter: one group for the embedding, one for each block."
+    "Split a model's parameters into one group for the embedding and one for each block."
     groups = [list(model.embed.parameters())] + [list(b.parameters()) for b in model.blocks]
     groups[-1] += list(model.norm.parameters())
     if model.head.weight is not model.embed.weight: groups[-1] += list(model.head.parameters())
@@ -30,88 +30,108 @@ def layer_groups(
 def open_groups(
     pct:float, # share of the run that is done, 0 to 1
     n:int, # layer groups
-    share:float=.3, # share of the run over which they open
+    share:float=.3, # share of the run over which the groups open
 ) -> int: # how many of the last groups are trained now
-    "How many groups are open: one at first, all of them once `share` of the run is done."
+    "Return how many groups are open: one at first, all of them once `share` of the run is done."
     if not 0 <= share <= 1: raise UserError(f'expected a share between 0 and 1, got {share}')
     return n if pct >= share else 1 + int(pct / share * (n - 1))
 
+# %% ../../nbs/api/50_tune/03_finetune.ipynb #0dfcff9b
 class GradualUnfreeze(Callback):
-    "Open the layer groups from the last to the first."
+    "A callback that opens the layer groups from the last to the first."
     run_valid = False
     def __init__(self,
         share:float=.3, # share of the run after which all groups are open
-    ): self.share, self.now = share, None
+    ):
+        self.share = share
+        self.now = None # groups that are open
 
     def before_fit(self): self.now = None
+
     def before_batch(self):
         n = len(self.opt.param_lists)
         k = open_groups(self.pct_train, n, self.share)
-        if k != self.now: self.learn.freeze_to(n - k); self.now = k
+        if k == self.now: return
+        self.learn.freeze_to(n - k)
+        self.now = k
+
     def after_fit(self): self.learn.unfreeze()
 
     def checkpoint_state(self): return dict(open=self.now)
-    def load_checkpoint_state(self, s): # the optimiser's own method: the Learner's forgets the moments
+
+    def load_checkpoint_state(self, s):
         self.now = s['open']
-        if self.now is not None: self.opt.freeze_to(len(self.opt.param_lists) - self.now)
+        if self.now is None: return
+        self.opt.freeze_to(len(self.opt.param_lists) - self.now) # the Learner's own method forgets the moments
 
 # %% ../../nbs/api/50_tune/03_finetune.ipynb #6c9b10b1
 def finetune_learner(
     model, # a `Transformer`
-    dls, # from `task_dls`
-    lr:float=2e-3, # of the last group
-    ratio:float=4., # how much smaller the first group's is
+    dls, # DataLoaders from `task_dls`
+    lr:float=2e-3, # learning rate of the last group
+    ratio:float=4., # how many times smaller the first group's rate is
     share:float=.3, # gradual unfreezing over this share of the run; 0: none
     cbs=None, # more callbacks
-    **kwargs # for `lm_learner`
+    **kwargs # arguments of `lm_learner`
 ): # a Learner
-    "A Learner for discriminative fine-tuning."
-    cbs = L(cbs) + (L(GradualUnfreeze(share)) if share else L())
-    return lm_learner(dls, model, lr=slice(lr / ratio, lr), splitter=layer_groups, cbs=cbs, **{'objective': 'next', **kwargs}) # refuses an encoder
+    "Make a Learner for discriminative fine-tuning."
+    cbs = L(cbs)
+    if share: cbs = cbs + L(GradualUnfreeze(share))
+    kwargs = {'objective': 'next', **kwargs} # refuses an encoder
+    return lm_learner(dls, model, lr=slice(lr / ratio, lr), splitter=layer_groups, cbs=cbs, **kwargs)
 
 # %% ../../nbs/api/50_tune/03_finetune.ipynb #0daf02b9
 def answers(
     model, # a fine-tuned `Transformer`
     tok, # its tokenizer
-    prompts:list, # texts; of one that is too long for the context its end is read
+    prompts:list, # texts; only the end of one that is too long for the context is read
     max_new_tokens:int=48, # longest answer
-    **kwargs # for `generate`; greedy by default
+    **kwargs # arguments of `generate`; greedy by default
 ) -> list: # texts
-    "What the model answers."
-    kwargs, room = dict(temperature=0.) | kwargs, model.config.context - max_new_tokens
-    ids = [[i[0], *i[max(1, len(i) - room + 1):]] for i in (format_prompt(tok, p) for p in prompts)] # the mark that it begins with stays
-    return [a.strip() for a in generate(model, tok, prompt_ids=ids, max_new_tokens=max_new_tokens, **kwargs)]
+    "Return what the model answers to each prompt."
+    kwargs = dict(temperature=0.) | kwargs
+    longest = model.config.context - max_new_tokens
+    ids = [_fit_prompt(format_prompt(tok, p), longest) for p in prompts]
+    texts = generate(model, tok, prompt_ids=ids, max_new_tokens=max_new_tokens, **kwargs)
+    return [text.strip() for text in texts]
+
+def _fit_prompt(ids, longest):
+    "Keep a prompt's opening mark and as much of its end as fits."
+    return [ids[0], *ids[max(1, len(ids) - longest + 1):]]
 
 # %% ../../nbs/api/50_tune/03_finetune.ipynb #195c3fd0
 def finetune(
     model, # a `Transformer`; it is changed
     tok, # its tokenizer
     task, # a `Task`, or examples by split
-    out:str|Path, # history.csv and checkpoints/
+    out:str|Path, # folder for history.csv and checkpoints/
     steps:int|None=None, # optimiser steps; None: two passes over the pairs
     bs:int=32, # pairs in a batch
     evaluations:int=4, # validations, spread evenly over the run
-    lr:float=2e-3, # of the last layer group
-    seed:int=42, # of the order
-    device=None, # None takes the best there is
+    lr:float=2e-3, # learning rate of the last layer group
+    seed:int=42, # seed of the order
+    device=None, # device to train on; None takes the best there is
     asked:dict|None=None, # what else the run depends on: a checkpoint that differs is refused
     cbs=None, # more callbacks
-    **kwargs # for `finetune_learner`
+    **kwargs # arguments of `finetune_learner`
 ): # the Learner, trained
-    "Fine-tune on a task, or go on where an earlier call was stopped."
+    "Fine-tune on a task, or resume where an earlier call was stopped."
     if steps is not None and steps < 1: raise UserError(f'expected 1 or more steps, got {steps}')
     out = RunFolder(out).path
     dls = task_dls(task, tok, bs=bs, seq_len=model.config.context, seed=seed, device=device)
     total = steps or 2 * len(dls.train)
     dls.train.steps = -(-total // evaluations)
-    asked = dict(asked or {}, bs=bs, lr=lr, seed=seed, config=model.config.to_dict(), base=_weights_print(model),
-                 pairs=fingerprint([[int(n), *map(int, ids)] for ids, n in dls.train.dataset]))
-    learn = finetune_learner(model, dls, lr=lr, path=out, label=f"fine-tuning {getattr(task, 'name', '')}".strip(),
-                             cbs=L(cbs) + L(Checkpoint(out/'checkpoints', asked=asked)), **kwargs)
+    asked = dict(asked or {}, bs=bs, lr=lr, seed=seed, config=model.config.to_dict(), base=_weights_fingerprint(model),
+                 pairs=_pairs_fingerprint(dls.train.dataset))
+    cbs = L(cbs) + L(Checkpoint(out/'checkpoints', asked=asked))
+    label = f"fine-tuning {getattr(task, 'name', '')}".strip()
+    learn = finetune_learner(model, dls, lr=lr, path=out, label=label, cbs=cbs, **kwargs)
     learn.telemetry.csv_path = out/'history.csv'
     learn.fit_wsd(evaluations, decay=.6)
     return learn
 
-def _weights_print(model):
-    "A fingerprint of the weights a run starts from."
-    return fingerprint([hashlib.sha256(p.detach().float().cpu().numpy().tobytes()).hexdigest() for p in model.parameters()])
+def _weights_fingerprint(model):
+    digests = [hashlib.sha256(p.detach().float().cpu().numpy().tobytes()).hexdigest() for p in model.parameters()]
+    return fingerprint(digests)
+
+def _pairs_fingerprint(rows): return fingerprint([[int(n), *map(int, ids)] for ids, n in rows])

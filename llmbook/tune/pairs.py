@@ -21,9 +21,9 @@ from ..dedup.near import dedup
 @dataclass
 class Example:
     "One pair: what the model reads, and what it should write."
-    prompt:str # the model reads this
-    answer:str # and should write this, then stop
-    group:str='' # where it comes from
+    prompt:str # text that the model reads
+    answer:str # text that it should write before it stops
+    group:str='' # where the pair comes from
 
 # %% ../../nbs/api/50_tune/01_pairs.ipynb #9363ac32
 _MARKUP = re.compile(r'>>>|:\w+:|:$|^@|https?:|[^ -~]|\\|TODO|FIXME|<\w')
@@ -32,77 +32,95 @@ def docstring_line(
     doc:str, # a docstring, dedented
     words:tuple=(3, 20), # fewest and most words
 ) -> str: # '' if it will not do
-    "The first line of a docstring, if it can serve as a summary."
+    "Return the first line of a docstring, if it can serve as a summary."
     first, _, rest = doc.strip().partition('\n')
-    if rest.split('\n')[0].strip() or _MARKUP.search(first): return ''
+    sentence_continues = rest.split('\n')[0].strip()
+    if sentence_continues or _MARKUP.search(first): return ''
     line = ' '.join(first.replace('``', '`').split()).rstrip('. ')
-    return line if words[0] <= len(line.split()) <= words[1] and line[:1].isalpha() else ''
+    fewest, most = words
+    return line if fewest <= len(line.split()) <= most and line[:1].isalpha() else ''
 
 # %% ../../nbs/api/50_tune/01_pairs.ipynb #cea6810a
 _DEF = re.compile(r'^( *)(?:async )?def \w+\(', re.M)
 
 @cache
-def _edges(k): return re.compile(r'\n(?= {0,%d}[^\s)#])' % k), re.compile(r'^ {%d}' % k, re.M)
+def _edges(indent):
+    "Return the patterns of the end of a block with this indent, and of the indent of its lines."
+    return re.compile(r'\n(?= {0,%d}[^\s)#])' % indent), re.compile(r'^ {%d}' % indent, re.M)
 
 def _functions(text, longest):
-    "The dedented source of each function of at most `longest` characters that may have a docstring."
+    "Yield the dedented source of each function of at most `longest` characters that may have a docstring."
     for m in _DEF.finditer(text):
-        end, indent = _edges(len(m[1]))
-        e = end.search(text, m.end(), m.start() + longest)
-        if not e and m.start() + longest < len(text): continue
-        src = text[m.start():e.start() if e else len(text)].rstrip()
+        block_end, indent = _edges(len(m[1]))
+        end = block_end.search(text, m.end(), m.start() + longest)
+        if not end and m.start() + longest < len(text): continue
+        src = text[m.start():end.start() if end else len(text)].rstrip()
         if '"""' in src or "'''" in src: yield indent.sub('', src)
+
+def _parsed(src):
+    "Return the syntax tree of a function, or None if it does not parse."
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore') # other people's escapes
+            return ast.parse(src).body[0]
+    except (SyntaxError, ValueError, RecursionError, MemoryError): return None
 
 def code_pairs(
     text:str, # Python source
     max_chars:int=480, # longest function, its docstring not counted
-    min_chars:int=60, # shortest
+    min_chars:int=60, # shortest function
 ) -> Iterator[tuple[str, str]]: # (the function without its docstring, the docstring's first line)
-    "The functions of a source file that can be summarized, nested ones too."
+    "Yield the functions of a source file that can be summarized, nested ones too, with their summaries."
     for src in _functions(text, max_chars + 2000):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore')      # other people's escapes
-                f = ast.parse(src).body[0]
-        except (SyntaxError, ValueError, RecursionError, MemoryError): continue
-        line = docstring_line(ast.get_docstring(f) or '') if len(f.body) > 1 else ''
-        doc, lines = f.body[0], src.split('\n')
-        if not line or doc.lineno == f.lineno or doc.end_lineno >= f.body[1].lineno: continue
+        f = _parsed(src)
+        if f is None or len(f.body) < 2: continue
+        line = docstring_line(ast.get_docstring(f) or '')
+        doc, after = f.body[:2]
+        if not line or doc.lineno == f.lineno or doc.end_lineno >= after.lineno: continue
+        lines = src.split('\n')
         code = '\n'.join(lines[:doc.lineno - 1] + lines[doc.end_lineno:])
         if min_chars <= len(code) <= max_chars: yield code, line
 
 # %% ../../nbs/api/50_tune/01_pairs.ipynb #3875a444
-_SKIP = {'test', 'tests', 'testing', '_vendor', 'vendor', 'vendored', '__pycache__', 'site-packages', 'idlelib', 'lib2to3',
-         'turtledemo', 'llmbook'}
+_SKIP = {'test', 'tests', 'testing', '_vendor', 'vendor', 'vendored', '__pycache__', 'site-packages', 'idlelib',
+         'lib2to3', 'turtledemo', 'llmbook'}
 
 def _walk(root, prefix):
+    "Yield (package, name, path) of each Python file under a folder."
     for d, folders, files in os.walk(root):
         folders[:] = sorted(f for f in folders if f not in _SKIP)
         for f in sorted(files):
             if not f.endswith('.py'): continue
-            rel = os.path.relpath(os.path.join(d, f), root).replace(os.sep, '/')
-            yield prefix + rel.split('/')[0].removesuffix('.py'), rel, os.path.join(d, f)
+            path = os.path.join(d, f)
+            name = os.path.relpath(path, root).replace(os.sep, '/')
+            yield prefix + name.split('/')[0].removesuffix('.py'), name, path
 
 def _source_files(seed):
-    "(package, name, file) of what is installed and of the standard library: every package's first file, every second, and so on."
-    paths, turn = sysconfig.get_paths(), Counter()
-    files = [*_walk(paths['purelib'], ''), *_walk(paths['stdlib'], 'python/')]
-    files.sort(key=lambda f: hashlib.blake2b(f'{seed}:{f[0]}:{f[1]}'.encode(), digest_size=8).digest())
-    for i, f in enumerate(files): turn[f[0]] += 1; files[i] = turn[f[0]], i, f
-    return [f for *_, f in sorted(files)]
+    "List (package, name, path) of Python files here: every package's first, every package's second, and so on."
+    def order(file):
+        package, name, _ = file
+        return hashlib.blake2b(f'{seed}:{package}:{name}'.encode(), digest_size=8).digest()
+    paths = sysconfig.get_paths()
+    files = sorted([*_walk(paths['purelib'], ''), *_walk(paths['stdlib'], 'python/')], key=order)
+    turns, in_turn = Counter(), []
+    for i, file in enumerate(files):
+        package = file[0]
+        turns[package] += 1
+        in_turn.append((turns[package], i, file))
+    return [file for _, _, file in sorted(in_turn)]
 
 # %% ../../nbs/api/50_tune/01_pairs.ipynb #a8e97909
 def _words(text): return re.sub(r'\W+', ' ', text).strip().lower()
 
 def summarization_examples(
     n:int=8000, # pairs wanted; fewer come if the machine has fewer
-    per_package:int=200, # most from one package
+    per_package:int=200, # most pairs from one package
     max_chars:int=480, # longest function
-    seed:int=42, # which files are read
-    avoid=(), # ids of documents of the embedded corpus: files that pre-training has read, say
+    seed:int=42, # seed of the order in which files are read
+    avoid=(), # ids of documents of the embedded corpus, such as files that pre-training has read
     files=None, # [(package, name, path)]; None reads what is installed
 ) -> list[Example]: # group: the package
-    "Functions and their summaries; no two near-identical, whatever their packages."
+    "Find functions and their summaries; no two near-identical, whatever their packages."
     found, seen, count = [], set(), Counter()
     avoid = {i.split('#')[0].partition('/')[2] for i in avoid}
     for package, name, path in _source_files(seed) if files is None else files:
@@ -111,54 +129,75 @@ def summarization_examples(
         try: text = Path(path).read_text(encoding='utf-8', errors='replace')
         except OSError: continue
         for code, line in code_pairs(text, max_chars):
-            if (key := _words(line)) in seen or count[package] >= per_package: continue
-            seen.add(key); count[package] += 1
+            key = _words(line)
+            if key in seen or count[package] >= per_package: continue
+            seen.add(key)
+            count[package] += 1
             found.append(Example(code, line, package))
-    keep = dedup([(str(i), _words(e.prompt)) for i, e in enumerate(found)], threshold=.7).keep
-    return [e for e, k in zip(found, keep) if k][:n]
+    by_words = [(str(i), _words(e.prompt)) for i, e in enumerate(found)]
+    kept = dedup(by_words, threshold=.7).keep
+    return [e for e, keep in zip(found, kept) if keep][:n]
 
 # %% ../../nbs/api/50_tune/01_pairs.ipynb #d8ad8625
 _UNITS = ['length-kilometer', 'length-meter', 'length-mile', 'mass-kilogram', 'mass-gram', 'mass-tonne', 'volume-liter',
-          'area-square-meter', 'speed-kilometer-per-hour', 'temperature-celsius', 'energy-kilowatt-hour', 'digital-megabyte']
+          'area-square-meter', 'speed-kilometer-per-hour', 'temperature-celsius', 'energy-kilowatt-hour',
+          'digital-megabyte']
 _MONEY = ['EUR', 'USD', 'GBP', 'CHF', 'JPY', 'INR', 'CAD', 'AUD', 'SEK', 'PLN']
-_SPANS = dict(second=1, minute=60, hour=3600, day=86_400, week=7 * 86_400, month=30 * 86_400, year=365 * 86_400)
+_DAY = 86_400
+_SPANS = dict(second=1, minute=60, hour=3600, day=_DAY, week=7 * _DAY, month=30 * _DAY, year=365 * _DAY)
 _FIRST, _LAST = date(1950, 1, 1).toordinal(), date(2050, 1, 1).toordinal()
 
 def _number(r): return round(r.random() * 10 ** r.randint(1, 5), r.randint(0, 2)) or 1
-def _span(r):
-    unit = r.choice(list(_SPANS))
-    return partial(dates.format_timedelta, timedelta(seconds=r.choice((-1, 1)) * r.randint(1, 99) * _SPANS[unit]),
-                   granularity=unit, threshold=1e9, add_direction=r.random() < .8)
 
-# kind -> a draw: a formatter that lacks only its locale
+def _date(r):
+    day = date.fromordinal(r.randrange(_FIRST, _LAST))
+    return partial(dates.format_date, day, r.choice(('full', 'full', 'long', 'medium')))
+
+def _percentage(r): return partial(numbers.format_percent, r.randrange(1000) / 1000, decimal_quantization=False)
+
+def _magnitude(r):
+    number = r.randrange(110, 1000) * 10 ** r.randint(1, 7)
+    return partial(numbers.format_compact_decimal, number, format_type='long', fraction_digits=1)
+
+def _quantity(r): return partial(units.format_unit, _number(r), r.choice(_UNITS), length='long')
+def _money(r): return partial(numbers.format_currency, _number(r), r.choice(_MONEY), format_type='name')
+
+def _duration(r):
+    unit = r.choice(list(_SPANS))
+    span = timedelta(seconds=r.choice((-1, 1)) * r.randint(1, 99) * _SPANS[unit])
+    return partial(dates.format_timedelta, span, granularity=unit, threshold=1e9, add_direction=r.random() < .8)
+
 _KINDS = dict(
-    date=lambda r: partial(dates.format_date, date.fromordinal(r.randrange(_FIRST, _LAST)), r.choice(('full', 'full', 'long', 'medium'))),
+    date=_date,
     number=lambda r: partial(numbers.format_decimal, _number(r)),
-    percentage=lambda r: partial(numbers.format_percent, r.randrange(1000) / 1000, decimal_quantization=False),
-    magnitude=lambda r: partial(numbers.format_compact_decimal, r.randrange(110, 1000) * 10 ** r.randint(1, 7), format_type='long',
-                                fraction_digits=1),
-    quantity=lambda r: partial(units.format_unit, _number(r), r.choice(_UNITS), length='long'),
-    money=lambda r: partial(numbers.format_currency, _number(r), r.choice(_MONEY), format_type='name'),
-    duration=_span)
+    percentage=_percentage,
+    magnitude=_magnitude,
+    quantity=_quantity,
+    money=_money,
+    duration=_duration)
 
 def _say(draw, locale): return ' '.join(draw(locale=locale).split())
 
 # %% ../../nbs/api/50_tune/01_pairs.ipynb #f1022169
-_LANGUAGES = dict(de='German', fr='French', es='Spanish', it='Italian', nl='Dutch', pt='Portuguese', sv='Swedish', da='Danish', pl='Polish')
+_LANGUAGES = dict(de='German', fr='French', es='Spanish', it='Italian', nl='Dutch', pt='Portuguese', sv='Swedish',
+                  da='Danish', pl='Polish')
 
 def translation_examples(
-    seed:int=42, # of the draws
+    seed:int=42, # seed of the draws
     n:int=8000, # pairs wanted, all languages together
-    targets=('de', 'fr'), # of `_LANGUAGES`; the prompt names the language in words
+    targets=('de', 'fr'), # codes of languages; the prompt names the language in words
 ) -> list[Example]: # group: language and kind
-    "English phrases and their translations; every phrase occurs once in each language."
+    "Draw English phrases with their translations; every phrase occurs once in each language."
     for t in targets or ['nothing']:
         if t not in _LANGUAGES: raise UserError(f'expected a language among {", ".join(_LANGUAGES)}, got {t!r}')
     r, said, found = random.Random(seed), set(), []
     while len(found) < n:
         kind = r.choice(list(_KINDS))
         draw = _KINDS[kind](r)
-        if (text := _say(draw, 'en_GB')) in said: continue
+        text = _say(draw, 'en_GB')
+        if text in said: continue
         said.add(text)
-        found += [Example(f'{_LANGUAGES[t]}: {text}', _say(draw, t), f'{_LANGUAGES[t]} {kind}') for t in targets]
+        for t in targets:
+            language = _LANGUAGES[t]
+            found.append(Example(f'{language}: {text}', _say(draw, t), f'{language} {kind}'))
     return found[:n]
