@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from llmbook.core import UserError
-from llmbook.prepare.workers import Progress, choose_workers, run_units
+from llmbook.prepare.workers import ProgressBar, choose_workers, run_units
 from llmbook.prepare.units import Sources, divide, unit_size, units
 from llmbook.tokens.shards import check_shards, documents
-from llmbook.prepare.pipeline import Spool, prepare
+from llmbook.prepare.pipeline import prepare
 from llmbook.read.sources import read_unit
 from llmbook.tokens.tokenizer import decode, load_tokenizer
 
@@ -188,6 +188,6 @@ def test_engines_and_workers(monkeypatch):
     for workers in (1, 2):
         with pytest.raises(UserError, match='third source'): list(run_units(str, broken(), workers))
     with pytest.raises(ZeroDivisionError): list(run_units(lambda x: 1 / x, [1, 0], 2))
-    p = Progress(dict(a=400, b=600), show=False)
+    p = ProgressBar(dict(a=400, b=600), show=False)
     p('a', .5); p('b', 1); p('a', .1)
     assert p.at == 1000
