@@ -1,15 +1,15 @@
 """Text for the benchmarks of data preparation: LLMBOOK_DATA where there is one, and the embedded corpus."""
 import gzip, json, os, random
 from pathlib import Path
-from llmbook.read.embedded import embedded_corpus
 from llmbook.prepare.units import split_long
 from llmbook.read.doc import Doc
+from llmbook.read.embedded import embedded_corpus
 
 DATA = Path(os.environ.get('LLMBOOK_DATA', Path(__file__).resolve().parents[2]/'shared/data'))
 
 
 def books():
-    "The books of gutenberg_books, in parts of a few thousand characters; nothing where there is no LLMBOOK_DATA."
+    "Yield the books of gutenberg_books, in parts of a few thousand characters; nothing without LLMBOOK_DATA."
     for f in sorted(DATA.glob('gutenberg_books/*.jsonl.gz')):
         with gzip.open(f, 'rt', encoding='utf-8') as lines:
             for i, line in enumerate(lines):
@@ -17,17 +17,19 @@ def books():
 
 
 def documents(n_bytes):
-    "About `n_bytes` of prose and code: half books, half the embedded corpus."
+    "Yield about `n_bytes` of prose and code: half books, half the embedded corpus."
     for docs in (books(), embedded_corpus(n_bytes)):
         left = n_bytes // 2
-        for d in docs:
-            if (left := left - d.nbytes) < 0: break
-            yield d
+        for doc in docs:
+            left -= doc.nbytes
+            if left < 0: break
+            yield doc
 
 
 def shuffled(doc, seed):
-    "The document with the words of each line in another order: a new text of the same kind, no near-duplicate of the old one."
-    rng, lines = random.Random(f'{seed}:{doc.id}'), []
+    "Shuffle the words of each line: a new text of the same kind, no near-duplicate of the old one."
+    rng = random.Random(f'{seed}:{doc.id}')
+    lines = []
     for line in doc.text.split('\n'):
         words = line.split(' ')
         rng.shuffle(words)
@@ -36,10 +38,11 @@ def shuffled(doc, seed):
 
 
 def write(path, docs):
-    "Documents as jsonl; how many bytes of text they hold."
+    "Write documents as jsonl and return how many bytes of text they hold."
     total = 0
     with open(path, 'w', encoding='utf-8') as f:
-        for d in docs:
-            f.write(json.dumps(dict(id=d.id, text=d.text, kind=d.kind, language=d.language), ensure_ascii=False) + '\n')
-            total += d.nbytes
+        for doc in docs:
+            row = dict(id=doc.id, text=doc.text, kind=doc.kind, language=doc.language)
+            f.write(json.dumps(row, ensure_ascii=False) + '\n')
+            total += doc.nbytes
     return total

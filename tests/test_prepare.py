@@ -1,34 +1,46 @@
 "Preparing data: nothing half-made is taken for whole, nothing is lost, and the same question has the same answer."
-import errno, hashlib, json, os, random, shutil, signal, subprocess, sys
+import errno, json, os, random, shutil, signal
 from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from run_program import run_program
 from llmbook.core import UserError
 from llmbook.prepare.card import show_card
-from llmbook.tokens.loaders import TokenLoader, lm_dls, permuted
+from llmbook.prepare.pipeline import prepare
+from llmbook.prepare.work import stored_card
+from llmbook.read.doc import Doc
+from llmbook.tokens.loaders import TokenLoader, lm_dls
 from llmbook.tokens.shards import ShardWriter, TokenView, check_shards, documents, open_tokens, read_manifest
-from llmbook.prepare.pipeline import prepare, stored_card
+from llmbook.tokens.shuffle import permuted
 from llmbook.tokens.tokenizer import EOT, decode, load_tokenizer
 
-WORDS = 'the be of and that have with a small house stands near river where people meet every morning to read and talk about work'.split()
-OPTIONS = dict(vocab_size=400, preset='none', valid=.1, test=.1, progress=False)
+WORDS = ('the be of and that have with a small house stands near river where people meet every morning '
+         'to read and talk about work').split()
+MADE_WITH = dict(vocab_size=400, preset='none', valid=.1, test=.1)
+OPTIONS = dict(MADE_WITH, progress=False)
 
 
 def texts(n=60, seed=0):
-    "Documents that no filter minds and that are not alike."
+    "Return documents that no filter minds and that are not alike."
     rng = random.Random(seed)
-    return [f'This is the story of number {i}. ' + ' '.join(rng.choice(WORDS) + str(rng.randrange(50)) for _ in range(80)) for i in range(n)]
+    def words(): return ' '.join(rng.choice(WORDS) + str(rng.randrange(50)) for _ in range(80))
+    return [f'This is the story of number {i}. {words()}' for i in range(n)]
+
+def write_rows(path, rows):
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    return path
+
+def read_rows(path): return [json.loads(line) for line in open(path)]
 
 @pytest.fixture(scope='session')
 def source(tmp_path_factory):
-    f = tmp_path_factory.mktemp('source')/'docs.jsonl'
-    f.write_text(''.join(json.dumps(dict(id=f'd{i}', text=t)) + '\n' for i, t in enumerate(texts())))
-    return f
+    rows = [dict(id=f'd{i}', text=t) for i, t in enumerate(texts())]
+    return write_rows(tmp_path_factory.mktemp('source')/'docs.jsonl', rows)
 
 @pytest.fixture(scope='session')
 def whole(source, tmp_path_factory):
-    "A prepared folder; look, do not touch."
+    "Return a prepared folder that no test changes."
     out = tmp_path_factory.mktemp('whole')/'data'
     prepare(source, out, **OPTIONS)
     return out
@@ -38,9 +50,6 @@ def mine(whole, tmp_path): return Path(shutil.copytree(whole, tmp_path/'data'))
 
 def shard_bytes(out): return {p.name: p.read_bytes() for p in sorted(out.glob('*.bin'))}
 
-def run_python(code, *args, **env):
-    return subprocess.run([sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True, env={**os.environ, **env}, timeout=300)
-
 
 # shards
 
@@ -49,7 +58,9 @@ def test_damaged_shard_is_named(mine, harm):
     assert check_shards(mine) == 3
     bad = mine/'train-00000.bin'
     data = bytearray(bad.read_bytes())
-    if harm == 'flip': data[len(data) // 2] ^= 4; bad.write_bytes(data)
+    if harm == 'flip':
+        data[len(data) // 2] ^= 4
+        bad.write_bytes(data)
     if harm == 'truncate': bad.write_bytes(data[:-1])
     if harm == 'remove': bad.unlink()
     with pytest.raises(UserError, match='train-00000.bin'): check_shards(mine)
@@ -61,21 +72,22 @@ def test_opening_notices_size_but_need_not_read(mine):
     with pytest.raises(UserError): lm_dls(mine, 2, 8, 2, device='cpu')
 
 def test_wrong_tokenizer_is_noticed(mine):
-    f = mine/'tokenizer.json'
-    t = json.loads(f.read_text())
-    t['model']['merges'].pop()
-    f.write_text(json.dumps(t))
+    path = mine/'tokenizer.json'
+    tokenizer = json.loads(path.read_text())
+    tokenizer['model']['merges'].pop()
+    path.write_text(json.dumps(tokenizer))
     with pytest.raises(UserError, match='tokenizer'): lm_dls(mine, 2, 8, 2, device='cpu')
 
 def test_windows_across_shards(tmp_path):
-    w = ShardWriter(tmp_path, 'train', tokens_per_shard=50)
+    writer = ShardWriter(tmp_path, 'train', tokens_per_shard=50)
     rng = np.random.default_rng(0)
     docs = [rng.integers(4, 300, rng.integers(1, 40)) for _ in range(40)]
-    for d in docs: w.add(d)
-    entry = w.close()
-    flat = np.concatenate([np.append(d, EOT) for d in docs])
+    for doc in docs: writer.add(doc)
+    entry = writer.close()
+    flat = np.concatenate([np.append(doc, EOT) for doc in docs])
     view = TokenView([np.fromfile(tmp_path/s['file'], '<u2') for s in entry['shards']])
-    assert len(view.shards) > 5 and entry['tokens'] == len(flat) and entry['documents'] == 40
+    assert len(view.shards) > 5
+    assert entry['tokens'] == len(flat) and entry['documents'] == 40
     starts = np.arange(len(flat) - 120)
     assert np.array_equal(view.windows(starts, 120), np.stack([flat[s:s + 120] for s in starts]))
     for a, b in ((0, 10), (45, 260), (-30, None), (7, 7), (0, None)): assert np.array_equal(view[a:b], flat[a:b])
@@ -88,8 +100,11 @@ def test_windows_across_shards(tmp_path):
 @pytest.mark.parametrize('n', [1, 2, 3, 7, 64, 101, 5000])
 def test_permutation(n):
     a, b = permuted(np.arange(n), n, 1), permuted(np.arange(n), n, 2)
-    assert np.array_equal(np.sort(a), np.arange(n)) and np.array_equal(np.sort(b), np.arange(n))
-    if n > 60: assert (a != b).mean() > .9 and (a != np.arange(n)).mean() > .9
+    assert np.array_equal(np.sort(a), np.arange(n))
+    assert np.array_equal(np.sort(b), np.arange(n))
+    if n > 60:
+        assert (a != b).mean() > .9
+        assert (a != np.arange(n)).mean() > .9
 
 def test_permutation_looks_random():
     "Neighbours in the order are far apart in the corpus: no stripes, no runs."
@@ -102,9 +117,12 @@ def test_every_window_once_a_pass():
     dl = TokenLoader(TokenView([np.arange(2003, dtype=np.uint16)]), bs=7, seq_len=10, steps=5, seed=3)
     n = dl.n_windows
     rows = np.concatenate([dl.starts(i) for i in range(3 * n // 7 + 1)])
-    cuts = [rows[p * n:(p + 1) * n] for p in range(3)]
-    for r in cuts: assert sorted(r // 10) == list(range(n)) and len(set(r % 10)) == 1
-    assert not np.array_equal(cuts[0] // 10, cuts[1] // 10) and rows.max() + 11 <= 2003
+    passes = [rows[p * n:(p + 1) * n] for p in range(3)]
+    for starts in passes:
+        assert sorted(starts // 10) == list(range(n))
+        assert len(set(starts % 10)) == 1
+    assert not np.array_equal(passes[0] // 10, passes[1] // 10)
+    assert rows.max() + 11 <= 2003
 
 @pytest.mark.parametrize('k', [0, 1, 9, 10, 13, 25])
 def test_seek_equals_walking(whole, k):
@@ -113,40 +131,39 @@ def test_seek_equals_walking(whole, k):
     late = lm_dls(whole, bs=4, seq_len=16, steps=10, device='cpu').train.seek(k)
     rest = [b for _ in range(3 - k // 10) for b in late]
     assert len(rest) == 30 - k
-    for (x, y), (x2, y2) in zip(walked[k:], rest): assert torch.equal(x, x2) and torch.equal(y, y2)
+    for (x, y), (x2, y2) in zip(walked[k:], rest):
+        assert torch.equal(x, x2) and torch.equal(y, y2)
     x, y = walked[k]
-    assert torch.equal(x[:, 1:], y[:, :-1]) and x.shape == (4, 16) and x.is_contiguous() and y.is_contiguous()
+    assert torch.equal(x[:, 1:], y[:, :-1])
+    assert x.shape == (4, 16)
+    assert x.is_contiguous() and y.is_contiguous()
 
 def test_abandoned_epoch_and_peeking(whole):
     dl = lm_dls(whole, bs=4, seq_len=16, steps=10, device='cpu').train
     for i, _ in enumerate(dl):
         if i == 3: break
     assert dl.position == 10
-    assert torch.equal(dl.one_batch()[0], dl.batch(10)[0]) and dl.position == 10
+    assert torch.equal(dl.one_batch()[0], dl.batch(10)[0])
+    assert dl.position == 10
     with pytest.raises(UserError): dl.seek(-1)
 
 def test_same_batches_in_another_process(whole):
-    code = '''import sys, hashlib
-from llmbook.tokens.loaders import lm_dls
-dls = lm_dls(sys.argv[1], bs=4, seq_len=16, steps=6, seed=7, device='cpu')
-h = hashlib.sha256()
-for dl in (dls.train, dls.train, dls.valid):
-    for x, y in dl: h.update(x.numpy().tobytes() + y.numpy().tobytes())
-print(h.hexdigest())'''
-    seen = [run_python(code, whole, PYTHONHASHSEED=s) for s in '12']
-    assert seen[0].stdout and seen[0].stdout == seen[1].stdout, seen[0].stderr
+    a, b = [run_program('batches_digest', whole, PYTHONHASHSEED=seed) for seed in '12']
+    assert a.stdout and a.stdout == b.stdout, a.stderr
 
 def test_validation_is_fixed_and_covers_the_split(whole):
     dl = lm_dls(whole, bs=4, seq_len=16, steps=3, valid_batches=1000, device='cpu').valid
     a, b = [x for x, _ in dl], [x for x, _ in dl]
-    assert all(map(torch.equal, a, b)) and len(a) == len(dl)
+    assert all(map(torch.equal, a, b))
+    assert len(a) == len(dl)
     ids = open_tokens(whole, 'valid')[:]
     n = (len(ids) - 1) // 16
     assert np.array_equal(torch.cat(a).numpy().ravel(), ids[:n * 16])
 
 def test_too_small_for_a_batch(whole):
     n = len(open_tokens(whole))
-    with pytest.raises(UserError, match=f'100 x 1000 .* 100,001 .* found {n:,}'): lm_dls(whole, 100, 1000, 5, device='cpu')
+    expected = f'100 x 1000 .* 100,001 .* found {n:,}'
+    with pytest.raises(UserError, match=expected): lm_dls(whole, 100, 1000, 5, device='cpu')
 
 
 # fastai
@@ -156,14 +173,19 @@ def test_learner_uses_it(whole, tmp_path):
     from torch import nn
     dls = lm_dls(whole, bs=4, seq_len=16, steps=6, valid_batches=2, device='cpu')
     V = read_manifest(whole)['vocab_size']
-    loss = lambda p, y, reduction='mean': nn.functional.cross_entropy(p.flatten(0, 1), y.flatten(), reduction=reduction)
-    learn = Learner(dls, nn.Sequential(nn.Embedding(V, 8), nn.Linear(8, V)), loss_func=loss, path=tmp_path)
+
+    def loss(pred, y, reduction='mean'):
+        return nn.functional.cross_entropy(pred.flatten(0, 1), y.flatten(), reduction=reduction)
+
+    model = nn.Sequential(nn.Embedding(V, 8), nn.Linear(8, V))
+    learn = Learner(dls, model, loss_func=loss, path=tmp_path)
     with learn.no_bar(), learn.no_logging():
         learn.lr_find(num_it=8, show_plot=False)
         assert dls.train.position == 12
         dls.train.seek(0)
         learn.fit_one_cycle(2)
-        assert dls.train.position == 12 and learn.validate() == learn.validate()
+        assert dls.train.position == 12
+        assert learn.validate() == learn.validate()
         preds, targets = learn.get_preds()
         assert preds.shape == (8, 16, V) and targets.shape == (8, 16)
         preds, targets, losses = learn.get_preds(ds_idx=0, with_loss=True)
@@ -171,36 +193,32 @@ def test_learner_uses_it(whole, tmp_path):
         assert learn.get_preds(dl=dls.valid.new(bs=2, steps=1))[0].shape == (2, 16, V)
         learn.show_results(max_n=2)
     dls.show_batch(max_n=2)
-    assert dls.n_inp == 1 and len(dls.train) == 6 and torch.device(dls.to('cpu').device) == torch.device('cpu')
+    assert dls.n_inp == 1
+    assert len(dls.train) == 6
+    assert torch.device(dls.to('cpu').device) == torch.device('cpu')
 
 
 # preparing
 
-@pytest.mark.parametrize('where', ['train_tokenizer', 'check_space', 'save_tokenizer', 'write_json', 'write_manifest', 'second shard', 'find_duplicates', 'pack_stage'])
+PLACES = ['train_tokenizer', 'check_space', 'save_tokenizer', 'write_json', 'write_manifest', 'second shard',
+          'find_duplicates', 'pack_stage']
+
+@pytest.mark.parametrize('where', PLACES)
 def test_killed_in_the_middle(source, whole, tmp_path, where):
-    out, code = tmp_path/'data', '''import os, signal, sys
-import llmbook.prepare.pipeline as p
-die = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
-if sys.argv[3] != 'second shard': setattr(p, sys.argv[3], die)
-else:
-    flush, n = p.ShardWriter._flush, []
-    p.ShardWriter._flush = lambda self: die() if len(n) == 1 else (n.append(1), flush(self))
-p.prepare(sys.argv[1], sys.argv[2], vocab_size=400, preset='none', valid=.1, test=.1, progress=False)'''
-    r = run_python(code, source, out, where)
+    out = tmp_path/'data'
+    r = run_program('prepare_killed', source, out, json.dumps(MADE_WITH), where)
     assert r.returncode == -signal.SIGKILL, r.stderr
     with pytest.raises(UserError, match='manifest'): open_tokens(out)
     with pytest.raises(UserError): lm_dls(out, 2, 8, 2, device='cpu')
     prepare(source, out, **OPTIONS)
-    assert check_shards(out) == 3 and shard_bytes(out) == shard_bytes(whole)
+    assert check_shards(out) == 3
+    assert shard_bytes(out) == shard_bytes(whole)
     assert not [p.name for p in out.rglob('*') if p.name.startswith('.')]
 
 def test_kill_over_an_older_preparation(source, mine):
     "While another seed is being prepared, the old answer no longer counts."
-    code = '''import os, sys
-import llmbook.prepare.pipeline as p
-p.train_tokenizer = lambda *a: os._exit(9)
-p.prepare(sys.argv[1], sys.argv[2], vocab_size=400, preset='none', valid=.1, test=.1, progress=False, seed=1)'''
-    assert run_python(code, source, mine).returncode == 9
+    r = run_program('prepare_killed', source, mine, json.dumps(dict(MADE_WITH, seed=1)), 'train_tokenizer')
+    assert r.returncode == -signal.SIGKILL
     with pytest.raises(UserError, match='manifest'): read_manifest(mine)
 
 def test_second_call_does_nothing(source, mine):
@@ -213,79 +231,99 @@ def test_second_call_does_nothing(source, mine):
 def test_second_call_mends(source, whole, mine, f):
     (mine/f).unlink()
     prepare(source, mine, **OPTIONS)
-    assert shard_bytes(mine) == shard_bytes(whole) and (mine/f).exists()
+    assert shard_bytes(mine) == shard_bytes(whole)
+    assert (mine/f).exists()
 
 def test_other_question_is_prepared_again(source, mine, whole):
     card = prepare(source, mine, **{**OPTIONS, 'seed': 1})
-    assert card['seed'] == 1 and shard_bytes(mine) != shard_bytes(whole) and check_shards(mine)
+    assert card['seed'] == 1
+    assert shard_bytes(mine) != shard_bytes(whole)
+    assert check_shards(mine)
 
 def test_two_prepares_are_byte_identical(tmp_path):
     "The embedded corpus, in two processes with different hash seeds."
-    code = '''import sys
-from llmbook.prepare.pipeline import prepare
-prepare('embedded', sys.argv[1], vocab_size=512, max_bytes=300_000, valid=.1, test=.1, progress=False)'''
-    for s in '12': assert (r := run_python(code, tmp_path/s, PYTHONHASHSEED=s)).returncode == 0, r.stderr
+    options = json.dumps(dict(vocab_size=512, max_bytes=300_000, valid=.1, test=.1))
+    for seed in '12':
+        r = run_program('prepare_source', 'embedded', tmp_path/seed, options, PYTHONHASHSEED=seed)
+        assert r.returncode == 0, r.stderr
     a, b = shard_bytes(tmp_path/'1'), shard_bytes(tmp_path/'2')
-    assert a == b and len(a) == 3
+    assert a == b
+    assert len(a) == 3
     for f in ('tokenizer.json', 'manifest.json', 'rejects.jsonl', 'text/documents.jsonl', 'text/valid.jsonl'):
         assert (tmp_path/'1'/f).read_bytes() == (tmp_path/'2'/f).read_bytes(), f
 
-def test_everything_is_accounted_for(tmp_path):
-    d = tmp_path/'in'; d.mkdir()
+@pytest.fixture
+def mixed_folder(tmp_path):
+    "Return a folder of files, good and bad."
+    folder = tmp_path/'in'
+    folder.mkdir()
     good = texts(40)
-    for i, t in enumerate(good): (d/f'{i:02d}.txt').write_text(t)
-    (d/'copy.txt').write_text(good[0])                              # exact
-    (d/'near.txt').write_text(good[1] + ' And an end.')             # near
-    (d/'latin.txt').write_bytes('café'.encode('latin-1'))
-    (d/'empty.txt').write_text('')
-    (d/'invisible.txt').write_text('\u200b\u200b')
-    (d/'rows.jsonl').write_text('{"text": "broken\n' + json.dumps(dict(text=texts(1, seed=9)[0])) + '\n{"title": 1}\n')
-    card = prepare(d, tmp_path/'out', **{**OPTIONS, 'preset': 'default'})
-    t = card['totals']
-    assert t['in'] == t['kept'] + t['dropped'] + t['rejected'] == 48
-    assert t['rejected'] == 4 and t['in'] == card['funnel'][0]['documents_in']
-    lost = [json.loads(l) for l in open(tmp_path/'out'/'rejects.jsonl')]
-    kept = [json.loads(l) for l in open(tmp_path/'out'/'text'/'documents.jsonl')]
-    assert len(lost) == t['dropped'] + t['rejected'] and len(kept) == t['kept']
-    assert sum(k['documents'] for k in card['kinds'].values()) == sum(s['documents'] for s in card['splits'].values()) == t['kept']
-    assert {'exact_duplicate', 'near_duplicate'} <= set(card['funnel'][3]['reasons'])
-    for split, s in card['splits'].items():
-        rows = [r for r in kept if r['split'] == split]
-        assert [len(ids) + 1 for ids in documents(tmp_path/'out', split)] == [r['tokens'] for r in rows]
-        assert sum(r['bytes'] for r in rows) == s['bytes'] and s['documents']
+    for i, text in enumerate(good): (folder/f'{i:02d}.txt').write_text(text)
+    (folder/'copy.txt').write_text(good[0])
+    (folder/'near.txt').write_text(good[1] + ' And an end.')
+    (folder/'latin.txt').write_bytes('café'.encode('latin-1'))
+    (folder/'empty.txt').write_text('')
+    (folder/'invisible.txt').write_text('\u200b\u200b')
+    row = json.dumps(dict(text=texts(1, seed=9)[0]))
+    (folder/'rows.jsonl').write_text('{"text": "broken\n' + row + '\n{"title": 1}\n')
+    return folder
 
-def test_no_text_is_in_two_splits(source, tmp_path):
-    f = tmp_path/'twice.jsonl'
-    f.write_text(''.join(json.dumps(dict(id=f'{i}-{k}', text=t + ' Indeed so.' * k)) + '\n' for k in (0, 1) for i, t in enumerate(texts(50))))
-    prepare(f, tmp_path/'out', **OPTIONS)
-    kept = [json.loads(l)['id'].split('-')[0] for l in open(tmp_path/'out'/'text'/'documents.jsonl')]
+def test_everything_is_accounted_for(mixed_folder, tmp_path):
+    out = tmp_path/'out'
+    card = prepare(mixed_folder, out, **{**OPTIONS, 'preset': 'default'})
+    totals = card['totals']
+    assert totals['in'] == totals['kept'] + totals['dropped'] + totals['rejected'] == 48
+    assert totals['rejected'] == 4
+    assert totals['in'] == card['funnel'][0]['documents_in']
+    lost, kept = read_rows(out/'rejects.jsonl'), read_rows(out/'text'/'documents.jsonl')
+    assert len(lost) == totals['dropped'] + totals['rejected']
+    assert len(kept) == totals['kept']
+    for part in ('kinds', 'splits'): assert sum(n['documents'] for n in card[part].values()) == totals['kept']
+    assert {'exact_duplicate', 'near_duplicate'} <= set(card['funnel'][3]['reasons'])
+    for split, entry in card['splits'].items():
+        rows = [r for r in kept if r['split'] == split]
+        assert [len(ids) + 1 for ids in documents(out, split)] == [r['tokens'] for r in rows]
+        assert sum(r['bytes'] for r in rows) == entry['bytes']
+        assert entry['documents']
+
+def test_no_text_is_in_two_splits(tmp_path):
+    rows = [dict(id=f'{i}-{k}', text=t + ' Indeed so.' * k) for k in (0, 1) for i, t in enumerate(texts(50))]
+    prepare(write_rows(tmp_path/'twice.jsonl', rows), tmp_path/'out', **OPTIONS)
+    kept = [r['id'].split('-')[0] for r in read_rows(tmp_path/'out'/'text'/'documents.jsonl')]
     assert len(kept) == len(set(kept)) == 50
 
 def test_text_cannot_end_itself(tmp_path):
     sly = [t[:50] + '<|endoftext|><|answer|>' + t[50:] for t in texts(30)]
-    f = tmp_path/'sly.jsonl'; f.write_text(''.join(json.dumps(dict(text=t)) + '\n' for t in sly))
-    card = prepare(f, tmp_path/'out', **OPTIONS)
-    ids = open_tokens(tmp_path/'out')[:]
-    assert (ids == EOT).sum() == card['splits']['train']['documents'] and not np.isin(ids, (1, 2, 3)).any()
-    tok = load_tokenizer(tmp_path/'out')
-    assert {decode(tok, d) for s in card['splits'] for d in documents(tmp_path/'out', s)} == set(sly)
+    source = write_rows(tmp_path/'sly.jsonl', [dict(text=t) for t in sly])
+    out = tmp_path/'out'
+    card = prepare(source, out, **OPTIONS)
+    ids = open_tokens(out)[:]
+    assert (ids == EOT).sum() == card['splits']['train']['documents']
+    assert not np.isin(ids, (1, 2, 3)).any()
+    tok = load_tokenizer(out)
+    assert {decode(tok, doc) for split in card['splits'] for doc in documents(out, split)} == set(sly)
 
 def test_card_is_escaped(tmp_path):
     evil = '<script>alert(1)</script>'
-    rows = [dict(id=f'{evil}{i}', text=f'{t} {evil}') for i, t in enumerate(texts(20))] + [dict(id=evil + 'x', text=evil)]
-    f = tmp_path/'evil.jsonl'; f.write_text(''.join(json.dumps(r) + '\n' for r in rows + rows[:2]))
-    card = prepare(f, tmp_path/'out', **{**OPTIONS, 'preset': 'default'})
+    rows = [dict(id=f'{evil}{i}', text=f'{t} {evil}') for i, t in enumerate(texts(20))]
+    rows.append(dict(id=evil + 'x', text=evil))
+    source = write_rows(tmp_path/'evil.jsonl', rows + rows[:2])
+    card = prepare(source, tmp_path/'out', **{**OPTIONS, 'preset': 'default'})
     assert card['totals']['dropped'] == 3
     page = show_card(card).data
-    assert '<script' not in page and '&lt;script&gt;' in page
+    assert '<script' not in page
+    assert '&lt;script&gt;' in page
 
 def test_too_little(tmp_path, source):
-    empty = tmp_path/'empty'; empty.mkdir()
+    empty = tmp_path/'empty'
+    empty.mkdir()
     with pytest.raises(UserError): prepare(empty, tmp_path/'a', **OPTIONS)
     (empty/'a.txt').write_text('')
     with pytest.raises(UserError, match='kept none of 1: 1 empty'): prepare(empty, tmp_path/'a', **OPTIONS)
-    (empty/'a.txt').write_text('one'); (empty/'b.txt').write_text('two')
-    with pytest.raises(UserError, match='at least 3 documents.* got 2 with 6 bytes'): prepare(empty, tmp_path/'a', **OPTIONS)
+    (empty/'a.txt').write_text('one')
+    (empty/'b.txt').write_text('two')
+    expected = 'at least 3 documents.* got 2 with 6 bytes'
+    with pytest.raises(UserError, match=expected): prepare(empty, tmp_path/'a', **OPTIONS)
     with pytest.raises(UserError, match='manifest'): read_manifest(tmp_path/'a')
     with pytest.raises(UserError, match='a file'): prepare(source, source, **OPTIONS)
     for bad in (dict(vocab_size=10), dict(preset='none such'), dict(valid=.6), dict(test=-1)):
@@ -295,12 +333,15 @@ def test_too_little(tmp_path, source):
 @pytest.mark.parametrize('name', ['write_bytes', 'write_text'])
 def test_disk_full(source, whole, tmp_path, monkeypatch, name):
     def full(*args, **kwargs): raise OSError(errno.ENOSPC, 'No space left on device')
+    out = tmp_path/'out'
     with monkeypatch.context() as m:
         m.setattr(Path, name, full)
-        with pytest.raises(UserError, match='disk is full'): prepare(source, tmp_path/'out', **OPTIONS)
-    assert stored_card(tmp_path/'out', 'any') is None and not list((tmp_path/'out').glob('.*.tmp'))
-    prepare(source, tmp_path/'out', **OPTIONS)                       # goes on from the work folder
-    assert shard_bytes(tmp_path/'out') == shard_bytes(whole) and not list((tmp_path/'out').glob('.*'))
+        with pytest.raises(UserError, match='disk is full'): prepare(source, out, **OPTIONS)
+    assert stored_card(out, 'any') is None
+    assert not list(out.glob('.*.tmp'))
+    prepare(source, out, **OPTIONS) # resumes from the work folder
+    assert shard_bytes(out) == shard_bytes(whole)
+    assert not list(out.glob('.*'))
 
 def test_disk_too_small_is_known_before(source, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, 'disk_usage', lambda p: shutil._ntuple_diskusage(100, 90, 10))
@@ -308,16 +349,17 @@ def test_disk_too_small_is_known_before(source, tmp_path, monkeypatch):
 
 def test_one_long_file(tmp_path):
     "A single text can still be divided."
-    root = Path(os.environ.get('LLMBOOK_DATA', Path(__file__).parents[2]/'shared'/'data'))/'tinyshakespeare'
-    files = [f for f in sorted(root.glob('*.txt')) if 'readme' not in f.name.lower()] if root.is_dir() else []
+    data = Path(os.environ.get('LLMBOOK_DATA', Path(__file__).parents[2]/'shared'/'data'))
+    files = [f for f in sorted((data/'tinyshakespeare').glob('*.txt')) if 'readme' not in f.name.lower()]
     if not files: pytest.skip('tinyshakespeare is not in LLMBOOK_DATA')
     card = prepare(files, tmp_path/'out', vocab_size=512, progress=False)
     assert all(s['tokens'] > 5000 for s in card['splits'].values()), card['funnel']
 
 def test_hub_source_keeps_to_its_budget(tmp_path, monkeypatch):
-    "The same path as files, with a stand-in for the network."
-    import llmbook.prepare.units as intake
-    from llmbook.read.sources import Doc
-    monkeypatch.setattr(intake, 'hub_dataset', lambda name: (Doc(t, f'{name}:{i}') for i, t in enumerate(texts(1000))))
+    "A hub takes the same path as files, here with a stand-in for the network."
+    import llmbook.prepare.units as units
+    def stories(name): return (Doc(t, f'{name}:{i}') for i, t in enumerate(texts(1000)))
+    monkeypatch.setattr(units, 'hub_dataset', stories)
     card = prepare('hub:some/stories', tmp_path/'out', max_bytes=20_000, **OPTIONS)
-    assert 15_000 < card['funnel'][0]['bytes_in'] <= 20_000 and card['source']['names'] == ['hub:some/stories']
+    assert 15_000 < card['funnel'][0]['bytes_in'] <= 20_000
+    assert card['source']['names'] == ['hub:some/stories']

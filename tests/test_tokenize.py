@@ -4,7 +4,7 @@ from itertools import product
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from llmbook.core import UserError
-from llmbook.tokens.compare import LANGUAGES, compare_tokenizers, comparison_table, plot_vocabulary
+from llmbook.tokens.compare import PARALLEL_TEXTS, compare_tokenizers, comparison_table, plot_vocabulary
 from llmbook.tokens.tokenizer import (
     ANSWER, EOT, MIN_VOCAB, PAD, PROMPT, SPECIALS, bytes_per_token, chat_ids, decode, encode_text, load_any,
     load_tokenizer, not_restored, save_tokenizer, special_ids, tokenizer_fingerprint, train_tokenizer
@@ -92,7 +92,7 @@ def any_text(rng):
 
 def test_any_text_comes_back(tok):
     rng = random.Random(0)
-    some = [any_text(rng) for _ in range(400)] + ['', *LANGUAGES.values()]
+    some = [any_text(rng) for _ in range(400)] + ['', *PARALLEL_TEXTS.values()]
     assert not_restored(tok) == [] and not_restored(tok, some) == []
     assert not {i for ids in encode_text(tok, some) for i in ids} & {0, 1, 2, 3}, 'a text made a special token'
 

@@ -6,7 +6,7 @@
 __all__ = ['TOKENIZER_SAMPLE', 'Preparation', 'prepare']
 
 # %% ../../nbs/api/15_prepare/08_pipeline.ipynb #144ee824
-import json, shutil
+import shutil
 from collections import Counter
 from functools import partial, reduce
 from pathlib import Path
@@ -15,285 +15,349 @@ import numpy as np
 from fastcore.basics import patch
 from .. import __version__
 from ..core import RunFolder, UserError, atomic_path, check_space, fingerprint, write_json
-from .card import save_card
 from ..read.embedded import combined_fingerprint
+from ..filters.presets import PRESETS
 from ..dedup.decontaminate import Decontaminator
 from ..dedup.near import find_duplicates
-from .workers import Progress, choose_workers, run_units
-from ..filters.presets import PRESETS
-from .account import Funnel, Lengths, Step
-from .units import Sources, divide, units
-from ..tokens.shards import ShardWriter, disk_errors, token_dtype, write_manifest
 from ..dedup.repeats import repeated_keys
-from .work import LOST, SPLIT_NAMES, Spool, unit_folder
-from .passes import EXCERPT, Recipe, count_stage, load_repeated, pack_stage, read_stage, without_repeats
-from .work import TEXTS, stored_card, sweep, what_changed, work_folder
+from ..tokens.shards import ShardWriter, disk_errors, token_dtype, write_manifest
 from ..tokens.tokenizer import MIN_VOCAB, load_tokenizer, save_tokenizer, tokenizer_fingerprint, train_tokenizer
+from .account import Funnel, Lengths, Step
+from .splits import SPLITS
+from .units import Sources, divide, units
+from llmbook.prepare.work import (
+    DROPPED, TEXT_FILES, RejectLog, StoredDocuments, remove_old, stored_card, unit_folder, what_changed, work_folder
+)
+from .workers import ProgressBar, choose_workers, run_units
+from .passes import Recipe, count_stage, load_repeated, pack_stage, read_stage, without_repeats
+from .card import save_card
 
 # %% ../../nbs/api/15_prepare/08_pipeline.ipynb #06c947da
 class Preparation:
-    "One preparation: the folders, the account, how far it is."
-    shares = dict(read=550, duplicates=40, tokenizer=130, pack=280)
-    def __init__(self,
-        out:Path, # the data folder
-        options:dict, # of `prepare`
-        recipe:Recipe, # for the workers
-        workers:int=1, # processes
-        engine:str='local', # see `run_units`
-        progress:bool=False, # show a bar
-    ):
-        self.out, self.options, self.recipe, self.workers, self.engine = out, options, recipe, workers, engine
-        self.work, self.progress, self.personal = Path(recipe.work), Progress(self.shares, progress), Counter()
-        self.seconds = {}
+    "One preparation: its folders, its account, and how far it is."
+    shares = dict(read=550, duplicates=40, tokenizer=130, pack=280) # thousandths of the time, by stage
 
-    def run(self, stage, f, items, n_bytes): # the summaries, in order
-        "One pass over all units."
-        done, found, since = 0, {}, perf_counter()
-        for s in run_units(f, items, self.workers, self.engine):
-            if s['unit'] not in found: done += s['n_bytes'] if isinstance(s['n_bytes'], int) else sum(s['n_bytes'])
-            found[s['unit']] = s
+    def __init__(self,
+        out:Path, # data folder
+        options:dict, # options of `prepare`
+        recipe:Recipe, # what workers do with every unit
+        workers:int=1, # number of processes
+        engine:str='local', # where units run, see `run_units`
+        progress:bool=False, # whether to show a bar
+    ):
+        self.out = out
+        self.options = options
+        self.recipe = recipe
+        self.workers = workers
+        self.engine = engine
+        self.work = Path(recipe.work)
+        self.progress = ProgressBar(self.shares, progress)
+        self.seconds = {} # by stage
+
+    def run(self, stage, f, items, n_bytes): # summaries, in the order of the units
+        "Run one pass over all units."
+        since, done, summaries = perf_counter(), 0, {}
+        for summary in run_units(partial(f, self.recipe), items, self.workers, self.engine):
+            unit = summary['unit']
+            if unit not in summaries: done += int(np.sum(summary['n_bytes'])) # one number, or one for each split
+            summaries[unit] = summary
             self.progress(stage, done / max(n_bytes, 1))
         self.seconds[stage] = round(perf_counter() - since, 3)
         self.progress(stage, 1)
-        return [found[i] for i in sorted(found)]
+        return [summaries[i] for i in sorted(summaries)]
 
-# %% ../../nbs/api/15_prepare/08_pipeline.ipynb #f8fd6837
-@patch
-def read(self:Preparation, src):
-    "The first pass."
-    summaries = self.run('read', partial(read_stage, self.recipe), enumerate(units(src, self.work/'in')), src.n_bytes)
-    if not summaries: raise UserError(f'expected documents in {", ".join(src.names)}, found none')
-    self.funnel = reduce(Funnel.merge, (Funnel.from_list(s['steps']) for s in summaries))
-    for s in summaries: self.personal.update(s['personal'])
-    self.contamination = self._contamination(summaries)
-    self.spool = Spool(self.work, summaries)
-    digests = b''.join((unit_folder(self.work, 'read', i)/'digests.bin').read_bytes() for i in range(len(summaries)))
-    lost = self.funnel.steps[0].documents_in - self.funnel.steps[0].documents_out
-    self.fingerprint, self.n_in = combined_fingerprint(digests), len(digests) // 16 + lost
+    def read(self, src):
+        "Run the first pass, and add up what the workers counted."
+        summaries = self.run('read', read_stage, enumerate(units(src, self.work/'in')), src.n_bytes)
+        if not summaries: raise UserError(f'expected documents in {", ".join(src.names)}, found none')
+        self.n_units = len(summaries)
+        self.documents = StoredDocuments(self.work, summaries)
+        self.funnel = reduce(Funnel.merge, (Funnel.from_list(s['steps']) for s in summaries))
+        self.personal = Counter()
+        for s in summaries: self.personal.update(s['personal'])
+        self.contamination = _contamination(self.recipe.against, summaries)
+        files = [unit_folder(self.work, 'read', i)/'digests.bin' for i in range(self.n_units)]
+        digests = b''.join(f.read_bytes() for f in files)
+        self.fingerprint = combined_fingerprint(digests)
+        first = self.funnel.steps[0]
+        rejected = first.documents_in - first.documents_out
+        self.n_in = len(digests) // 16 + rejected # a digest has 16 bytes
 
-@patch
-def _contamination(self:Preparation, summaries): # {set: items, found, documents}
-    "Per evaluation set: how many items it has, how many were found, and in how many documents."
-    if self.recipe.against is None: return {}
+def _contamination(against, summaries): # {set: items, found, documents}
+    "Count how many items each evaluation set has, how many were found, and in how many documents."
     res = {}
-    for name, items in self.recipe.against.sizes.items():
-        met = [s['contamination'][name] for s in summaries if name in s['contamination']]
-        res[name] = dict(items=items, found=len({i for m in met for i in m['items']}), documents=sum(m['documents'] for m in met))
+    for name, n_items in (against.sizes.items() if against else ()):
+        found = [s['contamination'][name] for s in summaries if name in s['contamination']]
+        items = {item for f in found for item in f['items']}
+        res[name] = dict(items=n_items, found=len(items), documents=sum(f['documents'] for f in found))
     return res
 
 # %% ../../nbs/api/15_prepare/08_pipeline.ipynb #dab765c0
 @patch
-def settle(self:Preparation):
-    "Drop near-duplicates and divide the rest."
-    since, c, n = perf_counter(), self.spool.columns, len(self.spool)
-    near, split = self.funnel.steps[-1], np.full(n, LOST, np.uint8)
-    with near: res = find_duplicates(c['exact'], c['bands'], c['length'], lambda i: self.spool[i].text, threshold=self.options['similarity'])
-    keep = np.asarray(res.keep, bool)
-    self._note_duplicates(near, res, keep)
-    if not keep.any(): raise UserError(f'expected documents to train on, kept none of {self.n_in}: {_why(self.funnel)}. '
-                                       "Give more text, or preset='none' to switch the filters off")
-    o = self.options
-    split[keep] = divide(c['place'][keep], c['rank'][keep], c['bytes'][keep], o['valid'], o['test'])
-    for name, a in (('split', split), ('starts', self.spool.starts[:-1])): _save(self.work/f'{name}.npy', a)
-    self.split = split
+def choose(self:Preparation):
+    "Drop near-duplicates and divide the rest into splits."
+    since, columns, near, options = perf_counter(), self.documents.columns, self.funnel.steps[-1], self.options
+    with near:
+        found = find_duplicates(columns['exact'], columns['bands'], columns['length'],
+                                lambda i: self.documents[i].text, threshold=options['similarity'])
+    keep = np.asarray(found.keep, bool)
+    self._drop_duplicates(near, keep, found)
+    self._remember_groups(np.asarray(found.kept_for)[~keep], np.flatnonzero(~keep))
+    if not keep.any():
+        raise UserError(f'expected documents to train on, kept none of {self.n_in}: {_commonest_reasons(self.funnel)}. '
+                        "Give more text, or preset='none' to switch the filters off")
+    place, rank, size = (columns[name][keep] for name in ('place', 'rank', 'bytes'))
+    self.split = np.full(len(keep), DROPPED, np.uint8)
+    self.split[keep] = divide(place, rank, size, options['valid'], options['test'])
+    self.kept_bytes = int(size.sum())
+    _save(self.work/'split.npy', self.split)
+    _save(self.work/'starts.npy', self.documents.starts[:-1])
     self.seconds['settle'] = round(perf_counter() - since, 3)
     self.progress('duplicates', .5)
 
-# %% ../../nbs/api/15_prepare/08_pipeline.ipynb #37214db8
 @patch
-def _note_duplicates(self:Preparation, near, res, keep):
-    "Account for the dropped, and remember the largest groups."
-    kept_for, size = np.asarray(res.kept_for), self.spool.columns['bytes']
-    groups = Counter(kept_for[~keep].tolist())
-    with open(self.work/'duplicates.jsonl', 'w', encoding='utf-8', errors='replace') as lost:
-        for i in np.flatnonzero(~keep).tolist():
-            doc, like = self.spool[i], f'like {self.spool[int(kept_for[i])].id}'
-            near.drop(res.reason[i], doc.id, doc.text, value=like, n_bytes=int(size[i]))
-            lost.write(json.dumps(dict(id=doc.id, source=doc.source, step=near.name, reason=res.reason[i], value=like, text=doc.text[:EXCERPT]), ensure_ascii=False) + '\n')
-    n, n_bytes = int(keep.sum()), int(size[keep].sum())
-    near.documents_in += n; near.documents_out += n; near.bytes_in += n_bytes; near.bytes_out += n_bytes
-    largest = sorted(groups.items(), key=lambda g: (-g[1], g[0]))[:10]
-    members = {k: [] for k, _ in largest}
-    for i in np.flatnonzero(~keep & np.isin(kept_for, list(members))).tolist(): members[int(kept_for[i])].append(self.spool[i].id)
-    self.groups = [dict(kept=self.spool[k].id, dropped=v) for k, v in members.items()]
-    self.group_sizes = {str(k + 1): v for k, v in sorted(Counter(groups.values()).items())}
+def _drop_duplicates(self:Preparation, near, keep, found):
+    "Account for near-duplicates."
+    size = self.documents.columns['bytes']
+    log = RejectLog(self.work/'duplicates.jsonl')
+    for i in np.flatnonzero(~keep).tolist():
+        doc, reason = self.documents[i], found.reason[i]
+        like = f'like {self.documents[int(found.kept_for[i])].id}'
+        near.drop(reason, doc.id, doc.text, value=like, n_bytes=int(size[i]))
+        log.add(doc, near.name, reason, like, doc.text)
+    log.close()
+    near.keep(int(size[keep].sum()), documents=int(keep.sum()))
 
-def _save(path, a):
+@patch
+def _remember_groups(self:Preparation, kept_for, dropped):
+    "Remember the sizes of all groups of near-duplicates, and the members of the ten largest."
+    n_dropped = Counter(kept_for.tolist()) # document that stays -> how many were dropped for it
+    n_groups = Counter(n_dropped.values())
+    self.group_sizes = {str(n + 1): n_groups[n] for n in sorted(n_groups)} # with the one that stays
+    largest = sorted(n_dropped, key=lambda kept: (-n_dropped[kept], kept))[:10]
+    members = {kept: dropped[kept_for == kept].tolist() for kept in largest}
+    self.groups = [dict(kept=self.documents[kept].id, dropped=[self.documents[i].id for i in found])
+                   for kept, found in members.items()]
+
+def _save(path, array):
     with atomic_path(path) as tmp:
-        with open(tmp, 'wb') as f: np.save(f, a)
+        with open(tmp, 'wb') as f: np.save(f, array)
 
-def _why(funnel):
-    "The commonest reasons, in words."
-    lost = Counter({name: r['documents'] for s in funnel.steps for name, r in s.reasons.items()})
-    return ', '.join(f'{n:,} {name}' for name, n in lost.most_common(4)) or 'no documents were found'
-
-# %% ../../nbs/api/15_prepare/08_pipeline.ipynb #dd8f4055
-@patch
-def count_lines(self:Preparation):
-    "Find the lines that stand in too many of the documents that stay."
-    if not self.recipe.repeats: return
-    size = int(self.spool.columns['bytes'][self.split != LOST].sum())
-    self.run('duplicates', partial(count_stage, self.recipe), range(len(self.spool.counts)), size)
-    for name, a in zip(('keys', 'first'), repeated_keys(self.work/'repeats', self.recipe.repeats + 1)): _save(self.work/f'repeated-{name}.npy', a)
+def _commonest_reasons(funnel):
+    lost = Counter({reason: r['documents'] for step in funnel.steps for reason, r in step.reasons.items()})
+    return ', '.join(f'{n:,} {reason}' for reason, n in lost.most_common(4)) or 'no documents were found'
 
 # %% ../../nbs/api/15_prepare/08_pipeline.ipynb #30b9544b
 TOKENIZER_SAMPLE = 6_000_000 # bytes of training text that the tokenizer is trained on, at most
 
 @patch
-def tokenize(self:Preparation): # the tokenizer
-    "Train the tokenizer, or take the one that is given."
-    path, given, since = self.work/'tokenizer.json', self.options['tokenizer'], perf_counter()
-    train = np.flatnonzero(self.split == 0)
-    size = self.spool.columns['bytes'][train]
-    chosen = train[::-(-int(size.sum()) // TOKENIZER_SAMPLE)]
-    self.sample = dict(documents=0, bytes=0) if given else dict(documents=len(chosen), bytes=int(self.spool.columns['bytes'][chosen].sum()))
+def find_repeats(self:Preparation):
+    "Find the lines that stand in too many of the documents that stay."
+    if not self.recipe.repeats: return
+    self.run('duplicates', count_stage, range(self.n_units), self.kept_bytes)
+    keys, first = repeated_keys(self.work/'repeats', self.recipe.repeats + 1)
+    _save(self.work/'repeated-keys.npy', keys)
+    _save(self.work/'repeated-first.npy', first)
+
+@patch
+def tokenizer(self:Preparation):
+    "Train the tokenizer, or load the one that is given."
+    since, path, given = perf_counter(), self.work/'tokenizer.json', self.options['tokenizer']
+    size, train = self.documents.columns['bytes'], np.flatnonzero(self.split == SPLITS.index('train'))
+    every = -(-int(size[train].sum()) // TOKENIZER_SAMPLE)
+    sample = train[::every]
+    self.sample = dict(documents=len(sample), bytes=int(size[sample].sum()))
+    if given: self.sample = dict(documents=0, bytes=0)
     self.progress('tokenizer', .1)
     if not path.exists():
         repeated = load_repeated(self.work)
-        texts = (without_repeats(self.spool[i], i, repeated)[0].text for i in chosen.tolist())
-        save_tokenizer(load_tokenizer(given) if given else train_tokenizer(texts, self.options['vocab_size']), path)
-    self.spool.close()
+        texts = (without_repeats(self.documents[i], i, repeated)[0].text for i in sample.tolist())
+        tok = load_tokenizer(given) if given else train_tokenizer(texts, self.options['vocab_size'])
+        save_tokenizer(tok, path)
+    self.documents.close()
     self.seconds['tokenizer'] = round(perf_counter() - since, 3)
     self.progress('tokenizer', 1)
     return load_tokenizer(path)
 
 @patch
-def pack(self:Preparation, tok): # the manifest's splits
-    "The second pass, and the shards from what it made, in the order of the units."
-    size = int(self.spool.columns['bytes'][self.split != LOST].sum())
-    self.packed = self.run('pack', partial(pack_stage, self.recipe), range(len(self.spool.counts)), size)
-    if self.recipe.repeats: self.funnel.steps.append(reduce(Step.merge, (Step.from_dict(s['step']) for s in self.packed)))
-    return {s: self._shards(s, k, token_dtype(tok.get_vocab_size())) for k, s in enumerate(SPLIT_NAMES)}
+def pack(self:Preparation, tok): # splits of the manifest
+    "Run the second pass, and write the shards."
+    self.packed = self.run('pack', pack_stage, range(self.n_units), self.kept_bytes)
+    if self.recipe.repeats:
+        steps = [Step.from_dict(s['step']) for s in self.packed]
+        self.funnel.steps.append(reduce(Step.merge, steps))
+    dtype = token_dtype(tok.get_vocab_size())
+    return {split: self._write_shards(split, dtype) for split in SPLITS}
 
 @patch
-def _shards(self:Preparation, split, k, dtype):
-    "One split's ids, from all units."
-    w = ShardWriter(self.out, split, dtype)
-    for s in self.packed:
-        folder = unit_folder(self.work, 'pack', s['unit'])
-        ids, n_bytes = np.fromfile(folder/f'{split}.bin', '<u4'), s['n_bytes'][k]
-        with np.load(folder/'lengths.npz') as z: lengths = z[split].tolist()
-        at = 0
-        for n in lengths: w.add(ids[at:at + n], n_bytes); at, n_bytes = at + n, 0
-    return w.close()
+def _write_shards(self:Preparation, split, dtype):
+    "Write the ids of one split, from all units."
+    writer = ShardWriter(self.out, split, dtype)
+    for summary in self.packed:
+        folder = unit_folder(self.work, 'pack', summary['unit'])
+        ids = np.fromfile(folder/f'{split}.bin', '<u4')
+        with np.load(folder/'lengths.npz') as arrays: lengths = arrays[split].tolist()
+        n_bytes = summary['n_bytes'][SPLITS.index(split)] # counted with the first document
+        start = 0
+        for n in lengths:
+            writer.add(ids[start:start + n], n_bytes)
+            start += n
+            n_bytes = 0
+    return writer.close()
 
 # %% ../../nbs/api/15_prepare/08_pipeline.ipynb #9951da5d
-_NOTE = ('The embedded corpus: text that was already on this machine, chosen by seed under a budget of bytes: the interpreter\'s documentation and '
-         'standard library, and the sources, READMEs and licence files of the installed packages. Another set of packages gives another corpus.')
+_NOTE = ('The embedded corpus: text that was already on this machine, chosen by seed under a budget of bytes: '
+         'the interpreter\'s documentation and standard library, and the sources, READMEs and licence files of the '
+         'installed packages. Another set of packages gives another corpus.')
 
 @patch
 def card(self:Preparation, src, tok, splits, question): # dict
-    "Everything that is known about what was made; the account has to add up."
-    held = splits['valid'] if splits['valid']['tokens'] else splits['train']
-    kinds, o = self._counted('kinds'), self.options
-    return dict(
-        question=question, options=o, seed=o['seed'], totals=self.funnel.check(self.n_in), funnel=self.funnel.as_list(),
-        source=dict(names=src.names, fingerprint=self.fingerprint, note=_NOTE if src.embedded else ''), sources=self._counted('sources'),
-        kinds=kinds, languages=self._counted('languages'), **self._lengths(),
-        splits={s: {k: m[k] for k in ('documents', 'bytes', 'tokens')} for s, m in splits.items()},
-        tokenizer=dict(vocab_size=tok.get_vocab_size(), bytes_per_token=round(held['bytes'] / max(held['tokens'] - held['documents'], 1), 4),
-                       fingerprint=tokenizer_fingerprint(tok), trained_on=self.sample),
-        by_kind={k: dict(bytes_per_token=round(v['bytes'] / max(v['tokens'], 1), 4)) for k, v in kinds.items()},
-        licences={k: v['documents'] for k, v in sorted(self._counted('licences').items(), key=lambda kv: -kv[1]['documents'])},
-        clusters=self.groups, cluster_sizes=self.group_sizes, personal=dict(sorted(self.personal.items())), workers=self.workers,
-        seconds=round(sum(self.seconds.values()), 3), stage_seconds=self.seconds,
-        contamination=self.contamination, **(dict(repeats=dict(zip(('lines', 'bytes'), map(sum, zip(*(s['removed'] for s in self.packed)))))) if self.recipe.repeats else {}))
+    "Return everything that is known about what was made; the account has to add up."
+    kinds = self._counts('kinds')
+    licences = sorted(self._counts('licences').items(), key=lambda item: -item[1]['documents'])
+    card = dict(
+        question=question,
+        options=self.options,
+        seed=self.options['seed'],
+        totals=self.funnel.check(self.n_in),
+        funnel=self.funnel.as_list(),
+        source=dict(names=src.names, fingerprint=self.fingerprint, note=_NOTE if src.embedded else ''),
+        sources=self._counts('sources'),
+        kinds=kinds,
+        languages=self._counts('languages'),
+        lengths=_histogram(self.documents.columns['bytes'][self.split != DROPPED]),
+        token_lengths=_histogram(self._token_lengths()),
+        splits={split: {k: m[k] for k in ('documents', 'bytes', 'tokens')} for split, m in splits.items()},
+        tokenizer=self._tokenizer_entry(tok, splits),
+        by_kind={kind: dict(bytes_per_token=_ratio(n['bytes'], n['tokens'])) for kind, n in kinds.items()},
+        licences={licence: n['documents'] for licence, n in licences},
+        clusters=self.groups,
+        cluster_sizes=self.group_sizes,
+        personal=dict(sorted(self.personal.items())),
+        workers=self.workers,
+        seconds=round(sum(self.seconds.values()), 3),
+        stage_seconds=self.seconds,
+        contamination=self.contamination)
+    if self.recipe.repeats:
+        lines, n_bytes = zip(*(s['removed'] for s in self.packed))
+        card['repeats'] = dict(lines=sum(lines), bytes=sum(n_bytes))
+    return card
 
 @patch
-def _counted(self:Preparation, name): # {key: documents, bytes, tokens}
-    "What the workers counted, added up."
+def _tokenizer_entry(self:Preparation, tok, splits):
+    held_out = splits['valid'] if splits['valid']['tokens'] else splits['train']
+    tokens = held_out['tokens'] - held_out['documents'] # without the marker at each document's end
+    return dict(vocab_size=tok.get_vocab_size(), bytes_per_token=_ratio(held_out['bytes'], tokens),
+                fingerprint=tokenizer_fingerprint(tok), trained_on=self.sample)
+
+@patch
+def _counts(self:Preparation, name): # {key: documents, bytes, tokens}
+    "Add up what the workers counted."
     total = {}
-    for s in self.packed:
-        for k, v in s['counts'][name].items(): total[k] = [a + b for a, b in zip(total.get(k, (0, 0, 0)), v)]
-    return {k: dict(documents=d, bytes=b, tokens=t) for k, (d, b, t) in sorted(total.items())}
+    for summary in self.packed:
+        for key, counts in summary['counts'][name].items():
+            total[key] = [a + b for a, b in zip(total.get(key, (0, 0, 0)), counts)]
+    return {key: dict(zip(('documents', 'bytes', 'tokens'), counts)) for key, counts in sorted(total.items())}
 
 @patch
-def _lengths(self:Preparation):
-    "How long the kept documents are, in bytes and in tokens."
-    tokens = [z[s] + 1 for u in self.packed for z in [np.load(unit_folder(self.work, 'pack', u['unit'])/'lengths.npz')] for s in SPLIT_NAMES]
-    return dict(lengths=_counted_lengths(self.spool.columns['bytes'][self.split != LOST]), token_lengths=_counted_lengths(np.concatenate(tokens)))
+def _token_lengths(self:Preparation):
+    files = [unit_folder(self.work, 'pack', s['unit'])/'lengths.npz' for s in self.packed]
+    return np.concatenate([np.load(f)[split] + 1 for f in files for split in SPLITS])
 
-def _counted_lengths(size):
+def _ratio(n_bytes, tokens): return round(n_bytes / max(tokens, 1), 4)
+
+def _histogram(sizes):
+    "Return `Lengths` of an array, as the card stores them."
+    digits = np.frexp(sizes.astype(float))[1].astype(np.int64) # binary ones
+    edges, documents = np.unique(1 << digits >> 1, return_counts=True)
     lengths = Lengths()
-    for n, documents in zip(*(a.tolist() for a in np.unique(1 << np.frexp(size.astype(float))[1].astype(np.int64) >> 1, return_counts=True))): lengths.add(n, documents)
+    for edge, n in zip(edges.tolist(), documents.tolist()): lengths.add(edge, n)
     return lengths.as_dict()
 
-# %% ../../nbs/api/15_prepare/08_pipeline.ipynb #bd19dca1
-def _check_options(o):
-    "Mistakes in the options, before any work."
-    if o['vocab_size'] < MIN_VOCAB: raise UserError(f'expected a vocabulary of at least {MIN_VOCAB}, got {o["vocab_size"]}')
-    if isinstance(o['preset'], str) and o['preset'] not in PRESETS:
-        raise UserError(f"expected a preset of {', '.join(PRESETS)}, got '{o['preset']}'")
-    if min(o['valid'], o['test']) < 0 or o['valid'] + o['test'] > .5:
-        raise UserError(f'expected shares of 0 or more that leave half to train on, got valid={o["valid"]} and test={o["test"]}')
-    if not 0 < o['similarity'] <= 1: raise UserError(f'expected a similarity over 0 and up to 1, got {o["similarity"]}')
-    if o['repeats'] < 0: raise UserError(f'expected 0 or a number of documents for repeats, got {o["repeats"]}')
-
 # %% ../../nbs/api/15_prepare/08_pipeline.ipynb #4f8487e5
-def _run(prep, src, question):
-    "The stages in order."
+@patch
+def gather(self:Preparation,
+    name:str, # name of a file in the data folder
+):
+    "Put together the units' files of one name."
+    def parts(stage): return [unit_folder(self.work, stage, i)/Path(name).name for i in range(self.n_units)]
+    paths = parts('pack')
+    if name == 'rejects.jsonl': paths = [*parts('read'), self.work/'duplicates.jsonl', *paths]
+    with atomic_path(self.out/name) as tmp, open(tmp, 'wb') as whole:
+        for path in paths:
+            with open(path, 'rb') as part: shutil.copyfileobj(part, whole, 1 << 20)
+
+def _run_stages(prep, src, question):
+    "Run all stages and return the card."
     prep.read(src)
-    prep.settle()
-    prep.count_lines()
-    tok = prep.tokenize()
+    prep.choose()
+    prep.find_repeats()
+    tok = prep.tokenizer()
     splits = prep.pack(tok)
     card = prep.card(src, tok, splits, question)
     save_tokenizer(tok, prep.out/'tokenizer.json')
     (prep.out/'text').mkdir(exist_ok=True)
-    for name in TEXTS: prep.gather(name)
+    for name in TEXT_FILES: prep.gather(name)
     write_json(prep.out/'card.json', card)
     save_card(card, prep.out/'card.html')
-    write_manifest(prep.out, splits, tok.get_vocab_size(), card['tokenizer']['fingerprint'], token_dtype(tok.get_vocab_size()))
+    n_tokens = tok.get_vocab_size()
+    write_manifest(prep.out, splits, n_tokens, card['tokenizer']['fingerprint'], token_dtype(n_tokens))
     prep.progress('pack', 1)
     return card
 
-@patch
-def gather(self:Preparation,
-    name:str, # of the file in the data folder
-):
-    "Put the units' files of one name together."
-    stages = ['read', 'pack'] if name == 'rejects.jsonl' else ['pack']
-    parts = [unit_folder(self.work, stage, i)/Path(name).name for stage in stages for i in range(len(self.spool.counts))]
-    if name == 'rejects.jsonl': parts.insert(len(self.spool.counts), self.work/'duplicates.jsonl')
-    with atomic_path(self.out/name) as tmp, open(tmp, 'wb') as whole:
-        for p in parts:
-            with open(p, 'rb') as f: shutil.copyfileobj(f, whole, 1 << 20)
+# %% ../../nbs/api/15_prepare/08_pipeline.ipynb #bd19dca1
+def _check_options(options):
+    "Raise `UserError` for an option that cannot work."
+    vocab_size, preset, valid, test, similarity, repeats = (
+        options[name] for name in ('vocab_size', 'preset', 'valid', 'test', 'similarity', 'repeats'))
+    if vocab_size < MIN_VOCAB: raise UserError(f'expected a vocabulary of at least {MIN_VOCAB}, got {vocab_size}')
+    if isinstance(preset, str) and preset not in PRESETS:
+        raise UserError(f"expected a preset of {', '.join(PRESETS)}, got '{preset}'")
+    if min(valid, test) < 0 or valid + test > .5:
+        raise UserError(f'expected shares of 0 or more that leave half to train on, got valid={valid} and test={test}')
+    if not 0 < similarity <= 1: raise UserError(f'expected a similarity over 0 and up to 1, got {similarity}')
+    if repeats < 0: raise UserError(f'expected 0 or a number of documents for repeats, got {repeats}')
 
 # %% ../../nbs/api/15_prepare/08_pipeline.ipynb #4f8487e6
 def prepare(
     sources='embedded', # a file, folder, pattern, 'embedded', 'embedded:BYTES', 'hub:NAME', or a list of them
-    out:str|Path='data', # the folder to make
-    vocab_size:int=4096, # tokens wanted; little text gives fewer, the card says how many
+    out:str|Path='data', # folder to make
+    vocab_size:int=4096, # tokens in the vocabulary; little text gives fewer, and the card says how many
     max_bytes:int=16_000_000, # budget of 'embedded' and of each 'hub:'
-    preset:str|dict='default', # of the filters: 'web', 'prose', 'code', ...; 'none' switches them off
-    seed:int=42, # of the embedded choice and the split
+    preset:str|dict='default', # preset of the filters: 'web', 'prose', 'code', ...; 'none' switches them off
+    seed:int=42, # seed of the embedded choice and the split
     valid:float=.02, # share for validation
     test:float=.02, # share for the test
-    progress:bool=True, # a bar with the time left
+    progress:bool=True, # whether to show a bar with the time left
     personal:list|None=None, # kinds of personal data to mask, see `mask_personal`; None: all, []: none
-    similarity:float=.8, # of two texts that count as near-duplicates
-    repeats:int=0, # lines that stand in more documents than this are taken out; 0: none are
+    similarity:float=.8, # similarity from which two texts count as near-duplicates
+    repeats:int=0, # lines that stand in more documents than this are removed; 0: none are
     against:dict|None=None, # evaluation sets that the corpus must not contain: name -> texts, or a .jsonl file
-    tokenizer:str|Path|None=None, # one made before: a prepared folder or its tokenizer.json; None trains one
-    workers:int|None=None, # processes; None: all cores, one for little text
-    engine:str='local', # or 'ray': the same on a Ray cluster, whose machines must see `out`
+    tokenizer:str|Path|None=None, # tokenizer made before: a prepared folder or its tokenizer.json; None trains one
+    workers:int|None=None, # number of processes; None: all cores, or one for little text
+    engine:str='local', # 'local', or 'ray' for a Ray cluster, whose machines must see `out`
 ) -> dict: # the data card; UserError for a source that is not there, too little text, a full disk, ...
-    "Sources to token shards, tokenizer and data card; does nothing if that is already there."
+    "Turn sources into token shards, tokenizer and data card; do nothing if they are already there."
     src = Sources(sources, max_bytes, seed)
-    options = dict(vocab_size=vocab_size, preset=preset, seed=seed, valid=valid, test=test, personal=personal, similarity=similarity, repeats=repeats,
-                   tokenizer=str(tokenizer) if tokenizer else None)
+    given = str(tokenizer) if tokenizer else None
+    options = dict(vocab_size=vocab_size, preset=preset, seed=seed, valid=valid, test=test, personal=personal,
+                   similarity=similarity, repeats=repeats, tokenizer=given)
     _check_options(options)
     guard = Decontaminator(against) if against else None
-    question = fingerprint([__version__, src.identity(), options, guard.fingerprint if guard else None,
-                            tokenizer_fingerprint(load_tokenizer(tokenizer)) if tokenizer else None])
+    guard_fingerprint = guard.fingerprint if guard else None
+    given_fingerprint = tokenizer_fingerprint(load_tokenizer(tokenizer)) if tokenizer else None
+    question = fingerprint([__version__, src.identity(), options, guard_fingerprint, given_fingerprint])
     out = RunFolder(out).path
-    if card := stored_card(out, question): return card
-    if changed := what_changed(out, question, options | dict(sources=src.names)): print(f'{out} is made anew: {changed}')
+    card = stored_card(out, question)
+    if card: return card
+    changed = what_changed(out, question, options | dict(sources=src.names))
+    if changed: print(f'making {out} again: {changed}')
     check_space(out, 3 * src.n_bytes)
     workers = choose_workers(workers, src.n_bytes)
     with disk_errors(out):
-        sweep(out)
-        recipe = Recipe(str(work_folder(out, question).resolve()), preset, personal, similarity, repeats, guard, seed, workers == 1)
-        card = _run(Preparation(out, options, recipe, workers, engine, progress), src, question)
+        remove_old(out)
+        work = work_folder(out, question).resolve()
+        recipe = Recipe(str(work), preset, personal, similarity, repeats, guard, seed, threads=workers == 1)
+        card = _run_stages(Preparation(out, options, recipe, workers, engine, progress), src, question)
         shutil.rmtree(out/'.work')
     return card

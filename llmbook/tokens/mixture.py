@@ -6,49 +6,53 @@
 __all__ = ['mixture_weights', 'mixture_rows', 'Curriculum']
 
 # %% ../../nbs/api/14_tokens/08_mixture.ipynb #3697fe46
-import hashlib, math
-from typing import Sequence
+import math
 from ..core import UserError
-from ..read.doc import Doc
 
 # %% ../../nbs/api/14_tokens/08_mixture.ipynb #d9ddde89
 def _positive(values, what):
-    "The numbers by name, checked: not negative, not all zero, no NaN."
-    res = {k: float(v) for k, v in values.items()}
-    bad = [k for k, v in res.items() if not 0 <= v < math.inf]
+    "Return the numbers by name; raise `UserError` for a negative one, for NaN, or where all are 0."
+    res = {name: float(v) for name, v in values.items()}
+    bad = [f'{name}: {values[name]}' for name, v in res.items() if not 0 <= v < math.inf]
     if bad or not sum(res.values()) > 0:
-        raise UserError(f'expected {what} from 0, not all 0, got ' + (', '.join(f'{k}: {values[k]}' for k in bad) or str(dict(values))))
+        raise UserError(f'expected {what} from 0, not all 0, got {", ".join(bad) or dict(values)}')
     return res
 
 def _normal(weights):
-    "Weights that sum to 1."
+    "Scale weights to sum to 1."
     total = math.fsum(weights.values())
-    return {k: v / total for k, v in weights.items()}
+    return {name: w / total for name, w in weights.items()}
 
 def _capped(share, sizes, epoch_cap, total):
-    "Shares such that no source is drawn more than `epoch_cap` times: what is over goes to the others."
-    if not epoch_cap > 0 or not total > 0: raise UserError(f'expected a cap and a total over 0, got epoch_cap={epoch_cap}, total={total}')
-    limit = {k: epoch_cap * sizes[k] / total for k, w in share.items() if w}
-    if sum(limit.values()) < 1 - 1e-9:
-        raise UserError(f'expected at most {sum(limit.values()) * total:,.0f} tokens, {epoch_cap:g} times what the sources hold, '
+    "Limit shares so that no source is drawn more than `epoch_cap` times; what is over goes to the others."
+    if not epoch_cap > 0 or not total > 0:
+        raise UserError(f'expected a cap and a total over 0, got epoch_cap={epoch_cap}, total={total}')
+    limit = {name: epoch_cap * sizes[name] / total for name, w in share.items() if w}
+    most = sum(limit.values())
+    if most < 1 - 1e-9:
+        raise UserError(f'expected at most {most * total:,.0f} tokens, {epoch_cap:g} times what the sources hold, '
                         f'got a total of {total:,.0f}: draw fewer, allow more epochs, or add text')
-    res, free = {}, {k: share[k] for k in limit}
+    res, free = {}, {name: share[name] for name in limit}
     while free:
         scale = (1 - math.fsum(res.values())) / math.fsum(free.values())
-        over = [k for k, w in free.items() if w * scale > limit[k]]
-        if not over: res |= {k: w * scale for k, w in free.items()}; break
-        for k in over: res[k] = limit[k]; del free[k]
-    return _normal({k: res.get(k, 0.) for k in share})
+        over = [name for name, w in free.items() if w * scale > limit[name]]
+        if not over:
+            res |= {name: w * scale for name, w in free.items()}
+            break
+        for name in over:
+            res[name] = limit[name]
+            del free[name]
+    return _normal({name: res.get(name, 0.) for name in share})
 
 # %% ../../nbs/api/14_tokens/08_mixture.ipynb #53ef19e5
 def mixture_weights(
     sizes:dict[str, float], # tokens in each source
     temperature:float=1., # 1: shares as the sizes are; higher: more even; inf: equal
-    weights:dict|None=None, # shares wanted, for every source, instead of those that follow from the sizes; scaled to sum to 1
+    weights:dict|None=None, # shares of every source, instead of those that follow from the sizes; scaled to sum to 1
     epoch_cap:float|None=None, # how often a source is repeated at most; None: as often as its share asks for
     total:float|None=None, # tokens drawn in the whole run; None: as many as there are
 ) -> dict[str, float]: # source -> share of the tokens drawn, summing to 1; UserError if the cap cannot be kept
-    "How much of what is read comes from each source."
+    "Compute how much of what is read comes from each source."
     sizes = _positive(sizes, 'sizes')
     if not temperature > 0: raise UserError(f'expected a temperature over 0, got {temperature}')
     if weights is not None and set(weights) != set(sizes):
@@ -56,10 +60,10 @@ def mixture_weights(
                         'name every source, with 0 for what is left out')
     if weights is None:
         largest = max(sizes.values())
-        weights = {k: (n / largest) ** (1 / temperature) if n else 0. for k, n in sizes.items()}
+        weights = {name: (n / largest) ** (1 / temperature) if n else 0. for name, n in sizes.items()}
     share = _normal(_positive(weights, 'weights'))
-    if empty := [k for k, w in share.items() if w and not sizes[k]]:
-        raise UserError(f'expected text in every source with a weight, got none in {", ".join(empty)}')
+    empty = [name for name, w in share.items() if w and not sizes[name]]
+    if empty: raise UserError(f'expected text in every source with a weight, got none in {", ".join(empty)}')
     if epoch_cap is None: return share
     return _capped(share, sizes, epoch_cap, sum(sizes.values()) if total is None else total)
 
@@ -69,41 +73,51 @@ def mixture_rows(
     weights:dict[str, float], # shares of what is drawn, from `mixture_weights` or `Curriculum.mean`
     total:float|None=None, # tokens drawn in the whole run; None: as many as there are
 ) -> list[dict]: # source, tokens, share, drawn, epochs
-    "A row for each source: what it has, what is drawn from it, and how often that repeats it."
-    sizes, share = _positive(sizes, 'sizes'), _normal(_positive(weights, 'weights'))
-    if unknown := set(share) - set(sizes): raise UserError(f'expected weights for {", ".join(sizes)}, got one for {", ".join(sorted(unknown))}')
-    total = sum(sizes.values()) if total is None else total
-    drawn = {k: share.get(k, 0.) * total for k in sizes}
-    return [dict(source=k, tokens=n, share=share.get(k, 0.), drawn=drawn[k], epochs=drawn[k] / n if n else 0.) for k, n in sizes.items()]
+    "Return a row for each source: what it has, what is drawn from it, and how often that repeats it."
+    sizes = _positive(sizes, 'sizes')
+    shares = _normal(_positive(weights, 'weights'))
+    unknown = sorted(set(shares) - set(sizes))
+    if unknown: raise UserError(f'expected weights for {", ".join(sizes)}, got one for {", ".join(unknown)}')
+    if total is None: total = sum(sizes.values())
+    rows = []
+    for name, n in sizes.items():
+        share = shares.get(name, 0.)
+        drawn = share * total
+        rows.append(dict(source=name, tokens=n, share=share, drawn=drawn, epochs=drawn / n if n else 0.))
+    return rows
 
 # %% ../../nbs/api/14_tokens/08_mixture.ipynb #84030651
 class Curriculum:
     "Weights of the sources that change in the course of a run."
     def __init__(self,
-        points, # [(share of the run from 0 to 1, {source: weight}), ...] in order; a source not named has weight 0 there
+        points, # [(share of the run from 0 to 1, {source: weight}), ...] in order; a source not named has weight 0
     ):
         points = [(float(pct), _normal(_positive(w, f'weights at {pct}'))) for pct, w in points]
         if not points: raise UserError('expected at least one point of a curriculum, got none')
         pcts = [pct for pct, _ in points]
-        if not all(0 <= p <= 1 for p in pcts) or pcts != sorted(pcts):
+        if not all(0 <= pct <= 1 for pct in pcts) or pcts != sorted(pcts):
             raise UserError(f'expected shares of the run from 0 to 1, in order, got {pcts}')
-        self.sources = tuple(dict.fromkeys(k for _, w in points for k in w))
-        self.points = [(pct, {k: w.get(k, 0.) for k in self.sources}) for pct, w in points]
+        self.sources = tuple(dict.fromkeys(name for _, w in points for name in w))
+        self.points = [(pct, {name: w.get(name, 0.) for name in self.sources}) for pct, w in points]
 
     def at(self,
-        pct:float, # share of the run, 0 to 1; before the first point and after the last the weights stay as they are there
+        pct:float, # share of the run, 0 to 1; the weights do not change before the first point and after the last
     ) -> dict[str, float]: # source -> weight, summing to 1
-        "The weights at a moment of the run."
+        "Return the weights at a moment of the run."
         before = [p for p in self.points if p[0] <= pct] or self.points[:1]
         after = [p for p in self.points if p[0] > pct] or self.points[-1:]
         (a, x), (b, y) = before[-1], after[0]
         t = min(max((pct - a) / (b - a), 0.), 1.) if b > a else 0.
-        return {k: (1 - t) * x[k] + t * y[k] for k in self.sources}
+        return {name: (1 - t) * x[name] + t * y[name] for name in self.sources}
 
     def mean(self) -> dict[str, float]: # source -> share of everything drawn
-        "The weights of the whole run: the area under each line."
-        stops = [(0., self.points[0][1]), *self.points, (1., self.points[-1][1])]
-        return {k: math.fsum((b - a) * (x[k] + y[k]) / 2 for (a, x), (b, y) in zip(stops, stops[1:])) for k in self.sources}
+        "Return the weights of the whole run: the area under each line."
+        (_, first), (_, last) = self.points[0], self.points[-1]
+        stops = [(0., first), *self.points, (1., last)]
+        pieces = list(zip(stops, stops[1:]))
+        def area(name): return math.fsum((b - a) * (x[name] + y[name]) / 2 for (a, x), (b, y) in pieces)
+        return {name: area(name) for name in self.sources}
 
     def __repr__(self):
-        return 'Curriculum(' + '; '.join(f'{pct:.0%}: ' + ', '.join(f'{k} {v:.0%}' for k, v in w.items()) for pct, w in self.points) + ')'
+        points = [f'{pct:.0%}: ' + ', '.join(f'{name} {v:.0%}' for name, v in w.items()) for pct, w in self.points]
+        return f'Curriculum({"; ".join(points)})'

@@ -12,37 +12,59 @@ from fastai.data.core import DataLoaders
 from fastcore.basics import patch
 from ..core import UserError, fingerprint, pick_device
 from .loaders import TokenLoader
-from .shuffle import MixedOrder
 from .shards import TokenView, open_prepared, open_tokens
+from .shuffle import MixedOrder
 
 # %% ../../nbs/api/14_tokens/09_mixture_loader.ipynb #8ffbd302
 class MixedLoader(TokenLoader):
     "Batches whose rows are drawn from several sources by their weights."
     own = (*TokenLoader.own, 'weights')
+
     def __init__(self,
         sources:dict, # name -> `TokenView`, all made by one tokenizer
         weights:dict|None=None, # name -> share of the rows, in any unit; None: by their numbers of tokens
         bs:int=16, # rows in a batch (B), on this rank
         seq_len:int=256, # tokens in a row (T)
-        seed:int=42, # of the order
-        **kwargs # of `TokenLoader`: steps, tok, device, rank, world, document_mask, eot, ahead
+        seed:int=42, # seed of the order
+        **kwargs # arguments of `TokenLoader`: steps, tok, device, rank, world, document_mask, eot, ahead
     ):
         if not sources: raise UserError('expected at least one source, got none')
         self.readers = {}
         for name, view in sources.items():
-            try: self.readers[name] = TokenLoader(view, 1, seq_len, seed=int(fingerprint([seed, name]), 16))
+            own_seed = int(fingerprint([seed, name]), 16)
+            try: self.readers[name] = TokenLoader(view, 1, seq_len, seed=own_seed)
             except UserError as e: raise UserError(f'{name}: {e}') from None
-        self.weights = {n: len(v) for n, v in sources.items()} if weights is None else dict(weights)
+        self.weights = {name: len(view) for name, view in sources.items()} if weights is None else dict(weights)
         self.order = MixedOrder(list(sources), self.weights, seed=seed)
         super().__init__(sources, bs, seq_len, seed=seed, **kwargs)
 
-    def count_rows(self, tokens, big): return sum(r.n_windows for r in self.readers.values())
+    def count_rows(self, tokens, big): return sum(reader.n_windows for reader in self.readers.values())
+
+    def places(self,
+        rows:np.ndarray, # (n) row numbers
+    ) -> np.ndarray: # (n, 2) number of the source, and where the window begins in it
+        "Find the windows that are read."
+        source, number = self.order.draw(rows)
+        places = np.stack((source, np.zeros_like(source)), 1)
+        for i, reader in enumerate(self.readers.values()):
+            mine = source == i
+            if mine.any(): places[mine, 1] = reader.places(number[mine])
+        return places
+
+    def read(self, places):
+        "Read the windows at `places`."
+        if not len(places): return self.ignored()
+        windows = np.empty((len(places), self.seq_len + 1), np.uint32)
+        for i, view in enumerate(self.dataset.values()):
+            mine = places[:, 0] == i
+            if mine.any(): windows[mine] = view.windows(places[mine, 1], self.seq_len + 1)
+        return self.to_batch(windows)
 
     def set_weights(self,
         parts, # shares by source, or a list of them for equal parts of the run
-        batches:int=0, # of the run; needed for a list
+        batches:int=0, # batches of the run; needed for a list
     ): # the loader itself
-        "Choose the shares of the whole run; what was drawn before is counted anew from its start."
+        "Choose the shares of the whole run; what was drawn is counted again from its start."
         self.order = MixedOrder(list(self.readers), parts, batches * self.bs * self.world, self.seed)
         return self
 
@@ -51,44 +73,25 @@ class MixedLoader(TokenLoader):
         dl.order = self.order
         return dl
 
-# %% ../../nbs/api/14_tokens/09_mixture_loader.ipynb #80a554b7
-@patch
-def places(self:MixedLoader,
-    g:np.ndarray, # (n) row numbers
-) -> np.ndarray: # (n, 2) number of the source, and where the window begins in it
-    "Which windows of which sources are read."
-    s, k = self.order.draw(g)
-    out = np.stack((s, np.zeros_like(s)), 1)
-    for i, r in enumerate(self.readers.values()):
-        if (rows := s == i).any(): out[rows, 1] = r.places(k[rows])
-    return out
-
-@patch
-def read(self:MixedLoader, places):
-    "The windows at `places`."
-    if not len(places): return self.ignored()
-    w = np.empty((len(places), self.seq_len + 1), np.uint32)
-    for i, view in enumerate(self.dataset.values()):
-        if (rows := places[:, 0] == i).any(): w[rows] = view.windows(places[rows, 1], self.seq_len + 1)
-    return self.to_batch(w)
-
 # %% ../../nbs/api/14_tokens/09_mixture_loader.ipynb #b3307199
 @patch
 def passes(self:MixedLoader,
-    batch:int, # how many batches of training
+    batch:int, # number of batches of training
 ) -> dict: # name -> passes over its windows
-    "How often each source has been read by then."
-    g = batch * self.bs * self.world
-    b = g // self.order.block
-    drawn = self.order.counts(np.array([b]))[0]
-    s, _ = self.order.draw(np.arange(drawn.sum(), g))
-    drawn = drawn + np.bincount(s, minlength=len(drawn))
-    return {n: int(k) / r.n_windows for (n, r), k in zip(self.readers.items(), drawn)}
+    "Compute how often each source has been read by then."
+    rows = batch * self.bs * self.world
+    block = rows // self.order.block
+    drawn = self.order.counts(np.array([block]))[0]
+    source, _ = self.order.draw(np.arange(drawn.sum(), rows)) # the rest, in the block that has begun
+    drawn = drawn + np.bincount(source, minlength=len(drawn))
+    return {name: int(n) / reader.n_windows for (name, reader), n in zip(self.readers.items(), drawn)}
 
 @patch
 def show_batch(self:MixedLoader, b=None, max_n=6, **kwargs):
     "Show a batch as text, and where the rows of the next one come from."
-    if b is None: print('sources:', ', '.join(list(self.readers)[s] for s in self.places(self.rows_of(self.position))[:max_n, 0]))
+    if b is None:
+        names, places = list(self.readers), self.places(self.rows_of(self.position))
+        print('sources:', ', '.join(names[source] for source in places[:max_n, 0]))
     TokenLoader.show_batch(self, b, max_n, **kwargs)
 
 # %% ../../nbs/api/14_tokens/09_mixture_loader.ipynb #dcf8221f
@@ -99,18 +102,20 @@ def mixed_dls(
     seq_len:int, # tokens in a row
     steps:int, # batches in a training epoch
     valid_batches:int=20, # batches of validation, spread over all validation splits
-    seed:int=42, # of the order of training
-    device=None, # None takes the best there is
-    **kwargs # of `TokenLoader`: rank, world, document_mask, ahead
+    seed:int=42, # seed of the order of training
+    device=None, # device; None takes the best there is
+    **kwargs # arguments of `TokenLoader`: rank, world, document_mask, ahead
 ) -> DataLoaders: # UserError if the folders were prepared with different tokenizers
-    "fastai `DataLoaders` that mix several prepared folders."
+    "Make fastai `DataLoaders` that mix several prepared folders."
     if not folders: raise UserError('expected at least one prepared folder, got none')
-    found = {n: open_prepared(f) for n, f in folders.items()}
-    (first, (m, tok)), *others = found.items()
-    for n, (m2, _) in others:
-        if m2['tokenizer'] != m['tokenizer']: raise UserError(f'expected one tokenizer for all, but {n} was prepared with another than {first}')
-    valid = TokenView([s for f in folders.values() for s in open_tokens(f, 'valid').shards])
-    kwargs.update(tok=tok, eot=m['eot'])
-    dls = [MixedLoader({n: open_tokens(f) for n, f in folders.items()}, weights, bs, seq_len, seed, steps=steps, **kwargs),
-           TokenLoader(valid, bs, seq_len, valid_batches, seed, False, **kwargs)]
-    return DataLoaders(*dls, path=Path(next(iter(folders.values()))), device=pick_device(device))
+    opened = {name: open_prepared(folder) for name, folder in folders.items()}
+    (first, (manifest, tok)), *others = opened.items()
+    for name, (other, _) in others:
+        if other['tokenizer'] != manifest['tokenizer']:
+            raise UserError(f'expected one tokenizer for all, but {name} was prepared with another than {first}')
+    train = {name: open_tokens(folder) for name, folder in folders.items()}
+    valid = TokenView([shard for folder in folders.values() for shard in open_tokens(folder, 'valid').shards])
+    kwargs.update(tok=tok, eot=manifest['eot'])
+    training = MixedLoader(train, weights, bs, seq_len, seed, steps=steps, **kwargs)
+    validation = TokenLoader(valid, bs, seq_len, valid_batches, seed, False, **kwargs)
+    return DataLoaders(training, validation, path=Path(next(iter(folders.values()))), device=pick_device(device))

@@ -11,82 +11,83 @@ import numpy as np
 from fastai.data.core import DataLoaders
 from fastcore.basics import patch
 from ..core import UserError, pick_device
+from .loaders import IGNORE, TokenLoader, check_positive
 from .packing import Packing, best_fit
-from .loaders import IGNORE, TokenLoader
 from .shards import TokenView, document_edges, open_prepared, open_tokens
-from .tokenizer import EOT, PAD
+from .tokenizer import PAD
 
 # %% ../../nbs/api/14_tokens/07_packed_loader.ipynb #00e768f5
 class PackedLoader(TokenLoader):
     "Batches (x, docs, y) of packed rows."
-    own = tuple(k for k in TokenLoader.own if k not in ('seq_len', 'document_mask')) + ('packing', 'edges')
+    own = (*(name for name in TokenLoader.own if name != 'seq_len'), 'packing', 'edges')
+
     def __init__(self,
-        tokens:TokenView, # the ids of a split
-        edges:np.ndarray, # (documents + 1) where each begins and ends, from `document_edges`
-        packing:Packing, # of lengths `np.diff(edges)`
+        tokens:TokenView, # ids of a split
+        edges:np.ndarray, # (documents + 1) positions where documents begin and end, from `document_edges`
+        packing:Packing, # packing of the lengths `np.diff(edges)`
         bs:int=16, # rows in a batch (B), on this rank
         document_mask:bool=True, # False: batches (x, y), and the pieces of a row see each other
-        **kwargs # of `TokenLoader`: steps, seed, shuffle, tok, device, rank, world, eot, ahead
+        **kwargs # arguments of `TokenLoader`: steps, seed, shuffle, tok, device, rank, world, eot, ahead
     ):
-        self.edges, self.packing = edges, packing
+        self.edges = edges
+        self.packing = packing
         n = len(edges) - 1
-        if len(packing) and (int(packing.doc.max()) >= n or edges[-1] != len(tokens)): raise UserError(
-            f'expected a packing of the {n:,} documents of these {len(tokens):,} tokens, got one of '
-            f'{int(packing.doc.max()) + 1:,} documents and edges up to {edges[-1]:,}')
+        if len(packing) and (int(packing.doc.max()) >= n or edges[-1] != len(tokens)):
+            raise UserError(f'expected a packing of the {n:,} documents of these {len(tokens):,} tokens, got one of '
+                            f'{int(packing.doc.max()) + 1:,} documents and edges up to {edges[-1]:,}')
         super().__init__(tokens, bs, packing.size, document_mask=document_mask, **kwargs)
 
     def count_rows(self, tokens, big):
         if not len(self.packing): raise UserError('expected at least one document, found none: give more text')
         return len(self.packing)
 
-    def new(self, dataset=None, cls=None, **kwargs):
-        own = {k: getattr(self, k) for k in self.own}
-        return (cls or type(self))(self.dataset if dataset is None else dataset, **{**own, 'document_mask': self.document_mask, **kwargs})
+    def places(self,
+        rows:np.ndarray, # (n) row numbers
+    ) -> np.ndarray: # (n) rows of the packing
+        "Find the packed rows that are read; every pass shuffles them."
+        return self.shuffled(rows)[0] if self.shuffle else rows * self.n_windows // self.rows
 
-# %% ../../nbs/api/14_tokens/07_packed_loader.ipynb #2976751a
-@patch
-def places(self:PackedLoader,
-    g:np.ndarray, # (n) row numbers
-) -> np.ndarray: # (n) rows of the packing
-    "Which packed rows are read."
-    return self.shuffled(g)[0] if self.shuffle else g * self.n_windows // self.rows
+    def read(self, places):
+        "Read packed rows."
+        if not len(places): return self.ignored()
+        host = self.host(3, len(places), self.packing.size)
+        x, docs, y = host.numpy()
+        x[:], docs[:], y[:] = PAD, -1, IGNORE
+        for b, row in enumerate(map(int, places)):
+            at = 0
+            for k, (doc, offset, n) in enumerate(self.packing[row]):
+                ids = self._piece(int(self.edges[doc]) + offset, n)
+                x[b, at:at + n] = ids[:-1]
+                docs[b, at:at + n] = k
+                y[b, at:at + n] = ids[1:]
+                at += n
+        x, docs, y = self.sent(host)
+        return (x, docs, y) if self.document_mask else (x, y)
 
-@patch
-def read(self:PackedLoader, places):
-    "Packed rows as tensors on the device."
-    if not len(places): return self.ignored()
-    p, host = self.packing, self.host(3, len(places), self.packing.size)
-    out = host.numpy()
-    out[0], out[1], out[2] = PAD, -1, IGNORE
-    for b, row in enumerate(map(int, places)):
-        at = 0
-        for k in range(int(p.first[row]), int(p.first[row + 1])):
-            a, n = int(self.edges[p.doc[k]] + p.offset[k]), int(p.length[k])
-            ids = self.dataset[a - 1:a + n] if a else np.append(self.eot, self.dataset[:n])
-            out[0, b, at:at + n], out[1, b, at:at + n], out[2, b, at:at + n] = ids[:-1], k - p.first[row], ids[1:]
-            at += n
-    x, docs, y = self.sent(host)
-    return (x, docs, y) if self.document_mask else (x, y)
+    def _piece(self, start, n):
+        "Read `n` ids and the one before them."
+        if start: return self.dataset[start - 1:start + n]
+        return np.append(self.eot, self.dataset[:n])
 
 # %% ../../nbs/api/14_tokens/07_packed_loader.ipynb #dbceea93
 def packed_dls(
-    data:str|Path, # a prepared folder
+    data:str|Path, # prepared folder
     bs:int, # rows in a batch
     seq_len:int, # tokens in a row
     steps:int, # batches in a training epoch
     valid_batches:int=20, # batches of validation, spread over the split; fewer if it is small
-    seed:int=42, # of the order of training
-    device=None, # None takes the best there is
+    seed:int=42, # seed of the order of training
+    device=None, # device; None takes the best there is
     pack=best_fit, # or `concatenate`: a function of lengths and seq_len
-    **kwargs # of `PackedLoader`: document_mask, rank, world, ahead
+    **kwargs # arguments of `PackedLoader`: document_mask, rank, world, ahead
 ) -> DataLoaders: # UserError if a split has no documents
-    "fastai `DataLoaders` of packed rows for next-token training on a prepared folder."
-    m, tok = open_prepared(data)
-    for name, value in dict(bs=bs, seq_len=seq_len, steps=steps, valid_batches=valid_batches).items():
-        if value < 1: raise UserError(f'expected {name} of 1 or more, got {value}')
+    "Make fastai `DataLoaders` of packed rows for next-token training on a prepared folder."
+    manifest, tok = open_prepared(data)
+    check_positive(bs=bs, seq_len=seq_len, steps=steps, valid_batches=valid_batches)
     dls = []
     for split, n in (('train', steps), ('valid', valid_batches)):
         edges = document_edges(data, split)
-        dls.append(PackedLoader(open_tokens(data, split), edges, pack(np.diff(edges), seq_len), bs, steps=n, seed=seed,
-                                shuffle=split == 'train', tok=tok, eot=m['eot'], **kwargs))
+        packing = pack(np.diff(edges), seq_len)
+        dls.append(PackedLoader(open_tokens(data, split), edges, packing, bs, steps=n, seed=seed,
+                                shuffle=split == 'train', tok=tok, eot=manifest['eot'], **kwargs))
     return DataLoaders(*dls, path=Path(data), device=pick_device(device))

@@ -8,43 +8,50 @@ __all__ = ['Packing', 'concatenate', 'best_fit']
 # %% ../../nbs/api/14_tokens/06_packing.ipynb #ca37fb92
 from dataclasses import dataclass
 import numpy as np
-from fastcore.basics import patch
 from ..core import UserError
 
 # %% ../../nbs/api/14_tokens/06_packing.ipynb #c9483be2
 @dataclass
 class Packing:
     "Which pieces of which documents lie in which row."
-    size:int # tokens a row has room for
+    size:int # tokens in a full row
     first:np.ndarray # (rows + 1) where each row's pieces begin in the three arrays below
     doc:np.ndarray # (pieces) number of the document
     offset:np.ndarray # (pieces) first token, counted from the document's start
     length:np.ndarray # (pieces) tokens
 
     def __len__(self): return len(self.first) - 1
+
     def __getitem__(self, row): # [(document, offset, length)]
-        a, b = self.first[row], self.first[row + 1]
-        return list(zip(self.doc[a:b].tolist(), self.offset[a:b].tolist(), self.length[a:b].tolist()))
+        start, end = self.first[row], self.first[row + 1]
+        doc, offset, length = (a[start:end].tolist() for a in (self.doc, self.offset, self.length))
+        return list(zip(doc, offset, length))
+
     def __repr__(self): return f'Packing({len(self.doc):,} pieces in {len(self):,} rows of {self.size:,})'
 
+    def quality(self) -> dict: # documents, rows; shares: cut and cut_needlessly of documents, padding of positions
+        "Measure what the packing costs."
+        if not len(self.doc): return dict(documents=0, rows=0, cut=0., cut_needlessly=0., padding=0.)
+        pieces, lengths = np.bincount(self.doc), np.bincount(self.doc, self.length)
+        n_documents = (pieces > 0).sum()
+        cut = pieces > 1
+        needlessly = cut & (lengths <= self.size)
+        filled = self.length.sum() / (len(self) * self.size)
+        return dict(
+            documents=int(n_documents),
+            rows=len(self),
+            cut=float(cut.sum() / n_documents),
+            cut_needlessly=float(needlessly.sum() / n_documents),
+            padding=float(1 - filled))
+
 def _packing(size, row, doc, offset, length):
-    "Pieces sorted by their row."
+    "Sort pieces by their row."
     order = np.argsort(row, kind='stable')
     first = np.concatenate(([0], np.cumsum(np.bincount(row)))) if len(row) else np.zeros(1, np.int64)
     return Packing(size, first.astype(np.int64), doc[order], offset[order], length[order])
 
-# %% ../../nbs/api/14_tokens/06_packing.ipynb #13bcb51d
-@patch
-def quality(self:Packing) -> dict: # documents, rows; shares: cut, cut_needlessly (of the documents), padding (of the room)
-    "What a packing costs."
-    if not len(self.doc): return dict(documents=0, rows=0, cut=0., cut_needlessly=0., padding=0.)
-    pieces, lengths = np.bincount(self.doc), np.bincount(self.doc, self.length)
-    cut, n = pieces > 1, (pieces > 0).sum()
-    return dict(documents=int(n), rows=len(self), cut=float(cut.sum() / n), cut_needlessly=float((cut & (lengths <= self.size)).sum() / n),
-                padding=float(1 - self.length.sum() / (len(self) * self.size)))
-
 def _checked(lengths, size):
-    "The lengths as whole numbers."
+    "Return the lengths as whole numbers."
     lengths = np.asarray(lengths)
     if size < 1: raise UserError(f'expected rows of 1 token or more, got {size}')
     if lengths.ndim != 1 or (len(lengths) and (lengths.dtype.kind not in 'iu' or lengths.min() < 1)):
@@ -54,60 +61,81 @@ def _checked(lengths, size):
 # %% ../../nbs/api/14_tokens/06_packing.ipynb #c4b298b5
 def concatenate(
     lengths, # (documents) tokens of each, end marker included
-    size:int, # tokens a row has room for
-) -> Packing: # only the last row has room left
-    "One document after the other, cut wherever a row ends."
+    size:int, # tokens in a row
+) -> Packing: # only the last row has empty space
+    "Put one document after the other, and cut wherever a row ends."
     lengths = _checked(lengths, size)
     ends = lengths.cumsum()
+    starts = ends - lengths
     cuts = np.arange(0, ends[-1] if len(ends) else 0, size)
-    at = np.union1d(cuts, ends - lengths)                           # where pieces begin: at a row's start or a document's
-    doc = np.searchsorted(ends, at, side='right')
-    return _packing(size, at // size, doc, at - (ends - lengths)[doc], np.diff(np.append(at, ends[-1:])))
+    begins = np.union1d(cuts, starts) # of the pieces: where a row or a document begins
+    doc = np.searchsorted(ends, begins, side='right')
+    return _packing(size, begins // size, doc, begins - starts[doc], np.diff(np.append(begins, ends[-1:])))
 
 # %% ../../nbs/api/14_tokens/06_packing.ipynb #733a4362
+class _Heaps:
+    "Rows by the number of their free tokens."
+    def __init__(self, size):
+        self.rows = [[] for _ in range(size + 1)] # arrays of row numbers
+        self.count = np.zeros(size + 1, np.int64) # how many rows these arrays hold
+
+    def put(self, free, rows):
+        if not len(rows): return
+        self.rows[free].append(rows)
+        self.count[free] += len(rows)
+
+    def take(self, free):
+        rows = np.concatenate(self.rows[free])
+        self.rows[free], self.count[free] = [], 0
+        return rows
+
 def _place(
     lengths, # (n) falling, each from 1 to size - 1
-    size, # tokens a row has room for
-): # (n) the row of each
-    row, n_rows, start = np.empty(len(lengths), np.int64), 0, 0
-    heaps, stock = [[] for _ in range(size + 1)], np.zeros(size + 1, np.int64)     # by room: arrays of row numbers, and how many they hold
-    ends = np.flatnonzero(np.diff(lengths, append=0)) + 1                          # where each length's documents end
+    size, # tokens in a row
+): # (n) row of each
+    "Put each length into the row in which it leaves the least space."
+    row, heaps = np.empty(len(lengths), np.int64), _Heaps(size)
+    n_rows, start = 0, 0
+    ends = np.flatnonzero(np.diff(lengths, append=0)) + 1 # where the documents of each length end
     for end in ends.tolist():
         n = int(lengths[start])
-        missing = end - start - int((stock[n:] * (np.arange(n, size + 1) // n)).sum())
-        if missing > 0:                                                            # new rows for those that fit nowhere
+        fitting = int((heaps.count[n:] * (np.arange(n, size + 1) // n)).sum())
+        missing = end - start - fitting
+        if missing > 0: # new rows for those that fit nowhere
             new = -(-missing // (size // n))
-            _put(heaps, stock, size, np.arange(n_rows, n_rows + new)); n_rows += new
-        for r in (np.flatnonzero(stock[n:]) + n).tolist():
-            if start < end: start = _fill(heaps, stock, r, n, row, start, end)
+            heaps.put(size, np.arange(n_rows, n_rows + new))
+            n_rows += new
+        for free in (np.flatnonzero(heaps.count[n:]) + n).tolist():
+            if start < end: start = _fill(heaps, free, n, row, start, end)
     return row
 
-def _put(heaps, stock, room, rows):
-    if len(rows): heaps[room].append(rows); stock[room] += len(rows)
-
-def _fill(heaps, stock, room, n, row, start, end):
-    "Place documents `start:end`, of length `n`, into rows with this room, as far as they go; returns the first that is left."
-    rows, each = np.concatenate(heaps[room]), room // n
-    heaps[room], stock[room] = [], 0
-    used, count = rows[:-(-(end - start) // each)], min(end - start, len(rows) * each)
-    row[start:start + count] = np.repeat(used, each)[:count]
-    last = count - (len(used) - 1) * each                                          # the last row may take fewer
-    _put(heaps, stock, room, rows[len(used):])
-    _put(heaps, stock, room - each * n, used[:-1])
-    _put(heaps, stock, room - last * n, used[-1:])
-    return start + count
+def _fill(heaps, free, n, row, start, end):
+    "Place documents `start:end`, of length `n`, into rows with this space; return the first that is left over."
+    rows, each = heaps.take(free), free // n
+    n_docs = min(end - start, len(rows) * each)
+    n_used = -(-n_docs // each)
+    used, unused = rows[:n_used], rows[n_used:]
+    row[start:start + n_docs] = np.repeat(used, each)[:n_docs]
+    in_last = n_docs - (n_used - 1) * each # the last row may take fewer
+    heaps.put(free, unused)
+    heaps.put(free - each * n, used[:-1])
+    heaps.put(free - in_last * n, used[-1:])
+    return start + n_docs
 
 # %% ../../nbs/api/14_tokens/06_packing.ipynb #3e5ef845
 def best_fit(
     lengths, # (documents) tokens of each, end marker included
-    size:int, # tokens a row has room for
+    size:int, # tokens in a row
 ) -> Packing: # UserError for lengths below 1
-    "Cut only what is longer than a row, and put each piece where it leaves the least room (Ding et al., 2024)."
+    "Cut only what is longer than a row, and put each piece where it leaves the least space (Ding et al., 2024)."
     lengths = _checked(lengths, size)
-    full, rest = np.divmod(lengths, size)
-    doc_full, docs = np.repeat(np.arange(len(lengths)), full), np.flatnonzero(rest)
-    offset_full = (np.arange(len(doc_full)) - np.repeat(full.cumsum() - full, full)) * size
-    order = docs[np.argsort(-rest[docs], kind='stable')]                                     # the longest first
-    row = np.concatenate((np.arange(len(doc_full)), len(doc_full) + _place(rest[order], size)))
-    return _packing(size, row, np.concatenate((doc_full, order)), np.concatenate((offset_full, full[order] * size)),
-                    np.concatenate((np.full(len(doc_full), size), rest[order])))
+    n_full, rest = np.divmod(lengths, size)
+    full = np.repeat(np.arange(len(lengths)), n_full) # documents of the full rows
+    full_offset = (np.arange(len(full)) - np.repeat(n_full.cumsum() - n_full, n_full)) * size
+    docs = np.flatnonzero(rest)
+    docs = docs[np.argsort(-rest[docs], kind='stable')] # the longest rest first
+    row = np.concatenate((np.arange(len(full)), len(full) + _place(rest[docs], size)))
+    doc = np.concatenate((full, docs))
+    offset = np.concatenate((full_offset, n_full[docs] * size))
+    length = np.concatenate((np.full(len(full), size), rest[docs]))
+    return _packing(size, row, doc, offset, length)

@@ -16,19 +16,19 @@ from fastcore.basics import patch
 from ..core import UserError, atomic_path, human_bytes, read_json, sha256, write_json
 from .tokenizer import EOT, load_tokenizer, tokenizer_fingerprint
 
-INDEX_DTYPE = '<u8' # of an index: eight bytes, since nothing says how long a shard may be
+INDEX_DTYPE = '<u8' # type of an index: eight bytes, since nothing says how long a shard may be
 
 # %% ../../nbs/api/14_tokens/03_shards.ipynb #a0f75d81
 def token_dtype(
     vocab_size:int, # number of ids
 ) -> str: # 'uint16' or 'uint32'
-    "The smallest type that holds every id."
+    "Return the smallest type that holds every id."
     return 'uint16' if vocab_size <= 1 << 16 else 'uint32'
 
 # %% ../../nbs/api/14_tokens/03_shards.ipynb #c2dff46c
 @contextmanager
 def disk_errors(
-    where:str|Path, # named in the message
+    where:str|Path, # folder, named in the message
 ): # raises UserError instead of OSError where the disk is full or the quota used up
     "Turn a full disk into an error that a user can act on."
     try: yield
@@ -39,25 +39,34 @@ def disk_errors(
 
 # %% ../../nbs/api/14_tokens/03_shards.ipynb #3195ed56
 class ShardWriter:
-    "Write documents of one split as token shards; `close` gives the manifest's entry."
+    "Write documents of one split as token shards; `close` returns the manifest's entry."
     def __init__(self,
-        out:str|Path, # the data folder
+        out:str|Path, # data folder
         split:str, # 'train', 'valid' or 'test'; the files are SPLIT-00000.bin, SPLIT-00000.idx and so on
-        dtype:str='uint16', # see `token_dtype`
+        dtype:str='uint16', # type of the ids, see `token_dtype`
         tokens_per_shard:int=1 << 24, # a shard is closed once it holds this many
-        eot:int=EOT, # the tokenizer's id for the end of a document
+        eot:int=EOT, # id for the end of a document
     ):
-        self.out, self.split, self.dtype, self.tokens_per_shard = Path(out), split, np.dtype(dtype).newbyteorder('<'), tokens_per_shard
-        self.parts, self.begins, self.held, self.n_bytes, self.shards, self.eot = [], [], 0, 0, [], eot
+        self.out = Path(out)
+        self.split = split
+        self.dtype = np.dtype(dtype).newbyteorder('<')
+        self.tokens_per_shard = tokens_per_shard
+        self.eot = eot
+        self.parts = [] # ids of the documents in the shard that is being filled
+        self.begins = [] # where each of them begins
+        self.held = 0 # ids in that shard
+        self.n_bytes = 0 # bytes of text in all shards
+        self.shards = [] # entries of the shards that are written
 
     def add(self,
-        ids, # one document's ids, without an end marker
+        ids, # ids of one document, without an end marker
         n_bytes:int=0, # length of its text in UTF-8, for the manifest
     ):
-        "Add a document; its end marker is put in here."
+        "Add a document and its end marker."
         ids = np.asarray(ids, dtype=np.int64)
-        if len(ids) and (ids.min() < 0 or ids.max() > np.iinfo(self.dtype).max):
-            raise UserError(f'expected ids from 0 to {np.iinfo(self.dtype).max}, got {ids.min()} to {ids.max()}: use a wider dtype')
+        highest = np.iinfo(self.dtype).max
+        if len(ids) and (ids.min() < 0 or ids.max() > highest):
+            raise UserError(f'expected ids from 0 to {highest}, got {ids.min()} to {ids.max()}: use a wider dtype')
         self.parts.append(np.append(ids, self.eot).astype(self.dtype))
         self.begins.append(self.held)
         self.held += len(ids) + 1
@@ -67,79 +76,88 @@ class ShardWriter:
     def close(self) -> dict: # tokens, documents, bytes, shards
         "Write the last shard."
         self._flush()
-        return dict(tokens=sum(s['tokens'] for s in self.shards), documents=sum(s['documents'] for s in self.shards),
-                    bytes=self.n_bytes, shards=self.shards)
+        totals = {name: sum(s[name] for s in self.shards) for name in ('tokens', 'documents')}
+        return dict(**totals, bytes=self.n_bytes, shards=self.shards)
 
-# %% ../../nbs/api/14_tokens/03_shards.ipynb #629df5a5
-@patch
-def _flush(self:ShardWriter):
-    "Write what is held as one shard and its index."
-    if not self.parts: return
-    name = f'{self.split}-{len(self.shards):05d}'
-    digest = [self._write(f'{name}.bin', self.parts), self._write(f'{name}.idx', [np.array(self.begins, INDEX_DTYPE)])]
-    self.shards.append(dict(file=f'{name}.bin', tokens=self.held, documents=len(self.parts), sha256=digest[0],
-                            index=f'{name}.idx', index_sha256=digest[1]))
-    self.parts, self.begins, self.held = [], [], 0
+    def _flush(self):
+        "Write what is held as one shard and its index."
+        if not self.parts: return
+        name = f'{self.split}-{len(self.shards):05d}'
+        sha = self._write(f'{name}.bin', self.parts)
+        index_sha = self._write(f'{name}.idx', [np.array(self.begins, INDEX_DTYPE)])
+        self.shards.append(dict(file=f'{name}.bin', tokens=self.held, documents=len(self.parts), sha256=sha,
+                                index=f'{name}.idx', index_sha256=index_sha))
+        self.parts, self.begins, self.held = [], [], 0
 
-@patch
-def _write(self:ShardWriter, name, parts): # its checksum
-    "Arrays one after the other; they are not put together in memory first."
-    digest = hashlib.sha256()
-    with disk_errors(self.out), atomic_path(self.out/name) as tmp, open(tmp, 'wb') as f:
-        for p in parts: f.write(p.data); digest.update(p.data)
-    return digest.hexdigest()
+    def _write(self, name, arrays): # checksum of the file
+        "Write arrays one after the other, without putting them together in memory."
+        digest = hashlib.sha256()
+        with disk_errors(self.out), atomic_path(self.out/name) as tmp, open(tmp, 'wb') as f:
+            for array in arrays:
+                f.write(array.data)
+                digest.update(array.data)
+        return digest.hexdigest()
 
 # %% ../../nbs/api/14_tokens/03_shards.ipynb #cb904cff
 def write_manifest(
-    data:str|Path, # the data folder
-    splits:dict, # split -> what `ShardWriter.close` gave
-    vocab_size:int, # of the tokenizer
-    tokenizer:str, # its fingerprint
-    dtype:str='uint16', # of the shards
-    eot:int=EOT, # the id that ends a document
+    data:str|Path, # data folder
+    splits:dict, # split -> what `ShardWriter.close` returned
+    vocab_size:int, # size of the tokenizer's vocabulary
+    tokenizer:str, # fingerprint of the tokenizer
+    dtype:str='uint16', # type of the ids
+    eot:int=EOT, # id that ends a document
 ) -> dict: # the manifest
     "Declare the shards whole: the last file of a preparation."
-    m = dict(version=2, dtype=dtype, vocab_size=vocab_size, tokenizer=tokenizer, eot=eot, splits=splits)
-    with disk_errors(data): write_json(Path(data)/'manifest.json', m)
-    return m
+    manifest = dict(version=2, dtype=dtype, vocab_size=vocab_size, tokenizer=tokenizer, eot=eot, splits=splits)
+    with disk_errors(data): write_json(Path(data)/'manifest.json', manifest)
+    return manifest
 
 # %% ../../nbs/api/14_tokens/03_shards.ipynb #c14b7caa
+_REQUIRED = {'dtype', 'vocab_size', 'tokenizer', 'splits'}
+
 def read_manifest(
-    data:str|Path, # the data folder
+    data:str|Path, # data folder
 ) -> dict: # UserError if the preparation never finished, or another version wrote it
     "Read what a data folder says it holds."
     path = Path(data)/'manifest.json'
     if not path.is_file():
-        raise UserError(f'expected a finished preparation in {data}, found no manifest.json: run the preparation (again)')
+        raise UserError(f'expected a finished preparation in {data}, found no manifest.json: '
+                        'run the preparation (again)')
     m = read_json(path)
-    if not isinstance(m, dict) or m.get('version') not in (1, 2) or not {'dtype', 'vocab_size', 'tokenizer', 'splits'} <= set(m):
+    if not isinstance(m, dict) or m.get('version') not in (1, 2) or not _REQUIRED <= set(m):
         raise UserError(f'expected a manifest of version 1 or 2 at {path}, got another: run the preparation again')
     return m if 'eot' in m else dict(m, eot=EOT)
 
 # %% ../../nbs/api/14_tokens/03_shards.ipynb #a98e2dcf
 def check_shards(
-    data:str|Path, # the data folder
-) -> int: # how many shards were found whole; UserError naming the first file that is not
+    data:str|Path, # data folder
+) -> int: # number of shards that are whole; UserError naming the first file that is not
     "Read every shard and its index, and hold them against their checksums."
-    m, n = read_manifest(data), 0
-    for entry in m['splits'].values():
-        for s in entry['shards']:
-            files = [(_shard_path(data, s, m['dtype']), s['sha256'])]
-            if 'index' in s: files.append((_index_path(data, s), s['index_sha256']))
-            for path, want in files:
-                if sha256(path) != want: raise UserError(f'{path} has changed since it was written (its checksum differs): run the preparation again')
-            n += 1
-    return n
+    m = read_manifest(data)
+    shards = [s for entry in m['splits'].values() for s in entry['shards']]
+    for s in shards:
+        _check_sum(_shard_path(data, s, m['dtype']), s['sha256'])
+        if 'index' in s: _check_sum(_index_path(data, s), s['index_sha256'])
+    return len(shards)
 
-def _shard_path(data, shard, dtype): return _checked(data, shard['file'], shard['tokens'] * np.dtype(dtype).itemsize, 'shard')
-def _index_path(data, shard): return _checked(data, shard['index'], shard['documents'] * np.dtype(INDEX_DTYPE).itemsize, 'index')
+def _check_sum(path, expected):
+    if sha256(path) != expected:
+        raise UserError(f'{path} has changed since it was written (its checksum differs): run the preparation again')
 
-def _checked(data, name, want, kind):
-    "The file's path, once it is known to be there in its full length."
+def _shard_path(data, shard, dtype):
+    return _sized_path(data, shard['file'], shard['tokens'] * np.dtype(dtype).itemsize, 'shard')
+
+def _index_path(data, shard):
+    return _sized_path(data, shard['index'], shard['documents'] * np.dtype(INDEX_DTYPE).itemsize, 'index')
+
+def _sized_path(data, name, expected, kind):
+    "Return the path of a file, once it is known to be there in its full length."
     path = Path(data)/Path(name).name
     if not path.is_file(): raise UserError(f'expected the {kind} {path}, found none: run the preparation again')
-    if (size := path.stat().st_size) != want:
-        raise UserError(f'expected {human_bytes(want)} in {path}, found {human_bytes(size)}: run the preparation again')
+    size = path.stat().st_size
+    if size != expected:
+        raise UserError(f'expected {human_bytes(expected)} in {path}, found {human_bytes(size)}: '
+                        'run the preparation again')
     return path
 
 # %% ../../nbs/api/14_tokens/03_shards.ipynb #5462630c
@@ -148,95 +166,109 @@ class TokenView:
     def __init__(self,
         shards:list[np.ndarray], # one-dimensional arrays of one type, usually memory maps
     ):
-        self.shards = [np.asarray(s) for s in shards]        # a memory map's own class makes each small slice several times slower
-        self.ends = np.cumsum([len(s) for s in shards]) if shards else np.zeros(1, int)
-        self.starts = self.ends - [len(s) for s in shards] if shards else self.ends
+        self.shards = [np.asarray(s) for s in shards] # a memory map's own class makes small slices several times slower
+        lengths = [len(s) for s in self.shards]
+        self.ends = np.cumsum(lengths) if shards else np.zeros(1, int)
+        self.starts = self.ends - lengths if shards else self.ends
 
     def __len__(self): return int(self.ends[-1])
     def __repr__(self): return f'TokenView({len(self):,} ids in {len(self.shards)} shards)'
 
     def __getitem__(self, i):
-        if not isinstance(i, slice): return self[(k := range(len(self))[i]):k + 1][0]
-        a, b, step = i.indices(len(self))
+        if not isinstance(i, slice):
+            k = range(len(self))[i]
+            return self[k:k + 1][0]
+        start, stop, step = i.indices(len(self))
         assert step > 0, 'a TokenView is read forwards'
-        if b <= a: return np.empty(0, self.shards[0].dtype if self.shards else np.uint16)
-        k, last = np.searchsorted(self.ends, (a, b - 1), side='right').tolist()     # the shards that the first and the last id lie in
-        if k == last: return self.shards[k][a - (o := int(self.starts[k])):b - o:step]
-        parts = [self.shards[j][max(a - (o := int(self.starts[j])), 0):b - o] for j in range(k, last + 1)]
+        if stop <= start: return np.empty(0, self.shards[0].dtype if self.shards else np.uint16)
+        first, last = np.searchsorted(self.ends, (start, stop - 1), side='right').tolist()
+        if first == last:
+            before = int(self.starts[first])
+            return self.shards[first][start - before:stop - before:step]
+        parts = []
+        for k in range(first, last + 1):
+            before = int(self.starts[k])
+            parts.append(self.shards[k][max(start - before, 0):stop - before])
         return np.concatenate(parts)[::step]
 
     def windows(self,
         starts:np.ndarray, # (n,) positions; start + length must stay within the view
-        length:int, # ids in each
+        length:int, # ids in each piece
     ) -> np.ndarray: # (n, length), a copy
         "Read many pieces of one length."
         if len(self.shards) == 1: return _rows(self.shards[0], starts, length)
         out = np.empty((len(starts), length), self.shards[0].dtype)
-        at = np.searchsorted(self.ends, starts, side='right')
-        inside = starts + length <= self.ends[at]
-        for k in np.unique(at):
-            rows = inside & (at == k)
+        shard = np.searchsorted(self.ends, starts, side='right')
+        inside = starts + length <= self.ends[shard]
+        for k in np.unique(shard):
+            rows = inside & (shard == k)
             if rows.any(): out[rows] = _rows(self.shards[k], starts[rows] - self.starts[k], length)
-        for r in np.flatnonzero(~inside): out[r] = self[int(starts[r]):int(starts[r]) + length]
+        for row in np.flatnonzero(~inside):
+            start = int(starts[row])
+            out[row] = self[start:start + length]
         return out
 
 def _rows(ids, starts, length):
-    "`ids[s:s + length]` for every s, without a loop and without an index as large as the answer."
+    "Read `ids[s:s + length]` for every s, without a loop and without an index as large as the answer."
     return np.lib.stride_tricks.sliding_window_view(ids, length)[starts]
 
 # %% ../../nbs/api/14_tokens/03_shards.ipynb #6557982b
 @patch
 def expect_jumps(self:TokenView):
     "Tell the operating system not to read ahead: what is read next lies somewhere else."
-    for s in self.shards:
-        mapped = getattr(s.base, 'base', None)                      # array -> numpy's memory map -> the map itself
+    for shard in self.shards:
+        mapped = getattr(shard.base, 'base', None) # array -> numpy's memory map -> the map itself
         if isinstance(mapped, mmap.mmap) and hasattr(mmap, 'MADV_RANDOM'): mapped.madvise(mmap.MADV_RANDOM)
 
 # %% ../../nbs/api/14_tokens/03_shards.ipynb #624e7769
 def open_tokens(
-    data:str|Path, # the data folder
-    split:str='train', # its name in the manifest
+    data:str|Path, # data folder
+    split:str='train', # name in the manifest
 ) -> TokenView: # UserError if the split is unknown, or a shard is absent or of another size
     "Map the ids of a split into memory."
     m = read_manifest(data)
     if split not in m['splits']: raise UserError(f"expected a split of {', '.join(m['splits'])}, got '{split}'")
+    dtype = np.dtype(m['dtype']).newbyteorder('<')
     paths = [_shard_path(data, s, m['dtype']) for s in m['splits'][split]['shards']]
-    return TokenView([np.memmap(p, dtype=np.dtype(m['dtype']).newbyteorder('<'), mode='r') for p in paths])
+    return TokenView([np.memmap(path, dtype=dtype, mode='r') for path in paths])
 
 # %% ../../nbs/api/14_tokens/03_shards.ipynb #086493af
 def open_prepared(
-    data:str|Path, # a prepared folder
+    data:str|Path, # prepared folder
 ): # (manifest, tokenizer); UserError if they do not belong together
-    "What a prepared folder says it holds, and the tokenizer that made it."
+    "Read the manifest of a prepared folder, and the tokenizer that made it."
     m, tok = read_manifest(data), load_tokenizer(data)
     if tokenizer_fingerprint(tok) != m['tokenizer']:
-        raise UserError(f'expected the tokenizer that made the shards in {data}, found another: run the preparation again')
+        raise UserError(f'expected the tokenizer that made the shards in {data}, found another: '
+                        'run the preparation again')
     return m, tok
 
 # %% ../../nbs/api/14_tokens/03_shards.ipynb #9c80edbd
 def document_edges(
-    data:str|Path, # the data folder
-    split:str='train', # its name in the manifest
+    data:str|Path, # data folder
+    split:str='train', # name in the manifest
 ) -> np.ndarray: # int64, one more than there are documents; UserError if an index does not fit its shard
-    "Where the documents of a split begin and end, counted in ids from its start."
-    m, view, out = read_manifest(data), open_tokens(data, split), []
-    for s, ids, start in zip(m['splits'][split]['shards'], view.shards, view.starts):
-        begins = _begins(data, s, ids, m['eot'])
-        if len(begins) and (begins[0] != 0 or begins[-1] >= len(ids) or (np.diff(begins) <= 0).any()): raise UserError(
-            f"expected the index {s.get('index', '')} to rise from 0 to less than {len(ids):,}, it does not: run the preparation again")
-        out.append(begins + start)
-    return np.concatenate([*out, [len(view)]]).astype(np.int64)
+    "Find where the documents of a split begin and end, counted in ids from its start."
+    m, view = read_manifest(data), open_tokens(data, split)
+    edges = []
+    for shard, ids, start in zip(m['splits'][split]['shards'], view.shards, view.starts):
+        begins = _begins(data, shard, ids, m['eot'])
+        if len(begins) and (begins[0] != 0 or begins[-1] >= len(ids) or (np.diff(begins) <= 0).any()):
+            raise UserError(f"expected the index {shard.get('index', '')} to rise from 0 to less than {len(ids):,}, "
+                            'it does not: run the preparation again')
+        edges.append(begins + start)
+    return np.concatenate([*edges, [len(view)]]).astype(np.int64)
 
 def _begins(data, shard, ids, eot):
-    "Where the documents of one shard begin, from its index or, if it has none, from the end markers."
+    "Find where the documents of one shard begin, from its index or, if it has none, from the end markers."
     if 'index' in shard: return np.fromfile(_index_path(data, shard), INDEX_DTYPE).astype(np.int64)
     return np.append(0, np.flatnonzero(ids[:-1] == eot) + 1)
 
 # %% ../../nbs/api/14_tokens/03_shards.ipynb #e206c10d
 def documents(
-    data:str|Path, # the data folder
-    split:str='train',
-) -> Iterator[np.ndarray]: # each document's ids, the end marker left out
+    data:str|Path, # data folder
+    split:str='train', # name in the manifest
+) -> Iterator[np.ndarray]: # ids of each document, without the end marker
     "Walk through the documents of a split."
     view, edges = open_tokens(data, split), document_edges(data, split)
-    for a, b in zip(edges[:-1].tolist(), edges[1:].tolist()): yield view[a:b - 1]
+    for start, end in zip(edges[:-1].tolist(), edges[1:].tolist()): yield view[start:end - 1]

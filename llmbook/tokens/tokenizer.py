@@ -24,64 +24,81 @@ MIN_VOCAB = len(SPECIALS) + 256 # the specials and every byte
 
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #ed644f4f
 _DIGITS = dict(single=r'\p{N}', triple=r'\p{N}{1,3}', none=r' ?\p{N}+')
-_INDENT = r'[\r\n]+(?:[ \t]+(?=[ \t]))?' # line breaks and the blanks of the next line, all but the last, which goes with the word
+_INDENT = r'[\r\n]+(?:[ \t]+(?=[ \t]))?' # line breaks and the next line's spaces; the last space goes with the word
 _CODE = '|'.join([
-    r'[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+', # letters, with one sign or blank in front
+    r'[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+', # letters, with one sign or space in front
     '(?:DIGITS)',
     rf' ?[^\s\p{{L}}\p{{N}}]+(?:{_INDENT})?', # a run of signs, and the end of its line
-    rf'\s*{_INDENT}', r'\s+(?!\S)', r'\s+'])
+    rf'\s*{_INDENT}',
+    r'\s+(?!\S)',
+    r'\s+'])
 
-def _cuts(digits, code):
-    "The step that cuts text into words, and words into bytes."
+def _pre_tokenizer(digits, code):
+    "Return the step that cuts text into words, and words into bytes."
     if digits not in _DIGITS: raise UserError(f"expected digits of {', '.join(_DIGITS)}, got {digits!r}")
-    split = lambda pattern: pre_tokenizers.Split(Regex(pattern), 'isolated')
-    if code: return pre_tokenizers.Sequence([split(_CODE.replace('DIGITS', _DIGITS[digits])), pre_tokenizers.ByteLevel(False, use_regex=False)])
-    first = dict(single=[pre_tokenizers.Digits(individual_digits=True)], triple=[split(_DIGITS['triple'])], none=[])[digits]
-    return pre_tokenizers.Sequence([*first, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    def split(pattern): return pre_tokenizers.Split(Regex(pattern), 'isolated')
+    if code:
+        words = split(_CODE.replace('DIGITS', _DIGITS[digits]))
+        return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if digits == 'single': return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), gpt2])
+    if digits == 'triple': return pre_tokenizers.Sequence([split(_DIGITS['triple']), gpt2])
+    return pre_tokenizers.Sequence([gpt2])
 
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #eff8c5d2
 def train_tokenizer(
     texts:Iterable[str], # documents; read once, as a stream
-    vocab_size:int=4096, # tokens wanted, specials and bytes among them; may come out smaller on little text
+    vocab_size:int=4096, # tokens in the vocabulary, specials and bytes among them; may come out smaller on little text
     model:str='bpe', # 'bpe' or 'unigram'
     digits:str='single', # 'single': each on its own; 'triple': up to three together; 'none': no rule
-    code:bool=False, # cut much as GPT-4 does, which keeps line ends, indentation and names together
+    code:bool=False, # True: cut much as GPT-4 does, which keeps line ends, indentation and names together
     specials:Iterable[str]=(), # further special tokens, at ids 4, 5, ...
-) -> Tokenizer: # UserError if there is no text, or no room for the bytes
+) -> Tokenizer: # UserError if there is no text, or the vocabulary cannot hold the bytes
     "Train a byte-level tokenizer; the same texts in the same order give the same one."
-    names = _names(specials)
-    if vocab_size < (least := len(names) + 256):
-        raise UserError(f'expected a vocabulary of at least {least} (256 bytes, {len(names)} specials), got {vocab_size}')
+    names = _special_names(specials)
+    least = len(names) + 256
+    if vocab_size < least:
+        raise UserError(f'expected a vocabulary of at least {least} (256 bytes, {len(names)} specials), '
+                        f'got {vocab_size}')
     if model not in ('bpe', 'unigram'): raise UserError(f"expected a model of bpe, unigram, got {model!r}")
-    texts = (t for t in texts if t)
-    if (first := next(texts, None)) is None: raise UserError('expected text to train a tokenizer on, got none: look at what the filters dropped')
+    texts = (text for text in texts if text)
+    first = next(texts, None)
+    if first is None:
+        raise UserError('expected text to train a tokenizer on, got none: look at what the filters dropped')
     tok = Tokenizer(models.BPE() if model == 'bpe' else models.Unigram())
-    tok.pre_tokenizer, tok.decoder, tok.encode_special_tokens = _cuts(digits, code), decoders.ByteLevel(), True
+    tok.pre_tokenizer = _pre_tokenizer(digits, code)
+    tok.decoder = decoders.ByteLevel()
+    tok.encode_special_tokens = True
     tok.train_from_iterator(chain([first], texts), _trainer(model, vocab_size, names))
-    return tok if model == 'bpe' else _settled(tok)
+    return tok if model == 'bpe' else _deterministic(tok)
 
-def _names(specials):
-    "The names of all special tokens, ours first."
+def _special_names(specials):
+    "Return the names of all special tokens, ours first."
     names = [*SPECIALS, *specials]
     if len(set(names)) < len(names) or not all(names):
-        raise UserError(f'expected special tokens that differ from each other and from {", ".join(SPECIALS)}, got {list(specials)}')
+        ours = ', '.join(SPECIALS)
+        raise UserError(f'expected special tokens that differ from each other and from {ours}, got {list(specials)}')
     return names
 
 def _trainer(model, vocab_size, names):
-    "The library's trainer."
-    kw = dict(vocab_size=vocab_size, special_tokens=names, show_progress=False, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
-    return trainers.BpeTrainer(min_frequency=2, **kw) if model == 'bpe' else trainers.UnigramTrainer(**kw)
+    "Return the library's trainer."
+    options = dict(vocab_size=vocab_size, special_tokens=names, show_progress=False,
+                   initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    return trainers.BpeTrainer(min_frequency=2, **options) if model == 'bpe' else trainers.UnigramTrainer(**options)
 
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #a794da7c
-def _settled(tok):
-    "A Unigram model in an order and with scores that are the same each time it is trained."
+def _deterministic(tok):
+    "Return a Unigram model with an order and with scores that are the same each time it is trained."
     m = json.loads(tok.to_str())
-    names = {t['content'] for t in m['added_tokens']}
-    special, pieces = [], []
-    for piece, score in m['model']['vocab']: (special if piece in names else pieces).append((piece, score))
+    special_names = {t['content'] for t in m['added_tokens']}
+    vocab = m['model']['vocab']
+    special = [piece for piece, _ in vocab if piece in special_names]
+    pieces = [(piece, score) for piece, score in vocab if piece not in special_names]
     low = min(score for _, score in pieces)
-    pieces = [(p, round(low if len(p) == 1 and s < low + .03 else s, 6)) for p, s in pieces]
-    m['model']['vocab'] = [(p, -1e6) for p, _ in special] + sorted(pieces, key=lambda x: (-x[1], x[0]))
+    unseen = [len(piece) == 1 and score < low + .03 for piece, score in pieces]
+    pieces = [(piece, round(low if u else score, 6)) for (piece, score), u in zip(pieces, unseen)]
+    pieces.sort(key=lambda p: (-p[1], p[0]))
+    m['model']['vocab'] = [(piece, -1e6) for piece in special] + pieces
     res = Tokenizer.from_str(json.dumps(m))
     res.encode_special_tokens = True
     return res
@@ -89,22 +106,24 @@ def _settled(tok):
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #3282d7b5
 def encode_text(
     tok:Tokenizer, # a byte-level tokenizer
-    texts:list[str], # as many as there are; they are encoded in parallel
+    texts:list[str], # any number of texts; they are encoded in parallel
 ) -> list[list[int]]: # ids, no special token among them
     "Encode texts; what looks like a special token in a text stays text."
     if isinstance(texts, str): raise UserError('expected a list of texts, got one text: put it in a list')
-    before, tok.encode_special_tokens = tok.encode_special_tokens, True
+    before = tok.encode_special_tokens
+    tok.encode_special_tokens = True
     try: return [e.ids for e in tok.encode_batch_fast(list(texts), add_special_tokens=False)]
-    except TypeError: raise UserError('expected texts without lone surrogates, got something else: clean them first') from None
+    except TypeError:
+        raise UserError('expected texts without lone surrogates, got something else: clean them first') from None
     finally: tok.encode_special_tokens = before
 
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #f0eda94e
 def decode(
-    tok:Tokenizer,
+    tok:Tokenizer, # any tokenizer
     ids, # one sequence: a list, an array or a tensor
-    skip_special:bool=True, # leave special tokens out; False shows them
+    skip_special:bool=True, # False: show special tokens
 ) -> str:
-    "Turn ids back into text. Ids cut in the middle of a character give the replacement character."
+    "Turn ids back into text."
     ids = ids.tolist() if hasattr(ids, 'tolist') else list(ids)
     return tok.decode(ids, skip_special_tokens=skip_special)
 
@@ -112,49 +131,58 @@ def decode(
 _PROBES = ['naïve café – 日本語 🙂', 'if x:\n\t  y = 1  \n\n', 'A\r\nb  C', 'one<|endoftext|>two', ' \x00\x7f', '1987, 3.14']
 
 def not_restored(
-    tok:Tokenizer,
-    texts:list[str]=_PROBES, # by default a few lines in several scripts, with blanks and control characters
+    tok:Tokenizer, # any tokenizer
+    texts:list[str]=_PROBES, # texts to try; by default a few lines in several scripts, with control characters
 ) -> list[str]: # those that come back different; empty: nothing is lost
-    "The texts that do not survive being encoded and decoded."
-    return [t for t, ids in zip(texts, encode_text(tok, texts)) if decode(tok, ids, skip_special=False) != t]
+    "Return the texts that do not survive being encoded and decoded."
+    back = [decode(tok, ids, skip_special=False) for ids in encode_text(tok, texts)]
+    return [text for text, restored in zip(texts, back) if restored != text]
 
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #b421edc3
 def bytes_per_token(
-    tok:Tokenizer,
+    tok:Tokenizer, # any tokenizer
     texts:list[str], # held-out documents
 ) -> float: # UTF-8 bytes / tokens
-    "How many bytes of text a token stands for, on average."
+    "Return how many bytes of text a token stands for, on average."
     n_tokens = sum(map(len, encode_text(tok, texts)))
-    if not n_tokens: raise UserError(f'expected text to measure the tokenizer on, got {len(texts)} documents without any')
-    return sum(len(t.encode()) for t in texts) / n_tokens
+    if not n_tokens:
+        raise UserError(f'expected text to measure the tokenizer on, got {len(texts)} documents without any')
+    return sum(len(text.encode()) for text in texts) / n_tokens
 
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #16ffe87b
+_BOX = 'background:hsla({},70%,50%,.28);border-radius:3px;padding:1px 0;white-space:pre-wrap'
+
 def show_tokens(
-    tok:Tokenizer,
+    tok:Tokenizer, # any tokenizer
     text:str, # a line or two
 ): # IPython HTML; `.data` is the string
-    "Show where a tokenizer cuts: one box a token, its id on hover."
+    "Show where a tokenizer cuts: one box for each token, with its id on hover."
     from IPython.display import HTML
     ids, = encode_text(tok, [text])
-    box = 'background:hsla({},70%,50%,.28);border-radius:3px;padding:1px 0;white-space:pre-wrap'
-    spans = (f'<span title="{i}" style="{box.format(n * 67 % 360)}">{escape(decode(tok, [i]))}</span>' for n, i in enumerate(ids))
+    spans = []
+    for n, i in enumerate(ids):
+        style = _BOX.format(n * 67 % 360)
+        spans.append(f'<span title="{i}" style="{style}">{escape(decode(tok, [i]))}</span>')
     return HTML(f'<div style="font-family:monospace;line-height:1.7">{"".join(spans)}</div>')
 
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #7d81f661
 def tokenizer_fingerprint(
-    tok:Tokenizer,
+    tok:Tokenizer, # any tokenizer
 ) -> str: # 12 hexadecimal digits
-    "A short name for a tokenizer: equal tokenizers have equal fingerprints."
+    "Return a short name for a tokenizer: equal tokenizers have equal fingerprints."
     return fingerprint(json.loads(tok.to_str()))
 
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #e50819a5
+def _tokenizer_file(path):
+    path = Path(path)
+    return path/'tokenizer.json' if path.is_dir() else path
+
 def save_tokenizer(
-    tok:Tokenizer,
+    tok:Tokenizer, # any tokenizer
     path:str|Path, # the file, or a folder in which it becomes tokenizer.json
 ) -> Path: # the file
     "Write a tokenizer, whole or not at all."
-    path = Path(path)
-    path = path/'tokenizer.json' if path.is_dir() else path
+    path = _tokenizer_file(path)
     with atomic_path(path) as tmp: tmp.write_text(tok.to_str(pretty=True), encoding='utf-8')
     return path
 
@@ -166,34 +194,41 @@ def load_tokenizer(
     tok = _read_tokenizer(path)
     found = [tok.token_to_id(s) for s in SPECIALS]
     if found != [0, 1, 2, 3]:
-        raise UserError(f'expected {", ".join(SPECIALS)} at ids 0 to 3 in {path}, found them at {found}: use one made by llmbook')
+        raise UserError(f'expected {", ".join(SPECIALS)} at ids 0 to 3 in {path}, found them at {found}: '
+                        'use one made by llmbook')
     tok.encode_special_tokens = True
     return tok
 
 def _read_tokenizer(path):
-    "Whatever tokenizer is there."
-    path = Path(path)
-    path = path/'tokenizer.json' if path.is_dir() else path
+    "Read any tokenizer."
+    path = _tokenizer_file(path)
     if not path.is_file(): raise UserError(f'expected a tokenizer at {path}, found none: prepare the data first')
     try: return Tokenizer.from_str(path.read_text(encoding='utf-8'))
     except Exception as e: raise UserError(f'{path} is not a tokenizer ({e}): prepare the data again') from None
 
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #cd52b455
-_ROLES = dict(eot=('<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>', '<|eos|>', '<｜end▁of▁sentence｜>'),
-              pad=('<|pad|>', '<pad>', '[PAD]', '<｜▁pad▁｜>'), prompt=('<|prompt|>',), answer=('<|answer|>',))
+_ROLES = dict(
+    eot=('<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>', '<|eos|>', '<｜end▁of▁sentence｜>'),
+    pad=('<|pad|>', '<pad>', '[PAD]', '<｜▁pad▁｜>'),
+    prompt=('<|prompt|>',),
+    answer=('<|answer|>',))
 
-def _special(tok):
-    "The special tokens of a tokenizer: name -> id, in order of the ids."
+def _special(tok): # name -> id
+    "Return the special tokens of a tokenizer, in order of their ids."
     return {t.content: i for i, t in sorted(tok.get_added_tokens_decoder().items()) if t.special}
 
 def special_ids(
     tok:Tokenizer, # ours, or one from `load_any`
 ) -> dict[str, int]: # eot, pad, prompt, answer; UserError if one has no token
-    "The numbers of the tokens that are not text, by role."
-    there = _special(tok)
-    res = {role: next((there[n] for n in names if n in there), None) for role, names in _ROLES.items()}
-    if lacks := [role for role, i in res.items() if i is None]:
-        raise UserError(f"expected special tokens for {', '.join(_ROLES)}, found none for {', '.join(lacks)}: "
+    "Return the ids of the tokens that are not text, by role."
+    special = _special(tok)
+    res = {}
+    for role, names in _ROLES.items():
+        found = [special[name] for name in names if name in special]
+        if found: res[role] = found[0]
+    lacking = [role for role in _ROLES if role not in res]
+    if lacking:
+        raise UserError(f"expected special tokens for {', '.join(_ROLES)}, found none for {', '.join(lacking)}: "
                         "read the tokenizer with load_any, which adds them")
     return res
 
@@ -202,60 +237,79 @@ _MASKS = ('<|mask|>', '[MASK]', '<mask>')
 
 def mask_id(
     tok:Tokenizer, # ours, or one from `load_any`
-) -> int: # of the tokenizer's own mask token, or else of the one for answers; UserError if it has neither
-    "The id that stands for a gap in a text."
-    there = _special(tok)
-    own = [there[n] for n in _MASKS if n in there]
+) -> int: # id of the tokenizer's own mask token, or else of the one for answers; UserError if it has neither
+    "Return the id that stands for a gap in a text."
+    special = _special(tok)
+    own = [special[name] for name in _MASKS if name in special]
     return own[0] if own else special_ids(tok)['answer']
 
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #82c16548
 @dataclass
 class AnyTokenizer:
     "A tokenizer from anywhere, and what is to be known about it."
-    tok:Tokenizer # ready for `encode_text` and the packer
+    tok:Tokenizer # ready for `encode_text`
     ids:dict # role -> id: see `special_ids`
     special:dict # every special token: name -> id
-    added:list # the names of those that were appended
+    added:list # names of the tokens that were appended
     vocab_size:int # rows that a model needs: the highest id + 1
     notes:list # what a user should know, in sentences
 
     def __repr__(self):
-        names = {i: n for n, i in self.special.items()}
-        roles = ', '.join(f'{r} {names[i]} = {i}' for r, i in self.ids.items())
-        return '\n'.join([f'{self.vocab_size:,} ids; {roles}', *(f'- {n}' for n in self.notes)])
+        names = {i: name for name, i in self.special.items()}
+        roles = ', '.join(f'{role} {names[i]} = {i}' for role, i in self.ids.items())
+        return '\n'.join([f'{self.vocab_size:,} ids; {roles}', *(f'- {note}' for note in self.notes)])
 
 def load_any(
     path:str|Path, # a tokenizer.json, or a folder that holds one
 ) -> AnyTokenizer: # UserError if it is absent or damaged
     "Read any tokenizer, and append the special tokens that it lacks."
-    tok, notes = _read_tokenizer(path), []
+    tok = _read_tokenizer(path)
+    notes = []
     if tok.truncation or tok.padding: notes.append('its settings cut or fill texts to a length: switched off')
-    tok.no_truncation(); tok.no_padding()
-    there, top = _special(tok), max(tok.get_vocab().values(), default=-1)
-    added = [names[0] for names in _ROLES.values() if not any(n in there for n in names)]
-    tok.add_special_tokens([AddedToken(n, special=True, normalized=False) for n in added])
+    tok.no_truncation()
+    tok.no_padding()
+    added = _append_missing(tok, path)
+    if added:
+        notes.append(f'appended {", ".join(added)}: a model that was trained with it needs {len(added)} more rows, '
+                     'and has to learn them')
+    lost = not_restored(tok)
+    if lost:
+        ids, = encode_text(tok, lost[:1])
+        notes.append(f'not lossless: {lost[0]!r} comes back as {decode(tok, ids)!r}')
+    n_rows = max(tok.get_vocab().values()) + 1
+    return AnyTokenizer(tok, special_ids(tok), _special(tok), added, n_rows, notes)
+
+def _append_missing(tok, path): # names that were appended
+    "Append a special token for each role that has none, behind all other ids."
+    special, top = _special(tok), max(tok.get_vocab().values(), default=-1)
+    added = [names[0] for names in _ROLES.values() if not any(name in special for name in names)]
+    tok.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in added])
     tok.encode_special_tokens = True
-    if any(tok.token_to_id(n) <= top or tok.id_to_token(tok.token_to_id(n)) != n for n in added):
+    ids = [tok.token_to_id(name) for name in added]
+    if any(i <= top or tok.id_to_token(i) != name for i, name in zip(ids, added)):
         raise UserError(f'expected free numbers for {", ".join(added)} in {path}, found them taken: '
                         'its vocabulary has gaps or holds these names as text')
-    if added: notes.append(f'appended {", ".join(added)}: a model that was trained with it needs {len(added)} more rows, and has to learn them')
-    if lost := not_restored(tok): notes.append(f'not lossless: {lost[0]!r} comes back as {decode(tok, encode_text(tok, lost[:1])[0])!r}')
-    return AnyTokenizer(tok, special_ids(tok), _special(tok), added, max(tok.get_vocab().values()) + 1, notes)
+    return added
 
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #67ac2291
 def chat_ids(
-    tok:Tokenizer, # with the four roles of `special_ids`
-    messages:list[dict], # of role ('system' first, then 'user' and 'assistant' in turn) and content
-) -> tuple[list[int], list[bool]]: # ids, and for each whether it is part of an answer; open for an answer if a user has the last word
-    "A conversation as ids."
+    tok:Tokenizer, # tokenizer with the four roles of `special_ids`
+    messages:list[dict], # role ('system' first, then 'user' and 'assistant' in turn) and content of each
+) -> tuple[list[int], list[bool]]: # ids, and whether each is part of an answer; a last word of the user leaves it open
+    "Turn a conversation into ids."
     roles = [m.get('role') for m in messages]
-    turns = roles[1:] if roles[:1] == ['system'] else roles
-    if not turns or any(r != ('user', 'assistant')[i % 2] for i, r in enumerate(turns)):
+    has_system = roles[:1] == ['system']
+    turns = roles[1:] if has_system else roles
+    in_turn = all(role == ('user', 'assistant')[i % 2] for i, role in enumerate(turns))
+    if not turns or not in_turn:
         raise UserError(f'expected user and assistant in turn, after one system message at most, got {roles}')
-    s, texts = special_ids(tok), [m['content'] for m in messages]
-    if len(turns) < len(roles): texts = ['\n\n'.join(texts[:2]), *texts[2:]]
+    texts = [m['content'] for m in messages]
+    if has_system: texts = ['\n\n'.join(texts[:2]), *texts[2:]]
+    special = special_ids(tok)
     ids, mask = [], []
-    for i, t in enumerate(encode_text(tok, texts)):
-        part = [*t, s['eot']] if i % 2 else [s['prompt'], *t, s['answer']]
-        ids += part; mask += [i % 2 == 1] * len(part)
+    for i, text in enumerate(encode_text(tok, texts)):
+        is_answer = i % 2 == 1
+        part = [*text, special['eot']] if is_answer else [special['prompt'], *text, special['answer']]
+        ids += part
+        mask += [is_answer] * len(part)
     return ids, mask

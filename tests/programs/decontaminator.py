@@ -1,0 +1,9 @@
+"decontaminator.py PICKLED ITEM ITEM...: print what a pickled and a new `Decontaminator` are called, and what the first finds."
+import pickle, sys
+from llmbook.dedup.decontaminate import Decontaminator
+
+if __name__ == '__main__':
+    pickled, *items = sys.argv[1:]
+    sent = pickle.loads(bytes.fromhex(pickled))
+    assert 'torch' not in sys.modules and 'fastai' not in sys.modules
+    print(sent.fingerprint, Decontaminator(dict(a=items)).fingerprint, sent.overlap(items[0]))
