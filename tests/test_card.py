@@ -6,11 +6,12 @@ import copy, json, os, random, re, shutil, subprocess, sys
 import numpy as np
 import pytest
 from llmbook.core import UserError, read_json
-from llmbook.prepare.card import card_html, save_card, show_card
-from llmbook.prepare.account import Funnel, Lengths, Step, Tally, sample_key
-from llmbook.show.pictures import (
-    bar_picture, cluster_bins, cluster_picture, funnel_picture, html_table, length_picture, middle, plain
+from llmbook.prepare.card import (
+    card_html, cluster_bins, cluster_picture, funnel_picture, length_picture, middle, save_card, show_card
 )
+from llmbook.prepare.account import Funnel, Lengths, Step, Tally, sample_key
+from llmbook.show.charts import bar_chart
+from llmbook.show.html import esc, html_table
 
 EVIL = '"\'><script>document.title="owned"</script><img src=x onerror=alert(1)>\x00\ud800\x1b</pre></td></div>'
 STEPS = ('read', 'clean', 'filter', 'near-duplicates')
@@ -115,7 +116,7 @@ def test_keys_are_the_same_in_every_process():
 
 
 def test_counting_needs_no_torch():
-    code = ("import sys, llmbook.prepare.account, llmbook.show.pictures, llmbook.prepare.card\n"
+    code = ("import sys, llmbook.prepare.account, llmbook.show.charts, llmbook.prepare.card\n"
             "print([m for m in ('torch', 'fastai', 'IPython', 'ipywidgets', 'matplotlib') if m in sys.modules])")
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
 
@@ -206,9 +207,9 @@ def test_hostile_text_stays_text(tmp_path):
 
 
 def test_plain():
-    assert plain('<&"\'>\x1b\ud800') == '&lt;&amp;&quot;&#x27;&gt;\ufffd\ufffd' and plain(3) == '3'
+    assert esc('<&"\'>\x1b\ud800') == '&lt;&amp;&quot;&#x27;&gt;\ufffd\ufffd' and esc(3) == '3'
     assert html_table(['<i>'], [[EVIL], [True], [None]]).count('<') == html_table(['a'], [['x'], [True], ['y']]).count('<')
-    assert '<img' not in bar_picture([1, 2], {0: EVIL}, EVIL, {1: EVIL})
+    assert '<img' not in bar_chart([1, 2], {0: EVIL}, EVIL, {1: EVIL})
 
 
 def test_save_card(tmp_path):

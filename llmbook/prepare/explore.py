@@ -14,7 +14,10 @@ import numpy as np
 from ..core import UserError, read_json
 from ..filters.presets import View
 from ..tokens.shards import open_tokens
-from ..show.pictures import Raw, bar_picture, html_table, plain
+from ..show.charts import bar_chart
+from ..show.html import Markup
+from ..show.html import esc
+from ..show.html import html_table
 from ..tokens.tokenizer import EOT, decode, load_tokenizer
 
 # %% ../../nbs/api/15_prepare/09_explore.ipynb #c975c92c
@@ -139,15 +142,15 @@ def short_number(
 def row_html(
     rows:Rows, # `Dropped` or `Kept`
     i:int, # row number
-) -> Raw:
+) -> Markup:
     "One document: its name, what became of it, its text."
     row, text = rows[i], rows.text(i)
     if rows.what == 'dropped':
         value = row.get('value', '')
         said = f'{row.get("step", "")}: {row.get("reason", "")}' + ('' if value in ('', None) else f', {value}' if isinstance(value, str) else f', measured {short_number(value)}')
     else: said = ', '.join(f'{k} {short_number(row[k])}' for k in ('split', 'kind', 'package', 'bytes', 'tokens') if row.get(k) not in ('', None))
-    body = f'<pre style="{_BOX}">{plain(text)}</pre>' if text else '<p style="opacity:.75">(the text of this document was not stored)</p>'
-    return Raw(f'<div style="font:.95rem/1.4 system-ui,sans-serif;overflow-wrap:anywhere"><b>{plain(row.get("id", ""))}</b><br>{plain(said)}{body}</div>')
+    body = f'<pre style="{_BOX}">{esc(text)}</pre>' if text else '<p style="opacity:.75">(the text of this document was not stored)</p>'
+    return Markup(f'<div style="font:.95rem/1.4 system-ui,sans-serif;overflow-wrap:anywhere"><b>{esc(row.get("id", ""))}</b><br>{esc(said)}{body}</div>')
 
 def show_documents(
     out:str|Path, # a prepared folder
@@ -260,4 +263,4 @@ def value_picture(
     marks = {place(t): f'{name} {short_number(t)}' for name, t in (('low', low), ('high', high)) if t is not None}
     soft = {i for i in range(bins) if low is not None and i + 1 <= place(low) or high is not None and i >= place(high)}
     labels = {i: short_number(float(f'{back(a + (b - a) * i / bins):.2g}')) for i in range(0, bins + 1, bins // 4)}
-    return bar_picture(counts, labels, title + (', logarithmic' if log else ''), marks, soft=soft)
+    return bar_chart(counts, labels, title + (', logarithmic' if log else ''), marks, soft=soft)

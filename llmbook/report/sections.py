@@ -8,7 +8,7 @@ __all__ = ['plain', 'section', 'measures', 'data_section', 'model_section', 'los
 # %% ../../nbs/api/70_report/04_sections.ipynb #f72abcc3
 import json, math
 from ..core import human_bytes, human_count, human_time
-from ..show.charts import figure, share_bar, shared_scale, thin_out, whisker
+from ..show.charts import figure, means, share_bar, shared_scale, thin_out, whisker
 from ..show.html import Markup, fold, join, note, table, tag, text_block
 from .runs import difference, same_measure
 from ..core import number
@@ -160,7 +160,7 @@ def model_section(
 def _series(history, *columns):
     "Series for a chart, by tokens where they were counted, else by steps."
     x = 'tokens' if any('tokens' in r for r in history) else 'step'
-    return x, {name: thin_out([(r[x], r[k]) for r in history if k in r and x in r]) for name, k in columns
+    return x, {name: means(thin_out([(r[x], r[k]) for r in history if k in r and x in r])) for name, k in columns
                if any(k in r for r in history)}
 
 def loss_figure(

@@ -14,7 +14,7 @@ from llmbook.prepare.explore import (
     Dropped, Kept, candidates, effect, find_row, flips, measure, row_html, rule_name, short_number, thresholds,
     value_picture
 )
-from ..show.pictures import plain
+from ..show.html import esc
 
 # %% ../../nbs/api/75_widgets/02_browser.ipynb #25fae0e9
 class Skin:
@@ -128,7 +128,7 @@ class Tuner(Skin):
 
     def _changed(self, what, which):
         "Some of the documents that change sides, those nearest to the old threshold first."
-        shown = ''.join(f'<div>{plain(self.docs[i].id)}: <b>{short_number(self.values[i])}</b></div><pre style="{_PRE}">{plain(self.docs[i].text[:300])}</pre>'
+        shown = ''.join(f'<div>{esc(self.docs[i].id)}: <b>{short_number(self.values[i])}</b></div><pre style="{_PRE}">{esc(self.docs[i].text[:300])}</pre>'
                         for i in which[:self.n_shown])
         return f'<h4 style="margin:.8em 0 .2em">{len(which):,} {what}</h4>{shown}' if which else ''
 
