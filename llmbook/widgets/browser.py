@@ -11,8 +11,8 @@ import ipywidgets as w
 from ..core import UserError, read_json
 from ..read.doc import Doc
 from llmbook.prepare.explore import (
-    Dropped, Kept, candidates, effect, find_row, flips, measure, row_html, rule_name, short_number, thresholds,
-    value_picture
+    DroppedDocuments, KeptDocuments, candidates, effect, find_document, flips, measure, row_html, rule_name,
+    short_number, thresholds, value_picture
 )
 from ..show.html import esc
 
@@ -53,7 +53,7 @@ class Browser(Skin):
     def __init__(self,
         out:str|Path, # a folder that `prepare` made
     ):
-        self.rows, self.at, self.fields = dict(dropped=Dropped(out), kept=Kept(out)), -1, {}
+        self.rows, self.at, self.fields = dict(dropped=DroppedDocuments(out), kept=KeptDocuments(out)), -1, {}
         self.what = w.ToggleButtons(options=['dropped', 'kept'], style=dict(button_width='6rem'))
         self.search = w.Text(placeholder='words in the text', continuous_update=False, layout=dict(width='14rem'))
         self.back, self.next = (w.Button(description=d, tooltip=t, layout=dict(width='3rem')) for d, t in (('◀', 'previous'), ('▶', 'next')))
@@ -81,7 +81,7 @@ class Browser(Skin):
         "Show the next document that fits."
         rows = self.rows[self.what.value]
         where = {k: d.value for k, d in self.fields[self.what.value].items()}
-        found, on = find_row(rows, self.at + step, step, where, self.search.value)
+        found, on = find_document(rows, self.at + step, step, where, self.search.value)
         self.place.value = _place(rows, found, on, bool(self.page.value))
         if found is not None: self.at, self.page.value = found, row_html(rows, found)
         elif on is not None: self.at = on - step
