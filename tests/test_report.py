@@ -8,7 +8,7 @@ from llmbook.report.example import example_run
 from llmbook.report.modelcard import md, model_card
 from llmbook.show.html import Markup, esc, tag
 from llmbook.report.report import report_html, write_report
-from llmbook.report.runs import compare_runs, comparison_table, difference, headline, plan_and_actual, read_history
+from llmbook.report.runs import compare_runs, comparison_text, difference, headline, plan_and_actual, read_history
 
 EVIL = '</pre></script><script>document.title="owned"</script><img src=x onerror=alert(1)> "\'|`\n# h \x00\x1b[31m ${1} {{x}}'
 FILES = ['plan.json', 'data/card.json', 'pretrain/history.csv', 'pretrain/samples.json', 'finetune/summarization/result.json',
@@ -82,7 +82,7 @@ def test_hostile_text_stays_text_in_the_model_card(evil):
     assert len([l for l in card.splitlines() if l.startswith('# ')]) == 1
 
 def test_hostile_names_do_not_steer_the_terminal(evil, run):
-    assert '\x1b' not in comparison_table(compare_runs([run, evil]), ['a', 'b'])
+    assert '\x1b' not in comparison_text(compare_runs([run, evil]), ['a', 'b'])
 
 @pytest.mark.parametrize('missing', FILES)
 def test_a_missing_part_leaves_a_note(run, missing):
@@ -111,7 +111,7 @@ def test_values_that_are_missing_or_not_finite(run):
     write_json(run/'evaluation.json', e)
     (run/'pretrain/history.csv').write_text('step,tokens,loss,valid_loss\n1,10,nan,\n2,20,inf,\n3,3')
     check_page(report_html(run)); model_card(run)
-    assert comparison_table(compare_runs([run, run]), ['a', 'b']).count('no value') == len(e['rows'])
+    assert comparison_text(compare_runs([run, run]), ['a', 'b']).count('no value') == len(e['rows'])
 
 def test_a_damaged_file_is_named(run):
     (run/'plan.json').write_text('{"minutes": ')

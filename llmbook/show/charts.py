@@ -12,10 +12,10 @@ import json, math
 from ..core import UserError, finite, number, within
 from .html import Markup, join, tag
 
-# %% ../../nbs/api/05_show/02_charts.ipynb #0903456d
+# %% ../../nbs/api/05_show/02_charts.ipynb #3421c86c
 COLOURS = ('var(--a,#1c83c6)', 'var(--b,#d55e00)', 'var(--c,#009e73)', '#cc79a7', '#e69f00', '#56b4e9', '#8a8a8a')
 
-# %% ../../nbs/api/05_show/02_charts.ipynb #7d7bdb33
+# %% ../../nbs/api/05_show/02_charts.ipynb #d1940525
 def axis(
     low:float, # value at the start
     high:float, # value at the end
@@ -67,7 +67,7 @@ def means(
     "Return the means of stretches, as points to draw."
     return [(x, mean) for x, mean, _, _ in stretches]
 
-# %% ../../nbs/api/05_show/02_charts.ipynb #52d35d22
+# %% ../../nbs/api/05_show/02_charts.ipynb #b92435dd
 def pieces(
     points:list, # (x, y); y None in a gap
 ) -> list: # lists of points
@@ -84,7 +84,7 @@ def last_value(
     "Return the newest known y."
     return next((y for _, y in reversed(points) if y is not None), None)
 
-# %% ../../nbs/api/05_show/02_charts.ipynb #52aba5a9
+# %% ../../nbs/api/05_show/02_charts.ipynb #c26a44a1
 def svg_text(
     x:float, # position of the anchor
     y:float, # baseline
@@ -139,7 +139,7 @@ def svg(
     style = f'display:block;width:100%;height:auto;max-width:{1.3 * width:.0f}px' if inline else None
     return tag('svg', *parts, role='img', aria_label=label, viewBox=f'0 0 {width} {height}', style=style, **attrs)
 
-# %% ../../nbs/api/05_show/02_charts.ipynb #a0bacde7
+# %% ../../nbs/api/05_show/02_charts.ipynb #ef19969b
 def grid(
     box:tuple, # left, top, right, bottom of the plotted area
     at_x, at_y, # the two axes
@@ -159,7 +159,7 @@ def grid(
         if at_x(value) < title_begins: parts.append(svg_text(at_x(value), bottom + 15, say_x(value), 'middle'))
     return [*parts, svg_text(right, bottom + 15, x_title, 'end')]
 
-# %% ../../nbs/api/05_show/02_charts.ipynb #1172b15a
+# %% ../../nbs/api/05_show/02_charts.ipynb #6682a277
 def _apart(ys, least, top, bottom):
     "Return positions for labels, as near to `ys` as they can be without touching."
     order, out = sorted(range(len(ys)), key=ys.__getitem__), list(ys)
@@ -208,7 +208,7 @@ def _box(width, height, y_words, names):
     right = width - 8 - (12 + 6.4 * max(map(len, names)) if names else 0)
     return left, 8, right, height - 22
 
-# %% ../../nbs/api/05_show/02_charts.ipynb #d9e1ec4a
+# %% ../../nbs/api/05_show/02_charts.ipynb #7c56c59d
 def line_chart(
     series:dict, # name -> [(x, y)], y None or not finite in a gap; three at most
     label:str, # what the chart shows, spoken by a screen reader
@@ -233,7 +233,7 @@ def line_chart(
     at_x, at_y = axis(x0, x1, left, right), axis(y0, y1, bottom, top)
     def drawn(points): return [[(at_x(x), at_y(y)) for x, y in piece] for piece in pieces(points)]
 
-    parts = grid(box, at_x, at_y, ticks(x0, x1, max(2, int(right - left) // 80)), y_ticks, say_x, say_y, x_title)
+    parts = grid(box, at_x, at_y, ticks(x0, x1, max(3, int(right - left) // 80)), y_ticks, say_x, say_y, x_title)
     if level:
         parts.append(svg_line(left, at_y(level[0]), right, at_y(level[0]), stroke_dasharray='2 3', stroke_opacity=.75))
         parts.append(svg_text(right, at_y(level[0]) - 6, level[1], 'end'))
@@ -306,7 +306,7 @@ def whisker(
         spoken.append(f"{row.get('name', 'value')} {value}, from {ends[0]} to {ends[1]}")
     return svg(parts, 200, height, '; '.join(spoken))
 
-# %% ../../nbs/api/05_show/02_charts.ipynb #57e8ce3e
+# %% ../../nbs/api/05_show/02_charts.ipynb #66bcb6b5
 def inline_figure(
     title:str, # the caption above
     content, # Markup, such as a drawing
