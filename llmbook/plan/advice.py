@@ -74,8 +74,9 @@ def remedies(
     length = first(lengths, lambda x: fits(config=shortened(x)))
     counts = [count * 2 ** k for k in range(1, 11) if count * 2 ** k <= 1024]
     more = first(counts, lambda n: fits(n=n))
-    larger = [(x.memory, name) for name, x in DEVICES.items() if x.memory > d.memory and x.peak(precision) and fits(device=x)]
-    devices = ', '.join(name for _, name in sorted(larger)[:3])
+    larger = {name: x for name, x in DEVICES.items() if x.memory > d.memory and x.peak(precision)}
+    enough = sorted((x.memory, name) for name, x in larger.items() if fits(device=x))
+    devices = ', '.join(name for _, name in enough[:3])
     params = {name: count_params(get_config(name))['total'] for name in SIZES if get_config(name).traits.causal}
     own = count_params(c)['total']
     smaller = [name for name in sorted(params, key=params.get, reverse=True) if params[name] < own]
@@ -102,7 +103,7 @@ def what_fits(
     seq_len:int|None=None, # T: tokens in a row; the size's context by default
     precision:str|None=None, # 'float32', 'tf32', 'bfloat16', 'float16', 'fp8'; half precision by default
     optimizer:str='muon', # 'muon' or 'adamw'
-) -> dict: # fits, rows (most of a micro-batch), sharding, recompute, parts (bytes of those rows, or of one), memory (bytes of the device), words (what would help)
+) -> dict: # fits, rows of a micro-batch at most, sharding, recompute, bytes of parts, memory of the device, words: what would help
     "Return whether a size fits a device, what it holds there, and what would help if it does not fit."
     d = device if isinstance(device, Device) else get_device(device)
     if not (isinstance(count, int) and count >= 1): raise UserError(f'expected one device or more, got {count}')

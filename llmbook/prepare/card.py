@@ -44,8 +44,8 @@ def _split_bar(splits, by, share):
         colour = colours.get(name, COLOURS[6])
         cuts.append(tag('i', style=f'flex:{s.get(by, 0) / total:.4f} 0 2px;background:{colour}'))
         square = tag('i', style=f'display:inline-block;width:.75em;height:.75em;background:{colour}')
-        amounts = f'{s.get("documents", 0):,} documents, {_size(s.get("bytes", 0))}, {human_count(s.get("tokens", 0))} tokens'
-        legend.append(tag('div', square, f' {name}: {amounts}'))
+        documents, tokens = f'{s.get("documents", 0):,} documents', f'{human_count(s.get("tokens", 0))} tokens'
+        legend.append(tag('div', square, f' {name}: {documents}, {_size(s.get("bytes", 0))}, {tokens}'))
     style = f'display:flex;gap:1px;height:1.2em;width:{100 * share:.2f}%;min-width:8px;margin:.3em auto 0'
     return join([tag('div', *cuts, style=style), tag('div', *legend)])
 
@@ -120,7 +120,8 @@ def cluster_picture(
     return bar_chart(counts, labels, f'Clusters of near-duplicates by size: {sum(counts):,} clusters', log=True)
 
 # %% ../../nbs/api/15_prepare/07_card.ipynb #4aaf7d7b
-_CSS = Markup('''<style>.lb-card{font:1rem/1.45 system-ui,sans-serif;max-width:60rem;color:inherit;overflow-wrap:anywhere}
+_CSS = Markup('''<style>
+.lb-card{font:1rem/1.45 system-ui,sans-serif;max-width:60rem;color:inherit;overflow-wrap:anywhere}
 .lb-card .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(8rem,1fr));gap:.7rem;margin:.8rem 0}
 .lb-card .tile{padding:.6rem .9rem;border:1px solid color-mix(in srgb,currentColor 20%,transparent);
   border-radius:.6rem;font-size:.9rem}
@@ -134,8 +135,10 @@ _CSS = Markup('''<style>.lb-card{font:1rem/1.45 system-ui,sans-serif;max-width:6
   border-bottom:1px solid color-mix(in srgb,currentColor 14%,transparent)}
 .lb-card thead th{font-weight:600;white-space:nowrap}
 .lb-card pre{white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere;margin:.2rem 0 .7rem;padding:.4rem .6rem;
-  font-size:.8rem;line-height:1.4;color:inherit;background:color-mix(in srgb,currentColor 7%,transparent);border-radius:.4rem}
-.lb-card details{padding:.25rem 0;border-bottom:1px solid color-mix(in srgb,currentColor 14%,transparent);font-size:.9rem}
+  font-size:.8rem;line-height:1.4;color:inherit;border-radius:.4rem;
+  background:color-mix(in srgb,currentColor 7%,transparent)}
+.lb-card details{padding:.25rem 0;font-size:.9rem;
+  border-bottom:1px solid color-mix(in srgb,currentColor 14%,transparent)}
 .lb-card details>div{padding:.5rem 0 0 1.2rem}
 .lb-card summary{cursor:pointer}
 .lb-card summary .bar{float:right;margin:.4rem 0 0 1rem}
@@ -221,7 +224,9 @@ def _named(title, names, by_kind=None):
 
 # %% ../../nbs/api/15_prepare/07_card.ipynb #65498722
 def _splits(splits):
-    rows = [[name, s.get('documents', 0), human_bytes(s.get('bytes', 0)), s.get('tokens', 0)] for name, s in splits.items()]
+    rows = []
+    for name, s in splits.items():
+        rows.append([name, s.get('documents', 0), human_bytes(s.get('bytes', 0)), s.get('tokens', 0)])
     return html_table(['split', 'documents', 'bytes', 'tokens'], rows, right=(2,))
 
 def _licences(licences):
@@ -263,16 +268,18 @@ def _changed(card):
         lines, size = repeats.get('lines', 0), human_bytes(repeats.get('bytes', 0))
         yield 'Repeated lines', tag('p', f'{lines:,} lines that stand in many documents were taken out, {size}.')
     if contamination:
-        rows = [[name, r.get('items', 0), r.get('found', 0), r.get('documents', 0)] for name, r in contamination.items()]
+        rows = [[name, *(r.get(k, 0) for k in ('items', 'found', 'documents'))] for name, r in contamination.items()]
         yield 'Evaluation sets', html_table(['set', 'items', 'found in the text', 'documents dropped'], rows)
     if 'personal' in card:
-        yield 'Personal data masked', html_table(['kind', 'found'], [list(item) for item in (card['personal'] or {}).items()])
+        rows = [[kind, n] for kind, n in (card['personal'] or {}).items()]
+        yield 'Personal data masked', html_table(['kind', 'found'], rows)
 
 # %% ../../nbs/api/15_prepare/07_card.ipynb #f974eb82
 def _facts(card):
-    "Return (name, value) of what is needed to make the data again; the value is '' or None where the card does not say."
+    "Return (name, value) of what is needed to make the data again; '' or None where the card does not say."
     tokenizer, source = card.get('tokenizer') or {}, card.get('source') or {}
     trained = tokenizer.get('trained_on') or {}
+    trained_on = f'{trained["documents"]:,} documents, {human_bytes(trained["bytes"])}' if trained else ''
     stages = [f'{name} {human_time(seconds)}' for name, seconds in (card.get('stage_seconds') or {}).items()]
     step_seconds = sum(s.get('seconds', 0) for s in card.get('funnel') or [])
     return [('sources', ', '.join(map(str, source.get('names') or []))),
@@ -280,7 +287,7 @@ def _facts(card):
             ('fingerprint of the text', source.get('fingerprint')),
             ('tokenizer', f'{tokenizer.get("vocab_size", 0):,} tokens' if tokenizer else ''),
             ('fingerprint of the tokenizer', tokenizer.get('fingerprint')),
-            ('tokenizer trained on', f'{trained["documents"]:,} documents, {human_bytes(trained["bytes"])}' if trained else ''),
+            ('tokenizer trained on', trained_on),
             ('fingerprint of the question', card.get('question')),
             ('seed', card.get('seed')),
             ('workers', card.get('workers')),
@@ -292,7 +299,9 @@ def _origin(card):
     "Return how the data was made, as a table, and the options to open."
     facts = [[name, str(value)] for name, value in _facts(card) if value not in ('', None)]
     made = tag('div', html_table(['', ''], facts), class_='origin')
-    options = [[k, v if isinstance(v, str) else json.dumps(v, default=str)] for k, v in (card.get('options') or {}).items()]
+    options = []
+    for name, value in (card.get('options') or {}).items():
+        options.append([name, value if isinstance(value, str) else json.dumps(value, default=str)])
     if not options: return made
     return join([made, fold('Options', tag('div', html_table(['option', 'value'], options)))])
 
@@ -326,10 +335,12 @@ def show_card(
 # %% ../../nbs/api/15_prepare/07_card.ipynb #8ca4a454
 _PAGE = '''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'"><title>{title}</title>
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{title}</title>
 <style>:root{{color-scheme:light dark}}
 body{{margin:0 auto;padding:1rem 1.2rem 3rem;max-width:60rem;background:Canvas;color:CanvasText}}
-h1{{font:650 1.7rem/1.2 system-ui,sans-serif;overflow-wrap:anywhere}}</style></head><body><h1>{title}</h1>{card}</body></html>
+h1{{font:650 1.7rem/1.2 system-ui,sans-serif;overflow-wrap:anywhere}}</style></head>
+<body><h1>{title}</h1>{card}</body></html>
 '''
 
 def save_card(
@@ -345,5 +356,6 @@ def save_card(
         return path
     names = ', '.join(map(str, (card.get('source') or {}).get('names') or []))
     title = f'Data card: {names[:198]}' if names else 'Data card'
-    with atomic_path(path) as tmp: tmp.write_text(_PAGE.format(title=esc(title), card=card_html(card)), encoding='utf-8')
+    page = _PAGE.format(title=esc(title), card=card_html(card))
+    with atomic_path(path) as tmp: tmp.write_text(page, encoding='utf-8')
     return path

@@ -146,8 +146,8 @@ def find_document(
     return None, i
 
 # %% ../../nbs/api/15_prepare/09_explore.ipynb #8b27edb6
-_BOX = ('white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere;max-height:26em;overflow:auto;margin:.4em 0;padding:.6em .8em;'
-        'border-radius:.4em;background:rgba(127,127,127,.12);color:inherit;font-size:.85em;line-height:1.45')
+_BOX = ('white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere;max-height:26em;overflow:auto;'
+        'margin:.4em 0;padding:.6em .8em;border-radius:.4em;background:rgba(127,127,127,.12);color:inherit;font-size:.85em;line-height:1.45')
 
 def short_number(
     v, # a number; anything else is written unchanged

@@ -121,7 +121,8 @@ def history_picture(
     rows = history_rows(history)
     if by not in ('step', 'tokens'): raise UserError(f"expected by of 'step' or 'tokens', got {by!r}")
     if not rows: return tag('p', 'no rows yet', style='opacity:.7')
-    if all(finite(r.get(by)) is None for r in rows): return tag('p', f'no row says at which {by} it was', style='opacity:.7')
+    if all(finite(r.get(by)) is None for r in rows):
+        return tag('p', f'no row says at which {by} it was', style='opacity:.7')
     mfu = last_value(column(rows, 'mfu', by))
     utilisation = ', MFU unknown' if mfu is None else f', MFU {mfu:.1%}'
     def three_digits(value): return number(value, 3)

@@ -14,11 +14,12 @@ from ..core import write_json
 _NOTE = 'Invented numbers: this run was written by example_run to show what a report looks like.'
 
 def _plan(seed):
-    config = dict(vocab_size=4096, n_layer=4, d_model=256, n_head=4, n_kv_head=2, context=256, rope_theta=10000., tie_embeddings=True)
+    config = dict(vocab_size=4096, n_layer=4, d_model=256, n_head=4, n_kv_head=2, context=256, rope_theta=10000.,
+                  tie_embeddings=True)
     machine = dict(device='an example processor', cores=2, peak_flops=3.1e11, efficiency=.41, memory=16e9)
     expected = dict(params=3_900_000, flops=8.6e13, memory=7.1e8, seconds=180., tokens_per_s=20_480.)
-    return dict(minutes=5, seed=seed, machine=machine, config=config, bs=16, seq_len=256, steps=900, tokens=900 * 16 * 256, lr=3e-3,
-                expected=expected)
+    return dict(minutes=5, seed=seed, machine=machine, config=config, bs=16, seq_len=256, steps=900,
+                tokens=900 * 16 * 256, lr=3e-3, expected=expected)
 
 def _reason(documents, kb, *texts):
     examples = [dict(id=f'stdlib/{i}', text=t) for i, t in enumerate(texts)]
@@ -29,13 +30,14 @@ _STEPS = [ # name, documents in and out, kB in and out, reasons
     ('clean', 4198, 4198, 15_980, 15_940, {}),
     ('filter', 4198, 3770, 15_940, 14_900, {'too_short': _reason(301, 90, 'See also.', 'TODO'),
                                             'few_stop_words': _reason(127, 950, '0x00 0x01 0x02')}),
-    ('dedup', 3770, 3392, 14_900, 13_100, {'near_duplicate': _reason(290, 1500, 'Permission is hereby granted, free of charge ...'),
-                                           'exact_duplicate': _reason(88, 300, 'MIT License')}),
+    ('dedup', 3770, 3392, 14_900, 13_100, {
+        'near_duplicate': _reason(290, 1500, 'Permission is hereby granted, free of charge ...'),
+        'exact_duplicate': _reason(88, 300, 'MIT License')}),
 ]
 
 def _step(name, documents_in, documents_out, kb_in, kb_out, reasons):
-    return dict(step=name, documents_in=documents_in, documents_out=documents_out, bytes_in=kb_in * 1000, bytes_out=kb_out * 1000,
-                seconds=1.5, reasons=reasons)
+    return dict(step=name, documents_in=documents_in, documents_out=documents_out, bytes_in=kb_in * 1000,
+                bytes_out=kb_out * 1000, seconds=1.5, reasons=reasons)
 
 def _split(share): return dict(documents=int(3392 * share), bytes=int(13.1e6 * share), tokens=int(3.9e6 * share))
 
@@ -49,7 +51,8 @@ def _card(seed):
         splits=dict(train=_split(.96), valid=_split(.02), test=_split(.02)),
         tokenizer=dict(vocab_size=4096, bytes_per_token=3.36, fingerprint='7d1f0c92ab34'),
         licences={'PSF-2.0': 900, 'MIT': 1210, 'unknown': 64},
-        source=dict(names=['embedded'], fingerprint='9b8e2f6a1c55', note='text of the interpreter and of installed packages'))
+        source=dict(names=['embedded'], fingerprint='9b8e2f6a1c55',
+                    note='text of the interpreter and of installed packages'))
 
 # %% ../../nbs/api/70_report/02_example.ipynb #79ec87c2
 def _history(steps=900):
@@ -57,7 +60,8 @@ def _history(steps=900):
     for s in range(1, steps + 1, 4):
         loss = 2.9 + 5.4 * math.exp(-s / 60) + .9 * math.exp(-s / 400) + .06 * math.sin(s * 1.7)
         valid = f'{loss + .05 + s / 9000:.4f}' if s % 100 == 1 else ''
-        lr = 3e-3 * min(s / 40, .1 + .45 * (1 + math.cos(math.pi * s / steps)))
+        decayed = .1 + .45 * (1 + math.cos(math.pi * s / steps))
+        lr = 3e-3 * min(s / 40, decayed)
         speed = 19_500 + 900 * math.sin(s / 50)
         lines.append(f'{s},{s * 4096},{loss:.4f},{valid},{lr:.6f},{speed:.0f},0.37,{s * .21:.1f}')
     return '\n'.join(lines) + '\n'
@@ -78,7 +82,9 @@ def _task(task, metric, before, after, prompt, reference):
         half = min(1.4, value)
         return [_row(m, value * scale, half * scale, 120, f'{m}|example') for m, scale in ((metric, 1), ('chrF', 1.3))]
     samples = [dict(prompt=prompt, reference=reference, before=' return None\n    def', after=reference)]
-    history = [dict(step=s, loss=4 - s / 60, valid_loss=4.1 - s / 70 if s % 40 == 0 else None) for s in range(0, 121, 10)]
+    history = []
+    for s in range(0, 121, 10):
+        history.append(dict(step=s, loss=4 - s / 60, valid_loss=4.1 - s / 70 if s % 40 == 0 else None))
     return dict(task=task, before=rows(before), after=rows(after), samples=samples, seconds=41.5, history=history)
 
 # %% ../../nbs/api/70_report/02_example.ipynb #069e7208

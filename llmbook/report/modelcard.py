@@ -49,7 +49,9 @@ def _data(run):
     came = (f'Of {read} documents {kept} were kept; {dropped} were dropped by quality filters '
             f'or as repeats and {rejected} could not be read. '
             f"Fingerprint of the data: {md(source.get('fingerprint', 'n/a'))}.")
-    rows = [[name, number(s.get('documents')), human_bytes(s.get('bytes', 0)), number(s.get('tokens'))] for name, s in splits.items()]
+    rows = []
+    for name, s in splits.items():
+        rows.append([name, number(s.get('documents')), human_bytes(s.get('bytes', 0)), number(s.get('tokens'))])
     parts = [f"Sources: {md(names)}. {md(source.get('note', ''))}", came,
              md_table(['split', 'documents', 'bytes', 'tokens'], rows), _licences(card.get('licences') or {})]
     return '\n\n'.join(part for part in parts if part)
@@ -70,7 +72,8 @@ def _training(run):
 
 def _score_cells(what, r):
     interval = f"{number(r.get('low'))} to {number(r.get('high'))}"
-    return [what, r.get('metric'), r.get('group') or '', number(r.get('value')), interval, number(r.get('n')), r.get('signature') or '']
+    return [what, r.get('metric'), r.get('group') or '', number(r.get('value')), interval, number(r.get('n')),
+            r.get('signature') or '']
 
 def _scores(run):
     "Return every row with its interval, tasks before and after."

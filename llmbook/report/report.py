@@ -57,8 +57,8 @@ def _task(name, result):
     after, before, pairs = (result.get(k) or [] for k in ('after', 'before', 'samples'))
     seconds = result.get('seconds')
     took = f'{human_time(seconds)} of fine-tuning. ' if isinstance(seconds, (int, float)) else ''
-    legend = ('Rings are before, dots after. The verdict takes both intervals as independent, which is on the careful side: '
-              'the examples are the same.')
+    legend = ('Rings are before, dots after. The verdict takes both intervals as independent, '
+              'which is on the careful side: the examples are the same.')
     parts = [tag('h3', readable_name(name).capitalize())]
     if result.get('note'): parts.append(tag('p', result['note'], class_='soft'))
     parts.append(tag('p', took, legend))
@@ -66,7 +66,8 @@ def _task(name, result):
     parts += map(_pair, pairs[:2])
     more = pairs[2:20]
     if more: parts.append(fold(f'{len(more)} more examples', *map(_pair, more)))
-    curve = loss_figure(list(map(_finite_values, result.get('history') or [])), 'Loss on the answer, in nats a token.', height=200)
+    history = [_finite_values(row) for row in result.get('history') or []]
+    curve = loss_figure(history, 'Loss on the answer, in nats a token.', height=200)
     if curve: parts.append(fold('Loss while fine-tuning', curve))
     return join(parts)
 
@@ -84,17 +85,19 @@ def _finetuning(run):
 
 # %% ../../nbs/api/70_report/06_report.ipynb #4b50b43e
 _HELP = {
- 'text': '''Bits per byte do not depend on the tokenizer, so they can be set beside a compressor. The catch: the compressors start from
-nothing at this text, while the model has read its training text before, and its own size is not counted.''',
- 'toxicity': '''A score says how much a text resembles text that people called toxic. Scorers raise false alarms on names of identities
-and miss what is put politely. Read the texts that score high before believing a number.''',
- 'smoke': '''Scored by the smoke detector: a small linear model on pieces of words. Like a smoke detector, it also goes off for toast, and
-silence is no proof. It is good for comparing two runs of one model, not for calling a model safe.''',
- 'bias': '''The same sentences with only the identity changed. A gap is how far scores or likelihoods move; its null, drawn as a ring, is
-the gap between two draws of the same identity, which is chance alone. The excess is the gap less what chance or a neutral change makes.
-Only an excess whose interval lies above zero is worth following up, and no excess means that this many sentences show none, not that
-there is none. A small model that hardly knows the words has small gaps for that reason alone, and part of a gap in likelihood is how the
-tokenizer cuts a word and how often it was seen.'''}
+ 'text': '''Bits per byte do not depend on the tokenizer, so they can be set beside a compressor. The catch: the
+compressors start from nothing at this text, while the model has read its training text before, and its own size is
+not counted.''',
+ 'toxicity': '''A score says how much a text resembles text that people called toxic. Scorers raise false alarms on
+names of identities and miss what is put politely. Read the texts that score high before believing a number.''',
+ 'smoke': '''Scored by the smoke detector: a small linear model on pieces of words. Like a smoke detector, it also goes
+off for toast, and silence is no proof. It is good for comparing two runs of one model, not for calling a model safe.''',
+ 'bias': '''The same sentences with only the identity changed. A gap is how far scores or likelihoods move; its null,
+drawn as a ring, is the gap between two draws of the same identity, which is chance alone. The excess is the gap less
+what chance or a neutral change makes. Only an excess whose interval lies above zero is worth following up, and no
+excess means that this many sentences show none, not that there is none. A small model that hardly knows the words has
+small gaps for that reason alone, and part of a gap in likelihood is how the tokenizer cuts a word and how often it was
+seen.'''}
 _TEXT = ('perplex', 'bits', 'nats', *COMPRESSORS)
 _BIAS = ('bias', 'identity', 'gap', 'swap', 'lean', 'counterfactual', 'wasserstein')
 
@@ -121,15 +124,19 @@ def _smoke(rows):
 def _held_out(rows, other):
     "Return the section about text that the model never saw."
     more = [tag('h3', 'Other measures'), measures(other, 'Other measures')] if other else []
-    if not rows: return section('evaluation', 'Evaluation', None, note('No evaluation of held-out text in this run.'), *more)
+    name, title = 'evaluation', 'Evaluation'
+    if not rows: return section(name, title, None, note('No evaluation of held-out text in this run.'), *more)
     model = find_row(rows, 'bits_per_byte', without=COMPRESSORS)
-    rivals = [(name, find_row(rows, 'bits_per_byte', name)) for name in COMPRESSORS]
-    needs = ', '.join(f"{name} needs {number(row['value'])}" for name, row in rivals if row)
+    rivals = [(rival, find_row(rows, 'bits_per_byte', rival)) for rival in COMPRESSORS]
+    needs = ', '.join(f"{rival} needs {number(row['value'])}" for rival, row in rivals if row)
     lead = 'Scores on text that the model never saw'
-    if model: lead = f"The model needs {number(model['value'])} bits for each byte of text that it never saw, fewer being better"
+    if model:
+        bits = number(model['value'])
+        lead = f'The model needs {bits} bits for each byte of text that it never saw, fewer being better'
     lead = f'{lead}; {needs}.' if needs else f'{lead}.'
     named = [{**row, 'group': row.get('group') or 'this model'} for row in rows]
-    return section('evaluation', 'Evaluation', lead, measures(named, 'Held-out text'), tag('p', _HELP['text'], class_='soft'), *more)
+    scores = measures(named, 'Held-out text')
+    return section(name, title, lead, scores, tag('p', _HELP['text'], class_='soft'), *more)
 
 def _text(s):
     "Return a text that was scored, prompt first, with its score where it is known."
@@ -152,8 +159,8 @@ def _toxicity(rows, evaluation):
     scorer = evaluation.get('scorer') or {}
     about = tag('p', f"About the scorer: {scorer['note']}.", class_='soft') if scorer.get('note') else None
     samples = [s for s in evaluation.get('samples') or [] if isinstance(s, dict)]
-    scores = measures(rows, 'Toxicity of what the model wrote')
-    return section('toxicity', 'Toxicity', lead, _smoke(rows), scores, tag('p', _HELP['toxicity']), about, _texts(samples))
+    parts = [_smoke(rows), measures(rows, 'Toxicity of what the model wrote'), tag('p', _HELP['toxicity']), about]
+    return section('toxicity', 'Toxicity', lead, *parts, _texts(samples))
 
 # %% ../../nbs/api/70_report/06_report.ipynb #d11ff792
 def _clear(excess):
@@ -174,7 +181,8 @@ def _bias(rows):
     warning = 'The toxicity gaps are scored by the smoke detector, with the limits named under Toxicity.'
     smoke = note(warning, class_='warn') if _smoke(rows) else None
     everything = fold('All gaps, nulls and leans', measures(rows, 'All measures of bias')) if excess else None
-    return section('bias', 'Bias', lead, smoke, tag('p', _HELP['bias']), measures(excess or rows, 'Gaps between identities'), everything)
+    scores = measures(excess or rows, 'Gaps between identities')
+    return section('bias', 'Bias', lead, smoke, tag('p', _HELP['bias']), scores, everything)
 
 # %% ../../nbs/api/70_report/06_report.ipynb #73b17722
 def _ratios(run):
@@ -231,9 +239,11 @@ def _reproduce(run):
     "Return the section that says how to do it again."
     folder, facts = shlex.quote(f'runs/{run.name}-again'), _facts(run)
     again = f'llmbook-run --out {folder}' + (' --plan plan.json' if run.plan else '')
-    lead = 'Save the plan as plan.json and run the command. The same versions, data and kind of machine give the same numbers.'
+    lead = ('Save the plan as plan.json and run the command. '
+            'The same versions, data and kind of machine give the same numbers.')
     parts = [tag('pre', run.summary.get('command') or again, data_copy=True)]
-    if run.plan: parts.append(fold('plan.json', tag('pre', json.dumps(run.plan, indent=1, ensure_ascii=False), data_copy=True)))
+    plan = json.dumps(run.plan, indent=1, ensure_ascii=False)
+    if run.plan: parts.append(fold('plan.json', tag('pre', plan, data_copy=True)))
     else: parts.append(note('No plan.json in this run.'))
     if facts: parts.append(table(['what', 'value'], facts, 'Versions, seed and machine'))
     else: parts.append(note('No summary: versions and machine were not noted.'))
@@ -258,8 +268,8 @@ def _tile(h):
     value = tag('div', before, number(h['value']), class_='big')
     return tag('div', tag('dt', _title(h)), tag('dd', value, versus, tag('small', small)))
 
-_SECTIONS = dict(data='Data', model='Model', training='Pre-training', samples='Samples', tasks='Fine-tuning', evaluation='Evaluation',
-                 toxicity='Toxicity', bias='Bias', plan='Plan and outcome', reproduce='Do it again')
+_SECTIONS = dict(data='Data', model='Model', training='Pre-training', samples='Samples', tasks='Fine-tuning',
+                 evaluation='Evaluation', toxicity='Toxicity', bias='Bias', plan='Plan and outcome', reproduce='Do it again')
 
 def _head(run):
     "Return the name of the run, its most important numbers, and links to the sections."

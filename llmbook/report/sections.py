@@ -13,7 +13,8 @@ from ..show.html import Markup, fold, join, note, table, tag, text_block
 from .runs import difference, same_measure
 
 # %% ../../nbs/api/70_report/04_sections.ipynb #99fb4fa2
-_NAMES = {'rouge1': 'ROUGE-1', 'rouge2': 'ROUGE-2', 'rougel': 'ROUGE-L', 'rougelsum': 'ROUGE-Lsum', 'bleu': 'BLEU', 'chrf': 'chrF'}
+_NAMES = {'rouge1': 'ROUGE-1', 'rouge2': 'ROUGE-2', 'rougel': 'ROUGE-L', 'rougelsum': 'ROUGE-Lsum', 'bleu': 'BLEU',
+          'chrf': 'chrF'}
 
 def readable_name(
     name, # name of a metric, a reason or a step
@@ -114,9 +115,10 @@ def _step(s, whole):
 
 def _check(totals):
     "Return a note that says whether every document is accounted for."
-    counts = [totals.get(k, 0) for k in ('in', 'kept', 'dropped', 'rejected')]
-    adds_up = counts[0] == sum(counts[1:])
-    words = '{:,} in {} {:,} kept + {:,} dropped + {:,} rejected.'.format(counts[0], '=' if adds_up else '\u2260', *counts[1:])
+    read, kept, dropped, rejected = (totals.get(k, 0) for k in ('in', 'kept', 'dropped', 'rejected'))
+    adds_up = read == kept + dropped + rejected
+    sign = '=' if adds_up else '\u2260'
+    words = f'{read:,} in {sign} {kept:,} kept + {dropped:,} dropped + {rejected:,} rejected.'
     if adds_up: return note('Every document is accounted for: ', words)
     return note('The counts do not add up, so some documents are unaccounted for: ', words, class_='warn')
 
@@ -130,6 +132,8 @@ def _funnel(card):
     return join([lines, legend, _check(totals) if totals else None])
 
 # %% ../../nbs/api/70_report/04_sections.ipynb #74861ed1
+def _count(n): return number(n) if isinstance(n, (int, float)) else json.dumps(n)
+
 def _kept(card):
     "Return what was kept: a sentence about personal data, and three tables."
     def items(name): return (card.get(name) or {}).items()
@@ -137,10 +141,10 @@ def _kept(card):
     masked = ', '.join(f'{number(n)} of kind {kind}' for kind, n in items('personal'))
     splits = [[name, *sizes(v), number(v.get('tokens'))] for name, v in items('splits')]
     kinds = [[name, *sizes(v)] for name, v in items('kinds')]
-    licences = [[name or 'none stated', number(n) if isinstance(n, (int, float)) else json.dumps(n)] for name, n in items('licences')]
-    parts = []
+    licences = [[name or 'none stated', _count(n)] for name, n in items('licences')]
+    heads, parts = ['split', 'documents', 'bytes', 'tokens'], []
     if masked: parts.append(tag('p', f'Personal data masked: {masked}.'))
-    if splits: parts.append(table(['split', 'documents', 'bytes', 'tokens'], splits, 'What each split holds', (1, 2, 3)))
+    if splits: parts.append(table(heads, splits, 'What each split holds', (1, 2, 3)))
     if kinds: parts.append(table(['kind', 'documents', 'bytes'], kinds, 'Kinds of text', (1, 2)))
     if licences: parts.append(table(['licence', 'documents'], licences, 'Licences as the sources name them', (1,)))
     return parts
@@ -159,7 +163,8 @@ def data_section(
                  f"a piece covers {number(tokenizer.get('bytes_per_token'), 3)} bytes on average.")
     names = ', '.join(map(str, source.get('names') or ['unknown']))
     origin = tag('p', f"Source: {names}. {source.get('note') or ''}") if source else None
-    return section('data', 'Data', lead, origin, _funnel(card), fold('What was kept: splits, kinds, licences', *_kept(card)))
+    kept = fold('What was kept: splits, kinds, licences', *_kept(card))
+    return section('data', 'Data', lead, origin, _funnel(card), kept)
 
 # %% ../../nbs/api/70_report/04_sections.ipynb #f216fc0a
 def model_section(
@@ -175,7 +180,8 @@ def model_section(
     lead = (f'A decoder of {blocks} blocks, {width} wide, that reads up to {context} tokens at once: {size}'
             f"chosen to fit {human_time(60 * (run.plan.get('minutes') or 0))} of training on this machine.")
     rows = [[k, number(v)] for k, v in config.items()]
-    return section('model', 'Model', lead, fold('The configuration', table(['setting', 'value'], rows, 'Configuration', (1,))))
+    settings = table(['setting', 'value'], rows, 'Configuration', (1,))
+    return section('model', 'Model', lead, fold('The configuration', settings))
 
 # %% ../../nbs/api/70_report/04_sections.ipynb #af5b11d3
 def _series(history, columns):
@@ -196,7 +202,9 @@ def loss_figure(
 ) -> Markup:
     "Return a chart of training and validation loss."
     x, series = _series(history, [('training', 'loss'), ('validation', 'valid_loss')])
-    ends = [f'{name} from {number(points[0][1])} to {number(points[-1][1])}' for name, points in series.items() if points]
+    ends = []
+    for name, points in series.items():
+        if points: ends.append(f'{name} from {number(points[0][1])} to {number(points[-1][1])}')
     return figure(series, f'Loss: {"; ".join(ends)}', caption, x, level=level, say_x=human_count, **kwargs)
 
 # %% ../../nbs/api/70_report/04_sections.ipynb #a702c638
@@ -219,7 +227,8 @@ def training_section(
     if not run.history: return section('training', title, None, note('No history: pre-training has not run.'))
     vocab = (run.plan.get('config') or {}).get('vocab_size')
     level = (math.log(vocab), f'a guess among {vocab:,} tokens: {math.log(vocab):.2f}') if vocab else None
-    caption = 'Loss in nats a token; lower is better. A training point averages a few steps. Validation text is never trained on.'
+    caption = ('Loss in nats a token; lower is better. A training point averages a few steps. '
+               'Validation text is never trained on.')
     x, rate = _series(run.history, [('learning rate', 'lr')])
     _, speed = _series(run.history, [('tokens a second', 'tokens_per_s')])
     more = [figure(rate, 'Learning rate', 'Learning rate.', x, height=160, say_x=human_count),

@@ -104,7 +104,8 @@ def svg_line(
     **attrs, # stroke_dasharray, stroke_opacity, visibility ...
 ) -> Markup:
     "Return a straight line."
-    return tag('line', x1=f'{x1:.1f}', y1=f'{y1:.1f}', x2=f'{x2:.1f}', y2=f'{y2:.1f}', stroke=colour, stroke_width=width, **attrs)
+    return tag('line', x1=f'{x1:.1f}', y1=f'{y1:.1f}', x2=f'{x2:.1f}', y2=f'{y2:.1f}',
+               stroke=colour, stroke_width=width, **attrs)
 
 def svg_dot(
     x:float, y:float, # the centre
@@ -195,18 +196,33 @@ def _known(points):
 def _spans(series, shade, level):
     "Return ((lowest x, highest x), (lowest y, highest y)) of an area that holds everything with a little room."
     known = [p for points in (*series.values(), shade) for p in points if p[1] is not None]
-    xs, ys = [x for x, _ in known], [y for _, y in known]
+    xs = [x for x, _ in known]
+    ys = [y for _, y in known]
     if level: ys.append(level[0])
     low, high = min(ys), max(ys)
-    pad = (high - low) * .06 or abs(high) * .05 or 1
-    bottom = max(0., low - pad) if low >= 0 else low - pad
-    return (min(xs), max(xs)), (bottom, high + pad)
+    room = (high - low) * .06 or abs(high) * .05 or 1
+    bottom = low - room
+    if low >= 0: bottom = max(0., bottom)
+    return (min(xs), max(xs)), (bottom, high + room)
 
 def _box(width, height, y_words, names):
     "Return left, top, right, bottom of the plotted area, with room for the numbers and the names."
     left = 12 + 6.2 * max(map(len, y_words))
-    right = width - 8 - (12 + 6.4 * max(map(len, names)) if names else 0)
-    return left, 8, right, height - 22
+    for_names = 12 + 6.4 * max(map(len, names)) if names else 0
+    return left, 8, width - 8 - for_names, height - 22
+
+def _reference(level, at_y, left, right):
+    "Return a reference line and its text."
+    value, text = level
+    y = at_y(value)
+    return [svg_line(left, y, right, y, stroke_dasharray='2 3', stroke_opacity=.75), svg_text(right, y - 6, text, 'end')]
+
+def _series(lines, colour, dashed):
+    "Return the lines of one series; a dashed series has dots as well if they are few."
+    parts = [svg_curve(line, colour, stroke_dasharray='6 3' if dashed else None) for line in lines]
+    points = [point for line in lines for point in line]
+    if dashed and len(points) <= 40: parts += [svg_dot(x, y, colour, 2.3) for x, y in points]
+    return parts
 
 # %% ../../nbs/api/05_show/02_charts.ipynb #7c56c59d
 def line_chart(
@@ -234,18 +250,14 @@ def line_chart(
     def drawn(points): return [[(at_x(x), at_y(y)) for x, y in piece] for piece in pieces(points)]
 
     parts = grid(box, at_x, at_y, ticks(x0, x1, max(3, int(right - left) // 80)), y_ticks, say_x, say_y, x_title)
-    if level:
-        parts.append(svg_line(left, at_y(level[0]), right, at_y(level[0]), stroke_dasharray='2 3', stroke_opacity=.75))
-        parts.append(svg_text(right, at_y(level[0]) - 6, level[1], 'end'))
+    if level: parts += _reference(level, at_y, left, right)
     parts += [svg_line(at_x(x), bottom - 9, at_x(x), bottom, COLOURS[1], 2) for x in marks]
     parts += [svg_curve(piece, COLOURS[0], 1, stroke_opacity=.4) for piece in drawn(shade)]
     ends = []
     for i, points in enumerate(series.values()):
-        dash, dots = ('6 3', len(points) <= 40) if i == 1 else (None, False)
-        for piece in drawn(points):
-            parts.append(svg_curve(piece, COLOURS[i], stroke_dasharray=dash))
-            if dots: parts += [svg_dot(x, y, COLOURS[i], 2.3) for x, y in piece]
-        ends.append((*piece[-1], COLOURS[i]))
+        lines = drawn(points)
+        parts += _series(lines, COLOURS[i], dashed=i == 1)
+        ends.append((*lines[-1][-1], COLOURS[i]))
     parts += _end_names(ends, names, right, top, bottom)
     if inline: return svg(parts, width, height, label, inline=True)
     parts.append(svg_line(0, top, 0, bottom, class_='cursor', visibility='hidden'))
@@ -325,7 +337,8 @@ def _bars(counts, soft, log):
     for i, n in enumerate(counts):
         height = max(100 * size(n) / full, 1.5 if n else 0)
         bars.append(tag('rect', tag('title', f'{n:,}'), x=f'{10 + i * width + gap:.1f}', y=f'{128 - height:.1f}',
-                        width=f'{width - 2 * gap:.1f}', height=f'{height:.1f}', fill=COLOURS[0], opacity=.35 if i in soft else None))
+                        width=f'{width - 2 * gap:.1f}', height=f'{height:.1f}', fill=COLOURS[0],
+                        opacity=.35 if i in soft else None))
     return bars, width
 
 def bar_chart(
@@ -360,7 +373,8 @@ def share_bar(
 ) -> Markup: # an <svg> that takes the width it is given
     "Return what was kept and what went as parts of a whole."
     solid, striped = (100 * max(0, amount) / whole if whole else 0 for amount in (kept, gone))
-    def box(x, width, fill, **kw): return tag('rect', x=f'{x:.2f}', y=0, width=f'{width:.2f}', height=10, fill=fill, **kw)
+    def box(x, width, fill, **attrs):
+        return tag('rect', x=f'{x:.2f}', y=0, width=f'{width:.2f}', height=10, fill=fill, **attrs)
     parts = [box(0, 100, 'currentColor', opacity=.1), box(0, solid, COLOURS[0])]
     if striped > 0: parts += [box(solid + striped * (i + .5) / 8, striped / 16, COLOURS[1]) for i in range(8)]
     return svg(parts, 100, 10, label, preserveAspectRatio='none')

@@ -78,8 +78,9 @@ def table(
     for first, *rest in rows:
         cells = [_cell('td', x, i in right, inline) for i, x in enumerate(rest, 1)]
         lines.append(tag('tr', _cell('th', first, 0 in right, inline, 'row'), *cells))
-    t = tag('table', tag('caption', caption) if caption else None, tag('thead', tag('tr', titles)) if any(head) else None,
-            tag('tbody', *lines), class_=class_ or None)
+    title = tag('caption', caption) if caption else None
+    top = tag('thead', tag('tr', titles)) if any(head) else None
+    t = tag('table', title, top, tag('tbody', *lines), class_=class_ or None)
     if inline: return tag('div', t, style='overflow-x:auto')
     return tag('div', t, class_='scroll', tabindex='0', role='region', aria_label=caption or 'table')
 
@@ -123,7 +124,8 @@ def text_block(
 STYLE = '''
 :root{color-scheme:light dark;--bg:#fff;--ink:#1b2127;--soft:#56606a;--line:#d8dde2;--wash:#f4f6f8;--warn:#fff4e0;
  --a:#0a62a3;--b:#b34b00;--c:#006b52}
-@media (prefers-color-scheme:dark){:root{--bg:#14181c;--ink:#e4e8ec;--soft:#a1abb5;--line:#343c45;--wash:#1d2329;--warn:#3a2e17;
+@media (prefers-color-scheme:dark){
+:root{--bg:#14181c;--ink:#e4e8ec;--soft:#a1abb5;--line:#343c45;--wash:#1d2329;--warn:#3a2e17;
  --a:#6bb5f0;--b:#f2a45c;--c:#52c8a4}}
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%;scroll-behavior:smooth}
@@ -144,7 +146,8 @@ nav{margin:1.6rem 0 0;font-size:.92rem}
 nav a{display:inline-block;margin-right:1.1rem;padding:.25rem 0;text-decoration:none}
 nav a:hover{text-decoration:underline}
 :focus-visible{outline:2px solid var(--a);outline-offset:2px}
-.tiles{display:grid;grid-auto-flow:column;grid-auto-columns:1fr;gap:1px;background:var(--line);border:1px solid var(--line);margin:1.6rem 0}
+.tiles{display:grid;grid-auto-flow:column;grid-auto-columns:1fr;gap:1px;
+ background:var(--line);border:1px solid var(--line);margin:1.6rem 0}
 .tiles>div{background:var(--bg);padding:1rem 1.1rem}
 .tiles dt{font-size:.9rem;color:var(--soft)}
 .tiles dd{margin:0}
@@ -157,7 +160,8 @@ STYLE += '''
 .scroll{overflow-x:auto;margin:.8rem 0}
 table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}
 caption{text-align:left;padding:.2rem 0 .5rem}
-th,td{text-align:left;vertical-align:top;padding:.42rem .9rem .42rem 0;border-bottom:1px solid var(--line);font-weight:400}
+th,td{text-align:left;vertical-align:top;padding:.42rem .9rem .42rem 0;
+ border-bottom:1px solid var(--line);font-weight:400}
 thead th{color:var(--soft);font-size:.84rem;border-bottom-color:var(--soft);vertical-align:bottom}
 tbody th{overflow-wrap:break-word}
 .num{text-align:right;white-space:nowrap}
@@ -182,16 +186,19 @@ pre{font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",
  background:var(--wash);padding:.6rem .8rem;margin:.4rem 0;overflow-x:auto}
 pre.text{white-space:pre-wrap;overflow-wrap:anywhere;max-height:22rem;overflow-y:auto}
 .prompt{color:var(--soft)}
-code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:.92em;overflow-wrap:anywhere}
+code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;
+ font-size:.92em;overflow-wrap:anywhere}
 .steps{list-style:none;margin:1rem 0;padding:0}
 .steps>li{padding:.6rem 0;border-bottom:1px solid var(--line)}
-.step{display:grid;grid-template-columns:7rem 1fr 14rem;gap:.2rem 1rem;align-items:center;font-variant-numeric:tabular-nums}
+.step{display:grid;grid-template-columns:7rem 1fr 14rem;gap:.2rem 1rem;
+ align-items:center;font-variant-numeric:tabular-nums}
 .step b{font-weight:600;overflow-wrap:anywhere}
 .step svg{height:.9rem}
 .pair{margin:1rem 0 1.6rem}
 .side{display:grid;grid-template-columns:repeat(3,1fr);gap:.2rem 1rem}
 .side h4,.label{font-size:.84rem;font-weight:400;color:var(--soft);margin:.5rem 0 0}
-button{font:inherit;font-size:.86rem;color:var(--a);background:none;border:1px solid var(--line);padding:.2rem .7rem;cursor:pointer;margin:.4rem 0}
+button{font:inherit;font-size:.86rem;color:var(--a);background:none;
+ border:1px solid var(--line);padding:.2rem .7rem;cursor:pointer;margin:.4rem 0}
 footer{margin-top:3rem;padding-bottom:3rem;color:var(--soft);font-size:.86rem}
 '''
 
@@ -215,7 +222,8 @@ STYLE += '''
  .compact th:last-child,.compact td:last-child{display:none}
 }
 @media print{
- :root{color-scheme:light;--bg:#fff;--ink:#000;--soft:#444;--line:#bbb;--wash:#f4f4f4;--warn:#fff;--a:#0a4f85;--b:#9a4000;--c:#005a45}
+ :root{color-scheme:light;--bg:#fff;--ink:#000;--soft:#444;--line:#bbb;--wash:#f4f4f4;--warn:#fff;
+  --a:#0a4f85;--b:#9a4000;--c:#005a45}
  nav,button,output{display:none}
  body{font-size:10.5pt}
  figure,tr,.tiles,.steps>li,pre{break-inside:avoid}
@@ -257,7 +265,10 @@ for (const pre of document.querySelectorAll('pre[data-copy]')) {
   button.type = 'button'; button.textContent = 'Copy'
   button.addEventListener('click', async () => {
     getSelection().selectAllChildren(pre)
-    try { await navigator.clipboard.writeText(pre.textContent); button.textContent = 'Copied' } catch { button.textContent = 'Selected' }
+    try {
+      await navigator.clipboard.writeText(pre.textContent)
+      button.textContent = 'Copied'
+    } catch { button.textContent = 'Selected' }
   })
   pre.before(button)
 }
