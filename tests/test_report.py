@@ -19,8 +19,8 @@ ALLOWED = set('''html head meta title style body script header main footer nav s
     small dl dt dd ol li pre table caption thead tbody tr th td details summary code figure figcaption output
     svg line path circle rect text'''.split())
 SECTIONS = {'data', 'model', 'training', 'samples', 'tasks', 'evaluation', 'toxicity', 'bias', 'plan', 'reproduce'}
-FIELDS = set('''funnel totals kinds splits tokenizer source licences clusters personal seed step documents_in documents_out
-    bytes_in bytes_out seconds reasons documents bytes examples id text in kept dropped rejected tokens
+FIELDS = set('''funnel totals kinds splits tokenizer source licences clusters personal seed step documents_in
+    documents_out bytes_in bytes_out seconds reasons documents bytes examples id text in kept dropped rejected tokens
     vocab_size bytes_per_token fingerprint names note rows samples metric split value low high n signature group
     before after history task prompt reference loss valid_loss summary machine stages actual params tokens_per_s
     mfu memory device cores platform python versions config minutes bs seq_len steps lr expected flops'''.split())

@@ -46,7 +46,8 @@ def memory_picture(
         held.append(tag('i', title=f'{name}: {human_bytes(n)}', style=style))
     there = [tag('i', style=f'width:{share(usable)};background:currentColor;opacity:.55'),
              tag('i', title='left free', style=f'width:{share(FREE * memory)};background:currentColor;opacity:.2')]
-    line = f'position:absolute;top:-3px;bottom:-3px;left:{share(min(usable, memory))};border-left:2px solid currentColor'
+    end = share(min(usable, memory))
+    line = f'position:absolute;top:-3px;bottom:-3px;left:{end};border-left:2px solid currentColor'
     bars = [tag('div', *held, style='display:flex;height:1.5em'),
             tag('div', *there, style='display:flex;height:.55em;margin-top:2px'),
             None if fits else tag('div', style=line)]
@@ -103,7 +104,7 @@ def what_fits(
     seq_len:int|None=None, # T: tokens in a row; the size's context by default
     precision:str|None=None, # 'float32', 'tf32', 'bfloat16', 'float16', 'fp8'; half precision by default
     optimizer:str='muon', # 'muon' or 'adamw'
-) -> dict: # fits, rows of a micro-batch at most, sharding, recompute, bytes of parts, memory of the device, words: what would help
+) -> dict: # fits, rows (of a micro-batch at most), sharding, recompute, parts (bytes), memory, words (what would help)
     "Return whether a size fits a device, what it holds there, and what would help if it does not fit."
     d = device if isinstance(device, Device) else get_device(device)
     if not (isinstance(count, int) and count >= 1): raise UserError(f'expected one device or more, got {count}')
@@ -138,7 +139,8 @@ def advice(
     if e['sharding'] == 'fsdp':
         out.append('No device holds the model alone: it is divided over all of them (FSDP), which costs communication.')
     if e['recompute']:
-        out.append('Activations do not fit: blocks are computed a second time on the way back, a third more operations.')
+        out.append('Activations do not fit: blocks are computed a second time on the way back, '
+                   'a third more operations.')
     got = p.tokens / e['params']
     if got < .95 * ratio:
         out.append(f'{got:.3g} tokens a parameter are fewer than the {ratio:g} wanted: '
@@ -169,7 +171,8 @@ def _tile(name, value):
     "Return a frame around one figure."
     small = tag('div', name, style='font-size:.8em;opacity:.75')
     large = tag('div', value, class_=f'lb-{name.replace(" ", "-")}', style='font-weight:600')
-    return tag('div', small, large, style='border:1px solid rgba(127,127,127,.35);border-radius:.4em;padding:.25em .6em')
+    frame = 'border:1px solid rgba(127,127,127,.35);border-radius:.4em;padding:.25em .6em'
+    return tag('div', small, large, style=frame)
 
 def _tiles(pairs):
     style = 'display:grid;grid-template-columns:repeat(auto-fill,minmax(9.2em,1fr));gap:.4em;max-width:46em'

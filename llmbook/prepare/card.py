@@ -35,19 +35,25 @@ def _step_words(s, most=4):
                tag('span', lost, style='opacity:.8'), style='padding:.1em 0 .6em;min-width:0;overflow-wrap:anywhere')
 
 # %% ../../nbs/api/15_prepare/07_card.ipynb #c1e05db1
+_SPLIT_COLOURS = dict(zip(SPLITS, COLOURS))
+
+def _split_legend(name, s):
+    "Return a square in the colour of a split, and what the split holds."
+    colour = _SPLIT_COLOURS.get(name, COLOURS[6])
+    square = tag('i', style=f'display:inline-block;width:.75em;height:.75em;background:{colour}')
+    documents, tokens = f'{s.get("documents", 0):,} documents', f'{human_count(s.get("tokens", 0))} tokens'
+    return tag('div', square, f' {name}: {documents}, {_size(s.get("bytes", 0))}, {tokens}')
+
 def _split_bar(splits, by, share):
     "Return what was kept, `share` of the whole, cut into the splits, and beside it a legend."
-    colours = dict(zip(SPLITS, COLOURS))
     total = max(sum(s.get(by, 0) for s in splits.values()), 1)
-    cuts, legend = [], []
+    cuts = []
     for name, s in splits.items():
-        colour = colours.get(name, COLOURS[6])
+        colour = _SPLIT_COLOURS.get(name, COLOURS[6])
         cuts.append(tag('i', style=f'flex:{s.get(by, 0) / total:.4f} 0 2px;background:{colour}'))
-        square = tag('i', style=f'display:inline-block;width:.75em;height:.75em;background:{colour}')
-        documents, tokens = f'{s.get("documents", 0):,} documents', f'{human_count(s.get("tokens", 0))} tokens'
-        legend.append(tag('div', square, f' {name}: {documents}, {_size(s.get("bytes", 0))}, {tokens}'))
     style = f'display:flex;gap:1px;height:1.2em;width:{100 * share:.2f}%;min-width:8px;margin:.3em auto 0'
-    return join([tag('div', *cuts, style=style), tag('div', *legend)])
+    legend = tag('div', *(_split_legend(name, s) for name, s in splits.items()))
+    return join([tag('div', *cuts, style=style), legend])
 
 _GRID = ('display:grid;grid-template-columns:minmax(0,5fr) minmax(0,8fr);gap:2px 1.2em;max-width:46em;'
          'font:.9rem/1.4 system-ui,sans-serif')
@@ -60,9 +66,11 @@ def funnel_picture(
     from IPython.display import HTML
     steps = card.get('funnel') or []
     if not steps: return HTML('<p>The card holds no funnel.</p>')
-    whole = max(max(s[f'{by}_in'] for s in steps), 1)
-    rows = [join([_band(s[f'{by}_in'] / whole, s[f'{by}_out'] / whole), _step_words(s)]) for s in steps]
-    if card.get('splits'): rows.append(_split_bar(card['splits'], by, steps[-1][f'{by}_out'] / whole))
+    came, went = f'{by}_in', f'{by}_out'
+    whole = max(*(s[came] for s in steps), 1)
+    rows = []
+    for s in steps: rows += [_band(s[came] / whole, s[went] / whole), _step_words(s)]
+    if card.get('splits'): rows.append(_split_bar(card['splits'], by, steps[-1][went] / whole))
     title = f'Of {steps[0]["documents_in"]:,} documents {steps[-1]["documents_out"]:,} were kept; widths are {by}'
     return HTML(tag('div', *rows, role='group', aria_label=title, style=_GRID))
 
@@ -185,18 +193,20 @@ def _example(e):
     text = tag('pre', e['text']) if e.get('text') else None
     return join([tag('div', e.get('id', ''), measured), text])
 
+def _reason(step, name, r, most):
+    "Return one reason, with examples to open and a bar that is full at `most` documents."
+    n = r['documents']
+    bar = tag('span', class_='bar', style=f'width:{8 * n / most:.2f}rem')
+    counts = f', {n:,} document{"" if n == 1 else "s"}, {human_bytes(r["bytes"])}'
+    summary = join([bar, f'{step}: ', tag('b', name), counts])
+    return fold(summary, tag('div', *map(_example, r.get('examples', []))))
+
 def _lost(card):
-    "Return every reason, with examples to open."
+    "Return every reason of every step."
     reasons = [(s['step'], name, r) for s in card['funnel'] for name, r in s.get('reasons', {}).items()]
     if not reasons: return tag('p', 'nothing', class_='quiet')
     most = max(r['documents'] for _, _, r in reasons)
-    out = []
-    for step, name, r in reasons:
-        bar = tag('span', class_='bar', style=f'width:{8 * r["documents"] / most:.2f}rem')
-        documents = f'{r["documents"]:,} document{"s" if r["documents"] != 1 else ""}'
-        summary = join([bar, f'{step}: ', tag('b', name), f', {documents}, {human_bytes(r["bytes"])}'])
-        out.append(fold(summary, tag('div', *map(_example, r.get('examples', [])))))
-    return join(out)
+    return join(_reason(*reason, most) for reason in reasons)
 
 # %% ../../nbs/api/15_prepare/07_card.ipynb #82dca870
 def _most(rows, n=12):

@@ -93,18 +93,23 @@ def _skips(rows, by):
 def _loss(rows, by, most):
     "Return the chart of both losses."
     columns = dict(training=column(rows, 'loss', by), validation=column(rows, 'valid_loss', by))
-    train, valid = (thin_out(points, most) for points in columns.values())
-    lines = dict(training=smooth(means(train)), validation=means(valid))
     newest = {name: last_value(points) for name, points in columns.items() if points}
-    if len(newest) == 2: lines = {f'{name} {newest[name]:.2f}': points for name, points in lines.items()}
     said = ', '.join(f'{name} {value:.3f}' for name, value in newest.items())
-    kwargs = dict(shade=_extremes(train), marks=_skips(rows, by)[:most], say_x=human_count, inline=True)
-    wide, narrow = (line_chart(lines, f'Loss: {said}', by, width, 240, **kwargs) for width in (800, 400))
-    if not wide: return None
-    both = [tag('div', wide, class_='lb-wide'), tag('div', narrow, class_='lb-narrow', style='display:none')]
-    return _figure('loss', said, join(both))
+    train = thin_out(columns['training'], most)
+    valid = thin_out(columns['validation'], most)
+    lines = dict(training=smooth(means(train)), validation=means(valid))
+    if len(newest) == 2: lines = {f'{name} {newest[name]:.2f}': points for name, points in lines.items()}
+    shade, marks = _extremes(train), _skips(rows, by)[:most]
+    def drawing(width):
+        return line_chart(lines, f'Loss: {said}', by, width, 240, shade=shade, marks=marks, say_x=human_count, inline=True)
 
-_STYLE = Markup('<style>@container (max-width:520px){.lb-wide{display:none}.lb-narrow{display:block!important}}</style>')
+    if not newest: return None
+    wide = tag('div', drawing(800), class_='lb-wide')
+    narrow = tag('div', drawing(400), class_='lb-narrow', style='display:none')
+    return _figure('loss', said, join([wide, narrow]))
+
+_STYLE = Markup('<style>@container (max-width:520px)'
+                '{.lb-wide{display:none}.lb-narrow{display:block!important}}</style>')
 
 # %% ../../nbs/api/70_report/03_curves.ipynb #91da2b7c
 def _side_by_side(least, *parts):

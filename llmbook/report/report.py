@@ -91,7 +91,8 @@ not counted.''',
  'toxicity': '''A score says how much a text resembles text that people called toxic. Scorers raise false alarms on
 names of identities and miss what is put politely. Read the texts that score high before believing a number.''',
  'smoke': '''Scored by the smoke detector: a small linear model on pieces of words. Like a smoke detector, it also goes
-off for toast, and silence is no proof. It is good for comparing two runs of one model, not for calling a model safe.''',
+off for toast, and silence is no proof. It is good for comparing two runs of one model, not for calling a model
+safe.''',
  'bias': '''The same sentences with only the identity changed. A gap is how far scores or likelihoods move; its null,
 drawn as a ring, is the gap between two draws of the same identity, which is chance alone. The excess is the gap less
 what chance or a neutral change makes. Only an excess whose interval lies above zero is worth following up, and no
@@ -177,7 +178,8 @@ def _bias(rows):
     "Return the section about identities."
     if not rows: return section('bias', 'Bias', None, note('Bias was not measured in this run.'))
     excess = [row for row in rows if 'excess' in row['metric']]
-    lead = ' '.join(['Does a model treat a sentence differently when only the identity in it changes?', *_clear(excess)])
+    question = 'Does a model treat a sentence differently when only the identity in it changes?'
+    lead = ' '.join([question, *_clear(excess)])
     warning = 'The toxicity gaps are scored by the smoke detector, with the limits named under Toxicity.'
     smoke = note(warning, class_='warn') if _smoke(rows) else None
     everything = fold('All gaps, nulls and leans', measures(rows, 'All measures of bias')) if excess else None
@@ -269,7 +271,8 @@ def _tile(h):
     return tag('div', tag('dt', _title(h)), tag('dd', value, versus, tag('small', small)))
 
 _SECTIONS = dict(data='Data', model='Model', training='Pre-training', samples='Samples', tasks='Fine-tuning',
-                 evaluation='Evaluation', toxicity='Toxicity', bias='Bias', plan='Plan and outcome', reproduce='Do it again')
+                 evaluation='Evaluation', toxicity='Toxicity', bias='Bias', plan='Plan and outcome',
+                 reproduce='Do it again')
 
 def _head(run):
     "Return the name of the run, its most important numbers, and links to the sections."

@@ -229,7 +229,7 @@ def _all_keys(dicts): return dict.fromkeys(key for d in dicts for key in d)
 
 def compare_runs(
     runs:list, # two or more run folders (or `Run`s); the others are compared with the first
-) -> list: # dicts: kind ('plan' or 'score'), name, values (one a run); scores also have changes (one for each other run)
+) -> list: # dicts: kind ('plan' or 'score'), name, values (one a run); scores also have changes (one each other run)
     "Return what changed between runs, and whether each score's difference is more than noise."
     if len(runs) < 2: raise UserError(f'expected two runs or more to compare, got {len(runs)}: name another run folder')
     runs = [read_run(r) for r in runs]

@@ -47,12 +47,12 @@ def _score(row, earlier):
     small = join([x for x in (row.get('group'), scorer) if x], ' \u00b7 ')
     low, high, n = number(row.get('low'), 3), number(row.get('high'), 3), number(row.get('n'))
     interval = 'no interval' if 'n/a' in (low, high) else f'{low} to {high}'
-    before = None
+    name = join([readable_name(row['metric']), tag('small', small) if small else None])
+    value = [tag('b', number(row.get('value'))), tag('small', f'{interval}, n {n}')]
     if earlier:
         verdict = difference(earlier, row)['verdict']
-        before = tag('small', f"before: {number(earlier.get('value'))} ({verdict})")
-    name = join([readable_name(row['metric']), tag('small', small) if small else None])
-    return [name, join([tag('b', number(row.get('value'))), tag('small', f'{interval}, n {n}'), before])]
+        value.append(tag('small', f"before: {number(earlier.get('value'))} ({verdict})"))
+    return [name, join(value)]
 
 def _picture(row, earlier, scale, last):
     "Return the last cell: dots on the scale, and under the last row of a family the ends of the scale."
@@ -71,6 +71,16 @@ def _signatures(rows):
     return fold('How these were computed', *lines) if lines else None
 
 # %% ../../nbs/api/70_report/04_sections.ipynb #d73e9a9c
+def _family_cells(rows, before):
+    "Return the cells of rows that share a scale, with their earlier scores; what belongs to one group stays together."
+    groups = list(dict.fromkeys(row.get('group') for row in rows))
+    rows = sorted(rows, key=lambda row: groups.index(row.get('group')))
+    earlier = [next((b for b in before if same_measure(b, row)), None) for row in rows]
+    scale = shared_scale(rows + [b for b in earlier if b])
+    cells = []
+    for row, b in zip(rows, earlier): cells.append([*_score(row, b), _picture(row, b, scale, last=row is rows[-1])])
+    return cells
+
 def measures(
     rows:list, # rows with metric, value, low, high, n, signature, group
     caption:str, # what the table shows
@@ -79,12 +89,7 @@ def measures(
     "Return a table of scores, with a dot and its interval for each."
     cells = []
     for family in dict.fromkeys(_family(row['metric']) for row in rows):
-        mine = [row for row in rows if _family(row['metric']) == family]
-        groups = list(dict.fromkeys(row.get('group') for row in mine))
-        mine.sort(key=lambda row: groups.index(row.get('group'))) # what belongs to one group stays together
-        earlier = [next((b for b in before if same_measure(b, row)), None) for row in mine]
-        scale = shared_scale(mine + [b for b in earlier if b])
-        for row, b in zip(mine, earlier): cells.append([*_score(row, b), _picture(row, b, scale, row is mine[-1])])
+        cells += _family_cells([row for row in rows if _family(row['metric']) == family], before)
     heads = ['measure', 'value and 95 % interval', 'picture']
     return join([table(heads, cells, caption, class_='measures'), _signatures(rows)])
 
@@ -100,18 +105,21 @@ def _reason(name, r):
     head = f"{readable_name(name)}: {number(r.get('documents', 0))} documents, {human_bytes(r.get('bytes', 0))}"
     return fold(head, *map(_example, r['examples'])) if r.get('examples') else tag('p', head)
 
+_COUNTS = ('documents_in', 'documents_out', 'bytes_in', 'bytes_out')
+
 def _step(s, whole):
     "Return one line of the funnel, whose longest bar is `whole` bytes."
-    words = f"{s['documents_in']:,} \u2192 {s['documents_out']:,} documents"
-    size = f"{human_bytes(s['bytes_in'])} \u2192 {human_bytes(s['bytes_out'])}"
-    bar = share_bar(s['bytes_out'], s['bytes_in'] - s['bytes_out'], whole, f"{s['step']}: {words}, {size}")
+    documents_in, documents_out, bytes_in, bytes_out = (s[k] for k in _COUNTS)
+    words = f'{documents_in:,} \u2192 {documents_out:,} documents'
+    size = f'{human_bytes(bytes_in)} \u2192 {human_bytes(bytes_out)}'
+    bar = share_bar(bytes_out, bytes_in - bytes_out, whole, f"{s['step']}: {words}, {size}")
     numbers = tag('span', words, tag('small', size, class_='nowrap'))
     line = tag('div', tag('b', readable_name(s['step'])), bar, numbers, class_='step')
     reasons = (s.get('reasons') or {}).items()
     if not reasons: return tag('li', line)
     largest_first = sorted(reasons, key=lambda item: (-item[1].get('documents', 0), item[0]))
-    gone = s['documents_in'] - s['documents_out']
-    return tag('li', line, fold(f'why {gone:,} documents went', *(_reason(*item) for item in largest_first)))
+    why = [_reason(*item) for item in largest_first]
+    return tag('li', line, fold(f'why {documents_in - documents_out:,} documents went', *why))
 
 def _check(totals):
     "Return a note that says whether every document is accounted for."
@@ -142,11 +150,12 @@ def _kept(card):
     splits = [[name, *sizes(v), number(v.get('tokens'))] for name, v in items('splits')]
     kinds = [[name, *sizes(v)] for name, v in items('kinds')]
     licences = [[name or 'none stated', _count(n)] for name, n in items('licences')]
-    heads, parts = ['split', 'documents', 'bytes', 'tokens'], []
-    if masked: parts.append(tag('p', f'Personal data masked: {masked}.'))
-    if splits: parts.append(table(heads, splits, 'What each split holds', (1, 2, 3)))
-    if kinds: parts.append(table(['kind', 'documents', 'bytes'], kinds, 'Kinds of text', (1, 2)))
-    if licences: parts.append(table(['licence', 'documents'], licences, 'Licences as the sources name them', (1,)))
+    tables = [(['split', 'documents', 'bytes', 'tokens'], splits, 'What each split holds', (1, 2, 3)),
+              (['kind', 'documents', 'bytes'], kinds, 'Kinds of text', (1, 2)),
+              (['licence', 'documents'], licences, 'Licences as the sources name them', (1,))]
+    parts = [tag('p', f'Personal data masked: {masked}.')] if masked else []
+    for head, rows, caption, right in tables:
+        if rows: parts.append(table(head, rows, caption, right))
     return parts
 
 def data_section(

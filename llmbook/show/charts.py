@@ -215,7 +215,8 @@ def _reference(level, at_y, left, right):
     "Return a reference line and its text."
     value, text = level
     y = at_y(value)
-    return [svg_line(left, y, right, y, stroke_dasharray='2 3', stroke_opacity=.75), svg_text(right, y - 6, text, 'end')]
+    line = svg_line(left, y, right, y, stroke_dasharray='2 3', stroke_opacity=.75)
+    return [line, svg_text(right, y - 6, text, 'end')]
 
 def _series(lines, colour, dashed):
     "Return the lines of one series; a dashed series has dots as well if they are few."
@@ -239,7 +240,8 @@ def line_chart(
     inline:bool=False, # True: for a place without the page's style sheet and script
 ) -> Markup: # an <svg>; '' if there is nothing to draw
     "Return lines over a common axis, each named where it ends."
-    shade, series = _known(shade), {name: _known(points) for name, points in series.items()}
+    shade = _known(shade)
+    series = {name: _known(points) for name, points in series.items()}
     series = {name: points for name, points in series.items() if last_value(points) is not None}
     if not series and last_value(shade) is None: return Markup('')
     (x0, x1), (y0, y1) = _spans(series, shade, level)
@@ -301,22 +303,24 @@ def _whisker(row, y, at_x):
     fill = 'var(--bg,#fff)' if hollow else colour
     return [svg_line(low, y, high, y, colour, 2), svg_dot(at_x(value), y, fill, 3.6, stroke=colour, stroke_width=1.6)]
 
+def _spoken(row):
+    "Return a row in words."
+    value, low, high = (number(row.get(k)) for k in ('value', 'low', 'high'))
+    return f"{row.get('name', 'value')} {value}, from {low} to {high}"
+
 def whisker(
     rows:list, # dicts with value, low, high, drawn one above the other; hollow=True draws a ring
     scale:tuple|None=None, # (low, high); `shared_scale(rows)` by default
 ) -> Markup: # an <svg> of 200 x 16 for each row
     "Return dots with their intervals on one scale."
     low, high = scale or shared_scale(rows)
-    linear, height = axis(low, high, 5, 195), 16 * len(rows)
+    linear = axis(low, high, 5, 195)
     def at_x(value): return linear(max(low, min(high, value)))
+    height = 16 * len(rows)
     parts = [svg_line(0, height - .5, 200, height - .5, stroke_opacity=.3)]
     if low < 0 < high: parts.append(svg_line(at_x(0), 0, at_x(0), height, stroke_dasharray='2 2', stroke_opacity=.7))
-    spoken = []
-    for i, row in enumerate(rows):
-        parts += _whisker(row, 16 * i + 8, at_x)
-        value, ends = number(row.get('value')), [number(row.get(k)) for k in ('low', 'high')]
-        spoken.append(f"{row.get('name', 'value')} {value}, from {ends[0]} to {ends[1]}")
-    return svg(parts, 200, height, '; '.join(spoken))
+    for i, row in enumerate(rows): parts += _whisker(row, 16 * i + 8, at_x)
+    return svg(parts, 200, height, '; '.join(map(_spoken, rows)))
 
 # %% ../../nbs/api/05_show/02_charts.ipynb #66bcb6b5
 def inline_figure(
