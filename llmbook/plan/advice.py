@@ -10,7 +10,7 @@ __all__ = ['PARTS', 'memory_picture', 'remedies', 'usual_precision', 'what_fits'
 import math
 from ..core import UserError, human_bytes, human_count, human_time, within
 from ..show.charts import COLOURS
-from ..show.html import Markup, fold, html_table, join, tag
+from ..show.html import Markup, concat, fold, html_table, tag
 from ..model.config import SIZES, ModelConfig, get_config
 from .devices import DEVICES, Device, get_device
 from .memory import FREE, memory_estimate
@@ -199,7 +199,7 @@ def _refusal(e, device, size, count, seq_len, precision, optimizer):
     number = count if count > 1 else 'one'
     need = f'{size} does not fit {number} {title}, even with blocks computed twice and a single row at a time.'
     said = tag('p', tag('b', need), ' What would help:', class_='lb-refused', role='alert', style='margin:.3em 0')
-    return join([said, _list(f['words']), memory_picture(f['parts'], f['memory'], title)])
+    return concat([said, _list(f['words']), memory_picture(f['parts'], f['memory'], title)])
 
 def _answer(p, parts):
     "Return the page of a plan whose step holds `parts`."
@@ -207,7 +207,7 @@ def _answer(p, parts):
     memory = memory_picture(parts, p.machine['memory'], each + p.machine['device'])
     sizes = [p.picture(), html_table(HEADS, p.size_rows(), right=(1, 2, 3, 4, 6))] if p.size_rows() else []
     more = fold('The plan as a table, and other sizes', html_table(('', ''), p.rows()), *sizes)
-    return join([_tiles(figures(p)), memory, _list(advice(p)), more])
+    return concat([_tiles(figures(p)), memory, _list(advice(p)), more])
 
 # %% ../../nbs/api/25_plan/08_advice.ipynb #9e4d8a91
 def _plan_here(machine, hours, size, price, options):

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..core import UserError, atomic_path, human_bytes, human_count, human_time, write_json
 from .splits import SPLITS
 from ..show.charts import COLOURS, bar_chart
-from ..show.html import Markup, esc, fold, html_table, join, tag
+from ..show.html import Markup, concat, esc, fold, html_table, tag
 
 # %% ../../nbs/api/15_prepare/07_card.ipynb #ec602d7a
 def _band(top, bottom):
@@ -53,7 +53,7 @@ def _split_bar(splits, by, share):
         cuts.append(tag('i', style=f'flex:{s.get(by, 0) / total:.4f} 0 2px;background:{colour}'))
     style = f'display:flex;gap:1px;height:1.2em;width:{100 * share:.2f}%;min-width:8px;margin:.3em auto 0'
     legend = tag('div', *(_split_legend(name, s) for name, s in splits.items()))
-    return join([tag('div', *cuts, style=style), legend])
+    return concat([tag('div', *cuts, style=style), legend])
 
 _GRID = ('display:grid;grid-template-columns:minmax(0,5fr) minmax(0,8fr);gap:2px 1.2em;max-width:46em;'
          'font:.9rem/1.4 system-ui,sans-serif')
@@ -189,16 +189,16 @@ def _example(e):
     "Return a dropped document: its name, what was measured, and the beginning of its text."
     value = e.get('value', '')
     if isinstance(value, float): value = f'{value:.4g}'
-    measured = join([' ', _quiet(value)]) if value != '' else None
+    measured = concat([' ', _quiet(value)]) if value != '' else None
     text = tag('pre', e['text']) if e.get('text') else None
-    return join([tag('div', e.get('id', ''), measured), text])
+    return concat([tag('div', e.get('id', ''), measured), text])
 
 def _reason(step, name, r, most):
     "Return one reason, with examples to open and a bar that is full at `most` documents."
     n = r['documents']
     bar = tag('span', class_='bar', style=f'width:{8 * n / most:.2f}rem')
     counts = f', {n:,} document{"" if n == 1 else "s"}, {human_bytes(r["bytes"])}'
-    summary = join([bar, f'{step}: ', tag('b', name), counts])
+    summary = concat([bar, f'{step}: ', tag('b', name), counts])
     return fold(summary, tag('div', *map(_example, r.get('examples', []))))
 
 def _lost(card):
@@ -206,7 +206,7 @@ def _lost(card):
     reasons = [(s['step'], name, r) for s in card['funnel'] for name, r in s.get('reasons', {}).items()]
     if not reasons: return tag('p', 'nothing', class_='quiet')
     most = max(r['documents'] for _, _, r in reasons)
-    return join(_reason(*reason, most) for reason in reasons)
+    return concat(_reason(*reason, most) for reason in reasons)
 
 # %% ../../nbs/api/15_prepare/07_card.ipynb #82dca870
 def _most(rows, n=12):
@@ -255,12 +255,12 @@ def _kept(card):
     if card.get('licences'): tables.append(_licences(card['licences']))
     pictures = [length_picture(card.get('lengths') or {}), length_picture(card.get('token_lengths') or {}, 'tokens')]
     rows = [[p for p in pictures if p], tables]
-    return join(tag('div', *(tag('div', part) for part in row), class_='row') for row in rows if row)
+    return concat(tag('div', *(tag('div', part) for part in row), class_='row') for row in rows if row)
 
 # %% ../../nbs/api/15_prepare/07_card.ipynb #55a1590a
 def _cluster(c, most=20):
     "Return a cluster as a line that opens: which document stayed, and for which others."
-    summary = join([c['kept'], ' ', _quiet(f'stayed for {len(c["dropped"]):,} like it')])
+    summary = concat([c['kept'], ' ', _quiet(f'stayed for {len(c["dropped"]):,} like it')])
     names = [tag('div', name) for name in c['dropped'][:most]]
     if len(c['dropped']) > most: names.append(tag('div', f'and {len(c["dropped"]) - most:,} more', class_='quiet'))
     return fold(summary, tag('div', *names))
@@ -268,7 +268,7 @@ def _cluster(c, most=20):
 def _clusters(card):
     "Return the sizes of the clusters, and the ten largest."
     clusters = [_cluster(c) for c in (card.get('clusters') or [])[:10]]
-    return join([cluster_picture(card.get('cluster_sizes') or {}), *clusters]) or tag('p', 'none', class_='quiet')
+    return concat([cluster_picture(card.get('cluster_sizes') or {}), *clusters]) or tag('p', 'none', class_='quiet')
 
 def _changed(card):
     "Yield title and content of what happened inside the documents."
@@ -313,18 +313,18 @@ def _origin(card):
     for name, value in (card.get('options') or {}).items():
         options.append([name, value if isinstance(value, str) else json.dumps(value, default=str)])
     if not options: return made
-    return join([made, fold('Options', tag('div', html_table(['option', 'value'], options)))])
+    return concat([made, fold('Options', tag('div', html_table(['option', 'value'], options)))])
 
 # %% ../../nbs/api/15_prepare/07_card.ipynb #29b5b4fb
 def _sections(card):
     "Yield title and content of each part, in reading order."
     if card.get('funnel'):
         picture = Markup(funnel_picture(card).data)
-        yield 'The funnel', join([picture, tag('div', tag('div', _steps(card)), class_='row')])
+        yield 'The funnel', concat([picture, tag('div', tag('div', _steps(card)), class_='row')])
         yield 'What was lost, and why', _lost(card)
     kept = _kept(card)
     if kept: yield 'What was kept', kept
-    changed = join(join([tag('h4', title), content]) for title, content in _changed(card))
+    changed = concat(concat([tag('h4', title), content]) for title, content in _changed(card))
     if changed: yield 'What was changed', changed
     yield 'Where it comes from', _origin(card)
 
@@ -332,8 +332,8 @@ def card_html(
     card:dict, # what `prepare` returns, or the content of card.json
 ) -> Markup: # <style> and <div>, with nothing from elsewhere
     "Return the data card as a piece of a page."
-    parts = [join([tag('h3', title), content]) for title, content in _sections(card)]
-    return join([_CSS, tag('div', _tiles(card), *parts, class_='lb-card')])
+    parts = [concat([tag('h3', title), content]) for title, content in _sections(card)]
+    return concat([_CSS, tag('div', _tiles(card), *parts, class_='lb-card')])
 
 def show_card(
     card:dict, # what `prepare` returns, or the content of card.json

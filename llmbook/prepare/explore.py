@@ -15,7 +15,7 @@ from ..core import UserError, read_json
 from ..filters.presets import View
 from ..tokens.shards import open_tokens
 from ..show.charts import bar_chart
-from ..show.html import Markup, html_table, join, tag
+from ..show.html import Markup, concat, html_table, tag
 from ..tokens.tokenizer import EOT, decode, load_tokenizer
 
 # %% ../../nbs/api/15_prepare/09_explore.ipynb #c975c92c
@@ -193,7 +193,7 @@ def show_documents(
     while len(parts) < n and i is not None:
         found, i = find_document(rows, i, where=where, text=text)
         if found is not None: parts.append(row_html(rows, found))
-    return HTML(join(parts) or '<p>no such document</p>')
+    return HTML(concat(parts) or '<p>no such document</p>')
 
 # %% ../../nbs/api/15_prepare/09_explore.ipynb #9c243b0a
 def rule_name(

@@ -9,7 +9,7 @@ __all__ = ['smooth', 'column', 'history_rows', 'history_picture']
 from pathlib import Path
 from ..core import UserError, finite, human_bytes, human_count, number
 from ..show.charts import last_value, line_chart, means, pieces, thin_out
-from ..show.html import Markup, join, tag
+from ..show.html import Markup, concat, tag
 from ..train.history import read_history
 
 # %% ../../nbs/api/70_report/03_curves.ipynb #423e36c1
@@ -106,7 +106,7 @@ def _loss(rows, by, most):
     if not newest: return None
     wide = tag('div', drawing(800), class_='lb-wide')
     narrow = tag('div', drawing(400), class_='lb-narrow', style='display:none')
-    return _figure('loss', said, join([wide, narrow]))
+    return _figure('loss', said, concat([wide, narrow]))
 
 _STYLE = Markup('<style>@container (max-width:520px)'
                 '{.lb-wide{display:none}.lb-narrow{display:block!important}}</style>')

@@ -10,7 +10,7 @@ import json, math, shlex
 from pathlib import Path
 from ..core import atomic_path, human_bytes, human_time, number
 from ..show.charts import ratio_bar, share_bar
-from ..show.html import Markup, fold, join, note, page, table, tag, text_block
+from ..show.html import Markup, concat, fold, note, page, table, tag, text_block
 from ..evaluate.perplexity import COMPRESSORS
 from .runs import find_row, headline, plan_and_actual, read_run
 from llmbook.report.sections import (
@@ -22,7 +22,7 @@ def _sample(s):
     "Return a continuation after its prompt, with the step it was made at."
     prompt, text = str(s.get('prompt', '')), str(s.get('text', ''))
     label = tag('p', f"after step {number(s.get('step'))}", class_='label')
-    return join([label, text_block(text.removeprefix(prompt), prompt)])
+    return concat([label, text_block(text.removeprefix(prompt), prompt)])
 
 def _ages(samples):
     "Return one prompt at different ages."
@@ -30,7 +30,7 @@ def _ages(samples):
     rest = [_sample(s) for i, s in enumerate(samples) if i not in shown]
     more = fold(f'{len(rest)} more of this prompt', *rest) if rest else None
     title = tag('h3', f"Prompt: {samples[0].get('prompt', '')}")
-    return join([title, *(_sample(samples[i]) for i in shown), more])
+    return concat([title, *(_sample(samples[i]) for i in shown), more])
 
 def _samples(run):
     "Return the section with samples along the training."
@@ -69,7 +69,7 @@ def _task(name, result):
     history = [_finite_values(row) for row in result.get('history') or []]
     curve = loss_figure(history, 'Loss on the answer, in nats a token.', height=200)
     if curve: parts.append(fold('Loss while fine-tuning', curve))
-    return join(parts)
+    return concat(parts)
 
 def _title(h): return h['title'].replace(h['metric'], readable_name(h['metric']))
 
@@ -142,7 +142,7 @@ def _held_out(rows, other):
 def _text(s):
     "Return a text that was scored, prompt first, with its score where it is known."
     label = tag('p', f"score {number(s['score'], 2)}", class_='label') if 'score' in s else None
-    return join([label, text_block(s.get('text', ''), s.get('prompt', ''))])
+    return concat([label, text_block(s.get('text', ''), s.get('prompt', ''))])
 
 def _texts(samples, most=8):
     "Return some of the texts that were scored, the highest scores first where they are known."
@@ -260,7 +260,7 @@ def _tile(h):
     known = h['low'] is not None and h['high'] is not None
     interval = f"{number(h['low'])} to {number(h['high'])}" if known else 'no interval'
     good = {1: 'more is better', -1: 'less is better', 0: None}[h['better']]
-    small = join([x for x in (interval, f"n {number(h['n'])}", good) if x], ' \u00b7 ')
+    small = concat([x for x in (interval, f"n {number(h['n'])}", good) if x], ' \u00b7 ')
     before, versus = None, None
     if h['versus'].startswith('before'):
         before = tag('span', f"{number(h['before'])} \u2192 ", class_='was')

@@ -32,6 +32,7 @@ class Run:
     @property
     def rows(self): return self.evaluation.get('rows') or []
 
+# %% ../../nbs/api/70_report/01_runs.ipynb #ff402540
 def _part(path, kind):
     "Return one JSON file of the expected kind, or the empty value where there is none."
     if not path.exists(): return kind()
@@ -225,6 +226,7 @@ def _scores(run):
         scores[' '.join(str(word) for word in words if word)] = row
     return scores
 
+# %% ../../nbs/api/70_report/01_runs.ipynb #58ce1db5
 def _all_keys(dicts): return dict.fromkeys(key for d in dicts for key in d)
 
 def compare_runs(

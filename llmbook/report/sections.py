@@ -9,7 +9,7 @@ __all__ = ['readable_name', 'section', 'measures', 'data_section', 'model_sectio
 import json, math
 from ..core import human_bytes, human_count, human_time, number
 from ..show.charts import figure, means, share_bar, shared_scale, thin_out, whisker
-from ..show.html import Markup, fold, join, note, table, tag, text_block
+from ..show.html import Markup, concat, fold, note, table, tag, text_block
 from .runs import difference, same_measure
 
 # %% ../../nbs/api/70_report/04_sections.ipynb #99fb4fa2
@@ -44,22 +44,22 @@ def _family(metric):
 def _score(row, earlier):
     "Return the first two cells of a score: its name, its value."
     scorer = 'scored by the smoke detector' if 'smoke' in str(row.get('signature')) else None
-    small = join([x for x in (row.get('group'), scorer) if x], ' \u00b7 ')
+    small = concat([x for x in (row.get('group'), scorer) if x], ' \u00b7 ')
     low, high, n = number(row.get('low'), 3), number(row.get('high'), 3), number(row.get('n'))
     interval = 'no interval' if 'n/a' in (low, high) else f'{low} to {high}'
-    name = join([readable_name(row['metric']), tag('small', small) if small else None])
+    name = concat([readable_name(row['metric']), tag('small', small) if small else None])
     value = [tag('b', number(row.get('value'))), tag('small', f'{interval}, n {n}')]
     if earlier:
         verdict = difference(earlier, row)['verdict']
         value.append(tag('small', f"before: {number(earlier.get('value'))} ({verdict})"))
-    return [name, join(value)]
+    return [name, concat(value)]
 
 def _picture(row, earlier, scale, last):
     "Return the last cell: dots on the scale, and under the last row of a family the ends of the scale."
     shown = [{**earlier, 'name': 'before', 'hollow': True}] if earlier else []
     shown.append({**row, 'name': 'after' if earlier else 'value', 'hollow': 'null' in row['metric']})
     ends = tag('small', *(tag('span', number(v, 3)) for v in scale), class_='ends') if last else None
-    return join([whisker(shown, scale), ends])
+    return concat([whisker(shown, scale), ends])
 
 def _signatures(rows):
     "Return how the scores were computed, each way once."
@@ -91,14 +91,14 @@ def measures(
     for family in dict.fromkeys(_family(row['metric']) for row in rows):
         cells += _family_cells([row for row in rows if _family(row['metric']) == family], before)
     heads = ['measure', 'value and 95 % interval', 'picture']
-    return join([table(heads, cells, caption, class_='measures'), _signatures(rows)])
+    return concat([table(heads, cells, caption, class_='measures'), _signatures(rows)])
 
 # %% ../../nbs/api/70_report/04_sections.ipynb #2bc977c8
 def _example(e):
     "Return a document that was dropped: its id, the value that decided, the start of its text."
     name = e.get('id', '')
     head = f"{name} ({number(e['value'])})" if e.get('value') else name
-    return join([tag('p', head, class_='label'), text_block(e['text'], limit=300) if e.get('text') else None])
+    return concat([tag('p', head, class_='label'), text_block(e['text'], limit=300) if e.get('text') else None])
 
 def _reason(name, r):
     "Return one reason to drop a document, with examples."
@@ -137,7 +137,7 @@ def _funnel(card):
     whole = max(s['bytes_in'] for s in steps)
     lines = tag('ol', *(_step(s, whole) for s in steps), class_='steps')
     legend = tag('p', 'Bars are bytes: solid is kept, striped is dropped.', class_='soft')
-    return join([lines, legend, _check(totals) if totals else None])
+    return concat([lines, legend, _check(totals) if totals else None])
 
 # %% ../../nbs/api/70_report/04_sections.ipynb #74861ed1
 def _count(n): return number(n) if isinstance(n, (int, float)) else json.dumps(n)

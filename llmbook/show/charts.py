@@ -10,7 +10,7 @@ __all__ = ['COLOURS', 'axis', 'ticks', 'thin_out', 'means', 'pieces', 'last_valu
 # %% ../../nbs/api/05_show/02_charts.ipynb #f9a1fbe5
 import json, math
 from ..core import UserError, finite, number, within
-from .html import Markup, join, tag
+from .html import Markup, tag
 
 # %% ../../nbs/api/05_show/02_charts.ipynb #3421c86c
 COLOURS = ('var(--a,#1c83c6)', 'var(--b,#d55e00)', 'var(--c,#009e73)', '#cc79a7', '#e69f00', '#56b4e9', '#8a8a8a')
@@ -129,6 +129,7 @@ def svg_curve(
     way = 'L'.join(f'{x:.1f},{y:.1f}' for x, y in points)
     return tag('path', d=f'M{way}', fill='none', stroke=colour, stroke_width=width, stroke_linejoin='round', **attrs)
 
+# %% ../../nbs/api/05_show/02_charts.ipynb #1d97c846
 def svg(
     parts:list, # Markups
     width:int, height:int, # size in units of the drawing; text keeps its size when the drawing is shown at this width
