@@ -27,7 +27,8 @@ class JsonlRows:
         path:str|Path, # the file; UserError if it is not there
     ):
         self.path = Path(path)
-        if not self.path.is_file(): raise UserError(f'expected a file at {self.path}, found none: prepare the data again')
+        if not self.path.is_file():
+            raise UserError(f'expected a file at {self.path}, found none: prepare the data again')
         self.file = open(self.path, 'rb')
         self.size = self.path.stat().st_size
         self.ends = array('q') # where each known row ends
@@ -147,7 +148,8 @@ def find_document(
 
 # %% ../../nbs/api/15_prepare/09_explore.ipynb #8b27edb6
 _BOX = ('white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere;max-height:26em;overflow:auto;'
-        'margin:.4em 0;padding:.6em .8em;border-radius:.4em;background:rgba(127,127,127,.12);color:inherit;font-size:.85em;line-height:1.45')
+        'margin:.4em 0;padding:.6em .8em;border-radius:.4em;background:rgba(127,127,127,.12);'
+        'color:inherit;font-size:.85em;line-height:1.45')
 
 def short_number(
     v, # a number; anything else is written unchanged

@@ -101,7 +101,8 @@ def _loss(rows, by, most):
     if len(newest) == 2: lines = {f'{name} {newest[name]:.2f}': points for name, points in lines.items()}
     shade, marks = _extremes(train), _skips(rows, by)[:most]
     def drawing(width):
-        return line_chart(lines, f'Loss: {said}', by, width, 240, shade=shade, marks=marks, say_x=human_count, inline=True)
+        return line_chart(lines, f'Loss: {said}', by, width, 240, shade=shade, marks=marks,
+                          say_x=human_count, inline=True)
 
     if not newest: return None
     wide = tag('div', drawing(800), class_='lb-wide')

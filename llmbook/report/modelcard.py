@@ -84,11 +84,14 @@ def _scores(run):
     return md_table(head, rows) or 'This model was not evaluated.'
 
 # %% ../../nbs/api/70_report/05_modelcard.ipynb #497a63a7
-_LIMITS = '''- It is small and was trained briefly. What it writes is fluent in places and not reliable anywhere: check every fact and every
-  line of code.
+_LIMITS = '''\
+- It is small and was trained briefly. What it writes is fluent in places and not reliable anywhere: check every fact
+  and every line of code.
 - It knows what its sources know, mostly English prose and source code, and shares their slant.
-- Do not use it for decisions about people, for advice on health, law or money, or where its text reaches readers unread.
-- Scores for toxicity and bias show some problems and cannot show their absence. A low score is not a statement of safety.
+- Do not use it for decisions about people, for advice on health, law or money, or where its text reaches readers
+  unread.
+- Scores for toxicity and bias show some problems and cannot show their absence. A low score is not a statement of
+  safety.
 - Intervals cover the choice of test texts, not the luck of the seed or of the data.'''
 
 _USE = '''```python
@@ -98,8 +101,10 @@ ids = tok('Return a list', return_tensors='pt').input_ids
 print(tok.decode(model.generate(ids, max_new_tokens=40)[0]))
 ```'''
 
-_LICENCE = '''The code that made the model is under Apache-2.0. The model itself was derived from the texts listed under Data, each
-under the licence of its owner; whether and how these bear on the weights is for you to judge before you pass them on.'''
+_LICENCE = '''\
+The code that made the model is under Apache-2.0. The model itself was derived from the texts listed under Data, each
+under the licence of its owner; whether and how these bear on the weights is for you to judge before you pass them
+on.'''
 
 _HEAD = '''---
 library_name: transformers
