@@ -63,7 +63,7 @@ from .tokens.loaders import SeekLoader, TokenLoader, document_ids, lm_dls
 from .tokens.packed_loader import PackedLoader, packed_dls
 from .tokens.mixture_loader import MixedLoader, mixed_dls
 from .train.warmup import MixtureSchedule, SequenceWarmup
-from .show.pictures import funnel_picture
+from .prepare.card import funnel_picture
 from .prepare.card import save_card, show_card
 from .prepare.explore import show_documents, threshold_table
 from .prepare.pipeline import prepare

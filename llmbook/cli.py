@@ -26,7 +26,7 @@ from .model.hf import load_pretrained, save_pretrained
 from .plan.plan import Plan, read_plan
 from .plan.planner import plan
 from .errors import check_free, plain_errors
-from .report.runs import compare_runs, comparison_table, headline
+from .report.runs import compare_runs, comparison_text, headline
 from .core import number
 from .checkpoint.folder import Kept
 from .parallel.learner import whole_model
@@ -293,4 +293,4 @@ def llmbook_compare(
 ):
     "What changed between runs, and whether it is more than noise."
     if len(runs) < 2: raise UserError(f'expected two or more run folders, got {len(runs)}')
-    print(comparison_table(compare_runs([Path(r) for r in runs]), [Path(r).name for r in runs]))
+    print(comparison_text(compare_runs([Path(r) for r in runs]), [Path(r).name for r in runs]))

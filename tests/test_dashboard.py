@@ -10,7 +10,8 @@ from fastai.learner import Learner
 from fastai.callback.core import Callback
 from lab import Page, browser_only, jupyter_lab
 from llmbook.core import UserError
-from llmbook.report.curves import chart, column, history_picture, smooth, stretches
+from llmbook.report.curves import column, history_picture, smooth
+from llmbook.show.charts import line_chart, thin_out
 from llmbook.widgets.dashboard import SCREENS, Dashboard, HtmlScreen, dashboard_line, dashboard_page
 from llmbook.model.config import ModelConfig
 from llmbook.checkpoint.checkpoint import Checkpoint
@@ -89,14 +90,14 @@ def test_the_picture_stays_small():
 def test_a_spike_of_one_row_stays_in_sight():
     many = rows(5000, grad_norm=1.)
     many[3000]['grad_norm'] = 50.
-    heights = [x for _, *x in stretches(column(many, 'grad_norm'))]
+    heights = [x for _, *x in thin_out(column(many, 'grad_norm'))]
     assert max(high for _, _, high in heights) == 50. and max(mean for mean, _, _ in heights) < 5
 
 
 def test_gaps_are_not_bridged():
     points = [(i, None if 20 <= i < 30 else float(i)) for i in range(60)]
     assert smooth(points) == points                                  # straight pieces stay, and the gap too
-    svg = chart({'loss': points}, 'loss')
+    svg = line_chart({'loss': points}, 'loss')
     assert svg.count('<path') == 2 and history_picture([dict(step=i, loss=v) for i, v in points]).count('None') == 0
 
 

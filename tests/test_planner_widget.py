@@ -1,11 +1,11 @@
-"""The outlook of a plan and its widget, without a browser and in JupyterLab in a real one."""
+"""Advice on a plan and its widget, without a browser and in JupyterLab in a real one."""
 import re
 import pytest
 from llmbook.core import UserError
 from llmbook.model.config import ModelConfig, get_config
 from llmbook.plan.devices import DEVICES, Device
 from llmbook.plan.memory import memory_estimate
-from llmbook.plan.advice import PARTS, memory_picture, planner_html, remarks, what_fits
+from llmbook.plan.advice import PARTS, advice, memory_picture, planner_html, what_fits
 from llmbook.plan.planner import arrange, plan
 from llmbook.widgets.planner import Planner, controls, planner
 from lab import Page, browser_only, jupyter_lab
@@ -59,7 +59,7 @@ def test_remedies_do():
 
 def test_what_does_not_fit_is_shown_and_said():
     page = planner_html('rtx3090', size='qwen3-8b', hours=48)
-    assert 'does not fit' in words(page) and 'What would do' in words(page) and '<li>' in page and PARTS['optimizer'] in page
+    assert 'does not fit' in words(page) and 'What would help' in words(page) and '<li>' in page and PARTS['optimizer'] in page
 
 
 @pytest.mark.parametrize('kw, says', [(dict(device=EVIL), 'expected a device'), (dict(hours=0), 'hours above 0'), (dict(hours=float('nan')), 'hours above 0'), (dict(size=EVIL), 'expected a size'), (dict(count=0), 'one device'),
@@ -76,11 +76,11 @@ def test_names_are_escaped():
     for page in (planner_html(d), planner_html(d, size='qwen3-8b'), planner_html('here', hours=.1, machine=dict(HAND, device=EVIL))): assert '<img' not in page
 
 
-def test_remarks():
+def test_advice():
     few = plan(device='a10', hours=2, size='350m')
-    assert any('fewer than the 20 wanted' in r for r in remarks(few)) and any('No price' in r for r in remarks(few))
-    assert any('FSDP' in r for r in remarks(plan(device='h100', count=8, hours=24, size='qwen3-8b')))
-    assert not any('wanted' in r or 'FSDP' in r for r in remarks(plan(device='h100', count=8, hours=24)))
+    assert any('fewer than the 20 wanted' in r for r in advice(few)) and any('No price' in r for r in advice(few))
+    assert any('FSDP' in r for r in advice(plan(device='h100', count=8, hours=24, size='qwen3-8b')))
+    assert not any('wanted' in r or 'FSDP' in r for r in advice(plan(device='h100', count=8, hours=24)))
 
 
 # ---- the widget, without a browser

@@ -11,8 +11,8 @@ from llmbook.core import UserError
 from llmbook.filters import presets as rules
 from llmbook.read.doc import Doc
 from llmbook.prepare.explore import (
-    Dropped, Kept, Rows, candidates, effect, find_row, flips, measure, row_html, show_documents, threshold_table,
-    thresholds, value_picture
+    DroppedDocuments, JsonlRows, KeptDocuments, candidates, effect, find_document, flips, measure, row_html,
+    show_documents, threshold_table, thresholds, value_picture
 )
 from llmbook.filters.presets import View
 from llmbook.prepare.pipeline import prepare
@@ -55,7 +55,7 @@ def test_rows_are_the_lines(tmp_path, block, end):
     want = [dict(id=i, text='é\u2028\n' * (i % 5)) for i in range(23)]
     f = tmp_path/'rows.jsonl'
     f.write_bytes(('\n'.join(json.dumps(r, ensure_ascii=i % 2 == 0) for i, r in enumerate(want)) + end).encode())
-    rows = Rows(f)
+    rows = JsonlRows(f)
     rows.block = block
     order = list(range(23))
     random.Random(block).shuffle(order)
@@ -66,13 +66,13 @@ def test_rows_are_the_lines(tmp_path, block, end):
 
 def test_rows_of_an_empty_file(tmp_path):
     (tmp_path/'f').touch()
-    assert not Rows(tmp_path/'f').has(0) and find_row(Rows(tmp_path/'f')) == (None, None)
+    assert not JsonlRows(tmp_path/'f').has(0) and find_document(JsonlRows(tmp_path/'f')) == (None, None)
 
 
 def test_a_long_file_is_not_loaded(tmp_path):
     n, f = 300_000, tmp_path/'rows.jsonl'
     f.write_bytes(b''.join(b'{"id": %d, "text": "some text that is as long as a line may be"}\n' % i for i in range(n)))
-    rows = Rows(f)
+    rows = JsonlRows(f)
     assert rows[0]['id'] == 0 and rows.seen == rows.block < rows.size / 10
     assert rows[n - 1]['id'] == n - 1 and len(rows.ends) * rows.ends.itemsize == 8 * n
 
@@ -81,7 +81,7 @@ def test_a_long_file_is_not_loaded(tmp_path):
 def test_a_damaged_row_is_named(tmp_path, bad):
     f = tmp_path/'rows.jsonl'
     f.write_bytes(b'{"id": 1}\n' + bad.encode('utf-8', 'surrogateescape') + b'\n{"id": 3}\n')
-    rows = Rows(f)
+    rows = JsonlRows(f)
     assert rows[0] == {'id': 1} and rows[2] == {'id': 3}
     with pytest.raises(UserError, match='row 2 of'): rows[1]
 
@@ -89,7 +89,7 @@ def test_a_damaged_row_is_named(tmp_path, bad):
 # ---- documents of a prepared folder ---------------------------------------------------------------------------------------------
 
 def test_kept_text_comes_from_the_shards(out):
-    kept, rows = Kept(out), lines(out/'text/documents.jsonl')
+    kept, rows = KeptDocuments(out), lines(out/'text/documents.jsonl')
     known = {r['id']: r['text'] for s in ('valid', 'test') for r in lines(out/f'text/{s}.jsonl')}
     assert len(known) > 10 and kept.total == len(rows)
     order = list(range(len(rows)))
@@ -105,15 +105,15 @@ def test_text_that_would_be_wrong_is_not_shown(out, tmp_path):
     f = tmp_path/'data/text/documents.jsonl'
     rows = lines(f)
     f.write_text(''.join(json.dumps(r) + '\n' for r in rows[1:] + rows[:1]))
-    kept = Kept(tmp_path/'data')
+    kept = KeptDocuments(tmp_path/'data')
     wrong = [i for i in range(5) if (t := kept.text(i, 10**6)) and not t.startswith('Story')]
     assert not wrong and 'was not stored' in row_html(kept, 0)
     f.write_text('{"id": 1}\n')
-    with pytest.raises(UserError, match='row 1 of'): Kept(tmp_path/'data').text(0)
+    with pytest.raises(UserError, match='row 1 of'): KeptDocuments(tmp_path/'data').text(0)
 
 
 def test_dropped_rows_tell_why(out):
-    lost, rows = Dropped(out), lines(out/'rejects.jsonl')
+    lost, rows = DroppedDocuments(out), lines(out/'rejects.jsonl')
     assert lost.total == len(rows) > 20 and [lost[i] for i in range(len(rows))] == rows
     i = next(i for i, r in enumerate(rows) if r['reason'] == 'exact_duplicate')
     assert f'near-duplicates: exact_duplicate, {rows[i]["value"]}' in row_html(lost, i)
@@ -124,13 +124,13 @@ def test_dropped_rows_tell_why(out):
 @pytest.mark.parametrize('where, text', [({}, ''), (dict(step='filter'), ''), (dict(step='filter', reason='symbol_ratio'), ''),
                                          (dict(step=''), 'STORY/1'), (dict(reason='no such'), '')])
 def test_find_agrees_with_a_plain_search(out, where, text):
-    lost, rows = Dropped(out), lines(out/'rejects.jsonl')
+    lost, rows = DroppedDocuments(out), lines(out/'rejects.jsonl')
     fits = [i for i, r in enumerate(rows) if all(not v or r.get(k) == v for k, v in where.items())
             and (not text or text.casefold() in (r['id'] + '\n' + lost.text(i)).casefold())]
     def walk(at, step, limit):
         found = []
         while at is not None:
-            i, at = find_row(lost, at, step, where, text, limit)
+            i, at = find_document(lost, at, step, where, text, limit)
             if i is not None: found.append(i)
         return found
     for limit in (1, 3, 1000):
@@ -138,11 +138,11 @@ def test_find_agrees_with_a_plain_search(out, where, text):
 
 
 def test_find_searches_kept_text(out):
-    kept = Kept(out)
+    kept = KeptDocuments(out)
     some = kept.text(9)[:12].upper()
-    i, _ = find_row(kept, text=some)
+    i, _ = find_document(kept, text=some)
     assert some in kept.text(i).upper()
-    assert find_row(kept, text='words that stand nowhere', limit=40) == (None, 2)
+    assert find_document(kept, text='words that stand nowhere', limit=40) == (None, 2)
 
 
 def test_show_documents(out):
@@ -225,7 +225,7 @@ def test_browser_shows_what_was_kept(out):
 
 
 def test_browser_goes_on_where_a_walk_stopped(out, monkeypatch):
-    monkeypatch.setattr('llmbook.widgets.browser.find_row', lambda *a: find_row(*a, limit=4))
+    monkeypatch.setattr('llmbook.widgets.browser.find_document', lambda *a: find_document(*a, limit=4))
     b, want = Browser(out), max(i for i, r in enumerate(lines(out/'rejects.jsonl')))
     b.search.value = lines(out/'rejects.jsonl')[want]['id']
     for _ in range(100):

@@ -47,7 +47,7 @@ MOVED = {
     'data.pack': 'tokens.shards',
     'data.packed': 'tokens.packed_loader',
     'data.personal': 'clean.pii',
-    'data.pictures': 'show.html show.charts prepare.card show.pictures',
+    'data.pictures': 'show.html show.charts prepare.card',
     'data.pipeline': 'prepare.pipeline',
     'data.repeats': 'dedup.repeats',
     'data.schedules': 'train.warmup',

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from fastcore.basics import patch
 from ..core import UserError, human_bytes, human_count, human_time, read_json, within
-from ..show.pictures import html_table
+from ..show.html import html_table
 from ..model.config import ModelConfig
 from .flops import count_params, flops_per_token
 from .scaling import isoflop_picture

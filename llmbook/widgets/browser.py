@@ -11,10 +11,10 @@ import ipywidgets as w
 from ..core import UserError, read_json
 from ..read.doc import Doc
 from llmbook.prepare.explore import (
-    Dropped, Kept, candidates, effect, find_row, flips, measure, row_html, rule_name, short_number, thresholds,
-    value_picture
+    DroppedDocuments, KeptDocuments, candidates, effect, find_document, flips, measure, row_html, rule_name,
+    short_number, thresholds, value_picture
 )
-from ..show.pictures import plain
+from ..show.html import esc
 
 # %% ../../nbs/api/75_widgets/02_browser.ipynb #25fae0e9
 class Skin:
@@ -53,7 +53,7 @@ class Browser(Skin):
     def __init__(self,
         out:str|Path, # a folder that `prepare` made
     ):
-        self.rows, self.at, self.fields = dict(dropped=Dropped(out), kept=Kept(out)), -1, {}
+        self.rows, self.at, self.fields = dict(dropped=DroppedDocuments(out), kept=KeptDocuments(out)), -1, {}
         self.what = w.ToggleButtons(options=['dropped', 'kept'], style=dict(button_width='6rem'))
         self.search = w.Text(placeholder='words in the text', continuous_update=False, layout=dict(width='14rem'))
         self.back, self.next = (w.Button(description=d, tooltip=t, layout=dict(width='3rem')) for d, t in (('◀', 'previous'), ('▶', 'next')))
@@ -81,7 +81,7 @@ class Browser(Skin):
         "Show the next document that fits."
         rows = self.rows[self.what.value]
         where = {k: d.value for k, d in self.fields[self.what.value].items()}
-        found, on = find_row(rows, self.at + step, step, where, self.search.value)
+        found, on = find_document(rows, self.at + step, step, where, self.search.value)
         self.place.value = _place(rows, found, on, bool(self.page.value))
         if found is not None: self.at, self.page.value = found, row_html(rows, found)
         elif on is not None: self.at = on - step
@@ -128,7 +128,7 @@ class Tuner(Skin):
 
     def _changed(self, what, which):
         "Some of the documents that change sides, those nearest to the old threshold first."
-        shown = ''.join(f'<div>{plain(self.docs[i].id)}: <b>{short_number(self.values[i])}</b></div><pre style="{_PRE}">{plain(self.docs[i].text[:300])}</pre>'
+        shown = ''.join(f'<div>{esc(self.docs[i].id)}: <b>{short_number(self.values[i])}</b></div><pre style="{_PRE}">{esc(self.docs[i].text[:300])}</pre>'
                         for i in which[:self.n_shown])
         return f'<h4 style="margin:.8em 0 .2em">{len(which):,} {what}</h4>{shown}' if which else ''
 
