@@ -1316,8 +1316,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'llmbook/model/transformer.py'),
                                            'llmbook.model.transformer.Transformer._embed': ( 'api/20_model/transformer.html#transformer._embed',
                                                                                              'llmbook/model/transformer.py'),
-                                           'llmbook.model.transformer.Transformer._make_table': ( 'api/20_model/transformer.html#transformer._make_table',
-                                                                                                  'llmbook/model/transformer.py'),
                                            'llmbook.model.transformer.Transformer._tables': ( 'api/20_model/transformer.html#transformer._tables',
                                                                                               'llmbook/model/transformer.py'),
                                            'llmbook.model.transformer.Transformer._where': ( 'api/20_model/transformer.html#transformer._where',

@@ -32,6 +32,50 @@ FAMILIES = dict(
 )
 MLPS = {'swiglu': 3, 'geglu': 3, 'gelu': 2, 'relu2': 2} # feed-forward layer: number of its matrices
 
+# %% ../../nbs/api/20_model/01_config.ipynb #cba6fc14
+ROPE_SCALING = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
+_REAL = ('rope_theta', 'norm_eps', 'local_theta')
+_NO_NUMBER = ('family', 'mlp', 'rope_scaling', 'tie_embeddings')
+
+def _check_numbers(c):
+    for f in fields(c):
+        value = getattr(c, f.name)
+        follows = value is None and f.name in ('head_dim', 'd_ff')
+        if f.name in _NO_NUMBER or follows: continue
+        least = 0 if f.name == 'window' else 1
+        wanted = 'a positive number' if f.name in _REAL else f'a whole number, {least} or more'
+        if isinstance(value, int) and not isinstance(value, bool): valid = value >= least
+        else: valid = f.name in _REAL and isinstance(value, float) and 0 < value < math.inf
+        if not valid: raise UserError(f'expected {f.name} to be {wanted}, got {value!r}')
+
+def _check_heads(c):
+    if c.mlp not in MLPS: raise UserError(f'expected mlp to be one of {", ".join(MLPS)}, got {c.mlp!r}')
+    if c.n_head % c.n_kv_head:
+        raise UserError(f'expected n_kv_head to divide n_head, got {c.n_kv_head} and {c.n_head}')
+    if c.d_model % c.n_head and (c.head_dim is None or c.family == 'llama'):
+        raise UserError(f'expected n_head to divide d_model, got {c.n_head} and {c.d_model}: '
+                        'change one, or give head_dim')
+
+def _check_family(c):
+    if c.traits.rotary and c.head_dim % 2:
+        raise UserError(f'expected an even head_dim (rotary positions turn pairs), got {c.head_dim}')
+    plain_heads = c.n_kv_head == c.n_head and c.n_head * c.head_dim == c.d_model
+    if not c.traits.grouped and not plain_heads:
+        got = f'{c.n_kv_head} of {c.n_head} heads, {c.head_dim} wide, at d_model {c.d_model}'
+        raise UserError(f'expected n_kv_head = n_head and head_dim = d_model / n_head in family {c.family}, '
+                        f'got {got}: leave n_kv_head and head_dim out')
+    if c.traits.causal and c.window:
+        raise UserError(f'expected window 0 in family {c.family}, got {c.window}: only encoders have local layers')
+
+def _check_rope_scaling(c):
+    scaling = c.rope_scaling
+    if scaling is None: return
+    if c.family != 'llama':
+        raise UserError(f'expected no rope_scaling in family {c.family}, got {scaling}: only llama has it')
+    named = isinstance(scaling, dict) and set(scaling) == set(ROPE_SCALING)
+    if not named or not all(isinstance(v, (int, float)) and v > 0 for v in scaling.values()):
+        raise UserError(f'expected rope_scaling with {", ".join(ROPE_SCALING)}, each above 0, got {scaling!r}')
+
 # %% ../../nbs/api/20_model/01_config.ipynb #bd4f26ac
 @dataclass
 class ModelConfig:
@@ -88,50 +132,6 @@ class ModelConfig:
         if unknown:
             raise UserError(f'expected the names of ModelConfig, got {unknown}: see `ModelConfig()` for all of them')
         return cls(**d)
-
-# %% ../../nbs/api/20_model/01_config.ipynb #cba6fc14
-ROPE_SCALING = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
-_REAL = ('rope_theta', 'norm_eps', 'local_theta')
-_NO_NUMBER = ('family', 'mlp', 'rope_scaling', 'tie_embeddings')
-
-def _check_numbers(c):
-    for f in fields(c):
-        value = getattr(c, f.name)
-        follows = value is None and f.name in ('head_dim', 'd_ff')
-        if f.name in _NO_NUMBER or follows: continue
-        least = 0 if f.name == 'window' else 1
-        wanted = 'a positive number' if f.name in _REAL else f'a whole number, {least} or more'
-        if isinstance(value, int) and not isinstance(value, bool): valid = value >= least
-        else: valid = f.name in _REAL and isinstance(value, float) and 0 < value < math.inf
-        if not valid: raise UserError(f'expected {f.name} to be {wanted}, got {value!r}')
-
-def _check_heads(c):
-    if c.mlp not in MLPS: raise UserError(f'expected mlp to be one of {", ".join(MLPS)}, got {c.mlp!r}')
-    if c.n_head % c.n_kv_head:
-        raise UserError(f'expected n_kv_head to divide n_head, got {c.n_kv_head} and {c.n_head}')
-    if c.d_model % c.n_head and (c.head_dim is None or c.family == 'llama'):
-        raise UserError(f'expected n_head to divide d_model, got {c.n_head} and {c.d_model}: '
-                        'change one, or give head_dim')
-
-def _check_family(c):
-    if c.traits.rotary and c.head_dim % 2:
-        raise UserError(f'expected an even head_dim (rotary positions turn pairs), got {c.head_dim}')
-    plain_heads = c.n_kv_head == c.n_head and c.n_head * c.head_dim == c.d_model
-    if not c.traits.grouped and not plain_heads:
-        got = f'{c.n_kv_head} of {c.n_head} heads, {c.head_dim} wide, at d_model {c.d_model}'
-        raise UserError(f'expected n_kv_head = n_head and head_dim = d_model / n_head in family {c.family}, '
-                        f'got {got}: leave n_kv_head and head_dim out')
-    if c.traits.causal and c.window:
-        raise UserError(f'expected window 0 in family {c.family}, got {c.window}: only encoders have local layers')
-
-def _check_rope_scaling(c):
-    scaling = c.rope_scaling
-    if scaling is None: return
-    if c.family != 'llama':
-        raise UserError(f'expected no rope_scaling in family {c.family}, got {scaling}: only llama has it')
-    named = isinstance(scaling, dict) and set(scaling) == set(ROPE_SCALING)
-    if not named or not all(isinstance(v, (int, float)) and v > 0 for v in scaling.values()):
-        raise UserError(f'expected rope_scaling with {", ".join(ROPE_SCALING)}, each above 0, got {scaling!r}')
 
 # %% ../../nbs/api/20_model/01_config.ipynb #33efc6a8
 _qwen3  = dict(head_dim=128, context=4096, vocab_size=151_936, rope_theta=1e6)

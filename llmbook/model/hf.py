@@ -27,38 +27,9 @@ def check_vocab(
         raise UserError(f'expected a tokenizer of at most {c.vocab_size} tokens, got {n}: '
                         'it is not the one of this model')
 
-# %% ../../nbs/api/20_model/06_hf.ipynb #0f2ed8f4
-DTYPES = ('float32', 'bfloat16', 'float16')
+# %% ../../nbs/api/20_model/06_hf.ipynb #6d2213b0
 _INDEX = 'model.safetensors.index.json'
 
-def save_pretrained(
-    model:Transformer, # model of any family
-    tok:Tokenizer|None, # tokenizer it was trained with; None: write the model alone
-    path:str|Path, # folder, made if absent; files there are replaced
-    dtype:str|None=None, # 'float32', 'bfloat16' or 'float16' for the weights in the file; the model's by default
-    max_shard:float=5e9, # most bytes in a file; a larger tensor has a file of its own
-) -> Path: # the folder; UserError for another dtype, a tokenizer that does not fit, or too little disk
-    "Write a folder that `transformers` loads."
-    if not hasattr(model.config, 'traits'):
-        raise UserError(f'expected a Transformer, got {type(model).__name__}: '
-                        'a model of transformers writes itself, model.save_pretrained(folder)')
-    path, c = Path(path), model.config
-    dtype = dtype or str(model.embed.weight.dtype).removeprefix('torch.')
-    _check_dtype(dtype)
-    if not max_shard > 0: raise UserError(f'expected max_shard above 0, got {max_shard!r}')
-    config = hf_config(c, dtype)
-    if tok: check_vocab(tok, c)
-    path.mkdir(parents=True, exist_ok=True)
-    _save_weights(model, path, getattr(torch, dtype), max_shard)
-    if tok: _save_tokenizer(tok, path, c)
-    if c.traits.causal: write_json(path/'generation_config.json', dict(eos_token_id=EOT, pad_token_id=PAD))
-    write_json(path/'config.json', config)
-    return path
-
-def _check_dtype(dtype):
-    if dtype not in DTYPES: raise UserError(f'expected dtype to be one of {", ".join(DTYPES)}, got {dtype!r}')
-
-# %% ../../nbs/api/20_model/06_hf.ipynb #6d2213b0
 def _save_weights(model, path, dtype, limit):
     "Write one safetensors file, or several and an index; remove old ones when the new ones are there."
     from safetensors.torch import save_file
@@ -110,30 +81,35 @@ def _save_tokenizer(tok, path, c):
     )
     write_json(path/'tokenizer_config.json', config)
 
-# %% ../../nbs/api/20_model/06_hf.ipynb #16da308f
-def load_model(
-    path:str|Path, # folder in the layout of transformers
-    device:str|None=None, # 'cpu' or 'cuda'; the best available by default
-    dtype:str='float32', # or 'bfloat16', 'float16': half the memory, for generation
-) -> Transformer: # UserError that lists every tensor missing, unexpected or of another shape
-    "Read a model's configuration and weights."
-    path = Path(path)
-    if not path.is_dir():
-        found = 'a file' if path.exists() else 'none'
-        raise UserError(f'expected a folder at {path}, found {found}: give one made by save_pretrained')
+# %% ../../nbs/api/20_model/06_hf.ipynb #0f2ed8f4
+DTYPES = ('float32', 'bfloat16', 'float16')
+
+def save_pretrained(
+    model:Transformer, # model of any family
+    tok:Tokenizer|None, # tokenizer it was trained with; None: write the model alone
+    path:str|Path, # folder, made if absent; files there are replaced
+    dtype:str|None=None, # 'float32', 'bfloat16' or 'float16' for the weights in the file; the model's by default
+    max_shard:float=5e9, # most bytes in a file; a larger tensor has a file of its own
+) -> Path: # the folder; UserError for another dtype, a tokenizer that does not fit, or too little disk
+    "Write a folder that `transformers` loads."
+    if not hasattr(model.config, 'traits'):
+        raise UserError(f'expected a Transformer, got {type(model).__name__}: '
+                        'a model of transformers writes itself, model.save_pretrained(folder)')
+    path, c = Path(path), model.config
+    dtype = dtype or str(model.embed.weight.dtype).removeprefix('torch.')
     _check_dtype(dtype)
-    config = config_from_hf(_read_object(path/'config.json'))
-    device = pick_device(device)
-    with torch.device('meta'): model = Transformer(config)
-    with ExitStack() as stack:
-        found = _todays_names(_open_weights(path, stack), config)
-        _drop_tied(found, model)
-        _check_shapes(path, _shapes(model), {name: shape for name, (_, _, shape) in found.items()})
-        for theirs, (ours, transposed) in hf_names(model).items():
-            _fill(model, found[theirs], ours, transposed, device, getattr(torch, dtype))
-    if config.tie_embeddings: model.head.weight = model.embed.weight
-    model.make_tables(device)
-    return model.eval()
+    if not max_shard > 0: raise UserError(f'expected max_shard above 0, got {max_shard!r}')
+    config = hf_config(c, dtype)
+    if tok: check_vocab(tok, c)
+    path.mkdir(parents=True, exist_ok=True)
+    _save_weights(model, path, getattr(torch, dtype), max_shard)
+    if tok: _save_tokenizer(tok, path, c)
+    if c.traits.causal: write_json(path/'generation_config.json', dict(eos_token_id=EOT, pad_token_id=PAD))
+    write_json(path/'config.json', config)
+    return path
+
+def _check_dtype(dtype):
+    if dtype not in DTYPES: raise UserError(f'expected dtype to be one of {", ".join(DTYPES)}, got {dtype!r}')
 
 # %% ../../nbs/api/20_model/06_hf.ipynb #fb0630d1
 def _read_object(file): return _check_object(read_json(file), file)
@@ -225,6 +201,31 @@ def _fill(model, entry, ours, transposed, device, dtype):
         module, _, kind = name.rpartition('.')
         p = torch.empty(part.shape, dtype=dtype, device=device).copy_(part)
         setattr(model.get_submodule(module), kind, nn.Parameter(p))
+
+# %% ../../nbs/api/20_model/06_hf.ipynb #16da308f
+def load_model(
+    path:str|Path, # folder in the layout of transformers
+    device:str|None=None, # 'cpu' or 'cuda'; the best available by default
+    dtype:str='float32', # or 'bfloat16', 'float16': half the memory, for generation
+) -> Transformer: # UserError that lists every tensor missing, unexpected or of another shape
+    "Read a model's configuration and weights."
+    path = Path(path)
+    if not path.is_dir():
+        found = 'a file' if path.exists() else 'none'
+        raise UserError(f'expected a folder at {path}, found {found}: give one made by save_pretrained')
+    _check_dtype(dtype)
+    config = config_from_hf(_read_object(path/'config.json'))
+    device = pick_device(device)
+    with torch.device('meta'): model = Transformer(config)
+    with ExitStack() as stack:
+        found = _todays_names(_open_weights(path, stack), config)
+        _drop_tied(found, model)
+        _check_shapes(path, _shapes(model), {name: shape for name, (_, _, shape) in found.items()})
+        for theirs, (ours, transposed) in hf_names(model).items():
+            _fill(model, found[theirs], ours, transposed, device, getattr(torch, dtype))
+    if config.tie_embeddings: model.head.weight = model.embed.weight
+    model.make_tables(device)
+    return model.eval()
 
 # %% ../../nbs/api/20_model/06_hf.ipynb #2b7120bd
 def load_pretrained(

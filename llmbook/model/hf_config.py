@@ -92,29 +92,8 @@ def hf_tensor(
 
 # %% ../../nbs/api/20_model/05_hf_config.ipynb #6d657b1c
 _ACTIVATIONS = dict(swiglu='silu', geglu='gelu', gelu='gelu_new', relu2='relu2') # our feed-forward layer: activation
-_CLASSES = dict( # our family: model type and class of transformers
-    qwen3=('qwen3', 'Qwen3ForCausalLM'),
-    llama=('llama', 'LlamaForCausalLM'),
-    gpt2=('gpt2', 'GPT2LMHeadModel'),
-    encoder=('modernbert', 'ModernBertForMaskedLM'),
-)
 _MODERNBERT_OPTIONS = dict(norm_bias=False, attention_bias=False, mlp_bias=False, classifier_bias=False,
                            decoder_bias=True, classifier_activation='gelu')
-
-def hf_config(
-    c:ModelConfig, # our configuration
-    dtype:str='float32', # type of the weights
-) -> dict: # content of config.json; UserError for a feed-forward layer that the family in transformers lacks
-    "Return our configuration in the words of transformers."
-    kind, cls = _CLASSES[c.family]
-    if c.gated == (c.family == 'gpt2'):
-        gate = 'without' if c.family == 'gpt2' else 'with'
-        raise UserError(f'expected a feed-forward layer {gate} a gate, got {c.mlp}: '
-                        f'{cls} has no other, so this model cannot be written in its layout')
-    numbers = dict(gpt2=_gpt2_numbers, encoder=_modernbert_numbers).get(c.family, _llama_numbers)(c)
-    return dict(architectures=[cls], model_type=kind, vocab_size=c.vocab_size, tie_word_embeddings=c.tie_embeddings,
-                initializer_range=.02, torch_dtype=dtype, bos_token_id=None, eos_token_id=EOT, pad_token_id=PAD,
-                **numbers)
 
 def _llama_numbers(c):
     rope = dict(rope_type='llama3', **c.rope_scaling) if c.rope_scaling else dict(rope_type='default')
@@ -176,50 +155,28 @@ def _modernbert_numbers(c):
         **_MODERNBERT_OPTIONS,
     )
 
-# %% ../../nbs/api/20_model/05_hf_config.ipynb #3a44f5c0
-_SUPPORTED = dict( # options that may only have this value
-    qwen3=dict(attention_bias=False, use_sliding_window=False),
-    llama=dict(attention_bias=False, mlp_bias=False),
-    encoder=_MODERNBERT_OPTIONS,
-    gpt2=dict(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False),
-)
-_NUMBERS = dict( # our name: name in transformers
-    vocab_size='vocab_size',
-    n_layer='num_hidden_layers',
-    d_model='hidden_size',
-    n_head='num_attention_heads',
-    d_ff='intermediate_size',
-    context='max_position_embeddings',
-)
-_GPT2_NUMBERS = dict(
-    vocab_size='vocab_size',
-    n_layer='n_layer',
-    d_model='n_embd',
-    n_head='n_head',
-    context='n_positions',
+# %% ../../nbs/api/20_model/05_hf_config.ipynb #5a0b4103
+_CLASSES = dict( # our family: model type and class of transformers
+    qwen3=('qwen3', 'Qwen3ForCausalLM'),
+    llama=('llama', 'LlamaForCausalLM'),
+    gpt2=('gpt2', 'GPT2LMHeadModel'),
+    encoder=('modernbert', 'ModernBertForMaskedLM'),
 )
 
-def config_from_hf(
-    d:dict, # content of a config.json
-) -> ModelConfig: # UserError for another family, or an option that `Transformer` lacks
-    "Return our configuration for a model of transformers."
-    families = {kind: family for family, (kind, _) in _CLASSES.items()}
-    family = families.get(d.get('model_type'))
-    if family is None:
-        known = ', '.join(map(repr, families))
-        raise UserError(f"expected model_type {known}, got {d.get('model_type')!r}: only these families are read")
-    unsupported = {k: d[k] for k, v in _SUPPORTED[family].items() if d.get(k, v) != v}
-    mlp = _read_mlp(d, family, unsupported)
-    names = _GPT2_NUMBERS if family == 'gpt2' else _NUMBERS
-    missing = sorted(name for name in names.values() if name not in d)
-    if missing and not unsupported:
-        raise UserError(f'expected {", ".join(missing)} in config.json, found none: the file is not whole')
-    read = dict(gpt2=_read_gpt2, encoder=_read_modernbert).get(family, _read_llama)
-    rest = read(d, unsupported)
-    if unsupported:
-        plain = _CLASSES[family][1].partition('For')[0]
-        raise UserError(f'expected a plain {plain}, got {unsupported}: these options are not supported')
-    return ModelConfig(family=family, mlp=mlp, **{ours: d[theirs] for ours, theirs in names.items()}, **rest)
+def hf_config(
+    c:ModelConfig, # our configuration
+    dtype:str='float32', # type of the weights
+) -> dict: # content of config.json; UserError for a feed-forward layer that the family in transformers lacks
+    "Return our configuration in the words of transformers."
+    kind, cls = _CLASSES[c.family]
+    if c.gated == (c.family == 'gpt2'):
+        gate = 'without' if c.family == 'gpt2' else 'with'
+        raise UserError(f'expected a feed-forward layer {gate} a gate, got {c.mlp}: '
+                        f'{cls} has no other, so this model cannot be written in its layout')
+    numbers = dict(gpt2=_gpt2_numbers, encoder=_modernbert_numbers).get(c.family, _llama_numbers)(c)
+    return dict(architectures=[cls], model_type=kind, vocab_size=c.vocab_size, tie_word_embeddings=c.tie_embeddings,
+                initializer_range=.02, torch_dtype=dtype, bos_token_id=None, eos_token_id=EOT, pad_token_id=PAD,
+                **numbers)
 
 # %% ../../nbs/api/20_model/05_hf_config.ipynb #7e7994f2
 def _read_mlp(d, family, unsupported):
@@ -280,3 +237,48 @@ def _read_layer_types(d, unsupported):
     every = next((i for i in range(1, n) if not near[i]), max(1, n))
     if near != [i % every > 0 for i in range(n)]: unsupported['layer_types'] = types
     return near, every
+
+# %% ../../nbs/api/20_model/05_hf_config.ipynb #3a44f5c0
+_SUPPORTED = dict( # options that may only have this value
+    qwen3=dict(attention_bias=False, use_sliding_window=False),
+    llama=dict(attention_bias=False, mlp_bias=False),
+    encoder=_MODERNBERT_OPTIONS,
+    gpt2=dict(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False),
+)
+_NUMBERS = dict( # our name: name in transformers
+    vocab_size='vocab_size',
+    n_layer='num_hidden_layers',
+    d_model='hidden_size',
+    n_head='num_attention_heads',
+    d_ff='intermediate_size',
+    context='max_position_embeddings',
+)
+_GPT2_NUMBERS = dict(
+    vocab_size='vocab_size',
+    n_layer='n_layer',
+    d_model='n_embd',
+    n_head='n_head',
+    context='n_positions',
+)
+
+def config_from_hf(
+    d:dict, # content of a config.json
+) -> ModelConfig: # UserError for another family, or an option that `Transformer` lacks
+    "Return our configuration for a model of transformers."
+    families = {kind: family for family, (kind, _) in _CLASSES.items()}
+    family = families.get(d.get('model_type'))
+    if family is None:
+        known = ', '.join(map(repr, families))
+        raise UserError(f"expected model_type {known}, got {d.get('model_type')!r}: only these families are read")
+    unsupported = {k: d[k] for k, v in _SUPPORTED[family].items() if d.get(k, v) != v}
+    mlp = _read_mlp(d, family, unsupported)
+    names = _GPT2_NUMBERS if family == 'gpt2' else _NUMBERS
+    missing = sorted(name for name in names.values() if name not in d)
+    if missing and not unsupported:
+        raise UserError(f'expected {", ".join(missing)} in config.json, found none: the file is not whole')
+    read = dict(gpt2=_read_gpt2, encoder=_read_modernbert).get(family, _read_llama)
+    rest = read(d, unsupported)
+    if unsupported:
+        plain = _CLASSES[family][1].partition('For')[0]
+        raise UserError(f'expected a plain {plain}, got {unsupported}: these options are not supported')
+    return ModelConfig(family=family, mlp=mlp, **{ours: d[theirs] for ours, theirs in names.items()}, **rest)

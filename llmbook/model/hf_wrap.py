@@ -27,6 +27,40 @@ class WrappedConfig:
 
     def to_dict(self) -> dict: return asdict(self)
 
+# %% ../../nbs/api/20_model/07_hf_wrap.ipynb #5f2a8954
+def _hidden(base, x, **kw):
+    "Return the last hidden states (B, T, D) of the part below the head."
+    if 'use_cache' in inspect.signature(base.forward).parameters: kw['use_cache'] = False
+    return base(input_ids=x, **kw).last_hidden_state
+
+def _same(a, b):
+    tolerance = 1e-3 * float(b.abs().max())
+    return a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=1e-2, atol=tolerance)
+
+@torch.no_grad()
+def _check_head(model, base, head):
+    "Raise `UserError` unless logits are the head times the hidden states."
+    x = torch.arange(6, device=head.weight.device)[None] % head.weight.shape[0]
+    entered = []
+    def enlarge(_, args):
+        entered.append(args[0])
+        return (args[0] * 100,)
+    training = model.training
+    hook = head.register_forward_pre_hook(enlarge)
+    try:
+        logits = model.eval()(input_ids=x).logits.float()
+        h = _hidden(base, x)
+    except Exception as e:
+        tried = f'cannot be tried on a few tokens ({type(e).__name__}: {e})'
+        raise UserError(f'{type(model).__name__} {tried}: a model that reads text alone is needed') from None
+    finally:
+        hook.remove()
+        model.train(training)
+    if len(entered) == 1 and _same(h, entered[0]) and _same(logits, head(h * 100)): return
+    raise UserError(f'expected logits = head(hidden states), and {type(model).__name__} does more with them '
+                    '(it scales or limits them, or has a layer between): '
+                    'the loss cannot be made in parts; use the Trainer of transformers for it')
+
 # %% ../../nbs/api/20_model/07_hf_wrap.ipynb #e8313b29
 class WrappedLM(nn.Module):
     "A causal model of transformers: tokens in, hidden states out."
@@ -84,66 +118,7 @@ class WrappedLM(nn.Module):
 
     def logits(self, h:Tensor) -> Tensor: return self.head(h) # (..., D) -> (..., V)
 
-    def save_pretrained(self,
-        path:str|Path, # folder
-        tok=None, # tokenizer of `tokenizers`, written beside the model
-    ) -> Path: # the folder
-        "Write the model as transformers does."
-        self.model.save_pretrained(path)
-        if tok: tok.save(str(Path(path)/'tokenizer.json'))
-        return Path(path)
-
-    def set_recompute(self,
-        every:int=1, # 1: all blocks, 0: none
-    ): # the model itself; UserError for anything else, or a model that cannot
-        "Keep less for the backward pass, and compute it again there."
-        if every not in (0, 1): raise UserError(f'expected 0 or 1 for a wrapped model, got {every!r}')
-        if not every:
-            self._checkpointing('disable')()
-            return self
-        try: self._checkpointing('enable')(dict(use_reentrant=False))
-        except ValueError as e: raise UserError(str(e)) from None
-        return self
-
-    def _checkpointing(self, verb):
-        "Return a method of transformers, which has had two names."
-        new = getattr(self.model, f'activation_checkpointing_{verb}', None)
-        return new or getattr(self.model, f'gradient_checkpointing_{verb}')
-
-# %% ../../nbs/api/20_model/07_hf_wrap.ipynb #5f2a8954
-def _hidden(base, x, **kw):
-    "Return the last hidden states (B, T, D) of the part below the head."
-    if 'use_cache' in inspect.signature(base.forward).parameters: kw['use_cache'] = False
-    return base(input_ids=x, **kw).last_hidden_state
-
-def _same(a, b):
-    tolerance = 1e-3 * float(b.abs().max())
-    return a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=1e-2, atol=tolerance)
-
-@torch.no_grad()
-def _check_head(model, base, head):
-    "Raise `UserError` unless logits are the head times the hidden states."
-    x = torch.arange(6, device=head.weight.device)[None] % head.weight.shape[0]
-    entered = []
-    def enlarge(_, args):
-        entered.append(args[0])
-        return (args[0] * 100,)
-    training = model.training
-    hook = head.register_forward_pre_hook(enlarge)
-    try:
-        logits = model.eval()(input_ids=x).logits.float()
-        h = _hidden(base, x)
-    except Exception as e:
-        tried = f'cannot be tried on a few tokens ({type(e).__name__}: {e})'
-        raise UserError(f'{type(model).__name__} {tried}: a model that reads text alone is needed') from None
-    finally:
-        hook.remove()
-        model.train(training)
-    if len(entered) == 1 and _same(h, entered[0]) and _same(logits, head(h * 100)): return
-    raise UserError(f'expected logits = head(hidden states), and {type(model).__name__} does more with them '
-                    '(it scales or limits them, or has a layer between): '
-                    'the loss cannot be made in parts; use the Trainer of transformers for it')
-
+# %% ../../nbs/api/20_model/07_hf_wrap.ipynb #5ca55e0c
 @patch
 def _apart(self:WrappedLM, x, docs):
     "Return the hidden states (B, T, D) of each document as if it stood alone."
@@ -171,6 +146,36 @@ def _keeps_apart(self:WrappedLM):
     except Exception: return False  # the model does not take such a mask
     finally: self.train(training)
     return _same(h, alone)
+
+# %% ../../nbs/api/20_model/07_hf_wrap.ipynb #93706bbc
+@patch
+def save_pretrained(self:WrappedLM,
+    path:str|Path, # folder
+    tok=None, # tokenizer of `tokenizers`, written beside the model
+) -> Path: # the folder
+    "Write the model as transformers does."
+    self.model.save_pretrained(path)
+    if tok: tok.save(str(Path(path)/'tokenizer.json'))
+    return Path(path)
+
+@patch
+def set_recompute(self:WrappedLM,
+    every:int=1, # 1: all blocks, 0: none
+) -> WrappedLM: # the model itself; UserError for anything else, or a model that cannot
+    "Keep less for the backward pass, and compute it again there."
+    if every not in (0, 1): raise UserError(f'expected 0 or 1 for a wrapped model, got {every!r}')
+    if not every:
+        self._checkpointing('disable')()
+        return self
+    try: self._checkpointing('enable')(dict(use_reentrant=False))
+    except ValueError as e: raise UserError(str(e)) from None
+    return self
+
+@patch
+def _checkpointing(self:WrappedLM, verb):
+    "Return a method of transformers, which has had two names."
+    new = getattr(self.model, f'activation_checkpointing_{verb}', None)
+    return new or getattr(self.model, f'gradient_checkpointing_{verb}')
 
 # %% ../../nbs/api/20_model/07_hf_wrap.ipynb #9f850aad
 def as_lm(

@@ -70,8 +70,12 @@ class Transformer(nn.Module):
         "Make the rotary tables; they are float32 and not saved."
         c = self.config
         if not c.traits.rotary: return
-        self._make_table('', c.rope_theta, c.rope_scaling, device)
-        if c.window: self._make_table('near_', c.local_theta, None, device)
+        kinds = [('', c.rope_theta, c.rope_scaling)]
+        if c.window: kinds.append(('near_', c.local_theta, None))
+        for prefix, theta, scaling in kinds:
+            cos, sin = rotary_tables(c.context, c.head_dim, theta, scaling)
+            self.register_buffer(f'{prefix}cos', cos.to(device), persistent=False)
+            self.register_buffer(f'{prefix}sin', sin.to(device), persistent=False)
 
     def set_recompute(self,
         every:int=1, # recompute blocks 0, every, 2 every...; 0: none
@@ -102,12 +106,6 @@ class Transformer(nn.Module):
     def logits(self, h:Tensor) -> Tensor: return self.head(h) # (..., D) -> (..., V)
 
 # %% ../../nbs/api/20_model/04_transformer.ipynb #4f6637a3
-@patch
-def _make_table(self:Transformer, prefix, theta, scaling, device):
-    cos, sin = rotary_tables(self.config.context, self.config.head_dim, theta, scaling)
-    self.register_buffer(f'{prefix}cos', cos.to(device), persistent=False)
-    self.register_buffer(f'{prefix}sin', sin.to(device), persistent=False)
-
 @patch
 def _where(self:Transformer, x, docs, cache):
     "Return positions, as a slice, (T) or (B, 1, T), and a mask or None."

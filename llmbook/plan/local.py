@@ -30,7 +30,7 @@ def expected_rate(
     "Return how fast this machine should train a model."
     return MODEL_TIME * _share(machine, c.d_model) * machine['peak_flops'] / flops_per_token(c)
 
-# %% ../../nbs/api/25_plan/06_local.ipynb #3c1f3a82
+# %% ../../nbs/api/25_plan/06_local.ipynb #65a70e43
 MAX_PASSES = 4 # times that a plan reads the text at most
 
 def wanted_tokens(

@@ -112,6 +112,45 @@ def _step_memory(c, way, rows, count, precision, optimizer):
     return memory_estimate(c, rows, precision=_memory_precision(precision), ranks=count, sharding=way['sharding'],
                            recompute=way['recompute'], optimizer=optimizer)
 
+# %% ../../nbs/api/25_plan/07_planner.ipynb #5a0b1e04
+def _check_choices(device, precision, mfu, ratio, size, tokens_available, recompute, step_tokens):
+    if device.peak(precision) is None:
+        raise UserError(f'expected a precision among {", ".join(device.tflops)} on {device.title}, got {precision!r}')
+    if not (0 < mfu <= 1 and 0 < ratio < math.inf):
+        wanted = 'a share of the peak in (0, 1] and tokens a parameter above 0'
+        raise UserError(f'expected {wanted}, got {mfu} and {ratio}')
+    if size is not None and not get_config(size).traits.causal:
+        raise UserError(f'expected a decoder, got the encoder {size!r}: '
+                        'hours elsewhere are planned for decoders alone; plan it for this machine, without a device')
+    check_text(tokens_available)
+    if recompute is not None: whole_number('recompute', recompute, 0)
+    if step_tokens is not None and not within(step_tokens, 1, math.inf, int):
+        raise UserError(f'expected tokens a step of 1 or more, got {step_tokens!r}')
+
+def _candidate_names(size, ratio, vocab_size, seq_len, tokens_available):
+    "Return the names of the sizes to choose from, smallest first."
+    decoders = [name for name in SIZES if get_config(name).traits.causal]
+    decoders.sort(key=lambda name: count_params(get_config(name))['total'])
+    medium = count_params(_config('medium', vocab_size, seq_len))['total']
+    if tokens_available is not None and MAX_PASSES * tokens_available < ratio * medium: return decoders
+    return [name for name in decoders if name not in LOCAL_SIZES[:5] or name == size]
+
+def _choose(candidates, size, ratio, device):
+    "Return the largest candidate that fits and gets enough tokens, or the smallest that fits."
+    fitting = [r for r in candidates if r['fits'] and size in (None, r['size'])]
+    if not fitting:
+        got = size or 'none of the sizes'
+        raise UserError(f'expected a model that fits {device.title}, got {got}: '
+                        'allow recompute and sharding, or take more or larger devices')
+    enough = [r for r in fitting if r['ratio'] >= ratio]
+    return enough[-1] if enough else fitting[0]
+
+def _cluster(device, count, precision, mfu):
+    "Return the machine of a cluster plan."
+    title = device.title if count == 1 else f'{count} x {device.title}'
+    return dict(device=title, type='cuda', count=count, memory=device.memory, peak_flops=count * device.peak(precision),
+                peak_source=device.source, dtype=precision, efficiency=mfu)
+
 # %% ../../nbs/api/25_plan/07_planner.ipynb #745ccf2c
 def cluster_plan(
     device:str|Device, # name in the device table, or a `Device` with its own figures
@@ -137,11 +176,7 @@ def cluster_plan(
     machine_cost(device, count, hours, **prices)  # refuses impossible counts, hours and prices
     precision = precision or device.half_precision
     mfu = MFU.get(precision, SHARE) if mfu is None else mfu
-    _check_choices(device, precision, mfu, ratio, size)
-    check_text(tokens_available)
-    if recompute is not None: whole_number('recompute', recompute, 0)
-    if step_tokens is not None and not within(step_tokens, 1, math.inf, int):
-        raise UserError(f'expected tokens a step of 1 or more, got {step_tokens!r}')
+    _check_choices(device, precision, mfu, ratio, size, tokens_available, recompute, step_tokens)
     names = _candidate_names(size, ratio, vocab_size, seq_len, tokens_available)
     candidates = [cluster_candidate(name, device, count, hours, mfu, precision, vocab_size, seq_len, tokens_available,
                                     ratio, fit, recompute=recompute, sharding=sharding, optimizer=optimizer)
@@ -177,41 +212,6 @@ def cluster_plan(
     machine = _cluster(device, count, precision, mfu)
     return Plan(hours * 60, seed, machine, best['size'], c.to_dict(), rows, c.context, steps, tokens,
                 learning_rate(c), expected)
-
-# %% ../../nbs/api/25_plan/07_planner.ipynb #5a0b1e04
-def _check_choices(device, precision, mfu, ratio, size):
-    if device.peak(precision) is None:
-        raise UserError(f'expected a precision among {", ".join(device.tflops)} on {device.title}, got {precision!r}')
-    if not (0 < mfu <= 1 and 0 < ratio < math.inf):
-        wanted = 'a share of the peak in (0, 1] and tokens a parameter above 0'
-        raise UserError(f'expected {wanted}, got {mfu} and {ratio}')
-    if size is not None and not get_config(size).traits.causal:
-        raise UserError(f'expected a decoder, got the encoder {size!r}: '
-                        'hours elsewhere are planned for decoders alone; plan it for this machine, without a device')
-
-def _candidate_names(size, ratio, vocab_size, seq_len, tokens_available):
-    "Return the names of the sizes to choose from, smallest first."
-    decoders = [name for name in SIZES if get_config(name).traits.causal]
-    decoders.sort(key=lambda name: count_params(get_config(name))['total'])
-    medium = count_params(_config('medium', vocab_size, seq_len))['total']
-    if tokens_available is not None and MAX_PASSES * tokens_available < ratio * medium: return decoders
-    return [name for name in decoders if name not in LOCAL_SIZES[:5] or name == size]
-
-def _choose(candidates, size, ratio, device):
-    "Return the largest candidate that fits and gets enough tokens, or the smallest that fits."
-    fitting = [r for r in candidates if r['fits'] and size in (None, r['size'])]
-    if not fitting:
-        got = size or 'none of the sizes'
-        raise UserError(f'expected a model that fits {device.title}, got {got}: '
-                        'allow recompute and sharding, or take more or larger devices')
-    enough = [r for r in fitting if r['ratio'] >= ratio]
-    return enough[-1] if enough else fitting[0]
-
-def _cluster(device, count, precision, mfu):
-    "Return the machine of a cluster plan."
-    title = device.title if count == 1 else f'{count} x {device.title}'
-    return dict(device=title, type='cuda', count=count, memory=device.memory, peak_flops=count * device.peak(precision),
-                peak_source=device.source, dtype=precision, efficiency=mfu)
 
 # %% ../../nbs/api/25_plan/07_planner.ipynb #1f600fb0
 def plan(
