@@ -1,44 +1,51 @@
 """What version 0.1.0 wrote opens, resumes and counts as done.
 
-`tests/made_by_0_1_0` was written once by commit 03f2a0c: `text` was prepared into `prepared`, a plan made for it, one run
-finished and one stopped at step 13 of 20, and a whole journey taken through the same plan into `run`.
+Commit 03f2a0c wrote `tests/made_by_0_1_0` once. It prepared `text` into `prepared` and made a plan for it, finished one
+run and stopped another at step 13 of 20, and took a whole journey through the same plan into `run`.
 """
 import json, os, shutil
 from pathlib import Path
-import pytest, torch
-from llmbook.tokens.loaders import lm_dls
-from llmbook.prepare.pipeline import prepare
-from llmbook.tokens.tokenizer import load_tokenizer
+import pytest
+import torch
 from llmbook.generate.text import generate
 from llmbook.journey import Settings, journey
 from llmbook.model.hf import load_pretrained
 from llmbook.plan.plan import read_plan
+from llmbook.prepare.pipeline import prepare
 from llmbook.pretrain.run import pretrain
+from llmbook.tokens.loaders import lm_dls
+from llmbook.tokens.tokenizer import load_tokenizer
 
 MADE = Path(__file__).parent/'made_by_0_1_0'
-TIME = 1767225600  # seconds; when the text was written, which is a part of what identifies a source
+TIME = 1767225600 # seconds; when the text was written, which is a part of what identifies a source
 EXPECTED = json.loads((MADE/'expected.json').read_text(encoding='utf-8'))
 
 
 @pytest.fixture
 def made(tmp_path, monkeypatch):
-    "A copy of the folder that may be written to, as the working directory."
+    "Copy the folder and make the copy the working directory."
     shutil.copytree(MADE, tmp_path/'made')
     monkeypatch.chdir(tmp_path/'made')
     os.utime('text/sentences.jsonl', (TIME, TIME))
     return tmp_path/'made'
 
 
+def written(folder):
+    "Return when each file of a folder was written."
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
 def test_prepared_data_counts_as_done(made):
-    before = {f: (made/'prepared'/f).stat().st_mtime_ns for f in os.listdir(made/'prepared')}
+    before = written(made/'prepared')
     card = prepare(['text'], 'prepared', vocab_size=400)
     assert card['totals']['kept'] == 80
-    assert before == {f: (made/'prepared'/f).stat().st_mtime_ns for f in os.listdir(made/'prepared')}
+    assert written(made/'prepared') == before
 
 
 def test_prepared_data_opens(made):
     x, y = next(iter(lm_dls('prepared', 4, 32, steps=2).train))
-    assert x.shape == y.shape == (4, 32) and torch.equal(x[:, 1:], y[:, :-1])
+    assert x.shape == y.shape == (4, 32)
+    assert torch.equal(x[:, 1:], y[:, :-1])
 
 
 def test_a_stopped_run_resumes(made):
@@ -64,4 +71,5 @@ def test_a_run_is_done(made):
                         test_pairs=4, toxicity_prompts=3, test_bytes=2000)
     said = []
     journey('run', settings, progress=said.append)
-    assert len(said) == 7 and all('done before' in s for s in said)
+    assert len(said) == 7
+    assert all('done before' in line for line in said)

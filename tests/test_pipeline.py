@@ -105,7 +105,7 @@ def test_ray_makes_the_same_bytes(source, alone, tmp_path):
 
 
 def test_a_killed_worker_is_replaced(source, alone, tmp_path):
-    "A worker dies in the middle of a unit, as if the system had taken its memory; then it dies in every try."
+    "Kill a worker in the middle of a unit, as the system does when memory runs out; then kill it in every try."
     options = json.dumps(MADE_WITH)
     r = run_program('prepare_worker_killed', source, tmp_path/'out', options, tmp_path/'died')
     assert r.returncode == 0 and not r.stdout, r.stderr[-2000:]

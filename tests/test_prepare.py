@@ -241,7 +241,7 @@ def test_other_question_is_prepared_again(source, mine, whole):
     assert check_shards(mine)
 
 def test_two_prepares_are_byte_identical(tmp_path):
-    "The embedded corpus, in two processes with different hash seeds."
+    "Prepare the embedded corpus in two processes with different hash seeds."
     options = json.dumps(dict(vocab_size=512, max_bytes=300_000, valid=.1, test=.1))
     for seed in '12':
         r = run_program('prepare_source', 'embedded', tmp_path/seed, options, PYTHONHASHSEED=seed)
@@ -348,7 +348,7 @@ def test_disk_too_small_is_known_before(source, tmp_path, monkeypatch):
     with pytest.raises(UserError, match='free disk'): prepare(source, tmp_path/'out', **OPTIONS)
 
 def test_one_long_file(tmp_path):
-    "A single text can still be divided."
+    "Divide a single text."
     data = Path(os.environ.get('LLMBOOK_DATA', Path(__file__).parents[2]/'shared'/'data'))
     files = [f for f in sorted((data/'tinyshakespeare').glob('*.txt')) if 'readme' not in f.name.lower()]
     if not files: pytest.skip('tinyshakespeare is not in LLMBOOK_DATA')
@@ -356,7 +356,7 @@ def test_one_long_file(tmp_path):
     assert all(s['tokens'] > 5000 for s in card['splits'].values()), card['funnel']
 
 def test_hub_source_keeps_to_its_budget(tmp_path, monkeypatch):
-    "A hub takes the same path as files, here with a stand-in for the network."
+    "Take the path of files with a stand-in for the network."
     import llmbook.prepare.units as units
     def stories(name): return (Doc(t, f'{name}:{i}') for i, t in enumerate(texts(1000)))
     monkeypatch.setattr(units, 'hub_dataset', stories)

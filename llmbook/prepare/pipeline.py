@@ -205,6 +205,43 @@ def _write_shards(self:Preparation, split, dtype):
             n_bytes = 0
     return writer.close()
 
+@patch
+def gather(self:Preparation,
+    name:str, # name of a file in the data folder
+):
+    "Put together the units' files of one name."
+    def parts(stage): return [unit_folder(self.work, stage, i)/Path(name).name for i in range(self.n_units)]
+    paths = parts('pack')
+    if name == 'rejects.jsonl': paths = [*parts('read'), self.work/'duplicates.jsonl', *paths]
+    with atomic_path(self.out/name) as tmp, open(tmp, 'wb') as whole:
+        for path in paths:
+            with open(path, 'rb') as part: shutil.copyfileobj(part, whole, 1 << 20)
+
+# %% ../../nbs/api/15_prepare/08_pipeline.ipynb #7d2f0c1e
+@patch
+def _counts(self:Preparation, name): # {key: documents, bytes, tokens}
+    "Add up what the workers counted."
+    total = {}
+    for summary in self.packed:
+        for key, counts in summary['counts'][name].items():
+            total[key] = [a + b for a, b in zip(total.get(key, (0, 0, 0)), counts)]
+    return {key: dict(zip(('documents', 'bytes', 'tokens'), counts)) for key, counts in sorted(total.items())}
+
+@patch
+def _token_lengths(self:Preparation):
+    files = [unit_folder(self.work, 'pack', s['unit'])/'lengths.npz' for s in self.packed]
+    return np.concatenate([np.load(f)[split] + 1 for f in files for split in SPLITS])
+
+def _ratio(n_bytes, tokens): return round(n_bytes / max(tokens, 1), 4)
+
+def _histogram(sizes):
+    "Return `Lengths` of an array, as the card stores them."
+    digits = np.frexp(sizes.astype(float))[1].astype(np.int64) # binary ones
+    edges, documents = np.unique(1 << digits >> 1, return_counts=True)
+    lengths = Lengths()
+    for edge, n in zip(edges.tolist(), documents.tolist()): lengths.add(edge, n)
+    return lengths.as_dict()
+
 # %% ../../nbs/api/15_prepare/08_pipeline.ipynb #9951da5d
 _NOTE = ('The embedded corpus: text that was already on this machine, chosen by seed under a budget of bytes: '
          'the interpreter\'s documentation and standard library, and the sources, READMEs and licence files of the '
@@ -250,43 +287,7 @@ def _tokenizer_entry(self:Preparation, tok, splits):
     return dict(vocab_size=tok.get_vocab_size(), bytes_per_token=_ratio(held_out['bytes'], tokens),
                 fingerprint=tokenizer_fingerprint(tok), trained_on=self.sample)
 
-@patch
-def _counts(self:Preparation, name): # {key: documents, bytes, tokens}
-    "Add up what the workers counted."
-    total = {}
-    for summary in self.packed:
-        for key, counts in summary['counts'][name].items():
-            total[key] = [a + b for a, b in zip(total.get(key, (0, 0, 0)), counts)]
-    return {key: dict(zip(('documents', 'bytes', 'tokens'), counts)) for key, counts in sorted(total.items())}
-
-@patch
-def _token_lengths(self:Preparation):
-    files = [unit_folder(self.work, 'pack', s['unit'])/'lengths.npz' for s in self.packed]
-    return np.concatenate([np.load(f)[split] + 1 for f in files for split in SPLITS])
-
-def _ratio(n_bytes, tokens): return round(n_bytes / max(tokens, 1), 4)
-
-def _histogram(sizes):
-    "Return `Lengths` of an array, as the card stores them."
-    digits = np.frexp(sizes.astype(float))[1].astype(np.int64) # binary ones
-    edges, documents = np.unique(1 << digits >> 1, return_counts=True)
-    lengths = Lengths()
-    for edge, n in zip(edges.tolist(), documents.tolist()): lengths.add(edge, n)
-    return lengths.as_dict()
-
 # %% ../../nbs/api/15_prepare/08_pipeline.ipynb #4f8487e5
-@patch
-def gather(self:Preparation,
-    name:str, # name of a file in the data folder
-):
-    "Put together the units' files of one name."
-    def parts(stage): return [unit_folder(self.work, stage, i)/Path(name).name for i in range(self.n_units)]
-    paths = parts('pack')
-    if name == 'rejects.jsonl': paths = [*parts('read'), self.work/'duplicates.jsonl', *paths]
-    with atomic_path(self.out/name) as tmp, open(tmp, 'wb') as whole:
-        for path in paths:
-            with open(path, 'rb') as part: shutil.copyfileobj(part, whole, 1 << 20)
-
 def _run_stages(prep, src, question):
     "Run all stages and return the card."
     prep.read(src)

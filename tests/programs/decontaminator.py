@@ -1,4 +1,4 @@
-"decontaminator.py PICKLED ITEM ITEM...: print what a pickled and a new `Decontaminator` are called, and what the first finds."
+"decontaminator.py PICKLED ITEM...: print the fingerprints of a pickled and a new `Decontaminator`, and what one finds."
 import pickle, sys
 from llmbook.dedup.decontaminate import Decontaminator
 

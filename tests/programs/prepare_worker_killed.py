@@ -1,4 +1,7 @@
-"prepare_worker_killed.py SOURCE OUT OPTIONS DIED: kill the worker that reads unit 2, once if DIED is a file to make, else each time."
+"""prepare_worker_killed.py SOURCE OUT OPTIONS DIED: kill the worker that reads unit 2.
+
+It is killed once, and the file DIED is made; if DIED is empty, it is killed each time.
+"""
 import json, os, signal, sys
 import llmbook.prepare.pipeline as pipeline
 from llmbook.prepare.passes import read_stage
