@@ -1,4 +1,4 @@
-"The chunked loss against differences and against full logits: bias, z-loss, pads, 16 bits, torch.compile; N micro-batches are the big batch."
+"The chunked loss against differences and full logits, in 16 bits and compiled; micro-batches against the big batch."
 import pytest, torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
@@ -7,32 +7,36 @@ from fastai.learner import Learner
 from llmbook.core import UserError, set_seed
 from llmbook.model.config import ModelConfig
 from llmbook.model.transformer import Transformer
+from llmbook.tokens.loaders import IGNORE
+from llmbook.train.accumulate import Accumulate
 from llmbook.train.compile import find_compiler
-from llmbook.train.loss import IGNORE, LMLoss, linear_cross_entropy, token_nats
+from llmbook.train.loss import LMLoss, linear_cross_entropy, token_nats
 from llmbook.train.microbatch import MicroBatches
 from llmbook.train.optim import lm_opt
-from llmbook.train.accumulate import Accumulate
 
 N, D, V = 11, 5, 7
 
 
 def case(dtype=torch.float32, ignored=4, seed=0):
-    "h, w, bias and targets; the last chunk of 4 is shorter, one chunk may be without targets."
+    "Make h, w, bias and targets; the last chunk of 4 is shorter, one chunk may be without targets."
     g = torch.Generator().manual_seed(seed)
-    h, w, b = (torch.randn(*s, generator=g, dtype=dtype).requires_grad_() for s in ((N, D), (V, D), (V,)))
-    y = torch.randint(0, V, (N,), generator=g); y[4:4 + ignored] = IGNORE
+    h, w, b = (torch.randn(*shape, generator=g, dtype=dtype).requires_grad_() for shape in ((N, D), (V, D), (V,)))
+    y = torch.randint(0, V, (N,), generator=g)
+    y[4:4 + ignored] = IGNORE
     return h, w, b, y
 
 
 def full(h, w, b, y, z_loss=0.):
+    "Return the sum of nats from full logits."
     z = F.linear(h, w, b)
-    return F.cross_entropy(z, y, ignore_index=IGNORE, reduction='sum') + z_loss * (z.logsumexp(-1).square() * (y != IGNORE)).sum()
+    penalty = (z.logsumexp(-1).square() * (y != IGNORE)).sum()
+    return F.cross_entropy(z, y, ignore_index=IGNORE, reduction='sum') + z_loss * penalty
 
 
 @pytest.mark.parametrize('chunk', [1, 4, 100])
 @pytest.mark.parametrize('z_loss', [0., .1])
 @pytest.mark.parametrize('bias', [False, True])
-def test_gradients_are_those_of_differences(chunk, z_loss, bias):
+def test_gradients_equal_differences(chunk, z_loss, bias):
     h, w, b, y = case(torch.float64)
     args = (h, w, b) if bias else (h, w)
     assert torch.autograd.gradcheck(lambda h, w, b=None: linear_cross_entropy(h, w, y, chunk, b, z_loss)[0], args)
@@ -40,26 +44,35 @@ def test_gradients_are_those_of_differences(chunk, z_loss, bias):
 
 @pytest.mark.parametrize('chunk', [1, 4, 100])
 def test_bias_and_z_loss_equal_full_logits(chunk):
-    "In float64 to 12 digits."
+    "Compare in float64, to 12 digits."
     h, w, b, y = case(torch.float64)
     got, want = linear_cross_entropy(h, w, y, chunk, b, .1)[0], full(h, w, b, y, .1)
-    assert torch.allclose(got, want, rtol=1e-12) and got.dtype == torch.float64
-    for a, c in zip(torch.autograd.grad(got, (h, w, b)), torch.autograd.grad(want, (h, w, b))): assert torch.allclose(a, c, rtol=1e-11, atol=1e-13)
+    assert torch.allclose(got, want, rtol=1e-12)
+    assert got.dtype == torch.float64
+    for a, c in zip(torch.autograd.grad(got, (h, w, b)), torch.autograd.grad(want, (h, w, b))):
+        assert torch.allclose(a, c, rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize('bias', [False, True])
 def test_under_bfloat16_the_sums_and_gradients_of_weights_stay_in_32_bits(bias):
-    h, w, b, y = case(); b = b if bias else None
-    ps = [p for p in (h, w, b) if p is not None]
+    h, w, b, y = case()
+    if not bias: b = None
+    params = [p for p in (h, w, b) if p is not None]
     with torch.autocast('cpu', dtype=torch.bfloat16): got, n = linear_cross_entropy(h, w, y, 4, b)
     want = full(h, w, b, y)
-    assert got.dtype == torch.float32 and n == N - 4 and abs(got - want) < 1e-2 * want
-    for p, a, c in zip(ps, torch.autograd.grad(got, ps), torch.autograd.grad(want, ps)):
-        assert a.dtype == p.dtype and (a - c).norm() < 2e-2 * c.norm()
-    h16 = h.detach().bfloat16().requires_grad_()                             # as a model under autocast gives them
+    assert got.dtype == torch.float32
+    assert n == N - 4
+    assert abs(got - want) < 1e-2 * want
+    for p, a, c in zip(params, torch.autograd.grad(got, params), torch.autograd.grad(want, params)):
+        assert a.dtype == p.dtype
+        assert (a - c).norm() < 2e-2 * c.norm()
+    h16 = h.detach().bfloat16().requires_grad_() # as a model under autocast gives them
     with torch.autocast('cpu', dtype=torch.bfloat16): again = linear_cross_entropy(h16, w, y, 4, b)[0]
     gh, gw = torch.autograd.grad(again, (h16, w))
-    assert again.dtype == torch.float32 and abs(again - want) < 1e-2 * want and gh.dtype == torch.bfloat16 and gw.dtype == torch.float32
+    assert again.dtype == torch.float32
+    assert abs(again - want) < 1e-2 * want
+    assert gh.dtype == torch.bfloat16
+    assert gw.dtype == torch.float32
 
 
 @pytest.mark.parametrize('backend', ['eager', 'inductor'])
@@ -69,34 +82,43 @@ def test_under_torch_compile(backend):
         except UserError: pytest.skip('no compiler')
     torch._dynamo.reset()
     h, w, b, y = case()
-    f = torch.compile(lambda h, w, b: linear_cross_entropy(h, w, y, 4, b, .1)[0], backend=backend)
-    got, want = f(h, w, b), full(h, w, b, y, .1)
+    compiled = torch.compile(lambda h, w, b: linear_cross_entropy(h, w, y, 4, b, .1)[0], backend=backend)
+    got, want = compiled(h, w, b), full(h, w, b, y, .1)
     assert torch.allclose(got, want, rtol=1e-5)
-    for a, c in zip(torch.autograd.grad(got, (h, w, b)), torch.autograd.grad(want, (h, w, b))): assert torch.allclose(a, c, atol=1e-5)
+    for a, c in zip(torch.autograd.grad(got, (h, w, b)), torch.autograd.grad(want, (h, w, b))):
+        assert torch.allclose(a, c, atol=1e-5)
     torch._dynamo.reset()
 
 
 def test_nothing_to_predict_gives_zero_and_no_nan():
-    "A batch of prompts or pads alone, with z-loss and with a logit that is out of all bounds elsewhere."
-    h, w, b, _ = case(); y = torch.full((N,), IGNORE)
+    "Take a batch of prompts or pads alone, with z-loss."
+    h, w, b, _ = case()
+    y = torch.full((N,), IGNORE)
     total, n = linear_cross_entropy(h, w, y, 4, b, .1)
-    assert total == 0 and n == 0 and all(not g.any() for g in torch.autograd.grad(total, (h, w, b))) and not token_nats(h, w, y, 4, b).any()
+    assert total == 0 and n == 0
+    assert all(not g.any() for g in torch.autograd.grad(total, (h, w, b)))
+    assert not token_nats(h, w, y, 4, b).any()
     head = torch.nn.Linear(D, V)
     loss = LMLoss(head, chunk=4)(h.detach()[None].requires_grad_(), y[None])
     loss.backward()
-    assert loss == 0 and not head.weight.grad.any() and not head.bias.grad.any()
+    assert loss == 0
+    assert not head.weight.grad.any() and not head.bias.grad.any()
+
+
+def test_logits_out_of_all_bounds_give_finite_gradients():
+    h, w, _, _ = case()
     big, y = (h.detach() * 1e4).requires_grad_(), torch.arange(N) % V
     loss, _ = linear_cross_entropy(big, w, y, 4)
     assert all(g.isfinite().all() for g in (loss, *torch.autograd.grad(loss, (big, w))))
 
 
-# ---- N micro-batches are the big batch ------------------------------------------------------------------------------------------
+# ---- N micro-batches are the big batch
 
 CONFIG = ModelConfig(vocab_size=64, n_layer=1, d_model=16, n_head=2, n_kv_head=1, context=16)
 
 
 def big_batch():
-    "8 rows with 1 to 16 targets, one of them with none."
+    "Make 8 rows with 1 to 16 targets, one of them with none."
     ids = torch.randint(0, 64, (8, 17), generator=torch.Generator().manual_seed(0))
     x, y = ids[:, :-1], ids[:, 1:].clone()
     for i, k in enumerate((1, 16, 3, 0, 9, 2, 16, 5)): y[i, k:] = IGNORE
@@ -104,14 +126,16 @@ def big_batch():
 
 
 class Gradient(Callback):
-    "The gradient that the optimiser would get."
+    "Keeps the gradient that the optimiser would get."
     order = 50
     def before_step(self): self.learn.gradients = [p.grad.clone() for p in self.model.parameters()]
 
 
 def gradients(batches, *cbs):
-    set_seed(0); model = Transformer(CONFIG)
-    learn = Learner(DataLoaders(batches, batches[:1]), model, LMLoss(model.head, chunk=7), opt_func=lm_opt(model), lr=1e-3, cbs=[Gradient(), *cbs])
+    set_seed(0)
+    model = Transformer(CONFIG)
+    dls, loss = DataLoaders(batches, batches[:1]), LMLoss(model.head, chunk=7)
+    learn = Learner(dls, model, loss, opt_func=lm_opt(model), lr=1e-3, cbs=[Gradient(), *cbs])
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     return learn.gradients
 
@@ -119,20 +143,23 @@ def gradients(batches, *cbs):
 @pytest.mark.parametrize('cuts', [(1, 8), (4, 8), (1, 4, 6, 8), (3, 4, 8)], ids=str)
 @pytest.mark.parametrize('rows', [None, 1, 2, 3])
 def test_the_gradient_of_unequal_micro_batches_is_that_of_the_big_batch(cuts, rows):
-    "To 1e-6 of its largest value; a part without any target (rows 3 to 4) adds nothing."
+    "Compare to 1e-6; a part without any target (rows 3 to 4) adds nothing."
     x, y = big_batch()
-    set_seed(0); m = Transformer(CONFIG)
-    F.cross_entropy(m.logits(m(x)).flatten(0, 1), y.flatten(), ignore_index=IGNORE).backward()
-    want = [p.grad for p in m.parameters()]
+    set_seed(0)
+    model = Transformer(CONFIG)
+    F.cross_entropy(model.logits(model(x)).flatten(0, 1), y.flatten(), ignore_index=IGNORE).backward()
+    want = [p.grad for p in model.parameters()]
     parts = [(x[a:b], y[a:b]) for a, b in zip((0, *cuts), cuts)]
-    got = gradients(parts, Accumulate(len(parts)), *([MicroBatches(rows)] if rows else []))
-    one = gradients([(x, y)], *([MicroBatches(rows)] if rows else []))
-    for a, b, c in zip(got, one, want):
-        assert torch.allclose(a, c, rtol=1e-4, atol=1e-6) and torch.allclose(b, c, rtol=1e-4, atol=1e-6)
+    micro = [MicroBatches(rows)] if rows else []
+    accumulated = gradients(parts, Accumulate(len(parts)), *micro)
+    whole = gradients([(x, y)], *([MicroBatches(rows)] if rows else []))
+    for a, b, c in zip(accumulated, whole, want):
+        assert torch.allclose(a, c, rtol=1e-4, atol=1e-6)
+        assert torch.allclose(b, c, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize('f', [linear_cross_entropy, token_nats], ids=lambda f: f.__name__)
-def test_what_is_no_token_and_what_is_no_chunk_are_refused(f):
+def test_targets_that_are_no_tokens_and_bad_chunks_are_refused(f):
     h, w = torch.randn(6, D), torch.randn(V, D)
     for y in (-1, V):
         with pytest.raises((RuntimeError, IndexError)): f(h, w, torch.full((6,), y))

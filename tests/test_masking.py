@@ -1,26 +1,25 @@
-"Masks: what they are made of, that nothing moves them, what an encoder learns; batches that grow; golden curves of the other families."
+"Masks and what moves none of them, what an encoder learns, batches that grow, golden curves of other families."
 import json, os
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback
 from llmbook.core import UserError, sha256
-from llmbook.tokens.loaders import lm_dls
-from llmbook.tokens.shards import ShardWriter, read_manifest, write_manifest
+from llmbook.checkpoint.checkpoint import Checkpoint
+from llmbook.generate.fill_mask import fill_mask, filled
+from llmbook.model.config import ModelConfig
+from llmbook.plan.flops import flops_by_part
+from llmbook.pretrain.run import lm_learner, pretrain
+from llmbook.tiny import Grammar
+from llmbook.tokens.loaders import IGNORE, lm_dls
 from llmbook.tokens.packed_loader import packed_dls
-from llmbook.train.warmup import SequenceWarmup
+from llmbook.tokens.shards import ShardWriter, read_manifest, write_manifest
 from llmbook.tokens.tokenizer import (
     ANSWER, EOT, PAD, load_tokenizer, mask_id, save_tokenizer, special_ids, tokenizer_fingerprint, train_tokenizer
 )
-from llmbook.generate.fill_mask import fill_mask, filled
-from llmbook.plan.flops import flops_by_part
-from llmbook.model.config import ModelConfig
-from llmbook.tiny import Grammar
-from llmbook.train.warmup import BatchWarmup, growing
-from llmbook.checkpoint.checkpoint import Checkpoint
-from llmbook.train.loss import IGNORE, token_nats
+from llmbook.train.loss import token_nats
 from llmbook.train.masking import MaskTokens, choose_spans, choose_tokens, span_lengths
-from llmbook.pretrain.run import lm_learner, pretrain
+from llmbook.train.warmup import BatchWarmup, SequenceWarmup, growing
 from test_faults import stopped_command
 from test_train import CONFIG, grammar_data
 
@@ -37,14 +36,18 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def documents(tmp_path_factory):
-    "Shards of many short documents."
-    path, tok, g = tmp_path_factory.mktemp('documents'), train_tokenizer(['a small text'], 300), Grammar()
+    "Make shards of many short documents."
+    path = tmp_path_factory.mktemp('documents')
+    tok, grammar = train_tokenizer(['a small text'], 300), Grammar()
     save_tokenizer(tok, path)
     def pack(split, n, seed):
-        w, rng = ShardWriter(path, split, tokens_per_shard=50_000), np.random.default_rng(seed)
-        for k, m in enumerate(rng.integers(3, 40, n)): w.add([*(4 + np.asarray(g.sample(int(m), seed=seed + k))), EOT], 1)
-        return w.close()
-    write_manifest(path, dict(train=pack('train', 400, 1), valid=pack('valid', 60, 9_000)), tok.get_vocab_size(), tokenizer_fingerprint(tok))
+        writer, rng = ShardWriter(path, split, tokens_per_shard=50_000), np.random.default_rng(seed)
+        for k, length in enumerate(rng.integers(3, 40, n)):
+            symbols = np.asarray(grammar.sample(int(length), seed=seed + k))
+            writer.add([*(4 + symbols), EOT], 1)
+        return writer.close()
+    splits = dict(train=pack('train', 400, 1), valid=pack('valid', 60, 9_000))
+    write_manifest(path, splits, tok.get_vocab_size(), tokenizer_fingerprint(tok))
     return path
 
 
@@ -52,12 +55,22 @@ class Fed(Callback):
     "Keeps what the model is given."
     order = 50
     def before_fit(self): self.in_training, self.in_validation = [], []
-    def before_batch(self): (self.in_training if self.training else self.in_validation).append((*self.xb, *self.yb))
+    def before_batch(self):
+        kept = self.in_training if self.training else self.in_validation
+        kept.append((*self.xb, *self.yb))
 
 
-def encoder(data, bs=8, steps=12, cbs=(), dls=None, seq_len=32, **kwargs):
-    dls = dls or lm_dls(data, bs=bs, seq_len=seq_len, steps=steps, valid_batches=4, device='cpu')
-    return lm_learner(dls, ModelConfig(vocab_size=read_manifest(data)['vocab_size'], **ENCODER), lr=kwargs.pop('lr', 1e-2), cbs=[fed := Fed(), *cbs], **kwargs), fed
+def config_for(data, **kwargs): return ModelConfig(vocab_size=read_manifest(data)['vocab_size'], **kwargs)
+
+
+def loaders(data, bs=8, steps=12, valid_batches=4, **kwargs):
+    return lm_dls(data, bs=bs, seq_len=32, steps=steps, valid_batches=valid_batches, device='cpu', **kwargs)
+
+
+def encoder(data, bs=8, steps=12, cbs=(), dls=None, lr=1e-2, **kwargs):
+    fed = Fed()
+    dls = dls or loaders(data, bs, steps)
+    return lm_learner(dls, config_for(data, **ENCODER), lr=lr, cbs=[fed, *cbs], **kwargs), fed
 
 
 def fit(learn, n=1, how='fit_wsd', **kwargs):
@@ -78,28 +91,36 @@ def callback(data, **kwargs):
 def same(a, b): return len(a) == len(b) and all(s.equal(t) for x, y in zip(a, b) for s, t in zip(x, y))
 
 
-# what is hidden
+# ---- what is hidden
 
 @pytest.mark.parametrize('spans', [False, True], ids=['tokens', 'spans'])
 @pytest.mark.parametrize('rate', [.05, .15, .4])
 def test_rates_are_those_published(data, spans, rate):
-    "The share of targets, and of them 80 % masked, 10 % random, 10 % shown; four standard errors of the count."
+    "Count the targets, and of them 80 % masked, 10 % random, 10 % shown, to four standard errors."
     cb = callback(data, rate=rate, spans=spans)
     x = torch.randint(4, 300, (4096, 128), generator=torch.Generator().manual_seed(0))
     seen, y = cb.hidden(x, x, torch.arange(len(x)))
-    t = y != IGNORE
-    n, wide = t.sum().item(), span_lengths().dot(np.arange(1, 11) ** 2) / 3.797 if spans else 1.            # targets of a stretch share one lot
-    for got, want in (((seen == cb.mask_id)[t], .8), (((seen != cb.mask_id) & (seen != y))[t], .1 * (1 - 1 / len(cb.text))), ((seen == y)[t], .1 * (1 + 1 / len(cb.text)))):
-        assert abs(got.float().mean().item() - want) < 4 * (want * (1 - want) * wide / n) ** .5
-    assert abs(n / t.numel() - rate) < 4 * (rate * wide / t.numel()) ** .5
-    assert seen[~t].equal(x[~t]) and y[t].equal(x[t])
+    target = y != IGNORE
+    n, positions = target.sum().item(), target.numel()
+    wide = span_lengths().dot(np.arange(1, 11) ** 2) / 3.797 if spans else 1. # targets of a span share one lot
+    masked, shown = seen == cb.mask_id, seen == y
+    by_chance = 1 / len(cb.text) # a random token that is the right one
+    for got, want in ((masked, .8), (~masked & ~shown, .1 * (1 - by_chance)), (shown, .1 * (1 + by_chance))):
+        error = (want * (1 - want) * wide / n) ** .5
+        assert abs(got[target].float().mean().item() - want) < 4 * error
+    assert abs(n / positions - rate) < 4 * (rate * wide / positions) ** .5
+    assert seen[~target].equal(x[~target])
+    assert y[target].equal(x[target])
 
 
 def test_span_lengths_by_hand():
     "P(l) = .2 * .8^(l - 1) / (1 - .8^10), and its mean 5 - 10 * .8^10 / (1 - .8^10) = 3.797."
     q = span_lengths()
-    assert q.sum() == pytest.approx(1) and q[0] == pytest.approx(.2 / (1 - .8 ** 10)) and q[3] / q[2] == pytest.approx(.8)
-    assert q.dot(np.arange(1, 11)) == pytest.approx(5 - 10 * .8 ** 10 / (1 - .8 ** 10)) == pytest.approx(3.797, abs=5e-4)
+    assert q.sum() == pytest.approx(1)
+    assert q[0] == pytest.approx(.2 / (1 - .8 ** 10))
+    assert q[3] / q[2] == pytest.approx(.8)
+    mean = 5 - 10 * .8 ** 10 / (1 - .8 ** 10)
+    assert q.dot(np.arange(1, 11)) == pytest.approx(mean) == pytest.approx(3.797, abs=5e-4)
 
 
 def test_spans_never_touch_and_share_one_lot():
@@ -108,76 +129,93 @@ def test_spans_never_touch_and_share_one_lot():
     both = chosen[:, 1:] & chosen[:, :-1]
     assert (lot[:, 1:] == lot[:, :-1])[both].all()
     gaps = ~chosen[:, 1:-1] & chosen[:, 2:] & chosen[:, :-2]
-    a, b = lot[:, 2:][gaps], lot[:, :-2][gaps]
-    assert gaps.sum() > 100 and (a != b).all()                         # on both sides of a gap of one token are two stretches
+    after, before = lot[:, 2:][gaps], lot[:, :-2][gaps]
+    assert gaps.sum() > 100
+    assert (after != before).all() # on both sides of a gap of one token are two spans
 
 
-def test_each_place_is_chosen_as_often():
-    for f in (choose_tokens, choose_spans):
-        c = f(torch.arange(40_000 * 40).view(-1, 40), .15, 5)[0].float().mean(0)
-        assert (c - .15).abs().max() < 5 * (.15 * .85 / 40_000) ** .5
+def test_each_position_is_chosen_equally_often():
+    for choose in (choose_tokens, choose_spans):
+        chosen = choose(torch.arange(40_000 * 40).view(-1, 40), .15, 5)[0]
+        share = chosen.float().mean(0)
+        assert (share - .15).abs().max() < 5 * (.15 * .85 / 40_000) ** .5
 
 
 def test_neither_specials_nor_pads_are_targets_or_drawn(documents):
     dls = packed_dls(documents, bs=16, seq_len=48, steps=8, valid_batches=2, device='cpu')
-    assert (dls.one_batch()[0] == PAD).any() and (dls.one_batch()[0] == EOT).any()
-    learn, fed = encoder(documents, dls=lm_dls(documents, bs=16, seq_len=32, steps=30, device='cpu'), cbs=[MaskTokens(rate=.5)])
+    ids = dls.one_batch()[0]
+    assert (ids == PAD).any() and (ids == EOT).any()
+    dls = lm_dls(documents, bs=16, seq_len=32, steps=30, device='cpu')
+    learn, fed = encoder(documents, dls=dls, cbs=[MaskTokens(rate=.5)])
     fit(learn)
-    for x, y in fed.in_training: assert not torch.isin(y, torch.tensor([EOT, PAD, 2, 3])).any() and not torch.isin(x, torch.tensor([PAD, 2])).any()
+    for x, y in fed.in_training:
+        assert not torch.isin(y, torch.tensor([EOT, PAD, 2, 3])).any()
+        assert not torch.isin(x, torch.tensor([PAD, 2])).any()
     drawn = torch.cat([x[(y != IGNORE) & (x != y) & (x != ANSWER)] for x, y in fed.in_training])
     assert len(drawn) > 500 and drawn.min() >= 4 and len(drawn.unique()) > 200
 
 
 def test_documents_of_a_packed_row_stay_apart_and_pads_are_not_read(documents):
-    "The mask of documents goes through untouched; another document does not change what a target costs."
+    "Pass the mask of documents untouched; another document must not change the loss of a target."
     dls = packed_dls(documents, bs=4, seq_len=32, steps=4, valid_batches=2, device='cpu')
     learn, fed = encoder(documents, dls=dls)
     fit(learn)
     raw, (x, docs, y) = dls.train.batch(0), fed.in_training[0]
-    assert docs.equal(raw[1]) and not (y[raw[0] == PAD] != IGNORE).any() and (y != IGNORE).any(1).all()
+    assert docs.equal(raw[1])
+    assert not (y[raw[0] == PAD] != IGNORE).any()
+    assert (y != IGNORE).any(1).all()
     first = docs == 0
-    other = torch.where(first, x, (x + 1).clamp(max=299))
-    learn.model.eval()
-    nats = [token_nats(learn.model(t, docs), learn.model.head.weight, y, bias=learn.model.head.bias) for t in (x, other)]
-    assert first.any() and torch.allclose(nats[0][first], nats[1][first], atol=1e-6)
+    changed = torch.where(first, x, (x + 1).clamp(max=299))
+    model = learn.model.eval()
+    def nats(ids): return token_nats(model(ids, docs), model.head.weight, y, bias=model.head.bias)
+    assert first.any()
+    assert torch.allclose(nats(x)[first], nats(changed)[first], atol=1e-6)
 
 
 def test_the_mask_token():
     own = train_tokenizer(['a small text'], 300, specials=['<|mask|>'])
-    assert mask_id(own) == 4 and mask_id(train_tokenizer(['a small text'], 300)) == ANSWER == special_ids(own)['answer']
+    assert mask_id(own) == 4
+    assert mask_id(train_tokenizer(['a small text'], 300)) == ANSWER == special_ids(own)['answer']
 
 
-# nothing moves them
+# ---- nothing moves them
 
 def test_another_batch_size_or_accumulation_sees_the_same_masks(data):
-    "The same rows hidden in the same way, so that accumulation gives the big batch's weights."
-    a, b = encoder(data, bs=16, steps=6), encoder(data, bs=4, steps=24, accumulate=4)
-    for l, _ in (a, b): fit(l, how='fit')
-    rows = [[torch.cat(t) for t in zip(*s.in_training)] for _, s in (a, b)]
-    assert all(s.equal(t) for s, t in zip(*rows))
-    assert torch.allclose(flat(a[0]), flat(b[0]), atol=5e-5)
+    "Hide the same rows in the same way, so that accumulation gives the big batch's weights."
+    big, fed_big = encoder(data, bs=16, steps=6, precision='fp32')
+    small, fed_small = encoder(data, bs=4, steps=24, accumulate=4, precision='fp32')
+    for learn in (big, small): fit(learn, how='fit')
+    rows, same_rows = ([torch.cat(t) for t in zip(*fed.in_training)] for fed in (fed_big, fed_small))
+    assert all(s.equal(t) for s, t in zip(rows, same_rows))
+    assert torch.allclose(flat(big), flat(small), atol=5e-5)
 
 
 def test_micro_batches_see_the_masks_of_the_batch(data):
-    a, b = encoder(data, bs=16, steps=6), encoder(data, bs=16, steps=6, micro_batch=3)
-    for l, _ in (a, b): fit(l, how='fit')
-    assert same(a[1].in_training, b[1].in_training) and torch.allclose(flat(a[0]), flat(b[0]), atol=5e-5)
+    a, fed_a = encoder(data, bs=16, steps=6, precision='fp32')
+    b, fed_b = encoder(data, bs=16, steps=6, micro_batch=3, precision='fp32')
+    for learn in (a, b): fit(learn, how='fit')
+    assert same(fed_a.in_training, fed_b.in_training)
+    assert torch.allclose(flat(a), flat(b), atol=5e-5)
 
 
-def test_validation_has_the_same_masks_at_each_time_and_for_each_batch_size(data):
+def test_validation_always_has_the_same_masks(data):
     learn, fed = encoder(data)
     loss = learn.validate()[0]
     torch.rand(3)
     assert learn.validate()[0] == loss
     fit(learn, 2)
     k = len(fed.in_validation) // 2
-    assert same(fed.in_validation[:k], fed.in_validation[k:]) and not same(fed.in_training[:12], fed.in_training[12:])
-    by = []
+    assert same(fed.in_validation[:k], fed.in_validation[k:])
+    assert not same(fed.in_training[:12], fed.in_training[12:])
+
+
+def test_validation_has_the_same_masks_for_each_batch_size(data):
+    rows = []
     for bs, n in ((8, 4), (4, 8)):
-        l, s = encoder(data, dls=lm_dls(data, bs=bs, seq_len=32, steps=2, valid_batches=n, device='cpu'))
-        fit(l)
-        by.append([torch.cat(t) for t in zip(*s.in_validation)])
-    assert all(a.equal(b) for a, b in zip(*by))
+        learn, fed = encoder(data, dls=loaders(data, bs, steps=2, valid_batches=n))
+        fit(learn)
+        rows.append([torch.cat(t) for t in zip(*fed.in_validation)])
+    assert all(a.equal(b) for a, b in zip(*rows))
 
 
 def test_masks_draw_nothing_from_the_generators(data):
@@ -190,87 +228,114 @@ def test_masks_draw_nothing_from_the_generators(data):
 def test_rows_cut_by_a_schedule_are_hidden_too(data):
     learn, fed = encoder(data, cbs=[SequenceWarmup([(.5, 8)])])
     fit(learn)
-    assert fed.in_training[0][0].shape == (32, 8) and all((y != IGNORE).any(1).all() for _, y in fed.in_training)
+    assert fed.in_training[0][0].shape == (32, 8)
+    assert all((y != IGNORE).any(1).all() for _, y in fed.in_training)
 
 
-def two(out):
-    "The losses and weights of an encoder on this rank, of its half of each batch."
-    from llmbook.parallel.learner import parallel
+def train_on_this_rank(out):
+    "Train an encoder on this rank's half of each batch; return its losses and weights."
     from llmbook.distributed.world import join, rank, world
+    from llmbook.parallel.learner import parallel
     device = join('cpu')
     dls = lm_dls(out, bs=16 // world(), seq_len=32, steps=6, valid_batches=2, device=device, rank=rank(), world=world())
-    learn, _ = encoder(out, dls=dls, cbs=[MaskTokens(spans=True)], path=out)
+    learn, _ = encoder(out, dls=dls, cbs=[MaskTokens(spans=True)], path=out, precision='fp32')
     fit(parallel(learn, 'ddp'), how='fit')
     return [float(v) for v in learn.recorder.values[-1][:2]], flat(learn).tolist()
 
 
-@pytest.mark.skipif(not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason='this torch has no gloo')
+no_gloo = not torch.distributed.is_available() or not torch.distributed.is_gloo_available()
+
+@pytest.mark.skipif(no_gloo, reason='this torch has no gloo')
 def test_two_ranks_are_one_rank_with_twice_the_batch(data):
     from llmbook.distributed.launch import launch
-    one, both = two(data), launch(two, 2, data, device='cpu')
-    assert both[0] == pytest.approx(one[0], abs=2e-4) and np.abs(np.array(both[1]) - np.array(one[1])).max() < 1e-4
+    losses, weights = train_on_this_rank(data)
+    losses_of_two, weights_of_two = launch(train_on_this_rank, 2, data, device='cpu')
+    assert losses_of_two == pytest.approx(losses, abs=2e-4)
+    assert np.abs(np.array(weights_of_two) - np.array(weights)).max() < 1e-4
+
+
+class StopAt(Callback):
+    "Breaks training off after a batch."
+    order, run_valid = 90, False
+    def __init__(self, at): self.at = at
+    def after_batch(self):
+        if self.train_iter == self.at: raise InterruptedError
 
 
 @pytest.mark.parametrize('spans', [False, True], ids=['tokens', 'spans'])
-def test_stopped_anywhere_it_goes_on_bit_for_bit(data, tmp_path, spans):
-    class Stop(Callback):
-        order, run_valid = 90, False
-        def after_batch(self):
-            if self.train_iter == 17: raise InterruptedError
+def test_stopped_anywhere_a_run_resumes_bit_for_bit(data, tmp_path, spans):
     def run(out, *cbs):
-        learn, fed = encoder(data, steps=10, cbs=[MaskTokens(spans=spans), Checkpoint(tmp_path/out, every=4), *cbs])
+        cbs = [MaskTokens(spans=spans), Checkpoint(tmp_path/out, every=4), *cbs]
+        learn, fed = encoder(data, steps=10, cbs=cbs)
         try: fit(learn, 3)
         except InterruptedError: pass
         return learn, fed
     whole, first = run('whole')
-    run('cut', Stop())
+    run('cut', StopAt(17))
     again, rest = run('cut')
     k = again.checkpoint.resumed
-    assert 0 < k <= 17 and same(first.in_training[k:], rest.in_training) and flat(whole).equal(flat(again)) and whole.recorder.values == again.recorder.values
-    other, _ = encoder(data, steps=10, cbs=[MaskTokens(spans=spans, rate=.3), Checkpoint(tmp_path/'cut', every=4)])
+    assert 0 < k <= 17
+    assert same(first.in_training[k:], rest.in_training)
+    assert flat(whole).equal(flat(again))
+    assert whole.recorder.values == again.recorder.values
+    cbs = [MaskTokens(spans=spans, rate=.3), Checkpoint(tmp_path/'cut', every=4)]
+    other, _ = encoder(data, steps=10, cbs=cbs)
     with pytest.raises(UserError, match='masks that the run began with.*rate'): fit(other, 3)
 
 
-def test_the_command_trains_an_encoder_and_is_the_same_after_a_kill(data, tmp_path):
-    "`llmbook-pretrain --size encoder-nano`, killed with -9 after step 7 and called again."
-    command = stopped_command(tmp_path, data, 7, 'self.learn.checkpoint.wait(); os.kill(os.getpid(), signal.SIGKILL)', '--size', 'encoder-nano')
-    r = command('cut', '--checkpoint-minutes', '.0001')
-    assert r.returncode == -9 and any((tmp_path/'cut/checkpoints').glob('step-*')), r.stderr[-2000:]
-    made = json.loads((tmp_path/'cut/plan.json').read_text())
-    assert made['size'] == 'encoder-nano' and made['config']['family'] == 'encoder'
-    (tmp_path/'whole').mkdir(); (tmp_path/'whole/plan.json').write_text(json.dumps(made))
+def test_the_command_trains_an_encoder_and_a_kill_changes_nothing(data, tmp_path):
+    "Kill `llmbook-pretrain --size encoder-nano` with -9 after step 7, and call it again."
+    kill = 'self.learn.checkpoint.wait(); os.kill(os.getpid(), signal.SIGKILL)'
+    command = stopped_command(tmp_path, data, 7, kill, '--size', 'encoder-nano')
+    killed = command('cut', '--checkpoint-minutes', '.0001')
+    assert killed.returncode == -9, killed.stderr[-2000:]
+    assert any((tmp_path/'cut/checkpoints').glob('step-*')), killed.stderr[-2000:]
+    plan = json.loads((tmp_path/'cut/plan.json').read_text())
+    assert plan['size'] == 'encoder-nano'
+    assert plan['config']['family'] == 'encoder'
+    (tmp_path/'whole').mkdir()
+    (tmp_path/'whole/plan.json').write_text(json.dumps(plan))
     for out in ('cut', 'whole'):
-        r = command(out, '--resume'); assert r.returncode == 0, r.stderr[-2000:]
+        resumed = command(out, '--resume')
+        assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert sha256(tmp_path/'cut/model/model.safetensors') == sha256(tmp_path/'whole/model/model.safetensors')
     assert json.loads((tmp_path/'cut/model/tokenizer_config.json').read_text())['mask_token'] == '<|answer|>'
 
 
-# what is learnt
+# ---- what is learnt
 
-def without_context(g, text):
-    "The least loss of who sees the place of a target alone: hidden, shown, or another token."
-    one = g.stationary.reshape(g.n_symbols, -1).sum(0) if g.order == 1 else g.stationary.reshape(g.n_symbols, g.n_symbols).sum(0)
-    h, n = -(one * np.log(one)).sum(), g.n_symbols
+def without_context(grammar, text):
+    "Return the least loss of a model that sees the position of a target alone: hidden, shown, or with another token."
+    n = grammar.n_symbols
+    one = grammar.stationary.reshape(n, -1).sum(0) if grammar.order == 1 else grammar.stationary.reshape(n, n).sum(0)
+    hidden = -(one * np.log(one)).sum()
     joint = np.diag(one / 2) + np.outer(one, np.full(n, .5 / text))
-    return .8 * h + .2 * (-(joint * np.log(joint / joint.sum(0))).sum() + .5 * (1 - n / text) * h)
+    shown = -(joint * np.log(joint / joint.sum(0))).sum() + .5 * (1 - n / text) * hidden
+    return .8 * hidden + .2 * shown
 
 
 def test_an_encoder_learns_the_grammar(data):
-    g, dls = Grammar(), lm_dls(data, bs=16, seq_len=32, steps=80, valid_batches=8, device='cpu')
+    grammar, dls = Grammar(), loaders(data, bs=16, steps=80, valid_batches=8)
     learn, _ = encoder(data, dls=dls, lr=2e-2)
     fit(learn, 5)
-    loss, blind = learn.recorder.values[-1][1], without_context(g, 296)
-    assert loss < blind - .15 and loss < g.entropy(0) - .3, f'{loss:.4f} nats against {g.entropy(0):.4f} for a symbol, {blind:.4f} for the place alone'
-    assert learn.recorder.metric_names[3] == 'masked_perplexity' and learn.recorder.values[-1][2] == pytest.approx(np.exp(loss), rel=1e-5)
+    loss, blind, symbol = learn.recorder.values[-1][1], without_context(grammar, 296), grammar.entropy(0)
+    said = f'{loss:.4f} nats against {symbol:.4f} for a symbol, {blind:.4f} for the position alone'
+    assert loss < blind - .15, said
+    assert loss < symbol - .3, said
+    assert learn.recorder.metric_names[3] == 'masked_perplexity'
+    assert learn.recorder.values[-1][2] == pytest.approx(np.exp(loss), rel=1e-5)
 
 
-def test_objectives_that_cannot_be_are_refused(data):
-    dls = lm_dls(data, bs=4, seq_len=32, steps=2, valid_batches=1, device='cpu')
+def test_objectives_that_cannot_work_are_refused(data):
+    dls = loaders(data, bs=4, steps=2, valid_batches=1)
     enc, dec = (ModelConfig(vocab_size=300, **c) for c in (ENCODER, CONFIG))
-    for config, kw, say in ((enc, dict(objective='next'), 'would have to predict'), (dec, dict(objective='masked'), 'one side of a gap'),
-                            (dec, dict(cbs=MaskTokens()), 'one side of a gap'), (enc, dict(objective='both'), "got 'both'")):
-        with pytest.raises(UserError, match=say): lm_learner(dls, config, **kw)
-    assert not hasattr(lm_learner(dls, dec), 'mask_tokens') and lm_learner(dls, enc, objective='masked').mask_tokens.rate == .15
+    for config, kwargs, said in ((enc, dict(objective='next'), 'would have to predict'),
+                                 (dec, dict(objective='masked'), 'one side of a gap'),
+                                 (dec, dict(cbs=MaskTokens()), 'one side of a gap'),
+                                 (enc, dict(objective='both'), "got 'both'")):
+        with pytest.raises(UserError, match=said): lm_learner(dls, config, **kwargs)
+    assert not hasattr(lm_learner(dls, dec), 'mask_tokens')
+    assert lm_learner(dls, enc, objective='masked').mask_tokens.rate == .15
 
 
 def test_an_encoder_is_not_scored_or_tuned_like_a_decoder(data):
@@ -283,42 +348,57 @@ def test_an_encoder_is_not_scored_or_tuned_like_a_decoder(data):
 
 
 def test_a_run_in_a_folder_with_gaps_as_samples(data, tmp_path):
-    tok = load_tokenizer(data)
-    plan = SimpleNamespace(config=ModelConfig(vocab_size=read_manifest(data)['vocab_size'], **ENCODER).to_dict(), bs=8, seq_len=32, steps=6, lr=1e-2, seed=1,
-                           machine=dict(peak_flops=1e12))
-    learn = pretrain(data, plan, tmp_path/'out', evaluations=2, sample=lambda m, texts: filled(m, tok, texts), prompts=['a <|mask|> b'], device='cpu')
-    rows = json.loads((tmp_path/'out/samples.json').read_text())
-    assert [r['step'] for r in rows] == [3, 6] and all('<|mask|>' not in r['text'] and r['prompt'] == 'a <|mask|> b' for r in rows)
-    f = flops_by_part(learn.model.config, 32)
-    assert learn.telemetry.flops_per_token == f['total'] - round(.85 * 6 * learn.model.config.vocab_size * 32)
-    assert learn.telemetry.rows[-1]['tokens'] == 6 * 8 * 32                # positions read, not targets
+    tok, config = load_tokenizer(data), config_for(data, **ENCODER)
+    machine = dict(peak_flops=1e12)
+    plan = SimpleNamespace(config=config.to_dict(), bs=8, seq_len=32, steps=6, lr=1e-2, seed=1, machine=machine)
+    prompt = 'a <|mask|> b'
+    learn = pretrain(data, plan, tmp_path/'out', evaluations=2, device='cpu',
+                     sample=lambda model, texts: filled(model, tok, texts), prompts=[prompt])
+    samples = json.loads((tmp_path/'out/samples.json').read_text())
+    assert [s['step'] for s in samples] == [3, 6]
+    assert all('<|mask|>' not in s['text'] and s['prompt'] == prompt for s in samples)
+    flops = flops_by_part(learn.model.config, 32)['total']
+    left_out = round(.85 * 6 * learn.model.config.vocab_size * 32) # logits of positions without a target
+    assert learn.telemetry.flops_per_token == flops - left_out
+    assert learn.telemetry.rows[-1]['tokens'] == 6 * 8 * 32 # positions read, not targets
     with pytest.raises(UserError, match='where something is missing'): fill_mask(learn.model, tok, 'a b')
 
 
-# batches that grow
+# ---- batches that grow
 
 @pytest.mark.parametrize('shape, want', [('double', [1, 2, 4]), ('linear', [1, 2, 3, 4, 5, 6, 7])])
 def test_stages_grow_to_the_full_size(shape, want):
-    s = growing(8, .5, shape=shape)
-    assert [k for _, k in s] == want and s[-1][0] == pytest.approx(.5) and np.allclose(np.diff([0, *(a for a, _ in s)]), .5 / len(want))
-    assert growing(6, .5, 2) == [(.25, 2), (.5, 4)] and growing(4, .5, 4) == []
+    stages = growing(8, .5, shape=shape)
+    ends = [end for end, _ in stages]
+    assert [size for _, size in stages] == want
+    assert ends[-1] == pytest.approx(.5)
+    assert np.allclose(np.diff([0, *ends]), .5 / len(want))
+
+
+def test_stages_begin_at_the_first_size():
+    assert growing(6, .5, 2) == [(.25, 2), (.5, 4)]
+    assert growing(4, .5, 4) == []
 
 
 class Sizes(Callback):
-    "The batches that each step of the optimiser took."
+    "Counts the batches that each step of the optimiser takes."
     order, run_valid = 95, False
     def before_fit(self): self.taken, self.at = [], 0
-    def after_step(self): self.taken.append(self.train_iter + 1 - self.at); self.at += self.taken[-1]
+    def after_step(self):
+        self.taken.append(self.train_iter + 1 - self.at)
+        self.at += self.taken[-1]
+
+
+def accumulating(data, cbs=()):
+    dls = lm_dls(data, bs=4, seq_len=32, steps=20, valid_batches=2, device='cpu')
+    return lm_learner(dls, config_for(data, **CONFIG), lr=1e-2, accumulate=4, cbs=list(cbs))
 
 
 def grown(data, out=None, stop=None, **kwargs):
-    class Stop(Callback):
-        order, run_valid = 90, False
-        def after_batch(self):
-            if self.train_iter == stop: raise InterruptedError
-    cbs = [BatchWarmup(**kwargs), Sizes(), *([Checkpoint(out, every=5)] if out else []), *([Stop()] if stop else [])]
-    dls = lm_dls(data, bs=4, seq_len=32, steps=20, valid_batches=2, device='cpu')
-    learn = lm_learner(dls, ModelConfig(vocab_size=read_manifest(data)['vocab_size'], **CONFIG), lr=1e-2, accumulate=4, cbs=cbs)
+    cbs = [BatchWarmup(**kwargs), Sizes()]
+    if out: cbs.append(Checkpoint(out, every=5))
+    if stop: cbs.append(StopAt(stop))
+    learn = accumulating(data, cbs)
     try: fit(learn, 3)
     except InterruptedError: pass
     return learn
@@ -326,28 +406,31 @@ def grown(data, out=None, stop=None, **kwargs):
 
 def test_a_grown_batch_counts_all_tokens_and_ends_at_the_full_size(data):
     learn = grown(data, until=.5)
-    assert learn.sizes.taken == [1] * 15 + [2, 2, 1] + [2] * 5 + [4, 4, 2] + [4] * 5 and learn.accumulate.n == 4 # epochs of 20
-    assert learn.telemetry.rows[-1]['tokens'] == 60 * 4 * 32 and sum(r.get('targets', 0) for r in learn.telemetry.rows) == 60 * 4 * 32
-    steps = [r['step'] for r in learn.telemetry.rows if 'loss' in r]
-    assert steps == sorted(steps) and steps[-1] == 60
+    assert learn.sizes.taken == [1] * 15 + [2, 2, 1] + [2] * 5 + [4, 4, 2] + [4] * 5 # epochs of 20
+    assert learn.accumulate.n == 4
+    rows = learn.telemetry.rows
+    assert rows[-1]['tokens'] == 60 * 4 * 32
+    assert sum(r.get('targets', 0) for r in rows) == 60 * 4 * 32
+    steps = [r['step'] for r in rows if 'loss' in r]
+    assert steps == sorted(steps)
+    assert steps[-1] == 60
 
 
-def test_the_last_stage_is_the_accumulation_alone(data):
-    "After its stages a step is what Accumulate does by itself: with none, the same weights."
-    a = grown(data, stages=[(1e-9, 1)])
-    dls = lm_dls(data, bs=4, seq_len=32, steps=20, valid_batches=2, device='cpu')
-    b = fit(lm_learner(dls, ModelConfig(vocab_size=read_manifest(data)['vocab_size'], **CONFIG), lr=1e-2, accumulate=4), 3)
-    assert a.sizes.taken[0] == 1 and a.sizes.taken[1:5] == [4] * 4
-    c = grown(data, first=4)
-    assert flat(c).equal(flat(b))
+def test_without_stages_a_step_is_the_accumulation_alone(data):
+    one_stage = grown(data, stages=[(1e-9, 1)])
+    assert one_stage.sizes.taken[:5] == [1] + [4] * 4
+    plain = fit(accumulating(data), 3)
+    assert flat(grown(data, first=4)).equal(flat(plain))
 
 
 @pytest.mark.parametrize('stop', [17, 22])
-def test_a_grown_batch_goes_on_bit_for_bit(data, tmp_path, stop):
+def test_a_grown_batch_resumes_bit_for_bit(data, tmp_path, stop):
     whole = grown(data, tmp_path/'whole', until=.6)
     grown(data, tmp_path/'cut', stop, until=.6)
     again = grown(data, tmp_path/'cut', until=.6)
-    assert again.checkpoint.resumed and flat(whole).equal(flat(again)) and whole.recorder.values == again.recorder.values
+    assert again.checkpoint.resumed
+    assert flat(whole).equal(flat(again))
+    assert whole.recorder.values == again.recorder.values
 
 
 def test_other_stages_are_refused(data, tmp_path):
@@ -355,17 +438,18 @@ def test_other_stages_are_refused(data, tmp_path):
     with pytest.raises(UserError, match='batch sizes that the run began with.*stages'): grown(data, tmp_path, until=.3)
 
 
-# golden curves
+# ---- golden curves
 
 @pytest.mark.parametrize('family', ['gpt2', 'encoder'])
 def test_golden_curve(data, family):
-    "A change that claims no effect has none: 50 steps, to what another processor's rounding may change."
-    config = ModelConfig(vocab_size=read_manifest(data)['vocab_size'], family=family, n_layer=2, d_model=32, n_head=2, context=32)
-    threads = torch.get_num_threads(); torch.set_num_threads(1)
-    learn = lm_learner(lm_dls(data, bs=8, seq_len=32, steps=50, valid_batches=8, device='cpu'), config, lr=1e-2, precision='fp32')
+    "Compare 50 steps with a stored curve, up to the rounding of another processor."
+    config = config_for(data, family=family, n_layer=2, d_model=32, n_head=2, context=32)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    learn = lm_learner(loaders(data, steps=50, valid_batches=8), config, lr=1e-2, precision='fp32')
     learn.telemetry.every = 5
     try: fit(learn)
     finally: torch.set_num_threads(threads)
-    got, golden = [r['loss'] for r in learn.telemetry.rows if 'loss' in r], HERE/'golden'/f'loss_{family}.json'
-    if os.environ.get('LLMBOOK_GOLDEN') == 'write': golden.write_text(json.dumps([round(v, 5) for v in got]) + '\n')
-    assert got == pytest.approx(json.loads(golden.read_text()), rel=2e-3)
+    losses, golden = [r['loss'] for r in learn.telemetry.rows if 'loss' in r], HERE/'golden'/f'loss_{family}.json'
+    if os.environ.get('LLMBOOK_GOLDEN') == 'write': golden.write_text(json.dumps([round(v, 5) for v in losses]) + '\n')
+    assert losses == pytest.approx(json.loads(golden.read_text()), rel=2e-3)

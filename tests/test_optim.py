@@ -4,69 +4,81 @@ from copy import deepcopy
 import pytest, torch
 from torch import nn
 from llmbook.core import set_seed
+from llmbook.checkpoint.state import load_checkpoint, optim_tensors, save_checkpoint
 from llmbook.model.config import ModelConfig
 from llmbook.model.transformer import Transformer
 from llmbook.train import optim
 from llmbook.train.optim import LMOptim, lm_opt, newton_schulz
-from llmbook.checkpoint.state import load_checkpoint, optim_tensors, save_checkpoint
 
-FAMILIES = {'qwen3': {}, 'untied': dict(tie_embeddings=False), 'gpt2': dict(family='gpt2'), 'encoder': dict(family='encoder')}
+FAMILIES = {'qwen3': {}, 'untied': dict(tie_embeddings=False),
+            'gpt2': dict(family='gpt2'), 'encoder': dict(family='encoder')}
 NS = (3.4445, -4.7750, 2.0315)
 
 
 def model(family='qwen3', seed=0):
     set_seed(seed)
-    return Transformer(ModelConfig(vocab_size=64, n_layer=2, d_model=32, n_head=2, context=16, **FAMILIES[family]))
+    config = ModelConfig(vocab_size=64, n_layer=2, d_model=32, n_head=2, context=16, **FAMILIES[family])
+    return Transformer(config)
 
 
 def hypers(i):
-    "What a schedule does: warm-up, plateau, fall; weight decay and momentum change too."
+    "Return what a schedule sets at step `i`: warm-up, plateau, fall; weight decay and momentum change too."
     lr = 3e-3 * min((i + 1) / 5, 1, (20 - i) / 10)
     return dict(lr=lr, wd=.1 if i < 8 else .3, mom=.9 if i < 12 else .8, sqr_mom=.95 if i < 15 else .99)
 
 
 def grads(ps, seed):
-    "Gradients of very different sizes, as training has them."
+    "Make gradients of very different sizes, as training has them."
     g = torch.Generator().manual_seed(seed)
     return [torch.randn(p.shape, generator=g) * 10 ** float(torch.randn((), generator=g)) for p in ps]
 
 
-# ---- AdamW ----------------------------------------------------------------------------------------------------------------------
+def set_grads(ps, seed):
+    for p, g in zip(ps, grads(ps, seed)): p.grad = g
+
+
+# ---- AdamW
 
 @pytest.mark.parametrize('family', FAMILIES)
 @pytest.mark.parametrize('fused', [True, False])
-def test_adamw_is_that_of_torch_step_by_step(family, fused):
-    "Bit for bit with torch's fused kernel; with its plain one 3e-7 of weights of size 1, and the moments to 6 digits."
+def test_adamw_equals_torch_step_by_step(family, fused):
+    "Compare bit for bit with torch's fused kernel; with its plain one, weights to 3e-7 and moments to 6 digits."
     ours, theirs = model(family), model(family)
-    opt = lm_opt(ours, muon=False)(list(ours.parameters()), lr=1.)
-    ps = list(theirs.parameters())
-    ref = torch.optim.AdamW([dict(params=[p for p in ps if p.ndim >= 2]), dict(params=[p for p in ps if p.ndim < 2])], fused=fused)
+    ps, qs = list(ours.parameters()), list(theirs.parameters())
+    opt = lm_opt(ours, muon=False)(ps, lr=1.)
+    matrices, vectors = [q for q in qs if q.ndim >= 2], [q for q in qs if q.ndim < 2]
+    ref = torch.optim.AdamW([dict(params=matrices), dict(params=vectors)], fused=fused)
     for i in range(20):
-        h = hypers(i); opt.set_hypers(**h)
-        for g, decays in zip(ref.param_groups, (1, 0)): g.update(lr=h['lr'], weight_decay=h['wd'] * decays, betas=(h['mom'], h['sqr_mom']))
-        for p, q, g in zip(ours.parameters(), ps, grads(ps, i)): p.grad, q.grad = g.clone(), g
-        opt.step(); ref.step()
-        for p, q in zip(ours.parameters(), ps):
+        h = hypers(i)
+        opt.set_hypers(**h)
+        for g, decay in zip(ref.param_groups, (h['wd'], 0)):
+            g.update(lr=h['lr'], weight_decay=decay, betas=(h['mom'], h['sqr_mom']))
+        set_grads(ps, i)
+        set_grads(qs, i)
+        opt.step()
+        ref.step()
+        for p, q in zip(ps, qs):
             a, b = opt.opt.state[p], ref.state[q]
             assert float(a['step']) == float(b['step']) == i + 1
-            pairs = [(p, q), *((a[k], b[k]) for k in ('exp_avg', 'exp_avg_sq'))]
-            if fused: assert all(torch.equal(x, y) for x, y in pairs), i
+            moments = [(a[k], b[k]) for k in ('exp_avg', 'exp_avg_sq')]
+            if fused: assert all(torch.equal(x, y) for x, y in [(p, q), *moments]), i
             else:
                 assert torch.allclose(p, q, rtol=0, atol=3e-7), i
-                assert all(torch.allclose(x, y, rtol=1e-5, atol=1e-6 * float(y.abs().max())) for x, y in pairs[1:]), i
+                for x, y in moments: assert torch.allclose(x, y, rtol=1e-5, atol=1e-6 * float(y.abs().max())), i
 
 
-# ---- Muon -----------------------------------------------------------------------------------------------------------------------
+# ---- Muon
 
 def orthogonal(m):
-    "Muon's five rounds by the book, in float64."
+    "Compute Muon's five rounds by the book, in float64."
     a, b, c = NS
-    x = m.double() if m.shape[0] <= m.shape[1] else m.double().T
+    tall = m.shape[0] > m.shape[1]
+    x = m.double().T if tall else m.double()
     x = x / x.norm()
     for _ in range(5):
         A = x @ x.T
         x = a * x + (b * A + c * A @ A) @ x
-    return x if m.shape[0] <= m.shape[1] else x.T
+    return x.T if tall else x
 
 
 def off(a, b): return float((a.double() - b.double()).norm() / b.double().norm())
@@ -77,52 +89,65 @@ SHAPES = [(24, 24), (32, 96), (96, 32), (128, 128), (144, 400), (400, 144)]
 
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
 @pytest.mark.parametrize('half', [False, True], ids=['float32', 'as this machine computes'])
-def test_muon_is_that_of_torch_step_by_step(shape, half, monkeypatch):
-    """In float32 the path of a reference in float64 to 2e-5 of its length. In bfloat16, where that pays, 3e-2: as near as torch's own, which always computes in it.
-    The momentum is torch's to the last bit."""
+def test_muon_equals_torch_step_by_step(shape, half, monkeypatch):
+    """Compare with float64: to 2e-5 of the path's length in float32, and to 3e-2 in bfloat16, where that pays.
+
+    torch's own Muon always computes in bfloat16 and is as near. The momentum is torch's to the last bit."""
     if not half: monkeypatch.setattr(optim, '_half_pays', lambda G: False)
     start = .02 * torch.randn(shape, generator=torch.Generator().manual_seed(1))
     ours, theirs, book = nn.Parameter(start.clone()), nn.Parameter(start.clone()), start.double()
     opt, ref = LMOptim([ours], lr=1.), torch.optim.Muon([theirs], adjust_lr_fn='match_rms_adamw')
-    buf = torch.zeros(shape, dtype=torch.float64)
+    buffer = torch.zeros(shape, dtype=torch.float64)
+    bound = 3e-2 if half and optim._half_pays(start) else 2e-5
     for i in range(20):
-        h = hypers(i); opt.set_hypers(**h)
+        h = hypers(i)
+        opt.set_hypers(**h)
         ref.param_groups[0].update(lr=h['lr'], weight_decay=h['wd'], momentum=h['mom'])
         g, = grads([ours], i)
         ours.grad, theirs.grad = g.clone(), g.clone()
-        opt.step(); ref.step()
-        buf = buf.lerp(g.double(), 1 - h['mom'])
-        book = book * (1 - h['lr'] * h['wd']) - h['lr'] * .2 * math.sqrt(max(shape)) * orthogonal(g.double().lerp(buf, h['mom']))
+        opt.step()
+        ref.step()
+        buffer = buffer.lerp(g.double(), 1 - h['mom'])
+        update = orthogonal(g.double().lerp(buffer, h['mom']))
+        book = book * (1 - h['lr'] * h['wd']) - h['lr'] * .2 * math.sqrt(max(shape)) * update
         assert torch.equal(opt.opt.state[ours]['momentum_buffer'], ref.state[theirs]['momentum_buffer']), i
         mine, exact, torchs = (w.detach() - start for w in (ours, book, theirs))
-        assert off(mine, exact) < (3e-2 if half and optim._half_pays(start) else 2e-5), i
-        assert off(mine, torchs) < 4e-2 and off(torchs, exact) < 3e-2, i
+        assert off(mine, exact) < bound, i
+        assert off(mine, torchs) < 4e-2, i
+        assert off(torchs, exact) < 3e-2, i
 
 
 def spectra(rows, columns):
+    "Yield (name, matrix) for singular values of different shapes."
     g = torch.Generator().manual_seed(0)
     u, w = (torch.linalg.qr(torch.randn(n, rows, generator=g))[0] for n in (rows, columns))
-    for name, s in (('flat', torch.ones(rows)), ('falling', 1 / torch.arange(1., rows + 1)), ('steep', torch.arange(1., rows + 1) ** -2),
-                    ('one direction', torch.cat([torch.ones(1), torch.full((rows - 1,), 1e-3)])), ('half empty', (torch.arange(rows) < rows // 2).float())):
-        yield name, u * s @ w.T
+    numbers = torch.arange(1., rows + 1)
+    values = {'flat': torch.ones(rows),
+              'falling': 1 / numbers,
+              'steep': numbers ** -2,
+              'one direction': torch.cat([torch.ones(1), torch.full((rows - 1,), 1e-3)]),
+              'half empty': (numbers <= rows // 2).float()}
+    for name, s in values.items(): yield name, u * s @ w.T
+
+
+def prepared(m, half):
+    x = m.T if m.shape[0] > m.shape[1] else m
+    if half: x = x.bfloat16()
+    return x / x.norm()
 
 
 @pytest.mark.parametrize('tall', [False, True])
 @pytest.mark.parametrize('half', [False, True])
 def test_joined_rounds_are_as_near_to_the_book_as_torch(half, tall):
-    "Also where one direction is far above the others: what rounding adds to the small matrices must not grow."
-    for name, m in spectra(128, 400):
-        if tall: m = m.T
-        got, want = optim._alone(prepared(m, half), 5), orthogonal(m if not tall else m.T)
+    "Include a direction far above the others: what rounding adds to the small matrices must not grow."
+    for name, wide in spectra(128, 400):
+        m = wide.T if tall else wide
+        got, want = optim._alone(prepared(m, half), 5), orthogonal(wide)
         theirs = torch.optim._muon._zeropower_via_newtonschulz(m, NS, 5, 1e-7)
-        assert off(got, want) < 1.3 * off(theirs if not tall else theirs.T, want) + .03 if half else off(got, want) < 1e-4, name
+        if tall: theirs = theirs.T
+        bound = 1.3 * off(theirs, want) + .03 if half else 1e-4
+        assert off(got, want) < bound, name
         assert torch.linalg.svdvals(got.float()).max() < 1.35, name
-
-
-def prepared(m, half):
-    x = m.T if m.shape[0] > m.shape[1] else m
-    x = x.bfloat16() if half else x
-    return x / x.norm()
 
 
 def test_a_zero_gradient_moves_nothing():
@@ -130,118 +155,150 @@ def test_a_zero_gradient_moves_nothing():
 
 
 def test_stacked_and_alone_agree():
-    "A matrix's update does not depend on what else has its shape."
+    "Update a matrix in the same way whatever else has its shape."
     for shape in SHAPES:
-        m = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
-        for x, y in zip(newton_schulz(m), m): assert off(newton_schulz(y[None])[0], x) < 1e-3, shape
+        stack = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+        for x, m in zip(newton_schulz(stack), stack): assert off(newton_schulz(m[None])[0], x) < 1e-3, shape
 
 
-# ---- what goes where ------------------------------------------------------------------------------------------------------------
+# ---- what goes where
 
 @pytest.mark.parametrize('family', FAMILIES)
-def test_embeddings_heads_and_vectors_are_never_muons(family):
+def test_muon_never_takes_embeddings_heads_and_vectors(family):
     m = model(family)
-    opt, names = lm_opt(m)(list(m.parameters()), lr=1e-3), {id(p): n for n, p in m.named_parameters()}
+    names = {id(p): n for n, p in m.named_parameters()}
+    opt = lm_opt(m)(list(m.parameters()), lr=1e-3)
     where = {names[id(p)]: (g['kind'], g['weight_decay']) for g in opt.opt.param_groups for p in g['params']}
-    assert set(where) == set(names.values())                                # each once, tied ones too
+    assert set(where) == set(names.values()) # each once, tied ones too
     assert sum(len(g['params']) for g in opt.opt.param_groups) == len(names)
     for n, p in m.named_parameters():
-        block = n.startswith('blocks') or n.startswith('predict')
-        want = ('muon', .1) if p.ndim == 2 and block else ('adamw', .1) if p.ndim == 2 else ('adamw', 0)
-        assert where[n] == want, n
+        in_block = n.startswith('blocks') or n.startswith('predict')
+        kind = 'muon' if p.ndim == 2 and in_block else 'adamw'
+        assert where[n] == (kind, .1 if p.ndim == 2 else 0), n
     outside = [n for n in where if n.split('.')[0] in ('embed', 'pos', 'head')]
-    assert outside and all(where[n][0] == 'adamw' for n in outside)
+    assert outside
+    assert all(where[n][0] == 'adamw' for n in outside)
 
 
-def test_decay_only_on_matrices_and_embeddings():
+def test_only_matrices_and_embeddings_decay():
     "With gradients of zero, AdamW and Muon do nothing but decay."
     m = model('gpt2')
-    opt, before = lm_opt(m, wd=.5)(list(m.parameters()), lr=.1), [p.detach().clone() for p in m.parameters()]
+    opt = lm_opt(m, wd=.5)(list(m.parameters()), lr=.1)
+    before = [p.detach().clone() for p in m.parameters()]
     for p in m.parameters(): p.grad = torch.zeros_like(p)
     opt.step()
-    for b, p in zip(before, m.parameters()): assert torch.allclose(p, b * (1 - .1 * .5) if p.ndim >= 2 else b, atol=1e-7)
+    for b, p in zip(before, m.parameters()):
+        want = b * (1 - .1 * .5) if p.ndim >= 2 else b
+        assert torch.allclose(p, want, atol=1e-7)
 
 
-# ---- fastai's interface ---------------------------------------------------------------------------------------------------------
+# ---- fastai's interface
 
-def layers(m): return [[*m.embed.parameters()], *([*b.parameters()] for b in m.blocks), [*m.norm.parameters()]]
+def layers(m):
+    blocks = [[*b.parameters()] for b in m.blocks]
+    return [[*m.embed.parameters()], *blocks, [*m.norm.parameters()]]
 
 
-def groups(opt, i): return [g for g, o in zip(opt.opt.param_groups, opt.owner) if o == i]
+def groups(opt, i): return [g for g, owner in zip(opt.opt.param_groups, opt.owner) if owner == i]
 
 
 def test_hyperparameters_reach_every_part_of_a_layer_group():
-    m = model(); opt = lm_opt(m)(layers(m), lr=1e-3)
+    m = model()
+    opt = lm_opt(m)(layers(m), lr=1e-3)
     opt.set_hypers(lr=slice(1e-4, 1e-1), wd=[0., .1, .2, .3], mom=.7, sqr_mom=.8, eps=1e-6)
-    want = [1e-4, 1e-3, 1e-2, 1e-1]
-    assert [h['lr'] for h in opt.hypers] == pytest.approx(want) and [h['wd'] for h in opt.hypers] == [0., .1, .2, .3]
+    rates = [1e-4, 1e-3, 1e-2, 1e-1]
+    assert [h['lr'] for h in opt.hypers] == pytest.approx(rates)
+    assert [h['wd'] for h in opt.hypers] == [0., .1, .2, .3]
     for i in range(4):
         for g in groups(opt, i):
-            assert g['lr'] == pytest.approx(want[i]) and g['betas'] == (.7, .8) and g['momentum'] == .7 and g['eps'] == 1e-6
-            assert all(g['weight_decay'] == (i / 10 if p.ndim >= 2 else 0) for p in g['params'])
-    opt.set_hypers(lr=slice(1e-2)) # the last group's, a tenth for the others
+            assert g['lr'] == pytest.approx(rates[i])
+            assert g['betas'] == (.7, .8) and g['momentum'] == .7 and g['eps'] == 1e-6
+            for p in g['params']: assert g['weight_decay'] == (i / 10 if p.ndim >= 2 else 0)
+
+
+def test_a_slice_gives_the_last_group_its_rate_and_the_others_a_tenth():
+    m = model()
+    opt = lm_opt(m)(layers(m), lr=1e-3)
+    opt.set_hypers(lr=slice(1e-2))
     assert [h['lr'] for h in opt.hypers] == pytest.approx([1e-3, 1e-3, 1e-3, 1e-2])
     with pytest.raises(AssertionError, match='2 values for lr'): opt.set_hypers(lr=[1., 2.])
 
 
-def test_a_layer_groups_rate_is_that_of_an_optimiser_with_that_rate():
+def test_a_layer_group_learns_as_with_an_optimiser_of_its_own():
     a, b = model(), model()
-    opt, alone = lm_opt(a)(layers(a), lr=1e-3), [lm_opt(b)(ps, lr=1e-3) for ps in layers(b)]
+    opt = lm_opt(a)(layers(a), lr=1e-3)
+    alone = [lm_opt(b)(ps, lr=1e-3) for ps in layers(b)]
     opt.set_hypers(lr=slice(1e-4, 1e-1))
     for o, lr in zip(alone, (1e-4, 1e-3, 1e-2, 1e-1)): o.set_hypers(lr=lr)
     for i in range(3):
-        for m in (a, b):
-            ps = [p for l in layers(m) for p in l]
-            for p, g in zip(ps, grads(ps, i)): p.grad = g
-        opt.step(); [o.step() for o in alone]
+        for m in (a, b): set_grads([p for layer in layers(m) for p in layer], i)
+        opt.step()
+        for o in alone: o.step()
     assert all(torch.allclose(p, q, rtol=1e-6, atol=1e-7) for p, q in zip(a.parameters(), b.parameters()))
 
 
 @pytest.mark.parametrize('n', [1, -1, 0])
 def test_frozen_groups_stay_and_the_others_learn(n):
-    m = model(); opt = lm_opt(m)(layers(m), lr=1e-2)
+    m = model()
+    opt = lm_opt(m)(layers(m), lr=1e-2)
     opt.freeze_to(n)
     before, x = [p.detach().clone() for p in m.parameters()], torch.randint(0, 64, (2, 16))
-    m.logits(m(x)).square().mean().backward(); opt.step(); opt.zero_grad()
-    frozen = {id(p) for l in layers(m)[:n if n >= 0 else 3] for p in l}
-    assert opt.frozen_idx == (n if n >= 0 else 3)
+    m.logits(m(x)).square().mean().backward()
+    opt.step()
+    opt.zero_grad()
+    first = n if n >= 0 else 3 # the first group that learns
+    frozen = {id(p) for layer in layers(m)[:first] for p in layer}
+    assert opt.frozen_idx == first
     for b, p in zip(before, m.parameters()):
-        assert p.requires_grad == (id(p) not in frozen) and torch.equal(b, p) == (id(p) in frozen) and p.grad is None
-        assert bool(opt.opt.state.get(p)) == (id(p) not in frozen)
-    opt.unfreeze(); assert all(p.requires_grad for p in m.parameters())
-    opt.clear_state(); assert not opt.opt.state
+        stays = id(p) in frozen
+        assert p.requires_grad == (not stays)
+        assert torch.equal(b, p) == stays
+        assert p.grad is None
+        assert bool(opt.opt.state.get(p)) == (not stays)
+    opt.unfreeze()
+    assert all(p.requires_grad for p in m.parameters())
+    opt.clear_state()
+    assert not opt.opt.state
 
 
-# ---- state ----------------------------------------------------------------------------------------------------------------------
+# ---- state
 
 def run(m, opt, steps):
     for i in steps:
         opt.set_hypers(**{k: v for k, v in hypers(i).items() if k != 'wd'})
-        for p, g in zip(m.parameters(), grads(list(m.parameters()), i)): p.grad = g
-        opt.step(); opt.zero_grad()
+        set_grads(list(m.parameters()), i)
+        opt.step()
+        opt.zero_grad()
 
 
 @pytest.mark.parametrize('muon', [True, False])
 @pytest.mark.parametrize('way', ['state_dict', 'checkpoint'])
-def test_state_put_into_a_new_optimiser_goes_on_bit_for_bit(muon, way, tmp_path):
+def test_state_put_into_a_new_optimiser_resumes_bit_for_bit(muon, way, tmp_path):
     a, b = model('gpt2'), model('gpt2', seed=1)
     opt, other = (lm_opt(m, muon=muon)(layers(m), lr=1.) for m in (a, b))
     opt.set_hypers(wd=[.01, .1, .3, .5])
     run(a, opt, range(7))
     if way == 'state_dict':
-        b.load_state_dict(a.state_dict()); other.load_state_dict(deepcopy(opt.state_dict()))
+        b.load_state_dict(a.state_dict())
+        other.load_state_dict(deepcopy(opt.state_dict()))
     else:
-        save_checkpoint(tmp_path/'c', a, opt, {}); load_checkpoint(tmp_path/'c', b, other)
-    assert other.hypers == opt.hypers and other.hypers[-1]['wd'] == .5       # also where a group has only vectors
-    run(a, opt, range(7, 14)); run(b, other, range(7, 14))
+        save_checkpoint(tmp_path/'c', a, opt, {})
+        load_checkpoint(tmp_path/'c', b, other)
+    assert other.hypers == opt.hypers
+    assert other.hypers[-1]['wd'] == .5 # also where a group has only vectors
+    run(a, opt, range(7, 14))
+    run(b, other, range(7, 14))
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
-    assert all(torch.equal(x, y) for x, y in zip(optim_tensors(opt)[0].values(), optim_tensors(other)[0].values()))
+    tensors, others = optim_tensors(opt)[0], optim_tensors(other)[0]
+    assert all(torch.equal(x, y) for x, y in zip(tensors.values(), others.values()))
 
 
-def test_older_states_without_the_decay_asked_for_are_understood():
-    m = model(); opt = lm_opt(m, wd=.2)(list(m.parameters()), lr=1e-3)
+def test_older_states_that_lack_the_chosen_decay_are_understood():
+    m = model()
+    opt = lm_opt(m, wd=.2)(list(m.parameters()), lr=1e-3)
     state = opt.state_dict()
-    state['param_groups'] = [{k: v for k, v in g.items() if k != 'wd'} for g in state['param_groups']]
+    for g in state['param_groups']: g.pop('wd')
     other = lm_opt(m, wd=.7)(list(m.parameters()), lr=1e-3)
     other.load_state_dict(state)
-    assert other.hypers[0]['wd'] == .2 and other.state_dict()['param_groups'][0]['wd'] == .2
+    assert other.hypers[0]['wd'] == .2
+    assert other.state_dict()['param_groups'][0]['wd'] == .2
