@@ -9,6 +9,7 @@ import pytest, yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
+import sidebar
 from house import notebooks, page
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
@@ -74,6 +75,12 @@ def traffic(browser):
     return asked, status
 
 
+def headings(entries=None):
+    "Return the headings of the sidebar at every depth."
+    inside = [x for x in (sidebar.contents() if entries is None else entries) if isinstance(x, dict)]
+    return [h for x in inside for h in (x['section'], *headings(x['contents']))]
+
+
 def found(browser, css):
     from selenium.webdriver.common.by import By
     return browser.find_elements(By.CSS_SELECTOR, css)
@@ -107,7 +114,7 @@ def test_math_needs_no_script(site):
 
 def test_hidden_cells_and_directives_are_gone(site):
     left = [f.name for f in site.rglob('*.html') if re.search(r'#\|\s*(export|hide|eval|echo|output|default_exp)\b', f.read_text(encoding='utf-8'))
-            and f.parent.name in ('api', 'book')]
+            and {'api', 'book'} & set(f.relative_to(site).parts)]
     assert not left
 
 
@@ -123,7 +130,7 @@ def test_every_sidebar_link_opens(browser, address):
     browser.get(f'{address}/index.html')
     traffic(browser), browser.get_log('browser')
     links = [a.get_attribute('href') for a in found(browser, '.sidebar-tree a.reference.internal')]
-    assert len(links) == len(notebooks()) - 1, 'one link a notebook, the start page apart'
+    assert len(links) == len(notebooks()) - 1 + len(headings()), 'one link a notebook and a heading, the start page apart'
     for link in links:
         browser.get(link)
         asked, status = traffic(browser)
@@ -136,6 +143,17 @@ def test_every_sidebar_link_opens(browser, address):
 
 
 @browser_only
+def test_the_sidebar_is_folded(browser, address):
+    browser.get(f'{address}/index.html')
+    seen = [a for a in found(browser, '.sidebar-tree a.reference.internal') if a.is_displayed()]
+    assert [a.text for a in seen] == [x['section'] for x in sidebar.contents() if isinstance(x, dict)]
+    assert len(seen) <= 14
+    browser.get(f'{address}/contents/data/filters.html')
+    opened = [a.text for a in found(browser, '.sidebar-tree a.reference.internal') if a.is_displayed()]
+    assert 'filters' in opened and len(opened) > len(seen) + 8
+
+
+@browser_only
 def test_search_finds_a_function(browser, address):
     browser.get(f'{address}/index.html')
     box = found(browser, 'input[name=q]')[0]
@@ -143,7 +161,7 @@ def test_search_finds_a_function(browser, address):
     box.submit()
     hits = wait(browser, lambda: [a for a in found(browser, '.search a') if 'core.html#' in a.get_attribute('href') and 'atomic-path' in a.get_attribute('href')])
     hits[0].click()
-    wait(browser, lambda: 'api/core.html' in browser.current_url)
+    wait(browser, lambda: 'api/00_base/core.html' in browser.current_url)
     assert 'atomic_path' in found(browser, 'section:target, :target section, :target')[0].text
     errors = [e['message'] for e in browser.get_log('browser') if e['level'] == 'SEVERE']
     assert not errors
@@ -151,7 +169,7 @@ def test_search_finds_a_function(browser, address):
 
 @browser_only
 def test_names_link_to_their_documentation(browser, address):
-    browser.get(f'{address}/api/core.html')
+    browser.get(f'{address}/api/00_base/core.html')
     link = next(a for a in found(browser, 'article p a.reference') if a.text == 'refused')
     target = link.get_attribute('href').split('#')[1]
     browser.get(link.get_attribute('href'))
@@ -164,7 +182,7 @@ def test_light_and_dark(browser, address):
     shade = lambda: browser.execute_script('return getComputedStyle(document.body).backgroundColor')
     colours = {}
     for theme in ('light', 'dark'):
-        browser.get(f'{address}/api/core.html')
+        browser.get(f'{address}/api/00_base/core.html')
         browser.execute_script('localStorage.setItem("theme", arguments[0])', theme)
         browser.refresh()
         colours[theme] = sum(int(x) for x in re.findall(r'\d+', shade())[:3])
@@ -175,7 +193,7 @@ def test_light_and_dark(browser, address):
 def test_a_narrow_screen_has_no_sideways_scroll(browser, address):
     browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(width=390, height=844, deviceScaleFactor=1, mobile=True))
     wide = []
-    for page in ('index.html', 'api/core.html'):
+    for page in ('index.html', 'api/00_base/core.html'):
         browser.get(f'{address}/{page}')
         if browser.execute_script('return document.documentElement.scrollWidth') > 392: wide.append(page)
     browser.execute_cdp_cmd('Emulation.clearDeviceMetricsOverride', {})

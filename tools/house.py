@@ -1,12 +1,10 @@
-"""What the tools and the tests need to know of the repository: its notebooks, their numbers, the modules they make."""
+"""What the tools and the tests need to know of the repository: its notebooks, their places in the flow, the modules they make."""
 import json, re
 from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_EXP = re.compile(r'^\s*#\|\s*default_exp\s+([\w.]+)', re.M)
-
-
 PARTS = ('', 'book', 'api', 'records')  # of nbs/, in the order of reading; the start page lies beside them
 
 
@@ -28,26 +26,42 @@ def place(path):
 
 
 def cells(path):
-    "A notebook's cells as (type, source, outputs)."
+    "Return a notebook's cells as (type, source, outputs)."
     nb = json.loads(path.read_text(encoding='utf-8'))
     return [(c['cell_type'], ''.join(c['source']), c.get('outputs', [])) for c in nb['cells']]
 
 
 def module(path):
-    "The module a notebook makes (`data.sources`), or None."
-    return next((m[1] for kind, src, _ in cells(path) if kind == 'code' and (m := DEFAULT_EXP.search(src))), None)
+    "Return the module that a notebook makes, such as `read.sources`, or None."
+    for kind, src, _ in cells(path):
+        found = DEFAULT_EXP.search(src) if kind == 'code' else None
+        if found: return found[1]
+    return None
 
 
 def title(path):
-    "A notebook's first heading."
-    return next((m[1].strip() for kind, src, _ in cells(path) if kind == 'markdown' and (m := re.match(r'# (.+)', src))), path.stem)
+    "Return a notebook's first heading."
+    source = title_cell(path)
+    return source.splitlines()[0].removeprefix('# ').strip() if source else path.stem
+
+
+def title_cell(path):
+    "Return the text of the cell that begins with a notebook's title, or ''."
+    return next((src for kind, src, _ in cells(path) if kind == 'markdown' and src.startswith('# ')), '')
+
+
+def description(path):
+    "Return the line that begins with `> ` below a notebook's title, or ''."
+    return next((line[1:].strip() for line in title_cell(path).splitlines() if line.startswith('>')), '')
 
 
 def page(name):
-    "A notebook's page on the site: as nbdev has it, the number goes (`api/10_read/08_sources.ipynb`: `api/read/sources`)."
-    return re.sub(r'(^|/)\d+[a-zA-Z0-9]*_', r'\1', name.lower().removesuffix('.ipynb'))
+    "Return a notebook's page on the site, named as nbdev names it: `api/10_read/08_sources.ipynb` becomes `api/10_read/sources`."
+    folder, _, file = name.lower().removesuffix('.ipynb').rpartition('/')
+    file = re.sub(r'^\d+[a-z0-9]*_', '', file)
+    return f'{folder}/{file}' if folder else file
 
 
 def front(source):
-    "What nbdev keeps of a title's cell in a processed notebook: title, description, output-file."
+    "Return what nbdev keeps of a title's cell in a processed notebook: title, description, output-file."
     return yaml.safe_load(re.match(r'\s*---\n(.*?)\n---', source, re.S)[1])

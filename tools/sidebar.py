@@ -2,17 +2,36 @@
 import yaml
 from house import ROOT, notebooks, part
 
-STAGES = {  # heading -> the folders of nbs/api that stand under it
-    'Foundations': ('base', 'show'),
-    'Data': ('read', 'clean', 'filters', 'dedup', 'tokens', 'prepare'),
-    'Architecture': ('model', 'plan'),
-    'Pre-training': ('distributed', 'train', 'checkpoint', 'parallel', 'pretrain'),
-    'Writing': ('generate',),
-    'Fine-tuning': ('tune',),
-    'Evaluation': ('evaluate',),
-    'Report': ('report',),
-    'Notebook': ('widgets',),
-    'The whole journey': ('app',),
+STAGES = {  # heading -> the folders of nbs/api that stand under it, each with what a reader finds there
+    'Foundations': {
+        'base': 'run folders, safe writes, seeds, devices, units; a tiny grammar to train on; errors in one line',
+        'show': 'HTML and charts that every page, table and picture is made of',
+    },
+    'Data': {
+        'read': 'files, formats and web archives become documents',
+        'clean': 'personal data, language, repaired text',
+        'filters': 'rules that drop a document, with a reason, and the presets that bundle them',
+        'dedup': 'near-duplicates, repeated lines, overlap with evaluation sets',
+        'tokens': 'tokenizer, token shards, shuffling, loaders, packing, mixtures of sources',
+        'prepare': 'the whole preparation: splits, workers, the account of every document, the data card',
+    },
+    'Architecture': {
+        'model': 'configuration, layers, the transformer, and the layouts of `transformers`',
+        'plan': 'operations, memory, devices, scaling laws; a plan for minutes here or a cluster elsewhere',
+    },
+    'Pre-training': {
+        'distributed': 'ranks and how they are started',
+        'train': 'loss, masks, optimiser, precision, the Learner, and the callbacks of a training run',
+        'checkpoint': 'what is written, which checkpoint is retained, how a run resumes, loss spikes',
+        'parallel': 'one Learner on many devices, and its checkpoints',
+        'pretrain': 'the learning-rate finder and a whole pre-training run',
+    },
+    'Writing': {'generate': 'sampling, decoding, text, filling masks'},
+    'Fine-tuning': {'tune': 'tasks, their pairs, and a fine-tuning run'},
+    'Evaluation': {'evaluate': 'intervals, perplexity, overlap scores, toxicity, bias'},
+    'Report': {'report': 'runs read back and compared, learning curves, model card, report'},
+    'Notebook': {'widgets': 'browser of documents, dashboard, planner'},
+    'The whole journey': {'app': 'the seven stages in one call, and the commands'},
 }
 HEAD = '# Written by tools/sidebar.py (make export); not edited by hand.\n'
 
@@ -27,7 +46,9 @@ def stage(path):
     return next(name for name, folders in STAGES.items() if folder(path) in folders)
 
 
-def section(name): return dict(section=name, contents=[])
+def purpose(name):
+    "Return what a reader finds in a folder of nbs/api, or ''."
+    return next((folders[name] for folders in STAGES.values() if name in folders), '')
 
 
 def contents(root=ROOT):

@@ -8,7 +8,8 @@ from pathlib import Path
 import yaml
 from nbdev import serve
 from docprocs import Processors
-from house import ROOT, cells, front, module, notebooks, page
+from house import ROOT, cells, description, front, module, notebooks, page, title
+from sidebar import purpose
 
 DIRECTIVE = re.compile(r'^#\|\s*([\w-]+)\s*:?\s*(.*?)\s*$')
 CODE = re.compile(r'(^```.*?^```|`[^`\n]*`)', re.S | re.M)
@@ -20,7 +21,7 @@ PATCHED = re.compile(r'^@patch\b.*\n(?:@.*\n)*def\s+(\w+)\(\s*self\s*:\s*(\w+)',
 
 
 def process():
-    "nbdev's processed notebooks; the step of `nbdev-proc-nbs` that needs no Quarto."
+    "Make nbdev's processed notebooks: the step of `nbdev-proc-nbs` that needs no Quarto."
     os.chdir(ROOT) # nbdev looks for its configuration from here
     serve.FilterDefaults = Processors
     return serve.proc_nbs(n_workers=2)
@@ -38,13 +39,13 @@ class Names:
             for full, (url, _) in syms.items(): self.at.setdefault(url, []).append(full)
 
     def add(self, full):
-        "A target of its own for a name that a page documents; Sphinx does not tell `Plan` from `plan`."
+        "Give a name that a page documents a target of its own; Sphinx does not tell `Plan` from `plan`."
         label = full.lower()
         while full not in self.labels and label in self.labels.values(): label += '_'
         self.labels.setdefault(full, label)
 
     def target(self, url, text):
-        "The link target of what nbdev links to: the name itself, else its class, else the page."
+        "Return the link target of what nbdev links to: the name itself, else its class, else the page."
         at = self.at.get(url, [''])
         full = next((x for x in at if x.endswith(text.removesuffix('()'))), at[0])
         while full.count('.') > 1:
@@ -54,55 +55,66 @@ class Names:
 
 
 def split_directives(source):
-    "(directives, source without them)."
+    "Return the directives of a cell, and its source without them."
     lines = source.splitlines()
-    found = [m.groups() for l in lines if (m := DIRECTIVE.match(l))]
-    return {k: v or 'true' for k, v in found}, '\n'.join(l for l in lines if not l.startswith('#|')).strip('\n')
+    found = [m.groups() for m in map(DIRECTIVE.match, lines) if m]
+    directives = {k: v or 'true' for k, v in found}
+    return directives, '\n'.join(l for l in lines if not l.startswith('#|')).strip('\n')
 
 
 def markdown(text, names):
-    "Links to names, to other notebooks, and Quarto's call-outs, in MyST's words."
-    text = NAME_LINK.sub(lambda m: f'[`{m[1]}`]({names.target(f"{m[2]}#{m[3]}", m[1])})', text)
-    parts = CODE.split(text)
-    parts[::2] = [NB_LINK.sub(lambda m: f'{m[1]}{page(m[2])}.ipynb{m[3] or ""})', CALLOUT.sub(r'\1{\2}', p)) for p in parts[::2]]
+    "Translate links to names, links to other notebooks, and Quarto's call-outs into MyST."
+    def name_link(m): return f'[`{m[1]}`]({names.target(f"{m[2]}#{m[3]}", m[1])})'
+    def notebook_link(m): return f'{m[1]}{page(m[2])}.ipynb{m[3] or ""})'
+    parts = CODE.split(NAME_LINK.sub(name_link, text))
+    for i in range(0, len(parts), 2): # every second part is code
+        parts[i] = NB_LINK.sub(notebook_link, CALLOUT.sub(r'\1{\2}', parts[i]))
     return ''.join(parts)
 
 
 def shown_name(source):
-    "The name that a `show_doc(...)` cell shows, or None."
+    "Return the name that a `show_doc(...)` cell shows, or None."
     m = re.search(r'^show_doc\((\w[\w.]*)', source, re.M)
     return m and m[1]
 
 
 def documentation(name, mod, outputs, sources, names):
-    "A name's entry: target, heading, signature, one line, and its source to unfold."
-    md = next((''.join(o['data']['text/markdown']) for o in outputs if 'text/markdown' in o.get('data', {})), '')
-    md = re.sub(r'\A---\n', '', md)
-    md = re.sub(r'^\[source\]\([^)]*\)\{[^}]*\}\n', '', md, flags=re.M).strip()
-    md = re.sub(r'^### (.+)$', lambda m: f'### `{m[1]}`', md, count=1, flags=re.M)
-    md = re.sub(r'^\*(.*)\*$', r'\1', md, flags=re.M | re.S) if '\n*' in md else md
-    src = sources.get(name) or sources.get(name.split('.')[0])
-    fold = f'\n\n<details class="source"><summary>source</summary>\n\n```python\n{src}\n```\n\n</details>' if src else ''
+    "Return a name's entry: target, heading, signature, one line, and its source to unfold."
+    text = next((''.join(o['data']['text/markdown']) for o in outputs if 'text/markdown' in o.get('data', {})), '')
+    text = tidy_documentation(text)
+    source = sources.get(name) or sources.get(name.split('.')[0])
+    if source:
+        text += f'\n\n<details class="source"><summary>source</summary>\n\n```python\n{source}\n```\n\n</details>'
     full = f'llmbook.{mod}.{name}'
-    target = '' if full in names.placed else f'({names.labels[full]})=\n' # a target once, though a notebook may show a name twice
+    if full in names.placed: return text # one target, though a notebook may show a name twice
     names.placed.add(full)
-    return f'{target}{md}{fold}'
+    return f'({names.labels[full]})=\n{text}'
+
+
+def tidy_documentation(text):
+    "Return what nbdev writes about a name without its rule and source link, the name as code, the one line upright."
+    text = re.sub(r'\A---\n', '', text)
+    text = re.sub(r'^\[source\]\([^)]*\)\{[^}]*\}\n', '', text, flags=re.M).strip()
+    text = re.sub(r'^### (.+)$', r'### `\1`', text, count=1, flags=re.M)
+    return re.sub(r'^\*(.*)\*$', r'\1', text, flags=re.M | re.S) if '\n*' in text else text
 
 
 def exported_sources(path):
-    "Name -> the exported cell that defines it, without directives."
+    "Return, for each name, the exported cell that defines it, without directives."
     res = {}
     for kind, src, _ in cells(path):
         found, body = split_directives(src)
-        if kind == 'code' and 'export' in found:
-            for name in DEFINED.findall(body): res.setdefault(name, body)
-            for method, cls in PATCHED.findall(body): res[f'{cls}.{method}'] = body
+        if kind != 'code' or 'export' not in found: continue
+        for name in DEFINED.findall(body): res.setdefault(name, body)
+        for method, cls in PATCHED.findall(body): res[f'{cls}.{method}'] = body
     return res
 
 
 def convert(processed, original, names):
-    "One processed notebook as MyST-NB wants it."
-    nb, mod, sources = json.loads(processed.read_text(encoding='utf-8')), module(original), exported_sources(original)
+    "Return one processed notebook as MyST-NB wants it."
+    nb = json.loads(processed.read_text(encoding='utf-8'))
+    mod = module(original)
+    sources = exported_sources(original)
     out = []
     for c in nb['cells']:
         src = ''.join(c['source'])
@@ -110,14 +122,15 @@ def convert(processed, original, names):
         elif c['cell_type'] == 'markdown': out.append(md_cell(markdown(src, names)))
         else: out += code_cells(c, src, mod, sources, names)
     out = [c for c in out if c['source'].strip() and not c['source'].startswith('<!-- WARNING')]
-    return dict(nbformat=4, nbformat_minor=4, cells=out, metadata={'kernelspec': {'name': 'python3', 'language': 'python', 'display_name': 'python3'}})
+    kernel = dict(name='python3', language='python', display_name='python3')
+    return dict(nbformat=4, nbformat_minor=4, cells=out, metadata=dict(kernelspec=kernel))
 
 
 def md_cell(text): return dict(cell_type='markdown', metadata={}, source=text)
 
 
 def heading(head, mod):
-    "The page's title, its module and its description."
+    "Return the page's title, its module and its description."
     lines = [f"# {head.get('title', 'Untitled')}"]
     if mod: lines.append(f'<p class="module"><code>llmbook.{mod}</code></p>')
     if 'description' in head: lines.append(str(head['description']))
@@ -125,54 +138,108 @@ def heading(head, mod):
 
 
 def code_cells(cell, src, mod, sources, names):
-    "A code cell with its directives carried out: nothing, documentation, plain Markdown, or code with outputs."
+    "Return a code cell with its directives carried out: nothing, documentation, plain Markdown, or code with outputs."
     found, body = split_directives(src)
     outputs = [] if found.get('output') == 'false' else cell.get('outputs', [])
-    if (name := shown_name(body)) and mod: return [md_cell(markdown(documentation(name, mod, outputs, sources, names), names))]
+    name = shown_name(body)
+    if name and mod:
+        return [md_cell(markdown(documentation(name, mod, outputs, sources, names), names))]
     if found.get('include') == 'false': return []
     if found.get('output') == 'asis':
-        return [md_cell(markdown(''.join(o.get('data', {}).get('text/markdown', '') or o.get('text', '')), names)) for o in outputs]
+        return [md_cell(markdown(output_text(o), names)) for o in outputs]
     tags = ['remove-input'] if found.get('echo') == 'false' else []
     return [dict(cell_type='code', metadata={'tags': tags}, source=body, outputs=outputs, execution_count=None)]
 
 
+def output_text(output):
+    "Return an output's Markdown, or what it printed."
+    return ''.join(output.get('data', {}).get('text/markdown', '') or output.get('text', ''))
+
+
 # ---- the site -----------------------------------------------------------------------------------------------------------------
 
-def sections(contents):
-    "The sidebar as (heading, pages)."
-    top = [page(x) for x in contents if isinstance(x, str) and x != 'index.ipynb']
-    return ([(None, top)] if top else []) + [(x['section'], [page(p) for p in x['contents']]) for x in contents if isinstance(x, dict)]
+class Section:
+    "A heading of the sidebar: a page of its own that lists what is folded inside."
+    def __init__(self, entry, above='contents'):
+        self.title = entry['section']
+        self.path = f"{above}/{self.title.lower().replace(' ', '-')}"
+        self.inside = [Section(x, self.path) if isinstance(x, dict) else x for x in entry['contents']]
+
+    def pages(self):
+        "Return the notebooks of this section and of those inside it."
+        return [p for x in self.inside for p in (x.pages() if isinstance(x, Section) else [x])]
+
+    def write(self, folder):
+        "Write the page of this section, and those of the sections inside it, where Sphinx reads."
+        to = folder/f'{self.path}.md'
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_text(f'# {self.title}\n\n{self.listing()}\n\n{toctree(self.inside)}\n', encoding='utf-8')
+        for x in self.inside:
+            if isinstance(x, Section): x.write(folder)
+
+    def listing(self, level=0):
+        "Return a list of links: each notebook with its one line, each section with its notebooks below it."
+        indent, lines = '  ' * level, []
+        for x in self.inside:
+            if isinstance(x, Section): lines += [f'{indent}- [{x.title}](/{x.path}.md): {purpose(x.title)}', x.listing(level + 1)]
+            else: lines.append(f'{indent}- {notebook_link(x)}')
+        return '\n'.join(lines)
 
 
-def toctree(contents):
-    "The sidebar as Sphinx reads it, at the end of the start page."
-    return '\n\n'.join('```{toctree}\n:hidden:\n' + (f':caption: {head}\n' if head else '') + '\n' + '\n'.join(f'/{p}' for p in pages) + '\n```'
-                       for head, pages in sections(contents))
+def notebook_link(name):
+    "Return a link to a notebook's page, followed by its module and its one line."
+    path = ROOT/'nbs'/name
+    mod, line = module(path), description(path)
+    text = f'[{title(path)}](/{page(name)}.ipynb)'
+    if mod: text += f' (`{mod}`)'
+    return f'{text}: {line}' if line else text
+
+
+def toctree(entries):
+    "Return a sidebar's part as Sphinx reads it."
+    paths = [x.path if isinstance(x, Section) else page(x) for x in entries if x != 'index.ipynb']
+    return '```{toctree}\n:hidden:\n\n' + '\n'.join(f'/{p}' for p in paths) + '\n```'
 
 
 def stage(processed, folder):
-    "Write what Sphinx reads: every page in the sidebar, and the files beside them."
+    "Write what Sphinx reads: every page in the sidebar, the pages of its headings, and the files beside them."
     contents = yaml.safe_load((ROOT/'nbs/sidebar.yml').read_text())['website']['sidebar']['contents']
-    listed = ['index.ipynb'] + [p for x in contents if isinstance(x, dict) for p in x['contents']]
-    for f in processed.rglob('*'):
-        if f.is_file() and f.suffix not in ('.ipynb', '.yml', '.py') and '_docs' not in f.relative_to(processed).parts:
-            (folder/f.relative_to(processed)).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(f, folder/f.relative_to(processed))
-    names = Names()
-    for p in listed: # which names have an entry of their own, before any page links to one
-        mod = module(ROOT/'nbs'/p)
-        for kind, src, _ in cells(processed/p):
-            if kind == 'code' and mod and (n := shown_name(src)): names.add(f'llmbook.{mod}.{n}')
+    entries = [Section(x) if isinstance(x, dict) else x for x in contents]
+    sections = [x for x in entries if isinstance(x, Section)]
+    listed = ['index.ipynb'] + [p for x in sections for p in x.pages()]
+    copy_other_files(processed, folder)
+    for x in sections: x.write(folder)
+    names = documented_names(processed, listed)
     for p in listed:
         nb = convert(processed/p, ROOT/'nbs'/p, names)
-        if p == 'index.ipynb': nb['cells'].append(md_cell(toctree(contents)))
+        if p == 'index.ipynb': nb['cells'].append(md_cell(toctree(entries)))
         to = folder/(page(p) + '.ipynb')
         to.parent.mkdir(parents=True, exist_ok=True)
         to.write_text(json.dumps(nb), encoding='utf-8')
 
 
+def copy_other_files(processed, folder):
+    "Copy the files beside the notebooks, such as images."
+    for f in processed.rglob('*'):
+        inside = f.relative_to(processed)
+        if not f.is_file() or f.suffix in ('.ipynb', '.yml', '.py') or '_docs' in inside.parts: continue
+        (folder/inside).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(f, folder/inside)
+
+
+def documented_names(processed, listed):
+    "Return which names have an entry of their own, before any page links to one."
+    names = Names()
+    for p in listed:
+        mod = module(ROOT/'nbs'/p)
+        for kind, src, _ in cells(processed/p):
+            name = shown_name(src) if kind == 'code' and mod else None
+            if name: names.add(f'llmbook.{mod}.{name}')
+    return names
+
+
 def settings():
-    "Sphinx's configuration, from the site's one configuration."
+    "Return Sphinx's configuration, made from the site's one configuration."
     site = yaml.safe_load((ROOT/'_quarto.yml').read_text())['website']
     return dict(
         project=site['title'], html_title=site['title'], html_theme='furo', extensions=['myst_nb', 'mathml'],
@@ -189,7 +256,7 @@ def settings():
 
 
 def build(out):
-    "The site off line; the number of Sphinx's warnings, printed as they come."
+    "Build the site off line; return the number of Sphinx's warnings, which are printed as they come."
     sys.path.insert(0, str(ROOT/'tools')) # for the extension `mathml`
     from sphinx.application import Sphinx
     processed = process()
@@ -197,7 +264,8 @@ def build(out):
         src = Path(d)/'src'
         src.mkdir()
         stage(processed, src)
-        app = Sphinx(str(src), None, str(Path(d)/'html'), str(Path(d)/'trees'), 'html', confoverrides=settings(), status=None, parallel=1)
+        html, trees = str(Path(d)/'html'), str(Path(d)/'trees')
+        app = Sphinx(str(src), None, html, trees, 'html', confoverrides=settings(), status=None, parallel=1)
         app.build()
         if app.statuscode: raise SystemExit('sphinx could not build the site, see above')
         shutil.rmtree(out, ignore_errors=True)
@@ -206,7 +274,7 @@ def build(out):
 
 
 def quarto():
-    "The site with Quarto, as `nbdev-docs` makes it."
+    "Build the site with Quarto, as `nbdev-docs` does."
     from nbdev.quarto import nbdev_docs
     os.chdir(ROOT)
     serve.FilterDefaults = Processors
@@ -220,4 +288,5 @@ if __name__ == '__main__':
     args = ap.parse_args()
     if shutil.which('quarto') and not args.offline: sys.exit(quarto())
     n = build(args.out.resolve())
-    print(f'{args.out}/index.html: {len(notebooks())} pages' + (f', {n} warnings' if n else ''))
+    warnings = f', {n} warnings' if n else ''
+    print(f'{args.out}/index.html: {len(notebooks())} notebooks{warnings}')

@@ -1,0 +1,35 @@
+"Imports that were written for version 0.1.0 find what they name, and say where it is today."
+import importlib, json, warnings
+from pathlib import Path
+import pytest
+from llmbook.base.moved import MOVED
+
+NAMES = json.loads((Path(__file__).parent/'made_by_0_1_0/names.json').read_text(encoding='utf-8'))
+GONE = {}  # 'module.name' -> why it has no successor
+
+
+@pytest.mark.parametrize('old', list(NAMES))
+def test_every_name_is_found(old):
+    module = importlib.import_module(f'llmbook.{old}')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', DeprecationWarning)
+        lost = [name for name in NAMES[old] if f'{old}.{name}' not in GONE and not hasattr(module, name)]
+    assert not lost
+
+
+@pytest.mark.parametrize('old', list(MOVED))
+def test_every_new_address_exists(old):
+    for new in MOVED[old].split(): importlib.import_module(f'llmbook.{new}')
+
+
+def test_an_old_import_says_the_new_address():
+    with pytest.warns(DeprecationWarning, match=r'llmbook\.read\.doc\.Doc now'):
+        from llmbook.data.doc import Doc
+    assert Doc.__module__ == 'llmbook.read.doc'
+
+
+def test_what_is_nowhere_is_refused():
+    with pytest.raises(ImportError): importlib.import_module('llmbook.data.nothing')
+    with pytest.raises(ImportError):
+        from llmbook.data.doc import Nothing
+    with pytest.raises(ImportError): importlib.import_module('llmbook.nothing')
