@@ -14,7 +14,7 @@ from llmbook.prepare.explore import (
     DroppedDocuments, KeptDocuments, candidates, effect, find_document, flips, measure, row_html, rule_name,
     short_number, thresholds, value_picture
 )
-from ..show.html import join, tag
+from ..show.html import concat, tag
 
 # %% ../../nbs/api/75_widgets/02_browser.ipynb #25fae0e9
 class Panel:
@@ -201,7 +201,7 @@ class Tuner(Panel):
             quotes.append(tag('div', f'{doc.id}: ', tag('b', value)))
             quotes.append(tag('pre', doc.text[:300], style=_PRE))
         title = tag('h4', f'{len(numbers):,} {what}', style='margin:.8em 0 .2em')
-        return join([title, *quotes])
+        return concat([title, *quotes])
 
 # %% ../../nbs/api/75_widgets/02_browser.ipynb #2d1bb297
 def tune_filter(
