@@ -178,7 +178,7 @@ class Kill(Callback):
 def run_to_the_end(folder):
     """Train the first size for two epochs; return a fingerprint of its weights.
 
-    The fastest backward passes of attention add in an order that changes from run to run: these are deterministic ones.
+    Some backward passes add in an order that changes from run to run, so two whole runs are compared as well.
     """
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cuda.enable_cudnn_sdp(False)
