@@ -63,7 +63,8 @@ def controls(
         precision=_menu('precision', [('usual', '')]),
         mfu=w.FloatSlider(description='share of peak', value=SHARE, min=.05, max=.95, step=.01,
                           readout_format='.0%', **_wide()),
-        price=w.Text(description='$ an hour', placeholder='as in the table', continuous_update=False, **_wide()),
+        price=w.Text(description='$ an hour', placeholder='as in the table',
+                     continuous_update=False, **_wide()),
         grid=_menu('grid', list(GRID), 'world'),
         optimizer=_menu('optimiser', [('Muon', 'muon'), ('AdamW', 'adamw')], 'muon'))
 
@@ -144,7 +145,8 @@ class Planner(Panel):
         defaults = dict(grid='world', optimizer='muon', mfu=self.usual, count=1)
         arguments = []
         for name, value in chosen.items():
-            if value is not None and defaults.get(name) != value: arguments.append(f'{name}={value!r}')
+            if value is None or value == defaults.get(name): continue
+            arguments.append(f'{name}={value!r}')
         return f'plan({", ".join(arguments)})'
 
     def _update(self, change=None):
