@@ -75,6 +75,7 @@ def _arrow(sign, tooltip, act):
     button.on_click(lambda _: act())
     return button
 
+# %% ../../nbs/api/75_widgets/02_browser.ipynb #f77931b3
 class Browser(Panel):
     "A view of one document of a prepared folder, dropped or kept; `.go(step)` moves to another."
     def __init__(self,
@@ -153,6 +154,7 @@ def _slider(name, default, values):
     return w.SelectionSlider(options=options, value=default, description=name, continuous_update=True,
                              layout=dict(width='32rem', max_width='100%'))
 
+# %% ../../nbs/api/75_widgets/02_browser.ipynb #457b3513
 class Tuner(Panel):
     "A rule's thresholds as sliders; `.dropped` holds the numbers of the documents that would go."
     def __init__(self,

@@ -40,6 +40,7 @@ def _sizes():
     by_size = sorted(n_params, key=n_params.get)
     return [('best for the budget', '')] + [(f'{name} ({human_count(n_params[name])})', name) for name in by_size]
 
+# %% ../../nbs/api/75_widgets/04_planner.ipynb #0a0f2792
 def _wide():
     return dict(style=dict(description_width='6.5rem'), layout=dict(width='25rem', max_width='100%'))
 
@@ -81,6 +82,7 @@ def _price(text):
     except ValueError:
         raise UserError(f'expected a price in $ an hour, got {text!r}: give a number, or nothing') from None
 
+# %% ../../nbs/api/75_widgets/04_planner.ipynb #0b222732
 class Planner(Panel):
     "Sliders over `planner_html`; `.call` is the call of `plan` with the same choices."
     def __init__(self,
