@@ -5,38 +5,78 @@ import pytest
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 DRIVER = shutil.which('chromedriver')
-FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
-         '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage']
+FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-sync',
+         '--disable-background-networking', '--disable-component-update', '--disable-dev-shm-usage']
 browser_only = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason='no chromium and chromedriver on this machine')
+
+
+def _write_json(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def _write_settings(folder, theme, subshells):
+    "Write JupyterLab's settings: no announcements, a theme, and how widgets use the subshells of a kernel."
+    no_news = {'@jupyterlab/apputils-extension:announcements': True}
+    _write_json(folder/'config/labconfig/page_config.json', dict(disabledExtensions=no_news))
+    settings = folder/'settings/@jupyterlab/apputils-extension'
+    _write_json(settings/'themes.jupyterlab-settings', dict(theme=theme))
+    _write_json(settings/'kernels-settings.jupyterlab-settings', dict(commsOverSubshells=subshells))
+
+
+def _write_notebook(path, cells):
+    import nbformat
+    path.parent.mkdir()
+    kernel = dict(kernelspec=dict(name='python3', display_name='Python 3', language='python'))
+    code = [nbformat.v4.new_code_cell(cell) for cell in cells]
+    nbformat.write(nbformat.v4.new_notebook(cells=code, metadata=kernel), path)
+
+
+def _start_server(folder, token):
+    "Start a server that keeps everything it writes in `folder`."
+    places = dict(HOME=folder, JUPYTER_CONFIG_DIR=folder/'config', JUPYTER_RUNTIME_DIR=folder/'runtime',
+                  JUPYTER_DATA_DIR=folder/'share', JUPYTERLAB_SETTINGS_DIR=folder/'settings',
+                  IPYTHONDIR=folder/'ipython')
+    env = {**os.environ, **{name: str(path) for name, path in places.items()}, 'OMP_NUM_THREADS': '1'}
+    command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--ip=127.0.0.1', '--port=0',
+               f'--IdentityProvider.token={token}', '--allow-root']
+    return subprocess.Popen(command, cwd=folder/'work', env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                            text=True, start_new_session=True)
+
+
+def _address(server):
+    "Return the address that the server prints, and keep reading: a pipe that nobody reads would stop the server."
+    lines = queue.Queue()
+    def read():
+        for line in server.stderr: lines.put(line)
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        found = re.search(r'(http://127\.0\.0\.1:\d+)/lab\?token', lines.get(timeout=60))
+        if found: return found[1]
 
 
 @contextmanager
 def jupyter_lab(folder, cells, theme='JupyterLab Light', subshells='perCommTarget'):
-    "A server with a notebook of these cells; gives its address."
+    "Run a server with a notebook of these cells, and give the notebook's address."
     pytest.importorskip('jupyterlab')
-    import nbformat
-    work, config, token = folder/'work', folder/'config', secrets.token_hex(16)
-    def write(path, what): path.parent.mkdir(parents=True, exist_ok=True); path.write_text(json.dumps(what))
-    write(config/'labconfig/page_config.json', dict(disabledExtensions={'@jupyterlab/apputils-extension:announcements': True}))
-    write(folder/'settings/@jupyterlab/apputils-extension/themes.jupyterlab-settings', dict(theme=theme))
-    write(folder/'settings/@jupyterlab/apputils-extension/kernels-settings.jupyterlab-settings', dict(commsOverSubshells=subshells))
-    work.mkdir()
-    kernel = dict(kernelspec=dict(name='python3', display_name='Python 3', language='python'))
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells], metadata=kernel), work/'look.ipynb')
-    env = {**os.environ, 'HOME': str(folder), 'JUPYTER_CONFIG_DIR': str(config), 'JUPYTER_RUNTIME_DIR': str(folder/'runtime'), 'JUPYTER_DATA_DIR': str(folder/'share'),
-           'JUPYTERLAB_SETTINGS_DIR': str(folder/'settings'), 'IPYTHONDIR': str(folder/'ipython'), 'OMP_NUM_THREADS': '1'}
-    command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--ip=127.0.0.1', '--port=0', f'--IdentityProvider.token={token}', '--allow-root']
-    server = subprocess.Popen(command, cwd=work, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    said = queue.Queue()
-    threading.Thread(target=lambda: [said.put(line) for line in server.stderr], daemon=True).start() # a pipe nobody reads would stop the server
+    token = secrets.token_hex(16)
+    _write_settings(folder, theme, subshells)
+    _write_notebook(folder/'work/look.ipynb', cells)
+    server = _start_server(folder, token)
     try:
-        while not (m := re.search(r'(http://127\.0\.0\.1:\d+)/lab\?token', said.get(timeout=60))): pass
-        yield f'{m[1]}/lab/tree/look.ipynb?token={token}'
-        urllib.request.urlopen(urllib.request.Request(f'{m[1]}/api/shutdown?token={token}', method='POST'), timeout=20).read()
+        address = _address(server)
+        yield f'{address}/lab/tree/look.ipynb?token={token}'
+        shutdown = urllib.request.Request(f'{address}/api/shutdown?token={token}', method='POST')
+        urllib.request.urlopen(shutdown, timeout=20).read()
         server.wait(20)
     finally:
         if server.poll() is None: os.killpg(server.pid, signal.SIGKILL)
         server.wait()
+
+
+# Elements are read by scripts where the page may be renewed between two commands of the driver.
+TEXT = 'const e = document.querySelector(arguments[0]); return e ? e.textContent : ""'
+INTO_VIEW = 'arguments[0].scrollIntoView({block: "center"})'
 
 
 class Page:
@@ -45,35 +85,47 @@ class Page:
         from selenium import webdriver
         options = webdriver.ChromeOptions()
         options.binary_location = CHROMIUM
-        for flag in FLAGS + [f'--window-size={width},{height}', f'--user-data-dir={folder/"profile"}']: options.add_argument(flag)
+        own_flags = [f'--window-size={width},{height}', f'--user-data-dir={folder/"profile"}']
+        for flag in FLAGS + own_flags: options.add_argument(flag)
         self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
         self.driver.get(address)
         self.wait(lambda: self.found('.jp-Notebook-ExecutionIndicator[data-status="idle"]'))
+
     def __enter__(self): return self
     def __exit__(self, *args): self.driver.quit()
 
-    def found(self, css): return self.driver.find_elements('css selector', css)
-    def wait(self, f, every=.1, seconds=60):
+    def wait(self, done, every=.1, seconds=60):
         from selenium.webdriver.support.ui import WebDriverWait
-        return WebDriverWait(self.driver, seconds, poll_frequency=every, ignored_exceptions=[Exception]).until(lambda d: f())
-    def prompt(self, i): return re.sub(r'\s', '', self.found('.jp-CodeCell .jp-InputPrompt')[i].get_attribute('textContent'))
+        wait = WebDriverWait(self.driver, seconds, poll_frequency=every, ignored_exceptions=[Exception])
+        return wait.until(lambda driver: done())
+
+    def found(self, css): return self.driver.find_elements('css selector', css)
+
     def text(self, css):
-        "Of the first element, '' if there is none; read at once, since the page may be renewed at any moment."
-        return self.driver.execute_script('const e = document.querySelector(arguments[0]); return e ? e.textContent : ""', css)
+        "Return the text of the first element, '' if there is none."
+        return self.driver.execute_script(TEXT, css)
+
+    def prompt(self, i):
+        "Return the prompt of a cell: '[ ]:', '[*]:' or '[3]:', without spaces."
+        prompt = self.found('.jp-CodeCell .jp-InputPrompt')[i]
+        return re.sub(r'\s', '', prompt.get_attribute('textContent'))
+
     def run(self, i=0):
-        "Run a cell by its keys; in a page that is still being built they may be lost, and then they are pressed again."
+        "Press the keys that run a cell, again and again until the page, which may still be built, has heard them."
         from selenium.webdriver import ActionChains, Keys
         def press():
             if self.prompt(i) != '[]:': return True
             self.found('.jp-Notebook .cm-content')[i].click()
             ActionChains(self.driver).key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(Keys.SHIFT).perform()
         self.wait(press, .5)
+
     def ended(self, i=0): return self.wait(lambda: re.fullmatch(r'\[\d+\]:', self.prompt(i)))
+
     def click(self, text):
-        "A hand on a button with this text."
+        "Press the button with this text."
         def press():
-            b = next(b for b in self.found('button.jupyter-button') if b.text == text)
-            self.driver.execute_script('arguments[0].scrollIntoView({block: "center"})', b)
-            b.click()
+            button = next(b for b in self.found('button.jupyter-button') if b.text == text)
+            self.driver.execute_script(INTO_VIEW, button)
+            button.click()
             return True
         self.wait(press, .5)

@@ -6,6 +6,7 @@
 __all__ = ['Panel', 'choices', 'Browser', 'browse', 'Tuner', 'tune_filter']
 
 # %% ../../nbs/api/75_widgets/02_browser.ipynb #29e019b9
+from collections import Counter
 from pathlib import Path
 import ipywidgets as w
 from ..core import UserError, read_json
@@ -35,14 +36,15 @@ def _menu(name, counts):
 
 def _dropped_menus(funnel):
     "Return the menus for dropped documents: steps in their order, frequent reasons first."
-    steps, reasons = [], {}
+    def frequent_first(item): return -item[1], item[0]
+    steps, reasons = [], Counter()
     for step in funnel:
         if not step['reasons']: continue
         counts = {reason: lost['documents'] for reason, lost in step['reasons'].items()}
         steps.append((step['step'], sum(counts.values())))
-        for reason, n in counts.items(): reasons[reason] = reasons.get(reason, 0) + n
-    frequent_first = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
-    return dict(step=_menu('step', steps), reason=_menu('reason', frequent_first))
+        reasons.update(counts)
+    by_reason = sorted(reasons.items(), key=frequent_first)
+    return dict(step=_menu('step', steps), reason=_menu('reason', by_reason))
 
 def _kept_menu(name, groups):
     counts = [(value, group['documents']) for value, group in (groups or {}).items()]
@@ -73,6 +75,7 @@ def _arrow(sign, tooltip, act):
     button.on_click(lambda _: act())
     return button
 
+# %% ../../nbs/api/75_widgets/02_browser.ipynb #f77931b3
 class Browser(Panel):
     "A view of one document of a prepared folder, dropped or kept; `.go(step)` moves to another."
     def __init__(self,
@@ -86,19 +89,22 @@ class Browser(Panel):
         self.next = _arrow('▶', 'next', lambda: self.go(1))
         self.position = w.HTML()
         self.page = w.HTML()
-
         card = read_json(Path(out)/'card.json')
         self.menus = {what: _dropdowns(menus) for what, menus in choices(card).items()}
-        for menus in self.menus.values():
-            for menu in menus.values(): menu.observe(self._restart, 'value')
-        self.what.observe(self._switch, 'value')
-        self.search.observe(self._restart, 'value')
+        self._observe()
 
         wrap = dict(flex_flow='row wrap')
         self.menu_row = w.HBox(layout=wrap)
         search_row = w.HBox([self.search, self.back, self.next, self.position], layout=wrap)
         self.box = w.VBox([self.what, self.menu_row, search_row, self.page])
         self._switch()
+
+    def _observe(self):
+        "Show the first document that fits whenever a choice changes."
+        self.what.observe(self._switch, 'value')
+        self.search.observe(self._restart, 'value')
+        for menus in self.menus.values():
+            for menu in menus.values(): menu.observe(self._restart, 'value')
 
     def _switch(self, change=None):
         self.menu_row.children = tuple(self.menus[self.what.value].values())
@@ -148,6 +154,7 @@ def _slider(name, default, values):
     return w.SelectionSlider(options=options, value=default, description=name, continuous_update=True,
                              layout=dict(width='32rem', max_width='100%'))
 
+# %% ../../nbs/api/75_widgets/02_browser.ipynb #457b3513
 class Tuner(Panel):
     "A rule's thresholds as sliders; `.dropped` holds the numbers of the documents that would go."
     def __init__(self,
@@ -175,9 +182,9 @@ class Tuner(Panel):
         self.dropped = effect(self.values, **current)
         lost, back = flips(self.values, self.defaults, current)
         picture = value_picture(self.values, rule_name(self.rule), **current)
-        more = self._changed('would be lost in addition', lost)
-        fewer = self._changed('would come back', back)
-        self.page.value = tag('div', self._summary(), picture, more, fewer,
+        quoted_lost = self._changed('would be lost in addition', lost)
+        quoted_back = self._changed('would come back', back)
+        self.page.value = tag('div', self._summary(), picture, quoted_lost, quoted_back,
                               style='font:.95rem/1.4 system-ui,sans-serif')
 
     def _summary(self):
@@ -185,12 +192,12 @@ class Tuner(Panel):
         n, n_dropped = len(self.docs), len(self.dropped)
         kept = tag('b', f'{n - n_dropped:,}', class_='lb-kept')
         dropped = tag('b', f'{n_dropped:,}', class_='lb-dropped')
-        before = ''
+        limits = _settings(self.current)
+        before = None
         if self.current != self.defaults:
             n_before = len(effect(self.values, **self.defaults))
-            before = f' With the default {_settings(self.defaults)}: {n_before:,}.'
-        return tag('p', kept, f' of {n:,} documents are kept with {_settings(self.current)}, ',
-                   dropped, ' dropped.', before)
+            before = f' The default {_settings(self.defaults)} drops {n_before:,}.'
+        return tag('p', kept, f' of {n:,} documents are kept with {limits}, ', dropped, ' dropped.', before)
 
     def _changed(self, what, numbers):
         "Return some of the documents that change sides, those nearest to the default threshold first."

@@ -77,17 +77,21 @@ def _samples(rows, most):
     title = tag('div', f'written at step {step:,}', style='opacity:.75;margin-top:8px')
     return tag('div', title, *map(_sample_html, newest))
 
-# %% ../../nbs/api/75_widgets/03_dashboard.ipynb #725ca6ea
-def _head(view):
-    "Return state, progress bar, step and the time left."
-    state, steps, left = view['state'], max(view['steps'], 1), view['left']
-    position = f"step {view['step']:,} of {view['steps']:,}, {view['step'] / steps:.0%}"
+# %% ../../nbs/api/75_widgets/03_dashboard.ipynb #6b4c6780
+def _position(view):
+    "Return the step, and the time left while the run has not ended."
+    state, left = view['state'], view['left']
+    words = f"step {view['step']:,} of {view['steps']:,}, {view['step'] / max(view['steps'], 1):.0%}"
     ended = state == 'done' or state.startswith(('failed', 'stopped'))
-    if left is not None and not ended: position += f', {human_time(left)} left'
+    return words if left is None or ended else f'{words}, {human_time(left)} left'
+
+def _head(view):
+    "Return a line with state, progress bar and position."
+    position = _position(view)
+    state = tag('b', view['state'], class_='lb-state', style='overflow-wrap:anywhere')
     bar_style = 'flex:1 1 120px;min-width:80px;height:12px;accent-color:#1c83c6'
-    return tag('div', tag('b', state, class_='lb-state', style='overflow-wrap:anywhere'),
-               tag('progress', max=steps, value=view['step'], style=bar_style, aria_label=position),
-               tag('span', position, class_='lb-place'),
+    bar = tag('progress', max=max(view['steps'], 1), value=view['step'], style=bar_style, aria_label=position)
+    return tag('div', state, bar, tag('span', position, class_='lb-place'),
                style='display:flex;flex-wrap:wrap;gap:4px 12px;align-items:center')
 
 def _number(name, value):
@@ -167,7 +171,8 @@ class WidgetScreen(HtmlScreen):
         super().__init__(page)
         self.requests = requests
         self.pause = _button('Pause', 'wait after this step, or resume', requests.toggle)
-        self.stop = _button('Stop', 'end the fit after this step; save first if there is a Checkpoint', requests.stop)
+        self.stop = _button('Stop', 'end the fit after this step; save first if there is a Checkpoint',
+                            requests.stop)
         self.sample = _button('Sample now', 'let the model write after this step', requests.sample)
         buttons = [self.pause, self.stop]
         if can_sample: buttons.append(self.sample)
@@ -178,7 +183,8 @@ class WidgetScreen(HtmlScreen):
     def bundle(self, page, view):
         plain = super().bundle(page, view)
         if self.box is None: return plain
-        return {**(self.box._repr_mimebundle_() or {}), **plain}
+        live = self.box._repr_mimebundle_() or {}
+        return {**live, **plain}
 
     def begin(self, view):
         self.page.value = str(self.page_of(view))

@@ -40,6 +40,7 @@ def _sizes():
     by_size = sorted(n_params, key=n_params.get)
     return [('best for the budget', '')] + [(f'{name} ({human_count(n_params[name])})', name) for name in by_size]
 
+# %% ../../nbs/api/75_widgets/04_planner.ipynb #0a0f2792
 def _wide():
     return dict(style=dict(description_width='6.5rem'), layout=dict(width='25rem', max_width='100%'))
 
@@ -63,7 +64,8 @@ def controls(
         precision=_menu('precision', [('usual', '')]),
         mfu=w.FloatSlider(description='share of peak', value=SHARE, min=.05, max=.95, step=.01,
                           readout_format='.0%', **_wide()),
-        price=w.Text(description='$ an hour', placeholder='as in the table', continuous_update=False, **_wide()),
+        price=w.Text(description='$ an hour', placeholder='as in the table',
+                     continuous_update=False, **_wide()),
         grid=_menu('grid', list(GRID), 'world'),
         optimizer=_menu('optimiser', [('Muon', 'muon'), ('AdamW', 'adamw')], 'muon'))
 
@@ -80,6 +82,7 @@ def _price(text):
     except ValueError:
         raise UserError(f'expected a price in $ an hour, got {text!r}: give a number, or nothing') from None
 
+# %% ../../nbs/api/75_widgets/04_planner.ipynb #0b222732
 class Planner(Panel):
     "Sliders over `planner_html`; `.call` is the call of `plan` with the same choices."
     def __init__(self,
@@ -144,7 +147,8 @@ class Planner(Panel):
         defaults = dict(grid='world', optimizer='muon', mfu=self.usual, count=1)
         arguments = []
         for name, value in chosen.items():
-            if value is not None and defaults.get(name) != value: arguments.append(f'{name}={value!r}')
+            if value is None or value == defaults.get(name): continue
+            arguments.append(f'{name}={value!r}')
         return f'plan({", ".join(arguments)})'
 
     def _update(self, change=None):
