@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from llmbook.core import UserError, set_seed
 from llmbook.model.config import ModelConfig
 from llmbook.model.transformer import Transformer
-from llmbook.train.loss import IGNORE, LMLoss
+from llmbook.train.loss import LMLoss
+from llmbook.tokens.loaders import IGNORE
 from llmbook.train.microbatch import MicroBatches, out_of_memory, slices
 from llmbook.train.optim import lm_opt
 from llmbook.train.precision import Precision

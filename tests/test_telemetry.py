@@ -8,7 +8,8 @@ from fastai.data.core import DataLoaders
 from llmbook.core import UserError
 from llmbook.checkpoint.checkpoint import Checkpoint, LMLearner
 from llmbook.train.history import COLUMNS, Thinned, merge_rows, read_history, write_history
-from llmbook.train.loss import IGNORE, LMLoss
+from llmbook.train.loss import LMLoss
+from llmbook.tokens.loaders import IGNORE
 from llmbook.train.metrics import Perplexity, SmoothLoss, TokenLoss
 from llmbook.train.optim import LMOptim
 from llmbook.train.progress import Progress

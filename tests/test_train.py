@@ -13,7 +13,8 @@ from llmbook.model.config import ModelConfig
 from llmbook.tiny import Grammar
 from llmbook.checkpoint import tensor_files as tensorfiles
 from llmbook.checkpoint.checkpoint import Checkpoint, check_checkpoint, load_checkpoint, save_checkpoint
-from llmbook.train.loss import IGNORE, linear_cross_entropy, token_nats
+from llmbook.train.loss import linear_cross_entropy, token_nats
+from llmbook.tokens.loaders import IGNORE
 from llmbook.train.optim import LMOptim, lm_opt
 from llmbook.pretrain.run import lm_learner
 
