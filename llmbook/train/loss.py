@@ -69,6 +69,7 @@ def _add_product(gw, p, h):
         gw += torch.mm(p.T, h, out_dtype=torch.float32) # not rounded to 16 bits on the way
     else: gw += p.T @ h
 
+# %% ../../nbs/api/31_train/01_loss.ipynb #cda88425
 class _LinearCrossEntropy(torch.autograd.Function):
     "The sum of nats over the targets; its gradients are made in the forward pass."
     @staticmethod
