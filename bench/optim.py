@@ -42,7 +42,7 @@ def sides(config):
 
 
 def products(matrices):
-    "Return the seconds of Newton-Schulz's matrix products alone, at the speed at which this machine multiplies matrices."
+    "Return the seconds of Newton-Schulz's products alone, at the speed at which this machine multiplies matrices."
     flops = 0
     for p in matrices:
         low, high = sorted(p.shape)

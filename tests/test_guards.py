@@ -6,13 +6,13 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from safetensors.torch import load_file
 from llmbook.core import UserError, set_seed
-from llmbook.tokens.loaders import TokenLoader
+from llmbook.tokens.loaders import IGNORE, TokenLoader
 from llmbook.tokens.shards import TokenView
 from llmbook.model.config import ModelConfig
 from llmbook.model.transformer import Transformer
 from llmbook.train import accumulate
 from llmbook.train.accumulate import Accumulate, ClipGrad, keep_bad
-from llmbook.train.loss import IGNORE, LMLoss
+from llmbook.train.loss import LMLoss
 from llmbook.train.microbatch import MicroBatches, out_of_memory, slices
 from llmbook.train.optim import lm_opt
 from llmbook.train.precision import Precision

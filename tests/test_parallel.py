@@ -11,7 +11,7 @@ from llmbook.model.config import ModelConfig
 from test_train import grammar_data
 from llmbook.plan.plan import Plan
 from llmbook.distributed.launch import RankFailed, launch
-from llmbook.train.loss import IGNORE
+from llmbook.tokens.loaders import IGNORE
 from llmbook.parallel.learner import is_sharded, parallel
 from llmbook.parallel import checkpoint as sharded_checkpoint
 from llmbook.train.microbatch import MicroBatches

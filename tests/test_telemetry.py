@@ -10,7 +10,8 @@ from llmbook.core import UserError
 from llmbook.checkpoint.checkpoint import Checkpoint
 from llmbook.train.learner import LMLearner
 from llmbook.train.history import COLUMNS, Thinned, merge_rows, read_history, write_history
-from llmbook.train.loss import IGNORE, LMLoss
+from llmbook.train.loss import LMLoss
+from llmbook.tokens.loaders import IGNORE
 from llmbook.train.metrics import Perplexity, SmoothLoss, TokenLoss
 from llmbook.train.optim import LMOptim
 from llmbook.train.progress import Progress

@@ -10,10 +10,11 @@ import llmbook
 from llmbook.core import UserError, set_seed
 from llmbook.tiny import Grammar
 from llmbook.tokens.loaders import lm_dls
+from llmbook.tokens.loaders import IGNORE
 from llmbook.tokens.shards import ShardWriter, read_manifest, write_manifest
 from llmbook.tokens.tokenizer import save_tokenizer, tokenizer_fingerprint, train_tokenizer
 from llmbook.model.config import ModelConfig
-from llmbook.train.loss import IGNORE, linear_cross_entropy, token_nats
+from llmbook.train.loss import linear_cross_entropy, token_nats
 from llmbook.train.optim import lm_opt
 from llmbook.checkpoint import tensor_files
 from llmbook.checkpoint.checkpoint import Checkpoint

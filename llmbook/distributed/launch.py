@@ -69,9 +69,6 @@ def _read(pipe, printed):
     while block := os.read(pipe.fileno(), 1 << 16): printed.put(decode(block))
 
 # %% ../../nbs/api/30_distributed/02_launch.ipynb #3248bd43
-class RankFailed(RuntimeError):
-    "A rank ended with an error; the message holds its traceback."
-
 def _watch(started):
     "Show rank 0's output until all have ended, or one has ended badly."
     while True:
@@ -96,6 +93,10 @@ def _stop(started, grace):
             process.wait()
         process.stdin.close()
 
+# %% ../../nbs/api/30_distributed/02_launch.ipynb #f2dc69e8
+class RankFailed(RuntimeError):
+    "A rank ended with an error; the message holds its traceback."
+
 def _find_error(folder, started, ended):
     "Return the error to raise, or None. `ended` holds the exit codes at the moment the first end was noticed."
     n = len(started)
@@ -105,14 +106,16 @@ def _find_error(folder, started, ended):
         r, number = killed[0]
         aborted_after_error = errors and number == signal.SIGABRT # a library that gave up because another rank failed
         if not aborted_after_error: return RankFailed(
-            f'rank {r} of {n} was killed ({signal.Signals(number).name}), perhaps for lack of memory; the others were stopped. '
-            'A run with checkpoints resumes from the last one when it is started again')
+            f'rank {r} of {n} was killed ({signal.Signals(number).name}), perhaps for lack of memory; '
+            'the others were stopped. A run with checkpoints resumes from the last one when it is started again')
     if errors:
         r = min(errors, key=lambda r: errors[r]['at'])
         if errors[r]['user']: return UserError(errors[r]['message'])
         return RankFailed(f'rank {r} of {n} failed, and the others were stopped\n\n{errors[r]["traceback"]}')
     for r, code in enumerate(ended):
-        if code: return RankFailed(f'rank {r} of {n} ended with exit code {code}; its last output:\n{_last(started[r][1])}')
+        if not code: continue
+        last = _last(started[r][1])
+        return RankFailed(f'rank {r} of {n} ended with exit code {code}; its last output:\n{last}')
 
 def _last(printed):
     blocks = []

@@ -26,24 +26,11 @@ def world() -> int: # 1 for a process that runs alone
     "Return the number of processes that take part."
     return dist.get_world_size() if joined() else 1
 
-# %% ../../nbs/api/30_distributed/01_world.ipynb #0703a981
-def join(
-    device=None, # 'cpu' or 'cuda'; None takes the GPU where there is one
-    timeout:float=600., # seconds to wait for a rank that does not answer
-) -> torch.device: # this rank's own device
-    "Join the run that the environment describes, and find this rank's device."
-    device = _device_in_use() if device is None and joined() else pick_device(device)
-    alone = int(os.environ.get('WORLD_SIZE', 1)) <= 1
-    if alone and not joined(): return device
-    if not joined(): _check_environment(os.environ)
-    if device.type == 'cuda': device = _own_gpu(int(os.environ.get('LOCAL_RANK', 0)))
-    if not joined(): _connect(device, timeout)
-    return device
-
+# %% ../../nbs/api/30_distributed/01_world.ipynb #1c4e1d08
 def _check_environment(env):
     missing = [name for name in ('RANK', 'MASTER_ADDR', 'MASTER_PORT') if name not in env]
-    if missing: raise UserError(f'expected {", ".join(missing)} beside WORLD_SIZE={env["WORLD_SIZE"]} in the environment, '
-                                'found none: start with torchrun or launch')
+    if missing: raise UserError(f'expected {", ".join(missing)} beside WORLD_SIZE={env["WORLD_SIZE"]} '
+                                'in the environment, found none: start with torchrun or launch')
 
 def _device_in_use():
     on_gpu = 'nccl' in dist.get_backend_config()
@@ -51,8 +38,8 @@ def _device_in_use():
 
 def _own_gpu(local_rank):
     n = torch.cuda.device_count()
-    if local_rank >= n: raise UserError(f'expected a GPU for each process on this machine, got process {local_rank} '
-                                        f'and {n} GPUs: start {n}, or give device cpu')
+    if local_rank >= n: raise UserError('expected a GPU for each process on this machine, '
+                                        f'got process {local_rank} and {n} GPUs: start {n}, or give device cpu')
     torch.cuda.set_device(local_rank)
     return torch.device('cuda', local_rank)
 
@@ -73,13 +60,27 @@ def _after_restart(timeout, env):
     fresh = dist.PrefixStore(f'start {restarts}', store)
     return dict(store=fresh, rank=int(env['RANK']), world_size=int(env['WORLD_SIZE']))
 
-def leave():
-    "Leave the run; do nothing if this process is in none."
-    if joined(): dist.destroy_process_group()
-
 def _leave_unless_failed():
     failed = getattr(sys, 'last_value', None)
     if not failed: leave() # after an error the other ranks may be gone
+
+# %% ../../nbs/api/30_distributed/01_world.ipynb #0703a981
+def join(
+    device=None, # 'cpu' or 'cuda'; None takes the GPU where there is one
+    timeout:float=600., # seconds to wait for a rank that does not answer
+) -> torch.device: # this rank's own device
+    "Join the run that the environment describes, and find this rank's device."
+    device = _device_in_use() if device is None and joined() else pick_device(device)
+    alone = int(os.environ.get('WORLD_SIZE', 1)) <= 1
+    if alone and not joined(): return device
+    if not joined(): _check_environment(os.environ)
+    if device.type == 'cuda': device = _own_gpu(int(os.environ.get('LOCAL_RANK', 0)))
+    if not joined(): _connect(device, timeout)
+    return device
+
+def leave():
+    "Leave the run; do nothing if this process is in none."
+    if joined(): dist.destroy_process_group()
 
 # %% ../../nbs/api/30_distributed/01_world.ipynb #c070477a
 def all_sum(

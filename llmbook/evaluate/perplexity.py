@@ -12,7 +12,8 @@ import torch
 from ..core import UserError
 from ..tokens.tokenizer import EOT, encode_text, tokenizer_fingerprint
 from .stats import bootstrap, ratio, row
-from ..train.loss import IGNORE, token_nats
+from ..train.loss import token_nats
+from ..tokens.loaders import IGNORE
 
 # %% ../../nbs/api/60_evaluate/02_perplexity.ipynb #2ea04540
 def windows(

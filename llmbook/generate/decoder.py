@@ -147,6 +147,27 @@ class Reread:
 
     def keep(self, rows:Tensor): self.x = self.x[rows] # continue with these rows alone
 
+# %% ../../nbs/api/40_generate/02_decoder.ipynb #b0e5fdf1
+class _Layer:
+    "The products and norms of a block."
+    def __init__(self, block, product, H, K):
+        attn, mlp = block.attn, block.mlp
+        self.norm1 = _norm(block.attn_norm)
+        self.qkv = product(attn.q_proj, attn.k_proj, attn.v_proj)
+        self.qk_norm = _head_norm(attn, H, K)
+        self.out = product(attn.o_proj)
+        self.norm2 = _norm(block.mlp_norm)
+        self.gated = hasattr(mlp, 'gate_proj')
+        self.act = getattr(mlp, 'act', F.silu)
+        self.up = product(mlp.gate_proj, mlp.up_proj) if self.gated else product(mlp.up_proj)
+        self.down = product(mlp.down_proj)
+
+    def mlp(self, h): # (M, D) -> (M, D)
+        y = self.up(self.norm2(h))
+        if not self.gated: return self.down(self.act(y))
+        gate, up = y.chunk(2, -1)
+        return self.down(self.act(gate).mul_(up))
+
 # %% ../../nbs/api/40_generate/02_decoder.ipynb #23508d1a
 _COPY = 2 << 30 # bytes: the largest second copy of the weights on a CPU
 
@@ -190,27 +211,6 @@ class Decoder(Cached):
         empty = torch.arange(kv.shape[4], device=pad.device) < pad[:, None] # (B, S)
         shut = torch.zeros(empty.shape, dtype=kv.dtype, device=pad.device).masked_fill_(empty, -math.inf)
         self.shut = shut.repeat_interleave(self.K, 0)[:, None]
-
-# %% ../../nbs/api/40_generate/02_decoder.ipynb #b0e5fdf1
-class _Layer:
-    "The products and norms of a block."
-    def __init__(self, block, product, H, K):
-        attn, mlp = block.attn, block.mlp
-        self.norm1 = _norm(block.attn_norm)
-        self.qkv = product(attn.q_proj, attn.k_proj, attn.v_proj)
-        self.qk_norm = _head_norm(attn, H, K)
-        self.out = product(attn.o_proj)
-        self.norm2 = _norm(block.mlp_norm)
-        self.gated = hasattr(mlp, 'gate_proj')
-        self.act = getattr(mlp, 'act', F.silu)
-        self.up = product(mlp.gate_proj, mlp.up_proj) if self.gated else product(mlp.up_proj)
-        self.down = product(mlp.down_proj)
-
-    def mlp(self, h): # (M, D) -> (M, D)
-        y = self.up(self.norm2(h))
-        if not self.gated: return self.down(self.act(y))
-        gate, up = y.chunk(2, -1)
-        return self.down(self.act(gate).mul_(up))
 
 # %% ../../nbs/api/40_generate/02_decoder.ipynb #233bbc53
 @patch

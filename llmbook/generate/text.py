@@ -80,7 +80,7 @@ def _batch(
                     ask.keep(keep)
         x = x[:, None]
 
-# %% ../../nbs/api/40_generate/04_text.ipynb #ae7b26b3
+# %% ../../nbs/api/40_generate/04_text.ipynb #a90a5c8f
 def _check(context, max_new_tokens, temperature, top_k, top_p, batch_size, min_p, repetition_penalty):
     "Refuse settings that no text can be made with."
     def share(value): return within(value, 0, 2) and value <= 1
@@ -138,6 +138,7 @@ def _tokens(model, prompt_ids, done, now, *, # then arguments of `generate_ids`
         for i, token in _batch(model, some, max_new_tokens, stop, options, repetition_penalty, u, over, now):
             yield rows[i], token
 
+# %% ../../nbs/api/40_generate/04_text.ipynb #8539fa8c
 def generate_ids(
     model:Transformer, # a decoder of any family, or a wrapped one from the hub
     prompt_ids:list[list[int]], # any number of prompts; an empty one starts a new document
@@ -265,7 +266,7 @@ def stream(
     piece = text.rest()
     if piece: yield piece
 
-# %% ../../nbs/api/40_generate/04_text.ipynb #a88b7d9a
+# %% ../../nbs/api/40_generate/04_text.ipynb #4813bd4d
 def show_generate(
     model:Transformer, # a decoder
     tok:Tokenizer, # the tokenizer it was trained with

@@ -12,7 +12,7 @@ import torch
 from fastai.callback.core import Callback, CancelBackwardException, CancelBatchException, CancelStepException
 from safetensors.torch import save_file
 from ..core import UserError, atomic_path, whole_number, write_json
-from .loss import IGNORE
+from ..tokens.loaders import IGNORE
 from ..distributed.world import rank
 
 # %% ../../nbs/api/31_train/09_accumulate.ipynb #d17748d4

@@ -69,6 +69,7 @@ def _add_product(gw, p, h):
         gw += torch.mm(p.T, h, out_dtype=torch.float32) # not rounded to 16 bits on the way
     else: gw += p.T @ h
 
+# %% ../../nbs/api/31_train/01_loss.ipynb #cda88425
 _MULTIPLE = 64 # the matrix units of a GPU want rows whose length is a multiple of this
 
 def _padding(w):

@@ -62,6 +62,7 @@ def span_lengths(
     q = p * (1 - p) ** np.arange(longest)
     return q / q.sum()
 
+# %% ../../nbs/api/31_train/02_masking.ipynb #e54578b6
 @lru_cache(8)
 def _tables(rate, p, longest, device):
     "Return cumulative distributions of span lengths, of what is left of a length in the middle of a span, and of gaps."
@@ -113,7 +114,7 @@ def at_least_one(
     best = _right(h, 1).where(can, 2**63 - 1).argmin(1)[:, None] # the token with the smallest hash
     return chosen.scatter(1, best, chosen.gather(1, best) | empty[:, None])
 
-# %% ../../nbs/api/31_train/02_masking.ipynb #ec244eb0
+# %% ../../nbs/api/31_train/02_masking.ipynb #6fa7aeeb
 def hide(
     x:Tensor, # (B, T) ids
     chosen:Tensor, # (B, T) bool: the targets

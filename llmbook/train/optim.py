@@ -169,6 +169,27 @@ class MuonAdamW(torch.optim.Optimizer):
         if not hasattr(p, 'device_mesh'): return newton_schulz(m)
         return on_whole(m, len(p), newton_schulz, p.device_mesh.get_group())
 
+# %% ../../nbs/api/31_train/04_optim.ipynb #4a006e9d
+def _layer_groups(params):
+    params = L(params)
+    groups = (L, list, tuple)
+    if params and isinstance(params[0], groups): return [list(g) for g in params]
+    return [list(params)]
+
+def _check_rates(lr, wd):
+    rates = [lr.start, lr.stop] if isinstance(lr, slice) else [lr]
+    rates = [rate for rate in rates if rate is not None]
+    if not all(0 <= v < math.inf for v in (*rates, wd)):
+        raise UserError(f'expected a learning rate and a decay of 0 or more, got {lr} and {wd}')
+
+def _parts(layer, muon, adamw_only):
+    "Sort a layer's parameters by (kind, whether they decay)."
+    parts = defaultdict(list)
+    for p in layer:
+        for_muon = muon and p.ndim == 2 and id(p) not in adamw_only
+        parts['muon' if for_muon else 'adamw', p.ndim >= 2].append(p)
+    return parts
+
 # %% ../../nbs/api/31_train/04_optim.ipynb #93756117
 class LMOptim(OptimWrapper):
     "fastai's view of `MuonAdamW`: one set of hyperparameters for each layer group."
@@ -218,27 +239,6 @@ class LMOptim(OptimWrapper):
             else: g[k] = float(v[i])
 
     def clear_state(self): self.opt.state.clear()
-
-# %% ../../nbs/api/31_train/04_optim.ipynb #5b06751a
-def _layer_groups(params):
-    params = L(params)
-    groups = (L, list, tuple)
-    if params and isinstance(params[0], groups): return [list(g) for g in params]
-    return [list(params)]
-
-def _check_rates(lr, wd):
-    rates = [lr.start, lr.stop] if isinstance(lr, slice) else [lr]
-    rates = [rate for rate in rates if rate is not None]
-    if not all(0 <= v < math.inf for v in (*rates, wd)):
-        raise UserError(f'expected a learning rate and a decay of 0 or more, got {lr} and {wd}')
-
-def _parts(layer, muon, adamw_only):
-    "Sort a layer's parameters by (kind, whether they decay)."
-    parts = defaultdict(list)
-    for p in layer:
-        for_muon = muon and p.ndim == 2 and id(p) not in adamw_only
-        parts['muon' if for_muon else 'adamw', p.ndim >= 2].append(p)
-    return parts
 
 # %% ../../nbs/api/31_train/04_optim.ipynb #d4053d71
 def lm_opt(

@@ -140,11 +140,14 @@ def before_backward(self:Precision):
     if self.scaler: self.learn.loss_grad = self.scaler.scale(self.loss_grad)
 
 @patch(as_prop=True)
-def param_groups(self:Precision): # for the scaler, which takes this callback for an optimiser
+def param_groups(self:Precision):
+    "Return the parameters in the form of an optimiser, which the scaler takes this callback for."
     return [dict(params=list(ps)) for ps in self.opt.param_lists]
 
 @patch
-def step(self:Precision): self.finite = True # the scaler calls it if no gradient overflowed
+def step(self:Precision):
+    "Note that no gradient overflowed: the scaler calls this only then."
+    self.finite = True
 
 @patch
 def before_step(self:Precision):

@@ -21,7 +21,7 @@ from ..tokens.shuffle import permuted
 from ..prepare.splits import SPLITS, split_of
 from ..read.sources import Reject
 from ..tokens.tokenizer import ANSWER, EOT, PAD, PROMPT, SPECIALS, decode, encode_text
-from ..train.loss import IGNORE
+from ..tokens.loaders import IGNORE
 from .pairs import Example, summarization_examples, translation_examples
 
 # %% ../../nbs/api/50_tune/02_tasks.ipynb #3c98c567
