@@ -62,8 +62,9 @@ def _blocks(data):
     at = 0
     while at < len(data):
         end = min(at + _BLOCK - 1, len(data))
-        if end < len(data): end = max(data.rfind(b' ', at, end), at) or end
-        if end == at: end = at + _BLOCK - 1 # no space in the whole block
+        if end < len(data):
+            space = data.rfind(b' ', at, end)
+            if space > at: end = space
         yield b' ' + data[at:end] + b' '
         at = end
 

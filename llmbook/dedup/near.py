@@ -116,7 +116,7 @@ class _Comparison:
         return jaccard(a, b)
 
     def same(self, i, j):
-        "Tell whether two documents are in one cluster, now or already; False at once if `j` was compared too often."
+        "Tell whether two documents are in one cluster; link them if they are alike, unless `j` was compared too often."
         if self.clusters.find(i) == self.clusters.find(j): return True
         pair = (i, j) if i < j else (j, i)
         if pair in self.unlike or self.tried[j] >= self.most: return False

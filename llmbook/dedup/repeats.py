@@ -250,7 +250,7 @@ def repeated_spans(
     x = _words(text)
     h = run_hashes(x, n)
     there, at = _looked_up(h, repeated)
-    there[there] = first[at[there]] < doc
+    there[there] = first[at[there]] < doc # what an earlier document has
     spans, others = [], {}
     for p in np.flatnonzero(there).tolist():
         if spans and p + n <= spans[-1][1]: continue # inside the last one
