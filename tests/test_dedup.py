@@ -30,6 +30,7 @@ def docs(): return list(embedded_corpus(2_000_000))
 def texts(docs): return [d.text for d in docs]
 
 def words_of(text):
+    "Return the words of a text in lower case, in bytes."
     to_space = bytes(max(i, 32) for i in range(256))
     data = text.lower().encode('utf-8', 'replace').translate(to_space)
     return [w for w in data.split(b' ') if w]
@@ -52,27 +53,35 @@ def test_equal_words_have_equal_numbers_and_others_have_not(texts):
         for w, h in zip(words, x.tolist()): assert seen.setdefault(w, h) == h
     assert len(set(seen.values())) == len(seen) > 5000
 
+def variants(word):
+    "Return words that differ from a word by a byte, by their length, or by the order of their blocks."
+    blocks_swapped = word[8:16] + word[:8] + word[16:]
+    res = [word[:-1], word + b'!', blocks_swapped]
+    for i in {0, len(word) // 2, len(word) - 1}:
+        changed = bytearray(word)
+        changed[i] ^= 128
+        res.append(bytes(changed))
+    return [v for v in res if v and v != word]
+
 def test_words_of_every_length_count_to_the_last_byte():
     for n in [*range(1, 40), 63, 64, 65, 200, 4096]:
-        w = bytes(33 + i % 90 for i in range(n))
-        shorter, longer, blocks_swapped = w[:-1], w + b'!', w[8:16] + w[:8] + w[16:]
-        others = [shorter, longer, blocks_swapped]
-        for i in {0, n // 2, n - 1}:
-            changed = bytearray(w)
-            changed[i] ^= 128
-            others.append(bytes(changed))
-        others = [o for o in others if o and o != w]
-        x, _, _ = word_hashes(b' '.join([w, *others, w]))
+        word = bytes(33 + i % 90 for i in range(n))
+        x, _, _ = word_hashes(b' '.join([word, *variants(word), word]))
         assert x[0] == x[-1]
         assert len(set(x.tolist())) == len(x) - 1
 
+def polynomial(run, P=0x9E3779B97F4A7C15 | 1):
+    "Return the number of a run of words, modulo 2**64, by Horner's rule."
+    total = 0
+    for v in run: total = total * P + v
+    return total % 2**64
+
 def test_runs_against_whole_numbers():
-    P = 0x9E3779B97F4A7C15 | 1
     x = np.random.default_rng(0).integers(0, 1 << 63, 40, np.uint64)
     for n in range(1, 41):
-        runs = [x[i:i + n].tolist() for i in range(41 - n)]
-        by_hand = [sum(v * P**(n - 1 - k) for k, v in enumerate(run)) % 2**64 for run in runs]
-        assert np.array_equal(run_hashes(x, n), run_hashes(np.array(by_hand, np.uint64), 1))
+        by_hand = [polynomial(x[i:i + n].tolist()) for i in range(41 - n)]
+        scrambled = run_hashes(np.array(by_hand, np.uint64), 1)
+        assert np.array_equal(run_hashes(x, n), scrambled)
     assert len(run_hashes(x, 41)) == 0
 
 def plain_shingles(text, n=5):
@@ -82,10 +91,12 @@ def plain_shingles(text, n=5):
 
 def test_similarity_is_that_of_real_sets_of_words(texts):
     few = [t for t in [*texts[:100], *TRICKY] if len(t) < 5000 and len(t) <= 20 * len(words_of(t))]
-    real, ours = [plain_shingles(t) for t in few], [shingles(t) for t in few]
+    real = [plain_shingles(t) for t in few]
+    ours = [shingles(t) for t in few]
     assert [len(s) for s in real] == [len(s) for s in ours]
     for (a, x), (b, y) in combinations(zip(real, ours), 2):
-        assert jaccard(x, y) == len(a & b) / max(len(a | b), 1)
+        similarity = len(a & b) / max(len(a | b), 1)
+        assert jaccard(x, y) == similarity
 
 
 # --- signatures ---
@@ -93,8 +104,11 @@ def test_similarity_is_that_of_real_sets_of_words(texts):
 def test_a_signature_does_not_depend_on_company_or_batch(texts):
     many_words = ['w%d ' % i * 70_000 for i in range(2)]
     some = texts[:40] + TRICKY + many_words + texts[40:60]
-    together, alone = Signer().sign(iter(some)), [Signer().sign([t]) for t in some]
-    for k in together: assert np.array_equal(together[k], np.concatenate([s[k] for s in alone]))
+    together = Signer().sign(iter(some))
+    alone = [Signer().sign([t]) for t in some]
+    for k in together:
+        column = np.concatenate([s[k] for s in alone])
+        assert np.array_equal(together[k], column)
     assert together['exact'].dtype == together['bands'].dtype == np.uint64
     assert together['length'].tolist() == [len(t) for t in some]
 
@@ -122,11 +136,14 @@ def test_a_signer_is_small_and_travels():
 
 def test_exact_means_equal_words():
     rng = random.Random(0)
-    some = [' '.join(rng.choices(['alpha', 'beta', 'gamma', 'delta'], k=rng.randrange(9))) for _ in range(300)]
-    other_spaces = [t.upper().replace(' ', rng.choice(['\n', '  ', '\t '])) + rng.choice(['', ' ']) for t in some]
-    some += other_spaces + TRICKY
+    def few_words(): return ' '.join(rng.choices(['alpha', 'beta', 'gamma', 'delta'], k=rng.randrange(9)))
+    def other_spaces(t): return t.upper().replace(' ', rng.choice(['\n', '  ', '\t '])) + rng.choice(['', ' '])
+    some = [few_words() for _ in range(300)]
+    some += [other_spaces(t) for t in some]
+    some += TRICKY
+    keys = Signer().sign(some)['exact'].tolist()
     by_words, by_key = defaultdict(list), defaultdict(list)
-    for i, (t, key) in enumerate(zip(some, Signer().sign(some)['exact'].tolist())):
+    for i, (t, key) in enumerate(zip(some, keys)):
         by_words[tuple(words_of(t))].append(i)
         by_key[tuple(key)].append(i)
     assert sorted(by_words.values()) == sorted(by_key.values())
@@ -150,10 +167,12 @@ def test_bands_find_as_many_as_the_formula_says():
         for _ in range(2000):
             shared = random_set(n_shared)
             sets += [shared, random_set(n_own), shared, random_set(n_own)]
-        b = s._bands(np.concatenate(sets), np.arange(4001) * (n_shared + n_own))
-        found = (b[::2] == b[1::2]).any(1).mean()
-        expected = found_by_bands(n_shared / (n_shared + 2 * n_own), s.bands, s.rows)
-        assert abs(found - expected) < .04
+        offsets = np.arange(4001) * (n_shared + n_own)
+        bands = s._bands(np.concatenate(sets), offsets)
+        agree = (bands[::2] == bands[1::2]).any(1)
+        similarity = n_shared / (n_shared + 2 * n_own)
+        expected = found_by_bands(similarity, s.bands, s.rows)
+        assert abs(agree.mean() - expected) < .04
     assert choose_bands() == (25, 5)
     assert found_by_bands(.8, 25, 5) > .9999
 
@@ -182,33 +201,49 @@ def test_against_every_pair(texts, threshold):
     assert near_links
     assert all(jaccard(sets[i], sets[j]) == s for i, j, s in near_links)
 
-@pytest.mark.parametrize('n,n_pairs', [(100, 5), (1000, 10)])
+def lines_of(path):
+    "Return the lines of a file, or of a .gz file, that are not blank."
+    data = path.read_bytes()
+    if path.suffix == '.gz': data = gzip.decompress(data)
+    return [line for line in data.decode().splitlines() if line.strip()]
+
+@pytest.mark.parametrize('name,n_pairs', [('articles_100.train', 5), ('articles_1000.train.gz', 10)])
 @pytest.mark.skipif(not DATA.exists(), reason='needs LLMBOOK_DATA')
-def test_published_near_duplicates(n, n_pairs):
+def test_published_near_duplicates(name, n_pairs):
     folder = DATA/'minhash_near_duplicates'
-    if n == 100: raw = (folder/f'articles_{n}.train').read_text()
-    else: raw = gzip.decompress((folder/f'articles_{n}.train.gz').read_bytes()).decode()
-    ids, bodies = zip(*(line.split(' ', 1) for line in raw.splitlines() if line.strip()))
-    truth = (folder/f'articles_{n}.truth').read_text().splitlines()
-    truth = {frozenset(line.split()) for line in truth if line.strip()}
+    articles = [line.split(' ', 1) for line in lines_of(folder/name)]
+    ids = [id for id, _ in articles]
+    bodies = [body for _, body in articles]
+    truth_file = folder/name.replace('.gz', '').replace('.train', '.truth')
+    truth = {frozenset(line.split()) for line in lines_of(truth_file)}
     found = find_duplicates(**signed(bodies, threshold=.5), threshold=.5)
-    assert {frozenset((ids[i], ids[j])) for i, j, _ in found.pairs.tolist()} == truth
+    pairs = {frozenset((ids[i], ids[j])) for i, j, _ in found.pairs.tolist()}
+    assert pairs == truth
     assert len(truth) == n_pairs
 
-def test_it_does_not_matter_how_the_numbers_are_stored_or_cut(texts, tmp_path):
-    some = (texts + texts[:30])[:300] + texts[:30]
-    s = Signer().sign(some)
-    want = find_duplicates(**s, text_of=some.__getitem__)
-    assert same(want, find_duplicates(**s, text_of=some.__getitem__, memory=1)) # no set is remembered
-    for cuts in ((1, 2, 299), (100,), tuple(range(10, 330, 10))):
-        parts = [Signer().sign(some[a:z]) for a, z in zip((0, *cuts), (*cuts, len(some)))]
-        columns = {k: [p[k] for p in parts] for k in s}
-        assert same(want, find_duplicates(**columns, text_of=some.__getitem__))
+@pytest.fixture(scope='module')
+def repeating(texts): return (texts + texts[:30])[:300] + texts[:30]
+
+def test_it_does_not_matter_whether_sets_are_remembered(repeating):
+    s = signed(repeating)
+    assert same(find_duplicates(**s), find_duplicates(**s, memory=1))
+
+@pytest.mark.parametrize('cuts', [[1, 2, 299], [100], [*range(10, 330, 10)]], ids=len)
+def test_it_does_not_matter_how_the_numbers_are_cut(repeating, cuts):
+    want = find_duplicates(**signed(repeating))
+    starts, ends = [0] + cuts, cuts + [len(repeating)]
+    parts = [Signer().sign(repeating[a:z]) for a, z in zip(starts, ends)]
+    columns = {k: [p[k] for p in parts] for k in parts[0]}
+    assert same(want, find_duplicates(**columns, text_of=repeating.__getitem__))
+
+def test_it_does_not_matter_how_the_numbers_are_stored(repeating, tmp_path):
+    want = find_duplicates(**signed(repeating))
     maps = {}
-    for k, v in s.items():
-        np.save(tmp_path/f'{k}.npy', v)
-        maps[k] = np.load(tmp_path/f'{k}.npy', mmap_mode='r')
-    assert same(want, find_duplicates(**maps, text_of=some.__getitem__))
+    for k, v in Signer().sign(repeating).items():
+        f = tmp_path/f'{k}.npy'
+        np.save(f, v)
+        maps[k] = np.load(f, mmap_mode='r')
+    assert same(want, find_duplicates(**maps, text_of=repeating.__getitem__))
 
 def test_texts_are_fetched_for_candidates_only(texts):
     different = [t for t, keep in zip(texts, dedup(enumerate(texts)).keep) if keep]
@@ -242,9 +277,11 @@ def test_copies_are_found_in_a_crowd():
 
 def test_bridges_in_a_large_bucket():
     "Find one cluster in a chain whose ends are not alike, whatever the order."
-    words, new = [f'word{i}' for i in range(300)], [f'new{i}' for i in range(300)]
+    words = [f'word{i}' for i in range(300)]
+    new = [f'new{i}' for i in range(300)]
     chain = [' '.join(new[:k] + words[k:]) for k in range(0, 120, 2)]
-    assert jaccard(shingles(chain[0]), shingles(chain[-1])) < .5
+    first, last = shingles(chain[0]), shingles(chain[-1])
+    assert jaccard(first, last) < .5
     for seed in range(3):
         some = random.Random(seed).sample(chain, len(chain))
         r = find_duplicates(**signed(some), limit=4)
@@ -269,20 +306,28 @@ def test_what_does_not_fit_is_refused(versions):
     for other in (bands[:3], [bands[:3], bands[3:, :9]]):
         with pytest.raises(UserError, match='sign them again'): find_duplicates(**{**s, 'bands': other})
 
-def test_nothing_and_hardly_anything():
+def test_nothing():
     as_lists = find_duplicates([], [], [], None)
-    as_arrays = find_duplicates(np.empty((0, 2), np.uint64), np.empty((0, 25), np.uint64), [], None)
-    for r in (as_lists, as_arrays): assert len(r.keep) == len(r.pairs) == 0
-    r = dedup([(str(i), t) for i, t in enumerate(TRICKY)] * 2)
+    exact, bands = np.empty((0, 2), np.uint64), np.empty((0, 25), np.uint64)
+    as_arrays = find_duplicates(exact, bands, [], None)
+    for r in (as_lists, as_arrays):
+        assert len(r.keep) == 0
+        assert len(r.pairs) == 0
+
+def test_hardly_anything():
+    named = [(str(i), t) for i, t in enumerate(TRICKY)]
+    r = dedup(named * 2)
     n = len(TRICKY)
     assert r.cluster[n:] == r.cluster[:n]
     assert r.cluster[:3] == [0, 0, 0]
     assert r.cluster[3:n] == list(range(3, n))
 
 def test_progress_and_memory():
-    rng, n, seen = np.random.default_rng(0), 50_000, []
-    exact, bands = (rng.integers(0, 1 << 62, (n, width), np.uint64) for width in (2, 25))
+    rng, n = np.random.default_rng(0), 50_000
+    exact = rng.integers(0, 1 << 62, (n, 2), np.uint64)
+    bands = rng.integers(0, 1 << 62, (n, 25), np.uint64)
     length = np.zeros(n, np.int64)
+    seen = []
     tracemalloc.start()
     find_duplicates(exact, bands, length, text_of=None, progress=seen.append)
     peak = tracemalloc.get_traced_memory()[1]
@@ -293,11 +338,12 @@ def test_progress_and_memory():
 
 def test_a_deduper_takes_more_after_a_result(texts):
     d = Deduper(batch=7)
-    for i, t in enumerate(texts[:20]): d.add(f'{i:03}', t)
+    named = [(f'{i:03}', t) for i, t in enumerate(texts[:20] * 2)]
+    for id, text in named[:20]: d.add(id, text)
     assert len(d.result().keep) == 20
-    for i, t in enumerate(texts[:20]): d.add(f'{i + 20:03}', t)
+    for id, text in named[20:]: d.add(id, text)
     r = d.result()
-    assert r == dedup((f'{i:03}', t) for i, t in enumerate(texts[:20] * 2))
+    assert r == dedup(named)
     assert sum(r.keep) <= 20
     assert r.cluster[20:] == r.cluster[:20]
 
@@ -323,7 +369,9 @@ def letters(line): return sum(c.isalnum() if c.isascii() else len(c.encode()) fo
 def naive_lines(texts, docs, shortest=30, cut='\n'):
     "Return the lines, as words, that are in `docs` documents or more, with a dictionary."
     n = Counter()
-    for t in texts: n.update({' '.join(part.lower().split()) for part in t.split(cut)})
+    for t in texts:
+        lines = {' '.join(part.lower().split()) for part in t.split(cut)}
+        n.update(lines)
     return {line for line, k in n.items() if k >= docs and letters(line) >= shortest}
 
 @pytest.mark.parametrize('cut', ['\n', '\n\n'])
@@ -342,25 +390,34 @@ def test_lines_against_a_dictionary(texts, tmp_path, cut):
 def test_a_key_for_each_line():
     for t in TRICKY + ['a\r\nb\r\n', '\n', 'x\n\ny']:
         for cut in ('\n', '\n\n'): assert len(line_keys(t, 0, cut)) == len(t.split(cut))
+
+def test_lines_of_equal_words_have_equal_keys():
     long = 'the same words in another place of the page'
     a, b, c, d = line_keys(f'{long}\n  {long.upper()} \n{long} .\n{"-" * 90}')
-    assert a == b != c
-    assert a > 0 and d == 0
+    assert a == b
+    assert b != c
+    assert a > 0
+    assert d == 0
 
-def test_counting_is_the_same_for_any_workers_and_budget(tmp_path):
+def random_keys(rng):
+    "Return up to 60 keys out of 400 that are spread over all numbers; 0 is one of them."
+    few = rng.integers(0, 400, rng.integers(0, 60))
+    return few.astype(np.uint64) * np.uint64(2**55 + 12345)
+
+@pytest.mark.parametrize('workers,memory,memory_to_add', [(1, 1 << 20, 1 << 20), (3, 20_000, 30_000), (7, 1, 90_000)])
+def test_counting_is_the_same_for_any_workers_and_budget(tmp_path, workers, memory, memory_to_add):
     rng = np.random.default_rng(0)
-    lists = [rng.integers(0, 400, rng.integers(0, 60)).astype(np.uint64) * np.uint64(2**55 + 12345) for _ in range(300)]
-    n, owner = Counter(), owners(lists)
+    lists = [random_keys(rng) for _ in range(300)]
+    owner, n = owners(lists), Counter()
     for row in lists: n.update(set(row.tolist()) - {0})
     want = sorted((k, owner[k]) for k, times in n.items() if times >= 22)
     assert 50 < len(want) < 350
-    for case, (workers, memory, part) in enumerate([(1, 1 << 20, 1 << 20), (3, 20_000, 30_000), (7, 1, 90_000)]):
-        folder = tmp_path/str(case)
-        counters = [RepeatCounter(folder, f'w{k}', memory) for k in range(workers)]
-        for i in np.random.default_rng(case).permutation(300): counters[i % workers].add(int(i), lists[i])
-        for c in counters: c.flush()
-        keys, first = repeated_keys(folder, 22, part)
-        assert list(zip(keys.tolist(), first.tolist())) == want
+
+    counters = [RepeatCounter(tmp_path, f'w{k}', memory) for k in range(workers)]
+    for i in np.random.default_rng(workers).permutation(300).tolist(): counters[i % workers].add(i, lists[i])
+    for c in counters: c.flush()
+    keys, first = repeated_keys(tmp_path, 22, memory_to_add)
+    assert list(zip(keys.tolist(), first.tolist())) == want
 
 def test_a_worker_that_starts_again_counts_once(tmp_path):
     k = np.arange(1, 9, dtype=np.uint64)
@@ -385,79 +442,107 @@ def site():
     return pages + programs
 
 def test_what_is_removed_and_what_stays(site):
-    out, total = drop_repeats(site)
+    out, _ = drop_repeats(site)
     assert out[0] is site[0]
-    assert all(a is b for a, b in zip(out[5:], site[5:]))
-    assert [d.text for d in out[1:5]] == [f'Page {i} begins.\n\nPage {i} ends.' for i in range(1, 5)]
-    n_bytes = sum(a.nbytes - b.nbytes for a, b in zip(site, out))
-    assert total == dict(lines=5, bytes=n_bytes, documents=4)
-    assert drop_repeats(out)[1]['lines'] == 0
+    for i in range(1, 5): assert out[i].text == f'Page {i} begins.\n\nPage {i} ends.'
+    for program, old in zip(out[5:], site[5:], strict=True): assert program is old
     assert LINE in site[1].text # the documents that were given are not changed
+
+def test_what_is_removed_is_counted(site):
+    out, total = drop_repeats(site)
+    n_bytes = sum(d.nbytes for d in site) - sum(d.nbytes for d in out)
+    assert total == dict(lines=5, bytes=n_bytes, documents=4)
+    _, total = drop_repeats(out)
+    assert total['lines'] == 0
 
 def test_options_of_removal(site):
     everywhere, total = drop_repeats(site, keep_first=False)
     assert LINE not in everywhere[0].text
     assert total['lines'] == 6
-    assert drop_repeats(site, at_least=6)[1]['lines'] == 0
-    assert drop_repeats([])[0] == []
+    _, total = drop_repeats(site, at_least=6)
+    assert total['lines'] == 0
+    out, _ = drop_repeats([])
+    assert out == []
 
 def test_bytes_are_accounted_for(texts):
-    keys = np.unique(np.concatenate([line_keys(t)[::3] for t in texts[:100]]))
+    third = [line_keys(t)[::3] for t in texts[:100]]
+    keys = np.unique(np.concatenate(third))
     keys = keys[keys > 0]
     for t in texts[:100]:
         new, n, n_bytes = remove_repeats(t, keys)
         assert len(t.encode()) - len(new.encode()) == n_bytes
         assert (n > 0) == (new != t)
         assert remove_repeats(new, keys) == (new, 0, 0)
-    assert remove_repeats('\ud800 ' + 'many letters that are not repeated', keys)[1] == 0
+    _, n, _ = remove_repeats('\ud800 ' + 'many letters that are not repeated', keys)
+    assert n == 0
 
 
 # --- repeated passages ---
+
+def plain_smallest(h, w):
+    if not len(h): return []
+    n_windows = max(len(h) - w + 1, 1)
+    return [h[i:i + w].min() for i in range(n_windows)]
 
 def test_the_smallest_of_neighbours():
     rng = np.random.default_rng(0)
     for n in (0, 1, 5, 49, 50, 51, 400):
         h = rng.integers(0, 99, n, np.uint64)
-        for w in (1, 2, 7, 50):
-            want = [h[i:i + w].min() for i in range(max(n - w + 1, 1))] if n else []
-            assert _smallest(h, w).tolist() == want
+        for w in (1, 2, 7, 50): assert _smallest(h, w).tolist() == plain_smallest(h, w)
 
 def passages(texts, folder, n, sample):
     counted(folder, [window_keys(t, n, sample) for t in texts])
     keys, first = repeated_keys(folder, 2)
     return [repeated_spans(t, i, keys, first, texts.__getitem__, n) for i, t in enumerate(texts)]
 
-def test_planted_passages_are_found_with_their_edges(tmp_path):
-    rng, n, sample = random.Random(0), 10, 8
-    certain = n + sample - 1 # words of a passage that is found for certain
+def plant(sizes, certain):
+    """Return texts that each quote a passage of an earlier one, in capitals, and these passages.
+
+    The passage of a text is None if it has fewer than `certain` words."""
+    rng = random.Random(0)
     def fresh(k): return [f'w{rng.randrange(10**9)}' for _ in range(k)]
     own = [fresh(300)]
     texts, planted = [' '.join(own[0])], [None]
     for _ in range(1, 40):
-        old, size = rng.choice(own), rng.choice([n - 1, certain, certain + 1, 60])
+        old, size = rng.choice(own), rng.choice(sizes)
         at = rng.randrange(len(old) - size)
-        before, after = fresh(rng.randrange(40)), fresh(rng.randrange(61, 90))
         passage = ' '.join(old[at:at + size])
-        parts = (' '.join(before), passage.upper(), ' '.join(after))
-        texts.append('  '.join(part for part in parts if part))
+        before = ' '.join(fresh(rng.randrange(40)))
+        own.append(fresh(rng.randrange(61, 90)))
+        after = ' '.join(own[-1])
+        text = f'{before}  {passage.upper()}  {after}'
+        texts.append(text.strip())
         planted.append(passage if size >= certain else None)
-        own.append(after)
-    for text, passage, spans in zip(texts, planted, passages(texts, tmp_path, n, sample)):
+    return texts, planted
+
+def test_planted_passages_are_found_with_their_edges(tmp_path):
+    n, sample = 10, 8
+    certain = n + sample - 1 # words of a passage that is found for certain
+    texts, planted = plant([n - 1, certain, certain + 1, 60], certain)
+    found = passages(texts, tmp_path, n, sample)
+    for text, passage, spans in zip(texts, planted, found, strict=True):
         said = [text[a:z].lower() for a, z in spans]
-        assert said == ([passage.lower()] if passage else [])
-        if said: assert said[0] not in cut_spans(text, spans).lower()
+        if passage is None: assert said == []
+        else:
+            assert said == [passage]
+            assert passage not in cut_spans(text, spans).lower()
 
 def test_every_span_is_in_an_earlier_document(texts, tmp_path):
     some = [' '.join(t.lower().split()) for t in texts if t.isascii()]
     all_spans = passages(some, tmp_path, 50, 50)
     assert sum(map(len, all_spans)) > 20
     for i, spans in enumerate(all_spans):
-        assert all(a < z for a, z in spans)
-        assert all(x[1] < y[0] for x, y in zip(spans, spans[1:]))
         for a, z in spans:
             words = some[i][a:z].split()
             assert len(words) >= 50
-            for part in (words[:50], words[-50:]): assert any(' '.join(part) in earlier for earlier in some[:i])
+            for part in (words[:50], words[-50:]):
+                said = ' '.join(part)
+                assert any(said in earlier for earlier in some[:i])
+
+def test_spans_are_in_order_and_apart(texts, tmp_path):
+    for spans in passages(texts, tmp_path, 50, 50):
+        bounds = [x for span in spans for x in span]
+        assert all(x < y for x, y in zip(bounds, bounds[1:]))
 
 def test_cutting():
     assert cut_spans('one two three', []) == 'one two three'

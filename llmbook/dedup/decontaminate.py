@@ -62,8 +62,9 @@ def _blocks(data):
     at = 0
     while at < len(data):
         end = min(at + _BLOCK - 1, len(data))
-        if end < len(data): end = max(data.rfind(b' ', at, end), at) or end
-        if end == at: end = at + _BLOCK - 1
+        if end < len(data):
+            space = data.rfind(b' ', at, end)
+            if space > at: end = space
         yield b' ' + data[at:end] + b' '
         at = end
 
@@ -71,10 +72,12 @@ def _hash_block(block):
     "Return the hash of each word of a block."
     b = np.frombuffer(block, np.uint8)
     in_word = b != 32
-    edges = np.flatnonzero(in_word[1:] != in_word[:-1]) + 1
+    is_edge = in_word[1:] != in_word[:-1]
+    edges = np.flatnonzero(is_edge) + 1
     start, end = edges[::2], edges[1::2]
+    values = _BYTE[b] * _UP[:len(b)]
     total = np.zeros(len(b) + 1, np.uint64)
-    np.cumsum(_BYTE[b] * _UP[:len(b)], out=total[1:])
+    np.cumsum(values, out=total[1:])
     sums = (total[end] - total[start]) * _DOWN[start]
     return mix64(sums - _B) # mix64 begins by adding _B; without it, fingerprints stay those of 0.1.0
 
@@ -131,9 +134,10 @@ def eval_items(
     if not isinstance(sets, dict): sets = {'eval': sets}
     res = {}
     for name, items in sets.items():
-        source = _read_jsonl(Path(items)) if isinstance(items, (str, Path)) else items
-        res[name] = [_text_of(x, f"the evaluation set '{name}'") for x in source]
-        if not res[name]: raise UserError(f"expected items in the evaluation set '{name}', got none")
+        if isinstance(items, (str, Path)): items = _read_jsonl(Path(items))
+        where = f"the evaluation set '{name}'"
+        res[name] = [_text_of(x, where) for x in items]
+        if not res[name]: raise UserError(f'expected items in {where}, got none')
     if not res: raise UserError('expected at least one evaluation set, got none')
     return res
 
@@ -162,15 +166,20 @@ class Decontaminator:
         self.n, self.shortest, self.common, self.least = n, min(shortest, n), common, least
         self.items = []                  # (set, position) of each item that is looked for
         self.sizes, self.short = {}, {}  # by set: the number of items, and of those too short to be looked for
+        self._index(*self._hashed(eval_items(sets)))
+
+    def _hashed(self, sets):
+        "Note the items of all sets; return the runs of each item, and whether its words are new."
         grams, is_new, lengths, seen = [], [], set(), set()
-        for name, texts in eval_items(sets).items():
-            self.sizes[name], self.short[name] = len(texts), 0
+        for name, texts in sets.items():
+            self.sizes[name] = len(texts)
+            self.short[name] = 0
             for i, text in enumerate(texts):
                 words = bare_word_hashes(text)
                 if len(words) < self.shortest:
                     self.short[name] += 1
                     continue
-                length = min(n, len(words))
+                length = min(self.n, len(words))
                 lengths.add(length)
                 grams.append(np.unique(ngram_hashes(words, length)))
                 self.items.append((name, i))
@@ -178,17 +187,22 @@ class Decontaminator:
                 is_new.append(key not in seen)
                 seen.add(key)
         self.lengths = tuple(sorted(lengths))
-        self._index(grams, np.array(is_new, bool))
+        return grams, np.array(is_new, bool)
+
+    def _common_runs(self, h):
+        "Return the runs that too many items share."
+        value, count = np.unique(h, return_counts=True)
+        return value[count > self.common]
 
     def _index(self, grams, is_new):
         "Sort the hashes, note the items behind each, and set up the table of bits."
         h = np.concatenate(grams) if grams else np.empty(0, np.uint64)
-        owner = np.repeat(np.arange(len(grams), dtype=np.int32), [len(g) for g in grams])
+        sizes = [len(g) for g in grams]
+        owner = np.repeat(np.arange(len(grams), dtype=np.int32), sizes)
         once = h[is_new[owner]] if len(h) else h # an item that is there twice counts once
-        value, count = np.unique(once, return_counts=True)
-        is_common = count > self.common
-        self.left_out = int(is_common.sum())
-        keep = ~np.isin(h, value[is_common])
+        common = self._common_runs(once)
+        self.left_out = len(common)
+        keep = ~np.isin(h, common)
         h, owner = h[keep], owner[keep]
 
         order = np.argsort(h, kind='stable')
@@ -197,7 +211,8 @@ class Decontaminator:
         self.start = np.append(start, len(h)).astype(np.int64)
         self.total = np.bincount(owner, minlength=len(grams))
         bits = max(12, (8 * len(self.keys)).bit_length())
-        self.shift, self.table = np.uint64(64 - bits), np.zeros(1 << bits, bool)
+        self.shift = np.uint64(64 - bits)
+        self.table = np.zeros(1 << bits, bool)
         self.table[self.keys >> self.shift] = True
 
     @property
@@ -229,9 +244,11 @@ def _matches(self:Decontaminator, words):
 @patch
 def _owners(self:Decontaminator, keys):
     "Return each of the keys beside each item that has it: two arrays of one length."
-    n = self.start[keys + 1] - self.start[keys]
-    first = np.repeat(self.start[keys] - np.cumsum(n) + n, n)
-    return np.repeat(keys, n), self.owner[first + np.arange(n.sum())]
+    start, end = self.start[keys], self.start[keys + 1]
+    n = end - start
+    shift = np.repeat(start - np.cumsum(n) + n, n)
+    at = shift + np.arange(n.sum())
+    return np.repeat(keys, n), self.owner[at]
 
 @patch
 def overlap(self:Decontaminator,
@@ -243,23 +260,25 @@ def overlap(self:Decontaminator,
     if not matches: return None
     found = np.unique(np.concatenate([key for _, _, key in matches]))
     keys, owners = self._owners(found)
-    item, count = np.unique(owners, return_counts=True)
-    share = count / self.total[item]
-    best = int(np.argmax(share)) # the first of equals
-    if share[best] < self.least: return None
-    name, position = self.items[item[best]]
-    span = _longest_span(matches, keys[owners == item[best]])
+    items, counts = np.unique(owners, return_counts=True)
+    shares = counts / self.total[items]
+    most = int(np.argmax(shares)) # the first of equals
+    share, item = float(shares[most]), items[most]
+    if share < self.least: return None
+    name, position = self.items[item]
+    span = _longest_span(matches, keys[owners == item])
     words = ' '.join(bare_words(text)[span])
-    return Overlap(float(share[best]), name, position, words, tuple(self.items[i] for i in item))
+    every_item = tuple(self.items[i] for i in items)
+    return Overlap(share, name, position, words, every_item)
 
 def _longest_span(matches, keys):
     "Return the longest span of a document that the runs of one item cover; these runs are all of one length."
     for n, position, key in matches:
         position = position[np.isin(key, keys)]
         if len(position): break
-    cut = np.flatnonzero(np.diff(position) > n) + 1
-    start = position[np.append(0, cut)]
-    end = position[np.append(cut, len(position)) - 1] + n
+    cut = np.flatnonzero(np.diff(position) > n) + 1 # a span begins after each gap
+    first, last = np.append(0, cut), np.append(cut, len(position)) - 1
+    start, end = position[first], position[last] + n
     longest = int(np.argmax(end - start))
     return slice(int(start[longest]), int(end[longest]))
 
@@ -283,7 +302,8 @@ def contamination(
     for overlap in overlaps:
         if overlap is None: continue
         for name, item in overlap.found: found[name].add(item)
-        for name in {name for name, _ in overlap.found}: documents[name] += 1
+        names = {name for name, _ in overlap.found}
+        for name in names: documents[name] += 1
     res = {}
     for name, size in against.sizes.items():
         res[name] = dict(items=size, short=against.short[name], found=len(found[name]), documents=documents[name])

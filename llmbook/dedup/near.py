@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Callable, Iterable
 from ..core import UserError
 from ..read.doc import Doc
-from .minhash import Signer, choose_bands, found_by_bands, jaccard, shingles # noqa: F401 (for importers)
+from .minhash import Signer, choose_bands, first_of_equals, found_by_bands, jaccard, shingles # noqa: F401
 
 # %% ../../nbs/api/13_dedup/02_near.ipynb #0ecb5c48
 @dataclass
@@ -61,14 +61,15 @@ _LINK = [('i', np.int64), ('j', np.int64), ('similarity', np.float64)]
 def _link_equal(clusters, exact):
     "Join equal documents; return the first of each group, and the links."
     order = np.lexsort((exact[:, 1], exact[:, 0])) # stable: within a group, in order
-    new = np.ones(len(order), bool)
-    new[1:] = (exact[order[1:]] != exact[order[:-1]]).any(1)
-    firsts, repeats = order[new], order[~new]
-    head = firsts[np.cumsum(new) - 1]
+    is_first = first_of_equals(exact[order])
+    firsts, repeats = order[is_first], order[~is_first]
+    group = np.cumsum(is_first) - 1
+    head = firsts[group]
     clusters.parent[order] = head
 
     links = np.empty(len(repeats), _LINK)
-    links['i'], links['j'] = head[~new], repeats
+    links['i'] = head[~is_first]
+    links['j'] = repeats
     links['similarity'] = 1
     return np.sort(firsts), np.sort(links, order='j')
 
@@ -77,12 +78,13 @@ def _buckets(key, members, clusters):
     "Yield the documents that agree in a band and are not yet all in one cluster, in order."
     order = np.argsort(key, kind='stable')
     key, members = key[order], members[order]
-    new = np.concatenate(([True], key[1:] != key[:-1]))
-    start = np.flatnonzero(new)
+    start = np.flatnonzero(first_of_equals(key))
     end = np.append(start[1:], len(key))
     head = clusters.heads()[members]
-    apart = np.minimum.reduceat(head, start) != np.maximum.reduceat(head, start)
-    for a, z in zip(start[apart], end[apart]): yield members[a:z].tolist()
+    smallest = np.minimum.reduceat(head, start)
+    largest = np.maximum.reduceat(head, start)
+    is_apart = smallest != largest
+    for a, z in zip(start[is_apart], end[is_apart]): yield members[a:z].tolist()
 
 # %% ../../nbs/api/13_dedup/02_near.ipynb #31ac0cf0
 class _Comparison:
@@ -106,14 +108,19 @@ class _Comparison:
             self.held -= oldest.nbytes + 200
         return s
 
+    def similarity(self, i, j):
+        "Return the Jaccard similarity of two documents; 0 if their sizes alone keep it below the threshold."
+        a, b = self.shingles(i), self.shingles(j)
+        small, large = sorted((len(a), len(b)))
+        if small < self.threshold * large: return 0
+        return jaccard(a, b)
+
     def same(self, i, j):
-        "Tell whether two documents are in one cluster, now or already; False at once if `j` was compared too often."
+        "Tell whether two documents are in one cluster; link them if they are alike, unless `j` was compared too often."
         if self.clusters.find(i) == self.clusters.find(j): return True
         pair = (i, j) if i < j else (j, i)
         if pair in self.unlike or self.tried[j] >= self.most: return False
-        a, b = self.shingles(i), self.shingles(j)
-        small, large = sorted((len(a), len(b)))
-        similarity = jaccard(a, b) if small >= self.threshold * large else 0
+        similarity = self.similarity(i, j)
         if similarity >= self.threshold:
             self.clusters.link(*pair, similarity)
             return True
@@ -126,7 +133,8 @@ class _Comparison:
         "Return documents of the bucket that are not alike, up to the limit; link the others to those they are like."
         heads, find = [], self.clusters.find
         for i in bucket:
-            if any(find(h) == find(i) for h in heads) or any(self.same(h, i) for h in heads): continue
+            is_linked = any(find(h) == find(i) for h in heads)
+            if is_linked or any(self.same(h, i) for h in heads): continue
             if len(heads) < self.limit: heads.append(i)
         return heads
 
@@ -136,22 +144,25 @@ class _Comparison:
         if len(heads) == 1: return
         head = {i: self.clusters.find(i) for i in bucket}
         few = len(bucket) <= self.limit
+        others = bucket if few else heads
         for i in bucket:
-            for j in bucket if few else heads:
-                if few and j >= i: break
+            for j in others:
+                if few and j >= i: break # each pair once
                 if head[i] != head[j]: self.same(min(i, j), max(i, j))
 
 # %% ../../nbs/api/13_dedup/02_near.ipynb #7c2374b1
 def _kept(head, length, rule):
     "Return the document that stays for each document."
-    order = np.lexsort((-length, head) if rule == 'longest' else (head,)) # cluster by cluster, the best first
-    if not len(order): return np.empty_like(head)
-    ranked = head[order]
-    start = np.flatnonzero(np.concatenate(([True], ranked[1:] != ranked[:-1])))
+    keys = (-length, head) if rule == 'longest' else (head,)
+    order = np.lexsort(keys) # cluster by cluster, the best first
+    start = np.flatnonzero(first_of_equals(head[order]))
     best = order[start]
-    if callable(rule): best = np.array([_chosen(rule, g) for g in np.split(order, start[1:])], best.dtype)
+    if callable(rule) and len(order):
+        groups = np.split(order, start[1:])
+        best = np.array([_chosen(rule, group) for group in groups], best.dtype)
+    size = np.diff(np.append(start, len(order)))
     kept = np.empty_like(head)
-    kept[order] = np.repeat(best, np.diff(np.append(start, len(order))))
+    kept[order] = np.repeat(best, size)
     return kept
 
 def _chosen(rule, group):
@@ -169,8 +180,9 @@ def _result(clusters, exact, length, links, rule):
     reason = np.full(len(head), '', object)
     reason[~stays & equal] = 'exact_duplicate'
     reason[~stays & ~equal] = 'near_duplicate'
-    near = np.array(sorted(clusters.near, key=lambda link: (link[1], link[0])), _LINK)
-    return DedupResult(stays, head, kept, reason, np.concatenate([links, near]))
+    by_second = sorted(clusters.near, key=lambda link: (link[1], link[0]))
+    all_links = np.concatenate([links, np.array(by_second, _LINK)])
+    return DedupResult(stays, head, kept, reason, all_links)
 
 # %% ../../nbs/api/13_dedup/02_near.ipynb #16861a37
 def _column(parts, k=slice(None)):
@@ -188,8 +200,8 @@ def _count_bands(exact, bands, length):
     sizes = [len(exact), sum(map(len, parts)), len(length)]
     widths = {p.shape[1] for p in parts}
     if len(set(sizes)) > 1 or len(widths) > 1:
-        raise UserError(f'expected the numbers of the same documents from one Signer, got {sizes} documents '
-                        f'and {sorted(widths)} bands: sign them again')
+        found = f'{sizes} documents and {sorted(widths)} bands'
+        raise UserError(f'expected the numbers of the same documents from one Signer, got {found}: sign them again')
     return widths.pop() if widths else 0
 
 def find_duplicates(
@@ -215,7 +227,8 @@ def find_duplicates(
     if len(firsts) > 1:
         comparison = _Comparison(clusters, text_of, threshold, n, memory, limit)
         for k in range(n_bands):
-            for bucket in _buckets(_column(bands, k)[firsts], firsts, clusters): comparison.join(bucket)
+            buckets = _buckets(_column(bands, k)[firsts], firsts, clusters)
+            for bucket in buckets: comparison.join(bucket)
             progress((k + 1) / n_bands)
     return _result(clusters, exact, length, links, rule)
 

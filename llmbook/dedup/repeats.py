@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Callable, Iterable
 from ..core import UserError, mix64
 from ..read.doc import Doc
-from .minhash import run_hashes, word_hashes
+from .minhash import part_sums, positions, run_hashes, word_hashes
 
 # %% ../../nbs/api/13_dedup/03_repeats.ipynb #cb9d8a36
 _IS_LETTER = np.array([chr(i).isalnum() or i >= 128 for i in range(256)])
 
-def _total_before(x): return np.concatenate((np.zeros(1, x.dtype), np.cumsum(x, dtype=x.dtype))) # and after the last
+
 
 def line_keys(
     text:str, # cleaned
@@ -29,15 +29,16 @@ def line_keys(
 ) -> np.ndarray: # uint64, one for each piece of text.split(cut)
     "Return a number for each line, equal for lines of equal words."
     data = text.lower().encode('utf-8', 'replace')
-    ends = np.cumsum([len(line) + len(cut) for line in data.split(cut.encode())])
+    sizes = [len(line) + len(cut) for line in data.split(cut.encode())]
+    bounds = np.cumsum([0] + sizes) # of each line among the bytes
     x, start, _ = word_hashes(data)
-    bounds = np.concatenate(([0], np.searchsorted(start, ends))) # of each line among the words
-    position = np.arange(len(x)) - np.repeat(bounds[:-1], np.diff(bounds))
-    total = _total_before(x * mix64(position.astype(np.uint64)))
-    keys = mix64(total[bounds[1:]] - total[bounds[:-1]])
+    word_bounds = np.searchsorted(start, bounds)
+    factor = mix64(positions(word_bounds).astype(np.uint64))
+    keys = mix64(part_sums(x * factor, word_bounds))
 
-    is_letter = _IS_LETTER[np.frombuffer(data, np.uint8)].astype(np.int32)
-    letters = np.diff(_total_before(is_letter)[np.minimum(ends, len(data))], prepend=0)
+    is_letter = _IS_LETTER[np.frombuffer(data, np.uint8)]
+    within = np.minimum(bounds, len(data)) # the last line has no separator behind it
+    letters = part_sums(is_letter.astype(np.int32), within)
     return np.where(letters < max(shortest, 1), np.uint64(0), keys)
 
 # %% ../../nbs/api/13_dedup/03_repeats.ipynb #ffcf7d00
@@ -74,8 +75,10 @@ class RepeatCounter:
         "Write the keys that wait; call it after the last document."
         if not self.keys: return 0
         keys = np.concatenate(self.keys)
-        docs = np.repeat(np.array(self.docs, np.uint64), [len(k) for k in self.keys])
-        columns = _added(keys, docs, np.ones(len(keys), np.uint64))
+        sizes = [len(k) for k in self.keys]
+        docs = np.repeat(np.array(self.docs, np.uint64), sizes)
+        once = np.ones(len(keys), np.uint64)
+        columns = _added(keys, docs, once)
         run = np.stack(columns, 1).astype('<u8') # rows of key, first document, number of documents
         out = self.folder/f'{self.name}-{next(self.number):06}.run'
         tmp = out.with_suffix('.tmp')
@@ -107,21 +110,26 @@ def repeated_keys(
     nothing = np.empty(0, np.uint64)
     found_keys, found_first = [nothing], [nothing]
     for i in range(n_ranges):
-        rows = [_rows(f, cut[i], cut[i + 1]) for f, cut in zip(runs, cuts) if cut[i] < cut[i + 1]]
+        rows = []
+        for f, cut in zip(runs, cuts):
+            start, end = cut[i], cut[i + 1]
+            if start < end: rows.append(_rows(f, start, end))
         if not rows: continue
         keys, first, n = _added(*np.concatenate(rows).T)
-        found_keys.append(keys[n >= docs])
-        found_first.append(first[n >= docs])
+        is_repeated = n >= docs
+        found_keys.append(keys[is_repeated])
+        found_first.append(first[is_repeated])
     return np.concatenate(found_keys), np.concatenate(found_first)
 
 def _cut(f, n_ranges):
     "Return where each range of keys starts in a run, and the end of the run."
-    n, odd = divmod(f.stat().st_size, 24)
-    if odd:
-        raise UserError(f'expected a whole run of keys in {f}, got {f.stat().st_size} bytes: count that part again')
+    n_bytes = f.stat().st_size
+    n, odd = divmod(n_bytes, 24)
+    if odd: raise UserError(f'expected a whole run of keys in {f}, got {n_bytes} bytes: count that part again')
     bounds = np.array([i * 2**64 // n_ranges for i in range(n_ranges)], np.uint64)
     keys = np.ascontiguousarray(_rows(f, 0, n)[:, 0])
-    return [*np.searchsorted(keys, bounds).tolist(), n]
+    starts = np.searchsorted(keys, bounds).tolist()
+    return [*starts, n]
 
 def _rows(f, a, z): return np.fromfile(f, '<u8', 3 * (z - a), offset=24 * a).reshape(-1, 3)
 
@@ -194,20 +202,25 @@ def _smallest(h, w):
     "Return the smallest of every `w` neighbours, in three passes whatever `w` is (van Herk and Gil-Werman)."
     if not len(h): return h
     if len(h) <= w: return h.min(keepdims=True)
-    padding = np.full(-len(h) % w, 2**64 - 1, np.uint64)
+    n_missing = -len(h) % w
+    padding = np.full(n_missing, 2**64 - 1, np.uint64)
     rows = np.concatenate([h, padding]).reshape(-1, w)
-    smallest_before = np.minimum.accumulate(rows, axis=1).ravel()
+    from_row_start = np.minimum.accumulate(rows, axis=1).ravel()
     backwards = np.minimum.accumulate(rows[:, ::-1], axis=1)
-    smallest_after = backwards[:, ::-1].ravel()
-    return np.minimum(smallest_after[:len(h) - w + 1], smallest_before[w - 1:len(h)])
+    to_row_end = backwards[:, ::-1].ravel()
+    n_windows = len(h) - w + 1 # each is the end of one row and the start of the next
+    return np.minimum(to_row_end[:n_windows], from_row_start[w - 1:len(h)])
 
 # %% ../../nbs/api/13_dedup/03_repeats.ipynb #78497ee8
 def _grown(x, p, other, hashes, n, key):
     "Return the run of words around window p that another text has too; None if the other text lacks the window."
-    q = np.flatnonzero(hashes == key)
-    if not len(q) or (x[p:p + n] != other[q[0]:q[0] + n]).any(): return None
-    q = int(q[0])
-    return p - _agree(x[:p][::-1], other[:q][::-1]), p + _agree(x[p:], other[q:])
+    found = np.flatnonzero(hashes == key)
+    if not len(found): return None
+    q = int(found[0])
+    if (x[p:p + n] != other[q:q + n]).any(): return None
+    n_before = _agree(x[:p][::-1], other[:q][::-1])
+    n_after = _agree(x[p:], other[q:])
+    return p - n_before, p + n_after
 
 def _agree(a, b):
     "Count the words that two texts have in common from the start."
@@ -237,7 +250,7 @@ def repeated_spans(
     x = _words(text)
     h = run_hashes(x, n)
     there, at = _looked_up(h, repeated)
-    there[there] = first[at[there]] < doc
+    there[there] = first[at[there]] < doc # what an earlier document has
     spans, others = [], {}
     for p in np.flatnonzero(there).tolist():
         if spans and p + n <= spans[-1][1]: continue # inside the last one
@@ -247,8 +260,10 @@ def repeated_spans(
             others[earlier] = words, run_hashes(words, n)
         span = _grown(x, p, *others[earlier], n, h[p])
         if span is None: continue
-        if spans and span[0] <= spans[-1][1]: spans[-1] = (spans[-1][0], span[1])
-        else: spans.append(span)
+        start, end = span
+        if spans and start <= spans[-1][1]: # it overlaps the last one: one longer span
+            start, _ = spans.pop()
+        spans.append((start, end))
     return _characters(text, spans)
 
 # %% ../../nbs/api/13_dedup/03_repeats.ipynb #cd6382e3

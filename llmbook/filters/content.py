@@ -27,7 +27,8 @@ def _gnu_names():
     res = {}
     for (short, names), n in product(families.items(), (2, 3)):
         for name in names:
-            res[f'{name} {n}'] = res[f'{name} {n}.0'] = f'{short}-{n}.0-only'
+            res[f'{name} {n}'] = f'{short}-{n}.0-only'
+            res[f'{name} {n}.0'] = f'{short}-{n}.0-only'
             res[f'{name} {n} or later'] = f'{short}-{n}.0-or-later'
     return res
 
@@ -37,8 +38,11 @@ def _creative_commons_names():
     families = {'BY': ('cc by', attribution),
                 'BY-SA': ('cc by sa', f'{attribution} sharealike', f'{attribution} share alike'),
                 'BY-NC': ('cc by nc', f'{attribution} noncommercial', f'{attribution} non commercial')}
-    versions = '2.0', '2.5', '3.0', '4.0'
-    return {f'{name} {v}': f'CC-{short}-{v}' for short, names in families.items() for name in names for v in versions}
+    res = {}
+    for short, names in families.items():
+        for name, version in product(names, ('2.0', '2.5', '3.0', '4.0')):
+            res[f'{name} {version}'] = f'CC-{short}-{version}'
+    return res
 
 _NAMES = { # a statement in lower case, without what says nothing -> its SPDX name
     'mit': 'MIT', 'expat': 'MIT', 'x11': 'X11', 'mit no attribution': 'MIT-0',
@@ -168,10 +172,11 @@ class WordList:
             raise UserError(f'expected a list of words, got one string: write [{words[:20]!r}]')
         entries = sorted({_fold(w) for w in words} - {''})
         if not entries: raise UserError('expected at least one word to look for, got none')
-        self.anywhere = [e for e in entries if _UNSPACED(e)]
-        spaced = [e for e in entries if not _UNSPACED(e)]
-        self.words = {e for e in spaced if _TOKEN.fullmatch(e)}
-        self.phrases = [e for e in spaced if e not in self.words]
+        self.anywhere, self.words, self.phrases = [], set(), []
+        for e in entries:
+            if _UNSPACED(e): self.anywhere.append(e)
+            elif _TOKEN.fullmatch(e): self.words.add(e)
+            else: self.phrases.append(e)
 
     def __len__(self): return len(self.anywhere) + len(self.words) + len(self.phrases)
 

@@ -143,7 +143,8 @@ def gopher_ngrams(v:View,
     limits:tuple=((5, .15), (6, .14), (7, .13), (8, .12), (9, .11), (10, .10)), # as above; the shortest phrase first
 ):
     "Allow repeated phrases of 5 to 10 tokens to fill 15 to 10 % of the text (Gopher)."
-    shortest, strictest = limits[0][0], min(high for _, high in limits)
+    shortest = limits[0][0]
+    strictest = min(high for _, high in limits)
     if v.phrases.covered(shortest) <= strictest * len(v.text): return None
     for n, high in limits:
         x = repeated_share(v, n, high)

@@ -33,6 +33,9 @@ def _slots(code, n_slots): # the slot of each code in a table of 2**k slots: the
     shift = np.uint64(64 - (n_slots.bit_length() - 1))
     return (code * _MULTIPLIER >> shift).astype(np.intp)
 
+def _counts(code, n_codes): # short codes -> (n_codes,) float32
+    return np.bincount(code.astype(np.intp), minlength=n_codes).astype(np.float32)
+
 def _table(code, n_slots): # codes of n bytes -> (n_slots,) uint64: code << 24 | count
     "Count the distinct codes; the frequent ones are written last, so that they win."
     distinct, count = np.unique(code, return_counts=True)
@@ -99,10 +102,12 @@ def train(cls:NgramModel,
         parts.append(_padded(text))
         size += len(parts[-1]) - ORDER
     if not size: raise UserError('expected some text to train on, got none')
-    codes = dict(_codes(np.concatenate([*parts, _padded('')])))
-    low = [np.bincount(codes[n].astype(np.intp), minlength=256**n).astype(np.float32) for n in (1, 2)]
-    high = np.stack([_table(codes[n], 1 << bits) for n in range(3, ORDER + 1)])
-    return cls(low, high, k)
+    everything = np.concatenate([*parts, _padded('')])
+    low, high = [], []
+    for n, code in _codes(everything):
+        if n < 3: low.append(_counts(code, 256**n))
+        else: high.append(_table(code, 1 << bits))
+    return cls(low, np.stack(high), k)
 
 # %% ../../nbs/api/12_filters/05_ngram_lm.ipynb #6dc97ff9
 _FORMAT = 'llmbook ngrams 1'
@@ -130,8 +135,10 @@ def load(cls:NgramModel,
     if not Path(path).is_file(): raise UserError(f'expected an n-gram model at {path}, found no file')
     try:
         with np.load(path, allow_pickle=False) as z:
-            if str(z['format']) != _FORMAT: raise ValueError(f"format {str(z['format'])!r}")
-            low, high, k = [z['low1'], z['low2']], z['high'], tuple(z['k'].tolist())
+            found = str(z['format'])
+            if found != _FORMAT: raise ValueError(f'format {found!r}')
+            low, high = [z['low1'], z['low2']], z['high']
+            k = tuple(z['k'].tolist())
             if str(z['sha256']) != _digest(low, high, k): raise ValueError('its checksum differs')
     except Exception as e:
         message = f'expected an n-gram model in {path}, got something else or a damaged file ({e}): train it again'

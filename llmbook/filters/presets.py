@@ -113,8 +113,8 @@ def top_ngram(v:View,
         if times > 1 and x > high: return x
 
 # %% ../../nbs/api/12_filters/08_presets.ipynb #4319e774
-_PLAIN = [word_count, word_length, symbol_ratio, bullet_lines, ellipsis_lines, lorem_ipsum, alphabetic_words, stop_words,
-          duplicate_lines, duplicate_line_chars, top_ngram]
+_PLAIN = [word_count, word_length, symbol_ratio, bullet_lines, ellipsis_lines, lorem_ipsum, alphabetic_words,
+          stop_words, duplicate_lines, duplicate_line_chars, top_ngram]
 _MILD = { # thresholds that documentation passes
     word_count: dict(low=15, high=200_000),
     word_length: dict(low=2.5, high=12),

@@ -24,14 +24,21 @@ def plain_text(
     return ' ' + ' '.join(re.findall(r'\w+', text.lower())) + ' '
 
 # %% ../../nbs/api/12_filters/06_toxicity.ipynb #b888ea5b
+_START, _PRIME = np.uint32(2166136261), np.uint32(16777619) # of FNV-1a
+
+def _mixed(h):
+    "Mix hashes so that their low bits depend on all of their bits."
+    h = (h ^ (h >> np.uint32(15))) * np.uint32(0x85ebca6b)
+    return h ^ (h >> np.uint32(13))
+
 def _runs(c, bits):
     "Return, for n = 2 to 5, the bucket of the run of n characters that starts at each position."
-    h = (np.uint32(2166136261) ^ c) * np.uint32(16777619)
+    h = (_START ^ c) * _PRIME
+    low_bits = np.uint32((1 << bits) - 1)
     res = []
     for n in range(2, min(6, len(c) + 1)):
-        h = (h[:-1] ^ c[n - 1:]) * np.uint32(16777619)              # FNV-1a, one more character
-        mixed = (h ^ (h >> np.uint32(15))) * np.uint32(0x85ebca6b)  # so that the low bits depend on all
-        res.append((mixed ^ (mixed >> np.uint32(13))) & np.uint32((1 << bits) - 1))
+        h = (h[:-1] ^ c[n - 1:]) * _PRIME # one more character
+        res.append(_mixed(h) & low_bits)
     return res
 
 def ngram_buckets(
@@ -63,7 +70,8 @@ def _window_logits(
 ): # (n,) sums of weights, (n,) numbers of buckets
     "Sum the weights of the distinct buckets of each window, all windows at once."
     c = np.frombuffer(''.join(plain).encode('utf-32-le', 'replace'), np.uint32)
-    window = np.repeat(np.arange(len(plain), dtype=np.uint32), [len(p) for p in plain]) # of each character
+    sizes = [len(p) for p in plain]
+    window = np.repeat(np.arange(len(plain), dtype=np.uint32), sizes) # of each character
     keys = []
     for i, bucket in enumerate(_runs(c, bits)):
         first, last = window[:len(bucket)], window[i + 1:] # the windows in which a run starts and ends
@@ -76,7 +84,9 @@ def _window_logits(
     table[keys] = number
     keys = keys[table[keys] == number] # each bucket once a window
     window, bucket = keys >> bits, keys & ((1 << bits) - 1)
-    return np.bincount(window, weights[bucket], len(plain)), np.bincount(window, minlength=len(plain))
+    total = np.bincount(window, weights[bucket], len(plain))
+    filled = np.bincount(window, minlength=len(plain))
+    return total, filled
 
 # %% ../../nbs/api/12_filters/06_toxicity.ipynb #217202a1
 ASSETS = Path(__file__).parents[1]/'assets' if '__file__' in globals() else Path('../../../llmbook/assets')
@@ -95,7 +105,8 @@ class ToxicityDetector:
     ):
         path = Path(path or ASSETS)
         self.card = read_json(path/'smoke_detector.json')
-        f, digest = path/'smoke_detector.npz', self.card['sha256']
+        f = path/'smoke_detector.npz'
+        digest = self.card['sha256']
         if not f.exists() or file_sha256(f) != digest:
             raise UserError(f'expected {f} with sha256 {digest[:12]}..., found another file or none: '
                             'install the package again')
@@ -110,8 +121,10 @@ class ToxicityDetector:
         worst = -np.inf
         for i in range(0, len(plain), chunk):
             total, filled = _window_logits(plain[i:i + chunk], self.w)
-            worst = max(worst, float((total / np.sqrt(filled)).max()))
-        return float(1 / (1 + np.exp(-(worst + self.bias))))
+            logits = total / np.sqrt(filled)
+            worst = max(worst, float(logits.max()))
+        logit = worst + self.bias
+        return float(1 / (1 + np.exp(-logit)))
 
     def __call__(self, texts): # list[str] -> (n,) scores between 0 and 1
         return np.array([self._one(t) for t in _texts(texts)], dtype=float)

@@ -184,7 +184,9 @@ class _Vocabulary(dict):
         with self.lock:
             if self.held > self.budget: self.forget()
             ids = np.fromiter(chain.from_iterable(map(self.__getitem__, chunks)), np.int64)
-            return ids, np.frombuffer(self.length, np.int32)[ids], np.frombuffer(self.made, np.uint8)[ids]
+            length = np.frombuffer(self.length, np.int32)[ids]
+            made = np.frombuffer(self.made, np.uint8)[ids]
+            return ids, length, made
 
 _VOCABULARY = _Vocabulary()
 
@@ -199,7 +201,8 @@ def _repeated(key, pos): # (N,) numbers of phrases, (N,) the positions in the te
     phrase = np.empty(len(key), np.int64)
     phrase[order] = new.cumsum() - 1
     first = np.zeros(len(key), bool)
-    first[np.minimum.reduceat(order, np.flatnonzero(new))] = True
+    earliest = np.minimum.reduceat(order, np.flatnonzero(new))
+    first[earliest] = True
     keep = np.bincount(phrase)[phrase] > 1
     return pos[keep], phrase[keep], first[keep]
 
@@ -226,13 +229,15 @@ class Phrases:
 
     def repeats(self, n):
         "Find the phrases of `n` > 1 tokens that occur more than once: arrays (position, phrase, is it the first?)."
+        n_tokens = len(self.ids)
         size = int(self.ids.max(initial=0)) + 1
         for k in range(len(self._known) + 2, n + 1):
-            pos, phrase = self._known[-1][:2] if self._known else (np.arange(len(self.ids)), self.ids)
-            fits = pos < len(self.ids) - k + 1
-            pos = pos[fits]
-            longer = phrase[fits] * size + self.ids[pos + k - 1]
-            self._known.append(_repeated(longer, pos))
+            if self._known: pos, phrase, _ = self._known[-1]
+            else: pos, phrase = np.arange(n_tokens), self.ids
+            fits = pos < n_tokens - k + 1
+            pos, phrase = pos[fits], phrase[fits]
+            last_token = self.ids[pos + k - 1]
+            self._known.append(_repeated(phrase * size + last_token, pos))
         return self._known[n - 2]
 
     def top(self, n):

@@ -44,8 +44,11 @@ _POLICY = ('terms of use', 'privacy policy', 'cookie policy', 'uses cookies', 'u
 def _without(v, phrases):
     "Return the document without the lines that hold one of `phrases`; None if there are none."
     if not any(p in v.lower for p in phrases): return None
-    lines = [(line, line.lower()) for line in v.text.split('\n')]
-    return _with_lines(v, [line for line, lower in lines if not any(p in lower for p in phrases)])
+    kept = []
+    for line in v.text.split('\n'):
+        lower = line.lower()
+        if not any(p in lower for p in phrases): kept.append(line)
+    return _with_lines(v, kept)
 
 def c4_javascript(v:View) -> Doc|None: # the document without those lines
     "Remove lines with the word javascript (C4)."
