@@ -71,15 +71,17 @@ def table(
     inline:bool=False, # True: styles in the cells, for a place without the style sheet
 ) -> Markup:
     "Return a table with a heading for every row and column."
-    numbers = {i for i, x in enumerate(rows[0]) if isinstance(x, (int, float))} if rows else set()
+    first_row = rows[0] if rows else []
+    numbers = {i for i, x in enumerate(first_row) if isinstance(x, (int, float))}
     right = numbers | set(numeric)
-    titles = concat(_cell('th', h, i in right, inline, 'col') for i, h in enumerate(head))
+    titles = [_cell('th', x, i in right, inline, 'col') for i, x in enumerate(head)]
     lines = []
     for first, *rest in rows:
+        name = _cell('th', first, 0 in right, inline, 'row')
         cells = [_cell('td', x, i in right, inline) for i, x in enumerate(rest, 1)]
-        lines.append(tag('tr', _cell('th', first, 0 in right, inline, 'row'), *cells))
+        lines.append(tag('tr', name, *cells))
     title = tag('caption', caption) if caption else None
-    top = tag('thead', tag('tr', titles)) if any(head) else None
+    top = tag('thead', tag('tr', *titles)) if any(head) else None
     t = tag('table', title, top, tag('tbody', *lines), class_=class_ or None)
     if inline: return tag('div', t, style='overflow-x:auto')
     return tag('div', t, class_='scroll', tabindex='0', role='region', aria_label=caption or 'table')
