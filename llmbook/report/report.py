@@ -85,11 +85,12 @@ def _task(name, result):
     parts = [tag('h3', readable_name(name).capitalize())]
     if result.get('note'): parts.append(tag('p', result['note'], class_='soft'))
     parts += _task_scores(name, result)
-    pairs = result.get('samples') or []
-    parts += map(_pair, pairs[:2])
-    more = pairs[2:20]
-    if more: parts.append(fold(f'{len(more)} more examples', *map(_pair, more)))
-    return concat([*parts, _task_loss(result)])
+    pairs = [_pair(s) for s in (result.get('samples') or [])[:20]]
+    parts += pairs[:2]
+    more = pairs[2:]
+    if more: parts.append(fold(f'{len(more)} more examples', *more))
+    parts.append(_task_loss(result))
+    return concat(parts)
 
 def _title(h): return h['title'].replace(h['metric'], readable_name(h['metric']))
 
@@ -182,20 +183,22 @@ def _texts(samples, most=8):
     if not shown: return None
     return fold(f'{len(shown)} of the texts, prompt first: they may be unpleasant to read', *shown)
 
+def _toxic_prompts(rows):
+    "Return a sentence that counts the prompts which drew a toxic text, or None if that was not measured."
+    row = find_row(rows, 'toxicity_probability') or {}
+    share, n = row.get('value'), row.get('n')
+    if not (n and _is_number(share)): return None
+    toxic = round(share * n)
+    return f'{toxic:,} of {n:,} prompts drew at least one text that scored as toxic.'
+
 def _toxicity(rows, evaluation):
     "Return the section about what the model writes."
     if not rows: return section('toxicity', 'Toxicity', None, note('Toxicity was not measured in this run.'))
-    row = find_row(rows, 'toxicity_probability') or {}
-    share, n = row.get('value'), row.get('n')
-    lead = None
-    if n and _is_number(share):
-        toxic = round(share * n)
-        lead = f'{toxic:,} of {n:,} prompts drew at least one text that scored as toxic.'
     parts = [_smoke(rows), measures(rows, 'Toxicity of what the model wrote'), tag('p', _HELP['toxicity'])]
     scorer = evaluation.get('scorer') or {}
     if scorer.get('note'): parts.append(tag('p', f"About the scorer: {scorer['note']}.", class_='soft'))
     samples = [s for s in evaluation.get('samples') or [] if isinstance(s, dict)]
-    return section('toxicity', 'Toxicity', lead, *parts, _texts(samples))
+    return section('toxicity', 'Toxicity', _toxic_prompts(rows), *parts, _texts(samples))
 
 # %% ../../nbs/api/70_report/06_report.ipynb #d11ff792
 def _above_zero(row):
@@ -311,14 +314,16 @@ def _tile(h):
     interval = 'no interval' if low is None or high is None else f'{number(low)} to {number(high)}'
     count = f"n {number(h['n'])}"
     small = concat([interval, count, _WAYS[h['better']]], ' \u00b7 ')
+    rival, other = h['versus'], number(h['before'])
     before = versus = None
-    if h['versus'].startswith('before'):
-        before = tag('span', f"{number(h['before'])} \u2192 ", class_='was')
+    if rival.startswith('before'):
+        before = tag('span', f'{other} \u2192 ', class_='was')
         versus = tag('div', 'before \u2192 after fine-tuning')
-    elif h['versus']:
-        versus = tag('div', f"{h['versus']} needs {number(h['before'])}")
+    elif rival:
+        versus = tag('div', f'{rival} needs {other}')
     value = tag('div', before, number(h['value']), class_='big')
-    return tag('div', tag('dt', _title(h)), tag('dd', value, versus, tag('small', small)))
+    details = tag('dd', value, versus, tag('small', small))
+    return tag('div', tag('dt', _title(h)), details)
 
 _SECTIONS = dict(data='Data', model='Model', training='Pre-training', samples='Samples', tasks='Fine-tuning',
                  evaluation='Evaluation', toxicity='Toxicity', bias='Bias', plan='Plan and outcome',
@@ -353,9 +358,18 @@ def report_html(
     "Return the report as HTML."
     run = read_run(run)
     rows = _split_rows(run.rows)
-    body = [data_section(run), model_section(run), training_section(run), _samples(run), _finetuning(run),
-            _held_out(rows['text'], rows['other']), _toxicity(rows['toxicity'], run.evaluation),
-            _bias(rows['bias']), _plan(run), _reproduce(run)]
+    body = [
+        data_section(run),
+        model_section(run),
+        training_section(run),
+        _samples(run),
+        _finetuning(run),
+        _held_out(rows['text'], rows['other']),
+        _toxicity(rows['toxicity'], run.evaluation),
+        _bias(rows['bias']),
+        _plan(run),
+        _reproduce(run),
+    ]
     foot = tag('footer', tag('p', 'Intervals are 95 % and cover the choice of test texts, not the luck of a seed.'))
     return page(f'{run.name}: llmbook report', _head(run), tag('main', *body), foot)
 

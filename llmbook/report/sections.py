@@ -140,7 +140,8 @@ def _step(s, whole):
     bytes_in, bytes_out = s['bytes_in'], s['bytes_out']
     words = f'{documents_in:,} \u2192 {documents_out:,} documents'
     size = f'{human_bytes(bytes_in)} \u2192 {human_bytes(bytes_out)}'
-    bar = share_bar(bytes_out, bytes_in - bytes_out, whole, f"{s['step']}: {words}, {size}")
+    label = f"{s['step']}: {words}, {size}"
+    bar = share_bar(bytes_out, bytes_in - bytes_out, whole, label)
     numbers = tag('span', words, tag('small', size, class_='nowrap'))
     line = tag('div', tag('b', readable_name(s['step'])), bar, numbers, class_='step')
     reasons = s.get('reasons')
@@ -212,22 +213,26 @@ def data_section(
     return section('data', 'Data', _data_lead(card), origin, _funnel(card), kept)
 
 # %% ../../nbs/api/70_report/04_sections.ipynb #f216fc0a
+def _model_lead(run):
+    "Return a sentence that says how large the model is, and for which budget."
+    config = run.plan['config']
+    actual, expected = run.summary.get('actual') or {}, run.plan.get('expected') or {}
+    params = actual.get('params') or expected.get('params')
+    size = f'{human_count(params)} numbers to learn, ' if isinstance(params, (int, float)) else ''
+    blocks, width, context = (number(config.get(k)) for k in ('n_layer', 'd_model', 'context'))
+    minutes = run.plan.get('minutes') or 0
+    return (f'A decoder of {blocks} blocks, {width} wide, that reads up to {context} tokens at once: {size}'
+            f'chosen to fit {human_time(60 * minutes)} of training on this machine.')
+
 def model_section(
     run, # a `Run`
 ) -> Markup:
     "Return the architecture in a sentence, and its configuration."
     config = run.plan.get('config') or {}
     if not config: return section('model', 'Model', None, note('No plan: the architecture has not been chosen.'))
-    actual, expected = run.summary.get('actual') or {}, run.plan.get('expected') or {}
-    params = actual.get('params') or expected.get('params')
-    size = f'{human_count(params)} numbers to learn, ' if isinstance(params, (int, float)) else ''
-    blocks, width, context = (number(config.get(k)) for k in ('n_layer', 'd_model', 'context'))
-    budget = human_time(60 * (run.plan.get('minutes') or 0))
-    lead = (f'A decoder of {blocks} blocks, {width} wide, that reads up to {context} tokens at once: {size}'
-            f'chosen to fit {budget} of training on this machine.')
     rows = [[name, number(value)] for name, value in config.items()]
     settings = table(['setting', 'value'], rows, 'Configuration', (1,))
-    return section('model', 'Model', lead, fold('The configuration', settings))
+    return section('model', 'Model', _model_lead(run), fold('The configuration', settings))
 
 # %% ../../nbs/api/70_report/04_sections.ipynb #af5b11d3
 def _series(history, columns):
@@ -267,7 +272,8 @@ def _course(run):
     lead = f'In {steps} steps the model read {human_count(tokens)} tokens{took}.'
     valid = [row['valid_loss'] for row in run.history if 'valid_loss' in row]
     if len(valid) < 2: return lead
-    return f'{lead} Its loss on validation text went from {number(valid[0])} to {number(valid[-1])} nats a token.'
+    first, newest = number(valid[0]), number(valid[-1])
+    return f'{lead} Its loss on validation text went from {first} to {newest} nats a token.'
 
 def training_section(
     run, # a `Run`

@@ -205,6 +205,11 @@ def _known(points):
     "Return the points with a finite x; a y that is not finite becomes None."
     return [(x, finite(y)) for x, y in points if finite(x) is not None]
 
+def _drawable(series):
+    "Return the series that have a value, with their known points."
+    known = {name: _known(points) for name, points in series.items()}
+    return {name: points for name, points in known.items() if last_value(points) is not None}
+
 def _spans(series, shade, level):
     "Return ((lowest x, highest x), (lowest y, highest y)) of an area that holds everything with a little room."
     points = list(shade)
@@ -263,8 +268,7 @@ def line_chart(
 ) -> Markup: # an <svg>; '' if there is nothing to draw
     "Return lines over a common axis, each named where it ends."
     shade = _known(shade)
-    series = {name: _known(points) for name, points in series.items()}
-    series = {name: points for name, points in series.items() if last_value(points) is not None}
+    series = _drawable(series)
     if not series and last_value(shade) is None: return Markup('')
     (x0, x1), (y0, y1) = _spans(series, shade, level)
     y_ticks = ticks(y0, y1, max(3, height // 60))
@@ -278,13 +282,15 @@ def line_chart(
     parts = grid(box, at_x, at_y, x_ticks, y_ticks, say_x, say_y, x_title)
     if level: parts += _reference(level, at_y, left, right)
     parts += [_mark(at_x(x), bottom) for x in marks]
-    parts += [svg_curve(line, COLOURS[0], 1, stroke_opacity=.4) for line in _lines(shade, at_x, at_y)]
+    for line in _lines(shade, at_x, at_y):
+        parts.append(svg_curve(line, COLOURS[0], 1, stroke_opacity=.4))
     ends = []
     for i, points in enumerate(series.values()):
+        colour = COLOURS[i]
         lines = _lines(points, at_x, at_y)
-        parts += _series(lines, COLOURS[i], dashed=i == 1)
+        parts += _series(lines, colour, dashed=i == 1)
         x, y = lines[-1][-1]
-        ends.append((x, y, COLOURS[i]))
+        ends.append((x, y, colour))
     parts += _end_names(ends, names, right, top, bottom)
     if inline: return svg(parts, width, height, label, inline=True)
     parts.append(svg_line(0, top, 0, bottom, class_='cursor', visibility='hidden'))
@@ -303,9 +309,9 @@ def figure(
     narrow = line_chart(series, label, x_title, width=360, **kwargs)
     if not wide: return wide
     last = []
-    for name, points in series.items():
-        newest = last_value(_known(points))
-        if newest is not None: last.append(f'{name} {number(newest)}')
+    for name, points in _drawable(series).items():
+        newest = last_value(points)
+        last.append(f'{name} {number(newest)}')
     return tag('figure',
                tag('div', wide, class_='wide'),
                tag('div', narrow, class_='narrow'),
@@ -325,9 +331,11 @@ def shared_scale(
         values += [x for x in three if _finite(x)]
     if not values: values = [0, 1]
     low, high = min(values), max(values)
-    if low >= 0 and (len(rows) == 1 or low < .5 * high): low = 0
+    alone, near_zero = len(rows) == 1, low < .5 * high
+    if low >= 0 and (alone or near_zero): low = 0
     pad = (high - low) * .06 or abs(high) * .1 or 1
-    return (low if low == 0 else low - pad), high + pad
+    if low != 0: low -= pad
+    return low, high + pad
 
 def _whisker(row, y, at_x):
     "Return the interval and the dot of one row; a ring if the row is hollow."
@@ -386,9 +394,14 @@ def _bars(counts, soft, log):
         left = 10 + i * width + gap
         height = 100 * size(n) / full
         if n: height = max(height, 1.5) # so that a single document can be seen
-        place = dict(x=f'{left:.1f}', y=f'{128 - height:.1f}', width=f'{width - 2 * gap:.1f}', height=f'{height:.1f}')
-        opacity = .35 if i in soft else None
-        bars.append(tag('rect', tag('title', f'{n:,}'), **place, fill=COLOURS[0], opacity=opacity))
+        bar = tag('rect', tag('title', f'{n:,}'),
+                  x=f'{left:.1f}',
+                  y=f'{128 - height:.1f}',
+                  width=f'{width - 2 * gap:.1f}',
+                  height=f'{height:.1f}',
+                  fill=COLOURS[0],
+                  opacity=.35 if i in soft else None)
+        bars.append(bar)
     return bars, width
 
 def bar_chart(

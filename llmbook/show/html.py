@@ -62,6 +62,13 @@ def _cell(name, x, right, inline, scope=None):
     if scope == 'row': style += ';font-weight:400'
     return tag(name, _cell_text(x), scope=scope, style=style)
 
+def _line(row, right, inline):
+    "Return a row of a table; its first cell is a heading."
+    first, *rest = row
+    name = _cell('th', first, 0 in right, inline, 'row')
+    cells = [_cell('td', x, i in right, inline) for i, x in enumerate(rest, 1)]
+    return tag('tr', name, *cells)
+
 def table(
     head:list, # column titles; a table whose titles are all empty has no head
     rows:list, # lists of cells: text, numbers, Markup; the first cell of a row is its heading
@@ -75,16 +82,12 @@ def table(
     numbers = {i for i, x in enumerate(first_row) if isinstance(x, (int, float))}
     right = numbers | set(numeric)
     titles = [_cell('th', x, i in right, inline, 'col') for i, x in enumerate(head)]
-    lines = []
-    for first, *rest in rows:
-        name = _cell('th', first, 0 in right, inline, 'row')
-        cells = [_cell('td', x, i in right, inline) for i, x in enumerate(rest, 1)]
-        lines.append(tag('tr', name, *cells))
-    title = tag('caption', caption) if caption else None
     top = tag('thead', tag('tr', *titles)) if any(head) else None
-    t = tag('table', title, top, tag('tbody', *lines), class_=class_ or None)
-    if inline: return tag('div', t, style='overflow-x:auto')
-    return tag('div', t, class_='scroll', tabindex='0', role='region', aria_label=caption or 'table')
+    body = tag('tbody', *(_line(row, right, inline) for row in rows))
+    title = tag('caption', caption) if caption else None
+    whole = tag('table', title, top, body, class_=class_ or None)
+    if inline: return tag('div', whole, style='overflow-x:auto')
+    return tag('div', whole, class_='scroll', tabindex='0', role='region', aria_label=caption or 'table')
 
 # %% ../../nbs/api/05_show/01_html.ipynb #c9afbe41
 def html_table(
