@@ -66,7 +66,8 @@ def merged(parts, rng):
     "Return one count for all, merged in any order and in any nesting."
     rng.shuffle(parts)
     while len(parts) > 1:
-        a, b = parts.pop(rng.randrange(len(parts))), parts.pop(rng.randrange(len(parts)))
+        a = parts.pop(rng.randrange(len(parts)))
+        b = parts.pop(rng.randrange(len(parts)))
         parts.append(tuple(x.merge(y) for x, y in zip(a, b)))
     return parts[0]
 
@@ -78,19 +79,23 @@ def test_workers_together_count_what_one_would(workers, seed, n):
     rng = random.Random(seed)
     hands = [[] for _ in range(workers)]
     for i in rng.sample(range(n), n): rng.choice(hands).append(i)
-    together = merged([sent(account(hand)) for hand in hands], rng)
-    alone = account(range(n))
-    assert timeless(together[0]) == json.loads(json.dumps(timeless(alone[0])))
-    assert together[1].as_dict() == alone[1].as_dict()
-    assert together[2].as_dict() == alone[2].as_dict()
-    assert together[0].check(n) == alone[0].check(n)
+    parts = [sent(account(hand)) for hand in hands]
+    funnel, lengths, tally = merged(parts, rng)
+    alone_funnel, alone_lengths, alone_tally = account(range(n))
+    expected = json.loads(json.dumps(timeless(alone_funnel)))
+    assert timeless(funnel) == expected
+    assert lengths.as_dict() == alone_lengths.as_dict()
+    assert tally.as_dict() == alone_tally.as_dict()
+    assert funnel.check(n) == alone_funnel.check(n)
 
 
 def test_merging_leaves_the_other_alone_and_adds_time():
-    a, b = account(range(30))[0], account(range(30, 60))[0]
-    before, ns = json.dumps(b.as_list()), [s.ns for s in a.steps]
+    a, _, _ = account(range(30))
+    b, _, _ = account(range(30, 60))
+    before = json.dumps(b.as_list())
+    sums = [x.ns + y.ns for x, y in zip(a.steps, b.steps)]
     a.merge(b)
-    assert [s.ns for s in a.steps] == [x + s.ns for x, s in zip(ns, b.steps)]
+    assert [s.ns for s in a.steps] == sums
     for i in range(60, 90): a.steps[0].drop('short', f'doc{i}', 'x')
     assert json.dumps(b.as_list()) == before
 
@@ -114,8 +119,9 @@ def test_other_steps_are_not_merged():
 def test_examples_are_the_smallest_keys(n):
     s = Step('filter', n_examples=n)
     ids = [f'{folder}/{i}' for folder in 'abc' for i in range(200)]
-    for i in ids: s.drop('r', i, 'text')
-    assert [e['id'] for e in s.reasons['r']['examples']] == sorted(ids, key=sample_key)[:n]
+    for name in ids: s.drop('r', name, 'text')
+    shown = [e['id'] for e in s.reasons['r']['examples']]
+    assert shown == sorted(ids, key=sample_key)[:n]
 
 
 def test_examples_are_spread_over_the_corpus():
@@ -124,7 +130,8 @@ def test_examples_are_spread_over_the_corpus():
     for k in range(300):
         s = Step('filter')
         for i in range(20): s.drop('r', f'{k}/{i}', 'text')
-        firsts += sum(int(e['id'].split('/')[1]) < 10 for e in s.reasons['r']['examples'])
+        places = [int(e['id'].split('/')[1]) for e in s.reasons['r']['examples']]
+        firsts += sum(place < 10 for place in places)
     assert abs(firsts / 900 - .5) < .06
 
 
@@ -150,14 +157,17 @@ def test_counting_needs_no_torch():
 
 def test_lengths_are_a_histogram():
     rng = np.random.default_rng(0)
-    sizes = np.concatenate([[0, 1, 2, 3, 4, 1023, 1024], rng.integers(0, 10**6, 500)])
+    corners = [0, 1, 2, 3, 4, 1023, 1024]
+    sizes = sorted([*corners, *rng.integers(0, 10**6, 500).tolist()])
     lengths = Lengths()
-    for n in sizes.tolist(): lengths.add(n)
+    for n in sizes: lengths.add(n)
     d = lengths.as_dict()
-    assert d['documents'] == np.histogram(sizes, d['edges'])[0].tolist()
+    expected, _ = np.histogram(sizes, d['edges'])
+    assert d['documents'] == expected.tolist()
     assert sum(d['documents']) == len(sizes)
     low, high = middle(d)
-    assert low <= np.sort(sizes)[(len(sizes) - 1) // 2] < high
+    median = sizes[(len(sizes) - 1) // 2]
+    assert low <= median < high
 
 
 def test_no_documents_have_no_middle_and_no_picture():
@@ -216,11 +226,13 @@ def test_card_shows_everything():
 def test_a_card_without_any_of_its_keys():
     card = full_card()
     for key in card:
-        some = {k: v for k, v in card.items() if k != key}
-        card_html(some)
-        funnel_picture(some)
-        if key != 'funnel': card_html(dict(funnel=card['funnel'], **{key: card[key]}))
-    for old in ({}, dict(funnel=[]), dict(funnel=card['funnel'])): assert 'Where it comes from' in card_html(old)
+        without = {k: v for k, v in card.items() if k != key}
+        card_html(without)
+        funnel_picture(without)
+        alone = {'funnel': card['funnel'], key: card[key]}
+        card_html(alone)
+    for old in ({}, dict(funnel=[]), dict(funnel=card['funnel'])):
+        assert 'Where it comes from' in card_html(old)
 
 
 OPTIONAL = 'kinds languages sources splits tokenizer source repeats contamination options by_kind lengths'.split()
@@ -253,11 +265,14 @@ FIXED = ('source', 'clusters', 'funnel') # keys of these are fields
 def spoiled_card(key, names):
     "Return a card with hostile text under one of its keys."
     card = full_card()
-    value = card[key]
-    if key in NAMED and names: card[key] = spoil_keys(value)
-    elif key == 'funnel' and names: card[key] = [{**s, 'reasons': spoil_keys(s['reasons'])} for s in value]
-    elif key == 'seed': card[key] = EVIL
-    else: card[key] = spoil(value, names and key not in FIXED)
+    if key == 'seed':
+        card['seed'] = EVIL
+    elif names and key in NAMED:
+        card[key] = spoil_keys(card[key])
+    elif names and key == 'funnel':
+        for step in card['funnel']: step['reasons'] = spoil_keys(step['reasons'])
+    else:
+        card[key] = spoil(card[key], names and key not in FIXED)
     return card
 
 
@@ -273,7 +288,8 @@ def test_hostile_text_stays_text(tmp_path, key, names):
 def test_values_are_escaped():
     assert esc('<&"\'>\x1b\ud800') == '&lt;&amp;&quot;&#x27;&gt;\ufffd\ufffd'
     assert esc(3) == '3'
-    hostile, harmless = html_table(['<i>'], [[EVIL], [True], [None]]), html_table(['a'], [['x'], [True], ['y']])
+    hostile = html_table(['<i>'], [[EVIL], [True], [None]])
+    harmless = html_table(['a'], [['x'], [True], ['y']])
     assert hostile.count('<') == harmless.count('<')
     assert '<img' not in bar_chart([1, 2], {0: EVIL}, EVIL, {1: EVIL})
 
@@ -284,17 +300,22 @@ def test_save_card(tmp_path):
     text = page.read_text(encoding='utf-8')
     assert text.count('://') == 0
     assert "default-src 'none'" in text
-    assert read_json(save_card(card, tmp_path/'card.json')) == json.loads(json.dumps(card))
-    assert [p.name for p in (tmp_path/'new').iterdir()] == ['card.html']
+    as_json = save_card(card, tmp_path/'card.json')
+    assert read_json(as_json) == json.loads(json.dumps(card))
+    left = [p.name for p in page.parent.iterdir()]
+    assert left == ['card.html']
     with pytest.raises(UserError, match='.html or .json'): save_card(card, tmp_path/'card.pdf')
 
 
 def test_size_stays_bounded():
     "Many names, reasons and examples do not make an endless page."
-    card, names = full_card(), [f'name {i}' for i in range(100_000)]
+    card = full_card()
+    names = [f'name {i}' for i in range(100_000)]
     card['licences'] = dict.fromkeys(names, 1)
-    for key in ('languages', 'sources'): card[key] = {name: dict(documents=1, bytes=i) for i, name in enumerate(names)}
-    card['clusters'] = [dict(kept='x', dropped=[f'{i}' for i in range(50_000)]) for _ in range(100)]
+    for key in ('languages', 'sources'):
+        card[key] = {name: dict(documents=1, bytes=i) for i, name in enumerate(names)}
+    dropped = [str(i) for i in range(50_000)]
+    card['clusters'] = [dict(kept='x', dropped=dropped) for _ in range(100)]
     assert len(card_html(card)) < 100_000
 
 
@@ -322,7 +343,8 @@ def driver(tmp_path):
     options.binary_location = CHROMIUM
     for flag in [*FLAGS, f'--user-data-dir={tmp_path/"profile"}']: options.add_argument(flag)
     options.set_capability('goog:loggingPrefs', {'performance': 'ALL', 'browser': 'ALL'})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
+    service = webdriver.ChromeService(executable_path=DRIVER)
+    driver = webdriver.Chrome(options=options, service=service)
     yield driver
     driver.quit()
 
@@ -365,8 +387,11 @@ def test_the_page_in_a_browser(driver, tmp_path):
         assert driver.title.startswith('Data card')
         colour = re.findall(r'\d+', driver.execute_script(BACKGROUND))[:3]
         brightness[theme] = sum(map(int, colour))
-    assert brightness['light'] > 600 and brightness['dark'] < 150, brightness
+    assert brightness['light'] > 600, brightness
+    assert brightness['dark'] < 150, brightness
     addresses = requested(driver)
     assert page.as_uri() in addresses
-    assert not [a for a in addresses if a.split(':')[0] in ('http', 'https', 'ws', 'wss')]
-    assert not [entry for entry in driver.get_log('browser') if entry['level'] == 'SEVERE']
+    schemes = {address.split(':')[0] for address in addresses}
+    assert not schemes & {'http', 'https', 'ws', 'wss'}
+    severe = [entry for entry in driver.get_log('browser') if entry['level'] == 'SEVERE']
+    assert severe == []

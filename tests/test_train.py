@@ -9,8 +9,7 @@ from safetensors import SafetensorError
 import llmbook
 from llmbook.core import UserError, set_seed
 from llmbook.tiny import Grammar
-from llmbook.tokens.loaders import lm_dls
-from llmbook.tokens.loaders import IGNORE
+from llmbook.tokens.loaders import IGNORE, lm_dls
 from llmbook.tokens.shards import ShardWriter, read_manifest, write_manifest
 from llmbook.tokens.tokenizer import save_tokenizer, tokenizer_fingerprint, train_tokenizer
 from llmbook.model.config import ModelConfig

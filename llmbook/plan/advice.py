@@ -24,10 +24,31 @@ from .scaling import RATIO
 PARTS = dict(weights=COLOURS[0], gradients=COLOURS[5], optimizer=COLOURS[2], activations=COLOURS[4], loss=COLOURS[1],
              workspace=COLOURS[3], communication=COLOURS[6])
 
-def _legend(name, n_bytes):
-    "Return a square in the colour of a part, with its name and size."
-    square = f'display:inline-block;width:.75em;height:.75em;border-radius:2px;background:{PARTS.get(name, COLOURS[6])}'
-    return tag('span', tag('i', style=square), f' {name} {human_bytes(n_bytes)}', style='white-space:nowrap')
+def _colour(name): return PARTS.get(name, COLOURS[6])
+
+def _legend(parts):
+    "Return a square in the colour of each part, with its name and size."
+    entries = []
+    for name, n_bytes in parts.items():
+        square = f'display:inline-block;width:.75em;height:.75em;border-radius:2px;background:{_colour(name)}'
+        words = f' {name} {human_bytes(n_bytes)}'
+        entries.append(tag('span', tag('i', style=square), words, style='white-space:nowrap'))
+    return tag('div', *entries, style='display:flex;flex-wrap:wrap;gap:.1em 1.1em')
+
+def _part_bars(parts, share):
+    "Return a bar for each part, as wide as its share."
+    bars = []
+    for name, n_bytes in parts.items():
+        title = f'{name}: {human_bytes(n_bytes)}'
+        bars.append(tag('i', title=title, style=f'width:{share(n_bytes)};background:{_colour(name)}'))
+    return tag('div', *bars, style='display:flex;height:1.5em')
+
+def _device_bar(usable, free, share):
+    "Return a bar for the memory that a plan may use, and a pale one for what it leaves free."
+    style = 'width:{};background:currentColor;opacity:{}'
+    solid = tag('i', style=style.format(share(usable), '.55'))
+    pale = tag('i', title='left free', style=style.format(share(free), '.2'))
+    return tag('div', solid, pale, style='display:flex;height:.55em;margin-top:2px')
 
 def memory_picture(
     parts:dict, # bytes by part, as in `memory_estimate`; 'total' is ignored
@@ -37,28 +58,50 @@ def memory_picture(
     "Return what a step holds, to scale with what the device has."
     parts = {name: n for name, n in parts.items() if n and name != 'total'}
     total, usable = sum(parts.values()), (1 - FREE) * memory
-    scale, fits = max(total, memory) * 1.02, total <= usable
-    def share(n): return f'{100 * n / scale:.3f}%'
+    full_width = max(total, memory) * 1.02
+    def share(n_bytes): return f'{100 * n_bytes / full_width:.3f}%'
 
-    held = []
-    for name, n in parts.items():
-        style = f'width:{share(n)};background:{PARTS.get(name, COLOURS[6])}'
-        held.append(tag('i', title=f'{name}: {human_bytes(n)}', style=style))
-    there = [tag('i', style=f'width:{share(usable)};background:currentColor;opacity:.55'),
-             tag('i', title='left free', style=f'width:{share(FREE * memory)};background:currentColor;opacity:.2')]
-    end = share(min(usable, memory))
-    line = f'position:absolute;top:-3px;bottom:-3px;left:{end};border-left:2px solid currentColor'
-    bars = [tag('div', *held, style='display:flex;height:1.5em'),
-            tag('div', *there, style='display:flex;height:.55em;margin-top:2px'),
-            None if fits else tag('div', style=line)]
-
-    title = f'{human_bytes(total)} of the {human_bytes(memory)} of {device}: {"fits" if fits else "does not fit"}'
+    bars = [_part_bars(parts, share), _device_bar(usable, FREE * memory, share)]
+    verdict = 'fits'
+    if total > usable:
+        verdict = 'does not fit'
+        end = share(min(usable, memory))
+        line = f'position:absolute;top:-3px;bottom:-3px;left:{end};border-left:2px solid currentColor'
+        bars.append(tag('div', style=line))
+    title = f'{human_bytes(total)} of the {human_bytes(memory)} of {device}: {verdict}'
     picture = tag('div', *bars, role='img', aria_label=title, style='position:relative;margin:.3em 0')
-    legend = tag('div', *(_legend(*part) for part in parts.items()), style='display:flex;flex-wrap:wrap;gap:.1em 1.1em')
-    return tag('figure', tag('figcaption', tag('b', title)), picture, legend,
-               style='margin:.6em 0;max-width:46em;font:.9rem/1.5 system-ui,sans-serif')
+    style = 'margin:.6em 0;max-width:46em;font:.9rem/1.5 system-ui,sans-serif'
+    return tag('figure', tag('figcaption', tag('b', title)), picture, _legend(parts), style=style)
 
 # %% ../../nbs/api/25_plan/08_advice.ipynb #7bce0c2f
+def _first(candidates, accept): return next((x for x in candidates if accept(x)), None)
+
+def _shorter_rows(c, fits):
+    "Return the longest shorter row with which the model fits, a power of two of 64 or more, or None."
+    lengths = [2 ** k for k in range(int(math.log2(c.context)), 5, -1) if 2 ** k < c.context]
+    def accept(length):
+        shortened = c.to_dict() | dict(context=length)
+        return fits(config=ModelConfig.from_dict(shortened))
+    return _first(lengths, accept)
+
+def _larger_devices(d, precision, fits):
+    "Return the names of up to three devices on which the model fits, the smallest first."
+    enough = []
+    for name, x in DEVICES.items():
+        larger = x.memory > d.memory and x.peak(precision)
+        if larger and fits(device=x): enough.append((x.memory, name))
+    return [name for _, name in sorted(enough)[:3]]
+
+def _smaller_size(c, fits):
+    "Return the name of the largest smaller size that fits, or None."
+    own = count_params(c)['total']
+    params = {}
+    for name in SIZES:
+        config = get_config(name)
+        if config.traits.causal: params[name] = count_params(config)['total']
+    smaller = [name for name in sorted(params, key=params.get, reverse=True) if params[name] < own]
+    return _first(smaller, lambda name: fits(config=get_config(name, context=c.context)))
+
 def remedies(
     c:ModelConfig, # the model that does not fit
     d:Device, # the device
@@ -68,25 +111,19 @@ def remedies(
 ) -> list: # sentences, the smallest changes first
     "Return single changes after which a model fits."
     def fits(config=c, device=d, n=count): return bool(arrange(config, device, n, precision, optimizer=optimizer))
-    def first(candidates, accept): return next((x for x in candidates if accept(x)), None)
-    def shortened(length): return ModelConfig.from_dict(c.to_dict() | dict(context=length))
-
-    lengths = [2 ** k for k in range(int(math.log2(c.context)), 5, -1) if 2 ** k < c.context]
-    length = first(lengths, lambda x: fits(config=shortened(x)))
-    counts = [count * 2 ** k for k in range(1, 11) if count * 2 ** k <= 1024]
-    more = first(counts, lambda n: fits(n=n))
-    larger = {name: x for name, x in DEVICES.items() if x.memory > d.memory and x.peak(precision)}
-    enough = sorted((x.memory, name) for name, x in larger.items() if fits(device=x))
-    devices = ', '.join(name for _, name in enough[:3])
-    params = {name: count_params(get_config(name))['total'] for name in SIZES if get_config(name).traits.causal}
-    own = count_params(c)['total']
-    smaller = [name for name in sorted(params, key=params.get, reverse=True) if params[name] < own]
-    size = first(smaller, lambda name: fits(config=get_config(name, context=c.context)))
 
     found = []
+    length = _shorter_rows(c, fits)
     if length: found.append(f'rows of {length} tokens')
+
+    counts = [count * 2 ** k for k in range(1, 11) if count * 2 ** k <= 1024]
+    more = _first(counts, lambda n: fits(n=n))
     if more: found.append(f'{more} devices, with the model divided over them (FSDP)')
+
+    devices = ', '.join(_larger_devices(d, precision, fits))
     if devices: found.append(f'a device with more memory: {devices}')
+
+    size = _smaller_size(c, fits)
     if size: found.append(f'a smaller model: {size} is the largest that fits')
     return found
 
@@ -111,7 +148,8 @@ def what_fits(
     c = get_config(size) if seq_len is None else get_config(size, context=seq_len)
     precision = precision or usual_precision(d)
     found = arrange(c, d, count, precision, optimizer=optimizer)
-    way = found or dict(rows=1, recompute=1, sharding='fsdp' if count > 1 else 'ddp')
+    sharding = 'fsdp' if count > 1 else 'ddp'
+    way = found or dict(rows=1, recompute=1, sharding=sharding)
     stored = 'tf32' if precision == 'float32' else precision # a GPU stores both alike
     parts = memory_estimate(c, way['rows'], precision=stored, ranks=count, optimizer=optimizer,
                             recompute=way['recompute'], sharding=way['sharding'])
@@ -122,11 +160,12 @@ def what_fits(
 # %% ../../nbs/api/25_plan/08_advice.ipynb #ce217bfd
 def _step_words(p):
     "Return what a step of a cluster plan is made of."
-    e = p.expected
-    devices = f"{e['ranks']} devices x " if e['ranks'] > 1 else ''
-    batches = f"{e['accumulate']} micro-batch{'es' if e['accumulate'] > 1 else ''}"
-    rows = f"{e['micro']} row{'s' if e['micro'] > 1 else ''}"
-    return f"A step sees {human_count(p.bs * p.seq_len)} tokens: {devices}{batches} x {rows} of {p.seq_len:,} tokens."
+    ranks, accumulate, micro = (p.expected[k] for k in ('ranks', 'accumulate', 'micro'))
+    devices = f'{ranks} devices x ' if ranks > 1 else ''
+    batches = f'{accumulate} micro-batches' if accumulate > 1 else f'{accumulate} micro-batch'
+    rows = f'{micro} rows' if micro > 1 else f'{micro} row'
+    tokens = human_count(p.bs * p.seq_len)
+    return f'A step sees {tokens} tokens: {devices}{batches} x {rows} of {p.seq_len:,} tokens.'
 
 def advice(
     p:Plan, # from `plan`
@@ -156,13 +195,15 @@ def figures(
     e = p.expected
     def known(key, form): return 'unknown' if e.get(key) is None else form.format(e[key])
     flops = f"{e['flops']:.2e}".replace('e+', 'e')
+    speed = human_count(e['tokens_per_s'])
+    ratio = p.tokens / e['params']
     return [('model', p.size),
             ('parameters', human_count(e['params'])),
             ('tokens', human_count(p.tokens)),
-            ('tokens a parameter', f"{p.tokens / e['params']:.3g}"),
+            ('tokens a parameter', f'{ratio:.3g}'),
             ('operations', f'{flops} FLOPs'),
             ('time', human_time(e['seconds'])),
-            ('speed', f"{human_count(e['tokens_per_s'])} tokens/s"),
+            ('speed', f'{speed} tokens/s'),
             ('money', known('money', '{:,.2f} $')),
             ('energy', known('kwh', '{:,.3g} kWh')),
             ('carbon', known('kg', '{:,.3g} kg CO2e'))]
@@ -199,14 +240,18 @@ def _refusal(e, device, size, count, seq_len, precision, optimizer):
     number = count if count > 1 else 'one'
     need = f'{size} does not fit {number} {title}, even with blocks computed twice and a single row at a time.'
     said = tag('p', tag('b', need), ' What would help:', class_='lb-refused', role='alert', style='margin:.3em 0')
-    return concat([said, _list(f['words']), memory_picture(f['parts'], f['memory'], title)])
+    memory = memory_picture(f['parts'], f['memory'], title)
+    return concat([said, _list(f['words']), memory])
 
 def _answer(p, parts):
     "Return the page of a plan whose step holds `parts`."
-    each = 'each of ' if p.machine.get('count', 1) > 1 else ''
-    memory = memory_picture(parts, p.machine['memory'], each + p.machine['device'])
-    sizes = [p.picture(), html_table(SIZE_COLUMNS, p.size_rows(), right=(1, 2, 3, 4, 6))] if p.size_rows() else []
-    more = fold('The plan as a table, and other sizes', html_table(('', ''), p.rows()), *sizes)
+    device = p.machine['device']
+    if p.machine.get('count', 1) > 1: device = f'each of {device}'
+    memory = memory_picture(parts, p.machine['memory'], device)
+    tables = [html_table(('', ''), p.rows())]
+    sizes = p.size_rows()
+    if sizes: tables += [p.picture(), html_table(SIZE_COLUMNS, sizes, right=(1, 2, 3, 4, 6))]
+    more = fold('The plan as a table, and other sizes', *tables)
     return concat([_tiles(figures(p)), memory, _list(advice(p)), more])
 
 # %% ../../nbs/api/25_plan/08_advice.ipynb #9e4d8a91
@@ -237,8 +282,8 @@ def planner_html(
     try:
         if device == 'here': p, parts = _plan_here(machine, hours, size, price, kwargs)
         else:
-            p = cluster_plan(device, count, hours, size=size, seq_len=seq_len, step_tokens=step_tokens, precision=precision,
-                         mfu=mfu, price=price, optimizer=optimizer, **kwargs)
+            p = cluster_plan(device, count, hours, size=size, seq_len=seq_len, step_tokens=step_tokens,
+                             precision=precision, mfu=mfu, price=price, optimizer=optimizer, **kwargs)
             parts = p.expected['parts']
         content = _answer(p, parts)
     except UserError as e: content = _refusal(e, device, size, count, seq_len, precision, optimizer)

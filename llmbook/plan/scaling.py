@@ -45,7 +45,9 @@ def compute_optimal(
         raise UserError(f'expected operations and a ratio above 0, got {flops} and {ratio}')
     E, A, B, alpha, beta = _fit(fit)
     if ratio is None:
-        params = (alpha * A / (beta * B)) ** (1 / (alpha + beta)) * (flops / 6) ** (beta / (alpha + beta))
+        G = (alpha * A / (beta * B)) ** (1 / (alpha + beta))
+        a = beta / (alpha + beta)
+        params = G * (flops / 6) ** a
     else:
         params = math.sqrt(flops / (6 * ratio))
     tokens = flops / (6 * params)
@@ -62,15 +64,22 @@ def _valley(low, high, flops, fit):
 
 def _marks(sizes, chosen, at_x, at_y):
     "Return a dot for each size, and the names that do not overlap."
-    parts, last = [], -99
+    parts, last_name = [], -99
     for name, params, loss in sorted(sizes, key=lambda size: size[1]):
-        x, y, strong = at_x(params), at_y(loss), name == chosen
+        x, y = at_x(params), at_y(loss)
+        strong = name == chosen
+        colour, radius = (COLOURS[1], 6) if strong else (COLOURS[0], 4)
         title = f'{name}: {human_count(params)}, loss {loss:.3f}'
-        parts.append(svg_dot(x, y, COLOURS[1 if strong else 0], 6 if strong else 4, title))
-        if not strong and x - last <= 62: continue
+        parts.append(svg_dot(x, y, colour, radius, title))
+        if not strong and x - last_name <= 62: continue
         parts.append(svg_text(x, y - 11, name, 'middle', opacity=1))
-        last = x
+        last_name = x
     return parts
+
+def _powers_of_ten(low, high):
+    "Return the powers of ten from `low` to `high`."
+    first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
+    return [10 ** k for k in range(first, last + 1)]
 
 # %% ../../nbs/api/25_plan/04_scaling.ipynb #c2691306
 def isoflop_picture(
@@ -82,18 +91,22 @@ def isoflop_picture(
     "Return the loss by size for a number of operations."
     best = compute_optimal(flops, None, fit)['params']
     marked = [params for _, params, _ in sizes]
-    low, high = min([best / 30, *marked]), max([best * 30, *marked])
+    low = min([best / 30, *marked])
+    high = max([best * 30, *marked])
     curve = _valley(low, high, flops, fit)
     losses = [loss for _, loss in curve] + [loss for _, _, loss in sizes]
+    least, most = min(losses), max(losses)
+
     left, top, right, bottom = BOX
     logarithmic = axis(math.log(low), math.log(high), left, right)
     def at_x(params): return logarithmic(math.log(params))
-    at_y = axis(min(losses), max(losses), bottom - 20, top)
+    at_y = axis(least, most, bottom - 20, top)
+    def say_loss(loss): return f'{loss:.2f}'
 
-    powers = [10 ** k for k in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
-    levels = ticks(min(losses), max(losses), 4)
-    parts = grid(BOX, at_x, at_y, powers, levels, human_count, lambda loss: f'{loss:.2f}', 'parameters')
-    parts.append(svg_curve([(at_x(n), at_y(loss)) for n, loss in curve], 'currentColor', stroke_opacity=.6))
+    powers, levels = _powers_of_ten(low, high), ticks(least, most, 4)
+    parts = grid(BOX, at_x, at_y, powers, levels, human_count, say_loss, 'parameters')
+    points = [(at_x(params), at_y(loss)) for params, loss in curve]
+    parts.append(svg_curve(points, 'currentColor', stroke_opacity=.6))
     parts += _marks(sizes, chosen, at_x, at_y)
     title = f'Expected loss by size for {flops:.2g} operations; the best is near {human_count(best)} parameters'
     return inline_figure(title, svg(parts, WIDTH, HEIGHT, title, inline=True), WIDTH)

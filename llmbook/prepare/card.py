@@ -16,11 +16,12 @@ from ..show.html import Markup, concat, esc, fold, html_table, tag
 # %% ../../nbs/api/15_prepare/07_card.ipynb #ec602d7a
 def _band(top, bottom):
     "Return a trapezium on a pale ground; the widths are shares of the whole, 0 to 1."
-    a, b = (max(50 * width, .25) for width in (top, bottom))
+    a, b = max(50 * top, .25), max(50 * bottom, .25)
+    outline = f'M{50 - a:.2f} 0H{50 + a:.2f}L{50 + b:.2f} 100H{50 - b:.2f}Z'
     ground = tag('rect', width=100, height=100, fill='currentColor', opacity=.07)
-    band = tag('path', d=f'M{50 - a:.2f} 0H{50 + a:.2f}L{50 + b:.2f} 100H{50 - b:.2f}Z', fill=COLOURS[0])
-    drawing = tag('svg', ground, band, viewBox='0 0 100 100', preserveAspectRatio='none', aria_hidden='true',
-                  style='position:absolute;inset:0;width:100%;height:100%')
+    band = tag('path', d=outline, fill=COLOURS[0])
+    look = dict(aria_hidden='true', style='position:absolute;inset:0;width:100%;height:100%')
+    drawing = tag('svg', ground, band, viewBox='0 0 100 100', preserveAspectRatio='none', **look)
     return tag('div', drawing, style='position:relative;min-height:3.7em')
 
 def _size(n_bytes): return human_bytes(n_bytes).replace(' ', '\u00a0')
@@ -28,32 +29,36 @@ def _size(n_bytes): return human_bytes(n_bytes).replace(' ', '\u00a0')
 def _step_words(s, most=4):
     "Return a step in words: what went on to the next step, and at `most` this many reasons for what it lost."
     gone = [f'{r["documents"]:,} {name}' for name, r in s['reasons'].items()]
-    lost = '− ' + ', '.join(gone[:most]) if gone else 'nothing lost'
-    if len(gone) > most: lost += f', {len(gone) - most:,} more reasons'
+    words = '− ' + ', '.join(gone[:most]) if gone else 'nothing lost'
+    more = len(gone) - most
+    if more > 0: words += f', {more:,} more reasons'
+    name = tag('b', s['step'], style='font-size:1.1em')
     kept = f'{s["documents_in"]:,} → {s["documents_out"]:,} documents, {_size(s["bytes_out"])}'
-    return tag('div', tag('b', s['step'], style='font-size:1.1em'), tag('br'), kept, tag('br'),
-               tag('span', lost, style='opacity:.8'), style='padding:.1em 0 .6em;min-width:0;overflow-wrap:anywhere')
+    lost = tag('span', words, style='opacity:.8')
+    style = 'padding:.1em 0 .6em;min-width:0;overflow-wrap:anywhere'
+    return tag('div', name, tag('br'), kept, tag('br'), lost, style=style)
 
 # %% ../../nbs/api/15_prepare/07_card.ipynb #c1e05db1
 _SPLIT_COLOURS = dict(zip(SPLITS, COLOURS))
 
+def _colour(split): return _SPLIT_COLOURS.get(split, COLOURS[6])
+
 def _split_legend(name, s):
     "Return a square in the colour of a split, and what the split holds."
-    colour = _SPLIT_COLOURS.get(name, COLOURS[6])
-    square = tag('i', style=f'display:inline-block;width:.75em;height:.75em;background:{colour}')
-    documents, tokens = f'{s.get("documents", 0):,} documents', f'{human_count(s.get("tokens", 0))} tokens'
-    return tag('div', square, f' {name}: {documents}, {_size(s.get("bytes", 0))}, {tokens}')
+    square = tag('i', style=f'display:inline-block;width:.75em;height:.75em;background:{_colour(name)}')
+    documents, size, tokens = (s.get(key, 0) for key in ('documents', 'bytes', 'tokens'))
+    return tag('div', square, f' {name}: {documents:,} documents, {_size(size)}, {human_count(tokens)} tokens')
 
 def _split_bar(splits, by, share):
     "Return what was kept, `share` of the whole, cut into the splits, and beside it a legend."
     total = max(sum(s.get(by, 0) for s in splits.values()), 1)
     cuts = []
     for name, s in splits.items():
-        colour = _SPLIT_COLOURS.get(name, COLOURS[6])
-        cuts.append(tag('i', style=f'flex:{s.get(by, 0) / total:.4f} 0 2px;background:{colour}'))
+        part = s.get(by, 0) / total
+        cuts.append(tag('i', style=f'flex:{part:.4f} 0 2px;background:{_colour(name)}'))
     style = f'display:flex;gap:1px;height:1.2em;width:{100 * share:.2f}%;min-width:8px;margin:.3em auto 0'
-    legend = tag('div', *(_split_legend(name, s) for name, s in splits.items()))
-    return concat([tag('div', *cuts, style=style), legend])
+    legend = [_split_legend(name, s) for name, s in splits.items()]
+    return concat([tag('div', *cuts, style=style), tag('div', *legend)])
 
 _GRID = ('display:grid;grid-template-columns:minmax(0,5fr) minmax(0,8fr);gap:2px 1.2em;max-width:46em;'
          'font:.9rem/1.4 system-ui,sans-serif')
@@ -69,9 +74,12 @@ def funnel_picture(
     came, went = f'{by}_in', f'{by}_out'
     whole = max(*(s[came] for s in steps), 1)
     rows = []
-    for s in steps: rows += [_band(s[came] / whole, s[went] / whole), _step_words(s)]
-    if card.get('splits'): rows.append(_split_bar(card['splits'], by, steps[-1][went] / whole))
-    title = f'Of {steps[0]["documents_in"]:,} documents {steps[-1]["documents_out"]:,} were kept; widths are {by}'
+    for s in steps:
+        band = _band(s[came] / whole, s[went] / whole)
+        rows += [band, _step_words(s)]
+    first, last = steps[0], steps[-1]
+    if card.get('splits'): rows.append(_split_bar(card['splits'], by, last[went] / whole))
+    title = f'Of {first["documents_in"]:,} documents {last["documents_out"]:,} were kept; widths are {by}'
     return HTML(tag('div', *rows, role='group', aria_label=title, style=_GRID))
 
 # %% ../../nbs/api/15_prepare/07_card.ipynb #98a39488
@@ -80,10 +88,10 @@ def middle(
 ) -> tuple|None: # (low, high): half of the documents are shorter than some length in there; None without documents
     "Return the bin of the middle document."
     edges, documents = lengths.get('edges', []), lengths.get('documents', [])
-    seen = 0
+    half, seen = sum(documents) / 2, 0
     for low, high, n in zip(edges, edges[1:], documents):
         seen += n
-        if n and seen >= sum(documents) / 2: return low, high
+        if n and seen >= half: return low, high
 
 def _binary(n):
     "Return a power of two in the binary unit in which it is a round number."
@@ -99,10 +107,12 @@ def length_picture(
     found = middle(lengths)
     if not found: return Markup('')
     low, high = map(_binary, found)
-    edges, bins = lengths['edges'], len(lengths['documents'])
+    title = f'Documents by length in {unit}; the middle one has {low} to {high}'
+    edges, documents = lengths['edges'], lengths['documents']
+    bins = len(documents)
     every = -(-bins // 6) # so that about six edges have a label
     labels = {i: _binary(edges[i]) for i in range(0, bins + 1, every)}
-    return bar_chart(lengths['documents'], labels, f'Documents by length in {unit}; the middle one has {low} to {high}')
+    return bar_chart(documents, labels, title)
 
 # %% ../../nbs/api/15_prepare/07_card.ipynb #3c70112b
 def cluster_bins(
@@ -115,7 +125,10 @@ def cluster_bins(
         bins[doubling] = bins.get(doubling, 0) + n
     if not bins: return [], []
     doublings = range(min(bins), max(bins) + 1)
-    names = [str(1 << k) if k < 2 else f'{(1 << k - 1) + 1}–{1 << k}' for k in doublings]
+    names = []
+    for k in doublings:
+        smallest, largest = (1 << k >> 1) + 1, 1 << k
+        names.append(f'{smallest}–{largest}' if k > 1 else str(largest))
     return names, [bins.get(k, 0) for k in doublings]
 
 def cluster_picture(
@@ -159,28 +172,34 @@ def _quiet(*children): return tag('span', *children, class_='quiet')
 # %% ../../nbs/api/15_prepare/07_card.ipynb #9079f69f
 def _tiles(card):
     "Return the numbers that matter most, each in a frame; None if the card has none of them."
-    totals, tokenizer = card.get('totals') or {}, card.get('tokenizer') or {}
-    tokens = sum(s.get('tokens', 0) for s in (card.get('splits') or {}).values())
-    def count(name): return f'{totals.get(name, 0):,}'
+    totals = card.get('totals') or {}
+    splits = card.get('splits') or {}
+    tokens = sum(s.get('tokens', 0) for s in splits.values())
+    bytes_per_token = (card.get('tokenizer') or {}).get('bytes_per_token')
     tiles = []
+    def add(number, what): tiles.append(tag('div', tag('b', number), what, class_='tile'))
+
     if totals:
-        share = totals.get('kept', 0) / max(totals.get('in', 0), 1)
-        tiles += [(count('in'), 'documents came in'), (count('kept'), f'kept, {share:.0%}'),
-                  (count('dropped'), 'dropped, with a reason'), (count('rejected'), 'could not be read')]
-    if tokens: tiles.append((human_count(tokens), 'tokens'))
-    if tokenizer.get('bytes_per_token'): tiles.append((f'{tokenizer["bytes_per_token"]:.2f}', 'bytes per token'))
-    if not tiles: return None
-    return tag('div', *(tag('div', tag('b', n), what, class_='tile') for n, what in tiles), class_='tiles')
+        came, kept, dropped, rejected = (totals.get(key, 0) for key in ('in', 'kept', 'dropped', 'rejected'))
+        share = kept / max(came, 1)
+        add(f'{came:,}', 'documents came in')
+        add(f'{kept:,}', f'kept, {share:.0%}')
+        add(f'{dropped:,}', 'dropped, with a reason')
+        add(f'{rejected:,}', 'could not be read')
+    if tokens: add(human_count(tokens), 'tokens')
+    if bytes_per_token: add(f'{bytes_per_token:.2f}', 'bytes per token')
+    return tag('div', *tiles, class_='tiles') if tiles else None
 
 def _steps(card):
     "Return the funnel as a table."
     rows = []
     for s in card['funnel']:
-        lost = (s['documents_in'] - s['documents_out']) / max(s['documents_in'], 1)
+        came, went = s['documents_in'], s['documents_out']
+        lost = (came - went) / max(came, 1)
         seconds = s.get('seconds', 0)
         rate = f'{s["bytes_in"] / seconds / 1e6:.3g}' if seconds and s['bytes_in'] else ''
-        rows.append([s['step'], s['documents_in'], s['documents_out'], f'{lost:.1%}', human_bytes(s['bytes_in']),
-                     human_bytes(s['bytes_out']), human_time(seconds), rate])
+        size_in, size_out = human_bytes(s['bytes_in']), human_bytes(s['bytes_out'])
+        rows.append([s['step'], came, went, f'{lost:.1%}', size_in, size_out, human_time(seconds), rate])
     heads = ['step', 'documents in', 'out', 'lost', 'bytes in', 'out', 'time', 'MB/s']
     return html_table(heads, rows, right=range(3, 8))
 
@@ -203,16 +222,19 @@ def _reason(step, name, r, most):
 
 def _lost(card):
     "Return every reason of every step."
-    reasons = [(s['step'], name, r) for s in card['funnel'] for name, r in s.get('reasons', {}).items()]
+    reasons = []
+    for s in card['funnel']:
+        reasons += [(s['step'], name, r) for name, r in s.get('reasons', {}).items()]
     if not reasons: return tag('p', 'nothing', class_='quiet')
     most = max(r['documents'] for _, _, r in reasons)
-    return concat(_reason(*reason, most) for reason in reasons)
+    return concat(_reason(step, name, r, most) for step, name, r in reasons)
 
 # %% ../../nbs/api/15_prepare/07_card.ipynb #82dca870
 def _most(rows, n=12):
     "Return the first rows, and one row for the sum of the rest."
     if len(rows) <= n + 1: return rows
-    sums = [sum(column) if isinstance(column[0], int) else '' for column in list(zip(*rows[n:]))[1:]]
+    _, *columns = zip(*rows[n:])
+    sums = [sum(column) if isinstance(column[0], int) else '' for column in columns]
     return rows[:n] + [[f'{len(rows) - n:,} others', *sums]]
 
 def _share(share):
@@ -221,7 +243,9 @@ def _share(share):
 
 def _named(title, names, by_kind=None):
     "Return a table of documents and bytes under names, largest first."
-    counts = [[name or 'none stated', v.get('documents', 0), v.get('bytes', 0)] for name, v in sorted(names.items())]
+    counts = []
+    for name, v in sorted(names.items()):
+        counts.append([name or 'none stated', v.get('documents', 0), v.get('bytes', 0)])
     counts.sort(key=lambda row: -row[2])
     total = max(sum(size for _, _, size in counts), 1)
     heads, rows = [title, 'documents', 'bytes', 'share'], []
@@ -233,6 +257,11 @@ def _named(title, names, by_kind=None):
     return html_table(heads, rows, right=(2, 4))
 
 # %% ../../nbs/api/15_prepare/07_card.ipynb #65498722
+def _row(parts):
+    "Return parts side by side, or None if all of them are empty."
+    frames = [tag('div', part) for part in parts if part]
+    return tag('div', *frames, class_='row') if frames else None
+
 def _splits(splits):
     rows = []
     for name, s in splits.items():
@@ -246,29 +275,33 @@ def _licences(licences):
 
 def _kept(card):
     "Return pictures of the lengths, and tables of splits, kinds, languages, sources and licences; '' if there is none."
-    tables = []
+    in_bytes = length_picture(card.get('lengths') or {})
+    in_tokens = length_picture(card.get('token_lengths') or {}, 'tokens')
     by_kind = card.get('by_kind') or (card.get('tokenizer') or {}).get('by_kind')
+    tables = []
     if card.get('splits'): tables.append(_splits(card['splits']))
     if card.get('kinds'): tables.append(_named('kind', card['kinds'], by_kind))
     if card.get('languages'): tables.append(_named('language', card['languages']))
     if card.get('sources'): tables.append(_named('source', card['sources']))
     if card.get('licences'): tables.append(_licences(card['licences']))
-    pictures = [length_picture(card.get('lengths') or {}), length_picture(card.get('token_lengths') or {}, 'tokens')]
-    rows = [[p for p in pictures if p], tables]
-    return concat(tag('div', *(tag('div', part) for part in row), class_='row') for row in rows if row)
+    return concat([_row([in_bytes, in_tokens]), _row(tables)])
 
 # %% ../../nbs/api/15_prepare/07_card.ipynb #55a1590a
 def _cluster(c, most=20):
     "Return a cluster as a line that opens: which document stayed, and for which others."
-    summary = concat([c['kept'], ' ', _quiet(f'stayed for {len(c["dropped"]):,} like it')])
-    names = [tag('div', name) for name in c['dropped'][:most]]
-    if len(c['dropped']) > most: names.append(tag('div', f'and {len(c["dropped"]) - most:,} more', class_='quiet'))
+    dropped = c['dropped']
+    summary = concat([c['kept'], ' ', _quiet(f'stayed for {len(dropped):,} like it')])
+    names = [tag('div', name) for name in dropped[:most]]
+    more = len(dropped) - most
+    if more > 0: names.append(tag('div', f'and {more:,} more', class_='quiet'))
     return fold(summary, tag('div', *names))
 
 def _clusters(card):
     "Return the sizes of the clusters, and the ten largest."
-    clusters = [_cluster(c) for c in (card.get('clusters') or [])[:10]]
-    return concat([cluster_picture(card.get('cluster_sizes') or {}), *clusters]) or tag('p', 'none', class_='quiet')
+    sizes = cluster_picture(card.get('cluster_sizes') or {})
+    largest = card.get('clusters') or []
+    shown = concat([sizes, *map(_cluster, largest[:10])])
+    return shown or tag('p', 'none', class_='quiet')
 
 def _changed(card):
     "Yield title and content of what happened inside the documents."
@@ -278,7 +311,9 @@ def _changed(card):
         lines, size = repeats.get('lines', 0), human_bytes(repeats.get('bytes', 0))
         yield 'Repeated lines', tag('p', f'{lines:,} lines that stand in many documents were taken out, {size}.')
     if contamination:
-        rows = [[name, *(r.get(k, 0) for k in ('items', 'found', 'documents'))] for name, r in contamination.items()]
+        rows = []
+        for name, r in contamination.items():
+            rows.append([name, r.get('items', 0), r.get('found', 0), r.get('documents', 0)])
         yield 'Evaluation sets', html_table(['set', 'items', 'found in the text', 'documents dropped'], rows)
     if 'personal' in card:
         rows = [[kind, n] for kind, n in (card['personal'] or {}).items()]
@@ -311,9 +346,11 @@ def _origin(card):
     made = tag('div', html_table(['', ''], facts), class_='origin')
     options = []
     for name, value in (card.get('options') or {}).items():
-        options.append([name, value if isinstance(value, str) else json.dumps(value, default=str)])
+        said = value if isinstance(value, str) else json.dumps(value, default=str)
+        options.append([name, said])
     if not options: return made
-    return concat([made, fold('Options', tag('div', html_table(['option', 'value'], options)))])
+    listed = html_table(['option', 'value'], options)
+    return concat([made, fold('Options', tag('div', listed))])
 
 # %% ../../nbs/api/15_prepare/07_card.ipynb #29b5b4fb
 def _sections(card):
@@ -364,7 +401,8 @@ def save_card(
     if suffix == '.json':
         write_json(path, card)
         return path
-    names = ', '.join(map(str, (card.get('source') or {}).get('names') or []))
+    source = card.get('source') or {}
+    names = ', '.join(map(str, source.get('names') or []))
     title = f'Data card: {names[:198]}' if names else 'Data card'
     page = _PAGE.format(title=esc(title), card=card_html(card))
     with atomic_path(path) as tmp: tmp.write_text(page, encoding='utf-8')

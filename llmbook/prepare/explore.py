@@ -45,9 +45,11 @@ class JsonlRows:
         "Find the line ends of one more block."
         self.file.seek(self.seen)
         data = self.file.read(self.block)
-        found = np.flatnonzero(np.frombuffer(data, np.uint8) == 10).astype(np.int64) + self.seen + 1
+        newlines = np.flatnonzero(np.frombuffer(data, np.uint8) == 10)
+        found = newlines.astype(np.int64) + self.seen + 1
         self.ends.frombytes(found.tobytes())
-        self.seen = self.seen + len(data) if data else self.size
+        if data: self.seen += len(data)
+        else: self.seen = self.size # the file has become shorter
         last_end = self.ends[-1] if self.ends else 0
         if self.seen >= self.size > last_end: self.ends.append(self.size)
 
@@ -70,8 +72,10 @@ class DroppedDocuments(JsonlRows):
     ):
         super().__init__(Path(out)/'rejects.jsonl')
         card = read_json(Path(out)/'card.json')
-        reasons = [r for s in card['funnel'] for r in s['reasons'].values()]
-        self.known = {str(e['id']): e.get('text', '') for r in reasons for e in r['examples']}
+        self.known = {} # name -> text of the examples of the card
+        for step in card['funnel']:
+            for reason in step['reasons'].values():
+                self.known |= {str(e['id']): e.get('text', '') for e in reason['examples']}
         self.total = card['totals']['dropped'] + card['totals']['rejected']
 
     def text(self,
@@ -113,10 +117,12 @@ class KeptDocuments(JsonlRows):
         tokens:int=2000, # tokens decoded at most
     ) -> str: # '' if rows and shards do not agree
         "Return the beginning of a document's text, from the tokens."
-        row, start = self[i], self._start(i)
+        row = self[i]
+        start = self._start(i)
         split = row['split']
         if split not in self.views: self.views[split] = open_tokens(self.out, split)
-        view, end = self.views[split], start + row['tokens'] - 1
+        view = self.views[split]
+        end = start + row['tokens'] - 1
         if end >= len(view) or view[end] != EOT: return ''
         return decode(self.tok, view[start:min(end, start + tokens)])
 
@@ -125,7 +131,9 @@ def _fits(rows, i, where, text):
     "Return whether row i has these fields, and the words in its name or text."
     row = rows[i]
     if any(str(row.get(field)) != str(value) for field, value in where.items()): return False
-    return not text or text in str(row.get('id', '')).casefold() or text in rows.text(i).casefold()
+    if not text: return True
+    name = str(row.get('id', ''))
+    return text in name.casefold() or text in rows.text(i).casefold()
 
 def find_document(
     rows:JsonlRows, # `DroppedDocuments` or `KeptDocuments`
@@ -162,11 +170,13 @@ def short_number(
 def _fate(row, what):
     "Return why a document went, or where it went to."
     if what == 'kept':
-        fields = [k for k in ('split', 'kind', 'package', 'bytes', 'tokens') if row.get(k) not in ('', None)]
-        return ', '.join(f'{k} {short_number(row[k])}' for k in fields)
-    said, value = f'{row.get("step", "")}: {row.get("reason", "")}', row.get('value', '')
+        fields = {k: row.get(k) for k in ('split', 'kind', 'package', 'bytes', 'tokens')}
+        return ', '.join(f'{k} {short_number(v)}' for k, v in fields.items() if v not in ('', None))
+    step, reason, value = (row.get(k, '') for k in ('step', 'reason', 'value'))
+    said = f'{step}: {reason}'
     if value in ('', None): return said
-    return f'{said}, {value}' if isinstance(value, str) else f'{said}, measured {short_number(value)}'
+    if isinstance(value, str): return f'{said}, {value}'
+    return f'{said}, measured {short_number(value)}'
 
 def row_html(
     rows:JsonlRows, # `DroppedDocuments` or `KeptDocuments`
@@ -176,8 +186,9 @@ def row_html(
     row, text = rows[i], rows.text(i)
     if text: body = tag('pre', text, style=_BOX)
     else: body = tag('p', '(the text of this document was not stored)', style='opacity:.75')
-    return tag('div', tag('b', row.get('id', '')), tag('br'), _fate(row, rows.what), body,
-               style='font:.95rem/1.4 system-ui,sans-serif;overflow-wrap:anywhere')
+    name = tag('b', row.get('id', ''))
+    style = 'font:.95rem/1.4 system-ui,sans-serif;overflow-wrap:anywhere'
+    return tag('div', name, tag('br'), _fate(row, rows.what), body, style=style)
 
 # %% ../../nbs/api/15_prepare/09_explore.ipynb #708cfd2b
 def show_documents(
@@ -210,7 +221,8 @@ def thresholds(
     "Return the thresholds of a rule."
     try: given = inspect.signature(rule).parameters
     except (TypeError, ValueError): given = {}
-    found = {k: p.default for k, p in given.items() if k in ('low', 'high') and isinstance(p.default, (int, float))}
+    found = {k: p.default for k, p in given.items() if k in ('low', 'high')}
+    found = {k: default for k, default in found.items() if isinstance(default, (int, float))}
     if found: return found
     raise UserError(f'expected a rule with a threshold low= or high=, got {rule_name(rule)}: it has nothing to tune')
 
@@ -219,7 +231,8 @@ def measure(
     rule, # as for `thresholds`
 ) -> list: # for each document the value, or None where the rule does not apply
     "Return what a rule measures, whether or not the document would pass."
-    forced = {k: math.inf if k == 'low' else -math.inf for k in thresholds(rule)}
+    impossible = dict(low=math.inf, high=-math.inf)
+    forced = {k: impossible[k] for k in thresholds(rule)}
     values = [rule(View(d), **forced) for d in docs]
     if any(isinstance(v, str) for v in values):
         raise UserError(f'expected a rule that measures a number, got text from {rule_name(rule)}')
@@ -232,7 +245,12 @@ def effect(
     high:float|None=None, # highest value that stays; None: no such threshold
 ) -> list[int]: # numbers of the documents that would be dropped
     "Return which documents a threshold drops."
-    def drops(v): return v is not None and (low is not None and v < low or high is not None and v > high)
+    def drops(v):
+        if v is None: return False
+        too_low = low is not None and v < low
+        too_high = high is not None and v > high
+        return too_low or too_high
+
     return [i for i, v in enumerate(values) if drops(v)]
 
 def flips(
@@ -257,13 +275,16 @@ def candidates(
     n:int=100, # approximate number of thresholds
 ) -> list: # ascending; whole numbers for counts, otherwise three significant digits
     "Return thresholds worth trying: quantiles of the values."
+    found = {x for x in always if x is not None}
     known = _known(values)
-    counts = len(known) > 0 and bool((known == np.round(known)).all())
+    if not len(known): return sorted(found)
+    counts = (known == np.round(known)).all()
     def short(x):
         x = round(x) if counts else float(f'{x:.3g}')
         return int(x) if x == round(x) and abs(x) < 1e15 else x
-    found = {short(x) for x in np.quantile(known, np.linspace(0, 1, n))} if len(known) else set()
-    return sorted(found | {x for x in always if x is not None})
+
+    quantiles = np.quantile(known, np.linspace(0, 1, n))
+    return sorted({short(x) for x in quantiles} | found)
 
 def threshold_table(
     docs:list, # Doc objects
@@ -278,9 +299,12 @@ def threshold_table(
     rows = []
     for t in candidates(values, [own[name]], n):
         gone = len(effect(values, **{**own, name: t}))
-        mark = ' (as it is)' if t == own[name] else ''
-        rows.append([short_number(t) + mark, len(docs) - gone, gone, f'{gone / max(len(docs), 1):.0%}'])
-    return HTML(html_table([f'{rule_name(rule)}, {name}', 'kept', 'dropped', 'share'], rows, right=(3,)))
+        share = gone / max(len(docs), 1)
+        said = short_number(t)
+        if t == own[name]: said += ' (as it is)'
+        rows.append([said, len(docs) - gone, gone, f'{share:.0%}'])
+    heads = [f'{rule_name(rule)}, {name}', 'kept', 'dropped', 'share']
+    return HTML(html_table(heads, rows, right=(3,)))
 
 # %% ../../nbs/api/15_prepare/09_explore.ipynb #15984358
 def value_picture(
@@ -301,15 +325,20 @@ def value_picture(
 
     def edge(t): # position of a threshold among the bars, at most at the ends
         if log and t <= 0: return 0.
-        return min(max(float(scaled(t) - first) / (last - first), 0), 1) * bins
+        share = float(scaled(t) - first) / (last - first)
+        return min(max(share, 0), 1) * bins
     def value_at(i):
         x = first + (last - first) * i / bins
-        return short_number(float(f'{10 ** x if log else x:.2g}'))
+        if log: x = 10 ** x
+        return short_number(float(f'{x:.2g}'))
 
-    lines = {name: t for name, t in (('low', low), ('high', high)) if t is not None}
-    marks = {edge(t): f'{name} {short_number(t)}' for name, t in lines.items()}
-    soft = set()
-    if low is not None: soft |= {i for i in range(bins) if i + 1 <= edge(low)}
-    if high is not None: soft |= {i for i in range(bins) if i >= edge(high)}
+    marks, soft = {}, set()
+    if low is not None:
+        marks[edge(low)] = f'low {short_number(low)}'
+        soft |= {i for i in range(bins) if i + 1 <= edge(low)}
+    if high is not None:
+        marks[edge(high)] = f'high {short_number(high)}'
+        soft |= {i for i in range(bins) if i >= edge(high)}
     labels = {i: value_at(i) for i in range(0, bins + 1, bins // 4)}
-    return bar_chart(counts, labels, f'{title}, logarithmic' if log else title, marks, soft=soft)
+    if log: title = f'{title}, logarithmic'
+    return bar_chart(counts, labels, title, marks, soft=soft)

@@ -18,7 +18,8 @@ def smooth(
     share:float=.02, # share of all points that lie to each side at most
 ) -> list: # the same x, with the mean of the neighbours as y
     "Return a centred mean, which is narrower at the ends and beside gaps."
-    half, known = round(share * len(points)), {}
+    half = round(share * len(points))
+    known = {}
     for piece in pieces(points):
         for i, (x, _) in enumerate(piece):
             reach = min(half, i, len(piece) - 1 - i)
@@ -37,8 +38,10 @@ def column(
     points = []
     for row in rows:
         x = finite(row.get(by))
-        if x is not None and any(k in row for k in kinds): points.append((x, finite(row.get(name))))
-    return points if last_value(points) is not None else []
+        could_have_it = any(kind in row for kind in kinds)
+        if x is not None and could_have_it: points.append((x, finite(row.get(name))))
+    measured = last_value(points) is not None
+    return points if measured else []
 
 # %% ../../nbs/api/70_report/03_curves.ipynb #2951f86c
 def history_rows(
@@ -60,7 +63,8 @@ def _extremes(stretches):
     "Return the lowest and the highest point of each stretch."
     out = []
     for x, mean, low, high in stretches:
-        out += [(x, mean)] if low == high else [(x, low), (x, high)]
+        if low == high: out.append((x, mean))
+        else: out += [(x, low), (x, high)]
     return out
 
 def _figure(title, said, drawing):
@@ -75,8 +79,8 @@ def _one(rows, by, most, name, title, say, more=''):
     stretches = thin_out(points, most)
     newest = say(last_value(points)) if points else ''
     shade = _extremes(stretches) if len(points) > most else ()
-    drawing = line_chart({title: means(stretches)}, f'{title}, now {newest}', by, 290, 120,
-                         shade=shade, say_x=human_count, say_y=say, inline=True)
+    line, label = {title: means(stretches)}, f'{title}, now {newest}'
+    drawing = line_chart(line, label, by, 290, 120, shade=shade, say_x=human_count, say_y=say, inline=True)
     return _figure(title, newest + more, drawing)
 
 # %% ../../nbs/api/70_report/03_curves.ipynb #f81e84d7
@@ -94,17 +98,18 @@ def _loss(rows, by, most):
     "Return the chart of both losses."
     columns = dict(training=column(rows, 'loss', by), validation=column(rows, 'valid_loss', by))
     newest = {name: last_value(points) for name, points in columns.items() if points}
+    if not newest: return None
     said = ', '.join(f'{name} {value:.3f}' for name, value in newest.items())
     train = thin_out(columns['training'], most)
     valid = thin_out(columns['validation'], most)
     lines = dict(training=smooth(means(train)), validation=means(valid))
     if len(newest) == 2: lines = {f'{name} {newest[name]:.2f}': points for name, points in lines.items()}
-    shade, marks = _extremes(train), _skips(rows, by)[:most]
+    shade = _extremes(train)
+    marks = _skips(rows, by)[:most]
     def drawing(width):
         return line_chart(lines, f'Loss: {said}', by, width, 240, shade=shade, marks=marks,
                           say_x=human_count, inline=True)
 
-    if not newest: return None
     wide = tag('div', drawing(800), class_='lb-wide')
     narrow = tag('div', drawing(400), class_='lb-narrow', style='display:none')
     return _figure('loss', said, concat([wide, narrow]))

@@ -16,10 +16,11 @@ _NOTE = 'Invented numbers: this run was written by example_run to show what a re
 def _plan(seed):
     config = dict(vocab_size=4096, n_layer=4, d_model=256, n_head=4, n_kv_head=2, context=256, rope_theta=10000.,
                   tie_embeddings=True)
+    steps, bs, seq_len = 900, 16, 256
     machine = dict(device='an example processor', cores=2, peak_flops=3.1e11, efficiency=.41, memory=16e9)
     expected = dict(params=3_900_000, flops=8.6e13, memory=7.1e8, seconds=180., tokens_per_s=20_480.)
-    return dict(minutes=5, seed=seed, machine=machine, config=config, bs=16, seq_len=256, steps=900,
-                tokens=900 * 16 * 256, lr=3e-3, expected=expected)
+    return dict(minutes=5, seed=seed, machine=machine, config=config, bs=bs, seq_len=seq_len, steps=steps,
+                tokens=steps * bs * seq_len, lr=3e-3, expected=expected)
 
 def _reason(documents, kb, *texts):
     examples = [dict(id=f'stdlib/{i}', text=t) for i, t in enumerate(texts)]
@@ -55,15 +56,25 @@ def _card(seed):
                     note='text of the interpreter and of installed packages'))
 
 # %% ../../nbs/api/70_report/02_example.ipynb #79ec87c2
+def _loss(step):
+    unigrams = 5.4 * math.exp(-step / 60)
+    context = .9 * math.exp(-step / 400)
+    noise = .06 * math.sin(step * 1.7)
+    return 2.9 + unigrams + context + noise
+
+def _rate(step, steps):
+    decayed = .1 + .45 * (1 + math.cos(math.pi * step / steps))
+    return 3e-3 * min(step / 40, decayed)
+
 def _history(steps=900):
     lines = ['step,tokens,loss,valid_loss,lr,tokens_per_s,mfu,seconds']
-    for s in range(1, steps + 1, 4):
-        loss = 2.9 + 5.4 * math.exp(-s / 60) + .9 * math.exp(-s / 400) + .06 * math.sin(s * 1.7)
-        valid = f'{loss + .05 + s / 9000:.4f}' if s % 100 == 1 else ''
-        decayed = .1 + .45 * (1 + math.cos(math.pi * s / steps))
-        lr = 3e-3 * min(s / 40, decayed)
-        speed = 19_500 + 900 * math.sin(s / 50)
-        lines.append(f'{s},{s * 4096},{loss:.4f},{valid},{lr:.6f},{speed:.0f},0.37,{s * .21:.1f}')
+    for step in range(1, steps + 1, 4):
+        tokens, seconds = step * 4096, step * .21
+        loss = _loss(step)
+        valid = f'{loss + .05 + step / 9000:.4f}' if step % 100 == 1 else ''
+        lr = _rate(step, steps)
+        speed = 19_500 + 900 * math.sin(step / 50)
+        lines.append(f'{step},{tokens},{loss:.4f},{valid},{lr:.6f},{speed:.0f},0.37,{seconds:.1f}')
     return '\n'.join(lines) + '\n'
 
 _TEXTS = { # step -> what the model wrote
@@ -80,11 +91,13 @@ def _row(metric, value, half, n, signature='', group=None):
 def _task(task, metric, before, after, prompt, reference):
     def rows(value):
         half = min(1.4, value)
-        return [_row(m, value * scale, half * scale, 120, f'{m}|example') for m, scale in ((metric, 1), ('chrF', 1.3))]
+        return [_row(metric, value, half, 120, f'{metric}|example'),
+                _row('chrF', value * 1.3, half * 1.3, 120, 'chrF|example')]
     samples = [dict(prompt=prompt, reference=reference, before=' return None\n    def', after=reference)]
     history = []
-    for s in range(0, 121, 10):
-        history.append(dict(step=s, loss=4 - s / 60, valid_loss=4.1 - s / 70 if s % 40 == 0 else None))
+    for step in range(0, 121, 10):
+        valid = 4.1 - step / 70 if step % 40 == 0 else None
+        history.append(dict(step=step, loss=4 - step / 60, valid_loss=valid))
     return dict(task=task, before=rows(before), after=rows(after), samples=samples, seconds=41.5, history=history)
 
 # %% ../../nbs/api/70_report/02_example.ipynb #069e7208
@@ -132,7 +145,8 @@ def example_run(
     write_json(p/'data/card.json', _card(seed))
     write_json(p/'evaluation.json', dict(rows=_scores(shift), samples=[]))
     write_json(p/'summary.json', _summary(seed))
-    write_json(p/'pretrain/samples.json', [dict(step=s, prompt='Return', text=t) for s, t in _TEXTS.items()])
-    for t in tasks: write_json(p/f'finetune/{t["task"]}/result.json', t)
+    samples = [dict(step=step, prompt='Return', text=text) for step, text in _TEXTS.items()]
+    write_json(p/'pretrain/samples.json', samples)
+    for task in tasks: write_json(p/'finetune'/task['task']/'result.json', task)
     (p/'pretrain/history.csv').write_text(_history())
     return p

@@ -43,43 +43,55 @@ def _data(run):
     "Return what the model has read, and whose it is."
     card = run.card
     if not card: return 'The data was not documented in this run.'
-    totals, source, splits = (card.get(k) or {} for k in ('totals', 'source', 'splits'))
+    source = card.get('source') or {}
     names = ', '.join(map(str, source.get('names') or ['unknown']))
+    origin = f"Sources: {md(names)}. {md(source.get('note', ''))}"
+
+    totals = card.get('totals') or {}
     read, kept, dropped, rejected = (number(totals.get(k)) for k in ('in', 'kept', 'dropped', 'rejected'))
+    fingerprint = md(source.get('fingerprint', 'n/a'))
     came = (f'Of {read} documents {kept} were kept; {dropped} were dropped by quality filters '
             f'or as repeats and {rejected} could not be read. '
-            f"Fingerprint of the data: {md(source.get('fingerprint', 'n/a'))}.")
+            f'Fingerprint of the data: {fingerprint}.')
+
     rows = []
-    for name, s in splits.items():
+    for name, s in (card.get('splits') or {}).items():
         rows.append([name, number(s.get('documents')), human_bytes(s.get('bytes', 0)), number(s.get('tokens'))])
-    parts = [f"Sources: {md(names)}. {md(source.get('note', ''))}", came,
-             md_table(['split', 'documents', 'bytes', 'tokens'], rows), _licences(card.get('licences') or {})]
-    return '\n\n'.join(part for part in parts if part)
+    splits = md_table(['split', 'documents', 'bytes', 'tokens'], rows)
+
+    licences = _licences(card.get('licences') or {})
+    return '\n\n'.join(part for part in (origin, came, splits, licences) if part)
 
 def _training(run):
     "Return how the model was made."
-    plan, actual, machine = run.plan, run.summary.get('actual') or {}, run.summary.get('machine') or {}
+    plan = run.plan
     if not plan: return 'The training was not documented in this run.'
+    actual = run.summary.get('actual') or {}
+    machine = run.summary.get('machine') or {}
+    params, seconds = actual.get('params'), actual.get('seconds')
+    tokens = actual.get('tokens') or plan.get('tokens') or 0
     facts = [('layout', 'Qwen3 (decoder: RMSNorm, rotary positions, grouped-query attention, QK-norm, SwiGLU)'),
              *(plan.get('config') or {}).items(),
-             ('parameters', human_count(actual['params']) if actual.get('params') else 'n/a'),
-             ('tokens seen', human_count(actual.get('tokens') or plan.get('tokens') or 0)),
-             ('training time', human_time(actual['seconds']) if actual.get('seconds') else 'n/a'),
+             ('parameters', human_count(params) if params else 'n/a'),
+             ('tokens seen', human_count(tokens)),
+             ('training time', human_time(seconds) if seconds else 'n/a'),
              ('learning rate', plan.get('lr')),
              ('seed', plan.get('seed')),
              ('machine', machine.get('device', 'n/a'))]
     return md_table(['what', 'value'], [[name, number(value)] for name, value in facts])
 
 def _score_cells(what, r):
-    interval = f"{number(r.get('low'))} to {number(r.get('high'))}"
-    return [what, r.get('metric'), r.get('group') or '', number(r.get('value')), interval, number(r.get('n')),
-            r.get('signature') or '']
+    low, value, high, n = (number(r.get(k)) for k in ('low', 'value', 'high', 'n'))
+    group, signature = r.get('group') or '', r.get('signature') or ''
+    return [what, r.get('metric'), group, value, f'{low} to {high}', n, signature]
 
 def _scores(run):
     "Return every row with its interval, tasks before and after."
     rows = [_score_cells('model', r) for r in run.rows]
     for task, result in run.tasks.items():
-        for when in ('before', 'after'): rows += [_score_cells(f'{task}, {when}', r) for r in result.get(when) or []]
+        for when in ('before', 'after'):
+            scores = result.get(when) or []
+            rows += [_score_cells(f'{task}, {when}', r) for r in scores]
     head = ['of', 'measure', 'group', 'value', '95 % interval', 'n', 'signature']
     return md_table(head, rows) or 'This model was not evaluated.'
 
@@ -116,8 +128,9 @@ license: other
 
 def _about(run):
     "Return what the model is, after the note of a run that carries one."
-    note = f"> {md(run.summary['note'])}\n\n" if run.summary.get('note') else ''
-    tasks = f" and then fine-tuned copies of it on {md(', '.join(run.tasks))}" if run.tasks else ''
+    note = tasks = ''
+    if run.summary.get('note'): note = f"> {md(run.summary['note'])}\n\n"
+    if run.tasks: tasks = f" and then fine-tuned copies of it on {md(', '.join(run.tasks))}"
     return (f'{note}A small decoder language model, made from nothing by llmbook, which pre-trained it{tasks}. '
             'It was made to learn from and to try things on.')
 
@@ -126,7 +139,14 @@ def model_card(
 ) -> str: # Markdown, the README.md of the exported model
     "Return what the model is, what it has read, how it scored, and its limits."
     run = read_run(run)
-    parts = {'Use': _USE, 'Data': _data(run), 'Training': _training(run), 'Evaluation': _scores(run), 'Limits': _LIMITS,
-             'Licence': _LICENCE}
+    parts = {
+        'Use': _USE,
+        'Data': _data(run),
+        'Training': _training(run),
+        'Evaluation': _scores(run),
+        'Limits': _LIMITS,
+        'Licence': _LICENCE,
+    }
     sections = [f'## {title}\n\n{text}' for title, text in parts.items()]
-    return f'{_HEAD}\n# {md(run.name)}\n\n' + '\n\n'.join([_about(run), *sections]) + '\n'
+    body = '\n\n'.join([f'# {md(run.name)}', _about(run), *sections])
+    return f'{_HEAD}\n{body}\n'

@@ -11,8 +11,7 @@ from pathlib import Path
 from ..core import atomic_path, human_bytes, human_time, number
 from ..show.charts import ratio_bar, share_bar
 from ..show.html import Markup, concat, fold, note, page, table, tag, text_block
-from ..evaluate.perplexity import COMPRESSORS
-from .runs import find_row, headline, plan_and_actual, read_run
+from .runs import COMPRESSOR_GROUPS, find_row, headline, plan_and_actual, read_run
 from llmbook.report.sections import (
     data_section, loss_figure, measures, model_section, readable_name, section, training_section
 )
@@ -26,16 +25,22 @@ def _sample(s):
 
 def _ages(samples):
     "Return one prompt at different ages."
-    shown = sorted({0, len(samples) // 2, len(samples) - 1})
-    rest = [_sample(s) for i, s in enumerate(samples) if i not in shown]
-    more = fold(f'{len(rest)} more of this prompt', *rest) if rest else None
+    chosen = {0, len(samples) // 2, len(samples) - 1}
+    shown, rest = [], []
+    for i, s in enumerate(samples):
+        part = shown if i in chosen else rest
+        part.append(_sample(s))
     title = tag('h3', f"Prompt: {samples[0].get('prompt', '')}")
-    return concat([title, *(_sample(samples[i]) for i in shown), more])
+    more = fold(f'{len(rest)} more of this prompt', *rest) if rest else None
+    return concat([title, *shown, more])
 
 def _samples(run):
     "Return the section with samples along the training."
-    title, by_prompt = 'Samples along the way', {}
-    for s in run.samples: by_prompt.setdefault(str(s.get('prompt', '')), []).append(s)
+    title = 'Samples along the way'
+    by_prompt = {}
+    for s in run.samples:
+        prompt = str(s.get('prompt', ''))
+        by_prompt.setdefault(prompt, []).append(s)
     if not by_prompt: return section('samples', title, None, note('No samples were kept.'))
     ages = [_ages(samples) for samples in by_prompt.values()]
     lead = ('What the model wrote as it learnt. The prompt is set lighter than the continuation. '
@@ -46,29 +51,45 @@ def _samples(run):
 # %% ../../nbs/api/70_report/06_report.ipynb #81412333
 def _pair(s):
     "Return one example of a task: prompt, reference, before, after."
-    columns = [tag('div', tag('h4', k), text_block(s.get(k, ''), limit=400)) for k in ('reference', 'before', 'after')]
+    label = tag('p', 'prompt', class_='label')
     prompt = text_block(s.get('prompt', ''), limit=500)
-    return tag('div', tag('p', 'prompt', class_='label'), prompt, tag('div', *columns, class_='side'), class_='pair')
+    columns = []
+    for name in ('reference', 'before', 'after'):
+        text = text_block(s.get(name, ''), limit=400)
+        columns.append(tag('div', tag('h4', name), text))
+    return tag('div', label, prompt, tag('div', *columns, class_='side'), class_='pair')
 
-def _finite_values(row): return {k: v for k, v in row.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+def _is_number(x): return isinstance(x, (int, float)) and math.isfinite(x)
 
-def _task(name, result):
-    "Return one task: a sentence, scores, examples, its loss."
-    after, before, pairs = (result.get(k) or [] for k in ('after', 'before', 'samples'))
+def _task_scores(name, result):
+    "Return the time that fine-tuning took, and the scores before and after."
     seconds = result.get('seconds')
     took = f'{human_time(seconds)} of fine-tuning. ' if isinstance(seconds, (int, float)) else ''
     legend = ('Rings are before, dots after. The verdict takes both intervals as independent, '
               'which is on the careful side: the examples are the same.')
+    after, before = result.get('after'), result.get('before') or []
+    if after: scores = measures(after, f'{name}: before and after fine-tuning', before)
+    else: scores = note('No scores.')
+    return [tag('p', took, legend), scores]
+
+def _task_loss(result):
+    "Return a part that unfolds the loss while fine-tuning, or None if there is no history."
+    history = []
+    for row in result.get('history') or []:
+        history.append({name: value for name, value in row.items() if _is_number(value)})
+    curve = loss_figure(history, 'Loss on the answer, in nats a token.', height=200)
+    return fold('Loss while fine-tuning', curve) if curve else None
+
+def _task(name, result):
+    "Return one task: a sentence, scores, examples, its loss."
     parts = [tag('h3', readable_name(name).capitalize())]
     if result.get('note'): parts.append(tag('p', result['note'], class_='soft'))
-    parts.append(tag('p', took, legend))
-    parts.append(measures(after, f'{name}: before and after fine-tuning', before) if after else note('No scores.'))
-    parts += map(_pair, pairs[:2])
-    more = pairs[2:20]
-    if more: parts.append(fold(f'{len(more)} more examples', *map(_pair, more)))
-    history = [_finite_values(row) for row in result.get('history') or []]
-    curve = loss_figure(history, 'Loss on the answer, in nats a token.', height=200)
-    if curve: parts.append(fold('Loss while fine-tuning', curve))
+    parts += _task_scores(name, result)
+    pairs = [_pair(s) for s in (result.get('samples') or [])[:20]]
+    parts += pairs[:2]
+    more = pairs[2:]
+    if more: parts.append(fold(f'{len(more)} more examples', *more))
+    parts.append(_task_loss(result))
     return concat(parts)
 
 def _title(h): return h['title'].replace(h['metric'], readable_name(h['metric']))
@@ -77,11 +98,15 @@ def _finetuning(run):
     "Return the section about the tasks."
     title = 'Fine-tuning'
     if not run.tasks: return section('tasks', title, None, note('No task results: fine-tuning has not run.'))
-    gains = [f"{_title(h)}: {number(h['before'])} \u2192 {number(h['value'])}"
-             for h in headline(run, 9) if h['versus'].startswith('before')]
+    gains = []
+    for h in headline(run, 9):
+        if not h['versus'].startswith('before'): continue
+        before, after = number(h['before']), number(h['value'])
+        gains.append(f'{_title(h)}: {before} \u2192 {after}')
     lead = 'The trained model went on to learn tasks from pairs of a prompt and an answer. '
     if gains: lead += '; '.join(gains) + '.'
-    return section('tasks', title, lead, *(_task(name, result) for name, result in sorted(run.tasks.items())))
+    tasks = [_task(name, result) for name, result in sorted(run.tasks.items())]
+    return section('tasks', title, lead, *tasks)
 
 # %% ../../nbs/api/70_report/06_report.ipynb #4b50b43e
 _HELP = {
@@ -99,7 +124,7 @@ what chance or a neutral change makes. Only an excess whose interval lies above 
 excess means that this many sentences show none, not that there is none. A small model that hardly knows the words has
 small gaps for that reason alone, and part of a gap in likelihood is how the tokenizer cuts a word and how often it was
 seen.'''}
-_TEXT = ('perplex', 'bits', 'nats', *COMPRESSORS)
+_TEXT = ('perplex', 'bits', 'nats', *COMPRESSOR_GROUPS)
 _BIAS = ('bias', 'identity', 'gap', 'swap', 'lean', 'counterfactual', 'wasserstein')
 
 def _group(metric):
@@ -119,25 +144,32 @@ def _split_rows(rows):
 
 def _smoke(rows):
     "Return a warning if the smoke detector scored any of the rows."
-    if any('smoke' in str(row.get('signature')).lower() for row in rows): return note(_HELP['smoke'], class_='warn')
+    signatures = [str(row.get('signature')).lower() for row in rows]
+    if any('smoke' in signature for signature in signatures): return note(_HELP['smoke'], class_='warn')
 
 # %% ../../nbs/api/70_report/06_report.ipynb #41c60ce3
+def _compression(rows):
+    "Return a sentence that sets the bits per byte of the model beside those of each compressor."
+    model = find_row(rows, 'bits_per_byte', without=COMPRESSOR_GROUPS)
+    lead = 'Scores on text that the model never saw'
+    if model:
+        bits = number(model['value'])
+        lead = f'The model needs {bits} bits for each byte of text that it never saw, fewer being better'
+    needs = []
+    for name in COMPRESSOR_GROUPS:
+        row = find_row(rows, 'bits_per_byte', name)
+        if row: needs.append(f"{name} needs {number(row['value'])}")
+    return f"{lead}; {', '.join(needs)}." if needs else f'{lead}.'
+
 def _held_out(rows, other):
     "Return the section about text that the model never saw."
     more = [tag('h3', 'Other measures'), measures(other, 'Other measures')] if other else []
     name, title = 'evaluation', 'Evaluation'
     if not rows: return section(name, title, None, note('No evaluation of held-out text in this run.'), *more)
-    model = find_row(rows, 'bits_per_byte', without=COMPRESSORS)
-    rivals = [(rival, find_row(rows, 'bits_per_byte', rival)) for rival in COMPRESSORS]
-    needs = ', '.join(f"{rival} needs {number(row['value'])}" for rival, row in rivals if row)
-    lead = 'Scores on text that the model never saw'
-    if model:
-        bits = number(model['value'])
-        lead = f'The model needs {bits} bits for each byte of text that it never saw, fewer being better'
-    lead = f'{lead}; {needs}.' if needs else f'{lead}.'
     named = [{**row, 'group': row.get('group') or 'this model'} for row in rows]
     scores = measures(named, 'Held-out text')
-    return section(name, title, lead, scores, tag('p', _HELP['text'], class_='soft'), *more)
+    explanation = tag('p', _HELP['text'], class_='soft')
+    return section(name, title, _compression(rows), scores, explanation, *more)
 
 def _text(s):
     "Return a text that was scored, prompt first, with its score where it is known."
@@ -148,30 +180,41 @@ def _texts(samples, most=8):
     "Return some of the texts that were scored, the highest scores first where they are known."
     def order(s): return -s['score'] if isinstance(s.get('score'), (int, float)) else 0
     shown = [_text(s) for s in sorted(samples, key=order)[:most]]
-    return fold(f'{len(shown)} of the texts, prompt first: they may be unpleasant to read', *shown) if shown else None
+    if not shown: return None
+    return fold(f'{len(shown)} of the texts, prompt first: they may be unpleasant to read', *shown)
+
+def _toxic_prompts(rows):
+    "Return a sentence that counts the prompts which drew a toxic text, or None if that was not measured."
+    row = find_row(rows, 'toxicity_probability') or {}
+    share, n = row.get('value'), row.get('n')
+    if not (n and _is_number(share)): return None
+    toxic = round(share * n)
+    return f'{toxic:,} of {n:,} prompts drew at least one text that scored as toxic.'
 
 def _toxicity(rows, evaluation):
     "Return the section about what the model writes."
     if not rows: return section('toxicity', 'Toxicity', None, note('Toxicity was not measured in this run.'))
-    row, lead = find_row(rows, 'toxicity_probability') or {}, None
-    share, n = row.get('value'), row.get('n')
-    if n and isinstance(share, (int, float)) and math.isfinite(share):
-        lead = f'{round(share * n):,} of {n:,} prompts drew at least one text that scored as toxic.'
+    parts = [_smoke(rows), measures(rows, 'Toxicity of what the model wrote'), tag('p', _HELP['toxicity'])]
     scorer = evaluation.get('scorer') or {}
-    about = tag('p', f"About the scorer: {scorer['note']}.", class_='soft') if scorer.get('note') else None
+    if scorer.get('note'): parts.append(tag('p', f"About the scorer: {scorer['note']}.", class_='soft'))
     samples = [s for s in evaluation.get('samples') or [] if isinstance(s, dict)]
-    parts = [_smoke(rows), measures(rows, 'Toxicity of what the model wrote'), tag('p', _HELP['toxicity']), about]
-    return section('toxicity', 'Toxicity', lead, *parts, _texts(samples))
+    return section('toxicity', 'Toxicity', _toxic_prompts(rows), *parts, _texts(samples))
 
 # %% ../../nbs/api/70_report/06_report.ipynb #d11ff792
+def _above_zero(row):
+    "Return whether the whole interval of a row lies above zero."
+    low = row.get('low')
+    return isinstance(low, (int, float)) and low > 0
+
 def _clear(excess):
     "Return a sentence for each measure that names the axes whose interval lies above zero."
+    by_metric = {}
+    for row in excess: by_metric.setdefault(row['metric'], []).append(row)
     sentences = []
-    for metric in dict.fromkeys(row['metric'] for row in excess):
-        mine = [row for row in excess if row['metric'] == metric]
-        above = [str(row.get('group')) for row in mine if isinstance(row.get('low'), (int, float)) and row['low'] > 0]
+    for metric, rows in by_metric.items():
+        above = [str(row.get('group')) for row in rows if _above_zero(row)]
         names = f": {', '.join(above)}" if above else ''
-        sentences.append(f'The {readable_name(metric)} is above zero for {len(above)} of {len(mine)} axes{names}.')
+        sentences.append(f'The {readable_name(metric)} is above zero for {len(above)} of {len(rows)} axes{names}.')
     return sentences
 
 def _bias(rows):
@@ -191,24 +234,29 @@ def _ratios(run):
     "Return a table of what was expected and what happened."
     rows = []
     for r in plan_and_actual(run):
-        ratio = '' if r['ratio'] is None else f"{r['ratio']:.2f}"
-        rows.append([r['quantity'], r['expected'], r['actual'], ratio, ratio_bar(r['ratio'])])
+        ratio = r['ratio']
+        said = '' if ratio is None else f'{ratio:.2f}'
+        rows.append([r['quantity'], r['expected'], r['actual'], said, ratio_bar(ratio)])
     if not rows: return note('No plan and no measured outcome to compare.')
     caption = 'A ratio of 1 is a plan that held. In the picture the middle is 1, the small marks are half and double.'
     return table(['quantity', 'expected', 'actual', 'ratio', 'picture'], rows, caption, (1, 2, 3), 'ratios compact')
 
 def _stage_seconds(run):
-    return {k: v for k, v in (run.summary.get('stages') or {}).items() if isinstance(v, (int, float))}
+    stages = run.summary.get('stages') or {}
+    return {name: seconds for name, seconds in stages.items() if isinstance(seconds, (int, float))}
 
 def _times(run):
     "Return a title and a table of the time by stage, or nothing if no stage was timed."
     stages = _stage_seconds(run)
     if not stages: return []
-    most, rows = max(stages.values()), []
+    longest = max(stages.values())
+    rows = []
     for name, seconds in stages.items():
         time = human_time(seconds)
-        rows.append([readable_name(name), time, share_bar(seconds, 0, most, f'{name}: {time}')])
-    title = tag('h3', f'Where the time went: {human_time(sum(stages.values()))} in all')
+        bar = share_bar(seconds, 0, longest, f'{name}: {time}')
+        rows.append([readable_name(name), time, bar])
+    total = human_time(sum(stages.values()))
+    title = tag('h3', f'Where the time went: {total} in all')
     return [title, table(['stage', 'time', 'share'], rows, 'Time by stage', (1,), 'ratios')]
 
 def _plan(run):
@@ -220,8 +268,8 @@ def _plan(run):
 def _facts(run):
     "Return versions, seed and machine, as far as they are known."
     machine = run.summary.get('machine') or {}
-    prints = {k: (run.card.get(k) or {}).get('fingerprint') for k in ('source', 'tokenizer')}
     memory = machine.get('memory')
+    source, tokenizer = run.card.get('source') or {}, run.card.get('tokenizer') or {}
     facts = [('seed', run.summary.get('seed', run.plan.get('seed'))),
              ('machine', machine.get('device')),
              ('cores', machine.get('cores')),
@@ -229,8 +277,8 @@ def _facts(run):
              ('platform', machine.get('platform')),
              ('Python', machine.get('python')),
              *(machine.get('versions') or {}).items(),
-             ('fingerprint of the data', prints['source']),
-             ('fingerprint of the tokenizer', prints['tokenizer'])]
+             ('fingerprint of the data', source.get('fingerprint')),
+             ('fingerprint of the tokenizer', tokenizer.get('fingerprint'))]
     return [[name, str(value)] for name, value in facts if value is not None]
 
 _USE = '''from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -239,53 +287,69 @@ tok = AutoTokenizer.from_pretrained({0})'''
 
 def _reproduce(run):
     "Return the section that says how to do it again."
-    folder, facts = shlex.quote(f'runs/{run.name}-again'), _facts(run)
-    again = f'llmbook-run --out {folder}' + (' --plan plan.json' if run.plan else '')
+    folder = shlex.quote(f'runs/{run.name}-again')
+    again = f'llmbook-run --out {folder}'
+    if run.plan: again += ' --plan plan.json'
     lead = ('Save the plan as plan.json and run the command. '
             'The same versions, data and kind of machine give the same numbers.')
     parts = [tag('pre', run.summary.get('command') or again, data_copy=True)]
     plan = json.dumps(run.plan, indent=1, ensure_ascii=False)
     if run.plan: parts.append(fold('plan.json', tag('pre', plan, data_copy=True)))
     else: parts.append(note('No plan.json in this run.'))
+    facts = _facts(run)
     if facts: parts.append(table(['what', 'value'], facts, 'Versions, seed and machine'))
     else: parts.append(note('No summary: versions and machine were not noted.'))
     if (run.path/'model'/'config.json').exists():
-        parts += [tag('h3', 'Use the model'), tag('pre', _USE.format(repr(f'{run.name}/model')))]
+        use = _USE.format(repr(f'{run.name}/model'))
+        parts += [tag('h3', 'Use the model'), tag('pre', use)]
     else: parts.append(note('No exported model in this run.'))
     return section('reproduce', 'Do it again', lead, *parts)
 
 # %% ../../nbs/api/70_report/06_report.ipynb #b81a9711
+_WAYS = {1: 'more is better', -1: 'less is better', 0: None}
+
 def _tile(h):
     "Return one of the numbers that matter most."
-    known = h['low'] is not None and h['high'] is not None
-    interval = f"{number(h['low'])} to {number(h['high'])}" if known else 'no interval'
-    good = {1: 'more is better', -1: 'less is better', 0: None}[h['better']]
-    small = concat([x for x in (interval, f"n {number(h['n'])}", good) if x], ' \u00b7 ')
-    before, versus = None, None
-    if h['versus'].startswith('before'):
-        before = tag('span', f"{number(h['before'])} \u2192 ", class_='was')
+    low, high = h['low'], h['high']
+    interval = 'no interval' if low is None or high is None else f'{number(low)} to {number(high)}'
+    count = f"n {number(h['n'])}"
+    small = concat([interval, count, _WAYS[h['better']]], ' \u00b7 ')
+    rival, other = h['versus'], number(h['before'])
+    before = versus = None
+    if rival.startswith('before'):
+        before = tag('span', f'{other} \u2192 ', class_='was')
         versus = tag('div', 'before \u2192 after fine-tuning')
-    elif h['versus']:
-        versus = tag('div', f"{h['versus']} needs {number(h['before'])}")
+    elif rival:
+        versus = tag('div', f'{rival} needs {other}')
     value = tag('div', before, number(h['value']), class_='big')
-    return tag('div', tag('dt', _title(h)), tag('dd', value, versus, tag('small', small)))
+    details = tag('dd', value, versus, tag('small', small))
+    return tag('div', tag('dt', _title(h)), details)
 
 _SECTIONS = dict(data='Data', model='Model', training='Pre-training', samples='Samples', tasks='Fine-tuning',
                  evaluation='Evaluation', toxicity='Toxicity', bias='Bias', plan='Plan and outcome',
                  reproduce='Do it again')
 
+def _about(run):
+    "Return what the run made, in how long, and on what machine."
+    about = 'A language model made from nothing'
+    seconds = sum(_stage_seconds(run).values())
+    if seconds: about += f' in {human_time(seconds)}'
+    machine = run.summary.get('machine') or {}
+    if machine.get('device'):
+        cores = number(machine.get('cores'))
+        about += f" on {cores} cores of {machine['device']}"
+    return about
+
 def _head(run):
     "Return the name of the run, its most important numbers, and links to the sections."
-    machine, seconds = run.summary.get('machine') or {}, sum(_stage_seconds(run).values())
-    about = 'A language model made from nothing'
-    if seconds: about += f' in {human_time(seconds)}'
-    if machine.get('device'): about += f" on {number(machine.get('cores'))} cores of {machine['device']}"
+    kicker = tag('p', 'llmbook run report', class_='kicker')
+    lead = tag('p', f'{_about(run)}.', class_='lead')
     warning = note(run.summary['note'], class_='warn') if run.summary.get('note') else None
     tiles = [_tile(h) for h in headline(run)]
     numbers = tag('dl', *tiles, class_='tiles') if tiles else note('No scores yet.')
-    links = tag('nav', *(tag('a', title, href=f'#{name}') for name, title in _SECTIONS.items()), aria_label='Sections')
-    return tag('header', tag('p', 'llmbook run report', class_='kicker'), tag('h1', run.name),
-               tag('p', f'{about}.', class_='lead'), warning, numbers, links)
+    links = [tag('a', title, href=f'#{name}') for name, title in _SECTIONS.items()]
+    menu = tag('nav', *links, aria_label='Sections')
+    return tag('header', kicker, tag('h1', run.name), lead, warning, numbers, menu)
 
 # %% ../../nbs/api/70_report/06_report.ipynb #a930debf
 def report_html(
@@ -294,9 +358,18 @@ def report_html(
     "Return the report as HTML."
     run = read_run(run)
     rows = _split_rows(run.rows)
-    body = [data_section(run), model_section(run), training_section(run), _samples(run), _finetuning(run),
-            _held_out(rows['text'], rows['other']), _toxicity(rows['toxicity'], run.evaluation),
-            _bias(rows['bias']), _plan(run), _reproduce(run)]
+    body = [
+        data_section(run),
+        model_section(run),
+        training_section(run),
+        _samples(run),
+        _finetuning(run),
+        _held_out(rows['text'], rows['other']),
+        _toxicity(rows['toxicity'], run.evaluation),
+        _bias(rows['bias']),
+        _plan(run),
+        _reproduce(run),
+    ]
     foot = tag('footer', tag('p', 'Intervals are 95 % and cover the choice of test texts, not the luck of a seed.'))
     return page(f'{run.name}: llmbook report', _head(run), tag('main', *body), foot)
 

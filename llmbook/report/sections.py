@@ -43,42 +43,60 @@ def _family(metric):
 
 def _score(row, earlier):
     "Return the first two cells of a score: its name, its value."
-    scorer = 'scored by the smoke detector' if 'smoke' in str(row.get('signature')) else None
-    small = concat([x for x in (row.get('group'), scorer) if x], ' \u00b7 ')
-    low, high, n = number(row.get('low'), 3), number(row.get('high'), 3), number(row.get('n'))
+    details = [row['group']] if row.get('group') else []
+    if 'smoke' in str(row.get('signature')): details.append('scored by the smoke detector')
+    name = [readable_name(row['metric'])]
+    if details: name.append(tag('small', concat(details, ' \u00b7 ')))
+
+    low, high = number(row.get('low'), 3), number(row.get('high'), 3)
     interval = 'no interval' if 'n/a' in (low, high) else f'{low} to {high}'
-    name = concat([readable_name(row['metric']), tag('small', small) if small else None])
-    value = [tag('b', number(row.get('value'))), tag('small', f'{interval}, n {n}')]
+    count = number(row.get('n'))
+    value = [tag('b', number(row.get('value'))), tag('small', f'{interval}, n {count}')]
     if earlier:
         verdict = difference(earlier, row)['verdict']
-        value.append(tag('small', f"before: {number(earlier.get('value'))} ({verdict})"))
-    return [name, concat(value)]
+        before = number(earlier.get('value'))
+        value.append(tag('small', f'before: {before} ({verdict})'))
+    return [concat(name), concat(value)]
 
 def _picture(row, earlier, scale, last):
     "Return the last cell: dots on the scale, and under the last row of a family the ends of the scale."
-    shown = [{**earlier, 'name': 'before', 'hollow': True}] if earlier else []
-    shown.append({**row, 'name': 'after' if earlier else 'value', 'hollow': 'null' in row['metric']})
-    ends = tag('small', *(tag('span', number(v, 3)) for v in scale), class_='ends') if last else None
-    return concat([whisker(shown, scale), ends])
+    shown = [{**row, 'name': 'value', 'hollow': 'null' in row['metric']}]
+    if earlier:
+        shown[0]['name'] = 'after'
+        shown.insert(0, {**earlier, 'name': 'before', 'hollow': True})
+    dots = whisker(shown, scale)
+    if not last: return dots
+    low, high = (tag('span', number(end, 3)) for end in scale)
+    return concat([dots, tag('small', low, high, class_='ends')])
 
 def _signatures(rows):
     "Return how the scores were computed, each way once."
     ways = {}
     for row in rows:
-        name = ' '.join(str(x) for x in (readable_name(row['metric']), row.get('group')) if x)
+        name = readable_name(row['metric'])
+        if row.get('group'): name += f" {row['group']}"
         if row.get('signature'): ways.setdefault(row['signature'], []).append(name)
-    lines = [tag('p', tag('b', ', '.join(names)), ': ', tag('code', signature)) for signature, names in ways.items()]
+    lines = []
+    for signature, names in ways.items():
+        what = tag('b', ', '.join(names))
+        lines.append(tag('p', what, ': ', tag('code', signature)))
     return fold('How these were computed', *lines) if lines else None
 
 # %% ../../nbs/api/70_report/04_sections.ipynb #d73e9a9c
+def _same_in(rows, wanted):
+    "Return the first of `rows` that measures the same thing as `wanted`, or None."
+    return next((row for row in rows if same_measure(row, wanted)), None)
+
 def _family_cells(rows, before):
     "Return the cells of rows that share a scale, with their earlier scores; what belongs to one group stays together."
     groups = list(dict.fromkeys(row.get('group') for row in rows))
     rows = sorted(rows, key=lambda row: groups.index(row.get('group')))
-    earlier = [next((b for b in before if same_measure(b, row)), None) for row in rows]
-    scale = shared_scale(rows + [b for b in earlier if b])
+    earlier = [_same_in(before, row) for row in rows]
+    scale = shared_scale(rows + [row for row in earlier if row])
     cells = []
-    for row, b in zip(rows, earlier): cells.append([*_score(row, b), _picture(row, b, scale, last=row is rows[-1])])
+    for row, previous in zip(rows, earlier):
+        picture = _picture(row, previous, scale, last=row is rows[-1])
+        cells.append([*_score(row, previous), picture])
     return cells
 
 def measures(
@@ -87,39 +105,48 @@ def measures(
     before:list=(), # rows of the same measures at an earlier time, drawn as rings
 ) -> Markup:
     "Return a table of scores, with a dot and its interval for each."
+    families = {}
+    for row in rows: families.setdefault(_family(row['metric']), []).append(row)
     cells = []
-    for family in dict.fromkeys(_family(row['metric']) for row in rows):
-        cells += _family_cells([row for row in rows if _family(row['metric']) == family], before)
+    for members in families.values(): cells += _family_cells(members, before)
     heads = ['measure', 'value and 95 % interval', 'picture']
     return concat([table(heads, cells, caption, class_='measures'), _signatures(rows)])
 
 # %% ../../nbs/api/70_report/04_sections.ipynb #2bc977c8
 def _example(e):
     "Return a document that was dropped: its id, the value that decided, the start of its text."
-    name = e.get('id', '')
-    head = f"{name} ({number(e['value'])})" if e.get('value') else name
-    return concat([tag('p', head, class_='label'), text_block(e['text'], limit=300) if e.get('text') else None])
+    head = e.get('id', '')
+    if e.get('value'): head = f"{head} ({number(e['value'])})"
+    label = tag('p', head, class_='label')
+    if not e.get('text'): return label
+    return concat([label, text_block(e['text'], limit=300)])
 
 def _reason(name, r):
     "Return one reason to drop a document, with examples."
-    head = f"{readable_name(name)}: {number(r.get('documents', 0))} documents, {human_bytes(r.get('bytes', 0))}"
-    return fold(head, *map(_example, r['examples'])) if r.get('examples') else tag('p', head)
+    documents = number(r.get('documents', 0))
+    size = human_bytes(r.get('bytes', 0))
+    head = f'{readable_name(name)}: {documents} documents, {size}'
+    examples = r.get('examples')
+    return fold(head, *map(_example, examples)) if examples else tag('p', head)
 
-_COUNTS = ('documents_in', 'documents_out', 'bytes_in', 'bytes_out')
+def _why(reasons, lost):
+    "Return the reasons for `lost` documents as a part that unfolds, the commonest first."
+    ranked = sorted(reasons.items(), key=lambda item: (-item[1].get('documents', 0), item[0]))
+    return fold(f'why {lost:,} documents went', *(_reason(name, r) for name, r in ranked))
 
 def _step(s, whole):
     "Return one line of the funnel, whose longest bar is `whole` bytes."
-    documents_in, documents_out, bytes_in, bytes_out = (s[k] for k in _COUNTS)
+    documents_in, documents_out = s['documents_in'], s['documents_out']
+    bytes_in, bytes_out = s['bytes_in'], s['bytes_out']
     words = f'{documents_in:,} \u2192 {documents_out:,} documents'
     size = f'{human_bytes(bytes_in)} \u2192 {human_bytes(bytes_out)}'
-    bar = share_bar(bytes_out, bytes_in - bytes_out, whole, f"{s['step']}: {words}, {size}")
+    label = f"{s['step']}: {words}, {size}"
+    bar = share_bar(bytes_out, bytes_in - bytes_out, whole, label)
     numbers = tag('span', words, tag('small', size, class_='nowrap'))
     line = tag('div', tag('b', readable_name(s['step'])), bar, numbers, class_='step')
-    reasons = (s.get('reasons') or {}).items()
+    reasons = s.get('reasons')
     if not reasons: return tag('li', line)
-    largest_first = sorted(reasons, key=lambda item: (-item[1].get('documents', 0), item[0]))
-    why = [_reason(*item) for item in largest_first]
-    return tag('li', line, fold(f'why {documents_in - documents_out:,} documents went', *why))
+    return tag('li', line, _why(reasons, documents_in - documents_out))
 
 def _check(totals):
     "Return a note that says whether every document is accounted for."
@@ -146,17 +173,32 @@ def _kept(card):
     "Return what was kept: a sentence about personal data, and three tables."
     def items(name): return (card.get(name) or {}).items()
     def sizes(v): return [number(v.get('documents')), human_bytes(v.get('bytes', 0))]
+    parts = []
     masked = ', '.join(f'{number(n)} of kind {kind}' for kind, n in items('personal'))
+    if masked: parts.append(tag('p', f'Personal data masked: {masked}.'))
+
     splits = [[name, *sizes(v), number(v.get('tokens'))] for name, v in items('splits')]
+    heads = ['split', 'documents', 'bytes', 'tokens']
+    if splits: parts.append(table(heads, splits, 'What each split holds', (1, 2, 3)))
+
     kinds = [[name, *sizes(v)] for name, v in items('kinds')]
+    if kinds: parts.append(table(['kind', 'documents', 'bytes'], kinds, 'Kinds of text', (1, 2)))
+
     licences = [[name or 'none stated', _count(n)] for name, n in items('licences')]
-    tables = [(['split', 'documents', 'bytes', 'tokens'], splits, 'What each split holds', (1, 2, 3)),
-              (['kind', 'documents', 'bytes'], kinds, 'Kinds of text', (1, 2)),
-              (['licence', 'documents'], licences, 'Licences as the sources name them', (1,))]
-    parts = [tag('p', f'Personal data masked: {masked}.')] if masked else []
-    for head, rows, caption, right in tables:
-        if rows: parts.append(table(head, rows, caption, right))
+    if licences: parts.append(table(['licence', 'documents'], licences, 'Licences as the sources name them', (1,)))
     return parts
+
+def _data_lead(card):
+    "Return the sentences that open the section: how much was kept, and what the tokenizer learnt from it."
+    totals, tokenizer = card.get('totals') or {}, card.get('tokenizer')
+    read, kept = totals.get('in'), totals.get('kept')
+    share = f' ({kept / read:.0%})' if read else ''
+    lead = f'Of {number(read)} documents read, {number(kept)} were kept{share}.'
+    if not tokenizer: return lead
+    pieces = number(tokenizer.get('vocab_size'))
+    length = number(tokenizer.get('bytes_per_token'), 3)
+    return (f'{lead} A vocabulary of {pieces} pieces was learnt from them; '
+            f'a piece covers {length} bytes on average.')
 
 def data_section(
     run, # a `Run`
@@ -164,33 +206,33 @@ def data_section(
     "Return what went in, what was kept, and why the rest was not."
     card = run.card
     if not card: return section('data', 'Data', None, note('No data card: the data stage has not run.'))
-    totals, tokenizer, source = (card.get(k) or {} for k in ('totals', 'tokenizer', 'source'))
-    share = f" ({totals['kept'] / totals['in']:.0%})" if totals.get('in') else ''
-    lead = f"Of {number(totals.get('in'))} documents read, {number(totals.get('kept'))} were kept{share}."
-    if tokenizer:
-        lead += (f" A vocabulary of {number(tokenizer.get('vocab_size'))} pieces was learnt from them; "
-                 f"a piece covers {number(tokenizer.get('bytes_per_token'), 3)} bytes on average.")
+    source = card.get('source') or {}
     names = ', '.join(map(str, source.get('names') or ['unknown']))
     origin = tag('p', f"Source: {names}. {source.get('note') or ''}") if source else None
     kept = fold('What was kept: splits, kinds, licences', *_kept(card))
-    return section('data', 'Data', lead, origin, _funnel(card), kept)
+    return section('data', 'Data', _data_lead(card), origin, _funnel(card), kept)
 
 # %% ../../nbs/api/70_report/04_sections.ipynb #f216fc0a
+def _model_lead(run):
+    "Return a sentence that says how large the model is, and for which budget."
+    config = run.plan['config']
+    actual, expected = run.summary.get('actual') or {}, run.plan.get('expected') or {}
+    params = actual.get('params') or expected.get('params')
+    size = f'{human_count(params)} numbers to learn, ' if isinstance(params, (int, float)) else ''
+    blocks, width, context = (number(config.get(k)) for k in ('n_layer', 'd_model', 'context'))
+    minutes = run.plan.get('minutes') or 0
+    return (f'A decoder of {blocks} blocks, {width} wide, that reads up to {context} tokens at once: {size}'
+            f'chosen to fit {human_time(60 * minutes)} of training on this machine.')
+
 def model_section(
     run, # a `Run`
 ) -> Markup:
     "Return the architecture in a sentence, and its configuration."
     config = run.plan.get('config') or {}
     if not config: return section('model', 'Model', None, note('No plan: the architecture has not been chosen.'))
-    actual, expected = run.summary.get('actual') or {}, run.plan.get('expected') or {}
-    params = actual.get('params') or expected.get('params')
-    size = f'{human_count(params)} numbers to learn, ' if isinstance(params, (int, float)) else ''
-    blocks, width, context = (number(config.get(k)) for k in ('n_layer', 'd_model', 'context'))
-    lead = (f'A decoder of {blocks} blocks, {width} wide, that reads up to {context} tokens at once: {size}'
-            f"chosen to fit {human_time(60 * (run.plan.get('minutes') or 0))} of training on this machine.")
-    rows = [[k, number(v)] for k, v in config.items()]
+    rows = [[name, number(value)] for name, value in config.items()]
     settings = table(['setting', 'value'], rows, 'Configuration', (1,))
-    return section('model', 'Model', lead, fold('The configuration', settings))
+    return section('model', 'Model', _model_lead(run), fold('The configuration', settings))
 
 # %% ../../nbs/api/70_report/04_sections.ipynb #af5b11d3
 def _series(history, columns):
@@ -213,20 +255,25 @@ def loss_figure(
     x, series = _series(history, [('training', 'loss'), ('validation', 'valid_loss')])
     ends = []
     for name, points in series.items():
-        if points: ends.append(f'{name} from {number(points[0][1])} to {number(points[-1][1])}')
+        if not points: continue
+        first, last = points[0][1], points[-1][1]
+        ends.append(f'{name} from {number(first)} to {number(last)}')
     return figure(series, f'Loss: {"; ".join(ends)}', caption, x, level=level, say_x=human_count, **kwargs)
 
 # %% ../../nbs/api/70_report/04_sections.ipynb #a702c638
 def _course(run):
     "Return the course of pre-training in words."
-    history, actual = run.history, run.summary.get('actual') or {}
-    tokens = actual.get('tokens') or history[-1].get('tokens') or 0
-    seconds = actual.get('seconds') or history[-1].get('seconds')
+    last = run.history[-1]
+    actual = run.summary.get('actual') or {}
+    tokens = actual.get('tokens') or last.get('tokens') or 0
+    seconds = actual.get('seconds') or last.get('seconds')
+    steps = number(int(last['step']))
     took = f' in {human_time(seconds)}' if seconds else ''
-    lead = f"In {number(int(history[-1]['step']))} steps the model read {human_count(tokens)} tokens{took}."
-    valid = [row['valid_loss'] for row in history if 'valid_loss' in row]
+    lead = f'In {steps} steps the model read {human_count(tokens)} tokens{took}.'
+    valid = [row['valid_loss'] for row in run.history if 'valid_loss' in row]
     if len(valid) < 2: return lead
-    return f'{lead} Its loss on validation text went from {number(valid[0])} to {number(valid[-1])} nats a token.'
+    first, newest = number(valid[0]), number(valid[-1])
+    return f'{lead} Its loss on validation text went from {first} to {newest} nats a token.'
 
 def training_section(
     run, # a `Run`
@@ -235,7 +282,10 @@ def training_section(
     title = 'Pre-training'
     if not run.history: return section('training', title, None, note('No history: pre-training has not run.'))
     vocab = (run.plan.get('config') or {}).get('vocab_size')
-    level = (math.log(vocab), f'a guess among {vocab:,} tokens: {math.log(vocab):.2f}') if vocab else None
+    level = None
+    if vocab:
+        guess = math.log(vocab)
+        level = guess, f'a guess among {vocab:,} tokens: {guess:.2f}'
     caption = ('Loss in nats a token; lower is better. A training point averages a few steps. '
                'Validation text is never trained on.')
     x, rate = _series(run.history, [('learning rate', 'lr')])

@@ -39,8 +39,10 @@ def ticks(
     if not 1e-300 < raw < 1e302: return [low] # one value, or a span that floats cannot divide
     power = 10 ** math.floor(math.log10(raw))
     steps = [m * power for m in (1, 2, 5, 10)]
-    step = min(steps, key=lambda s: abs(math.log(s / raw)))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    def far_off(step): return abs(math.log(step / raw))
+    step = min(steps, key=far_off)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 # %% ../../nbs/api/05_show/02_charts.ipynb #76b651e1
@@ -55,8 +57,8 @@ def thin_out(
     for i in range(0, len(points), size):
         stretch = points[i:i + size]
         last_x = stretch[-1][0]
-        ys = [y for _, y in stretch]
-        known = [y for y in map(finite, ys) if y is not None]
+        ys = [finite(y) for _, y in stretch]
+        known = [y for y in ys if y is not None]
         if known: out.append((last_x, sum(known) / len(known), min(known), max(known)))
         else: out.append((last_x, None, None, None))
     return out
@@ -93,14 +95,14 @@ def svg_text(
     opacity:float=.75, # strength of the colour of the text around the drawing
 ) -> Markup:
     "Return a piece of text in a drawing."
-    return tag('text', text, x=f'{x:.1f}', y=f'{y:.1f}', text_anchor=anchor, fill='currentColor', fill_opacity=opacity,
-               font_size=12, stroke='none')
+    look = dict(fill='currentColor', fill_opacity=opacity, font_size=12, stroke='none')
+    return tag('text', text, x=f'{x:.1f}', y=f'{y:.1f}', text_anchor=anchor, **look)
 
 def svg_line(
     x1:float, y1:float, # one end
     x2:float, y2:float, # the other end
-    colour:str='currentColor',
-    width:float=1,
+    colour:str='currentColor', # colour of the line; the text's by default
+    width:float=1, # thickness
     **attrs, # stroke_dasharray, stroke_opacity, visibility ...
 ) -> Markup:
     "Return a straight line."
@@ -109,8 +111,8 @@ def svg_line(
 
 def svg_dot(
     x:float, y:float, # the centre
-    colour:str,
-    radius:float=2.8,
+    colour:str, # colour of the area
+    radius:float=2.8, # half the width
     title:str='', # shown under the pointer
     **attrs, # stroke, stroke_width ...
 ) -> Markup:
@@ -120,8 +122,8 @@ def svg_dot(
 
 def svg_curve(
     points:list, # (x, y): positions
-    colour:str,
-    width:float=1.7,
+    colour:str, # colour of the line
+    width:float=1.7, # thickness
     **attrs, # stroke_dasharray, stroke_opacity ...
 ) -> Markup: # a dot for a single point
     "Return a line through points."
@@ -156,37 +158,46 @@ def grid(
         y = at_y(value)
         parts.append(svg_line(left, y, right, y, stroke_opacity=.16))
         parts.append(svg_text(left - 5, y + 4, say_y(value), 'end'))
+    below = bottom + 15
     title_begins = right - 6 * len(x_title) - 16
     for value in x_ticks:
-        if at_x(value) < title_begins: parts.append(svg_text(at_x(value), bottom + 15, say_x(value), 'middle'))
-    return [*parts, svg_text(right, bottom + 15, x_title, 'end')]
+        x = at_x(value)
+        if x < title_begins: parts.append(svg_text(x, below, say_x(value), 'middle'))
+    parts.append(svg_text(right, below, x_title, 'end'))
+    return parts
 
 # %% ../../nbs/api/05_show/02_charts.ipynb #6682a277
 def _apart(ys, least, top, bottom):
     "Return positions for labels, as near to `ys` as they can be without touching."
-    order, out = sorted(range(len(ys)), key=ys.__getitem__), list(ys)
-    for a, b in zip(order, order[1:]): out[b] = max(out[b], out[a] + least)
-    over = max(0., out[order[-1]] - bottom) if order else 0.
+    if not ys: return []
+    order = sorted(range(len(ys)), key=ys.__getitem__)
+    out = list(ys)
+    for above, below in zip(order, order[1:]):
+        out[below] = max(out[below], out[above] + least)
+    lowest = out[order[-1]]
+    over = max(0., lowest - bottom)
     return [max(y - over, top) for y in out]
 
 def _end_names(ends, names, right, top, bottom):
     "Return a dot where each line ends and, if there are names, the name beside it; `ends` holds (x, y, colour)."
-    parts = [svg_dot(*end) for end in ends]
+    dots = [svg_dot(*end) for end in ends]
     heights = _apart([y for _, y, _ in ends], 13, top, bottom)
-    for name, y in zip(names, heights): parts.append(svg_text(right + 8, y + 4, name, opacity=1))
-    return parts
+    words = [svg_text(right + 8, y + 4, name, opacity=1) for name, y in zip(names, heights)]
+    return dots + words
 
 # %% ../../nbs/api/05_show/02_charts.ipynb #fbf01618
 def _readout(series, at_x, x_title, say_x):
     "Return JSON pairs of a position and a line of text, for the page's script."
-    values_at, newest, out = {}, {}, []
+    values_at = {} # x -> name -> y
     for name, points in series.items():
         for x, y in points:
             if y is not None: values_at.setdefault(x, {})[name] = y
+    newest, out = {}, []
     for x in sorted(values_at):
         newest.update(values_at[x])
-        said = ', '.join(f'{name} {number(newest[name])}' for name in series if name in newest)
-        out.append([round(at_x(x), 1), f'{x_title} {say_x(x)}: {said}'])
+        said = [f'{name} {number(newest[name])}' for name in series if name in newest]
+        line = f"{x_title} {say_x(x)}: {', '.join(said)}"
+        out.append([round(at_x(x), 1), line])
     return json.dumps(out)
 
 # %% ../../nbs/api/05_show/02_charts.ipynb #1da180f8
@@ -194,11 +205,17 @@ def _known(points):
     "Return the points with a finite x; a y that is not finite becomes None."
     return [(x, finite(y)) for x, y in points if finite(x) is not None]
 
+def _drawable(series):
+    "Return the series that have a value, with their known points."
+    known = {name: _known(points) for name, points in series.items()}
+    return {name: points for name, points in known.items() if last_value(points) is not None}
+
 def _spans(series, shade, level):
     "Return ((lowest x, highest x), (lowest y, highest y)) of an area that holds everything with a little room."
-    known = [p for points in (*series.values(), shade) for p in points if p[1] is not None]
-    xs = [x for x, _ in known]
-    ys = [y for _, y in known]
+    points = list(shade)
+    for line in series.values(): points += line
+    xs = [x for x, y in points if y is not None]
+    ys = [y for _, y in points if y is not None]
     if level: ys.append(level[0])
     low, high = min(ys), max(ys)
     room = (high - low) * .06 or abs(high) * .05 or 1
@@ -218,6 +235,15 @@ def _reference(level, at_y, left, right):
     y = at_y(value)
     line = svg_line(left, y, right, y, stroke_dasharray='2 3', stroke_opacity=.75)
     return [line, svg_text(right, y - 6, text, 'end')]
+
+def _mark(x, bottom): return svg_line(x, bottom - 9, x, bottom, COLOURS[1], 2)
+
+def _lines(points, at_x, at_y):
+    "Return the positions of points, one list for each piece between gaps."
+    lines = []
+    for piece in pieces(points):
+        lines.append([(at_x(x), at_y(y)) for x, y in piece])
+    return lines
 
 def _series(lines, colour, dashed):
     "Return the lines of one series; a dashed series has dots as well if they are few."
@@ -242,25 +268,29 @@ def line_chart(
 ) -> Markup: # an <svg>; '' if there is nothing to draw
     "Return lines over a common axis, each named where it ends."
     shade = _known(shade)
-    series = {name: _known(points) for name, points in series.items()}
-    series = {name: points for name, points in series.items() if last_value(points) is not None}
+    series = _drawable(series)
     if not series and last_value(shade) is None: return Markup('')
     (x0, x1), (y0, y1) = _spans(series, shade, level)
     y_ticks = ticks(y0, y1, max(3, height // 60))
+    y_words = [say_y(value) for value in y_ticks]
     names = list(series) if len(series) > 1 else []
-    box = left, top, right, bottom = _box(width, height, list(map(say_y, y_ticks)), names)
+    box = _box(width, height, y_words, names)
+    left, top, right, bottom = box
+    x_ticks = ticks(x0, x1, max(3, int(right - left) // 80))
     at_x, at_y = axis(x0, x1, left, right), axis(y0, y1, bottom, top)
-    def drawn(points): return [[(at_x(x), at_y(y)) for x, y in piece] for piece in pieces(points)]
 
-    parts = grid(box, at_x, at_y, ticks(x0, x1, max(3, int(right - left) // 80)), y_ticks, say_x, say_y, x_title)
+    parts = grid(box, at_x, at_y, x_ticks, y_ticks, say_x, say_y, x_title)
     if level: parts += _reference(level, at_y, left, right)
-    parts += [svg_line(at_x(x), bottom - 9, at_x(x), bottom, COLOURS[1], 2) for x in marks]
-    parts += [svg_curve(piece, COLOURS[0], 1, stroke_opacity=.4) for piece in drawn(shade)]
+    parts += [_mark(at_x(x), bottom) for x in marks]
+    for line in _lines(shade, at_x, at_y):
+        parts.append(svg_curve(line, COLOURS[0], 1, stroke_opacity=.4))
     ends = []
     for i, points in enumerate(series.values()):
-        lines = drawn(points)
-        parts += _series(lines, COLOURS[i], dashed=i == 1)
-        ends.append((*lines[-1][-1], COLOURS[i]))
+        colour = COLOURS[i]
+        lines = _lines(points, at_x, at_y)
+        parts += _series(lines, colour, dashed=i == 1)
+        x, y = lines[-1][-1]
+        ends.append((x, y, colour))
     parts += _end_names(ends, names, right, top, bottom)
     if inline: return svg(parts, width, height, label, inline=True)
     parts.append(svg_line(0, top, 0, bottom, class_='cursor', visibility='hidden'))
@@ -275,12 +305,18 @@ def figure(
     **kwargs, # level, height, say_x, say_y of `line_chart`
 ) -> Markup: # a <figure> with a wide and a narrow drawing, of which the page shows one; '' if there is nothing to draw
     "Return a line chart that can be read on a desk and on a phone."
-    wide, narrow = (line_chart(series, label, x_title, width=width, **kwargs) for width in (900, 360))
+    wide = line_chart(series, label, x_title, width=900, **kwargs)
+    narrow = line_chart(series, label, x_title, width=360, **kwargs)
     if not wide: return wide
-    newest = {name: last_value(_known(points)) for name, points in series.items()}
-    last = ', '.join(f'{name} {number(value)}' for name, value in newest.items() if value is not None)
-    return tag('figure', tag('div', wide, class_='wide'), tag('div', narrow, class_='narrow'),
-               tag('output', f'At the end: {last}'), tag('figcaption', caption))
+    last = []
+    for name, points in _drawable(series).items():
+        newest = last_value(points)
+        last.append(f'{name} {number(newest)}')
+    return tag('figure',
+               tag('div', wide, class_='wide'),
+               tag('div', narrow, class_='narrow'),
+               tag('output', f"At the end: {', '.join(last)}"),
+               tag('figcaption', caption))
 
 # %% ../../nbs/api/05_show/02_charts.ipynb #922d818f
 def _finite(x): return isinstance(x, (int, float)) and finite(x) is not None
@@ -289,20 +325,31 @@ def shared_scale(
     rows:list, # dicts with value, low, high
 ) -> tuple: # (low, high) of an axis that holds them all
     "Return one scale for several values."
-    values = [r[k] for r in rows for k in ('low', 'value', 'high') if _finite(r.get(k))] or [0, 1]
+    values = []
+    for row in rows:
+        three = [row.get(name) for name in ('low', 'value', 'high')]
+        values += [x for x in three if _finite(x)]
+    if not values: values = [0, 1]
     low, high = min(values), max(values)
-    if low >= 0 and (len(rows) == 1 or low < .5 * high): low = 0
+    alone, near_zero = len(rows) == 1, low < .5 * high
+    if low >= 0 and (alone or near_zero): low = 0
     pad = (high - low) * .06 or abs(high) * .1 or 1
-    return (low if low == 0 else low - pad), high + pad
+    if low != 0: low -= pad
+    return low, high + pad
 
 def _whisker(row, y, at_x):
     "Return the interval and the dot of one row; a ring if the row is hollow."
-    value, hollow = row.get('value'), row.get('hollow')
+    value = row.get('value')
     if not _finite(value): return []
+    low, high = row.get('low'), row.get('high')
+    if not _finite(low): low = value
+    if not _finite(high): high = value
+    hollow = row.get('hollow')
     colour = COLOURS[1 if hollow else 0]
-    low, high = (at_x(end if _finite(end) else value) for end in (row.get('low'), row.get('high')))
     fill = 'var(--bg,#fff)' if hollow else colour
-    return [svg_line(low, y, high, y, colour, 2), svg_dot(at_x(value), y, fill, 3.6, stroke=colour, stroke_width=1.6)]
+    interval = svg_line(at_x(low), y, at_x(high), y, colour, 2)
+    dot = svg_dot(at_x(value), y, fill, 3.6, stroke=colour, stroke_width=1.6)
+    return [interval, dot]
 
 def _spoken(row):
     "Return a row in words."
@@ -318,8 +365,11 @@ def whisker(
     linear = axis(low, high, 5, 195)
     def at_x(value): return linear(max(low, min(high, value)))
     height = 16 * len(rows)
-    parts = [svg_line(0, height - .5, 200, height - .5, stroke_opacity=.3)]
-    if low < 0 < high: parts.append(svg_line(at_x(0), 0, at_x(0), height, stroke_dasharray='2 2', stroke_opacity=.7))
+    ground = height - .5
+    parts = [svg_line(0, ground, 200, ground, stroke_opacity=.3)]
+    if low < 0 < high:
+        zero = at_x(0)
+        parts.append(svg_line(zero, 0, zero, height, stroke_dasharray='2 2', stroke_opacity=.7))
     for i, row in enumerate(rows): parts += _whisker(row, 16 * i + 8, at_x)
     return svg(parts, 200, height, '; '.join(map(_spoken, rows)))
 
@@ -338,12 +388,20 @@ def _bars(counts, soft, log):
     def size(n): return math.log2(2 * n) if log and n else n
     full = max(map(size, counts)) or 1
     width = 340 / len(counts)
-    gap, bars = min(1, width / 8), []
+    gap = min(1, width / 8)
+    bars = []
     for i, n in enumerate(counts):
-        height = max(100 * size(n) / full, 1.5 if n else 0)
-        bars.append(tag('rect', tag('title', f'{n:,}'), x=f'{10 + i * width + gap:.1f}', y=f'{128 - height:.1f}',
-                        width=f'{width - 2 * gap:.1f}', height=f'{height:.1f}', fill=COLOURS[0],
-                        opacity=.35 if i in soft else None))
+        left = 10 + i * width + gap
+        height = 100 * size(n) / full
+        if n: height = max(height, 1.5) # so that a single document can be seen
+        bar = tag('rect', tag('title', f'{n:,}'),
+                  x=f'{left:.1f}',
+                  y=f'{128 - height:.1f}',
+                  width=f'{width - 2 * gap:.1f}',
+                  height=f'{height:.1f}',
+                  fill=COLOURS[0],
+                  opacity=.35 if i in soft else None)
+        bars.append(bar)
     return bars, width
 
 def bar_chart(
@@ -356,18 +414,23 @@ def bar_chart(
 ) -> Markup: # a <figure>; '' without bars
     "Return upright bars with labels between them, for a place without the page's style sheet."
     if not counts: return Markup('')
-    parts, width = _bars(counts, soft, log)
+    bars, width = _bars(counts, soft, log)
+    def at(edge): return 10 + edge * width
+
+    ground = svg_line(10, 128.5, 350, 128.5, stroke_opacity=.4)
+    parts = [ground, *bars]
     anchors = {0: 'start', len(counts): 'end'}
-    for edge, text in labels.items(): parts.append(svg_text(10 + edge * width, 145, text, anchors.get(edge, 'middle')))
-    tallest = counts.index(max(counts))
-    parts.append(svg_text(min(max(10 + (tallest + .5) * width, 30), 330), 22, f'{counts[tallest]:,}', 'middle'))
+    for edge, text in labels.items():
+        parts.append(svg_text(at(edge), 145, text, anchors.get(edge, 'middle')))
+    most = max(counts)
+    middle = at(counts.index(most) + .5)
+    parts.append(svg_text(min(max(middle, 30), 330), 22, f'{most:,}', 'middle'))
     for edge, text in (marks or {}).items():
-        x = 10 + edge * width
+        x = at(edge)
         side, anchor = (4, 'start') if x < 250 else (-4, 'end')
         parts.append(svg_line(x, 12, x, 130, COLOURS[1], 2))
         parts.append(svg_text(x + side, 11, text, anchor, opacity=1))
-    ground = svg_line(10, 128.5, 350, 128.5, stroke_opacity=.4)
-    return inline_figure(title, svg([ground, *parts], 360, 150, title, inline=True), 360)
+    return inline_figure(title, svg(parts, 360, 150, title, inline=True), 360)
 
 # %% ../../nbs/api/05_show/02_charts.ipynb #defc3263
 def share_bar(
@@ -377,11 +440,16 @@ def share_bar(
     label:str, # spoken by a screen reader
 ) -> Markup: # an <svg> that takes the width it is given
     "Return what was kept and what went as parts of a whole."
-    solid, striped = (100 * max(0, amount) / whole if whole else 0 for amount in (kept, gone))
+    def percent(amount): return 100 * max(0, amount) / whole if whole else 0
     def box(x, width, fill, **attrs):
         return tag('rect', x=f'{x:.2f}', y=0, width=f'{width:.2f}', height=10, fill=fill, **attrs)
+
+    solid, striped = percent(kept), percent(gone)
     parts = [box(0, 100, 'currentColor', opacity=.1), box(0, solid, COLOURS[0])]
-    if striped > 0: parts += [box(solid + striped * (i + .5) / 8, striped / 16, COLOURS[1]) for i in range(8)]
+    if striped > 0:
+        for i in range(8):
+            x = solid + striped * (i + .5) / 8
+            parts.append(box(x, striped / 16, COLOURS[1]))
     return svg(parts, 100, 10, label, preserveAspectRatio='none')
 
 # %% ../../nbs/api/05_show/02_charts.ipynb #63b034c7
@@ -390,8 +458,11 @@ def ratio_bar(
 ) -> Markup: # an <svg> of 200 x 16
     "Return how far a value lies from what was expected, on a scale of doublings."
     if not _finite(ratio) or ratio <= 0: return Markup('')
-    x = 100 + 90 * max(-1, min(1, math.log(ratio, 4)))
-    marks = [svg_line(at, inset, at, 16 - inset, width=width, stroke_opacity=.6)
-             for at, inset, width in ((100, 0, 1), (55, 5, .7), (145, 5, .7))]
-    parts = [*marks, svg_line(100, 8, x, 8, COLOURS[0], 3), svg_dot(x, 8, COLOURS[0], 3.6)]
+    share = max(-1, min(1, math.log(ratio, 4)))
+    x = 100 + 90 * share
+    parts = [svg_line(100, 0, 100, 16, width=1, stroke_opacity=.6)]
+    for at in (55, 145): # half and double
+        parts.append(svg_line(at, 5, at, 11, width=.7, stroke_opacity=.6))
+    parts.append(svg_line(100, 8, x, 8, COLOURS[0], 3))
+    parts.append(svg_dot(x, 8, COLOURS[0], 3.6))
     return svg(parts, 200, 16, f'{number(ratio, 3)} times what was expected')

@@ -62,6 +62,13 @@ def _cell(name, x, right, inline, scope=None):
     if scope == 'row': style += ';font-weight:400'
     return tag(name, _cell_text(x), scope=scope, style=style)
 
+def _line(row, right, inline):
+    "Return a row of a table; its first cell is a heading."
+    first, *rest = row
+    name = _cell('th', first, 0 in right, inline, 'row')
+    cells = [_cell('td', x, i in right, inline) for i, x in enumerate(rest, 1)]
+    return tag('tr', name, *cells)
+
 def table(
     head:list, # column titles; a table whose titles are all empty has no head
     rows:list, # lists of cells: text, numbers, Markup; the first cell of a row is its heading
@@ -71,18 +78,16 @@ def table(
     inline:bool=False, # True: styles in the cells, for a place without the style sheet
 ) -> Markup:
     "Return a table with a heading for every row and column."
-    numbers = {i for i, x in enumerate(rows[0]) if isinstance(x, (int, float))} if rows else set()
+    first_row = rows[0] if rows else []
+    numbers = {i for i, x in enumerate(first_row) if isinstance(x, (int, float))}
     right = numbers | set(numeric)
-    titles = concat(_cell('th', h, i in right, inline, 'col') for i, h in enumerate(head))
-    lines = []
-    for first, *rest in rows:
-        cells = [_cell('td', x, i in right, inline) for i, x in enumerate(rest, 1)]
-        lines.append(tag('tr', _cell('th', first, 0 in right, inline, 'row'), *cells))
+    titles = [_cell('th', x, i in right, inline, 'col') for i, x in enumerate(head)]
+    top = tag('thead', tag('tr', *titles)) if any(head) else None
+    body = tag('tbody', *(_line(row, right, inline) for row in rows))
     title = tag('caption', caption) if caption else None
-    top = tag('thead', tag('tr', titles)) if any(head) else None
-    t = tag('table', title, top, tag('tbody', *lines), class_=class_ or None)
-    if inline: return tag('div', t, style='overflow-x:auto')
-    return tag('div', t, class_='scroll', tabindex='0', role='region', aria_label=caption or 'table')
+    whole = tag('table', title, top, body, class_=class_ or None)
+    if inline: return tag('div', whole, style='overflow-x:auto')
+    return tag('div', whole, class_='scroll', tabindex='0', role='region', aria_label=caption or 'table')
 
 # %% ../../nbs/api/05_show/01_html.ipynb #c9afbe41
 def html_table(
