@@ -191,11 +191,11 @@ def test_it_draws_at_most_twice_a_second_and_a_hundredth_of_the_time(shown, monk
 
 
 def test_pausing_is_counted_apart_and_goes_on(shown, plain, monkeypatch):
-    learn, seen = tiny(cbs=[writes(), At(20, lambda l: l.dashboard.wishes.pause())]), []
+    learn, seen = tiny(cbs=[writes(), At(20, lambda l: l.dashboard.requests.pause())]), []
     class Hand(HtmlScreen):
         def draw(self, view): seen.append(view['state']); super().draw(view)
         def listen(self):
-            if seen and seen[-1] == 'paused': seen.append('pressed'); learn.dashboard.wishes.go_on()
+            if seen and seen[-1] == 'paused': seen.append('pressed'); learn.dashboard.requests.resume()
     monkeypatch.setitem(SCREENS, 'html', Hand)
     dash = Dashboard('html')
     learn.fit_wsd(3, cbs=dash)
@@ -206,7 +206,7 @@ def test_pausing_is_counted_apart_and_goes_on(shown, plain, monkeypatch):
 
 def test_samples_on_demand_change_nothing(shown, plain):
     def draw(model, prompts): torch.rand(7); return [p + EVIL for p in prompts]
-    learn = tiny(cbs=[Samples(draw, ['Once', 'def']), At(10, lambda l: l.dashboard.wishes.sample())])
+    learn = tiny(cbs=[Samples(draw, ['Once', 'def']), At(10, lambda l: l.dashboard.requests.sample())])
     learn.fit_wsd(3, cbs=Dashboard('html'))
     assert [r['step'] for r in learn.samples.rows] == [10, 10, 30, 30, 60, 60, 90, 90]
     twin = tiny(cbs=[Samples(draw, ['Once', 'def'])])
@@ -216,7 +216,7 @@ def test_samples_on_demand_change_nothing(shown, plain):
 
 @pytest.mark.parametrize('step', [17, 30, 45])
 def test_stop_and_resume_give_the_run_that_was_never_stopped(step, shown, plain, tmp_path):
-    stop = At(step, lambda l: l.dashboard.wishes.stop())
+    stop = At(step, lambda l: l.dashboard.requests.stop())
     learn = tiny(cbs=[writes(), Checkpoint(tmp_path/'ck')])
     learn.fit_wsd(3, cbs=[Dashboard('html'), stop])
     assert learn.train_iter == step and f'stopped after step {step}' in shown.sent[-1]['text/html'] and 'resume=True' in shown.sent[-1]['text/html']
@@ -226,13 +226,13 @@ def test_stop_and_resume_give_the_run_that_was_never_stopped(step, shown, plain,
 
 
 def test_stop_waits_for_the_whole_step(shown, tmp_path):
-    learn = tiny(cbs=[At(5, lambda l: l.dashboard.wishes.stop())], accumulate=4)
+    learn = tiny(cbs=[At(5, lambda l: l.dashboard.requests.stop())], accumulate=4)
     learn.fit(1, cbs=Dashboard('html'))
     assert learn.train_iter == 8 and 'Nothing was saved' in shown.sent[-1]['text/html']
 
 
 def test_a_signal_ends_a_pause(shown, tmp_path, monkeypatch):
-    learn = tiny(cbs=[Checkpoint(tmp_path/'ck'), At(5, lambda l: l.dashboard.wishes.pause())])
+    learn = tiny(cbs=[Checkpoint(tmp_path/'ck'), At(5, lambda l: l.dashboard.requests.pause())])
     dash = Dashboard('html')
     class Told(HtmlScreen):
         def listen(self):
@@ -258,7 +258,7 @@ def test_an_error_in_drawing_is_one_warning(shown, plain):
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter('always')
         learn.fit_wsd(3, cbs=dash)
-    assert [str(t.message) for t in told if 'dashboard' in str(t.message)] == ['the dashboard has not drawn (ZeroDivisionError: division by zero); training goes on']
+    assert [str(t.message) for t in told if 'dashboard' in str(t.message)] == ['the dashboard could not draw (ZeroDivisionError: division by zero); training continues']
     assert same(learn, plain)
 
 
@@ -269,13 +269,13 @@ def test_one_rank_shows_and_none_waits_for_buttons(shown, monkeypatch, capsys):
     monkeypatch.undo()
     monkeypatch.setattr('IPython.display.display', shown)
     monkeypatch.setattr('llmbook.widgets.dashboard.world', lambda: 2)
-    learn = tiny(cbs=[At(5, lambda l: l.dashboard.wishes.stop())])
+    learn = tiny(cbs=[At(5, lambda l: l.dashboard.requests.stop())])
     learn.fit(1, cbs=Dashboard('widget'))
     assert learn.train_iter == 30 and not any('widget' in k for b in shown.sent for k in b)
 
 
 def test_a_plain_learner_has_a_dashboard_too(shown):
-    learn = Learner(DataLoaders(Batches(20), Batches(2)), (t := tiny()).model, t.loss_func, cbs=[Telemetry(), At(5, lambda l: l.dashboard.wishes.stop())])
+    learn = Learner(DataLoaders(Batches(20), Batches(2)), (t := tiny()).model, t.loss_func, cbs=[Telemetry(), At(5, lambda l: l.dashboard.requests.stop())])
     with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=Dashboard('html'))
     assert learn.train_iter == 5 and 'stopped after step 5' in shown.sent[-1]['text/html']
     learn = Learner(DataLoaders(Batches(20), Batches(2)), t.model, t.loss_func)
@@ -322,7 +322,7 @@ def test_clicks_reach_a_kernel_that_trains():
 @browser_only
 def test_a_hand_on_the_buttons_while_the_cell_trains(tmp_path):
     train = HERE + f'learn = tiny(40, [writes(), Checkpoint({str(tmp_path/"checkpoints")!r})], rows=16)\nlearn.fit(10_000, cbs=Dashboard())'
-    again = 'learn.fit(10_000, resume=True, cbs=[Dashboard(), At(learn.train_iter + 20, lambda l: l.dashboard.wishes.stop())])'
+    again = 'learn.fit(10_000, resume=True, cbs=[Dashboard(), At(learn.train_iter + 20, lambda l: l.dashboard.requests.stop())])'
     with jupyter_lab(tmp_path, [train, again]) as address, Page(address, tmp_path) as page:
         place = lambda: int(re.match(r'step ([\d,]+)', page.text('.lb-place'))[1].replace(',', ''))
         page.run()
@@ -332,7 +332,7 @@ def test_a_hand_on_the_buttons_while_the_cell_trains(tmp_path):
         at = place()
         page.click('Sample now'); page.wait(lambda: f'written at step {at:,}' in page.driver.page_source)
         assert place() == at
-        page.click('Go on'); page.wait(lambda: place() > at)
+        page.click('Resume'); page.wait(lambda: place() > at)
         page.click('Stop'); page.ended()
         page.wait(lambda: page.text('.lb-state').startswith('stopped after step') and not page.found('button.jupyter-button'))
         stopped = place()

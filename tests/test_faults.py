@@ -1,4 +1,4 @@
-"Kills at twenty moments, signals to real processes, damaged checkpoints: the result is that of the run never disturbed."
+"Kills at twenty moments, signals to real processes, damaged checkpoints: each result is that of an undisturbed run."
 import json, os, random, shutil, signal, subprocess, sys, threading, warnings
 from pathlib import Path
 import pytest, torch
@@ -517,7 +517,7 @@ def two_ranks(out, kind):
 
 @pytest.mark.parametrize('kind', ['ddp', 'fsdp'])
 def test_two_ranks_resume_bit_for_bit(tmp_path, kind):
-    "Each rank writes its part in a thread; a signal to one of them stops both at the same step."
+    "Let each rank write its part in a thread; a signal to one of them stops both at the same step."
     d = torch.distributed
     if not d.is_available() or not d.is_gloo_available(): pytest.skip('this torch has no gloo')
     from llmbook.distributed.launch import launch

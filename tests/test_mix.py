@@ -7,7 +7,7 @@ import pytest
 from run_program import run_program
 from llmbook.core import UserError
 from llmbook.dedup.decontaminate import (
-    Decontaminator, Overlap, bare_word_hashes, bare_words, contaminated, contamination, eval_items, ngram_hashes
+    Decontaminator, Overlap, bare_words, contaminated, contamination, eval_items, ngram_hashes, bare_word_hashes
 )
 from llmbook.prepare.splits import SPLITS, assign_splits, split_of
 from llmbook.read.doc import Doc

@@ -1,45 +1,62 @@
-"The wheel: what is in it, that it installs and runs away from the repository, and that importing it is cheap and quiet."
-import json, os, re, shutil, subprocess, sys, sysconfig, venv, zipfile
+"The wheel holds the package alone, installs and runs away from the repository; importing it is cheap and quiet."
+import ast, json, os, re, shutil, subprocess, sys, sysconfig, venv, zipfile
 from configparser import ConfigParser
+from importlib.metadata import packages_distributions
 from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+PROBE = Path(__file__).resolve().parent/'programs'/'import_quietly.py'
 sys.path.insert(0, str(ROOT/'tools'))
 from house import module, notebooks
 
-CFG = ConfigParser(delimiters=['='])
-CFG.read(ROOT/'settings.ini', encoding='utf-8')
-CFG = CFG['DEFAULT']
-SCRIPTS = [l.split('=')[0].strip() for l in CFG['console_scripts'].splitlines() if l.strip()]
+
+def settings():
+    parser = ConfigParser(delimiters=['='])
+    parser.read(ROOT/'settings.ini', encoding='utf-8')
+    return parser['DEFAULT']
+
+
+def setting_lines(name): return [line.strip() for line in SETTINGS[name].splitlines() if line.strip()]
+
+
+SETTINGS = settings()
+SCRIPTS = [line.split('=')[0].strip() for line in setting_lines('console_scripts')]
 MODULES = [f'llmbook.{m}' for p in notebooks() if (m := module(p))]
 HEAVY = ['transformers', 'datasets', 'detoxify', 'ray', 'sacrebleu', 'rouge_score']
+# used where they are; IPython comes with ipywidgets, compression with Python 3.14
+OPTIONAL = {'ray', 'torchvision', 'IPython', 'compression'}
 
 
-def run(*command, cwd, **env):
-    r = subprocess.run([str(c) for c in command], cwd=cwd, env={**os.environ, 'HF_HUB_OFFLINE': '1', **env}, capture_output=True, text=True)
+def run(*command, cwd):
+    command, env = [str(c) for c in command], {**os.environ, 'HF_HUB_OFFLINE': '1'}
+    r = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
     assert r.returncode == 0, f'{command}\n{r.stdout}\n{r.stderr}'
     return r.stdout
 
 
 @pytest.fixture(scope='session')
 def wheel(tmp_path_factory):
-    "The wheel, built from a copy so that the tree stays as it is, without fetching anything."
+    "Build the wheel from a copy, so that the tree stays as it is, without fetching anything."
     src, out = tmp_path_factory.mktemp('source'), tmp_path_factory.mktemp('wheel')
+    hidden = shutil.ignore_patterns('__pycache__', '.*')
     for f in ('settings.ini', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE'): shutil.copy(ROOT/f, src/f)
-    for d in ('llmbook', 'nbs', 'tests'): shutil.copytree(ROOT/d, src/d, ignore=shutil.ignore_patterns('__pycache__', '.*'), symlinks=True)
-    run(sys.executable, '-m', 'pip', 'wheel', '--no-build-isolation', '--no-deps', '--no-index', '-w', out, src, cwd=out)
+    for d in ('llmbook', 'nbs', 'tests'): shutil.copytree(ROOT/d, src/d, ignore=hidden, symlinks=True)
+    offline = ['--no-build-isolation', '--no-deps', '--no-index']
+    run(sys.executable, '-m', 'pip', 'wheel', *offline, '-w', out, src, cwd=out)
     return next(out.glob('llmbook-*.whl'))
 
 
 @pytest.fixture(scope='session')
 def python(wheel, tmp_path_factory):
-    "A new environment with the wheel in it; what it requires is borrowed from this one, the editable llmbook is not."
+    "Make an environment with the wheel in it; requirements are borrowed from this one, the editable llmbook is not."
     env = tmp_path_factory.mktemp('env')
     venv.create(env, with_pip=False, symlinks=True)
     site = next(env.glob('lib/python*/site-packages'))
-    (site/'borrowed.pth').write_text(sysconfig.get_path('purelib') + '\n') # a path added this way does not run its own .pth files
-    run(sys.executable, '-m', 'pip', '--python', env/'bin/python', 'install', '-q', '--no-deps', '--no-index', '--force-reinstall', wheel, cwd=env)
+    borrowed = sysconfig.get_path('purelib') # a path that is added so does not run its own .pth files
+    (site/'borrowed.pth').write_text(f'{borrowed}\n')
+    offline = ['-q', '--no-deps', '--no-index', '--force-reinstall']
+    run(sys.executable, '-m', 'pip', '--python', env/'bin/python', 'install', *offline, wheel, cwd=env)
     return env/'bin/python'
 
 
@@ -51,43 +68,54 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     stray = [n for n in names if not re.match(r'llmbook(-[\d.]+\.dist-info)?/', n)]
     assert not stray, f'in the wheel, and should not be: {stray}'
-    wanted = {p.relative_to(ROOT).as_posix() for p in (ROOT/'llmbook').rglob('*')
-              if p.is_file() and '__pycache__' not in p.parts and (p.suffix == '.py' or 'assets' in p.parts)}
+    files = [p for p in (ROOT/'llmbook').rglob('*') if p.is_file() and '__pycache__' not in p.parts]
+    wanted = {p.relative_to(ROOT).as_posix() for p in files if p.suffix == '.py' or 'assets' in p.parts}
     assert wanted <= set(names), f'missing from the wheel: {wanted - set(names)}'
     assert any(n.endswith('/LICENSE') for n in names)
 
 
+def requirement_name(line): return re.split(r'[<>=!~;]', line)[0]
+
+
 def test_wheel_says_what_settings_say(wheel):
     z = zipfile.ZipFile(wheel)
-    read = lambda name: z.read(next(n for n in z.namelist() if n.endswith(name))).decode()
+    def read(name): return z.read(next(n for n in z.namelist() if n.endswith(name))).decode()
     meta, points = read('.dist-info/METADATA'), read('.dist-info/entry_points.txt')
-    assert f"Version: {CFG['version']}\n" in meta and 'License-Expression: Apache-2.0' in meta
-    required = {m[0] for m in re.findall(r'^Requires-Dist: ([\w.-]+)([^\n]*)$', meta, re.M) if 'extra ==' not in m[1]}
-    assert required == {re.split(r'[<>=!~;]', x.strip())[0] for x in CFG['requirements'].splitlines() if x.strip()}
+    assert f"Version: {SETTINGS['version']}\n" in meta
+    assert 'License-Expression: Apache-2.0' in meta
+    requirements = re.findall(r'^Requires-Dist: ([\w.-]+)([^\n]*)$', meta, re.M)
+    required = {name for name, rest in requirements if 'extra ==' not in rest}
+    assert required == {requirement_name(line) for line in setting_lines('requirements')}
     assert [s for s in SCRIPTS if f'{s} = ' not in points] == []
+
+
+def imported_packages(path):
+    "Return the top names of what a file imports from other packages."
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import): names += [a.name for a in node.names]
+        if isinstance(node, ast.ImportFrom) and not node.level: names.append(node.module)
+    return {(name or '').split('.')[0] for name in names} - set(sys.stdlib_module_names) - {'llmbook', ''}
 
 
 def test_every_import_is_required():
     "What the package imports stands in settings.ini, so that an empty environment has it."
-    import ast
-    from importlib.metadata import packages_distributions
-    dists = packages_distributions()
-    norm = lambda s: re.sub(r'[-_.]+', '-', s.lower())
-    required = {norm(re.split(r'[<>=!~\[;]', x.strip())[0]) for x in CFG['requirements'].splitlines() if x.strip()}
-    optional = {'ray', 'torchvision', 'IPython', 'compression'} # used where they are; IPython comes with ipywidgets, compression with Python 3.14
+    distributions = packages_distributions()
+    def normal(name): return re.sub(r'[-_.]+', '-', name.lower())
+    required = {normal(requirement_name(line.split('[')[0])) for line in setting_lines('requirements')}
     missing = set()
-    for p in (ROOT/'llmbook').rglob('*.py'):
-        for n in ast.walk(ast.parse(p.read_text())):
-            names = [a.name for a in n.names] if isinstance(n, ast.Import) else [n.module] if isinstance(n, ast.ImportFrom) and not n.level else []
-            for top in {(x or '').split('.')[0] for x in names} - set(sys.stdlib_module_names) - {'llmbook', ''} - optional:
-                if not required & {norm(d) for d in dists.get(top, [top])}: missing.add(f'{p.relative_to(ROOT)}: {top}')
+    for path in (ROOT/'llmbook').rglob('*.py'):
+        for top in imported_packages(path) - OPTIONAL:
+            providers = {normal(d) for d in distributions.get(top, [top])}
+            if not required & providers: missing.add(f'{path.relative_to(ROOT)}: {top}')
     assert not missing, f'imported and not in settings.ini: {sorted(missing)}'
 
 
 def test_wheel_runs_elsewhere(python, elsewhere):
-    out = run(python, '-c', 'import llmbook; print(llmbook.__version__, llmbook.__file__)', cwd=elsewhere).split()
-    assert out[0] == CFG['version']
-    assert Path(out[1]).is_relative_to(python.parent.parent), f'imported from {out[1]}, not from the wheel'
+    code = 'import llmbook; print(llmbook.__version__, llmbook.__file__)'
+    version, file = run(python, '-c', code, cwd=elsewhere).split()
+    assert version == SETTINGS['version']
+    assert Path(file).is_relative_to(python.parent.parent), f'imported from {file}, not from the wheel'
 
 
 def test_star_import_elsewhere(python, elsewhere):
@@ -105,23 +133,7 @@ def test_a_command_runs_elsewhere(python, elsewhere):
     assert '--minutes' in run(python.parent/'llmbook-plan', '--help', cwd=elsewhere)
 
 
-PROBE = '''
-import importlib, json, socket, sys
-def refuse(*a, **k): raise RuntimeError("a module uses the network while it is imported")
-socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
-res, seen = {}, set()
-for name in json.loads(sys.argv[1]):
-    importlib.import_module(name)
-    now = {h for h in json.loads(sys.argv[2]) if h in sys.modules}
-    if "matplotlib" in sys.modules and "fastai" not in sys.modules: now.add("matplotlib")
-    if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized(): now.add("a CUDA context")
-    if now - seen: res[name] = sorted(now - seen)
-    seen |= now
-print(json.dumps(res))
-'''
-
-
 def test_importing_is_cheap_and_quiet(python, elsewhere):
     "No network, no CUDA context, none of the heavy libraries that only some functions need."
-    out = run(python, '-c', PROBE, json.dumps(MODULES), json.dumps(HEAVY), cwd=elsewhere)
+    out = run(python, PROBE, json.dumps(MODULES), json.dumps(HEAVY), cwd=elsewhere)
     assert json.loads(out.splitlines()[-1]) == {}, 'imported too early (move it into the function that needs it)'

@@ -201,23 +201,23 @@ def test_threshold_table(docs):
 
 def test_browser_walks_and_filters(out):
     b, rows = browse(out), lines(out/'rejects.jsonl')
-    assert (b.at, b.place.value) == (0, f'row 1 of {len(rows)}')
+    assert (b.at, b.position.value) == (0, f'row 1 of {len(rows)}')
     b.next.click(); b.next.click(); b.back.click()
     assert b.at == 1
-    b.fields['dropped']['reason'].value = 'exact_duplicate'
+    b.menus['dropped']['reason'].value = 'exact_duplicate'
     seen = [b.at]
     while b.go(1) is not None: seen.append(b.at)
-    assert seen == [i for i, r in enumerate(rows) if r['reason'] == 'exact_duplicate'] and b.place.value == 'no more like this'
+    assert seen == [i for i, r in enumerate(rows) if r['reason'] == 'exact_duplicate'] and b.position.value == 'no more like this'
     assert 'exact_duplicate' in b.page.value and b.at == seen[-1]
     b.search.value = 'nothing that stands in a text'
-    assert b.page.value == '' and b.place.value == 'none like this' and b.go(1) is None
+    assert b.page.value == '' and b.position.value == 'none like this' and b.go(1) is None
 
 
 def test_browser_shows_what_was_kept(out):
     b, rows = Browser(out), lines(out/'text/documents.jsonl')
     b.what.value = 'kept'
-    assert set(b.chooser.children) == set(b.fields['kept'].values())
-    b.fields['kept']['split'].value = 'test'
+    assert set(b.menu_row.children) == set(b.menus['kept'].values())
+    b.menus['kept']['split'].value = 'test'
     assert b.at == next(i for i, r in enumerate(rows) if r['split'] == 'test') and 'split test' in b.page.value
     b.search.value = 'DOCUMENT.title'
     while b.at >= 0 and b.go(1) is not None: pass
@@ -230,7 +230,7 @@ def test_browser_goes_on_where_a_walk_stopped(out, monkeypatch):
     b.search.value = lines(out/'rejects.jsonl')[want]['id']
     for _ in range(100):
         if b.page.value: break
-        assert 'press again' in b.place.value
+        assert 'press again' in b.position.value
         b.next.click()
     assert b.at == want
 
@@ -247,7 +247,7 @@ def test_tuner_moves(docs):
     for _, value in slider.options[::7]:
         slider.value = value
         assert t.dropped == [i for i, d in enumerate(docs) if not value <= len(d.text.split()) <= 100_000]
-        lost, back = flips(t.values, t.own, t.now)
+        lost, back = flips(t.values, t.defaults, t.current)
         assert (f'{len(lost)} would be lost in addition' in t.page.value) == bool(lost) and (f'{len(back)} would come back' in t.page.value) == bool(back)
         assert '<script' not in t.page.value and '<img' not in t.page.value
     assert 'text/html' in t._repr_mimebundle_()

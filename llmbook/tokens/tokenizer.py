@@ -128,7 +128,8 @@ def decode(
     return tok.decode(ids, skip_special_tokens=skip_special)
 
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #c4c61be0
-_PROBES = ['naïve café – 日本語 🙂', 'if x:\n\t  y = 1  \n\n', 'A\r\nb  C', 'one<|endoftext|>two', ' \x00\x7f', '1987, 3.14']
+_PROBES = ['naïve café – 日本語 🙂', 'if x:\n\t  y = 1  \n\n', 'A\r\nb  C', 'one<|endoftext|>two', ' \x00\x7f',
+           '1987, 3.14']
 
 def not_restored(
     tok:Tokenizer, # any tokenizer

@@ -48,7 +48,7 @@ class MicroBatches(Callback):
     order, run_valid = 8, False
     __setattr__ = object.__setattr__ # fastai's looks up every name in the Learner and the model, many times a step
     def __init__(self,
-        rows:int|str|None=None, # rows in a slice; None: all if they fit; 'auto': as None, and a resumed run tries all again
+        rows:int|str|None=None, # rows in a slice; None: all if they fit; 'auto': as None, also when resumed
     ):
         if rows not in (None, 'auto') and not (isinstance(rows, int) and rows >= 1):
             raise UserError(f"expected 1 or more rows in a micro-batch, None or 'auto', got {rows!r}")

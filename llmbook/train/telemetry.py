@@ -129,7 +129,7 @@ class Telemetry(Callback):
     def before_fit(self):
         self._empty()
         self.fitting = not hasattr(self.learn, 'lr_finder')
-        self.inside = False # whether training goes on, rather than validation
+        self.inside = False # whether an epoch's training is under way
         self.wall0 = time.perf_counter()
         self.device = next(self.model.parameters()).device
         self.clock = Clock(self.device)

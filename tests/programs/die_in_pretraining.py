@@ -1,0 +1,21 @@
+"""A `sitecustomize` that kills llmbook-run at step 12 of pre-training, once, right after a checkpoint.
+
+Python reads a module of that name at its start. The file that LLMBOOK_TEST_DIED names is made when it happens."""
+import os, signal, sys
+from pathlib import Path
+
+
+def die_once(telemetry, died):
+    real = telemetry.after_batch
+    def after_batch(self):
+        real(self)
+        if not self.training or self.train_iter != 12 or died.exists(): return
+        died.touch()
+        self.learn.checkpoint.save()
+        os.kill(os.getpid(), signal.SIGKILL)
+    telemetry.after_batch = after_batch
+
+
+if sys.argv[0].endswith('llmbook-run'):
+    from llmbook.train.telemetry import Telemetry
+    die_once(Telemetry, Path(os.environ['LLMBOOK_TEST_DIED']))
