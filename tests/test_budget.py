@@ -38,6 +38,7 @@ SHAPES = {
 
 def shape(name): return ModelConfig(vocab_size=320, context=64, **SHAPES[name])
 
+
 def total(c): return count_params(c)['total']
 
 
@@ -112,6 +113,7 @@ class KeptTensors:
             storage = t.untyped_storage()
             self.sizes[storage.data_ptr()] = storage.nbytes()
         return t
+
 
 def kept(m, x, precision):
     "Return the bytes of all tensors that torch keeps for the backward pass, without weights and their copies."
@@ -233,6 +235,7 @@ def test_the_total_of_memory_is_the_sum_of_its_parts():
     for sharing in (dict(), dict(ranks=8, sharding='ddp'), dict(ranks=8, sharding='fsdp')):
         parts = memory_estimate(get_config('llama3.2-1b'), 1, precision='bfloat16', **sharing)
         assert parts.pop('total') == sum(parts.values())
+
 
 @pytest.mark.parametrize('name', DEVICES)
 def test_rows_of_the_device_table_are_sound(name):
@@ -459,6 +462,7 @@ def test_rates_in_the_device_table_are_sound(name):
     assert DEVICES[name].peak() == half * 1e12
     assert rates.get('bfloat16') in (None, half)
     if 'fp8' in rates: assert rates['fp8'] == pytest.approx(2 * half, rel=.03)
+
 
 def test_cluster_plan_holds_together():
     p = plan(device='h100', count=8, hours=24)

@@ -45,9 +45,11 @@ def adamw_of_torch(m, fused):
     vectors = [p for p in m.parameters() if p.ndim < 2]
     return torch.optim.AdamW([dict(params=matrices), dict(params=vectors)], fused=fused)
 
+
 def assert_near(x, y, step):
     "Compare moments to 6 digits."
     assert torch.allclose(x, y, rtol=1e-5, atol=1e-6 * float(y.abs().max())), step
+
 
 @pytest.mark.parametrize('family', FAMILIES)
 @pytest.mark.parametrize('fused', [True, False])
@@ -109,6 +111,7 @@ class MuonByTheBook:
         update = orthogonal(g.lerp(self.buffer, mom))
         self.w = self.w * (1 - lr * wd) - lr * self.scale * update
 
+
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
 @pytest.mark.parametrize('half', [False, True], ids=['float32', 'as this machine computes'])
 def test_muon_equals_torch_step_by_step(shape, half, monkeypatch):
@@ -144,6 +147,7 @@ def test_muon_equals_torch_step_by_step(shape, half, monkeypatch):
 def orthonormal(n, k, generator):
     "Return (n, k) numbers with orthonormal columns."
     return torch.linalg.qr(torch.randn(n, k, generator=generator))[0]
+
 
 def spectra(rows, columns):
     "Yield (name, matrix) for singular values of different shapes."
@@ -209,6 +213,7 @@ def where_parameters_go(m, opt):
             where[name] = group['kind'], group['weight_decay']
     return where
 
+
 @pytest.mark.parametrize('family', FAMILIES)
 def test_muon_takes_the_matrices_of_blocks_alone(family):
     m = model(family)
@@ -221,6 +226,7 @@ def test_muon_takes_the_matrices_of_blocks_alone(family):
         decay = .1 if p.ndim == 2 else 0
         assert where[name] == (kind, decay), name
 
+
 @pytest.mark.parametrize('family', FAMILIES)
 def test_muon_never_takes_embeddings_and_heads(family):
     m = model(family)
@@ -230,6 +236,7 @@ def test_muon_never_takes_embeddings_and_heads(family):
     for name in outside:
         kind, _ = where[name]
         assert kind == 'adamw'
+
 
 def test_only_matrices_and_embeddings_decay():
     "With gradients of zero, AdamW and Muon do nothing but decay."

@@ -179,6 +179,7 @@ def with_boilerplate(n):
     rows.append(dict(id='only', text=BOILERPLATE + '\n'))
     return rows
 
+
 def test_lines_that_stand_everywhere_go(tmp_path):
     source = write_rows(tmp_path/'a.jsonl', with_boilerplate(60))
     out = tmp_path/'out'
