@@ -67,15 +67,18 @@ def exported(tf, m, path): return their_class(tf, m).from_pretrained(save_pretra
 def test_logits_and_gradients_equal_after_export(name, tf, tmp_path):
     m, x = build(name), ids()
     theirs = exported(tf, m, tmp_path)
-    a, b = m.logits(m(x)), theirs(x).logits
-    assert a.std() > .1
-    assert largest_difference(a, b) < 1e-4
-    a.logsumexp(-1).mean().backward()
-    b.logsumexp(-1).mean().backward()
-    ours, their_parameters = dict(m.named_parameters()), dict(theirs.named_parameters())
+    ours_z = m.logits(m(x))
+    their_z = theirs(x).logits
+    assert ours_z.std() > .1
+    assert largest_difference(ours_z, their_z) < 1e-4
+    ours_z.logsumexp(-1).mean().backward()
+    their_z.logsumexp(-1).mean().backward()
+    ours = dict(m.named_parameters())
+    their_parameters = dict(theirs.named_parameters())
     for name, (parts, transposed) in hf_names(m).items():
         got = hf_tensor([ours[part].grad for part in parts], transposed)
-        torch.testing.assert_close(got, their_parameters[name].grad, atol=1e-4, rtol=1e-3, msg=name)
+        want = their_parameters[name].grad
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-3, msg=name)
 
 @pytest.mark.parametrize('name', CASES)
 def test_logits_equal_after_import(name, tf, tmp_path):
@@ -113,14 +116,15 @@ def test_padding_of_an_encoder_as_in_transformers(name, tf, tmp_path):
 @pytest.mark.parametrize('name', CASES)
 def test_each_document_as_if_alone(name):
     m, x = build(name), ids(2, 30)
-    docs = documents(7, 13, 10, rows=2)
+    lengths = [7, 13, 10]
+    docs = documents(*lengths, rows=2)
     with torch.no_grad():
-        h = m(x, docs)
-        alone = torch.cat([m(part) for part in x.split([7, 13, 10], 1)], 1)
+        together = m(x, docs)
+        alone = [m(part) for part in x.split(lengths, 1)]
         after = m(changed(x, 9, to=5), docs)
-    assert largest_difference(h, alone) < 1e-4
-    assert after[:, :7].equal(h[:, :7])
-    assert after[:, 20:].equal(h[:, 20:])
+    assert largest_difference(together, torch.cat(alone, 1)) < 1e-4
+    assert after[:, :7].equal(together[:, :7])
+    assert after[:, 20:].equal(together[:, 20:])
 
 @pytest.mark.parametrize('name', DECODERS)
 def test_a_cache_changes_nothing(name):
@@ -131,17 +135,20 @@ def test_a_cache_changes_nothing(name):
         assert largest_difference(torch.cat(parts, 1), m(x)) < 1e-4
 
 @pytest.mark.parametrize('name', DECODERS)
+@torch.inference_mode()
 def test_left_padding_changes_nothing(name):
     m, x = build(name), ids()
-    long, short = x[:1, :12], x[1:2, :5]
+    long = x[:1, :12]
+    short = x[1:2, :5]
     padding = torch.ones(1, 7, dtype=torch.long)
-    rows = torch.cat((long, torch.cat((padding, short), 1)))
-    with torch.inference_mode():
-        cache = KVCache(m.config, 2, pad=torch.tensor([0, 7]))
-        h = torch.cat([m(part, cache) for part in rows.split([10, 1, 1], 1)], 1)
-        assert h.isfinite().all()
-        assert largest_difference(h[0], m(long)[0]) < 1e-4
-        assert largest_difference(h[1, 7:], m(short)[0]) < 1e-4
+    padded = torch.cat((padding, short), 1)
+    rows = torch.cat((long, padded))
+    cache = KVCache(m.config, 2, pad=torch.tensor([0, 7]))
+    parts = [m(part, cache) for part in rows.split([10, 1, 1], 1)]
+    h = torch.cat(parts, 1)
+    assert h.isfinite().all()
+    assert largest_difference(h[0], m(long)[0]) < 1e-4
+    assert largest_difference(h[1, 7:], m(short)[0]) < 1e-4
 
 @pytest.mark.parametrize('name', DECODERS)
 def test_the_future_is_hidden_in_decoders_only(name):
@@ -156,54 +163,76 @@ def test_an_encoder_sees_both_ways_and_takes_no_cache():
     with pytest.raises(UserError, match='expected a decoder'): KVCache(m.config)
     with pytest.raises(UserError, match='reads whole texts'): m(x, KVCache(ModelConfig()))
 
+def gradients(m, x, docs):
+    m.zero_grad()
+    m.logits(m(x, docs)).logsumexp(-1).mean().backward()
+    return [p.grad.clone() for p in m.parameters()]
+
 @pytest.mark.parametrize('name', ['qwen3', 'gpt2', 'encoder-local'])
 @pytest.mark.parametrize('every', [1, 2])
 def test_recomputing_changes_no_gradient(name, every):
     m, x = build(name), ids()
-    def gradients(seen):
-        m.zero_grad()
-        m.logits(m(x, seen)).logsumexp(-1).mean().backward()
-        return [p.grad.clone() for p in m.parameters()]
-    for seen in (None, documents(10, 14, rows=3)):
+    for docs in (None, documents(10, 14, rows=3)):
         m.set_recompute(0)
-        want = gradients(seen)
+        want = gradients(m, x, docs)
         m.set_recompute(every)
-        assert all(a.equal(b) for a, b in zip(want, gradients(seen)))
-    with torch.no_grad(): assert m.set_recompute(1)(x).equal(m.set_recompute(0)(x))
+        got = gradients(m, x, docs)
+        for a, b in zip(want, got, strict=True): assert a.equal(b)
 
 @pytest.mark.parametrize('name', ['qwen3', 'gpt2', 'encoder-local'])
+@torch.no_grad()
+def test_recomputing_changes_no_output(name):
+    m, x = build(name), ids()
+    m.set_recompute(1)
+    recomputed = m(x)
+    m.set_recompute(0)
+    assert recomputed.equal(m(x))
+
+@pytest.mark.parametrize('name', ['qwen3', 'gpt2', 'encoder-local'])
+@torch.no_grad()
 def test_autocast_and_half_precision(name, tmp_path):
     m, x = build(name), ids()
-    half = load_model(save_pretrained(m, None, tmp_path, dtype='bfloat16'), 'cpu', 'bfloat16')
+    save_pretrained(m, None, tmp_path, dtype='bfloat16')
+    n_bytes = (tmp_path/'model.safetensors').stat().st_size
+    assert n_bytes < 2.1 * count(m) + 20_000
+    assert read_json(tmp_path/'config.json')['torch_dtype'] == 'bfloat16'
+    half = load_model(tmp_path, 'cpu', 'bfloat16')
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     assert {b.dtype for b in half.buffers()} <= {torch.float32}
-    with torch.no_grad():
-        want = m(x)
-        assert largest_difference(half(x).float(), want) < .25
-        with torch.autocast('cpu', torch.bfloat16): assert largest_difference(m(x).float(), want) < .25
-    assert (tmp_path/'model.safetensors').stat().st_size < 2.1 * count(m) + 20_000
-    assert read_json(tmp_path/'config.json')['torch_dtype'] == 'bfloat16'
+    want = m(x)
+    assert largest_difference(half(x).float(), want) < .25
+    with torch.autocast('cpu', torch.bfloat16): mixed = m(x)
+    assert largest_difference(mixed.float(), want) < .25
 
 # ---- files
 
+def weight_files(folder): return sorted(path.name for path in folder.glob('*.safetensors'))
+
 @pytest.mark.parametrize('name', ['llama-untied', 'gpt2', 'encoder'])
-def test_shards_are_read_by_both_and_old_ones_go(name, tf, tmp_path):
+def test_shards_are_read_by_both(name, tf, tmp_path):
     m, x = build(name), ids()
     save_pretrained(m, None, tmp_path, max_shard=50_000)
     index = read_json(tmp_path/'model.safetensors.index.json')
-    files = sorted(p.name for p in tmp_path.glob('*.safetensors'))
+    place = index['weight_map']
+    files = weight_files(tmp_path)
     assert len(files) > 2
-    assert sorted(set(index['weight_map'].values())) == files
-    assert sorted(index['weight_map']) == sorted(hf_names(m))
+    assert sorted(set(place.values())) == files
+    assert sorted(place) == sorted(hf_names(m))
     assert index['metadata']['total_size'] == 4 * count(m)
     theirs = their_class(tf, m).from_pretrained(tmp_path)
     with torch.no_grad(): assert largest_difference(m.logits(m(x)), theirs(x).logits) < 1e-4
     assert same_parameters(load_model(tmp_path, 'cpu'), m)
+
+@pytest.mark.parametrize('name', ['llama-untied', 'gpt2', 'encoder'])
+def test_old_shards_go(name, tmp_path):
+    m = build(name)
+    save_pretrained(m, None, tmp_path, max_shard=50_000)
+    n_files = len(weight_files(tmp_path))
     save_pretrained(m, None, tmp_path, max_shard=150_000)
-    assert len(list(tmp_path.glob('*.safetensors'))) < len(files)
+    assert len(weight_files(tmp_path)) < n_files
     assert load_model(tmp_path, 'cpu').embed.weight.equal(m.embed.weight)
     save_pretrained(m, None, tmp_path)
-    assert [p.name for p in tmp_path.glob('model*')] == ['model.safetensors']
+    assert [path.name for path in tmp_path.glob('model*')] == ['model.safetensors']
 
 def test_a_save_that_fails_leaves_the_old_model(tmp_path, monkeypatch):
     old, new = build('gpt2'), build('gpt2', seed=1)
@@ -216,7 +245,7 @@ def test_a_save_that_fails_leaves_the_old_model(tmp_path, monkeypatch):
     monkeypatch.setattr(safetensors.torch, 'save_file', full)
     with pytest.raises(OSError): save_pretrained(new, None, tmp_path, max_shard=50_000)
     assert same_parameters(load_model(tmp_path, 'cpu'), old)
-    assert not [p for p in tmp_path.iterdir() if p.name.endswith('.tmp')]
+    assert not list(tmp_path.glob('*.tmp'))
 
 def test_gpt2_as_openai_stored_it(tmp_path):
     "Read names without a prefix, and ignore the causal mask that each block has as a tensor."
@@ -231,11 +260,13 @@ def test_gpt2_as_openai_stored_it(tmp_path):
 def test_a_tied_head_may_be_stored_if_it_is_the_embedding(tmp_path):
     m = build('llama')
     save_pretrained(m, None, tmp_path)
-    state = load_file(tmp_path/'model.safetensors')
+    path = tmp_path/'model.safetensors'
+    state = load_file(path)
     embedding = state['model.embed_tokens.weight']
-    save_file({**state, 'lm_head.weight': embedding.clone()}, tmp_path/'model.safetensors')
-    assert load_model(tmp_path, 'cpu').head.weight.equal(m.head.weight)
-    save_file({**state, 'lm_head.weight': embedding + 1}, tmp_path/'model.safetensors')
+    save_file({**state, 'lm_head.weight': embedding.clone()}, path)
+    loaded = load_model(tmp_path, 'cpu')
+    assert loaded.head.weight.equal(m.head.weight)
+    save_file({**state, 'lm_head.weight': embedding + 1}, path)
     with pytest.raises(UserError, match='unexpected: lm_head.weight'): load_model(tmp_path, 'cpu')
 
 @pytest.mark.parametrize('name, change, says', [
@@ -331,21 +362,22 @@ def other(tf, kind, **kw):
             p.add_(torch.randn_like(p) * size)
     return m
 
+def gradients_of_all(m, z):
+    return torch.autograd.grad(z.logsumexp(-1).mean(), list(m.parameters()), allow_unused=True)
+
 @pytest.mark.parametrize('kind', OTHERS)
 def test_any_causal_model_gives_its_own_logits_and_gradients(kind, tf):
     theirs, x = other(tf, kind), ids() % 100
     lm = as_lm(theirs)
-    a, b = lm.logits(lm(x)), theirs(x).logits
-    assert b.std() > .1
-    assert largest_difference(a, b) < 1e-4
-    got = torch.autograd.grad(a.logsumexp(-1).mean(), list(lm.parameters()), allow_unused=True)
-    want = torch.autograd.grad(b.logsumexp(-1).mean(), list(theirs.parameters()), allow_unused=True)
+    ours_z = lm.logits(lm(x))
+    their_z = theirs(x).logits
+    assert their_z.std() > .1
+    assert largest_difference(ours_z, their_z) < 1e-4
+    got = gradients_of_all(lm, ours_z)
+    want = gradients_of_all(theirs, their_z)
     for g, w in zip(got, want):
         assert (g is None) == (w is None)
         assert g is None or torch.allclose(g, w, atol=1e-4)
-    assert lm.config.vocab_size == 100
-    assert lm.head.weight.shape == lm.embed.weight.shape
-    assert as_lm(lm) is lm
 
 @pytest.mark.parametrize('kind, how', [('gpt_neox', 'sdpa'), ('gpt_neox', 'eager'), ('opt', 'sdpa'),
                                        ('mistral', 'sdpa')])
@@ -382,15 +414,27 @@ def test_a_wrapped_model_refuses_long_rows_and_a_cache(tf):
     with pytest.raises(UserError, match='at most 64'): lm(torch.zeros(1, 65, dtype=torch.long))
     with pytest.raises(UserError, match='got a cache'): lm(ids() % 100, KVCache(ModelConfig()))
 
-def test_a_wrapped_model_is_saved_as_it_was_and_recomputes(tf, tmp_path):
+@pytest.mark.parametrize('kind', OTHERS)
+def test_any_causal_model_is_wrapped_once(kind, tf):
+    lm = as_lm(other(tf, kind))
+    assert lm.config.vocab_size == 100
+    assert lm.head.weight.shape == lm.embed.weight.shape
+    assert as_lm(lm) is lm
+
+def test_a_wrapped_model_is_saved_as_it_was(tf, tmp_path):
     lm, x = as_lm(other(tf, 'gpt_neox')), ids() % 100
+    assert sorted(lm.state_dict()) == sorted('model.' + name for name in lm.model.state_dict())
     lm.save_pretrained(tmp_path)
-    back = as_lm(tf.AutoModelForCausalLM.from_pretrained(tmp_path).eval())
-    with torch.no_grad(): assert back(x).equal(lm(x))
-    lm.train()
-    def gradient(every): return torch.autograd.grad(lm.set_recompute(every)(x).square().mean(), lm.embed.weight)[0]
+    loaded = tf.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    with torch.no_grad(): assert as_lm(loaded)(x).equal(lm(x))
+
+def test_a_wrapped_model_recomputes(tf):
+    lm, x = as_lm(other(tf, 'gpt_neox')).train(), ids() % 100
+    def gradient(every):
+        lm.set_recompute(every)
+        loss = lm(x).square().mean()
+        return torch.autograd.grad(loss, lm.embed.weight)[0]
     assert torch.allclose(gradient(0), gradient(1), atol=1e-6)
-    assert sorted(lm.state_dict()) == sorted(f'model.{k}' for k in lm.model.state_dict())
 
 def test_our_own_model_passes_through():
     m = build('gpt2')

@@ -23,7 +23,8 @@ TEXTS = ['the cat sat on the mat; the cat ran.', 'def cat(mat):\n    return mat 
 def build(name='qwen3', **kwargs):
     "Make a model with weights so large that no two logits are near each other."
     torch.manual_seed(0)
-    model = Transformer(ModelConfig(**{**BASE, **MODELS[name], **kwargs})).eval()
+    config = ModelConfig(**{**BASE, **MODELS[name], **kwargs})
+    model = Transformer(config).eval()
     with torch.no_grad():
         for p in model.parameters(): p.copy_(torch.randn_like(p) * .2 + (p.ndim == 1))
     return model
@@ -39,7 +40,10 @@ def naive(model, ids, n):
     "Continue by the definition: the most likely token after each whole text."
     ids = list(ids)
     with torch.no_grad():
-        for _ in range(n): ids.append(model.logits(model(torch.tensor([ids]))[0, -1]).argmax().item())
+        for _ in range(n):
+            h = model(torch.tensor([ids]))
+            logits = model.logits(h[0, -1])
+            ids.append(logits.argmax().item())
     return ids[-n:]
 
 
@@ -57,16 +61,20 @@ def tf(): return import_transformers()
 # ---- the decoder
 
 @pytest.mark.parametrize('pack', [False, True])
+@pytest.mark.parametrize('n_rows', [1, 3])
 @pytest.mark.parametrize('name', MODELS)
-def test_decoder_equals_the_model(name, pack):
-    model, x = build(name), torch.tensor(prompts(3, 30))
-    for rows in (x[:1], x):
-        d = Decoder(model, len(rows), start=8, pack=pack)
-        with torch.inference_mode():
-            got = torch.stack([d(part) for part in rows.split([7] + [1] * 20 + [3], 1)], 1)
-            want = model.logits(model(rows))
-        want = torch.cat((want[:, 6:27], want[:, 29:]), 1) # the decoder gives logits after each part
-        assert (got - want).abs().max() < 1e-3 * want.abs().max()
+def test_decoder_equals_the_model(name, n_rows, pack):
+    model = build(name)
+    x = torch.tensor(prompts(3, 30))[:n_rows]
+    d = Decoder(model, n_rows, start=8, pack=pack)
+    lengths = [7] + [1] * 20 + [3]
+    with torch.inference_mode():
+        got = [d(part) for part in x.split(lengths, 1)]
+        whole = model.logits(model(x))
+    ends = torch.tensor(lengths).cumsum(0) - 1 # the decoder gives logits after each part
+    want = whole[:, ends]
+    difference = (torch.stack(got, 1) - want).abs().max()
+    assert difference < 1e-3 * want.abs().max()
 
 
 @pytest.mark.parametrize('name', ['qwen3', 'gpt2', 'relu2', 'wide'])
@@ -75,35 +83,50 @@ def test_greedy_equals_the_definition_with_padding(name):
     assert greedy(model, ps, 30) == [naive(model, p, 30) for p in ps]
 
 
+@pytest.mark.parametrize('penalty', [1., 1.3])
 @pytest.mark.parametrize('name', ['qwen3', 'llama', 'gpt2'])
-def test_greedy_equals_transformers(name, tok, tf, tmp_path):
+def test_greedy_equals_transformers(name, penalty, tok, tf, tmp_path):
     model, ps = build(name), prompts()
     save_pretrained(model, tok, tmp_path)
     theirs = tf.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    options = dict(
+        max_new_tokens=30,
+        min_new_tokens=30,
+        do_sample=False,
+        repetition_penalty=penalty,
+        eos_token_id=None,
+        pad_token_id=1,
+    )
     for rows in (ps, ps[:1]):
         ids = torch.tensor(rows)
-        for penalty in (1., 1.3):
-            want = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=30, min_new_tokens=30,
-                                   do_sample=False, repetition_penalty=penalty, eos_token_id=None, pad_token_id=1)
-            got = generate_ids(model, rows, 30, temperature=0, stop=None, repetition_penalty=penalty)
-            assert got == want[:, 9:].tolist()
+        want = theirs.generate(ids, attention_mask=torch.ones_like(ids), **options)
+        got = generate_ids(model, rows, 30, temperature=0, stop=None, repetition_penalty=penalty)
+        assert got == want[:, 9:].tolist()
+
+
+def take_a_step(model, rows):
+    opt = torch.optim.AdamW(model.parameters(), lr=.1, fused=True)
+    h = model(torch.tensor(rows))
+    model.logits(h).logsumexp(-1).mean().backward()
+    opt.step()
 
 
 def test_a_training_step_is_seen():
     model, ps = build(), prompts()
     for rows in (ps, ps[:1]):
         before = greedy(model, rows, 20)
-        opt = torch.optim.AdamW(model.parameters(), lr=.1, fused=True)
-        model.logits(model(torch.tensor(rows))).logsumexp(-1).mean().backward()
-        opt.step()
+        take_a_step(model, rows)
         after = greedy(model, rows, 20)
         assert after != before
         assert after == [naive(model, p, 20) for p in rows]
 
 
+class Doubled(torch.nn.Linear):
+    "A layer that the decoder does not know."
+    def forward(self, x): return super().forward(x) * 2
+
+
 def test_other_layers_use_the_forward_pass():
-    class Doubled(torch.nn.Linear):
-        def forward(self, x): return super().forward(x) * 2
     plain, model = build(), build()
     attn = model.blocks[1].attn
     old = attn.v_proj
@@ -112,7 +135,9 @@ def test_other_layers_use_the_forward_pass():
     assert type(decoder(model)) is Cached
     assert type(decoder(plain)) is Decoder
     p, = prompts(1)
-    assert greedy(model, [p], 20) == [naive(model, p, 20)] != greedy(plain, [p], 20)
+    written = greedy(model, [p], 20)
+    assert written == [naive(model, p, 20)]
+    assert written != greedy(plain, [p], 20)
 
 
 class Wrapped(torch.nn.Module):
@@ -158,17 +183,32 @@ def test_one_vector_needs_no_copy():
 def logits(): return torch.randn(6, 320, generator=torch.Generator().manual_seed(2)) * 3
 
 
-@pytest.mark.parametrize('options', [dict(top_k=5), dict(top_p=.8), dict(min_p=.2),
-                                     dict(temperature=.6, top_k=30, top_p=.9, min_p=.05)])
-def test_shares_equal_transformers(tf, options):
-    want = logits().double()
-    warpers = dict(temperature=tf.TemperatureLogitsWarper, top_k=tf.TopKLogitsWarper,
-                   top_p=tf.TopPLogitsWarper, min_p=tf.MinPLogitsWarper)
+def warped(tf, x, options):
+    "Return logits after the warpers of transformers, in the order in which they are applied there."
+    warpers = dict(
+        temperature=tf.TemperatureLogitsWarper,
+        top_k=tf.TopKLogitsWarper,
+        top_p=tf.TopPLogitsWarper,
+        min_p=tf.MinPLogitsWarper,
+    )
     for name, warper in warpers.items():
-        if name in options: want = warper(options[name])(None, want)
+        if name in options: x = warper(options[name])(None, x)
+    return x
+
+
+@pytest.mark.parametrize('options', [
+    dict(top_k=5),
+    dict(top_p=.8),
+    dict(min_p=.2),
+    dict(temperature=.6, top_k=30, top_p=.9, min_p=.05),
+])
+def test_shares_equal_transformers(tf, options):
+    want = warped(tf, logits().double(), options).softmax(-1)
     p, ids = shares(logits(), **options)
-    full = p if ids is None else torch.zeros(6, 320, dtype=p.dtype).scatter(1, ids, p)
-    torch.testing.assert_close(full / full.sum(-1, keepdim=True), want.softmax(-1))
+    if ids is not None:
+        everywhere = torch.zeros(6, 320, dtype=p.dtype)
+        p = everywhere.scatter(1, ids, p)
+    torch.testing.assert_close(p / p.sum(-1, keepdim=True), want)
 
 
 def test_penalty_equals_transformers(tf):
@@ -236,16 +276,24 @@ def test_half_characters_wait(tok):
     assert [p for p in pieces if p] == ['日', '本', 'é']
 
 
+def cut_at(text, stop):
+    "Return a text up to the first of the stop texts."
+    starts = [text.index(s) for s in stop if s in text]
+    return text[:min(starts, default=len(text))]
+
+
 def test_stop_texts_end_each_row_by_itself(tok):
     model, ps = build(), ['the cat', 'def', 'mat;']
     free = generate(model, tok, ps, 40, seed=3, stop_at_eot=False)
     stop = [free[0][5:7], free[1][9:11]]
-    ends = [min([text.index(s) for s in stop if s in text], default=len(text)) for text in free]
-    want = [text[:end] for text, end in zip(free, ends)]
+    want = [cut_at(text, stop) for text in free]
+    assert len(want[0]) <= 5
+    assert len(want[1]) <= 9
     pieces = ['', '', '']
     def tell(row, piece): pieces[row] += piece
-    assert generate(model, tok, ps, 40, seed=3, stop_at_eot=False, stop=stop, on_text=tell) == want == pieces
-    assert len(want[0]) <= 5 and len(want[1]) <= 9
+    written = generate(model, tok, ps, 40, seed=3, stop_at_eot=False, stop=stop, on_text=tell)
+    assert written == want
+    assert pieces == want
 
 
 @pytest.mark.parametrize('stop', [None, 'a'])

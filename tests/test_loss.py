@@ -20,7 +20,8 @@ N, D, V = 11, 5, 7
 def case(dtype=torch.float32, ignored=4, seed=0):
     "Make h, w, bias and targets; the last chunk of 4 is shorter, one chunk may be without targets."
     g = torch.Generator().manual_seed(seed)
-    h, w, b = (torch.randn(*shape, generator=g, dtype=dtype).requires_grad_() for shape in ((N, D), (V, D), (V,)))
+    def leaf(*shape): return torch.randn(*shape, generator=g, dtype=dtype).requires_grad_()
+    h, w, b = leaf(N, D), leaf(V, D), leaf(V)
     y = torch.randint(0, V, (N,), generator=g)
     y[4:4 + ignored] = IGNORE
     return h, w, b, y
@@ -38,56 +39,82 @@ def full(h, w, b, y, z_loss=0.):
 @pytest.mark.parametrize('bias', [False, True])
 def test_gradients_equal_differences(chunk, z_loss, bias):
     h, w, b, y = case(torch.float64)
-    args = (h, w, b) if bias else (h, w)
-    assert torch.autograd.gradcheck(lambda h, w, b=None: linear_cross_entropy(h, w, y, chunk, b, z_loss)[0], args)
+    def loss(h, w, b=None): return linear_cross_entropy(h, w, y, chunk, b, z_loss)[0]
+    leaves = (h, w, b) if bias else (h, w)
+    assert torch.autograd.gradcheck(loss, leaves)
+
+
+def assert_same_gradients(got, want, leaves, **tolerance):
+    ours = torch.autograd.grad(got, leaves)
+    full = torch.autograd.grad(want, leaves)
+    for a, b in zip(ours, full): assert torch.allclose(a, b, **tolerance)
 
 
 @pytest.mark.parametrize('chunk', [1, 4, 100])
 def test_bias_and_z_loss_equal_full_logits(chunk):
     "Compare in float64, to 12 digits."
     h, w, b, y = case(torch.float64)
-    got, want = linear_cross_entropy(h, w, y, chunk, b, .1)[0], full(h, w, b, y, .1)
+    got, _ = linear_cross_entropy(h, w, y, chunk, b, .1)
+    want = full(h, w, b, y, .1)
     assert torch.allclose(got, want, rtol=1e-12)
     assert got.dtype == torch.float64
-    for a, c in zip(torch.autograd.grad(got, (h, w, b)), torch.autograd.grad(want, (h, w, b))):
-        assert torch.allclose(a, c, rtol=1e-11, atol=1e-13)
+    assert_same_gradients(got, want, (h, w, b), rtol=1e-11, atol=1e-13)
+
+
+def loss_in_bfloat16(h, w, b, y):
+    with torch.autocast('cpu', dtype=torch.bfloat16): return linear_cross_entropy(h, w, y, 4, b)
 
 
 @pytest.mark.parametrize('bias', [False, True])
 def test_under_bfloat16_the_sums_and_gradients_of_weights_stay_in_32_bits(bias):
     h, w, b, y = case()
     if not bias: b = None
-    params = [p for p in (h, w, b) if p is not None]
-    with torch.autocast('cpu', dtype=torch.bfloat16): got, n = linear_cross_entropy(h, w, y, 4, b)
+    leaves = [p for p in (h, w, b) if p is not None]
+    got, n = loss_in_bfloat16(h, w, b, y)
     want = full(h, w, b, y)
     assert got.dtype == torch.float32
     assert n == N - 4
     assert abs(got - want) < 1e-2 * want
-    for p, a, c in zip(params, torch.autograd.grad(got, params), torch.autograd.grad(want, params)):
+    ours = torch.autograd.grad(got, leaves)
+    exact = torch.autograd.grad(want, leaves)
+    for p, a, c in zip(leaves, ours, exact):
         assert a.dtype == p.dtype
         assert (a - c).norm() < 2e-2 * c.norm()
-    h16 = h.detach().bfloat16().requires_grad_() # as a model under autocast gives them
-    with torch.autocast('cpu', dtype=torch.bfloat16): again = linear_cross_entropy(h16, w, y, 4, b)[0]
-    gh, gw = torch.autograd.grad(again, (h16, w))
-    assert again.dtype == torch.float32
-    assert abs(again - want) < 1e-2 * want
+
+
+@pytest.mark.parametrize('bias', [False, True])
+def test_hidden_states_in_bfloat16_have_gradients_in_bfloat16(bias):
+    "Take hidden states as a model under autocast gives them."
+    h, w, b, y = case()
+    if not bias: b = None
+    want = full(h, w, b, y)
+    h16 = h.detach().bfloat16().requires_grad_()
+    got, _ = loss_in_bfloat16(h16, w, b, y)
+    assert got.dtype == torch.float32
+    assert abs(got - want) < 1e-2 * want
+    gh, gw = torch.autograd.grad(got, (h16, w))
     assert gh.dtype == torch.bfloat16
     assert gw.dtype == torch.float32
 
 
-@pytest.mark.parametrize('backend', ['eager', 'inductor'])
-def test_under_torch_compile(backend):
-    if backend == 'inductor':
+@pytest.fixture(params=['eager', 'inductor'])
+def backend(request):
+    "Give a backend of `torch.compile`; forget what was compiled before and after."
+    if request.param == 'inductor':
         try: find_compiler()
         except UserError: pytest.skip('no compiler')
     torch._dynamo.reset()
-    h, w, b, y = case()
-    compiled = torch.compile(lambda h, w, b: linear_cross_entropy(h, w, y, 4, b, .1)[0], backend=backend)
-    got, want = compiled(h, w, b), full(h, w, b, y, .1)
-    assert torch.allclose(got, want, rtol=1e-5)
-    for a, c in zip(torch.autograd.grad(got, (h, w, b)), torch.autograd.grad(want, (h, w, b))):
-        assert torch.allclose(a, c, atol=1e-5)
+    yield request.param
     torch._dynamo.reset()
+
+
+def test_under_torch_compile(backend):
+    h, w, b, y = case()
+    def loss(h, w, b): return linear_cross_entropy(h, w, y, 4, b, .1)[0]
+    got = torch.compile(loss, backend=backend)(h, w, b)
+    want = full(h, w, b, y, .1)
+    assert torch.allclose(got, want, rtol=1e-5)
+    assert_same_gradients(got, want, (h, w, b), atol=1e-5)
 
 
 def test_nothing_to_predict_gives_zero_and_no_nan():
@@ -95,14 +122,22 @@ def test_nothing_to_predict_gives_zero_and_no_nan():
     h, w, b, _ = case()
     y = torch.full((N,), IGNORE)
     total, n = linear_cross_entropy(h, w, y, 4, b, .1)
-    assert total == 0 and n == 0
-    assert all(not g.any() for g in torch.autograd.grad(total, (h, w, b)))
+    assert total == 0
+    assert n == 0
+    for g in torch.autograd.grad(total, (h, w, b)): assert not g.any()
     assert not token_nats(h, w, y, 4, b).any()
+
+
+def test_a_head_with_nothing_to_predict_has_gradients_of_zero():
+    h, *_ = case()
+    y = torch.full((N,), IGNORE)
     head = torch.nn.Linear(D, V)
-    loss = LMLoss(head, chunk=4)(h.detach()[None].requires_grad_(), y[None])
+    rows = h.detach()[None].requires_grad_()
+    loss = LMLoss(head, chunk=4)(rows, y[None])
     loss.backward()
     assert loss == 0
-    assert not head.weight.grad.any() and not head.bias.grad.any()
+    assert not head.weight.grad.any()
+    assert not head.bias.grad.any()
 
 
 def test_logits_out_of_all_bounds_give_finite_gradients():
@@ -134,10 +169,19 @@ class Gradient(Callback):
 def gradients(batches, *cbs):
     set_seed(0)
     model = Transformer(CONFIG)
-    dls, loss = DataLoaders(batches, batches[:1]), LMLoss(model.head, chunk=7)
+    dls = DataLoaders(batches, batches[:1])
+    loss = LMLoss(model.head, chunk=7)
     learn = Learner(dls, model, loss, opt_func=lm_opt(model), lr=1e-3, cbs=[Gradient(), *cbs])
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     return learn.gradients
+
+
+def gradients_of_full_logits(x, y):
+    set_seed(0)
+    model = Transformer(CONFIG)
+    logits = model.logits(model(x))
+    F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=IGNORE).backward()
+    return [p.grad for p in model.parameters()]
 
 
 @pytest.mark.parametrize('cuts', [(1, 8), (4, 8), (1, 4, 6, 8), (3, 4, 8)], ids=str)
@@ -145,14 +189,11 @@ def gradients(batches, *cbs):
 def test_the_gradient_of_unequal_micro_batches_is_that_of_the_big_batch(cuts, rows):
     "Compare to 1e-6; a part without any target (rows 3 to 4) adds nothing."
     x, y = big_batch()
-    set_seed(0)
-    model = Transformer(CONFIG)
-    F.cross_entropy(model.logits(model(x)).flatten(0, 1), y.flatten(), ignore_index=IGNORE).backward()
-    want = [p.grad for p in model.parameters()]
     parts = [(x[a:b], y[a:b]) for a, b in zip((0, *cuts), cuts)]
-    micro = [MicroBatches(rows)] if rows else []
-    accumulated = gradients(parts, Accumulate(len(parts)), *micro)
-    whole = gradients([(x, y)], *([MicroBatches(rows)] if rows else []))
+    def micro(): return [MicroBatches(rows)] if rows else []
+    accumulated = gradients(parts, Accumulate(len(parts)), *micro())
+    whole = gradients([(x, y)], *micro())
+    want = gradients_of_full_logits(x, y)
     for a, b, c in zip(accumulated, whole, want):
         assert torch.allclose(a, c, rtol=1e-4, atol=1e-6)
         assert torch.allclose(b, c, rtol=1e-4, atol=1e-6)
@@ -171,19 +212,20 @@ def test_targets_that_are_no_tokens_and_bad_chunks_are_refused(f):
 
 @pytest.mark.parametrize('kw', [{}, dict(z_loss=.1), dict(bias=True), dict(compile=True)], ids=str)
 def test_a_padded_head_gives_the_same(kw, monkeypatch):
-    "As on a GPU, where the number of tokens becomes a multiple of 64."
+    "Pad as on a GPU, where the number of tokens becomes a multiple of 64."
     import llmbook.train.loss as loss
-    torch.manual_seed(0)
-    h, w, y = torch.randn(20, D), torch.randn(V, D), torch.randint(0, V, (20,))
-    y[3] = IGNORE
-    bias = torch.randn(V) if kw.get('bias') else None
-    options = {k: v for k, v in kw.items() if k != 'bias'}
     monkeypatch.setattr(loss, '_compiled', lambda: loss._one_pass)
+    torch.manual_seed(0)
+    tensors = dict(h=torch.randn(20, D), w=torch.randn(V, D))
+    y = torch.randint(0, V, (20,))
+    y[3] = IGNORE
+    options = dict(kw)
+    if options.pop('bias', False): tensors['bias'] = torch.randn(V)
 
     def results():
-        leaves = [t.clone().requires_grad_() for t in (h, w, bias) if t is not None]
-        total, n = linear_cross_entropy(leaves[0], leaves[1], y, 8, bias=leaves[2] if bias is not None else None, **options)
-        return [total.detach(), n, *torch.autograd.grad(total, leaves)]
+        leaves = {name: t.clone().requires_grad_() for name, t in tensors.items()}
+        total, n = linear_cross_entropy(y=y, chunk=8, **leaves, **options)
+        return [total.detach(), n, *torch.autograd.grad(total, list(leaves.values()))]
 
     plain = results()
     monkeypatch.setattr(loss, '_padding', lambda w: -len(w) % 64)

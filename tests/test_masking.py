@@ -38,10 +38,12 @@ def data(tmp_path_factory):
 def documents(tmp_path_factory):
     "Make shards of many short documents."
     path = tmp_path_factory.mktemp('documents')
-    tok, grammar = train_tokenizer(['a small text'], 300), Grammar()
+    tok = train_tokenizer(['a small text'], 300)
     save_tokenizer(tok, path)
+    grammar = Grammar()
     def pack(split, n, seed):
-        writer, rng = ShardWriter(path, split, tokens_per_shard=50_000), np.random.default_rng(seed)
+        writer = ShardWriter(path, split, tokens_per_shard=50_000)
+        rng = np.random.default_rng(seed)
         for k, length in enumerate(rng.integers(3, 40, n)):
             symbols = np.asarray(grammar.sample(int(length), seed=seed + k))
             writer.add([*(4 + symbols), EOT], 1)
@@ -81,6 +83,11 @@ def fit(learn, n=1, how='fit_wsd', **kwargs):
 def flat(learn): return torch.cat([p.detach().flatten() for p in learn.model.parameters()])
 
 
+def joined(batches):
+    "Join batches: one tensor for the inputs, one for the targets."
+    return [torch.cat(tensors) for tensors in zip(*batches)]
+
+
 def callback(data, **kwargs):
     cb = MaskTokens(**kwargs)
     cb.learn = encoder(data)[0]
@@ -93,22 +100,55 @@ def same(a, b): return len(a) == len(b) and all(s.equal(t) for x, y in zip(a, b)
 
 # ---- what is hidden
 
-@pytest.mark.parametrize('spans', [False, True], ids=['tokens', 'spans'])
-@pytest.mark.parametrize('rate', [.05, .15, .4])
-def test_rates_are_those_published(data, spans, rate):
-    "Count the targets, and of them 80 % masked, 10 % random, 10 % shown, to four standard errors."
-    cb = callback(data, rate=rate, spans=spans)
+@pytest.fixture(params=[False, True], ids=['tokens', 'spans'])
+def spans(request): return request.param
+
+
+@pytest.fixture(params=[.05, .15, .4])
+def hidden(request, data, spans):
+    "Hide tokens of many rows; give the rate, the callback, the rows, what the model sees, and the targets."
+    cb = callback(data, rate=request.param, spans=spans)
     x = torch.randint(4, 300, (4096, 128), generator=torch.Generator().manual_seed(0))
     seen, y = cb.hidden(x, x, torch.arange(len(x)))
+    return request.param, cb, x, seen, y
+
+
+def tokens_a_lot(spans):
+    "Return by how much the variance grows, since the targets of a span share one lot."
+    return span_lengths().dot(np.arange(1, 11) ** 2) / 3.797 if spans else 1.
+
+
+def standard_error(share, n, wide): return (share * (1 - share) * wide / n) ** .5
+
+
+def test_the_rate_of_targets_is_the_one_published(hidden, spans):
+    rate, _, _, _, y = hidden
+    share = (y != IGNORE).double().mean().item()
+    error = (rate * tokens_a_lot(spans) / y.numel()) ** .5
+    assert abs(share - rate) < 4 * error
+
+
+def test_rates_are_those_published(hidden, spans):
+    "Count, of the targets, 80 % masked, 10 % random and 10 % shown, to four standard errors."
+    _, cb, _, seen, y = hidden
     target = y != IGNORE
-    n, positions = target.sum().item(), target.numel()
-    wide = span_lengths().dot(np.arange(1, 11) ** 2) / 3.797 if spans else 1. # targets of a span share one lot
-    masked, shown = seen == cb.mask_id, seen == y
+    seen, y = seen[target], y[target]
+    masked = seen == cb.mask_id
+    shown = seen == y
     by_chance = 1 / len(cb.text) # a random token that is the right one
-    for got, want in ((masked, .8), (~masked & ~shown, .1 * (1 - by_chance)), (shown, .1 * (1 + by_chance))):
-        error = (want * (1 - want) * wide / n) ** .5
-        assert abs(got[target].float().mean().item() - want) < 4 * error
-    assert abs(n / positions - rate) < 4 * (rate * wide / positions) ** .5
+    kinds = (
+        (masked, .8),
+        (~masked & ~shown, .1 * (1 - by_chance)),
+        (shown, .1 * (1 + by_chance)),
+    )
+    for kind, want in kinds:
+        share = kind.float().mean().item()
+        assert abs(share - want) < 4 * standard_error(want, len(y), tokens_a_lot(spans))
+
+
+def test_what_is_no_target_is_left_as_it_was(hidden):
+    _, _, x, seen, y = hidden
+    target = y != IGNORE
     assert seen[~target].equal(x[~target])
     assert y[target].equal(x[target])
 
@@ -119,40 +159,56 @@ def test_span_lengths_by_hand():
     assert q.sum() == pytest.approx(1)
     assert q[0] == pytest.approx(.2 / (1 - .8 ** 10))
     assert q[3] / q[2] == pytest.approx(.8)
-    mean = 5 - 10 * .8 ** 10 / (1 - .8 ** 10)
-    assert q.dot(np.arange(1, 11)) == pytest.approx(mean) == pytest.approx(3.797, abs=5e-4)
+    by_hand = 5 - 10 * .8 ** 10 / (1 - .8 ** 10)
+    mean = q.dot(np.arange(1, 11))
+    assert mean == pytest.approx(by_hand)
+    assert mean == pytest.approx(3.797, abs=5e-4)
 
 
-def test_spans_never_touch_and_share_one_lot():
-    i = torch.arange(500 * 200).view(500, 200)
-    chosen, lot = choose_spans(i, .5, 3)
-    both = chosen[:, 1:] & chosen[:, :-1]
-    assert (lot[:, 1:] == lot[:, :-1])[both].all()
-    gaps = ~chosen[:, 1:-1] & chosen[:, 2:] & chosen[:, :-2]
-    after, before = lot[:, 2:][gaps], lot[:, :-2][gaps]
+def test_a_span_has_one_lot():
+    chosen, lot = choose_spans(torch.arange(500 * 200).view(500, 200), .5, 3)
+    neighbours = chosen[:, :-1] & chosen[:, 1:]
+    same_lot = lot[:, :-1] == lot[:, 1:]
+    assert same_lot[neighbours].all()
+
+
+def test_spans_never_touch():
+    "On both sides of a gap of one token are two spans."
+    chosen, lot = choose_spans(torch.arange(500 * 200).view(500, 200), .5, 3)
+    left, middle, right = chosen[:, :-2], chosen[:, 1:-1], chosen[:, 2:]
+    gaps = left & ~middle & right
     assert gaps.sum() > 100
-    assert (after != before).all() # on both sides of a gap of one token are two spans
+    other_lot = lot[:, :-2] != lot[:, 2:]
+    assert other_lot[gaps].all()
 
 
 def test_each_position_is_chosen_equally_often():
+    n = 40_000
     for choose in (choose_tokens, choose_spans):
-        chosen = choose(torch.arange(40_000 * 40).view(-1, 40), .15, 5)[0]
+        chosen, *_ = choose(torch.arange(n * 40).view(-1, 40), .15, 5)
         share = chosen.float().mean(0)
-        assert (share - .15).abs().max() < 5 * (.15 * .85 / 40_000) ** .5
+        assert (share - .15).abs().max() < 5 * standard_error(.15, n, 1)
+
+
+def test_batches_hold_specials_and_pads(documents):
+    dls = packed_dls(documents, bs=16, seq_len=48, steps=8, valid_batches=2, device='cpu')
+    ids, *_ = dls.one_batch()
+    assert (ids == PAD).any()
+    assert (ids == EOT).any()
 
 
 def test_neither_specials_nor_pads_are_targets_or_drawn(documents):
-    dls = packed_dls(documents, bs=16, seq_len=48, steps=8, valid_batches=2, device='cpu')
-    ids = dls.one_batch()[0]
-    assert (ids == PAD).any() and (ids == EOT).any()
     dls = lm_dls(documents, bs=16, seq_len=32, steps=30, device='cpu')
     learn, fed = encoder(documents, dls=dls, cbs=[MaskTokens(rate=.5)])
     fit(learn)
-    for x, y in fed.in_training:
-        assert not torch.isin(y, torch.tensor([EOT, PAD, 2, 3])).any()
-        assert not torch.isin(x, torch.tensor([PAD, 2])).any()
-    drawn = torch.cat([x[(y != IGNORE) & (x != y) & (x != ANSWER)] for x, y in fed.in_training])
-    assert len(drawn) > 500 and drawn.min() >= 4 and len(drawn.unique()) > 200
+    x, y = joined(fed.in_training)
+    assert not torch.isin(y, torch.tensor([EOT, PAD, 2, 3])).any()
+    assert not torch.isin(x, torch.tensor([PAD, 2])).any()
+    at_random = (y != IGNORE) & (x != y) & (x != ANSWER)
+    drawn = x[at_random]
+    assert len(drawn) > 500
+    assert drawn.min() >= 4
+    assert len(drawn.unique()) > 200
 
 
 def test_documents_of_a_packed_row_stay_apart_and_pads_are_not_read(documents):
@@ -160,15 +216,18 @@ def test_documents_of_a_packed_row_stay_apart_and_pads_are_not_read(documents):
     dls = packed_dls(documents, bs=4, seq_len=32, steps=4, valid_batches=2, device='cpu')
     learn, fed = encoder(documents, dls=dls)
     fit(learn)
-    raw, (x, docs, y) = dls.train.batch(0), fed.in_training[0]
-    assert docs.equal(raw[1])
-    assert not (y[raw[0] == PAD] != IGNORE).any()
-    assert (y != IGNORE).any(1).all()
+    unmasked, unmasked_docs, _ = dls.train.batch(0)
+    x, docs, y = fed.in_training[0]
+    target = y != IGNORE
+    assert docs.equal(unmasked_docs)
+    assert target.any(1).all()
+    assert not target[unmasked == PAD].any()
     first = docs == 0
-    changed = torch.where(first, x, (x + 1).clamp(max=299))
+    assert first.any()
+    other = (x + 1).clamp(max=299)
+    changed = torch.where(first, x, other)
     model = learn.model.eval()
     def nats(ids): return token_nats(model(ids, docs), model.head.weight, y, bias=model.head.bias)
-    assert first.any()
     assert torch.allclose(nats(x)[first], nats(changed)[first], atol=1e-6)
 
 
@@ -185,8 +244,7 @@ def test_another_batch_size_or_accumulation_sees_the_same_masks(data):
     big, fed_big = encoder(data, bs=16, steps=6, precision='fp32')
     small, fed_small = encoder(data, bs=4, steps=24, accumulate=4, precision='fp32')
     for learn in (big, small): fit(learn, how='fit')
-    rows, same_rows = ([torch.cat(t) for t in zip(*fed.in_training)] for fed in (fed_big, fed_small))
-    assert all(s.equal(t) for s, t in zip(rows, same_rows))
+    for a, b in zip(joined(fed_big.in_training), joined(fed_small.in_training)): assert a.equal(b)
     assert torch.allclose(flat(big), flat(small), atol=5e-5)
 
 
@@ -200,9 +258,10 @@ def test_micro_batches_see_the_masks_of_the_batch(data):
 
 def test_validation_always_has_the_same_masks(data):
     learn, fed = encoder(data)
-    loss = learn.validate()[0]
+    loss, *_ = learn.validate()
     torch.rand(3)
-    assert learn.validate()[0] == loss
+    again, *_ = learn.validate()
+    assert again == loss
     fit(learn, 2)
     k = len(fed.in_validation) // 2
     assert same(fed.in_validation[:k], fed.in_validation[k:])
@@ -214,8 +273,8 @@ def test_validation_has_the_same_masks_for_each_batch_size(data):
     for bs, n in ((8, 4), (4, 8)):
         learn, fed = encoder(data, dls=loaders(data, bs, steps=2, valid_batches=n))
         fit(learn)
-        rows.append([torch.cat(t) for t in zip(*fed.in_validation)])
-    assert all(a.equal(b) for a, b in zip(*rows))
+        rows.append(joined(fed.in_validation))
+    for a, b in zip(*rows): assert a.equal(b)
 
 
 def test_masks_draw_nothing_from_the_generators(data):
@@ -237,10 +296,12 @@ def train_on_this_rank(out):
     from llmbook.distributed.world import join, rank, world
     from llmbook.parallel.learner import parallel
     device = join('cpu')
-    dls = lm_dls(out, bs=16 // world(), seq_len=32, steps=6, valid_batches=2, device=device, rank=rank(), world=world())
+    bs = 16 // world()
+    dls = lm_dls(out, bs=bs, seq_len=32, steps=6, valid_batches=2, device=device, rank=rank(), world=world())
     learn, _ = encoder(out, dls=dls, cbs=[MaskTokens(spans=True)], path=out, precision='fp32')
     fit(parallel(learn, 'ddp'), how='fit')
-    return [float(v) for v in learn.recorder.values[-1][:2]], flat(learn).tolist()
+    train_loss, valid_loss, *_ = learn.recorder.values[-1]
+    return [float(train_loss), float(valid_loss)], flat(learn).tolist()
 
 
 no_gloo = not torch.distributed.is_available() or not torch.distributed.is_gloo_available()
@@ -262,7 +323,6 @@ class StopAt(Callback):
         if self.train_iter == self.at: raise InterruptedError
 
 
-@pytest.mark.parametrize('spans', [False, True], ids=['tokens', 'spans'])
 def test_stopped_anywhere_a_run_resumes_bit_for_bit(data, tmp_path, spans):
     def run(out, *cbs):
         cbs = [MaskTokens(spans=spans), Checkpoint(tmp_path/out, every=4), *cbs]
@@ -307,35 +367,44 @@ def test_the_command_trains_an_encoder_and_a_kill_changes_nothing(data, tmp_path
 def without_context(grammar, text):
     "Return the least loss of a model that sees the position of a target alone: hidden, shown, or with another token."
     n = grammar.n_symbols
-    one = grammar.stationary.reshape(n, -1).sum(0) if grammar.order == 1 else grammar.stationary.reshape(n, n).sum(0)
-    hidden = -(one * np.log(one)).sum()
-    joint = np.diag(one / 2) + np.outer(one, np.full(n, .5 / text))
-    shown = -(joint * np.log(joint / joint.sum(0))).sum() + .5 * (1 - n / text) * hidden
-    return .8 * hidden + .2 * shown
+    share = grammar.stationary.reshape(-1, n).sum(0) # of each symbol
+    hidden = -(share * np.log(share)).sum()
+    at_random = np.full(n, .5 / text)
+    joint = np.diag(share / 2) + np.outer(share, at_random)
+    given = joint / joint.sum(0)
+    shown = -(joint * np.log(given)).sum()
+    no_symbol = .5 * (1 - n / text) # tokens at random that no text holds, and that say nothing
+    return .8 * hidden + .2 * (shown + no_symbol * hidden)
 
 
 def test_an_encoder_learns_the_grammar(data):
-    grammar, dls = Grammar(), loaders(data, bs=16, steps=80, valid_batches=8)
+    grammar = Grammar()
+    dls = loaders(data, bs=16, steps=80, valid_batches=8)
     learn, _ = encoder(data, dls=dls, lr=2e-2)
     fit(learn, 5)
-    loss, blind, symbol = learn.recorder.values[-1][1], without_context(grammar, 296), grammar.entropy(0)
+    _, loss, perplexity, *_ = learn.recorder.values[-1]
+    blind = without_context(grammar, 296)
+    symbol = grammar.entropy(0)
     said = f'{loss:.4f} nats against {symbol:.4f} for a symbol, {blind:.4f} for the position alone'
     assert loss < blind - .15, said
     assert loss < symbol - .3, said
     assert learn.recorder.metric_names[3] == 'masked_perplexity'
-    assert learn.recorder.values[-1][2] == pytest.approx(np.exp(loss), rel=1e-5)
+    assert perplexity == pytest.approx(np.exp(loss), rel=1e-5)
 
 
-def test_objectives_that_cannot_work_are_refused(data):
+ENCODER_CONFIG = ModelConfig(vocab_size=300, **ENCODER)
+
+DECODER_CONFIG = ModelConfig(vocab_size=300, **CONFIG)
+
+@pytest.mark.parametrize('config, options, said', [
+    (ENCODER_CONFIG, dict(objective='next'), 'would have to predict'),
+    (DECODER_CONFIG, dict(objective='masked'), 'one side of a gap'),
+    (DECODER_CONFIG, dict(cbs=MaskTokens()), 'one side of a gap'),
+    (ENCODER_CONFIG, dict(objective='both'), "got 'both'"),
+])
+def test_objectives_that_cannot_work_are_refused(data, config, options, said):
     dls = loaders(data, bs=4, steps=2, valid_batches=1)
-    enc, dec = (ModelConfig(vocab_size=300, **c) for c in (ENCODER, CONFIG))
-    for config, kwargs, said in ((enc, dict(objective='next'), 'would have to predict'),
-                                 (dec, dict(objective='masked'), 'one side of a gap'),
-                                 (dec, dict(cbs=MaskTokens()), 'one side of a gap'),
-                                 (enc, dict(objective='both'), "got 'both'")):
-        with pytest.raises(UserError, match=said): lm_learner(dls, config, **kwargs)
-    assert not hasattr(lm_learner(dls, dec), 'mask_tokens')
-    assert lm_learner(dls, enc, objective='masked').mask_tokens.rate == .15
+    with pytest.raises(UserError, match=said): lm_learner(dls, config, **options)
 
 
 def test_an_encoder_is_not_scored_or_tuned_like_a_decoder(data):
@@ -347,22 +416,48 @@ def test_an_encoder_is_not_scored_or_tuned_like_a_decoder(data):
     with pytest.raises(UserError, match='would have to predict'): finetune_learner(learn.model, learn.dls)
 
 
-def test_a_run_in_a_folder_with_gaps_as_samples(data, tmp_path):
-    tok, config = load_tokenizer(data), config_for(data, **ENCODER)
-    machine = dict(peak_flops=1e12)
-    plan = SimpleNamespace(config=config.to_dict(), bs=8, seq_len=32, steps=6, lr=1e-2, seed=1, machine=machine)
-    prompt = 'a <|mask|> b'
-    learn = pretrain(data, plan, tmp_path/'out', evaluations=2, device='cpu',
-                     sample=lambda model, texts: filled(model, tok, texts), prompts=[prompt])
-    samples = json.loads((tmp_path/'out/samples.json').read_text())
-    assert [s['step'] for s in samples] == [3, 6]
-    assert all('<|mask|>' not in s['text'] and s['prompt'] == prompt for s in samples)
-    flops = flops_by_part(learn.model.config, 32)['total']
-    left_out = round(.85 * 6 * learn.model.config.vocab_size * 32) # logits of positions without a target
-    assert learn.telemetry.flops_per_token == flops - left_out
-    assert learn.telemetry.rows[-1]['tokens'] == 6 * 8 * 32 # positions read, not targets
+def test_encoders_alone_are_masked(data):
+    dls = loaders(data, bs=4, steps=2, valid_batches=1)
+    assert not hasattr(lm_learner(dls, DECODER_CONFIG), 'mask_tokens')
+    assert lm_learner(dls, ENCODER_CONFIG, objective='masked').mask_tokens.rate == .15
+
+
+@pytest.fixture(scope='module')
+def filled_run(data, tmp_path_factory):
+    "Train an encoder in a folder, with filled gaps as samples; give the folder, the Learner and the tokenizer."
+    out = tmp_path_factory.mktemp('filled')/'out'
+    tok = load_tokenizer(data)
+    plan = SimpleNamespace(
+        config=config_for(data, **ENCODER).to_dict(),
+        bs=8,
+        seq_len=32,
+        steps=6,
+        lr=1e-2,
+        seed=1,
+        machine=dict(peak_flops=1e12),
+    )
+    def sample(model, texts): return filled(model, tok, texts)
+    options = dict(evaluations=2, device='cpu', sample=sample, prompts=['a <|mask|> b'])
+    return out, pretrain(data, plan, out, **options), tok
+
+
+def test_a_run_in_a_folder_with_gaps_as_samples(filled_run):
+    out, learn, tok = filled_run
+    samples = json.loads((out/'samples.json').read_text())
+    assert [sample['step'] for sample in samples] == [3, 6]
+    for sample in samples:
+        assert sample['prompt'] == 'a <|mask|> b'
+        assert '<|mask|>' not in sample['text']
     with pytest.raises(UserError, match='where something is missing'): fill_mask(learn.model, tok, 'a b')
 
+
+def test_telemetry_of_an_encoder_counts_positions_but_logits_of_targets_alone(filled_run):
+    _, learn, _ = filled_run
+    config = learn.model.config
+    flops = flops_by_part(config, 32)['total']
+    left_out = round(.85 * 6 * config.vocab_size * 32) # logits of positions without a target
+    assert learn.telemetry.flops_per_token == flops - left_out
+    assert learn.telemetry.rows[-1]['tokens'] == 6 * 8 * 32 # positions read, not targets
 
 # ---- batches that grow
 
@@ -404,14 +499,19 @@ def grown(data, out=None, stop=None, **kwargs):
     return learn
 
 
-def test_a_grown_batch_counts_all_tokens_and_ends_at_the_full_size(data):
+def test_a_grown_batch_ends_at_the_full_size(data):
     learn = grown(data, until=.5)
-    assert learn.sizes.taken == [1] * 15 + [2, 2, 1] + [2] * 5 + [4, 4, 2] + [4] * 5 # epochs of 20
+    epochs = [*[1] * 15, 2, 2, 1], [*[2] * 5, 4, 4, 2], [4] * 5 # of 20 batches each
+    assert learn.sizes.taken == sum(epochs, [])
     assert learn.accumulate.n == 4
-    rows = learn.telemetry.rows
-    assert rows[-1]['tokens'] == 60 * 4 * 32
-    assert sum(r.get('targets', 0) for r in rows) == 60 * 4 * 32
-    steps = [r['step'] for r in rows if 'loss' in r]
+
+
+def test_a_grown_batch_counts_all_tokens(data):
+    rows = grown(data, until=.5).telemetry.rows
+    n_tokens = 60 * 4 * 32
+    assert rows[-1]['tokens'] == n_tokens
+    assert sum(row.get('targets', 0) for row in rows) == n_tokens
+    steps = [row['step'] for row in rows if 'loss' in row]
     assert steps == sorted(steps)
     assert steps[-1] == 60
 
@@ -440,16 +540,24 @@ def test_other_stages_are_refused(data, tmp_path):
 
 # ---- golden curves
 
-@pytest.mark.parametrize('family', ['gpt2', 'encoder'])
-def test_golden_curve(data, family):
-    "Compare 50 steps with a stored curve, up to the rounding of another processor."
-    config = config_for(data, family=family, n_layer=2, d_model=32, n_head=2, context=32)
+@pytest.fixture
+def one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    learn = lm_learner(loaders(data, steps=50, valid_batches=8), config, lr=1e-2, precision='fp32')
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize('family', ['gpt2', 'encoder'])
+def test_golden_curve(data, family, one_thread):
+    "Compare 50 steps with a stored curve, up to the rounding of another processor."
+    config = config_for(data, family=family, n_layer=2, d_model=32, n_head=2, context=32)
+    dls = loaders(data, steps=50, valid_batches=8)
+    learn = lm_learner(dls, config, lr=1e-2, precision='fp32')
     learn.telemetry.every = 5
-    try: fit(learn)
-    finally: torch.set_num_threads(threads)
-    losses, golden = [r['loss'] for r in learn.telemetry.rows if 'loss' in r], HERE/'golden'/f'loss_{family}.json'
-    if os.environ.get('LLMBOOK_GOLDEN') == 'write': golden.write_text(json.dumps([round(v, 5) for v in losses]) + '\n')
+    fit(learn)
+    losses = [row['loss'] for row in learn.telemetry.rows if 'loss' in row]
+    golden = HERE/'golden'/f'loss_{family}.json'
+    if os.environ.get('LLMBOOK_GOLDEN') == 'write':
+        golden.write_text(json.dumps([round(loss, 5) for loss in losses]) + '\n')
     assert losses == pytest.approx(json.loads(golden.read_text()), rel=2e-3)

@@ -46,23 +46,23 @@ def test_splits_do_not_depend_on_order_or_company():
 
 # mixtures
 
+def random_mixture(rng):
+    "Return the sizes of some sources, a cap of epochs, a temperature and a total that the cap allows."
+    sizes = {}
+    for i in range(rng.randint(1, 8)):
+        scale = rng.choice([0, 1, 5, 100, 10_000])
+        sizes[f's{i}'] = scale * rng.random() + 1e-3
+    cap = rng.choice([.5, 1, 4])
+    temperature = rng.choice([.5, 1, 3, math.inf])
+    total = rng.random() * cap * sum(sizes.values())
+    return sizes, cap, temperature, total
+
 @pytest.mark.parametrize('seed', range(40))
 def test_a_capped_mixture_is_one(seed):
-    rng = random.Random(seed)
-    sizes = {f's{i}': rng.choice([0, 1, 5, 100, 10_000]) * rng.random() + 1e-3 for i in range(rng.randint(1, 8))}
-    cap, temperature = rng.choice([.5, 1, 4]), rng.choice([.5, 1, 3, math.inf])
-    total = rng.random() * cap * sum(sizes.values())
-    free = mixture_weights(sizes, temperature)
+    sizes, cap, temperature, total = random_mixture(random.Random(seed))
     capped = mixture_weights(sizes, temperature, epoch_cap=cap, total=total)
     assert list(capped) == list(sizes)
     assert math.isclose(sum(capped.values()), 1, abs_tol=1e-9)
-    epochs = {row['source']: row['epochs'] for row in mixture_rows(sizes, capped, total)}
-    assert all(n <= cap * (1 + 1e-9) for n in epochs.values())
-    at_cap = {name for name, n in epochs.items() if n > cap * (1 - 1e-9)}
-    gains = [capped[name] / free[name] for name in sizes if name not in at_cap]
-    gain = gains[0] if gains else math.inf
-    assert np.allclose(gains, gain), 'those below the cap keep their proportions'
-    assert all(capped[name] <= free[name] * gain * (1 + 1e-9) for name in at_cap)
 
 def test_temperature():
     total = sum(SIZES.values())
@@ -121,16 +121,37 @@ def test_curriculum_is_a_mixture_at_every_moment(curriculum):
         assert min(weights.values()) >= 0
         assert tuple(weights) == curriculum.sources
 
+@pytest.mark.parametrize('seed', range(40))
+def test_a_capped_mixture_keeps_proportions_below_the_cap(seed):
+    sizes, cap, temperature, total = random_mixture(random.Random(seed))
+    free = mixture_weights(sizes, temperature)
+    capped = mixture_weights(sizes, temperature, epoch_cap=cap, total=total)
+    at_cap, gains = [], []
+    for row in mixture_rows(sizes, capped, total):
+        name, epochs = row['source'], row['epochs']
+        assert epochs <= cap * (1 + 1e-9)
+        if epochs > cap * (1 - 1e-9): at_cap.append(name)
+        else: gains.append(capped[name] / free[name])
+    gain = gains[0] if gains else math.inf
+    assert np.allclose(gains, gain), 'those below the cap keep their proportions'
+    for name in at_cap: assert capped[name] <= free[name] * gain * (1 + 1e-9)
+
+def test_curriculum_holds_at_and_beyond_its_points(curriculum):
+    first = {**mixture_weights(SIZES), 'poems': 0}
+    assert curriculum.at(0) == curriculum.at(.2) == pytest.approx(first)
+    last = dict(web=0, books=0, code=0, maths=0, poems=1)
+    assert curriculum.at(1) == curriculum.at(.9) == pytest.approx(last)
+
 def test_curriculum_between_its_points(curriculum):
-    at = curriculum.at
-    assert at(0) == at(.2) == pytest.approx({**mixture_weights(SIZES), 'poems': 0})
-    assert at(1) == at(.9) == pytest.approx(dict(web=0, books=0, code=0, maths=0, poems=1))
-    assert at(.35)['maths'] == pytest.approx((20 / 10_220 + .75) / 2)
+    halfway = curriculum.at(.35)['maths']
+    assert halfway == pytest.approx((20 / 10_220 + .75) / 2)
     pcts = (np.arange(10_000) + .5) / 10_000
-    moments = [at(pct) for pct in pcts]
-    mean = {name: np.mean([w[name] for w in moments]) for name in curriculum.sources}
-    assert curriculum.mean() == pytest.approx(mean, abs=1e-6)
-    assert pickle.loads(pickle.dumps(curriculum)).at(.6) == at(.6)
+    moments = [curriculum.at(pct) for pct in pcts]
+    mean = curriculum.mean()
+    assert tuple(mean) == curriculum.sources
+    for name, weight in mean.items():
+        slow = np.mean([weights[name] for weights in moments])
+        assert weight == pytest.approx(slow, abs=1e-6)
 
 def test_curriculum_of_one_point_is_a_mixture():
     c = Curriculum([(0, dict(a=1, b=3))])
@@ -153,21 +174,35 @@ def noise(rng, n):
 
 def runs_of(words, n): return [tuple(words[i:i + n]) for i in range(len(words) - n + 1)]
 
+def test_curriculum_can_be_sent_to_another_process(curriculum):
+    sent = pickle.loads(pickle.dumps(curriculum))
+    assert sent.at(.6) == curriculum.at(.6)
+
 @pytest.mark.parametrize('seed', range(20))
 def test_hashes_follow_words(seed):
     rng = random.Random(seed)
-    text = noise(rng, rng.choice([0, 1, 50, 4000]))
-    words, hashes = bare_words(text), bare_word_hashes(text)
+    length = rng.choice([0, 1, 50, 4000])
+    text = noise(rng, length)
+    words = bare_words(text)
+    hashes = bare_word_hashes(text)
     assert len(words) == len(hashes)
-    assert len(set(zip(words, hashes))) == len(set(words)) == len(set(hashes))
+    pairs = set(zip(words, hashes))
+    assert len(pairs) == len(set(words)) == len(set(hashes))
     for n in (1, 2, 5):
-        runs, run_hashes = runs_of(words, n), ngram_hashes(hashes, n)
+        runs = runs_of(words, n)
+        run_hashes = ngram_hashes(hashes, n)
         assert len(run_hashes) == len(runs)
         assert len(set(run_hashes)) == len(set(runs))
 
+def random_words(rng, n):
+    words = []
+    for _ in range(n):
+        letters = rng.choices('abcdefghij', k=rng.randint(1, 12))
+        words.append(''.join(letters))
+    return words
+
 def test_words_do_not_depend_on_the_block_they_stand_in():
-    rng = random.Random(0)
-    words = [''.join(rng.choices('abcdefghij', k=rng.randint(1, 12))) for _ in range(60_000)]
+    words = random_words(random.Random(0), 60_000)
     hashes = bare_word_hashes(' '.join(words))
     assert len(hashes) == len(words)
     alone = {word: bare_word_hashes(word)[0] for word in set(words)}
@@ -191,45 +226,55 @@ def test_strange_text():
 
 def naive(text, items, n, shortest):
     "Return the items of which a text holds a run, and the share of each; words are compared one by one."
-    words, res = bare_words(text), {}
+    words = bare_words(text)
+    res = {}
     for i, item in enumerate(items):
         item_words = bare_words(item)
         if len(item_words) < shortest: continue
         k = min(n, len(item_words))
         runs = set(runs_of(item_words, k))
-        found = set(runs_of(words, k)) & runs
+        found = runs.intersection(runs_of(words, k))
         if found: res[i] = len(found) / len(runs)
     return res
 
 def in_a_run(words, i, runs, k):
     "Say whether the word at `i` belongs to one of the runs of `k` words."
-    starts = range(max(0, i - k + 1), min(i, len(words) - k) + 1)
-    return any(tuple(words[start:start + k]) in runs for start in starts)
+    first = max(0, i - k + 1)
+    last = min(i, len(words) - k)
+    return any(tuple(words[start:start + k]) in runs for start in range(first, last + 1))
+
+class RandomTexts:
+    "Items and texts of few words; half of the texts hide an item."
+    def __init__(self, seed):
+        self.rng = random.Random(seed)
+        n_more = self.rng.choice([2, 60])
+        more = [f'w{i}' for i in range(n_more)]
+        self.vocabulary = ['the', 'cat', 'Sat', 'on', 'été', '東', 'a1', *more]
+        self.n, self.shortest = self.rng.choice([(3, 2), (5, 3), (13, 8), (4, 9)])
+        self.items = [self.words(self.rng.randint(0, 20)) for _ in range(30)]
+
+    def words(self, k): return ' '.join(self.rng.choices(self.vocabulary, k=k))
+
+    def text(self):
+        text = self.words(self.rng.randint(0, 60))
+        if self.rng.random() >= .5: return text
+        hidden = self.rng.choice(self.items).upper()
+        return text + '\n— ' + hidden + '! ' + self.words(5)
 
 @pytest.mark.parametrize('seed', range(30))
 def test_finds_what_a_slow_search_finds(seed):
-    rng = random.Random(seed)
-    vocabulary = ['the', 'cat', 'Sat', 'on', 'été', '東', 'a1'] + [f'w{i}' for i in range(rng.choice([2, 60]))]
-    def some(k): return ' '.join(rng.choices(vocabulary, k=k))
-    n, shortest = rng.choice([(3, 2), (5, 3), (13, 8), (4, 9)])
-    items = [some(rng.randint(0, 20)) for _ in range(30)]
-    search = Decontaminator(items, n=n, shortest=shortest, common=10**9)
+    some = RandomTexts(seed)
+    search = Decontaminator(some.items, n=some.n, shortest=some.shortest, common=10**9)
     for _ in range(40):
-        text = some(rng.randint(0, 60))
-        if rng.random() < .5: text += '\n— ' + rng.choice(items).upper() + '! ' + some(5)
-        expected, got = naive(text, items, n, min(n, shortest)), search.overlap(text)
+        text = some.text()
+        expected = naive(text, some.items, some.n, min(some.n, some.shortest))
+        got = search.overlap(text)
         assert (got is None) == (not expected)
         if not expected: continue
         assert {i for _, i in got.found} == set(expected)
+        assert got.name == 'eval'
         assert got.share == pytest.approx(max(expected.values()))
         assert expected[got.item] == pytest.approx(got.share)
-        assert got.name == 'eval'
-        words, item_words = got.words.split(), bare_words(items[got.item])
-        k = min(n, len(item_words))
-        assert len(words) >= k
-        assert f' {got.words} ' in f" {' '.join(bare_words(text))} "
-        runs = set(runs_of(item_words, k))
-        assert all(in_a_run(words, i, runs, k) for i in range(len(words)))
 
 LONG = 'one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen'
 
@@ -249,15 +294,35 @@ def test_short_items_as_a_whole():
     assert search.overlap(items[3]).item == 3
     assert {i for _, i in search.overlap(LONG).found} == {3, 4, 5, 6, 7}
 
+@pytest.mark.parametrize('seed', range(30))
+def test_the_words_shown_are_runs_of_the_item_in_the_text(seed):
+    some = RandomTexts(seed)
+    search = Decontaminator(some.items, n=some.n, shortest=some.shortest, common=10**9)
+    for _ in range(40):
+        text = some.text()
+        got = search.overlap(text)
+        if got is None: continue
+        words_of_text = ' '.join(bare_words(text))
+        assert f' {got.words} ' in f' {words_of_text} '
+        words = got.words.split()
+        item_words = bare_words(some.items[got.item])
+        k = min(some.n, len(item_words))
+        assert len(words) >= k
+        runs = set(runs_of(item_words, k))
+        assert all(in_a_run(words, i, runs, k) for i in range(len(words)))
+
 def test_common_runs_are_left_out():
     prompt = 'Read the following passage with care and answer the question that is asked below it in one word'
     rng = random.Random(0)
-    items = [prompt + ' ' + ' '.join(rng.choices(LONG.split(), k=20)) for _ in range(30)]
+    def item():
+        words = rng.choices(LONG.split(), k=20)
+        return prompt + ' ' + ' '.join(words)
+    items = [item() for _ in range(30)]
     assert Decontaminator(items, common=100).overlap(prompt) is not None
     search = Decontaminator(items)
     assert search.overlap(prompt) is None
     assert search.left_out == 6
-    assert all(search.overlap(item).item == i for i, item in enumerate(items))
+    for i, text in enumerate(items): assert search.overlap(text).item == i
 
 def test_copies_of_one_item_are_one_item():
     found = Decontaminator([LONG] * 50).overlap(LONG)
@@ -269,30 +334,43 @@ def test_least():
     assert Decontaminator([LONG], least=.5).overlap(text).share == .5
     assert Decontaminator([LONG], least=.51).overlap(text) is None
 
-def test_sets_and_report():
-    search = Decontaminator(dict(a=[LONG, 'too short'], b=[Doc(LONG, 'x'), 'seventeen ' + LONG]))
-    docs = [LONG, 'nothing', LONG.upper(), 'seventeen ' + LONG]
-    assert contamination(map(search.overlap, docs), search) == dict(
-        a=dict(items=2, short=1, found=1, documents=3),
-        b=dict(items=2, short=0, found=2, documents=3))
-    assert contaminated(Doc('nothing', 'n'), search) is None
-    assert partial(contaminated, against=search)(Doc(LONG, 'l')) == 1.
-    assert contaminated.__name__ == 'contaminated'
-    assert isinstance(search.overlap(LONG), Overlap)
-
 def test_only_short_items_is_no_search_and_no_error():
     search = Decontaminator(['too short'])
     assert search.overlap('too short') is None
     assert contamination([None], search)['eval'] == dict(items=1, short=1, found=0, documents=0)
 
+def test_the_report_of_two_sets():
+    more = 'seventeen ' + LONG
+    search = Decontaminator(dict(a=[LONG, 'too short'], b=[Doc(LONG, 'x'), more]))
+    overlaps = [search.overlap(text) for text in (LONG, 'nothing', LONG.upper(), more)]
+    assert isinstance(overlaps[0], Overlap)
+    assert contamination(overlaps, search) == dict(
+        a=dict(items=2, short=1, found=1, documents=3),
+        b=dict(items=2, short=0, found=2, documents=3),
+    )
+
+def test_the_share_of_a_document_is_a_filter():
+    search = Decontaminator(dict(a=[LONG, 'too short'], b=[Doc(LONG, 'x'), 'seventeen ' + LONG]))
+    assert contaminated(Doc('nothing', 'n'), search) is None
+    filter_by_share = partial(contaminated, against=search)
+    assert filter_by_share(Doc(LONG, 'l')) == 1.
+    assert contaminated.__name__ == 'contaminated'
+
 def test_files(tmp_path):
-    rows = [dict(text=LONG), dict(question='What is it?', choices=['a'], answer='A cat.')]
+    rows = [
+        dict(text=LONG),
+        dict(question='What is it?', choices=['a'], answer='A cat.'),
+    ]
     lines = '\n'.join(map(json.dumps, rows))
-    plain, packed, bad = tmp_path/'quiz.jsonl', tmp_path/'quiz.jsonl.gz', tmp_path/'bad.jsonl'
+    plain = tmp_path/'quiz.jsonl'
     plain.write_text(lines)
+    packed = tmp_path/'quiz.jsonl.gz'
     with gzip.open(packed, 'wt') as f: f.write(lines)
     expected = dict(quiz=[LONG, 'What is it?\nA cat.'])
-    assert eval_items(plain) == eval_items(str(packed)) == eval_items(dict(quiz=plain)) == expected
+    for source in (plain, str(packed), dict(quiz=plain)): assert eval_items(source) == expected
+
+def test_the_bad_line_of_a_file_is_named(tmp_path):
+    bad = tmp_path/'bad.jsonl'
     bad.write_text('{"text": "a"}\n{"text": ')
     with pytest.raises(UserError, match='line 2'): eval_items(bad)
 
@@ -315,10 +393,13 @@ def test_other_items_or_options_have_another_fingerprint():
 
 def test_memory_is_that_of_the_evaluation_set():
     rng = random.Random(0)
-    search = Decontaminator([' '.join(rng.choices(LONG.split(), k=100)) for _ in range(500)])
+    items = [' '.join(rng.choices(LONG.split(), k=100)) for _ in range(500)]
+    search = Decontaminator(items)
     before = len(pickle.dumps(search))
     for _ in range(50): search.overlap(noise(rng, 2000))
-    assert len(pickle.dumps(search)) == before < 64 * len(search.keys) + 100_000
+    after = len(pickle.dumps(search))
+    assert after == before
+    assert after < 64 * len(search.keys) + 100_000
 
 
 # real text
@@ -337,19 +418,29 @@ def dialogues(n):
 def long_book(n):
     "Return the first text of more than `n` characters."
     path = sorted((DATA/'gutenberg_books').rglob('*.jsonl.gz'))[0]
-    with open_lines(path) as f: return next(text for line in f for text in strings(json.loads(line)) if len(text) > n)
+    with open_lines(path) as f:
+        for line in f:
+            for text in strings(json.loads(line)):
+                if len(text) > n: return text
+
+def otherwise_set(text, rng):
+    "Return half of the texts in another typography."
+    if rng.random() >= .5: return text
+    return text.replace("'", '’').replace('. ', ' –\n').upper()
 
 @pytest.mark.skipif(not DATA.exists(), reason='needs LLMBOOK_DATA')
 def test_real_items_in_real_documents():
-    "Dialogues hidden in web pages, with another typography, are all found; pages without any are left alone."
+    "Find every dialogue hidden in a web page, with another typography; leave pages without any alone."
     items = dialogues(200)
     if not items: pytest.skip('no dialogues in LLMBOOK_DATA')
     book = long_book(300_000)
     pages = [book[i:i + 3000] for i in range(0, 300_000, 3000)]
     search = Decontaminator(dict(dialogues=items))
     rng = random.Random(0)
-    def changed(text): return text.replace("'", '’').replace('. ', ' –\n').upper() if rng.random() < .5 else text
-    hidden = [page[:1500] + '\n' + changed(item) + '\n' + page[1500:] for page, item in zip(pages * 2, items)]
-    for i, overlap in enumerate(map(search.overlap, hidden)):
-        if len(bare_words(items[i])) >= 8: assert overlap and ('dialogues', i) in overlap.found
+    for i, (page, item) in enumerate(zip(pages * 2, items)):
+        hidden = otherwise_set(item, rng)
+        found = search.overlap(page[:1500] + '\n' + hidden + '\n' + page[1500:])
+        if len(bare_words(item)) < 8: continue
+        assert found
+        assert ('dialogues', i) in found.found
     assert not any(map(search.overlap, pages))

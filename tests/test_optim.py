@@ -39,6 +39,18 @@ def set_grads(ps, seed):
 
 # ---- AdamW
 
+def adamw_of_torch(m, fused):
+    "Return torch's AdamW with matrices, which decay, and vectors, which do not, in groups of their own."
+    matrices = [p for p in m.parameters() if p.ndim >= 2]
+    vectors = [p for p in m.parameters() if p.ndim < 2]
+    return torch.optim.AdamW([dict(params=matrices), dict(params=vectors)], fused=fused)
+
+
+def assert_near(x, y, step):
+    "Compare moments to 6 digits."
+    assert torch.allclose(x, y, rtol=1e-5, atol=1e-6 * float(y.abs().max())), step
+
+
 @pytest.mark.parametrize('family', FAMILIES)
 @pytest.mark.parametrize('fused', [True, False])
 def test_adamw_equals_torch_step_by_step(family, fused):
@@ -46,45 +58,58 @@ def test_adamw_equals_torch_step_by_step(family, fused):
     ours, theirs = model(family), model(family)
     ps, qs = list(ours.parameters()), list(theirs.parameters())
     opt = lm_opt(ours, muon=False)(ps, lr=1.)
-    matrices, vectors = [q for q in qs if q.ndim >= 2], [q for q in qs if q.ndim < 2]
-    ref = torch.optim.AdamW([dict(params=matrices), dict(params=vectors)], fused=fused)
+    ref = adamw_of_torch(theirs, fused)
     for i in range(20):
         h = hypers(i)
         opt.set_hypers(**h)
-        for g, decay in zip(ref.param_groups, (h['wd'], 0)):
-            g.update(lr=h['lr'], weight_decay=decay, betas=(h['mom'], h['sqr_mom']))
+        for group, decay in zip(ref.param_groups, (h['wd'], 0)):
+            group.update(lr=h['lr'], weight_decay=decay, betas=(h['mom'], h['sqr_mom']))
         set_grads(ps, i)
         set_grads(qs, i)
         opt.step()
         ref.step()
         for p, q in zip(ps, qs):
-            a, b = opt.opt.state[p], ref.state[q]
-            assert float(a['step']) == float(b['step']) == i + 1
-            moments = [(a[k], b[k]) for k in ('exp_avg', 'exp_avg_sq')]
-            if fused: assert all(torch.equal(x, y) for x, y in [(p, q), *moments]), i
-            else:
-                assert torch.allclose(p, q, rtol=0, atol=3e-7), i
-                for x, y in moments: assert torch.allclose(x, y, rtol=1e-5, atol=1e-6 * float(y.abs().max())), i
+            mine, torchs = opt.opt.state[p], ref.state[q]
+            assert float(mine['step']) == float(torchs['step']) == i + 1
+            if fused: assert torch.equal(p, q), i
+            else: assert torch.allclose(p, q, rtol=0, atol=3e-7), i
+            for moment in ('exp_avg', 'exp_avg_sq'):
+                if fused: assert torch.equal(mine[moment], torchs[moment]), i
+                else: assert_near(mine[moment], torchs[moment], i)
 
 
 # ---- Muon
 
 def orthogonal(m):
     "Compute Muon's five rounds by the book, in float64."
+    if m.shape[0] > m.shape[1]: return orthogonal(m.T).T
     a, b, c = NS
-    tall = m.shape[0] > m.shape[1]
-    x = m.double().T if tall else m.double()
+    x = m.double()
     x = x / x.norm()
     for _ in range(5):
         A = x @ x.T
         x = a * x + (b * A + c * A @ A) @ x
-    return x.T if tall else x
+    return x
 
 
 def off(a, b): return float((a.double() - b.double()).norm() / b.double().norm())
 
 
 SHAPES = [(24, 24), (32, 96), (96, 32), (128, 128), (144, 400), (400, 144)]
+
+
+class MuonByTheBook:
+    "Muon's momentum, update and decay, in float64."
+    def __init__(self, start):
+        self.w = start.double()
+        self.buffer = torch.zeros_like(self.w)
+        self.scale = .2 * math.sqrt(max(start.shape))
+
+    def step(self, g, lr, wd, mom):
+        g = g.double()
+        self.buffer = self.buffer.lerp(g, 1 - mom)
+        update = orthogonal(g.lerp(self.buffer, mom))
+        self.w = self.w * (1 - lr * wd) - lr * self.scale * update
 
 
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
@@ -95,38 +120,50 @@ def test_muon_equals_torch_step_by_step(shape, half, monkeypatch):
     torch's own Muon always computes in bfloat16 and is as near. The momentum is torch's to the last bit."""
     if not half: monkeypatch.setattr(optim, '_half_pays', lambda G: False)
     start = .02 * torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    ours, theirs, book = nn.Parameter(start.clone()), nn.Parameter(start.clone()), start.double()
-    opt, ref = LMOptim([ours], lr=1.), torch.optim.Muon([theirs], adjust_lr_fn='match_rms_adamw')
-    buffer = torch.zeros(shape, dtype=torch.float64)
     bound = 3e-2 if half and optim._half_pays(start) else 2e-5
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    opt = LMOptim([ours], lr=1.)
+    ref = torch.optim.Muon([theirs], adjust_lr_fn='match_rms_adamw')
+    book = MuonByTheBook(start)
     for i in range(20):
         h = hypers(i)
+        lr, wd, mom = h['lr'], h['wd'], h['mom']
         opt.set_hypers(**h)
-        ref.param_groups[0].update(lr=h['lr'], weight_decay=h['wd'], momentum=h['mom'])
+        ref.param_groups[0].update(lr=lr, weight_decay=wd, momentum=mom)
         g, = grads([ours], i)
-        ours.grad, theirs.grad = g.clone(), g.clone()
+        ours.grad = g.clone()
+        theirs.grad = g.clone()
         opt.step()
         ref.step()
-        buffer = buffer.lerp(g.double(), 1 - h['mom'])
-        update = orthogonal(g.double().lerp(buffer, h['mom']))
-        book = book * (1 - h['lr'] * h['wd']) - h['lr'] * .2 * math.sqrt(max(shape)) * update
-        assert torch.equal(opt.opt.state[ours]['momentum_buffer'], ref.state[theirs]['momentum_buffer']), i
-        mine, exact, torchs = (w.detach() - start for w in (ours, book, theirs))
-        assert off(mine, exact) < bound, i
-        assert off(mine, torchs) < 4e-2, i
-        assert off(torchs, exact) < 3e-2, i
+        book.step(g, lr, wd, mom)
+        mine, torchs = opt.opt.state[ours], ref.state[theirs]
+        assert torch.equal(mine['momentum_buffer'], torchs['momentum_buffer']), i
+        our_path, their_path, exact_path = [w.detach() - start for w in (ours, theirs, book.w)]
+        assert off(our_path, exact_path) < bound, i
+        assert off(our_path, their_path) < 4e-2, i
+        assert off(their_path, exact_path) < 3e-2, i
+
+
+def orthonormal(n, k, generator):
+    "Return (n, k) numbers with orthonormal columns."
+    return torch.linalg.qr(torch.randn(n, k, generator=generator))[0]
 
 
 def spectra(rows, columns):
     "Yield (name, matrix) for singular values of different shapes."
     g = torch.Generator().manual_seed(0)
-    u, w = (torch.linalg.qr(torch.randn(n, rows, generator=g))[0] for n in (rows, columns))
+    u = orthonormal(rows, rows, g)
+    w = orthonormal(columns, rows, g)
     numbers = torch.arange(1., rows + 1)
-    values = {'flat': torch.ones(rows),
-              'falling': 1 / numbers,
-              'steep': numbers ** -2,
-              'one direction': torch.cat([torch.ones(1), torch.full((rows - 1,), 1e-3)]),
-              'half empty': (numbers <= rows // 2).float()}
+    one_direction = torch.full((rows,), 1e-3)
+    one_direction[0] = 1
+    values = {
+        'flat': torch.ones(rows),
+        'falling': 1 / numbers,
+        'steep': numbers ** -2,
+        'one direction': one_direction,
+        'half empty': (numbers <= rows // 2).float(),
+    }
     for name, s in values.items(): yield name, u * s @ w.T
 
 
@@ -142,12 +179,14 @@ def test_joined_rounds_are_as_near_to_the_book_as_torch(half, tall):
     "Include a direction far above the others: what rounding adds to the small matrices must not grow."
     for name, wide in spectra(128, 400):
         m = wide.T if tall else wide
-        got, want = optim._alone(prepared(m, half), 5), orthogonal(wide)
+        got = optim._alone(prepared(m, half), 5)
+        want = orthogonal(wide)
         theirs = torch.optim._muon._zeropower_via_newtonschulz(m, NS, 5, 1e-7)
         if tall: theirs = theirs.T
         bound = 1.3 * off(theirs, want) + .03 if half else 1e-4
         assert off(got, want) < bound, name
-        assert torch.linalg.svdvals(got.float()).max() < 1.35, name
+        largest = torch.linalg.svdvals(got.float()).max()
+        assert largest < 1.35, name
 
 
 def test_a_zero_gradient_moves_nothing():
@@ -163,21 +202,40 @@ def test_stacked_and_alone_agree():
 
 # ---- what goes where
 
+def where_parameters_go(m, opt):
+    "Return the kind of optimiser and the weight decay of each parameter, by its name."
+    names = {id(p): name for name, p in m.named_parameters()}
+    where = {}
+    for group in opt.opt.param_groups:
+        for p in group['params']:
+            name = names[id(p)]
+            assert name not in where, 'each once, tied ones too'
+            where[name] = group['kind'], group['weight_decay']
+    return where
+
+
 @pytest.mark.parametrize('family', FAMILIES)
-def test_muon_never_takes_embeddings_heads_and_vectors(family):
+def test_muon_takes_the_matrices_of_blocks_alone(family):
     m = model(family)
-    names = {id(p): n for n, p in m.named_parameters()}
-    opt = lm_opt(m)(list(m.parameters()), lr=1e-3)
-    where = {names[id(p)]: (g['kind'], g['weight_decay']) for g in opt.opt.param_groups for p in g['params']}
-    assert set(where) == set(names.values()) # each once, tied ones too
-    assert sum(len(g['params']) for g in opt.opt.param_groups) == len(names)
-    for n, p in m.named_parameters():
-        in_block = n.startswith('blocks') or n.startswith('predict')
+    where = where_parameters_go(m, lm_opt(m)(list(m.parameters()), lr=1e-3))
+    parameters = dict(m.named_parameters())
+    assert set(where) == set(parameters)
+    for name, p in parameters.items():
+        in_block = name.startswith(('blocks', 'predict'))
         kind = 'muon' if p.ndim == 2 and in_block else 'adamw'
-        assert where[n] == (kind, .1 if p.ndim == 2 else 0), n
-    outside = [n for n in where if n.split('.')[0] in ('embed', 'pos', 'head')]
+        decay = .1 if p.ndim == 2 else 0
+        assert where[name] == (kind, decay), name
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_muon_never_takes_embeddings_and_heads(family):
+    m = model(family)
+    where = where_parameters_go(m, lm_opt(m)(list(m.parameters()), lr=1e-3))
+    outside = [name for name in where if name.split('.')[0] in ('embed', 'pos', 'head')]
     assert outside
-    assert all(where[n][0] == 'adamw' for n in outside)
+    for name in outside:
+        kind, _ = where[name]
+        assert kind == 'adamw'
 
 
 def test_only_matrices_and_embeddings_decay():
@@ -187,8 +245,9 @@ def test_only_matrices_and_embeddings_decay():
     before = [p.detach().clone() for p in m.parameters()]
     for p in m.parameters(): p.grad = torch.zeros_like(p)
     opt.step()
+    decayed = 1 - .1 * .5
     for b, p in zip(before, m.parameters()):
-        want = b * (1 - .1 * .5) if p.ndim >= 2 else b
+        want = b * decayed if p.ndim >= 2 else b
         assert torch.allclose(p, want, atol=1e-7)
 
 
@@ -205,15 +264,19 @@ def groups(opt, i): return [g for g, owner in zip(opt.opt.param_groups, opt.owne
 def test_hyperparameters_reach_every_part_of_a_layer_group():
     m = model()
     opt = lm_opt(m)(layers(m), lr=1e-3)
-    opt.set_hypers(lr=slice(1e-4, 1e-1), wd=[0., .1, .2, .3], mom=.7, sqr_mom=.8, eps=1e-6)
-    rates = [1e-4, 1e-3, 1e-2, 1e-1]
+    rates, decays = [1e-4, 1e-3, 1e-2, 1e-1], [0., .1, .2, .3]
+    opt.set_hypers(lr=slice(1e-4, 1e-1), wd=decays, mom=.7, sqr_mom=.8, eps=1e-6)
     assert [h['lr'] for h in opt.hypers] == pytest.approx(rates)
-    assert [h['wd'] for h in opt.hypers] == [0., .1, .2, .3]
+    assert [h['wd'] for h in opt.hypers] == decays
     for i in range(4):
-        for g in groups(opt, i):
-            assert g['lr'] == pytest.approx(rates[i])
-            assert g['betas'] == (.7, .8) and g['momentum'] == .7 and g['eps'] == 1e-6
-            for p in g['params']: assert g['weight_decay'] == (i / 10 if p.ndim >= 2 else 0)
+        for group in groups(opt, i):
+            assert group['lr'] == pytest.approx(rates[i])
+            assert group['betas'] == (.7, .8)
+            assert group['momentum'] == .7
+            assert group['eps'] == 1e-6
+            for p in group['params']:
+                decay = i / 10 if p.ndim >= 2 else 0
+                assert group['weight_decay'] == decay
 
 
 def test_a_slice_gives_the_last_group_its_rate_and_the_others_a_tenth():
@@ -225,16 +288,21 @@ def test_a_slice_gives_the_last_group_its_rate_and_the_others_a_tenth():
 
 
 def test_a_layer_group_learns_as_with_an_optimiser_of_its_own():
-    a, b = model(), model()
-    opt = lm_opt(a)(layers(a), lr=1e-3)
-    alone = [lm_opt(b)(ps, lr=1e-3) for ps in layers(b)]
+    together, apart = model(), model()
+    opt = lm_opt(together)(layers(together), lr=1e-3)
     opt.set_hypers(lr=slice(1e-4, 1e-1))
-    for o, lr in zip(alone, (1e-4, 1e-3, 1e-2, 1e-1)): o.set_hypers(lr=lr)
+    alone = []
+    for ps, lr in zip(layers(apart), (1e-4, 1e-3, 1e-2, 1e-1)):
+        one = lm_opt(apart)(ps, lr=1e-3)
+        one.set_hypers(lr=lr)
+        alone.append(one)
     for i in range(3):
-        for m in (a, b): set_grads([p for layer in layers(m) for p in layer], i)
+        for m in (together, apart):
+            in_layers = [p for layer in layers(m) for p in layer]
+            set_grads(in_layers, i)
         opt.step()
-        for o in alone: o.step()
-    assert all(torch.allclose(p, q, rtol=1e-6, atol=1e-7) for p, q in zip(a.parameters(), b.parameters()))
+        for one in alone: one.step()
+    for p, q in zip(together.parameters(), apart.parameters()): assert torch.allclose(p, q, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize('n', [1, -1, 0])
@@ -242,13 +310,14 @@ def test_frozen_groups_stay_and_the_others_learn(n):
     m = model()
     opt = lm_opt(m)(layers(m), lr=1e-2)
     opt.freeze_to(n)
-    before, x = [p.detach().clone() for p in m.parameters()], torch.randint(0, 64, (2, 16))
+    before = [p.detach().clone() for p in m.parameters()]
+    x = torch.randint(0, 64, (2, 16))
     m.logits(m(x)).square().mean().backward()
     opt.step()
     opt.zero_grad()
     first = n if n >= 0 else 3 # the first group that learns
-    frozen = {id(p) for layer in layers(m)[:first] for p in layer}
     assert opt.frozen_idx == first
+    frozen = {id(p) for layer in layers(m)[:first] for p in layer}
     for b, p in zip(before, m.parameters()):
         stays = id(p) in frozen
         assert p.requires_grad == (not stays)
@@ -265,7 +334,9 @@ def test_frozen_groups_stay_and_the_others_learn(n):
 
 def run(m, opt, steps):
     for i in steps:
-        opt.set_hypers(**{k: v for k, v in hypers(i).items() if k != 'wd'})
+        h = hypers(i)
+        del h['wd']
+        opt.set_hypers(**h)
         set_grads(list(m.parameters()), i)
         opt.step()
         opt.zero_grad()
@@ -275,7 +346,7 @@ def run(m, opt, steps):
 @pytest.mark.parametrize('way', ['state_dict', 'checkpoint'])
 def test_state_put_into_a_new_optimiser_resumes_bit_for_bit(muon, way, tmp_path):
     a, b = model('gpt2'), model('gpt2', seed=1)
-    opt, other = (lm_opt(m, muon=muon)(layers(m), lr=1.) for m in (a, b))
+    opt, other = [lm_opt(m, muon=muon)(layers(m), lr=1.) for m in (a, b)]
     opt.set_hypers(wd=[.01, .1, .3, .5])
     run(a, opt, range(7))
     if way == 'state_dict':
@@ -288,9 +359,10 @@ def test_state_put_into_a_new_optimiser_resumes_bit_for_bit(muon, way, tmp_path)
     assert other.hypers[-1]['wd'] == .5 # also where a group has only vectors
     run(a, opt, range(7, 14))
     run(b, other, range(7, 14))
-    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
-    tensors, others = optim_tensors(opt)[0], optim_tensors(other)[0]
-    assert all(torch.equal(x, y) for x, y in zip(tensors.values(), others.values()))
+    for p, q in zip(a.parameters(), b.parameters()): assert torch.equal(p, q)
+    tensors, _ = optim_tensors(opt)
+    others, _ = optim_tensors(other)
+    for x, y in zip(tensors.values(), others.values()): assert torch.equal(x, y)
 
 
 def test_older_states_that_lack_the_chosen_decay_are_understood():

@@ -19,7 +19,8 @@ OPTIONS = dict(MADE_WITH, progress=False)
 
 def text(i, n=150):
     rng = random.Random(i)
-    return f'This is story {i}. ' + ' '.join(rng.choice(WORDS) + str(rng.randrange(90)) for _ in range(n))
+    words = [rng.choice(WORDS) + str(rng.randrange(90)) for _ in range(n)]
+    return f'This is story {i}. ' + ' '.join(words)
 
 
 def write_rows(path, rows):
@@ -33,10 +34,14 @@ def read_rows(path): return [json.loads(line) for line in open(path)]
 @pytest.fixture(scope='module')
 def source(tmp_path_factory):
     "Write four units: more than 3 MB of jsonl with copies, damage and personal data in it."
-    def with_address(i): return text(i) + (f'\nWrite to me{i}@firm.de' if i % 50 == 0 else '')
-    lines = [json.dumps(dict(id=f'd{i}', text=with_address(i))) for i in range(3200)]
-    lines[40:40] = ['{"text": broken', json.dumps(dict(id='copy', text=text(7)))]
-    lines.append(json.dumps(dict(id='near', text=text(8) + ' The end.')))
+    lines = []
+    for i in range(3200):
+        address = f'\nWrite to me{i}@firm.de' if i % 50 == 0 else ''
+        lines.append(json.dumps(dict(id=f'd{i}', text=text(i) + address)))
+    copy = dict(id='copy', text=text(7))
+    near = dict(id='near', text=text(8) + ' The end.')
+    lines[40:40] = ['{"text": broken', json.dumps(copy)]
+    lines.append(json.dumps(near))
     path = tmp_path_factory.mktemp('source')/'docs.jsonl'
     path.write_text('\n'.join(lines) + '\n')
     assert path.stat().st_size > 3 << 20
@@ -65,14 +70,18 @@ def timeless(card):
 def test_the_account(alone):
     out, card = alone
     totals = card['totals']
-    assert totals['in'] == 3203 == totals['kept'] + totals['dropped'] + totals['rejected']
+    assert totals['in'] == 3203
+    assert totals['in'] == totals['kept'] + totals['dropped'] + totals['rejected']
     assert totals['dropped'] == 2
     assert totals['rejected'] == 1
     assert card['personal'] == {'email': 64}
     assert check_shards(out) == 3
     assert card['source']['fingerprint']
     assert sum(card['lengths']['documents']) == totals['kept']
-    assert card['clusters'] == [dict(kept='d7', dropped=['copy']), dict(kept='near', dropped=['d8'])]
+    assert card['clusters'] == [
+        dict(kept='d7', dropped=['copy']),
+        dict(kept='near', dropped=['d8']),
+    ]
     assert card['cluster_sizes'] == {'2': 2}
 
 
@@ -105,17 +114,14 @@ def test_ray_makes_the_same_bytes(source, alone, tmp_path):
 
 
 def test_a_killed_worker_is_replaced(source, alone, tmp_path):
-    "Kill a worker in the middle of a unit, as the system does when memory runs out; then kill it in every try."
-    options = json.dumps(MADE_WITH)
-    r = run_program('prepare_worker_killed', source, tmp_path/'out', options, tmp_path/'died')
-    assert r.returncode == 0 and not r.stdout, r.stderr[-2000:]
-    assert (tmp_path/'died').exists()
-    assert made(tmp_path/'out') == made(alone[0])
-    r = run_program('prepare_worker_killed', source, tmp_path/'other', options, '')
+    "Kill a worker in the middle of a unit, as the system does when memory runs out."
+    whole, _ = alone
+    out, died = tmp_path/'out', tmp_path/'died'
+    r = run_program('prepare_worker_killed', source, out, json.dumps(MADE_WITH), died)
     assert r.returncode == 0, r.stderr[-2000:]
-    assert 'refused: a worker process was killed twice' in r.stdout, r.stdout
-    prepare(source, tmp_path/'other', workers=1, **OPTIONS)
-    assert made(tmp_path/'other') == made(alone[0])
+    assert not r.stdout, r.stderr[-2000:]
+    assert died.exists()
+    assert made(out) == made(whole)
 
 
 def stop(*args): raise KeyboardInterrupt
@@ -153,32 +159,55 @@ def test_another_question_starts_over(source, tmp_path, monkeypatch):
     assert check_shards(tmp_path/'out')
 
 
-def test_lines_that_stand_everywhere_go(tmp_path):
-    boiler = 'All rights reserved by the good people of this imaginary web site and their heirs.'
-    rows = [dict(id=f'd{i}', text=f'{text(i)}\n{boiler}' if i % 2 else text(i)) for i in range(60)]
-    rows.append(dict(id='only', text=f'{boiler}\n'))
+def test_a_worker_killed_in_every_try_is_reported(source, alone, tmp_path):
+    whole, _ = alone
     out = tmp_path/'out'
-    card = prepare(write_rows(tmp_path/'a.jsonl', rows), out, repeats=5, **OPTIONS)
-    step = card['funnel'][-1]
+    r = run_program('prepare_worker_killed', source, out, json.dumps(MADE_WITH), '')
+    assert r.returncode == 0, r.stderr[-2000:]
+    assert 'refused: a worker process was killed twice' in r.stdout, r.stdout
+    prepare(source, out, workers=1, **OPTIONS)
+    assert made(out) == made(whole)
+
+BOILERPLATE = 'All rights reserved by the good people of this imaginary web site and their heirs.'
+
+def with_boilerplate(n):
+    "Return rows of which every second ends with the line, and one that is nothing else."
+    rows = []
+    for i in range(n):
+        ending = '\n' + BOILERPLATE if i % 2 else ''
+        rows.append(dict(id=f'd{i}', text=text(i) + ending))
+    rows.append(dict(id='only', text=BOILERPLATE + '\n'))
+    return rows
+
+
+def test_lines_that_stand_everywhere_go(tmp_path):
+    source = write_rows(tmp_path/'a.jsonl', with_boilerplate(60))
+    out = tmp_path/'out'
+    card = prepare(source, out, repeats=5, **OPTIONS)
+    assert card['totals']['kept'] == 60
     assert card['repeats']['lines'] == 29
+    step = card['funnel'][-1]
     assert step['step'] == 'repeated lines'
     assert step['reasons']['only repeated lines']['documents'] == 1
-    assert card['totals']['kept'] == 60
     tok = load_tokenizer(out)
-    texts = [decode(tok, doc) for split in card['splits'] for doc in documents(out, split)]
-    assert sum(boiler in t for t in texts) == 1, 'the first document that has the line keeps it'
+    n_with_line = 0
+    for split in card['splits']:
+        for doc in documents(out, split): n_with_line += BOILERPLATE in decode(tok, doc)
+    assert n_with_line == 1, 'the first document that has the line keeps it'
 
 
 def test_evaluation_items_are_kept_out(tmp_path):
-    item = text(1000, 40)
-    rows = [dict(id=f'd{i}', text=text(i) + (' ' + item if i in (3, 5) else '')) for i in range(60)]
+    item, other = text(1000, 40), text(2000, 40)
+    rows = [dict(id=f'd{i}', text=text(i)) for i in range(60)]
+    for row in (rows[3], rows[5]): row['text'] += ' ' + item
     source = write_rows(tmp_path/'a.jsonl', rows)
-    card = prepare(source, tmp_path/'out', against={'exam': [item, text(2000, 40)]}, **OPTIONS)
+    out = tmp_path/'out'
+    card = prepare(source, out, against={'exam': [item, other]}, **OPTIONS)
     assert card['contamination'] == {'exam': dict(items=2, found=1, documents=2)}
     assert card['totals']['dropped'] == 2
-    lost = read_rows(tmp_path/'out'/'rejects.jsonl')
-    assert [r['id'] for r in lost] == ['d3', 'd5']
-    assert all(r['step'] == 'contamination' for r in lost)
+    lost = read_rows(out/'rejects.jsonl')
+    assert [row['id'] for row in lost] == ['d3', 'd5']
+    assert [row['step'] for row in lost] == ['contamination'] * 2
 
 
 def test_a_tokenizer_can_be_given(source, alone, tmp_path):
@@ -193,19 +222,24 @@ def test_a_tokenizer_can_be_given(source, alone, tmp_path):
 def test_units_hold_everything_once(source, tmp_path):
     src = Sources([str(source), 'embedded'], max_bytes=1_500_000)
     found = list(units(src, tmp_path))
-    assert sum(u.n_bytes for u in found) > 4e6
-    assert max(u.n_bytes for u in found) < 2 * unit_size(src.n_bytes)
-    records = [r for u in found for r in read_unit(u)]
-    assert len({(r.source, r.id) for r in records}) == len(records) > 3300
-    assert [u for u in units(src, tmp_path)] == found
+    sizes = [unit.n_bytes for unit in found]
+    assert sum(sizes) > 4e6
+    assert max(sizes) < 2 * unit_size(src.n_bytes)
+    records = [record for unit in found for record in read_unit(unit)]
+    names = {(record.source, record.id) for record in records}
+    assert len(names) == len(records) > 3300
+    assert list(units(src, tmp_path)) == found
 
 
 def test_dividing_fills_every_split():
     rng = np.random.default_rng(0)
     for n in (3, 10, 500):
-        split = divide(rng.random(n), rng.random(n), rng.integers(1, 1000, n), .1, .1)
+        draws, order = rng.random(n), rng.random(n)
+        sizes = rng.integers(1, 1000, n)
+        split = divide(draws, order, sizes, .1, .1)
         assert set(split.tolist()) == {0, 1, 2}
-    assert set(divide(rng.random(50), rng.random(50), np.ones(50), 0, 0).tolist()) == {0}
+    only_train = divide(rng.random(50), rng.random(50), np.ones(50), 0, 0)
+    assert set(only_train.tolist()) == {0}
 
 
 def test_engines_and_workers():

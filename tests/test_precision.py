@@ -26,9 +26,17 @@ def batches(n=6, rows=4, seed=0):
     return [(b[:, :-1], b[:, 1:]) for b in ids]
 
 
+def note_dtype(module):
+    "Note the type of each output of a module."
+    seen = []
+    module.register_forward_hook(lambda m, inputs, output: seen.append(output.dtype))
+    return seen
+
+
 def learner(*cbs, data=None, config=CONFIG, lr=1e-3):
     set_seed(0)
-    model, data = Transformer(config), data or batches()
+    model = Transformer(config)
+    data = data or batches()
     return Learner(DataLoaders(data, data[:2]), model, LMLoss(model.head), opt_func=lm_opt(model), lr=lr, cbs=cbs)
 
 
@@ -58,12 +66,14 @@ def autocast_is_on(): return torch.is_autocast_enabled('cpu')
     ((9, 0), 'fp32 tf32 bf16 fp16 fp8', 'bf16')])
 def test_cards_are_asked_for_what_they_can_do(monkeypatch, capability, allowed, auto):
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda d=None: capability)
-    assert best_precision('cuda') == check_precision('auto', 'cuda') == auto
+    assert best_precision('cuda') == auto
+    assert check_precision('auto', 'cuda') == auto
+    major, minor = capability
     for p in ('fp32', 'tf32', 'bf16', 'fp16', 'fp8'):
         if p in allowed.split():
             assert check_precision(p, 'cuda') == p
             continue
-        said = f'compute capability .* for {p}, got {capability[0]}.{capability[1]}'
+        said = f'compute capability .* for {p}, got {major}.{minor}'
         with pytest.raises(UserError, match=said): check_precision(p, 'cuda')
 
 
@@ -89,8 +99,8 @@ def test_autocast_is_left_after_an_error(where):
 
 
 def test_validation_and_predictions_are_under_the_precision_and_leave_it():
-    learn, seen = learner(Precision('bf16')), []
-    learn.model.blocks[0].mlp.down_proj.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
+    learn = learner(Precision('bf16'))
+    seen = note_dtype(learn.model.blocks[0].mlp.down_proj)
     learn.validate()
     learn.get_preds(dl=learn.dls.valid, reorder=False)
     assert set(seen) == {torch.bfloat16}
@@ -104,12 +114,14 @@ def test_bf16_is_near_float32():
 
 def test_recomputed_activations_are_recomputed_in_the_same_precision():
     def run(recompute):
-        learn, seen = learner(Precision('bf16')), []
+        learn = learner(Precision('bf16'))
+        blocks = learn.model.blocks
         if recompute:
-            for b in learn.model.blocks: b.forward = partial(checkpoint, b.forward, use_reentrant=False)
-        learn.model.blocks[0].attn.q_proj.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
+            for block in blocks: block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        seen = note_dtype(blocks[0].attn.q_proj)
         return flat(fit(learn).model), seen
-    (kept, once), (recomputed, twice) = run(False), run(True)
+    kept, once = run(False)
+    recomputed, twice = run(True)
     assert torch.equal(kept, recomputed)
     assert set(once + twice) == {torch.bfloat16}
     assert len(twice) > len(once)
@@ -126,7 +138,8 @@ def poisoned(n=8): # a batch of the head's inputs so large that float16 overflow
 @pytest.mark.parametrize('muon', [False, True])
 def test_an_overflowed_fp16_step_is_not_taken(clip, muon):
     set_seed(0)
-    model, data = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 1)), poisoned(1)
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 1))
+    data = poisoned(1)
     cbs = [Precision('fp16', emulate=True)]
     if clip: cbs.append(ClipGrad(None if clip == 'none' else clip, most=0))
     learn = regression(data, model, *cbs, opt_func=partial(LMOptim, muon=muon))
@@ -155,11 +168,13 @@ def test_fp16_with_a_loss_that_is_never_finite_comes_to_an_end():
 
 def test_fp16_under_accumulation_equals_float32_accumulation():
     set_seed(0)
-    start, g = nn.Linear(4, 1), torch.Generator().manual_seed(0)
+    start = nn.Linear(4, 1)
+    g = torch.Generator().manual_seed(0)
     data = [(torch.randn(8, 4, generator=g), torch.randn(8, 1, generator=g)) for _ in range(6)]
     def run(name):
-        model, precision = nn.Linear(4, 1), Precision(name, emulate=True)
+        model = nn.Linear(4, 1)
         model.load_state_dict(start.state_dict())
+        precision = Precision(name, emulate=True)
         learn = regression(data, model, precision, Accumulate(2), lr=.01)
         if name == 'fp16': precision.scaler = torch.amp.GradScaler('cpu', init_scale=64.)
         return flat(fit(learn).model)
@@ -201,7 +216,8 @@ def test_fp8_gradients_are_near_those_of_float32(bias):
         layer.zero_grad()
         y = layer(a)
         y.backward(g)
-        return [y.detach(), a.grad, *(p.grad.clone() for p in layer.parameters())]
+        gradients = [p.grad.clone() for p in layer.parameters()]
+        return [y.detach(), a.grad, *gradients]
     want = run()
     layer.__class__ = Float8Linear
     for a, b in zip(want, run()):
@@ -210,10 +226,15 @@ def test_fp8_gradients_are_near_those_of_float32(bias):
 
 
 def test_fp8_skips_layers_that_do_not_fit():
-    odd, model = nn.Sequential(nn.Linear(16, 20), nn.Linear(32, 16)), Transformer(CONFIG)
+    odd = nn.Sequential(nn.Linear(16, 20), nn.Linear(32, 16))
     assert to_float8(odd) == (1, ['0'])
-    assert to_float8(model)[0] == 14
+    model = Transformer(CONFIG)
+    n_layers, _ = to_float8(model)
+    assert n_layers == 14
     assert type(model.head) is Linear
+
+
+def has_float8(model): return any(isinstance(m, Float8Linear) for m in model.modules())
 
 
 def test_fp8_layers_are_ordinary_for_odd_rows_in_evaluation_and_afterwards():
@@ -222,22 +243,26 @@ def test_fp8_layers_are_ordinary_for_odd_rows_in_evaluation_and_afterwards():
     layer = model.blocks[0].attn.q_proj
     x = torch.randn(3, 5, 32) # 15 rows: not a multiple of 16
     assert torch.equal(layer(x), F.linear(x, layer.weight))
-    assert torch.equal(layer.eval()(torch.randn(1, 16, 32) * 0), torch.zeros(1, 16, 32))
+    layer.eval()
+    x = torch.randn(1, 16, 32)
+    assert torch.equal(layer(x), F.linear(x, layer.weight))
     from_float8(model)
-    assert not any(isinstance(m, Float8Linear) for m in model.modules())
+    assert not has_float8(model)
 
 
 def test_fp8_trains_nearly_as_float32_does():
     "Train in eight bits to nearly the same loss; the optimiser's float32 weights stay."
     data = batches(1) * 40
-    plain, eight = (fit(learner(Precision(p, emulate=True), data=data, lr=1e-2)) for p in ('fp32', 'fp8'))
     x, y = data[0]
-    losses = [learn.loss_func(learn.model(x), y).item() for learn in (plain, eight)]
+    def train(name): return fit(learner(Precision(name, emulate=True), data=data, lr=1e-2))
+    def loss(learn): return learn.loss_func(learn.model(x), y).item()
+    plain, eight = train('fp32'), train('fp8')
+    losses = [loss(plain), loss(eight)]
     assert losses[0] < 3, losses
     assert abs(losses[0] - losses[1]) < .1, losses
     assert eight.precision.layers == (14, [])
-    assert all(p.dtype == torch.float32 for p in eight.model.parameters())
-    assert not any(isinstance(m, Float8Linear) for m in eight.model.modules())
+    assert {p.dtype for p in eight.model.parameters()} == {torch.float32}
+    assert not has_float8(eight.model)
 
 
 # ---- torch.compile

@@ -78,20 +78,29 @@ def test_wrong_tokenizer_is_noticed(mine):
     path.write_text(json.dumps(tokenizer))
     with pytest.raises(UserError, match='tokenizer'): lm_dls(mine, 2, 8, 2, device='cpu')
 
-def test_windows_across_shards(tmp_path):
-    writer = ShardWriter(tmp_path, 'train', tokens_per_shard=50)
-    rng = np.random.default_rng(0)
-    docs = [rng.integers(4, 300, rng.integers(1, 40)) for _ in range(40)]
+def write_shards(folder, docs):
+    "Write documents as shards of 50 tokens; return the manifest's entry and a view."
+    writer = ShardWriter(folder, 'train', tokens_per_shard=50)
     for doc in docs: writer.add(doc)
     entry = writer.close()
+    files = [folder/shard['file'] for shard in entry['shards']]
+    return entry, TokenView([np.fromfile(path, '<u2') for path in files])
+
+def test_windows_across_shards(tmp_path):
+    rng = np.random.default_rng(0)
+    docs = [rng.integers(4, 300, rng.integers(1, 40)) for _ in range(40)]
     flat = np.concatenate([np.append(doc, EOT) for doc in docs])
-    view = TokenView([np.fromfile(tmp_path/s['file'], '<u2') for s in entry['shards']])
+    entry, view = write_shards(tmp_path, docs)
     assert len(view.shards) > 5
-    assert entry['tokens'] == len(flat) and entry['documents'] == 40
+    assert entry['tokens'] == len(flat)
+    assert entry['documents'] == 40
     starts = np.arange(len(flat) - 120)
-    assert np.array_equal(view.windows(starts, 120), np.stack([flat[s:s + 120] for s in starts]))
-    for a, b in ((0, 10), (45, 260), (-30, None), (7, 7), (0, None)): assert np.array_equal(view[a:b], flat[a:b])
-    assert view[-1] == EOT and view[60] == flat[60]
+    windows = np.stack([flat[s:s + 120] for s in starts])
+    assert np.array_equal(view.windows(starts, 120), windows)
+    for span in (slice(0, 10), slice(45, 260), slice(-30, None), slice(7, 7), slice(0, None)):
+        assert np.array_equal(view[span], flat[span])
+    assert view[-1] == EOT
+    assert view[60] == flat[60]
     with pytest.raises(IndexError): view[len(flat)]
 
 
@@ -114,32 +123,42 @@ def test_permutation_looks_random():
     assert abs(np.abs(np.diff(x)).mean() / n - 1/3) < .02
 
 def test_every_window_once_a_pass():
-    dl = TokenLoader(TokenView([np.arange(2003, dtype=np.uint16)]), bs=7, seq_len=10, steps=5, seed=3)
+    tokens = TokenView([np.arange(2003, dtype=np.uint16)])
+    dl = TokenLoader(tokens, bs=7, seq_len=10, steps=5, seed=3)
     n = dl.n_windows
-    rows = np.concatenate([dl.starts(i) for i in range(3 * n // 7 + 1)])
-    passes = [rows[p * n:(p + 1) * n] for p in range(3)]
-    for starts in passes:
-        assert sorted(starts // 10) == list(range(n))
-        assert len(set(starts % 10)) == 1
-    assert not np.array_equal(passes[0] // 10, passes[1] // 10)
+    n_batches = 3 * n // 7 + 1
+    rows = np.concatenate([dl.starts(i) for i in range(n_batches)])
     assert rows.max() + 11 <= 2003
+    first, second, third = [rows[p * n:(p + 1) * n] for p in range(3)]
+    for starts in (first, second, third):
+        windows, offsets = starts // 10, starts % 10
+        assert sorted(windows) == list(range(n))
+        assert len(set(offsets)) == 1
+    assert not np.array_equal(first // 10, second // 10)
+
+def make_dls(data): return lm_dls(data, bs=4, seq_len=16, steps=10, device='cpu')
+
+def walk(dl, epochs): return [batch for _ in range(epochs) for batch in dl]
 
 @pytest.mark.parametrize('k', [0, 1, 9, 10, 13, 25])
 def test_seek_equals_walking(whole, k):
-    dls = lm_dls(whole, bs=4, seq_len=16, steps=10, device='cpu')
-    walked = [b for _ in range(3) for b in dls.train]
-    late = lm_dls(whole, bs=4, seq_len=16, steps=10, device='cpu').train.seek(k)
-    rest = [b for _ in range(3 - k // 10) for b in late]
+    walked = walk(make_dls(whole).train, 3)
+    late = make_dls(whole).train.seek(k)
+    rest = walk(late, 3 - k // 10)
     assert len(rest) == 30 - k
-    for (x, y), (x2, y2) in zip(walked[k:], rest):
-        assert torch.equal(x, x2) and torch.equal(y, y2)
-    x, y = walked[k]
-    assert torch.equal(x[:, 1:], y[:, :-1])
-    assert x.shape == (4, 16)
-    assert x.is_contiguous() and y.is_contiguous()
+    for (x, y), (late_x, late_y) in zip(walked[k:], rest):
+        assert torch.equal(x, late_x)
+        assert torch.equal(y, late_y)
+
+def test_targets_are_the_tokens_one_later(whole):
+    for x, y in walk(make_dls(whole).train, 3):
+        assert torch.equal(x[:, 1:], y[:, :-1])
+        assert x.shape == (4, 16)
+        assert x.is_contiguous()
+        assert y.is_contiguous()
 
 def test_abandoned_epoch_and_peeking(whole):
-    dl = lm_dls(whole, bs=4, seq_len=16, steps=10, device='cpu').train
+    dl = make_dls(whole).train
     for i, _ in enumerate(dl):
         if i == 3: break
     assert dl.position == 10
@@ -187,10 +206,14 @@ def test_learner_uses_it(whole, tmp_path):
         assert dls.train.position == 12
         assert learn.validate() == learn.validate()
         preds, targets = learn.get_preds()
-        assert preds.shape == (8, 16, V) and targets.shape == (8, 16)
-        preds, targets, losses = learn.get_preds(ds_idx=0, with_loss=True)
-        assert preds.shape == (24, 16, V) and losses.shape == (24,)
-        assert learn.get_preds(dl=dls.valid.new(bs=2, steps=1))[0].shape == (2, 16, V)
+        assert preds.shape == (8, 16, V)
+        assert targets.shape == (8, 16)
+        preds, _, losses = learn.get_preds(ds_idx=0, with_loss=True)
+        assert preds.shape == (24, 16, V)
+        assert losses.shape == (24,)
+        one_batch = dls.valid.new(bs=2, steps=1)
+        preds, _ = learn.get_preds(dl=one_batch)
+        assert preds.shape == (2, 16, V)
         learn.show_results(max_n=2)
     dls.show_batch(max_n=2)
     assert dls.n_inp == 1
@@ -252,11 +275,10 @@ def test_two_prepares_are_byte_identical(tmp_path):
     for f in ('tokenizer.json', 'manifest.json', 'rejects.jsonl', 'text/documents.jsonl', 'text/valid.jsonl'):
         assert (tmp_path/'1'/f).read_bytes() == (tmp_path/'2'/f).read_bytes(), f
 
-@pytest.fixture
-def mixed_folder(tmp_path):
+@pytest.fixture(scope='module')
+def mixed_folder(tmp_path_factory):
     "Return a folder of files, good and bad."
-    folder = tmp_path/'in'
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp('in')
     good = texts(40)
     for i, text in enumerate(good): (folder/f'{i:02d}.txt').write_text(text)
     (folder/'copy.txt').write_text(good[0])
@@ -268,23 +290,27 @@ def mixed_folder(tmp_path):
     (folder/'rows.jsonl').write_text('{"text": "broken\n' + row + '\n{"title": 1}\n')
     return folder
 
-def test_everything_is_accounted_for(mixed_folder, tmp_path):
-    out = tmp_path/'out'
-    card = prepare(mixed_folder, out, **{**OPTIONS, 'preset': 'default'})
+@pytest.fixture(scope='module')
+def mixed(mixed_folder, tmp_path_factory):
+    "Prepare the folder of good and bad files; return the folder made and its card."
+    out = tmp_path_factory.mktemp('mixed')/'out'
+    return out, prepare(mixed_folder, out, **{**OPTIONS, 'preset': 'default'})
+
+def test_everything_is_accounted_for(mixed):
+    out, card = mixed
     totals = card['totals']
-    assert totals['in'] == totals['kept'] + totals['dropped'] + totals['rejected'] == 48
+    lost = totals['dropped'] + totals['rejected']
+    assert totals['in'] == totals['kept'] + lost == 48
     assert totals['rejected'] == 4
     assert totals['in'] == card['funnel'][0]['documents_in']
-    lost, kept = read_rows(out/'rejects.jsonl'), read_rows(out/'text'/'documents.jsonl')
-    assert len(lost) == totals['dropped'] + totals['rejected']
-    assert len(kept) == totals['kept']
-    for part in ('kinds', 'splits'): assert sum(n['documents'] for n in card[part].values()) == totals['kept']
-    assert {'exact_duplicate', 'near_duplicate'} <= set(card['funnel'][3]['reasons'])
-    for split, entry in card['splits'].items():
-        rows = [r for r in kept if r['split'] == split]
-        assert [len(ids) + 1 for ids in documents(out, split)] == [r['tokens'] for r in rows]
-        assert sum(r['bytes'] for r in rows) == entry['bytes']
-        assert entry['documents']
+    assert len(read_rows(out/'rejects.jsonl')) == lost
+    assert len(read_rows(out/'text'/'documents.jsonl')) == totals['kept']
+    for part in ('kinds', 'splits'):
+        counted = sum(entry['documents'] for entry in card[part].values())
+        assert counted == totals['kept']
+    reasons = card['funnel'][3]['reasons']
+    assert 'exact_duplicate' in reasons
+    assert 'near_duplicate' in reasons
 
 def test_no_text_is_in_two_splits(tmp_path):
     rows = [dict(id=f'{i}-{k}', text=t + ' Indeed so.' * k) for k in (0, 1) for i, t in enumerate(texts(50))]
@@ -292,43 +318,69 @@ def test_no_text_is_in_two_splits(tmp_path):
     kept = [r['id'].split('-')[0] for r in read_rows(tmp_path/'out'/'text'/'documents.jsonl')]
     assert len(kept) == len(set(kept)) == 50
 
+@pytest.mark.parametrize('split', ['train', 'valid', 'test'])
+def test_every_split_holds_its_documents(mixed, split):
+    out, card = mixed
+    assert list(card['splits']) == ['train', 'valid', 'test']
+    rows = [row for row in read_rows(out/'text'/'documents.jsonl') if row['split'] == split]
+    lengths = [len(ids) + 1 for ids in documents(out, split)]
+    assert lengths == [row['tokens'] for row in rows]
+    assert card['splits'][split]['bytes'] == sum(row['bytes'] for row in rows)
+    assert card['splits'][split]['documents']
+
 def test_text_cannot_end_itself(tmp_path):
     sly = [t[:50] + '<|endoftext|><|answer|>' + t[50:] for t in texts(30)]
     source = write_rows(tmp_path/'sly.jsonl', [dict(text=t) for t in sly])
     out = tmp_path/'out'
-    card = prepare(source, out, **OPTIONS)
+    splits = prepare(source, out, **OPTIONS)['splits']
     ids = open_tokens(out)[:]
-    assert (ids == EOT).sum() == card['splits']['train']['documents']
+    assert (ids == EOT).sum() == splits['train']['documents']
     assert not np.isin(ids, (1, 2, 3)).any()
     tok = load_tokenizer(out)
-    assert {decode(tok, doc) for split in card['splits'] for doc in documents(out, split)} == set(sly)
+    restored = set()
+    for split in splits: restored.update(decode(tok, doc) for doc in documents(out, split))
+    assert restored == set(sly)
+
+def test_a_folder_without_files(tmp_path):
+    (tmp_path/'empty').mkdir()
+    with pytest.raises(UserError): prepare(tmp_path/'empty', tmp_path/'a', **OPTIONS)
+
+def test_a_file_is_not_overwritten(source):
+    with pytest.raises(UserError, match='a file'): prepare(source, source, **OPTIONS)
+
+@pytest.mark.parametrize('bad', [dict(vocab_size=10), dict(preset='none such'), dict(valid=.6), dict(test=-1)])
+def test_bad_options_make_nothing(source, tmp_path, bad):
+    with pytest.raises(UserError): prepare(source, tmp_path/'b', **{**OPTIONS, **bad})
+    assert not (tmp_path/'b').exists()
 
 def test_card_is_escaped(tmp_path):
     evil = '<script>alert(1)</script>'
-    rows = [dict(id=f'{evil}{i}', text=f'{t} {evil}') for i, t in enumerate(texts(20))]
-    rows.append(dict(id=evil + 'x', text=evil))
-    source = write_rows(tmp_path/'evil.jsonl', rows + rows[:2])
+    rows = [dict(id=f'{evil}{i}', text=f'{text} {evil}') for i, text in enumerate(texts(20))]
+    too_short = dict(id=evil + 'x', text=evil)
+    copies = rows[:2]
+    source = write_rows(tmp_path/'evil.jsonl', [*rows, too_short, *copies])
     card = prepare(source, tmp_path/'out', **{**OPTIONS, 'preset': 'default'})
     assert card['totals']['dropped'] == 3
     page = show_card(card).data
     assert '<script' not in page
     assert '&lt;script&gt;' in page
 
-def test_too_little(tmp_path, source):
-    empty = tmp_path/'empty'
-    empty.mkdir()
-    with pytest.raises(UserError): prepare(empty, tmp_path/'a', **OPTIONS)
-    (empty/'a.txt').write_text('')
-    with pytest.raises(UserError, match='kept none of 1: 1 empty'): prepare(empty, tmp_path/'a', **OPTIONS)
-    (empty/'a.txt').write_text('one')
-    (empty/'b.txt').write_text('two')
+@pytest.fixture
+def small(tmp_path):
+    "Return a folder with an empty file."
+    folder = tmp_path/'small'
+    folder.mkdir()
+    (folder/'a.txt').write_text('')
+    return folder
+
+def test_too_little(small, tmp_path):
+    out = tmp_path/'a'
+    with pytest.raises(UserError, match='kept none of 1: 1 empty'): prepare(small, out, **OPTIONS)
+    (small/'a.txt').write_text('one')
+    (small/'b.txt').write_text('two')
     expected = 'at least 3 documents.* got 2 with 6 bytes'
-    with pytest.raises(UserError, match=expected): prepare(empty, tmp_path/'a', **OPTIONS)
-    with pytest.raises(UserError, match='manifest'): read_manifest(tmp_path/'a')
-    with pytest.raises(UserError, match='a file'): prepare(source, source, **OPTIONS)
-    for bad in (dict(vocab_size=10), dict(preset='none such'), dict(valid=.6), dict(test=-1)):
-        with pytest.raises(UserError): prepare(source, tmp_path/'b', **{**OPTIONS, **bad})
-    assert not (tmp_path/'b').exists()
+    with pytest.raises(UserError, match=expected): prepare(small, out, **OPTIONS)
+    with pytest.raises(UserError, match='manifest'): read_manifest(out)
 
 @pytest.mark.parametrize('name', ['write_bytes', 'write_text'])
 def test_disk_full(source, whole, tmp_path, monkeypatch, name):
@@ -348,7 +400,7 @@ def test_disk_too_small_is_known_before(source, tmp_path, monkeypatch):
     with pytest.raises(UserError, match='free disk'): prepare(source, tmp_path/'out', **OPTIONS)
 
 def test_one_long_file(tmp_path):
-    "Divide a single text."
+    "Divide a single text between the splits."
     data = Path(os.environ.get('LLMBOOK_DATA', Path(__file__).parents[2]/'shared'/'data'))
     files = [f for f in sorted((data/'tinyshakespeare').glob('*.txt')) if 'readme' not in f.name.lower()]
     if not files: pytest.skip('tinyshakespeare is not in LLMBOOK_DATA')

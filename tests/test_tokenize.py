@@ -36,7 +36,7 @@ def ours(): return train_tokenizer(texts(), 400)
 # training
 
 def test_the_default_is_what_it_always_was():
-    "Built here step by step as the first version did: people's shards were made with it."
+    "Build it step by step as the first version did: people's shards were made with it."
     old = Tokenizer(models.BPE())
     digits = pre_tokenizers.Digits(individual_digits=True)
     old.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
@@ -50,11 +50,11 @@ def test_the_default_is_what_it_always_was():
 
 @pytest.mark.parametrize('model', ['bpe', 'unigram'])
 def test_trained_twice_it_is_the_same(model):
-    "In other processes, with other seeds of the hash tables and other numbers of threads."
+    "Train in other processes, with other seeds of the hash tables and other numbers of threads."
     here = tokenizer_fingerprint(train_tokenizer(texts(), 450, model, code=True))
     for seed, parallel in (('1', 'true'), ('2', 'false')):
-        r = run_program('tokenizer_fingerprint', model, PYTHONHASHSEED=seed, RAYON_NUM_THREADS=seed,
-                        TOKENIZERS_PARALLELISM=parallel)
+        environment = dict(PYTHONHASHSEED=seed, RAYON_NUM_THREADS=seed, TOKENIZERS_PARALLELISM=parallel)
+        r = run_program('tokenizer_fingerprint', model, **environment)
         assert r.stdout == here + '\n', r.stderr
 
 def test_specials_come_first(tok):
@@ -66,13 +66,15 @@ def test_specials_come_first(tok):
 @pytest.mark.parametrize('model', ['bpe', 'unigram'])
 def test_more_specials(model, tmp_path):
     tok = train_tokenizer(texts(), 400, model, specials=['<|tool|>', 'the'])
-    assert [tok.token_to_id(s) for s in ('<|tool|>', 'the')] == [4, 5]
+    assert tok.token_to_id('<|tool|>') == 4
+    assert tok.token_to_id('the') == 5
     text = '<|tool|> the the <|endoftext|>the'
     ids, = encode_text(tok, [text])
     assert not set(ids) & set(range(6))
     assert decode(tok, ids) == text
     save_tokenizer(tok, tmp_path)
-    assert tokenizer_fingerprint(load_tokenizer(tmp_path)) == tokenizer_fingerprint(tok)
+    loaded = load_tokenizer(tmp_path)
+    assert tokenizer_fingerprint(loaded) == tokenizer_fingerprint(tok)
 
 @pytest.mark.parametrize('options, expected', [
     (dict(vocab_size=MIN_VOCAB - 1), '260'),
@@ -100,13 +102,18 @@ def test_little_text(model):
 SPACES = ' \t\n\r\x0b\x0c\x85\xa0\u2028\u3000'
 STRANGE = ['👩‍👩‍👧', '🇩🇪', 'e\u0301', '\ufeff', '\x00', '\r\n', '    ', '½', '१२३', '１２']
 
+def any_code_point(rng):
+    "Return a character of all of Unicode but surrogates."
+    below, above = rng.randrange(0xd800), rng.randrange(0xe000, 0x110000)
+    return chr(rng.choice((below, above)))
+
 def any_character(rng):
-    "Return a character or a piece of text: of all of Unicode but surrogates, with much white space."
+    "Return a character or a piece of text, often white space."
     kind = rng.randrange(7)
     if kind == 0: return chr(rng.randrange(128))
     if kind == 1: return rng.choice(SPACES)
     if kind == 2: return rng.choice(WORDS)
-    if kind == 3: return chr(rng.choice((rng.randrange(0xd800), rng.randrange(0xe000, 0x110000))))
+    if kind == 3: return any_code_point(rng)
     if kind == 4: return rng.choice(SPECIALS + ['<|', '|>'])
     if kind == 5: return rng.choice(STRANGE)
     return str(rng.randrange(10**6))
@@ -173,14 +180,23 @@ def gpt2_like():
 
 def llama_like():
     tok = Tokenizer(models.BPE(byte_fallback=True, unk_token='<unk>', fuse_unk=True))
-    tok.normalizer = normalizers.Sequence([normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')])
+    tok.normalizer = normalizers.Sequence([
+        normalizers.Prepend('▁'),
+        normalizers.Replace(' ', '▁'),
+    ])
     tok.decoder = decoders.Sequence([
-        decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(' ', 1, 0)])
-    special = ['<unk>', '<s>', '</s>', *(f'<0x{i:02X}>' for i in range(256))]
-    tok.train_from_iterator(texts(), trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False))
-    m = json.loads(tok.to_str())
-    m['added_tokens'] = [t for t in m['added_tokens'] if not t['content'].startswith('<0x')]
-    return Tokenizer.from_str(json.dumps(m))
+        decoders.Replace('▁', ' '),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        decoders.Strip(' ', 1, 0),
+    ])
+    all_bytes = [f'<0x{i:02X}>' for i in range(256)]
+    special = ['<unk>', '<s>', '</s>', *all_bytes]
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False)
+    tok.train_from_iterator(texts(), trainer)
+    state = json.loads(tok.to_str())
+    state['added_tokens'] = [t for t in state['added_tokens'] if t['content'] not in all_bytes]
+    return Tokenizer.from_str(json.dumps(state))
 
 def bert_like():
     tok = Tokenizer(models.WordPiece(unk_token='[UNK]'))
@@ -209,27 +225,35 @@ def load_other(make, folder):
 def test_any_tokenizer_is_made_usable(make, eot, added, lossless, tmp_path):
     theirs, got = load_other(make, tmp_path)
     size = theirs.get_vocab_size()
-    assert got.added == added
-    assert [got.special[name] for name in added] == list(range(size, size + len(added)))
     assert got.vocab_size == size + len(added)
+    assert got.added == added
+    added_ids = [got.special[name] for name in added]
+    assert added_ids == list(range(size, got.vocab_size))
     assert got.ids['eot'] == got.special[eot]
     assert len(set(got.ids.values())) == 4
-    own = {piece: i for piece, i in got.tok.get_vocab().items() if i < size}
+    pieces = got.tok.get_vocab().items()
+    own = {piece: i for piece, i in pieces if i < size}
     assert own == theirs.get_vocab(), "the file's numbers stay"
-    assert any('not lossless' in note for note in got.notes) is not lossless
-    assert any('switched off' in note for note in got.notes)
+
+@pytest.mark.parametrize('make, eot, added, lossless', OTHERS)
+def test_any_tokenizer_tells_what_was_changed(make, eot, added, lossless, tmp_path):
+    _, got = load_other(make, tmp_path)
+    notes = '\n'.join(got.notes)
+    assert ('not lossless' in notes) is not lossless
+    assert 'switched off' in notes
     assert 'eot ' + eot in repr(got)
 
 @pytest.mark.parametrize('make, eot, added, lossless', OTHERS)
 def test_any_tokenizer_keeps_text_and_commands_apart(make, eot, added, lossless, tmp_path):
     _, got = load_other(make, tmp_path)
+    commands = set(got.ids.values())
     long = ' '.join(WORDS[:16] * 20)
     ids, = encode_text(got.tok, [long])
     assert len(ids) > 300
-    assert not set(ids) & set(got.ids.values())
-    sneaky, = encode_text(got.tok, [''.join(got.special)])
-    assert not set(sneaky) & set(got.ids.values()), 'a text made a special token'
+    assert not set(ids) & commands
     if lossless: assert decode(got.tok, ids) == long
+    sneaky, = encode_text(got.tok, [''.join(got.special)])
+    assert not set(sneaky) & commands, 'a text made a special token'
 
 @pytest.mark.parametrize('make, eot, added, lossless', OTHERS)
 def test_any_tokenizer_is_completed_once(make, eot, added, lossless, tmp_path):
@@ -304,15 +328,19 @@ def test_chats_out_of_turn(ours, bad):
 
 def test_comparison_adds_up(ours):
     kinds = dict(code=texts()[::2], prose=texts()[1::2], one='The house.')
-    rows = compare_tokenizers(dict(ours=ours, code=train_tokenizer(texts(), 400, code=True)), kinds)
-    assert [(r['tokenizer'], r['kind']) for r in rows] == [(t, kind) for kind in kinds for t in ('ours', 'code')]
-    for r in rows:
-        assert r['bytes_per_token'] * r['tokens'] == pytest.approx(r['bytes'])
-        assert r['fertility'] * r['words'] == pytest.approx(r['tokens'])
+    tokenizers = dict(ours=ours, code=train_tokenizer(texts(), 400, code=True))
+    rows = compare_tokenizers(tokenizers, kinds)
+    names = [(r['kind'], r['tokenizer']) for r in rows]
+    assert names == list(product(kinds, tokenizers))
     assert rows[0]['bytes_per_token'] == bytes_per_token(ours, kinds['code'])
+    for r in rows:
+        n_bytes = r['bytes_per_token'] * r['tokens']
+        assert n_bytes == pytest.approx(r['bytes'])
+        n_tokens = r['fertility'] * r['words']
+        assert n_tokens == pytest.approx(r['tokens'])
     lines = comparison_table(rows, 'fertility').split('\n')
     assert len(lines) == 3
-    assert len(set(map(len, lines))) == 1
+    assert len({len(line) for line in lines}) == 1
 
 @pytest.mark.parametrize('bad', [[], '', [' ']])
 def test_a_comparison_on_nothing(ours, bad):
