@@ -69,29 +69,36 @@ class Preparation:
         self.progress(stage, 1)
         return [summaries[i] for i in sorted(summaries)]
 
-    def read(self, src):
-        "Run the first pass, and add up what the workers counted."
-        jobs = enumerate(units(src, self.work/'in'))
-        summaries = self.run('read', read_stage, jobs, src.n_bytes)
-        if not summaries: raise UserError(f'expected documents in {", ".join(src.names)}, found none')
-        self.n_units = len(summaries)
-        self.documents = StoredDocuments(self.work, summaries)
-        self._add_up(summaries)
-        digests = b''.join(path.read_bytes() for path in self._paths('read', 'digests.bin'))
-        self.fingerprint = combined_fingerprint(digests)
-        first = self.funnel.steps[0]
-        rejected = first.documents_in - first.documents_out
-        self.n_in = len(digests) // 16 + rejected # a digest has 16 bytes
-
-    def _add_up(self, summaries):
-        funnels = (Funnel.from_list(s['steps']) for s in summaries)
-        self.funnel = reduce(Funnel.merge, funnels)
-        self.personal = Counter()
-        for s in summaries: self.personal.update(s['personal'])
-        self.contamination = _contamination(self.recipe.against, summaries)
-
     def _paths(self, stage, name): # paths of a file, one for each unit
         return [unit_folder(self.work, stage, i)/name for i in range(self.n_units)]
+
+def _save(path, array):
+    with atomic_path(path) as tmp:
+        with open(tmp, 'wb') as f: np.save(f, array)
+
+# %% ../../nbs/api/15_prepare/08_pipeline.ipynb #a4bcbc21
+@patch
+def read(self:Preparation, src):
+    "Run the first pass, and add up what the workers counted."
+    jobs = enumerate(units(src, self.work/'in'))
+    summaries = self.run('read', read_stage, jobs, src.n_bytes)
+    if not summaries: raise UserError(f'expected documents in {", ".join(src.names)}, found none')
+    self.n_units = len(summaries)
+    self.documents = StoredDocuments(self.work, summaries)
+    self._add_up(summaries)
+    digests = b''.join(path.read_bytes() for path in self._paths('read', 'digests.bin'))
+    self.fingerprint = combined_fingerprint(digests)
+    first = self.funnel.steps[0]
+    rejected = first.documents_in - first.documents_out
+    self.n_in = len(digests) // 16 + rejected # a digest has 16 bytes
+
+@patch
+def _add_up(self:Preparation, summaries):
+    funnels = (Funnel.from_list(s['steps']) for s in summaries)
+    self.funnel = reduce(Funnel.merge, funnels)
+    self.personal = Counter()
+    for s in summaries: self.personal.update(s['personal'])
+    self.contamination = _contamination(self.recipe.against, summaries)
 
 def _contamination(against, summaries): # {set: items, found, documents}
     "Count how many items each evaluation set has, how many were found, and in how many documents."
@@ -107,6 +114,19 @@ def _contamination(against, summaries): # {set: items, found, documents}
         res[name] = dict(items=n_items, found=len(items), documents=documents)
     return res
 
+# %% ../../nbs/api/15_prepare/08_pipeline.ipynb #a6ea909e
+def _group_sizes(kept_for): # {documents in a group: number of such groups}
+    "Count groups of near-duplicates by their sizes."
+    n_dropped = Counter(kept_for.tolist())
+    n_groups = Counter(n_dropped.values())
+    return {str(n + 1): n_groups[n] for n in sorted(n_groups)} # with the one that stays
+
+def _largest_groups(kept_for, dropped, most=10): # [(document that stays, those dropped for it)]
+    "Return the largest groups of near-duplicates."
+    n_dropped = Counter(kept_for.tolist())
+    by_size = sorted(n_dropped, key=lambda kept: (-n_dropped[kept], kept))
+    return [(kept, dropped[kept_for == kept].tolist()) for kept in by_size[:most]]
+
 # %% ../../nbs/api/15_prepare/08_pipeline.ipynb #dab765c0
 @patch
 def choose(self:Preparation):
@@ -115,8 +135,7 @@ def choose(self:Preparation):
     found = self._find_duplicates()
     keep = np.asarray(found.keep, bool)
     self._drop_duplicates(keep, found)
-    dropped = np.flatnonzero(~keep)
-    self._remember_groups(np.asarray(found.kept_for)[dropped], dropped)
+    self._describe_groups(keep, found)
     if not keep.any():
         reasons = _commonest_reasons(self.funnel)
         raise UserError(f'expected documents to train on, kept none of {self.n_in}: {reasons}. '
@@ -155,21 +174,14 @@ def _drop_duplicates(self:Preparation, keep, found):
     near.keep(int(size[keep].sum()), documents=int(keep.sum()))
 
 @patch
-def _remember_groups(self:Preparation, kept_for, dropped):
-    "Remember the sizes of all groups of near-duplicates, and the members of the ten largest."
-    n_dropped = Counter(kept_for.tolist()) # document that stays -> how many were dropped for it
-    n_groups = Counter(n_dropped.values())
-    self.group_sizes = {str(n + 1): n_groups[n] for n in sorted(n_groups)} # with the one that stays
-    by_size = sorted(n_dropped, key=lambda kept: (-n_dropped[kept], kept))
+def _describe_groups(self:Preparation, keep, found):
+    dropped = np.flatnonzero(~keep)
+    kept_for = np.asarray(found.kept_for)[dropped]
+    self.group_sizes = _group_sizes(kept_for)
     self.groups = []
-    for kept in by_size[:10]:
-        members = dropped[kept_for == kept].tolist()
+    for kept, members in _largest_groups(kept_for, dropped):
         ids = [self.documents[i].id for i in members]
         self.groups.append(dict(kept=self.documents[kept].id, dropped=ids))
-
-def _save(path, array):
-    with atomic_path(path) as tmp:
-        with open(tmp, 'wb') as f: np.save(f, array)
 
 def _commonest_reasons(funnel):
     lost = Counter()
