@@ -92,9 +92,11 @@ _SUMS = ('documents_in', 'documents_out', 'bytes_in', 'bytes_out')
 @patch
 def as_dict(self:Step) -> dict: # what JSON can hold
     "Return the step for the card, the commonest reason first."
-    reasons = sorted(self.reasons.items(), key=lambda item: (-item[1]['documents'], item[0]))
     sums = {name: getattr(self, name) for name in _SUMS}
-    reasons = {name: dict(r, examples=[dict(e) for e in r['examples']]) for name, r in reasons}
+    reasons = {}
+    for name, r in sorted(self.reasons.items(), key=lambda item: (-item[1]['documents'], item[0])):
+        examples = [dict(e) for e in r['examples']]
+        reasons[name] = dict(r, examples=examples)
     return dict(step=self.name, **sums, seconds=round(self.seconds, 6), reasons=reasons)
 
 @patch(cls_method=True)
@@ -107,7 +109,9 @@ def from_dict(cls:Step,
     for name in _SUMS: setattr(step, name, d[name])
     step.ns = round(d.get('seconds', 0) * 1e9)
     for reason, r in d.get('reasons', {}).items():
-        examples = [{k: e.get(k, '') for k in ('id', 'text', 'value')} for e in r.get('examples', [])]
+        examples = []
+        for e in r.get('examples', []):
+            examples.append(dict(id=e.get('id', ''), text=e.get('text', ''), value=e.get('value', '')))
         step._lose(reason, r['documents'], r['bytes'], examples)
     return step
 
@@ -117,7 +121,9 @@ def merge(self:Step,
 ) -> Step: # this one, with the other's documents added
     "Add what another worker counted."
     assert self.name == other.name, f'{self.name} and {other.name} are different steps'
-    for name in (*_SUMS, 'ns'): setattr(self, name, getattr(self, name) + getattr(other, name))
+    for name in (*_SUMS, 'ns'):
+        total = getattr(self, name) + getattr(other, name)
+        setattr(self, name, total)
     for reason, r in other.reasons.items(): self._lose(reason, r['documents'], r['bytes'], r['examples'])
     return self
 
@@ -137,8 +143,11 @@ class Funnel:
     def totals(self) -> dict: # documents: in, kept, dropped, rejected
         "Add up the account: the first step rejects, later steps drop."
         rejected, *dropped = [s.documents_in - s.documents_out for s in self.steps]
-        return {'in': self.steps[0].documents_in, 'kept': self.steps[-1].documents_out,
-                'dropped': sum(dropped), 'rejected': rejected}
+        return {
+            'in': self.steps[0].documents_in,
+            'kept': self.steps[-1].documents_out,
+            'dropped': sum(dropped),
+            'rejected': rejected}
 
     def check(self,
         n_in:int, # records that came in, counted independently
@@ -146,13 +155,12 @@ class Funnel:
         "Assert that in = kept + dropped + rejected, and that nothing vanishes between two steps."
         t = self.totals()
         for a, b in zip(self.steps, self.steps[1:]):
-            assert a.documents_out == b.documents_in, (
-                f'{a.name} let {a.documents_out} documents through, {b.name} got {b.documents_in}')
-            assert a.bytes_out == b.bytes_in, f'{a.name} let {a.bytes_out} bytes through, {b.name} got {b.bytes_in}'
+            _check_through(a, b, 'documents', a.documents_out, b.documents_in)
+            _check_through(a, b, 'bytes', a.bytes_out, b.bytes_in)
         for s in self.steps:
             gone = sum(r['documents'] for r in s.reasons.values())
-            assert s.documents_in == s.documents_out + gone, (
-                f'{s.name}: {s.documents_in} in, {s.documents_out} out, {gone} with a reason')
+            account = f'{s.documents_in} in, {s.documents_out} out, {gone} with a reason'
+            assert s.documents_in == s.documents_out + gone, f'{s.name}: {account}'
         assert t['in'] == n_in, f'{n_in} records came in, {t["in"]} were counted'
         assert t['in'] == t['kept'] + t['dropped'] + t['rejected'], f'the account does not add up: {t}'
         return t
@@ -174,10 +182,14 @@ class Funnel:
         other, # Funnel with the same steps, by another worker; it is not changed
     ): # this one, with the other's documents added
         "Add what another worker counted."
-        names, others = [s.name for s in self.steps], [s.name for s in other.steps]
+        names = [s.name for s in self.steps]
+        others = [s.name for s in other.steps]
         assert names == others, f'expected the steps {names}, got {others}'
         for a, b in zip(self.steps, other.steps): a.merge(b)
         return self
+
+def _check_through(a, b, what, n_out, n_in):
+    assert n_out == n_in, f'{a.name} let {n_out} {what} through, {b.name} got {n_in}'
 
 # %% ../../nbs/api/15_prepare/01_account.ipynb #3454d5a3
 class Lengths:
@@ -203,8 +215,10 @@ class Lengths:
         "Return the histogram for the card, without gaps from the shortest to the longest."
         if not self.counts: return dict(edges=[], documents=[])
         bins = range(min(self.counts), max(self.counts) + 1)
-        edges = [1 << k >> 1 for k in bins] + [1 << bins[-1]]
-        return dict(edges=edges, documents=[self.counts.get(k, 0) for k in bins])
+        edges = [1 << k >> 1 for k in bins]
+        edges.append(1 << bins[-1])
+        documents = [self.counts.get(k, 0) for k in bins]
+        return dict(edges=edges, documents=documents)
 
     @classmethod
     def from_dict(cls,
@@ -240,7 +254,8 @@ class Tally:
         def largest_first(item):
             name, row = item
             return -next(iter(row.values()), 0), name
-        return {name: dict(row) for name, row in sorted(self.rows.items(), key=largest_first)}
+        rows = sorted(self.rows.items(), key=largest_first)
+        return {name: dict(row) for name, row in rows}
 
     @classmethod
     def from_dict(cls,

@@ -106,7 +106,7 @@ def uncontaminated(self:FirstPass, doc): # the document, or None
     if overlap is None:
         step.keep(doc.nbytes)
         return doc
-    items = {}
+    items = {} # evaluation set -> items that were found in this document
     for name, item in overlap.found: items.setdefault(name, set()).add(item)
     for name in items:
         found = self.contamination.setdefault(name, dict(items=set(), documents=0))
@@ -122,12 +122,14 @@ _COLUMNS = dict(offset=np.int64, bytes=np.int64, place=float, rank=np.uint64)
 def write(self:FirstPass, doc):
     "Write a document down; find out its language if nobody said it."
     if not doc.language and doc.kind != 'code':
-        with self.steps['filter']: doc = replace(doc, language=identify(doc.text)[0])
-    seed = self.recipe.seed
-    rank = int(fingerprint([seed, doc.id]), 16)
-    self.columns.append((self.documents.tell(), doc.nbytes, split_place(doc.id, seed), rank))
-    line = json.dumps(vars(doc), ensure_ascii=False, default=str)
-    self.documents.write(line.encode('utf-8', 'replace') + b'\n')
+        with self.steps['filter']: language = identify(doc.text)[0]
+        doc = replace(doc, language=language)
+    offset = self.documents.tell()
+    place = split_place(doc.id, self.recipe.seed)
+    rank = int(fingerprint([self.recipe.seed, doc.id]), 16)
+    self.columns.append((offset, doc.nbytes, place, rank))
+    line = json.dumps(vars(doc), ensure_ascii=False, default=str) + '\n'
+    self.documents.write(line.encode('utf-8', 'replace'))
     self.waiting.append(doc.text)
     if len(self.waiting) == _SIGN_TOGETHER: self.sign()
 
@@ -137,20 +139,33 @@ def sign(self:FirstPass):
     with self.steps['near-duplicates']: self.signatures.append(self.signer.sign(self.waiting))
     self.waiting = []
 
+# %% ../../nbs/api/15_prepare/06_passes.ipynb #81c315b4
 @patch
 def close(self:FirstPass): # summary of the unit
     "Write the columns and close the files."
     if self.waiting or not self.signatures: self.sign()
     self.documents.close()
     self.rejects.close()
-    columns = zip(*self.columns) if self.columns else [()] * len(_COLUMNS)
-    arrays = {name: np.array(column, dtype) for (name, dtype), column in zip(_COLUMNS.items(), columns)}
-    for name in self.signatures[0]: arrays[name] = np.concatenate([s[name] for s in self.signatures])
-    np.savez(self.folder/'columns.npz', **arrays)
+    np.savez(self.folder/'columns.npz', **self._arrays())
     (self.folder/'digests.bin').write_bytes(b''.join(self.digests))
-    contamination = {name: dict(found, items=sorted(found['items'])) for name, found in self.contamination.items()}
-    return dict(steps=[s.as_dict() for s in self.steps.values()], personal=dict(self.personal),
-                documents=len(self.columns), contamination=contamination)
+    contamination = {}
+    for name, found in self.contamination.items():
+        contamination[name] = dict(found, items=sorted(found['items']))
+    return dict(
+        steps=[s.as_dict() for s in self.steps.values()],
+        personal=dict(self.personal),
+        documents=len(self.columns),
+        contamination=contamination)
+
+@patch
+def _arrays(self:FirstPass): # name -> array with an entry for each document
+    "Return the columns and the signatures."
+    arrays = {}
+    for k, (name, dtype) in enumerate(_COLUMNS.items()):
+        arrays[name] = np.array([row[k] for row in self.columns], dtype)
+    for name in self.signatures[0]:
+        arrays[name] = np.concatenate([s[name] for s in self.signatures])
+    return arrays
 
 # %% ../../nbs/api/15_prepare/06_passes.ipynb #c69d0256
 def read_stage(
@@ -191,7 +206,8 @@ def load_repeated(
 ): # (keys, number of the first document that has each), or None
     "Load what `repeated_keys` found."
     paths = [Path(work)/f'repeated-{name}.npy' for name in ('keys', 'first')]
-    return [np.load(path, mmap_mode='r') for path in paths] if paths[0].exists() else None
+    if not paths[0].exists(): return None
+    return [np.load(path, mmap_mode='r') for path in paths]
 
 def without_repeats(
     doc:Doc, # document that stays
@@ -201,7 +217,8 @@ def without_repeats(
     "Remove the lines that stand in too many documents, except from the first document that has them."
     if repeated is None or doc.kind != 'prose': return doc, 0, 0
     text, lines, n_bytes = remove_repeats(doc.text, *repeated, number)
-    return (replace(doc, text=text) if lines else doc), lines, n_bytes
+    if lines: doc = replace(doc, text=text)
+    return doc, lines, n_bytes
 
 # %% ../../nbs/api/15_prepare/06_passes.ipynb #42d0a3ea
 _ENCODE_TOGETHER = 500_000 # bytes of text
@@ -221,8 +238,9 @@ class SecondPass:
         self.step = Step('repeated lines')
         self.ids = [open(folder/f'{split}.bin', 'wb') for split in SPLITS]
         self.rejects = RejectLog(folder/'rejects.jsonl')
-        self.texts = {name: open(folder/f'{name}.jsonl', 'w', encoding='utf-8', errors='replace')
-                      for name in ('documents', 'valid', 'test')}
+        self.texts = {}
+        for name in ('documents', 'valid', 'test'):
+            self.texts[name] = open(folder/f'{name}.jsonl', 'w', encoding='utf-8', errors='replace')
         self.lengths = [[] for _ in SPLITS] # ids of each document
         self.n_bytes = [0 for _ in SPLITS]
         self.waiting = [] # (document, split, bytes): not encoded yet
@@ -254,16 +272,23 @@ class SecondPass:
 def encode(self:SecondPass):
     "Turn the documents that wait into ids."
     texts = [doc.text for doc, _, _ in self.waiting]
-    for (doc, split, n_bytes), ids in zip(self.waiting, encode_text(self.tok, texts)):
+    encoded = encode_text(self.tok, texts)
+    for (doc, split, n_bytes), ids in zip(self.waiting, encoded):
         np.array(ids, '<u4').tofile(self.ids[split])
         self.lengths[split].append(len(ids))
         self.n_bytes[split] += n_bytes
-        name = SPLITS[split]
-        row = dict(id=doc.id, kind=doc.kind, package=doc.meta.get('package', ''))
-        if name != 'train': _write_row(self.texts[name], dict(row, text=doc.text))
-        _write_row(self.texts['documents'], dict(row, split=name, bytes=n_bytes, tokens=len(ids) + 1))
+        self.write_rows(doc, SPLITS[split], n_bytes, len(ids))
         self.count(doc, n_bytes, len(ids))
-    self.waiting, self.waiting_bytes = [], 0
+    self.waiting = []
+    self.waiting_bytes = 0
+
+@patch
+def write_rows(self:SecondPass, doc, split, n_bytes, n_ids):
+    "Write a document's line, and its text unless it is trained on."
+    row = dict(id=doc.id, kind=doc.kind, package=doc.meta.get('package', ''))
+    if split != 'train': _write_row(self.texts[split], dict(row, text=doc.text))
+    tokens = n_ids + 1 # with the end marker
+    _write_row(self.texts['documents'], dict(row, split=split, bytes=n_bytes, tokens=tokens))
 
 @patch
 def count(self:SecondPass, doc, n_bytes, tokens):
@@ -279,7 +304,8 @@ def count(self:SecondPass, doc, n_bytes, tokens):
 def close(self:SecondPass): # summary of the unit
     "Encode the rest and close the files."
     if self.waiting: self.encode()
-    for file in [*self.ids, *self.texts.values(), self.rejects]: file.close()
+    files = [*self.ids, *self.texts.values(), self.rejects]
+    for file in files: file.close()
     lengths = {split: np.array(n, np.int64) for split, n in zip(SPLITS, self.lengths)}
     np.savez(self.folder/'lengths.npz', **lengths)
     return dict(counts=self.counts, removed=self.removed, n_bytes=self.n_bytes, step=self.step.as_dict())

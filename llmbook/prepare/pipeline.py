@@ -56,8 +56,11 @@ class Preparation:
 
     def run(self, stage, f, items, n_bytes): # summaries, in the order of the units
         "Run one pass over all units."
-        since, done, summaries = perf_counter(), 0, {}
-        for summary in run_units(partial(f, self.recipe), items, self.workers, self.engine):
+        since = perf_counter()
+        done = 0 # bytes
+        summaries = {}
+        on_unit = partial(f, self.recipe)
+        for summary in run_units(on_unit, items, self.workers, self.engine):
             unit = summary['unit']
             if unit not in summaries: done += int(np.sum(summary['n_bytes'])) # one number, or one for each split
             summaries[unit] = summary
@@ -66,49 +69,80 @@ class Preparation:
         self.progress(stage, 1)
         return [summaries[i] for i in sorted(summaries)]
 
-    def read(self, src):
-        "Run the first pass, and add up what the workers counted."
-        summaries = self.run('read', read_stage, enumerate(units(src, self.work/'in')), src.n_bytes)
-        if not summaries: raise UserError(f'expected documents in {", ".join(src.names)}, found none')
-        self.n_units = len(summaries)
-        self.documents = StoredDocuments(self.work, summaries)
-        self.funnel = reduce(Funnel.merge, (Funnel.from_list(s['steps']) for s in summaries))
-        self.personal = Counter()
-        for s in summaries: self.personal.update(s['personal'])
-        self.contamination = _contamination(self.recipe.against, summaries)
-        files = [unit_folder(self.work, 'read', i)/'digests.bin' for i in range(self.n_units)]
-        digests = b''.join(f.read_bytes() for f in files)
-        self.fingerprint = combined_fingerprint(digests)
-        first = self.funnel.steps[0]
-        rejected = first.documents_in - first.documents_out
-        self.n_in = len(digests) // 16 + rejected # a digest has 16 bytes
+    def _paths(self, stage, name): # paths of a file, one for each unit
+        return [unit_folder(self.work, stage, i)/name for i in range(self.n_units)]
+
+def _save(path, array):
+    with atomic_path(path) as tmp:
+        with open(tmp, 'wb') as f: np.save(f, array)
+
+# %% ../../nbs/api/15_prepare/08_pipeline.ipynb #a4bcbc21
+@patch
+def read(self:Preparation, src):
+    "Run the first pass, and add up what the workers counted."
+    jobs = enumerate(units(src, self.work/'in'))
+    summaries = self.run('read', read_stage, jobs, src.n_bytes)
+    if not summaries: raise UserError(f'expected documents in {", ".join(src.names)}, found none')
+    self.n_units = len(summaries)
+    self.documents = StoredDocuments(self.work, summaries)
+    self._add_up(summaries)
+    digests = b''.join(path.read_bytes() for path in self._paths('read', 'digests.bin'))
+    self.fingerprint = combined_fingerprint(digests)
+    first = self.funnel.steps[0]
+    rejected = first.documents_in - first.documents_out
+    self.n_in = len(digests) // 16 + rejected # a digest has 16 bytes
+
+@patch
+def _add_up(self:Preparation, summaries):
+    funnels = (Funnel.from_list(s['steps']) for s in summaries)
+    self.funnel = reduce(Funnel.merge, funnels)
+    self.personal = Counter()
+    for s in summaries: self.personal.update(s['personal'])
+    self.contamination = _contamination(self.recipe.against, summaries)
 
 def _contamination(against, summaries): # {set: items, found, documents}
     "Count how many items each evaluation set has, how many were found, and in how many documents."
     res = {}
-    for name, n_items in (against.sizes.items() if against else ()):
-        found = [s['contamination'][name] for s in summaries if name in s['contamination']]
-        items = {item for f in found for item in f['items']}
-        res[name] = dict(items=n_items, found=len(items), documents=sum(f['documents'] for f in found))
+    sizes = against.sizes if against else {}
+    for name, n_items in sizes.items():
+        items, documents = set(), 0
+        for s in summaries:
+            found = s['contamination'].get(name)
+            if not found: continue
+            items.update(found['items'])
+            documents += found['documents']
+        res[name] = dict(items=n_items, found=len(items), documents=documents)
     return res
+
+# %% ../../nbs/api/15_prepare/08_pipeline.ipynb #a6ea909e
+def _group_sizes(kept_for): # {documents in a group: number of such groups}
+    "Count groups of near-duplicates by their sizes."
+    n_dropped = Counter(kept_for.tolist())
+    n_groups = Counter(n_dropped.values())
+    return {str(n + 1): n_groups[n] for n in sorted(n_groups)} # with the one that stays
+
+def _largest_groups(kept_for, dropped, most=10): # [(document that stays, those dropped for it)]
+    "Return the largest groups of near-duplicates."
+    n_dropped = Counter(kept_for.tolist())
+    by_size = sorted(n_dropped, key=lambda kept: (-n_dropped[kept], kept))
+    return [(kept, dropped[kept_for == kept].tolist()) for kept in by_size[:most]]
 
 # %% ../../nbs/api/15_prepare/08_pipeline.ipynb #dab765c0
 @patch
 def choose(self:Preparation):
     "Drop near-duplicates and divide the rest into splits."
-    since, columns, near, options = perf_counter(), self.documents.columns, self.funnel.steps[-1], self.options
-    with near:
-        found = find_duplicates(columns['exact'], columns['bands'], columns['length'],
-                                lambda i: self.documents[i].text, threshold=options['similarity'])
+    since = perf_counter()
+    found = self._find_duplicates()
     keep = np.asarray(found.keep, bool)
-    self._drop_duplicates(near, keep, found)
-    self._remember_groups(np.asarray(found.kept_for)[~keep], np.flatnonzero(~keep))
+    self._drop_duplicates(keep, found)
+    self._describe_groups(keep, found)
     if not keep.any():
-        raise UserError(f'expected documents to train on, kept none of {self.n_in}: {_commonest_reasons(self.funnel)}. '
+        reasons = _commonest_reasons(self.funnel)
+        raise UserError(f'expected documents to train on, kept none of {self.n_in}: {reasons}. '
                         "Give more text, or preset='none' to switch the filters off")
-    place, rank, size = (columns[name][keep] for name in ('place', 'rank', 'bytes'))
+    place, rank, size = (self.documents.columns[name][keep] for name in ('place', 'rank', 'bytes'))
     self.split = np.full(len(keep), DROPPED, np.uint8)
-    self.split[keep] = divide(place, rank, size, options['valid'], options['test'])
+    self.split[keep] = divide(place, rank, size, self.options['valid'], self.options['test'])
     self.kept_bytes = int(size.sum())
     _save(self.work/'split.npy', self.split)
     _save(self.work/'starts.npy', self.documents.starts[:-1])
@@ -116,35 +150,43 @@ def choose(self:Preparation):
     self.progress('duplicates', .5)
 
 @patch
-def _drop_duplicates(self:Preparation, near, keep, found):
+def _find_duplicates(self:Preparation):
+    columns = self.documents.columns
+    def text_of(i): return self.documents[i].text
+    with self.funnel.steps[-1]:
+        return find_duplicates(
+            columns['exact'], columns['bands'], columns['length'], text_of, threshold=self.options['similarity'])
+
+@patch
+def _drop_duplicates(self:Preparation, keep, found):
     "Account for near-duplicates."
+    near = self.funnel.steps[-1]
     size = self.documents.columns['bytes']
     log = RejectLog(self.work/'duplicates.jsonl')
     for i in np.flatnonzero(~keep).tolist():
-        doc, reason = self.documents[i], found.reason[i]
-        like = f'like {self.documents[int(found.kept_for[i])].id}'
+        doc = self.documents[i]
+        kept = self.documents[int(found.kept_for[i])]
+        reason = found.reason[i]
+        like = f'like {kept.id}'
         near.drop(reason, doc.id, doc.text, value=like, n_bytes=int(size[i]))
         log.add(doc, near.name, reason, like, doc.text)
     log.close()
     near.keep(int(size[keep].sum()), documents=int(keep.sum()))
 
 @patch
-def _remember_groups(self:Preparation, kept_for, dropped):
-    "Remember the sizes of all groups of near-duplicates, and the members of the ten largest."
-    n_dropped = Counter(kept_for.tolist()) # document that stays -> how many were dropped for it
-    n_groups = Counter(n_dropped.values())
-    self.group_sizes = {str(n + 1): n_groups[n] for n in sorted(n_groups)} # with the one that stays
-    largest = sorted(n_dropped, key=lambda kept: (-n_dropped[kept], kept))[:10]
-    members = {kept: dropped[kept_for == kept].tolist() for kept in largest}
-    self.groups = [dict(kept=self.documents[kept].id, dropped=[self.documents[i].id for i in found])
-                   for kept, found in members.items()]
-
-def _save(path, array):
-    with atomic_path(path) as tmp:
-        with open(tmp, 'wb') as f: np.save(f, array)
+def _describe_groups(self:Preparation, keep, found):
+    dropped = np.flatnonzero(~keep)
+    kept_for = np.asarray(found.kept_for)[dropped]
+    self.group_sizes = _group_sizes(kept_for)
+    self.groups = []
+    for kept, members in _largest_groups(kept_for, dropped):
+        ids = [self.documents[i].id for i in members]
+        self.groups.append(dict(kept=self.documents[kept].id, dropped=ids))
 
 def _commonest_reasons(funnel):
-    lost = Counter({reason: r['documents'] for step in funnel.steps for reason, r in step.reasons.items()})
+    lost = Counter()
+    for step in funnel.steps:
+        for reason, r in step.reasons.items(): lost[reason] = r['documents']
     return ', '.join(f'{n:,} {reason}' for reason, n in lost.most_common(4)) or 'no documents were found'
 
 # %% ../../nbs/api/15_prepare/08_pipeline.ipynb #30b9544b
@@ -162,23 +204,39 @@ def find_repeats(self:Preparation):
 @patch
 def tokenizer(self:Preparation):
     "Train the tokenizer, or load the one that is given."
-    since, path, given = perf_counter(), self.work/'tokenizer.json', self.options['tokenizer']
-    size, train = self.documents.columns['bytes'], np.flatnonzero(self.split == SPLITS.index('train'))
-    every = -(-int(size[train].sum()) // TOKENIZER_SAMPLE)
-    sample = train[::every]
-    self.sample = dict(documents=len(sample), bytes=int(size[sample].sum()))
-    if given: self.sample = dict(documents=0, bytes=0)
+    since = perf_counter()
+    path = self.work/'tokenizer.json'
+    given = self.options['tokenizer']
+    sample = [] if given else self._sample()
+    n_bytes = int(self.documents.columns['bytes'][sample].sum())
+    self.sample = dict(documents=len(sample), bytes=n_bytes)
     self.progress('tokenizer', .1)
     if not path.exists():
-        repeated = load_repeated(self.work)
-        texts = (without_repeats(self.documents[i], i, repeated)[0].text for i in sample.tolist())
-        tok = load_tokenizer(given) if given else train_tokenizer(texts, self.options['vocab_size'])
+        if given: tok = load_tokenizer(given)
+        else: tok = train_tokenizer(self._texts(sample), self.options['vocab_size'])
         save_tokenizer(tok, path)
     self.documents.close()
     self.seconds['tokenizer'] = round(perf_counter() - since, 3)
     self.progress('tokenizer', 1)
     return load_tokenizer(path)
 
+@patch
+def _sample(self:Preparation): # numbers of documents
+    "Choose the documents that the tokenizer is trained on."
+    train = np.flatnonzero(self.split == SPLITS.index('train'))
+    n_bytes = int(self.documents.columns['bytes'][train].sum())
+    every = -(-n_bytes // TOKENIZER_SAMPLE)
+    return train[::every].tolist()
+
+@patch
+def _texts(self:Preparation, numbers):
+    "Read documents as they will be packed."
+    repeated = load_repeated(self.work)
+    for i in numbers:
+        doc, _, _ = without_repeats(self.documents[i], i, repeated)
+        yield doc.text
+
+# %% ../../nbs/api/15_prepare/08_pipeline.ipynb #af9d757c
 @patch
 def pack(self:Preparation, tok): # splits of the manifest
     "Run the second pass, and write the shards."
@@ -210,9 +268,9 @@ def gather(self:Preparation,
     name:str, # name of a file in the data folder
 ):
     "Put together the units' files of one name."
-    def parts(stage): return [unit_folder(self.work, stage, i)/Path(name).name for i in range(self.n_units)]
-    paths = parts('pack')
-    if name == 'rejects.jsonl': paths = [*parts('read'), self.work/'duplicates.jsonl', *paths]
+    own_name = Path(name).name
+    paths = self._paths('pack', own_name)
+    if name == 'rejects.jsonl': paths = [*self._paths('read', own_name), self.work/'duplicates.jsonl', *paths]
     with atomic_path(self.out/name) as tmp, open(tmp, 'wb') as whole:
         for path in paths:
             with open(path, 'rb') as part: shutil.copyfileobj(part, whole, 1 << 20)
@@ -223,9 +281,12 @@ def _counts(self:Preparation, name): # {key: documents, bytes, tokens}
     "Add up what the workers counted."
     total = {}
     for summary in self.packed:
-        for key, counts in summary['counts'][name].items():
-            total[key] = [a + b for a, b in zip(total.get(key, (0, 0, 0)), counts)]
-    return {key: dict(zip(('documents', 'bytes', 'tokens'), counts)) for key, counts in sorted(total.items())}
+        for key, (documents, n_bytes, tokens) in summary['counts'][name].items():
+            row = total.setdefault(key, dict(documents=0, bytes=0, tokens=0))
+            row['documents'] += documents
+            row['bytes'] += n_bytes
+            row['tokens'] += tokens
+    return dict(sorted(total.items()))
 
 @patch
 def _token_lengths(self:Preparation):
@@ -251,7 +312,8 @@ _NOTE = ('The embedded corpus: text that was already on this machine, chosen by 
 def card(self:Preparation, src, tok, splits, question): # dict
     "Return everything that is known about what was made; the account has to add up."
     kinds = self._counts('kinds')
-    licences = sorted(self._counts('licences').items(), key=lambda item: -item[1]['documents'])
+    licences = {name: n['documents'] for name, n in self._counts('licences').items()}
+    kept_sizes = self.documents.columns['bytes'][self.split != DROPPED]
     card = dict(
         question=question,
         options=self.options,
@@ -262,12 +324,12 @@ def card(self:Preparation, src, tok, splits, question): # dict
         sources=self._counts('sources'),
         kinds=kinds,
         languages=self._counts('languages'),
-        lengths=_histogram(self.documents.columns['bytes'][self.split != DROPPED]),
+        lengths=_histogram(kept_sizes),
         token_lengths=_histogram(self._token_lengths()),
         splits={split: {k: m[k] for k in ('documents', 'bytes', 'tokens')} for split, m in splits.items()},
         tokenizer=self._tokenizer_entry(tok, splits),
         by_kind={kind: dict(bytes_per_token=_ratio(n['bytes'], n['tokens'])) for kind, n in kinds.items()},
-        licences={licence: n['documents'] for licence, n in licences},
+        licences=dict(sorted(licences.items(), key=lambda item: -item[1])),
         clusters=self.groups,
         cluster_sizes=self.group_sizes,
         personal=dict(sorted(self.personal.items())),
@@ -284,8 +346,11 @@ def card(self:Preparation, src, tok, splits, question): # dict
 def _tokenizer_entry(self:Preparation, tok, splits):
     held_out = splits['valid'] if splits['valid']['tokens'] else splits['train']
     tokens = held_out['tokens'] - held_out['documents'] # without the marker at each document's end
-    return dict(vocab_size=tok.get_vocab_size(), bytes_per_token=_ratio(held_out['bytes'], tokens),
-                fingerprint=tokenizer_fingerprint(tok), trained_on=self.sample)
+    return dict(
+        vocab_size=tok.get_vocab_size(),
+        bytes_per_token=_ratio(held_out['bytes'], tokens),
+        fingerprint=tokenizer_fingerprint(tok),
+        trained_on=self.sample)
 
 # %% ../../nbs/api/15_prepare/08_pipeline.ipynb #4f8487e5
 def _run_stages(prep, src, question):
@@ -309,14 +374,17 @@ def _run_stages(prep, src, question):
 # %% ../../nbs/api/15_prepare/08_pipeline.ipynb #bd19dca1
 def _check_options(options):
     "Raise `UserError` for an option that cannot work."
-    vocab_size, preset, valid, test, similarity, repeats = (
-        options[name] for name in ('vocab_size', 'preset', 'valid', 'test', 'similarity', 'repeats'))
+    vocab_size = options['vocab_size']
     if vocab_size < MIN_VOCAB: raise UserError(f'expected a vocabulary of at least {MIN_VOCAB}, got {vocab_size}')
+    preset = options['preset']
     if isinstance(preset, str) and preset not in PRESETS:
         raise UserError(f"expected a preset of {', '.join(PRESETS)}, got '{preset}'")
+    valid, test = options['valid'], options['test']
     if min(valid, test) < 0 or valid + test > .5:
         raise UserError(f'expected shares of 0 or more that leave half to train on, got valid={valid} and test={test}')
+    similarity = options['similarity']
     if not 0 < similarity <= 1: raise UserError(f'expected a similarity over 0 and up to 1, got {similarity}')
+    repeats = options['repeats']
     if repeats < 0: raise UserError(f'expected 0 or a number of documents for repeats, got {repeats}')
 
 # %% ../../nbs/api/15_prepare/08_pipeline.ipynb #4f8487e6

@@ -46,13 +46,17 @@ def assign_splits(
     test:float=.02, # share of the keys for the test
 ) -> list[str]: # split of each document
     "Assign a split to every document, so that what belongs together stays together."
-    keys = _keys(docs, range(len(docs)) if clusters is None else clusters, by)
+    if clusters is None: clusters = range(len(docs))
+    keys = _keys(docs, clusters, by)
     split = {k: split_of(k, seed, valid, test) for k in sorted(set(keys))}
     for name, share, start in (('valid', valid, 0), ('test', test, valid)):
-        spare = [k for k in split if split[k] == 'train']
-        if share and len(spare) > 1 and name not in split.values():
-            closest = min(spare, key=lambda k: abs(split_place(k, seed) - start - share))
-            split[closest] = name
+        if not share or name in split.values(): continue
+        distance = {} # of the keys for training from the end of the span that is empty
+        for k, of in split.items():
+            if of == 'train': distance[k] = abs(split_place(k, seed) - start - share)
+        if len(distance) < 2: continue
+        closest = min(distance, key=distance.get)
+        split[closest] = name
     return [split[k] for k in keys]
 
 def _keys(docs, clusters, by):

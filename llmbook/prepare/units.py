@@ -35,19 +35,27 @@ class Sources:
         self.seed = seed
         self.hub = [name for name in self.names if name.startswith('hub:')]
         self.embedded = [name for name in self.names if name.startswith('embedded:')]
-        self.local = [name for name in self.names if name not in self.hub + self.embedded]
-        self.files = sorted({path for name in self.local for path in source_paths(name)}) # each of them once
+        self.local = [name for name in self.names if not name.startswith(('hub:', 'embedded:'))]
+        files = set() # a file that two sources name is read once
+        for name in self.local: files.update(source_paths(name))
+        self.files = sorted(files)
         for name in self.embedded: embedded_corpus(_budget(name), seed) # reports mistakes; `units` reads it
 
     @property
     def n_bytes(self): # bytes that are expected
         files = sum(path.stat().st_size for path in self.files)
-        return files + self.max_bytes * len(self.hub) + sum(_budget(name) for name in self.embedded)
+        hub = self.max_bytes * len(self.hub)
+        embedded = sum(_budget(name) for name in self.embedded)
+        return files + hub + embedded
 
     def identity(self): # JSON
         "Return what distinguishes these sources from others."
-        files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in self.files]
-        return [self.names, platform.python_version(), _installed() if self.embedded else [], files]
+        files = []
+        for path in self.files:
+            stat = path.stat()
+            files.append([str(path), stat.st_size, stat.st_mtime_ns])
+        packages = _installed() if self.embedded else []
+        return [self.names, platform.python_version(), packages, files]
 
 def _budget(name):
     "Return the bytes of 'embedded:BYTES'."
@@ -57,7 +65,8 @@ def _budget(name):
 
 def _installed():
     "Return the names and versions of the installed packages, but for llmbook's own."
-    found = {path.name for folder in sys.path for path in Path(folder or '.').glob('*.dist-info')}
+    found = set()
+    for folder in sys.path: found.update(path.name for path in Path(folder or '.').glob('*.dist-info'))
     return sorted(name for name in found if not name.startswith('llmbook-')) # NAME-VERSION.dist-info
 
 # %% ../../nbs/api/15_prepare/03_units.ipynb #1c3a91d2
@@ -120,7 +129,8 @@ def split_long(
         rest = len(text) - start
         end = _cut_near(text, start + size) if rest > longest else len(text)
         yield replace(doc, text=text[start:end], id=f'{doc.id}#{i}')
-        start, i = end, i + 1
+        start = end
+        i += 1
 
 def _cut_near(text, at, reach=4_000):
     "Return the end of a paragraph shortly before `at`, else of a line, else of a word, else `at`."
@@ -143,21 +153,34 @@ def divide(
         names = ', '.join(['train', *shares])
         raise UserError(f'expected at least {len(shares) + 1} documents, one for each of {names}, '
                         f'got {len(place)} with {int(sum(sizes)):,} bytes: give more text')
-    train = SPLITS.index('train')
-    split = np.where(place < valid, SPLITS.index('valid'), np.where(place < valid + test, SPLITS.index('test'), train))
-    split = split.astype(np.uint8)
+    split = np.full(len(place), _TRAIN, np.uint8)
+    split[place < valid + test] = SPLITS.index('test')
+    split[place < valid] = SPLITS.index('valid')
+    _fill_empty(split, place, shares)
+    _fill_small(split, rank, sizes, shares)
+    return split
+
+_TRAIN = SPLITS.index('train')
+
+def _fill_empty(split, place, shares):
+    "Give an empty split the document whose position is closest to it."
     for name, share in shares.items():
-        i, start = SPLITS.index(name), 0 if name == 'valid' else valid
-        spare = np.flatnonzero(split == train)
+        i = SPLITS.index(name)
+        start = 0 if name == 'valid' else shares.get('valid', 0)
+        spare = np.flatnonzero(split == _TRAIN)
         if len(spare) > 1 and not (split == i).any():
             closest = np.argmin(abs(place[spare] - start - share))
             split[spare[closest]] = i
-    spare = [k for k in np.argsort(rank, kind='stable').tolist() if split[k] == train]
+
+def _fill_small(split, rank, sizes, shares):
+    "Move documents from training to a split with less than half of the bytes that were asked for."
+    order = np.argsort(rank, kind='stable').tolist()
+    spare = [k for k in order if split[k] == _TRAIN]
     for name, share in shares.items():
         i = SPLITS.index(name)
-        has, wanted = int(sizes[split == i].sum()), share * int(sizes.sum()) / 2
+        has = int(sizes[split == i].sum())
+        wanted = share * int(sizes.sum()) / 2
         while has < wanted and len(spare) > 1:
             k = spare.pop()
             split[k] = i
             has += int(sizes[k])
-    return split

@@ -54,9 +54,11 @@ class StoredDocuments:
         self.work = Path(work)
         self.counts = [s['documents'] for s in summaries]
         self.starts = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int64) # first number of each unit
-        parts = [np.load(unit_folder(work, 'read', i)/'columns.npz') for i in range(len(summaries))]
+        folders = [unit_folder(work, 'read', i) for i in range(len(summaries))]
+        parts = [np.load(folder/'columns.npz') for folder in folders]
         names = parts[0].files if parts else []
-        self.columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
+        self.columns = {} # name -> array with an entry for each document
+        for name in names: self.columns[name] = np.concatenate([part[name] for part in parts])
         self._files = {}
 
     def __len__(self): return int(self.starts[-1])
@@ -149,8 +151,10 @@ def what_changed(
         if card['question'] == question: return None # a file is damaged
         before = card['options'] | dict(sources=card['source']['names'])
     except (UserError, KeyError, TypeError): return None
-    differences = [f'{name} was {before[name]!r} and is {value!r}' for name, value in now.items()
-                   if name in before and _as_json(before[name]) != _as_json(value)]
+    differences = []
+    for name, value in now.items():
+        if name in before and _as_json(before[name]) != _as_json(value):
+            differences.append(f'{name} was {before[name]!r} and is {value!r}')
     return ', '.join(differences) or 'the text, the evaluation sets, the tokenizer or the version has changed'
 
 def _as_json(value): return json.dumps(value, default=str)

@@ -87,8 +87,15 @@ def _on_ray(f, items, workers):
     if not ray.is_initialized():
         ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level='ERROR')
     ray.data.DataContext.get_current().enable_progress_bars = False
-    def run(row): return dict(i=row['i'], result=json.dumps(f(items[row['i']])))
-    rows = ray.data.from_items([dict(i=i) for i in range(len(items))], override_num_blocks=max(len(items), 1))
+    n_items = len(items)
+
+    def run(row):
+        i = row['i']
+        result = f(items[i])
+        return dict(i=i, result=json.dumps(result))
+
+    numbers = [dict(i=i) for i in range(n_items)]
+    rows = ray.data.from_items(numbers, override_num_blocks=max(n_items, 1))
     for row in rows.map(run).iter_rows(): yield json.loads(row['result'])
 
 # %% ../../nbs/api/15_prepare/05_workers.ipynb #18c1d3de

@@ -46,8 +46,15 @@ def compare_tokenizers(
         if not n_words: raise UserError(f"expected text to measure tokenizers on, got none of the kind '{kind}'")
         for name, tok in tokenizers.items():
             n_tokens = sum(map(len, encode_text(tok, sample)))
-            rows.append(dict(tokenizer=name, vocab=tok.get_vocab_size(), kind=kind, bytes=n_bytes, words=n_words,
-                             tokens=n_tokens, bytes_per_token=n_bytes / n_tokens, fertility=n_tokens / n_words))
+            rows.append(dict(
+                tokenizer=name,
+                vocab=tok.get_vocab_size(),
+                kind=kind,
+                bytes=n_bytes,
+                words=n_words,
+                tokens=n_tokens,
+                bytes_per_token=n_bytes / n_tokens,
+                fertility=n_tokens / n_words))
     return rows
 
 # %% ../../nbs/api/14_tokens/02_compare.ipynb #ec80af46
@@ -61,11 +68,18 @@ def comparison_table(
     cells = {(row['tokenizer'], row['kind']): f'{row[value]:,.2f}' for row in rows}
     left = max(map(len, [value, *names]))
 
-    def line(name, columns):
-        return f'{name:<{left}} ' + ' '.join(f'{c:>{max(len(kind), 6)}}' for kind, c in zip(kinds, columns))
+    def line(name, row):
+        columns = []
+        for kind, cell in zip(kinds, row):
+            width = max(len(kind), 6)
+            columns.append(f'{cell:>{width}}')
+        return f'{name:<{left}} ' + ' '.join(columns)
 
-    lines = [line(name, [cells[name, kind] for kind in kinds]) for name in names]
-    return '\n'.join([line(value, kinds), *lines])
+    lines = [line(value, kinds)]
+    for name in names:
+        row = [cells[name, kind] for kind in kinds]
+        lines.append(line(name, row))
+    return '\n'.join(lines)
 
 # %% ../../nbs/api/14_tokens/02_compare.ipynb #0dcc8b58
 def plot_vocabulary(
@@ -79,10 +93,13 @@ def plot_vocabulary(
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 2.9))
     rows = compare_tokenizers(tokenizers, texts)
     for kind in texts:
-        mine = sorted((row for row in rows if row['kind'] == kind), key=lambda row: row['vocab'])
+        mine = [row for row in rows if row['kind'] == kind]
+        mine.sort(key=lambda row: row['vocab'])
         sizes = [row['vocab'] for row in mine]
-        left.plot(sizes, [row['bytes_per_token'] for row in mine], 'o-', label=kind)
-        right.plot(sizes, [_teraflop(row, width, body) for row in mine], 'o-')
+        compression = [row['bytes_per_token'] for row in mine]
+        cost = [_teraflop(row, width, body) for row in mine]
+        left.plot(sizes, compression, 'o-', label=kind)
+        right.plot(sizes, cost, 'o-')
     left.legend(frameon=False)
     for ax, label in ((left, 'bytes per token'), (right, 'TFLOP for 1 MB of text')):
         ax.set(xlabel='vocabulary', ylabel=label)

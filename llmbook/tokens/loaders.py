@@ -136,9 +136,10 @@ class TokenLoader(SeekLoader):
         self.n_inp = 1 + document_mask
         if isinstance(tokens, TokenView): tokens.expect_jumps()
         big = bs * world
-        self.n_windows = self.count_rows(tokens, big if shuffle else None) # in a pass
-        if not steps: steps = max(self.n_windows // big, 1) if shuffle else -(-self.n_windows // big)
-        self.rows = steps * big if shuffle else min(self.n_windows, steps * big) # in an epoch, of all ranks
+        n = self.count_rows(tokens, big if shuffle else None)
+        self.n_windows = n # in a pass
+        if not steps: steps = max(n // big, 1) if shuffle else -(-n // big)
+        self.rows = steps * big if shuffle else min(n, steps * big) # in an epoch, of all ranks
         self.steps = -(-self.rows // big)
         super().__init__(dataset=tokens, bs=bs, shuffle=shuffle, n=self.rows, device=device, **kwargs)
 
@@ -160,7 +161,9 @@ def rows_of(self:TokenLoader,
     big = self.bs * self.world
     first = i * big
     n = big if self.shuffle else max(min(self.rows - first, big), 0) # rows of all ranks
-    return np.arange(first + n * self.rank // self.world, first + n * (self.rank + 1) // self.world)
+    start = first + n * self.rank // self.world
+    end = first + n * (self.rank + 1) // self.world
+    return np.arange(start, end)
 
 @patch
 def places(self:TokenLoader,
@@ -171,13 +174,15 @@ def places(self:TokenLoader,
     if not self.shuffle: return (rows * n // self.rows) * T
     window, key = self.shuffled(rows)
     n_offsets = min(len(self.dataset) - 1 - n * T, T - 1) + 1
-    return window * T + (mix64(~key) % np.uint64(n_offsets)).astype(np.int64)
+    offset = mix64(~key) % np.uint64(n_offsets)
+    return window * T + offset.astype(np.int64)
 
 @patch
 def shuffled(self:TokenLoader, rows): # (n) what comes at these rows of training, and the key of each one's pass
     "Look rows up in the order of their pass."
     n = self.n_windows
-    key = mix64(mix64(np.uint64(self.seed % 2**64)) ^ (rows // n).astype(np.uint64))
+    number = (rows // n).astype(np.uint64) # of the pass
+    key = mix64(mix64(np.uint64(self.seed % 2**64)) ^ number)
     return permuted(rows % n, n, key), key
 
 @patch
@@ -210,7 +215,8 @@ def batches(self:TokenLoader, start, end):
     for i in range(start, end, 64):
         rows = [self.rows_of(j) for j in range(i, min(i + 64, end))]
         places = self.places(np.concatenate(rows))
-        for part in np.split(places, np.cumsum([len(r) for r in rows])[:-1]): yield self.read(part)
+        ends = np.cumsum([len(r) for r in rows])
+        for part in np.split(places, ends[:-1]): yield self.read(part)
 
 @patch
 def read(self:TokenLoader, places):
@@ -237,7 +243,8 @@ def ignored(self:TokenLoader):
 @patch
 def get_idxs(self:TokenLoader): # as many numbers as rows come out of one epoch
     "Return the order of the rows, for `Learner.get_preds`: as they come."
-    return list(range(sum(max(len(self.rows_of(i)), 1) for i in range(self.steps))))
+    counts = [max(len(self.rows_of(i)), 1) for i in range(self.steps)]
+    return list(range(sum(counts)))
 
 # %% ../../nbs/api/14_tokens/05_loaders.ipynb #f64acf78
 _CELL = 'text-align:left;vertical-align:top;white-space:pre-wrap;font-family:monospace;font-size:85%;padding:.4em .8em'
@@ -258,18 +265,21 @@ def batch_table(
         if preds.ndim == 3: preds = preds.argmax(-1)
     rows = []
     for i in range(min(max_n, len(x))):
-        is_target = y[i].cpu() != IGNORE
-        target = y[i].cpu()[is_target]
-        row = [_cut(decode(tok, x[i], False), trunc_at), _cut(decode(tok, target, False), trunc_at)]
+        target = y[i].cpu()
+        is_target = target != IGNORE
+        target = target[is_target]
+        row = [_cut(decode(tok, ids, False), trunc_at) for ids in (x[i], target)]
         if preds is not None:
             pred = preds[i][is_target]
-            row += [_compared(tok, pred, target, trunc_at), f'{(pred == target).float().mean():.0%}']
+            right = (pred == target).float().mean()
+            row += [_compared(tok, pred, target, trunc_at), f'{right:.0%}']
         rows.append(row)
     lines = [_line(heads, 'th'), *(_line(row, 'td') for row in rows)]
     return f'<table>{"".join(lines)}</table>'
 
 def _line(cells, tag):
-    return '<tr>' + ''.join(f'<{tag} style="{_CELL}">{cell}</{tag}>' for cell in cells) + '</tr>'
+    cells = [f'<{tag} style="{_CELL}">{cell}</{tag}>' for cell in cells]
+    return f'<tr>{"".join(cells)}</tr>'
 
 def _cut(text, n): return escape(text if len(text) <= n else text[:n] + '…')
 
@@ -335,17 +345,22 @@ def lm_dls(
     "Make fastai `DataLoaders` for next-token training on a prepared folder."
     manifest, tok = open_prepared(data)
     check_positive(bs=bs, seq_len=seq_len, steps=steps, valid_batches=valid_batches)
-    train, valid = open_tokens(data, 'train'), open_tokens(data, 'valid')
+    train = open_tokens(data, 'train')
+    valid = open_tokens(data, 'valid')
     rows = bs * kwargs.get('world', 1)
-    if len(train) <= rows * seq_len:
-        needed = f'{rows} x {seq_len} + 1 = {rows * seq_len + 1:,}'
-        raise UserError(f'expected at least {needed} training tokens for one batch, found {len(train):,} in {data}: '
-                        'give more text, or a smaller batch or context')
-    if len(valid) <= seq_len:
-        raise UserError(f'expected at least {seq_len + 1:,} validation tokens for one window, '
-                        f'found {len(valid):,} in {data}: '
-                        'give more text, a larger share for validation, or a smaller context')
+    _check_enough(len(train), len(valid), rows, seq_len, data)
     common = dict(seed=seed, tok=tok, eot=manifest['eot'], **kwargs)
     training = TokenLoader(train, bs, seq_len, steps, **common)
     validation = TokenLoader(valid, bs, seq_len, valid_batches, shuffle=False, **common)
     return DataLoaders(training, validation, path=Path(data), device=pick_device(device))
+
+def _check_enough(n_train, n_valid, rows, seq_len, data):
+    "Raise `UserError` unless there are tokens for a batch of training and a window of validation."
+    if n_train <= rows * seq_len:
+        needed = f'{rows} x {seq_len} + 1 = {rows * seq_len + 1:,}'
+        raise UserError(f'expected at least {needed} training tokens for one batch, found {n_train:,} in {data}: '
+                        'give more text, or a smaller batch or context')
+    if n_valid <= seq_len:
+        raise UserError(f'expected at least {seq_len + 1:,} validation tokens for one window, '
+                        f'found {n_valid:,} in {data}: '
+                        'give more text, a larger share for validation, or a smaller context')

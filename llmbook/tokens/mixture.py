@@ -28,11 +28,12 @@ def _capped(share, sizes, epoch_cap, total):
     if not epoch_cap > 0 or not total > 0:
         raise UserError(f'expected a cap and a total over 0, got epoch_cap={epoch_cap}, total={total}')
     limit = {name: epoch_cap * sizes[name] / total for name, w in share.items() if w}
-    most = sum(limit.values())
+    most = sum(limit.values()) # share of the total that may be drawn
     if most < 1 - 1e-9:
         raise UserError(f'expected at most {most * total:,.0f} tokens, {epoch_cap:g} times what the sources hold, '
                         f'got a total of {total:,.0f}: draw fewer, allow more epochs, or add text')
-    res, free = {}, {name: share[name] for name in limit}
+    res = {} # shares that are settled
+    free = {name: share[name] for name in limit}
     while free:
         scale = (1 - math.fsum(res.values())) / math.fsum(free.values())
         over = [name for name, w in free.items() if w * scale > limit[name]]
@@ -58,14 +59,18 @@ def mixture_weights(
     if weights is not None and set(weights) != set(sizes):
         raise UserError(f'expected weights for {", ".join(sizes)}, got them for {", ".join(map(str, weights))}: '
                         'name every source, with 0 for what is left out')
-    if weights is None:
-        largest = max(sizes.values())
-        weights = {name: (n / largest) ** (1 / temperature) if n else 0. for name, n in sizes.items()}
+    if weights is None: weights = _by_size(sizes, temperature)
     share = _normal(_positive(weights, 'weights'))
     empty = [name for name, w in share.items() if w and not sizes[name]]
     if empty: raise UserError(f'expected text in every source with a weight, got none in {", ".join(empty)}')
     if epoch_cap is None: return share
-    return _capped(share, sizes, epoch_cap, sum(sizes.values()) if total is None else total)
+    if total is None: total = sum(sizes.values())
+    return _capped(share, sizes, epoch_cap, total)
+
+def _by_size(sizes, temperature):
+    "Compute weights from sizes; dividing by the largest keeps the powers within range."
+    largest = max(sizes.values())
+    return {name: (n / largest) ** (1 / temperature) if n else 0. for name, n in sizes.items()}
 
 # %% ../../nbs/api/14_tokens/08_mixture.ipynb #dacf4e78
 def mixture_rows(
@@ -106,7 +111,8 @@ class Curriculum:
         "Return the weights at a moment of the run."
         before = [p for p in self.points if p[0] <= pct] or self.points[:1]
         after = [p for p in self.points if p[0] > pct] or self.points[-1:]
-        (a, x), (b, y) = before[-1], after[0]
+        a, x = before[-1]
+        b, y = after[0]
         t = min(max((pct - a) / (b - a), 0.), 1.) if b > a else 0.
         return {name: (1 - t) * x[name] + t * y[name] for name in self.sources}
 
@@ -119,5 +125,8 @@ class Curriculum:
         return {name: area(name) for name in self.sources}
 
     def __repr__(self):
-        points = [f'{pct:.0%}: ' + ', '.join(f'{name} {v:.0%}' for name, v in w.items()) for pct, w in self.points]
+        points = []
+        for pct, weights in self.points:
+            shares = ', '.join(f'{name} {w:.0%}' for name, w in weights.items())
+            points.append(f'{pct:.0%}: {shares}')
         return f'Curriculum({"; ".join(points)})'

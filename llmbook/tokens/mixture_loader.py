@@ -34,7 +34,8 @@ class MixedLoader(TokenLoader):
             own_seed = int(fingerprint([seed, name]), 16)
             try: self.readers[name] = TokenLoader(view, 1, seq_len, seed=own_seed)
             except UserError as e: raise UserError(f'{name}: {e}') from None
-        self.weights = {name: len(view) for name, view in sources.items()} if weights is None else dict(weights)
+        if weights is None: weights = {name: len(view) for name, view in sources.items()}
+        self.weights = dict(weights)
         self.order = MixedOrder(list(sources), self.weights, seed=seed)
         super().__init__(sources, bs, seq_len, seed=seed, **kwargs)
 
@@ -84,13 +85,16 @@ def passes(self:MixedLoader,
     drawn = self.order.counts(np.array([block]))[0]
     source, _ = self.order.draw(np.arange(drawn.sum(), rows)) # the rest, in the block that has begun
     drawn = drawn + np.bincount(source, minlength=len(drawn))
-    return {name: int(n) / reader.n_windows for (name, reader), n in zip(self.readers.items(), drawn)}
+    passes = {}
+    for (name, reader), n in zip(self.readers.items(), drawn.tolist()): passes[name] = n / reader.n_windows
+    return passes
 
 @patch
 def show_batch(self:MixedLoader, b=None, max_n=6, **kwargs):
     "Show a batch as text, and where the rows of the next one come from."
     if b is None:
-        names, places = list(self.readers), self.places(self.rows_of(self.position))
+        names = list(self.readers)
+        places = self.places(self.rows_of(self.position))
         print('sources:', ', '.join(names[source] for source in places[:max_n, 0]))
     TokenLoader.show_batch(self, b, max_n, **kwargs)
 
@@ -108,14 +112,21 @@ def mixed_dls(
 ) -> DataLoaders: # UserError if the folders were prepared with different tokenizers
     "Make fastai `DataLoaders` that mix several prepared folders."
     if not folders: raise UserError('expected at least one prepared folder, got none')
+    manifest, tok = _open_together(folders)
+    train = {name: open_tokens(folder) for name, folder in folders.items()}
+    valid_shards = []
+    for folder in folders.values(): valid_shards += open_tokens(folder, 'valid').shards
+    kwargs.update(tok=tok, eot=manifest['eot'])
+    training = MixedLoader(train, weights, bs, seq_len, seed, steps=steps, **kwargs)
+    validation = TokenLoader(TokenView(valid_shards), bs, seq_len, valid_batches, seed, False, **kwargs)
+    first = next(iter(folders.values()))
+    return DataLoaders(training, validation, path=Path(first), device=pick_device(device))
+
+def _open_together(folders): # manifest and tokenizer of the first
+    "Open prepared folders; raise `UserError` unless one tokenizer made them all."
     opened = {name: open_prepared(folder) for name, folder in folders.items()}
     (first, (manifest, tok)), *others = opened.items()
     for name, (other, _) in others:
         if other['tokenizer'] != manifest['tokenizer']:
             raise UserError(f'expected one tokenizer for all, but {name} was prepared with another than {first}')
-    train = {name: open_tokens(folder) for name, folder in folders.items()}
-    valid = TokenView([shard for folder in folders.values() for shard in open_tokens(folder, 'valid').shards])
-    kwargs.update(tok=tok, eot=manifest['eot'])
-    training = MixedLoader(train, weights, bs, seq_len, seed, steps=steps, **kwargs)
-    validation = TokenLoader(valid, bs, seq_len, valid_batches, seed, False, **kwargs)
-    return DataLoaders(training, validation, path=Path(next(iter(folders.values()))), device=pick_device(device))
+    return manifest, tok

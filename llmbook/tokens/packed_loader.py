@@ -32,9 +32,10 @@ class PackedLoader(TokenLoader):
         self.edges = edges
         self.packing = packing
         n = len(edges) - 1
-        if len(packing) and (int(packing.doc.max()) >= n or edges[-1] != len(tokens)):
+        n_packed = int(packing.doc.max()) + 1 if len(packing) else 0
+        if n_packed and (n_packed > n or edges[-1] != len(tokens)):
             raise UserError(f'expected a packing of the {n:,} documents of these {len(tokens):,} tokens, got one of '
-                            f'{int(packing.doc.max()) + 1:,} documents and edges up to {edges[-1]:,}')
+                            f'{n_packed:,} documents and edges up to {edges[-1]:,}')
         super().__init__(tokens, bs, packing.size, document_mask=document_mask, **kwargs)
 
     def count_rows(self, tokens, big):
@@ -52,17 +53,23 @@ class PackedLoader(TokenLoader):
         if not len(places): return self.ignored()
         host = self.host(3, len(places), self.packing.size)
         x, docs, y = host.numpy()
-        x[:], docs[:], y[:] = PAD, -1, IGNORE
-        for b, row in enumerate(map(int, places)):
-            at = 0
-            for k, (doc, offset, n) in enumerate(self.packing[row]):
-                ids = self._piece(int(self.edges[doc]) + offset, n)
-                x[b, at:at + n] = ids[:-1]
-                docs[b, at:at + n] = k
-                y[b, at:at + n] = ids[1:]
-                at += n
+        x[:] = PAD
+        docs[:] = -1
+        y[:] = IGNORE
+        for b, row in enumerate(places.tolist()): self._fill(row, x[b], docs[b], y[b])
         x, docs, y = self.sent(host)
         return (x, docs, y) if self.document_mask else (x, y)
+
+    def _fill(self, row, x, docs, y): # x, docs, y: (T)
+        "Write the pieces of a row one after the other."
+        start = 0
+        for k, (doc, offset, n) in enumerate(self.packing[row]):
+            ids = self._piece(int(self.edges[doc]) + offset, n)
+            end = start + n
+            x[start:end] = ids[:-1]
+            docs[start:end] = k
+            y[start:end] = ids[1:]
+            start = end
 
     def _piece(self, start, n):
         "Read `n` ids and the one before them."
@@ -84,10 +91,13 @@ def packed_dls(
     "Make fastai `DataLoaders` of packed rows for next-token training on a prepared folder."
     manifest, tok = open_prepared(data)
     check_positive(bs=bs, seq_len=seq_len, steps=steps, valid_batches=valid_batches)
+    common = dict(tok=tok, eot=manifest['eot'], **kwargs)
     dls = []
     for split, n in (('train', steps), ('valid', valid_batches)):
         edges = document_edges(data, split)
         packing = pack(np.diff(edges), seq_len)
-        dls.append(PackedLoader(open_tokens(data, split), edges, packing, bs, steps=n, seed=seed,
-                                shuffle=split == 'train', tok=tok, eot=manifest['eot'], **kwargs))
+        tokens = open_tokens(data, split)
+        is_train = split == 'train'
+        dl = PackedLoader(tokens, edges, packing, bs, steps=n, seed=seed, shuffle=is_train, **common)
+        dls.append(dl)
     return DataLoaders(*dls, path=Path(data), device=pick_device(device))

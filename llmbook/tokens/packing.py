@@ -67,10 +67,14 @@ def concatenate(
     lengths = _checked(lengths, size)
     ends = lengths.cumsum()
     starts = ends - lengths
-    cuts = np.arange(0, ends[-1] if len(ends) else 0, size)
+    n_tokens = ends[-1] if len(ends) else 0
+    cuts = np.arange(0, n_tokens, size)
     begins = np.union1d(cuts, starts) # of the pieces: where a row or a document begins
+    row = begins // size
     doc = np.searchsorted(ends, begins, side='right')
-    return _packing(size, begins // size, doc, begins - starts[doc], np.diff(np.append(begins, ends[-1:])))
+    offset = begins - starts[doc]
+    length = np.diff(np.append(begins, ends[-1:]))
+    return _packing(size, row, doc, offset, length)
 
 # %% ../../nbs/api/14_tokens/06_packing.ipynb #733a4362
 class _Heaps:
@@ -86,32 +90,41 @@ class _Heaps:
 
     def take(self, free):
         rows = np.concatenate(self.rows[free])
-        self.rows[free], self.count[free] = [], 0
+        self.rows[free] = []
+        self.count[free] = 0
         return rows
+
+    def with_space(self, n): # numbers of free tokens, from n on, that some row has
+        return np.flatnonzero(self.count[n:]) + n
 
 def _place(
     lengths, # (n) falling, each from 1 to size - 1
     size, # tokens in a row
 ): # (n) row of each
     "Put each length into the row in which it leaves the least space."
-    row, heaps = np.empty(len(lengths), np.int64), _Heaps(size)
+    row = np.empty(len(lengths), np.int64)
+    heaps = _Heaps(size)
     n_rows, start = 0, 0
     ends = np.flatnonzero(np.diff(lengths, append=0)) + 1 # where the documents of each length end
     for end in ends.tolist():
         n = int(lengths[start])
-        fitting = int((heaps.count[n:] * (np.arange(n, size + 1) // n)).sum())
+        spaces = heaps.with_space(n)
+        fitting = int((heaps.count[spaces] * (spaces // n)).sum())
         missing = end - start - fitting
         if missing > 0: # new rows for those that fit nowhere
-            new = -(-missing // (size // n))
-            heaps.put(size, np.arange(n_rows, n_rows + new))
-            n_rows += new
-        for free in (np.flatnonzero(heaps.count[n:]) + n).tolist():
-            if start < end: start = _fill(heaps, free, n, row, start, end)
+            n_new = -(-missing // (size // n))
+            heaps.put(size, np.arange(n_rows, n_rows + n_new))
+            n_rows += n_new
+            spaces = heaps.with_space(n)
+        for free in spaces.tolist():
+            if start == end: break
+            start = _fill(heaps, free, n, row, start, end)
     return row
 
 def _fill(heaps, free, n, row, start, end):
     "Place documents `start:end`, of length `n`, into rows with this space; return the first that is left over."
-    rows, each = heaps.take(free), free // n
+    rows = heaps.take(free)
+    each = free // n # documents that one row takes
     n_docs = min(end - start, len(rows) * each)
     n_used = -(-n_docs // each)
     used, unused = rows[:n_used], rows[n_used:]
@@ -130,12 +143,20 @@ def best_fit(
     "Cut only what is longer than a row, and put each piece where it leaves the least space (Ding et al., 2024)."
     lengths = _checked(lengths, size)
     n_full, rest = np.divmod(lengths, size)
-    full = np.repeat(np.arange(len(lengths)), n_full) # documents of the full rows
-    full_offset = (np.arange(len(full)) - np.repeat(n_full.cumsum() - n_full, n_full)) * size
+    full_doc, full_offset = _full_rows(n_full, size)
+    n_rows = len(full_doc)
     docs = np.flatnonzero(rest)
     docs = docs[np.argsort(-rest[docs], kind='stable')] # the longest rest first
-    row = np.concatenate((np.arange(len(full)), len(full) + _place(rest[docs], size)))
-    doc = np.concatenate((full, docs))
+    rest = rest[docs]
+    row = np.concatenate((np.arange(n_rows), n_rows + _place(rest, size)))
+    doc = np.concatenate((full_doc, docs))
     offset = np.concatenate((full_offset, n_full[docs] * size))
-    length = np.concatenate((np.full(len(full), size), rest[docs]))
+    length = np.concatenate((np.full(n_rows, size), rest))
     return _packing(size, row, doc, offset, length)
+
+def _full_rows(n_full, size): # (rows) document and offset of each full row
+    "Cut documents that are longer than a row into full rows."
+    doc = np.repeat(np.arange(len(n_full)), n_full)
+    first_row = n_full.cumsum() - n_full # of each document
+    number = np.arange(len(doc)) - first_row[doc] # of each row in its document
+    return doc, number * size

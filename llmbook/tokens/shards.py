@@ -85,9 +85,16 @@ class ShardWriter:
         name = f'{self.split}-{len(self.shards):05d}'
         sha = self._write(f'{name}.bin', self.parts)
         index_sha = self._write(f'{name}.idx', [np.array(self.begins, INDEX_DTYPE)])
-        self.shards.append(dict(file=f'{name}.bin', tokens=self.held, documents=len(self.parts), sha256=sha,
-                                index=f'{name}.idx', index_sha256=index_sha))
-        self.parts, self.begins, self.held = [], [], 0
+        self.shards.append(dict(
+            file=f'{name}.bin',
+            tokens=self.held,
+            documents=len(self.parts),
+            sha256=sha,
+            index=f'{name}.idx',
+            index_sha256=index_sha))
+        self.parts = []
+        self.begins = []
+        self.held = 0
 
     def _write(self, name, arrays): # checksum of the file
         "Write arrays one after the other, without putting them together in memory."
@@ -145,10 +152,12 @@ def _check_sum(path, expected):
         raise UserError(f'{path} has changed since it was written (its checksum differs): run the preparation again')
 
 def _shard_path(data, shard, dtype):
-    return _sized_path(data, shard['file'], shard['tokens'] * np.dtype(dtype).itemsize, 'shard')
+    n_bytes = shard['tokens'] * np.dtype(dtype).itemsize
+    return _sized_path(data, shard['file'], n_bytes, 'shard')
 
 def _index_path(data, shard):
-    return _sized_path(data, shard['index'], shard['documents'] * np.dtype(INDEX_DTYPE).itemsize, 'index')
+    n_bytes = shard['documents'] * np.dtype(INDEX_DTYPE).itemsize
+    return _sized_path(data, shard['index'], n_bytes, 'index')
 
 def _sized_path(data, name, expected, kind):
     "Return the path of a file, once it is known to be there in its full length."
@@ -237,7 +246,8 @@ def open_prepared(
     data:str|Path, # prepared folder
 ): # (manifest, tokenizer); UserError if they do not belong together
     "Read the manifest of a prepared folder, and the tokenizer that made it."
-    m, tok = read_manifest(data), load_tokenizer(data)
+    m = read_manifest(data)
+    tok = load_tokenizer(data)
     if tokenizer_fingerprint(tok) != m['tokenizer']:
         raise UserError(f'expected the tokenizer that made the shards in {data}, found another: '
                         'run the preparation again')
@@ -249,15 +259,23 @@ def document_edges(
     split:str='train', # name in the manifest
 ) -> np.ndarray: # int64, one more than there are documents; UserError if an index does not fit its shard
     "Find where the documents of a split begin and end, counted in ids from its start."
-    m, view = read_manifest(data), open_tokens(data, split)
+    m = read_manifest(data)
+    view = open_tokens(data, split)
+    shards = m['splits'][split]['shards']
     edges = []
-    for shard, ids, start in zip(m['splits'][split]['shards'], view.shards, view.starts):
+    for shard, ids, start in zip(shards, view.shards, view.starts):
         begins = _begins(data, shard, ids, m['eot'])
-        if len(begins) and (begins[0] != 0 or begins[-1] >= len(ids) or (np.diff(begins) <= 0).any()):
+        if not _rises(begins, len(ids)):
             raise UserError(f"expected the index {shard.get('index', '')} to rise from 0 to less than {len(ids):,}, "
                             'it does not: run the preparation again')
         edges.append(begins + start)
-    return np.concatenate([*edges, [len(view)]]).astype(np.int64)
+    edges.append([len(view)])
+    return np.concatenate(edges).astype(np.int64)
+
+def _rises(begins, end):
+    "Return whether positions start at 0, rise, and stay below `end`."
+    if not len(begins): return True
+    return begins[0] == 0 and begins[-1] < end and (np.diff(begins) > 0).all()
 
 def _begins(data, shard, ids, eot):
     "Find where the documents of one shard begin, from its index or, if it has none, from the end markers."
@@ -270,5 +288,6 @@ def documents(
     split:str='train', # name in the manifest
 ) -> Iterator[np.ndarray]: # ids of each document, without the end marker
     "Walk through the documents of a split."
-    view, edges = open_tokens(data, split), document_edges(data, split)
+    view = open_tokens(data, split)
+    edges = document_edges(data, split)
     for start, end in zip(edges[:-1].tolist(), edges[1:].tolist()): yield view[start:end - 1]

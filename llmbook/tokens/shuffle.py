@@ -19,7 +19,8 @@ def permuted(
 ) -> np.ndarray: # int64, what lies at these positions of the shuffled range(n)
     "Look up positions of a shuffled `range(n)` that is never written down."
     rows = isqrt(max(n - 1, 0)) + 1
-    grid = np.uint64(rows), np.uint64(-(-n // rows))
+    cols = -(-n // rows)
+    grid = np.uint64(rows), np.uint64(cols)
     key = np.broadcast_to(np.asarray(key, np.uint64), np.shape(i))
     out = _rounds(np.asarray(i, np.uint64), grid, key)
     outside = out >= n
@@ -50,7 +51,8 @@ def _units(
         raise UserError(f"expected shares for the sources {', '.join(names)}, got {', '.join(unknown)} too")
     w = np.array([shares.get(name, 0.) for name in names], float)
     if not np.isfinite(w).all() or (w < 0).any() or w.sum() <= 0:
-        raise UserError(f'expected shares of 0 or more and not all of them 0, got {dict(zip(names, w.tolist()))}')
+        found = dict(zip(names, w.tolist()))
+        raise UserError(f'expected shares of 0 or more and not all of them 0, got {found}')
     exact = w / w.sum() * _UNIT
     units = np.floor(exact).astype(np.int64)
     left = _UNIT - units.sum()
@@ -67,21 +69,25 @@ class MixedOrder:
         rows:int=0, # rows of the run; needed where there is more than one part
         seed:int=42, # seed of the order inside a block
     ):
+        if isinstance(parts, dict): parts = [parts]
         self.names = list(names)
         self.seed = seed
         self.rows = int(rows)
-        self.parts = [dict(part) for part in ([parts] if isinstance(parts, dict) else parts)]
+        self.parts = [dict(part) for part in parts]
         if not self.parts or not self.names:
             raise UserError('expected at least one source, and shares for one part of the run')
         if len(self.parts) > 1 and rows < 1:
             raise UserError(f'expected the rows of the run, since its {len(self.parts)} parts differ; got {rows}')
         self.block = max(64, 2 * len(self.names)) # rows
         n_blocks = max(-(-self.rows // self.block), 1)
-        self.units = _merged(np.stack([_units(part, self.names) for part in self.parts]), n_blocks) # (K, S)
+        units = np.stack([_units(part, self.names) for part in self.parts])
+        self.units = _merged(units, n_blocks) # (K, S)
         n_parts = len(self.units)
         self.first = np.arange(n_parts) * n_blocks // n_parts # (K) first block of each part
-        drawn = np.diff(self.first)[:, None] * self.block * self.units[:-1] # (K - 1, S) in each part, in units
-        self.before = np.concatenate((np.zeros_like(self.units[:1]), drawn.cumsum(0))) # (K, S) before each part
+        part_rows = np.diff(self.first) * self.block # (K - 1)
+        drawn = part_rows[:, None] * self.units[:-1] # (K - 1, S) in each part, in units
+        none = np.zeros_like(self.units[:1])
+        self.before = np.concatenate((none, drawn.cumsum(0))) # (K, S) before each part
 
     def __repr__(self): return f"MixedOrder({', '.join(self.names)}; {len(self.parts)} parts, {self.rows:,} rows)"
 
@@ -90,8 +96,9 @@ class MixedOrder:
     ) -> np.ndarray: # (n, S) rows drawn from each source before these blocks
         "Compute how often each source was drawn, without drawing."
         part = np.searchsorted(self.first, block, side='right') - 1
-        since = (block - self.first[part])[:, None] * self.block * self.units[part]
-        return (self.before[part] + since) // _UNIT
+        rows = (block - self.first[part]) * self.block # (n) since the part began
+        drawn = self.before[part] + rows[:, None] * self.units[part]
+        return drawn // _UNIT
 
 def _merged(units, most):
     "Reduce the parts to `most`: in a run of few blocks, each block has the mean of the parts that fall into it."
@@ -109,15 +116,18 @@ def draw(self:MixedOrder,
     "Find the source of each row, and the number that the row has in that source."
     rows = np.asarray(rows, np.int64)
     block = rows // self.block
-    block = block + (rows >= self.counts(block + 1).sum(1)) # whole parts leave a row or two to the next block
+    block_ends = self.counts(block + 1).sum(1)
+    block = block + (rows >= block_ends) # whole parts leave a row or two to the next block
     blocks, back = np.unique(block, return_inverse=True)
     before = self.counts(blocks) # (U, S) drawn before each block
     held = self.counts(blocks + 1) - before
     table = self._shuffled(blocks, held)[back] # (n, W) sources of each row's block, in order
     place = rows - before.sum(1)[back] # (n) position of each row in its block
     source = table[np.arange(len(rows)), place]
-    earlier = (table == source[:, None]) & (np.arange(table.shape[1]) < place[:, None])
-    return source, before[back, source] + earlier.sum(1)
+    same = table == source[:, None]
+    earlier = np.arange(table.shape[1]) < place[:, None]
+    number = before[back, source] + (same & earlier).sum(1)
+    return source, number
 
 @patch
 def _shuffled(self:MixedOrder,

@@ -92,13 +92,17 @@ def _deterministic(tok):
     m = json.loads(tok.to_str())
     special_names = {t['content'] for t in m['added_tokens']}
     vocab = m['model']['vocab']
-    special = [piece for piece, _ in vocab if piece in special_names]
+    special = [(piece, -1e6) for piece, _ in vocab if piece in special_names]
     pieces = [(piece, score) for piece, score in vocab if piece not in special_names]
     low = min(score for _, score in pieces)
-    unseen = [len(piece) == 1 and score < low + .03 for piece, score in pieces]
-    pieces = [(piece, round(low if u else score, 6)) for (piece, score), u in zip(pieces, unseen)]
+
+    def settled(piece, score):
+        is_unseen = len(piece) == 1 and score < low + .03
+        return round(low if is_unseen else score, 6)
+
+    pieces = [(piece, settled(piece, score)) for piece, score in pieces]
     pieces.sort(key=lambda p: (-p[1], p[0]))
-    m['model']['vocab'] = [(piece, -1e6) for piece in special] + pieces
+    m['model']['vocab'] = special + pieces
     res = Tokenizer.from_str(json.dumps(m))
     res.encode_special_tokens = True
     return res
@@ -282,12 +286,15 @@ def load_any(
 
 def _append_missing(tok, path): # names that were appended
     "Append a special token for each role that has none, behind all other ids."
-    special, top = _special(tok), max(tok.get_vocab().values(), default=-1)
-    added = [names[0] for names in _ROLES.values() if not any(name in special for name in names)]
-    tok.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in added])
+    special = _special(tok)
+    top = max(tok.get_vocab().values(), default=-1)
+    added = [names[0] for names in _ROLES.values() if special.keys().isdisjoint(names)]
+    tokens = [AddedToken(name, special=True, normalized=False) for name in added]
+    tok.add_special_tokens(tokens)
     tok.encode_special_tokens = True
     ids = [tok.token_to_id(name) for name in added]
-    if any(i <= top or tok.id_to_token(i) != name for i, name in zip(ids, added)):
+    is_free = [i > top and tok.id_to_token(i) == name for i, name in zip(ids, added)]
+    if not all(is_free):
         raise UserError(f'expected free numbers for {", ".join(added)} in {path}, found them taken: '
                         'its vocabulary has gaps or holds these names as text')
     return added
@@ -301,8 +308,8 @@ def chat_ids(
     roles = [m.get('role') for m in messages]
     has_system = roles[:1] == ['system']
     turns = roles[1:] if has_system else roles
-    in_turn = all(role == ('user', 'assistant')[i % 2] for i, role in enumerate(turns))
-    if not turns or not in_turn:
+    in_turn = ['user', 'assistant'] * len(turns)
+    if not turns or turns != in_turn[:len(turns)]:
         raise UserError(f'expected user and assistant in turn, after one system message at most, got {roles}')
     texts = [m['content'] for m in messages]
     if has_system: texts = ['\n\n'.join(texts[:2]), *texts[2:]]
@@ -310,7 +317,8 @@ def chat_ids(
     ids, mask = [], []
     for i, text in enumerate(encode_text(tok, texts)):
         is_answer = i % 2 == 1
-        part = [*text, special['eot']] if is_answer else [special['prompt'], *text, special['answer']]
+        if is_answer: part = [*text, special['eot']]
+        else: part = [special['prompt'], *text, special['answer']]
         ids += part
         mask += [is_answer] * len(part)
     return ids, mask
