@@ -96,7 +96,8 @@ def test_merging_leaves_the_other_alone_and_adds_time():
     sums = [x.ns + y.ns for x, y in zip(a.steps, b.steps)]
     a.merge(b)
     assert [s.ns for s in a.steps] == sums
-    for i in range(60, 90): a.steps[0].drop('short', f'doc{i}', 'x')
+    first = a.steps[0]
+    for i in range(60, 90): first.drop('short', f'doc{i}', 'x')
     assert json.dumps(b.as_list()) == before
 
 

@@ -50,6 +50,7 @@ def _device_bar(usable, free, share):
     pale = tag('i', title='left free', style=style.format(share(free), '.2'))
     return tag('div', solid, pale, style='display:flex;height:.55em;margin-top:2px')
 
+# %% ../../nbs/api/25_plan/08_advice.ipynb #68bc30cb
 def memory_picture(
     parts:dict, # bytes by part, as in `memory_estimate`; 'total' is ignored
     memory:float, # bytes of the device
@@ -102,6 +103,7 @@ def _smaller_size(c, fits):
     smaller = [name for name in sorted(params, key=params.get, reverse=True) if params[name] < own]
     return _first(smaller, lambda name: fits(config=get_config(name, context=c.context)))
 
+# %% ../../nbs/api/25_plan/08_advice.ipynb #e192fc59
 def remedies(
     c:ModelConfig, # the model that does not fit
     d:Device, # the device

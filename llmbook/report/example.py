@@ -74,7 +74,8 @@ def _history(steps=900):
         valid = f'{loss + .05 + step / 9000:.4f}' if step % 100 == 1 else ''
         lr = _rate(step, steps)
         speed = 19_500 + 900 * math.sin(step / 50)
-        lines.append(f'{step},{tokens},{loss:.4f},{valid},{lr:.6f},{speed:.0f},0.37,{seconds:.1f}')
+        row = [str(step), str(tokens), f'{loss:.4f}', valid, f'{lr:.6f}', f'{speed:.0f}', '0.37', f'{seconds:.1f}']
+        lines.append(','.join(row))
     return '\n'.join(lines) + '\n'
 
 _TEXTS = { # step -> what the model wrote

@@ -118,6 +118,7 @@ The code that made the model is under Apache-2.0. The model itself was derived f
 under the licence of its owner; whether and how these bear on the weights is for you to judge before you pass them
 on.'''
 
+# %% ../../nbs/api/70_report/05_modelcard.ipynb #6ebb6612
 _HEAD = '''---
 library_name: transformers
 pipeline_tag: text-generation

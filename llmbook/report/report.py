@@ -340,6 +340,11 @@ def _about(run):
         about += f" on {cores} cores of {machine['device']}"
     return about
 
+def _menu():
+    "Return links to the sections."
+    links = [tag('a', title, href=f'#{name}') for name, title in _SECTIONS.items()]
+    return tag('nav', *links, aria_label='Sections')
+
 def _head(run):
     "Return the name of the run, its most important numbers, and links to the sections."
     kicker = tag('p', 'llmbook run report', class_='kicker')
@@ -347,9 +352,7 @@ def _head(run):
     warning = note(run.summary['note'], class_='warn') if run.summary.get('note') else None
     tiles = [_tile(h) for h in headline(run)]
     numbers = tag('dl', *tiles, class_='tiles') if tiles else note('No scores yet.')
-    links = [tag('a', title, href=f'#{name}') for name, title in _SECTIONS.items()]
-    menu = tag('nav', *links, aria_label='Sections')
-    return tag('header', kicker, tag('h1', run.name), lead, warning, numbers, menu)
+    return tag('header', kicker, tag('h1', run.name), lead, warning, numbers, _menu())
 
 # %% ../../nbs/api/70_report/06_report.ipynb #a930debf
 def report_html(

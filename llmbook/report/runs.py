@@ -159,6 +159,7 @@ def _expected(plan):
     mfu = flops / tokens * speed / peak if known else None # as it is measured: FLOPs in a second over the peak
     return {'tokens': plan.get('tokens'), 'mfu': mfu, **expected}
 
+# %% ../../nbs/api/70_report/01_runs.ipynb #6ea7c796
 def plan_and_actual(
     run, # a run's folder, or a `Run`
 ) -> list: # dicts: quantity, expected, actual (both text), ratio (None where one is missing)

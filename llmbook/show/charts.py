@@ -337,6 +337,7 @@ def shared_scale(
     if low != 0: low -= pad
     return low, high + pad
 
+# %% ../../nbs/api/05_show/02_charts.ipynb #a35818a4
 def _whisker(row, y, at_x):
     "Return the interval and the dot of one row; a ring if the row is hollow."
     value = row.get('value')
@@ -383,6 +384,7 @@ def inline_figure(
     style = f'margin:.5em 0;max-width:{width}px;font:.9rem/1.4 system-ui,sans-serif'
     return tag('figure', tag('figcaption', title), content, style=style)
 
+# %% ../../nbs/api/05_show/02_charts.ipynb #7f8d6bb8
 def _bars(counts, soft, log):
     "Return a rectangle for each count, and the width of one."
     def size(n): return math.log2(2 * n) if log and n else n

@@ -62,6 +62,11 @@ def _cell(name, x, right, inline, scope=None):
     if scope == 'row': style += ';font-weight:400'
     return tag(name, _cell_text(x), scope=scope, style=style)
 
+def _numeric(rows):
+    "Return the indices of the columns that hold numbers, as far as the first row tells."
+    first_row = rows[0] if rows else []
+    return {i for i, x in enumerate(first_row) if isinstance(x, (int, float))}
+
 def _line(row, right, inline):
     "Return a row of a table; its first cell is a heading."
     first, *rest = row
@@ -78,9 +83,7 @@ def table(
     inline:bool=False, # True: styles in the cells, for a place without the style sheet
 ) -> Markup:
     "Return a table with a heading for every row and column."
-    first_row = rows[0] if rows else []
-    numbers = {i for i, x in enumerate(first_row) if isinstance(x, (int, float))}
-    right = numbers | set(numeric)
+    right = _numeric(rows) | set(numeric)
     titles = [_cell('th', x, i in right, inline, 'col') for i, x in enumerate(head)]
     top = tag('thead', tag('tr', *titles)) if any(head) else None
     body = tag('tbody', *(_line(row, right, inline) for row in rows))
