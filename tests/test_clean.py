@@ -181,8 +181,8 @@ MASKED = {
 @pytest.mark.parametrize('kind,value', [(k, v) for k, vs in MASKED.items() for v in vs])
 def test_each_kind_is_found_wherever_it_stands(kind, value):
     brackets = ('(', ')') if kind != 'card' else ('[', ']') # bare digits in round brackets are somebody's argument
-    around = [('', ''), ('write ', ' now'), brackets, ('"', '"'), ('größer: ', ', ok'), ('a\n', '\nb'), ('x, ', '. Then'),
-              ('', '\n')]
+    around = [('', ''), ('write ', ' now'), brackets, ('"', '"'), ('größer: ', ', ok'), ('a\n', '\nb'),
+              ('x, ', '. Then'), ('', '\n')]
     for before, after in around:
         masked = f'{before}<{kind}>{after}'
         assert mask_personal(before + value + after) == (masked, {kind: 1}), (before, value, after)

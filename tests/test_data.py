@@ -293,7 +293,8 @@ def every_pair(texts, threshold=.8):
 
 def test_licences_against_every_pair():
     texts = [d.text for d in embedded_corpus(6_000_000) if d.kind == 'licence']
-    r = dedup([(str(i), text) for i, text in enumerate(texts)])
+    named = [(str(i), text) for i, text in enumerate(texts)]
+    r = dedup(named)
     assert r.cluster == every_pair(texts)
     assert 5 < sum(r.keep) < len(texts)
     for i, j, similarity in r.pairs:
