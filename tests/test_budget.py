@@ -46,10 +46,11 @@ def total(c): return count_params(c)['total']
 
 @pytest.mark.parametrize('name', SHAPES)
 def test_parameters_are_those_of_the_model(name):
-    n, m = count_params(shape(name)), Transformer(shape(name))
-    body = [p for k, p in m.named_parameters() if k.startswith(('blocks', 'norm', 'embed_norm'))]
-    assert n['total'] == sum(p.numel() for p in m.parameters())
-    assert n['body'] == sum(p.numel() for p in body)
+    n = count_params(shape(name))
+    sizes = {k: p.numel() for k, p in Transformer(shape(name)).named_parameters()}
+    assert n['total'] == sum(sizes.values())
+    body = [size for k, size in sizes.items() if k.startswith(('blocks', 'norm', 'embed_norm'))]
+    assert n['body'] == sum(body)
 
 
 @pytest.mark.parametrize('name', SIZES)
@@ -91,10 +92,13 @@ def test_operations_are_those_torch_counts(name):
 @pytest.mark.parametrize('every', [1, 2, 3])
 def test_recomputing_adds_a_forward_pass_of_its_blocks(every):
     c = ModelConfig(vocab_size=320, context=64, n_layer=5, d_model=64)
-    with torch.device('meta'): m, x = Transformer(c).set_recompute(every), torch.zeros(3, 24, dtype=torch.int64)
+    with torch.device('meta'):
+        m = Transformer(c).set_recompute(every)
+        x = torch.zeros(3, 24, dtype=torch.int64)
     flops = flops_by_part(c, 24, every)
     extra = counted_flops(m, x) - flops['total']
-    last = 2 * c.d_model * c.d_ff * -(-c.n_layer // every)  # torch leaves out a product whose result is not needed
+    n_recomputed = math.ceil(c.n_layer / every)
+    last = 2 * c.d_model * c.d_ff * n_recomputed  # torch leaves out a product whose result is not needed
     assert flops['recompute'] - last <= extra <= flops['recompute'] * 1.0001
 
 
@@ -129,8 +133,9 @@ def kept(m, x, precision):
 @pytest.mark.parametrize('name', SHAPES)
 def test_activations_are_within_a_quarter_of_what_torch_keeps(name, precision):
     c = shape(name)
-    m, x = Transformer(c), torch.randint(c.vocab_size, (4, 48))
-    assert .75 < kept(m, x, precision) / activation_bytes(c, x.numel(), precision) < 1.25
+    x = torch.randint(c.vocab_size, (4, 48))
+    measured = kept(Transformer(c), x, precision)
+    assert .75 < measured / activation_bytes(c, x.numel(), precision) < 1.25
 
 
 def test_recomputing_keeps_the_inputs_of_blocks():
@@ -309,8 +314,9 @@ def test_cost_refuses(kw):
 @pytest.mark.parametrize('fit', ['besiroglu', 'hoffmann'])
 def test_the_fit_is_at_its_minimum(fit, flops):
     best = compute_optimal(flops, None, fit)
-    assert 6 * best['params'] * best['tokens'] == pytest.approx(flops)
-    for k in (.9, 1.1): assert predicted_loss(best['params'] * k, best['tokens'] / k, fit) > best['loss']
+    params, tokens = best['params'], best['tokens']
+    assert 6 * params * tokens == pytest.approx(flops)
+    for k in (.9, 1.1): assert predicted_loss(params * k, tokens / k, fit) > best['loss']
 
 
 @pytest.mark.parametrize('fit', ['besiroglu', 'hoffmann'])
@@ -420,8 +426,10 @@ def test_an_older_plan_still_loads():
 
 def test_expected_rate_by_hand():
     c = get_config('medium')
-    assert expected_rate(c, HAND) == pytest.approx(.8 * .5 * 330e9 / flops_per_token(c))
-    assert expected_rate(c, HAND | dict(peak_flops=660e9)) == pytest.approx(2 * expected_rate(c, HAND))
+    rate = expected_rate(c, HAND)
+    assert rate == pytest.approx(.8 * .5 * 330e9 / flops_per_token(c))
+    twice = {**HAND, 'peak_flops': 660e9}
+    assert expected_rate(c, twice) == pytest.approx(2 * rate)
 
 
 # ---- cluster plans

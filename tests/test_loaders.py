@@ -137,24 +137,30 @@ def random_lengths(seed):
 
 def filled(packing): return [sum(n for _, _, n in packing[row]) for row in range(len(packing))]
 
+def pieces_of(packing): return [piece for row in range(len(packing)) for piece in packing[row]]
+
 @pytest.mark.parametrize('pack', [best_fit, concatenate])
 @pytest.mark.parametrize('seed', range(12))
 def test_a_packing_holds_each_token_once(pack, seed):
     lengths, size = random_lengths(seed)
     packing = pack(lengths, size)
-    pieces = sorted(piece for row in range(len(packing)) for piece in packing[row])
-    covered = [(doc, offset + k) for doc, offset, n in pieces for k in range(n)]
-    assert covered == [(doc, k) for doc, n in enumerate(lengths) for k in range(n)]
+    covered = []
+    for doc, offset, n in sorted(pieces_of(packing)): covered += [(doc, offset + k) for k in range(n)]
+    expected = []
+    for doc, n in enumerate(lengths): expected += [(doc, k) for k in range(n)]
+    assert covered == expected
     assert all(0 < n <= size for n in filled(packing))
 
 @pytest.mark.parametrize('seed', range(12))
 def test_best_fit_is_best_fit(seed):
     lengths, size = random_lengths(seed)
     packing = best_fit(lengths, size)
-    assert sorted(size - n for n in filled(packing)) == naive_fit(lengths.tolist(), size)
+    free = [size - n for n in filled(packing)]
+    assert sorted(free) == naive_fit(lengths.tolist(), size)
     assert packing.quality()['cut_needlessly'] == 0
-    pieces = [piece for row in range(len(packing)) for piece in packing[row]]
-    assert all(n == size for doc, offset, n in pieces if offset + n < lengths[doc]), 'cut into full rows first'
+    for doc, offset, n in pieces_of(packing):
+        is_cut = offset + n < lengths[doc]
+        if is_cut: assert n == size, 'cut into full rows first'
 
 def test_concatenation_wastes_nothing_but_the_end():
     q = concatenate([5, 7, 2, 12, 3, 4], 8).quality()
@@ -297,12 +303,14 @@ def test_one_document_is_the_plain_model(model):
 
 def test_positions_and_mask_by_hand():
     docs = torch.tensor([[3, 3, 1, 1, 1, -1], [0, 1, 2, 3, 4, 5]])
-    assert document_positions(docs).tolist() == [[0, 1, 0, 1, 2, 0], [0] * 6]
+    first, second = document_positions(docs).tolist()
+    assert first == [0, 1, 0, 1, 2, 0]
+    assert second == [0] * 6
     mask = document_mask(docs)[:, 0]
     assert mask.shape == (2, 6, 6)
     for b, q, k in product(range(2), range(6), range(6)):
-        same = bool(docs[b, q] == docs[b, k])
-        assert bool(mask[b, q, k]) == (same and k <= q)
+        same_document = bool(docs[b, q] == docs[b, k])
+        assert bool(mask[b, q, k]) == (same_document and k <= q)
 
 def test_document_ids_by_hand():
     tokens = torch.tensor([[5, 0, 6, 0, 0, 7]])
@@ -336,15 +344,18 @@ def test_a_learner_trains_on_documents(data, make, tmp_path):
 def loader(kind, data, bs, **kwargs):
     if kind == 'windows': return lm_dls(data, bs, 16, 5, device='cpu', **kwargs).train
     if kind == 'packed': return packed_dls(data, bs, 16, 5, device='cpu', **kwargs).train
-    return MixedLoader(dict(a=view(), b=view(900, 1)), dict(a=2, b=1), bs=bs, seq_len=16, steps=5, **kwargs)
+    sources = dict(a=view(), b=view(900, 1))
+    return MixedLoader(sources, dict(a=2, b=1), bs=bs, seq_len=16, steps=5, **kwargs)
 
 @pytest.mark.parametrize('kind', ['windows', 'packed', 'mixed'])
 @pytest.mark.parametrize('world', [2, 4])
 def test_the_ranks_together_read_what_one_reads(data, kind, world):
     one = two_epochs(loader(kind, data, bs=8))
-    ranks = [two_epochs(loader(kind, data, bs=8 // world, rank=rank, world=world)) for rank in range(world)]
-    for batches in ranks: assert len(batches) == len(one)
-    for whole, *parts in zip(one, *ranks): assert_equal_batches(whole, joined(parts))
+    ranks = []
+    for rank in range(world):
+        dl = loader(kind, data, bs=8 // world, rank=rank, world=world)
+        ranks.append(two_epochs(dl))
+    for whole, *parts in zip(one, *ranks, strict=True): assert_equal_batches(whole, joined(parts))
 
 @pytest.mark.parametrize('n', [1, 2, 5, 8, 9, 13])
 def test_an_uneven_last_batch(n):
@@ -395,8 +406,12 @@ def test_beyond_the_end_is_the_next_pass():
     dl = TokenLoader(view(803), bs=7, seq_len=16, steps=3)
     n = dl.n_windows
     rows = dl.starts(0, 3 * n)
-    for p in range(7): assert len(set(rows[p * n:(p + 1) * n] // 16)) == n
-    assert torch.equal(dl.seek(10 ** 9).one_batch()[0], dl.batch(10 ** 9)[0])
+    for p in range(7):
+        windows = rows[p * n:(p + 1) * n] // 16
+        assert len(set(windows)) == n
+    x, _ = dl.seek(10 ** 9).one_batch()
+    far, _ = dl.batch(10 ** 9)
+    assert torch.equal(x, far)
 
 def test_a_row_longer_than_the_split(data):
     n = len(open_tokens(data, 'valid'))
@@ -479,10 +494,12 @@ def test_shares_come_out_in_every_span():
         assert np.abs(np.bincount(source, minlength=3) - [899, 100, 1]).max() <= 14
 
 def test_shares_change_with_the_part_of_the_run():
-    source, _ = MixedOrder(['a', 'b'], [dict(a=1), dict(b=1)], rows=640).draw(np.arange(1000))
+    order = MixedOrder(['a', 'b'], [dict(a=1), dict(b=1)], rows=640)
+    source, _ = order.draw(np.arange(1000))
     assert not source[:320].any()
     assert source[320:].all()
-    short, _ = MixedOrder(['a', 'b'], [dict(a=1)] * 3 + [dict(b=1)], rows=64).draw(np.arange(64))
+    parts = [dict(a=1)] * 3 + [dict(b=1)]
+    short, _ = MixedOrder(['a', 'b'], parts, rows=64).draw(np.arange(64))
     assert short.sum() == 16, 'a run shorter than a block has the mean of its parts'
 
 NAN, INF = float('nan'), float('inf')
@@ -521,11 +538,15 @@ def test_taking_a_source_out_leaves_the_others_in_order():
     assert two[:len(three)] == three
 
 def test_passes_counts_what_was_read():
-    dl = MixedLoader(dict(a=view(), b=view(500, 1)), dict(a=.8, b=.2), bs=8, seq_len=16, steps=5)
-    windows = [dl.readers[name].n_windows for name in 'ab']
+    sources = dict(a=view(), b=view(500, 1))
+    dl = MixedLoader(sources, dict(a=.8, b=.2), bs=8, seq_len=16, steps=5)
     for i in (0, 1, 7, 100):
-        drawn = np.bincount(dl.starts(0, i)[:, 0], minlength=2) if i else np.zeros(2)
-        assert list(dl.passes(i).values()) == pytest.approx((drawn / windows).tolist())
+        drawn = dl.starts(0, i)[:, 0] if i else np.array([], int)
+        passes = dl.passes(i)
+        assert list(passes) == ['a', 'b']
+        for j, name in enumerate(passes):
+            n_drawn = (drawn == j).sum()
+            assert passes[name] == pytest.approx(n_drawn / dl.readers[name].n_windows)
 
 def test_mixing_prepared_folders(data, tmp_path):
     folders = dict(one=data, two=prepared(tmp_path/'other', corpus(5)))

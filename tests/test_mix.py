@@ -65,13 +65,13 @@ def test_a_capped_mixture_is_one(seed):
     assert math.isclose(sum(capped.values()), 1, abs_tol=1e-9)
 
 def test_temperature():
+    natural = mixture_weights(SIZES)
     total = sum(SIZES.values())
-    assert mixture_weights(SIZES) == pytest.approx({name: n / total for name, n in SIZES.items()})
-    assert list(mixture_weights(SIZES, math.inf).values()) == pytest.approx([.25] * 4)
+    for name, n in SIZES.items(): assert natural[name] == pytest.approx(n / total)
+    even = mixture_weights(SIZES, math.inf)
+    assert list(even.values()) == pytest.approx([.25] * 4)
     small = [mixture_weights(SIZES, t)['maths'] for t in (1, 2, 3, 5, 10)]
     assert small == sorted(small)
-    huge = {name: n * 1e12 for name, n in SIZES.items()}
-    assert mixture_weights(huge, .05) == pytest.approx(mixture_weights(SIZES, .05)), 'no overflow'
 
 def test_exactly_all_of_it():
     natural = pytest.approx(mixture_weights(SIZES))
@@ -251,12 +251,14 @@ class RandomTexts:
         more = [f'w{i}' for i in range(n_more)]
         self.vocabulary = ['the', 'cat', 'Sat', 'on', 'été', '東', 'a1', *more]
         self.n, self.shortest = self.rng.choice([(3, 2), (5, 3), (13, 8), (4, 9)])
-        self.items = [self.words(self.rng.randint(0, 20)) for _ in range(30)]
+        self.items = [self.some_words(20) for _ in range(30)]
 
     def words(self, k): return ' '.join(self.rng.choices(self.vocabulary, k=k))
 
+    def some_words(self, most): return self.words(self.rng.randint(0, most))
+
     def text(self):
-        text = self.words(self.rng.randint(0, 60))
+        text = self.some_words(60)
         if self.rng.random() >= .5: return text
         hidden = self.rng.choice(self.items).upper()
         return text + '\n— ' + hidden + '! ' + self.words(5)
@@ -278,12 +280,19 @@ def test_finds_what_a_slow_search_finds(seed):
 
 LONG = 'one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen'
 
+def test_temperature_of_huge_sources():
+    huge = {name: n * 1e12 for name, n in SIZES.items()}
+    assert mixture_weights(huge, .05) == pytest.approx(mixture_weights(SIZES, .05)), 'no overflow'
+
 def test_thirteen_words_and_not_twelve():
     search = Decontaminator([LONG])
     words = LONG.split()
-    assert search.overlap(' '.join(words[2:15])).share == pytest.approx(1 / 4)
-    assert search.overlap(' '.join(words[2:14])) is None
-    assert search.overlap('x ' + ' '.join(words[:13]) + ' x').words == ' '.join(words[:13])
+    twelve = ' '.join(words[2:14])
+    assert search.overlap(twelve) is None
+    thirteen = ' '.join(words[2:15])
+    assert search.overlap(thirteen).share == pytest.approx(1 / 4)
+    first = ' '.join(words[:13])
+    assert search.overlap(f'x {first} x').words == first
 
 def test_short_items_as_a_whole():
     items = [' '.join(LONG.split()[:k]) for k in range(5, 13)]

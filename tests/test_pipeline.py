@@ -198,8 +198,9 @@ def test_lines_that_stand_everywhere_go(tmp_path):
 
 def test_evaluation_items_are_kept_out(tmp_path):
     item, other = text(1000, 40), text(2000, 40)
-    rows = [dict(id=f'd{i}', text=text(i)) for i in range(60)]
-    for row in (rows[3], rows[5]): row['text'] += ' ' + item
+    texts = [text(i) for i in range(60)]
+    for i in (3, 5): texts[i] += ' ' + item
+    rows = [dict(id=f'd{i}', text=t) for i, t in enumerate(texts)]
     source = write_rows(tmp_path/'a.jsonl', rows)
     out = tmp_path/'out'
     card = prepare(source, out, against={'exam': [item, other]}, **OPTIONS)
@@ -245,7 +246,11 @@ def test_dividing_fills_every_split():
 def test_engines_and_workers():
     with pytest.raises(UserError, match='local, ray'): list(run_units(str, [1], engine='dask'))
     with pytest.raises(UserError, match='1 worker'): choose_workers(0, 10)
-    with pytest.raises(ZeroDivisionError): list(run_units(lambda x: 1 / x, [1, 0], 2))
+
+
+def test_an_error_of_a_unit_arrives():
+    def divided(x): return 1 / x
+    with pytest.raises(ZeroDivisionError): list(run_units(divided, [1, 0], 2))
 
 
 @pytest.mark.parametrize('workers', [1, 2])
@@ -260,3 +265,4 @@ def test_the_bar_never_goes_back():
     progress = ProgressBar(dict(a=400, b=600), show=False)
     for stage, part in (('a', .5), ('b', 1), ('a', .1)): progress(stage, part)
     assert progress.at == 1000
+

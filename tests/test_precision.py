@@ -192,10 +192,12 @@ def test_the_scale_is_in_the_checkpoint_state():
 
 @pytest.mark.parametrize('dtype, bits', [(E4M3, 3), (E5M2, 2)])
 def test_eight_bits_round_to_half_a_unit(dtype, bits):
-    x = torch.logspace(-3, 0, 500) * torch.tensor([1., -1.]).repeat(250)
+    signs = torch.tensor([1., -1.]).repeat(250)
+    x = torch.logspace(-3, 0, 500) * signs
     q, scale = to_fp8(x, dtype)
-    off = ((q.float() * scale) - x).abs() / x.abs()
-    assert off.max() <= 2. ** -(bits + 1) * 1.001
+    error = (q.float() * scale - x).abs() / x.abs()
+    half_a_unit = 2. ** -(bits + 1)
+    assert error.max() <= half_a_unit * 1.001
 
 
 @pytest.mark.parametrize('dtype', [E4M3, E5M2])

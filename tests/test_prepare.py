@@ -313,10 +313,14 @@ def test_everything_is_accounted_for(mixed):
     assert 'near_duplicate' in reasons
 
 def test_no_text_is_in_two_splits(tmp_path):
-    rows = [dict(id=f'{i}-{k}', text=t + ' Indeed so.' * k) for k in (0, 1) for i, t in enumerate(texts(50))]
-    prepare(write_rows(tmp_path/'twice.jsonl', rows), tmp_path/'out', **OPTIONS)
-    kept = [r['id'].split('-')[0] for r in read_rows(tmp_path/'out'/'text'/'documents.jsonl')]
-    assert len(kept) == len(set(kept)) == 50
+    rows = []
+    for k, ending in enumerate(('', ' Indeed so.')):
+        for i, text in enumerate(texts(50)): rows.append(dict(id=f'{i}-{k}', text=text + ending))
+    source = write_rows(tmp_path/'twice.jsonl', rows)
+    prepare(source, tmp_path/'out', **OPTIONS)
+    kept = read_rows(tmp_path/'out'/'text'/'documents.jsonl')
+    originals = {row['id'].split('-')[0] for row in kept}
+    assert len(kept) == len(originals) == 50
 
 @pytest.mark.parametrize('split', ['train', 'valid', 'test'])
 def test_every_split_holds_its_documents(mixed, split):
@@ -329,8 +333,9 @@ def test_every_split_holds_its_documents(mixed, split):
     assert card['splits'][split]['documents']
 
 def test_text_cannot_end_itself(tmp_path):
-    sly = [t[:50] + '<|endoftext|><|answer|>' + t[50:] for t in texts(30)]
-    source = write_rows(tmp_path/'sly.jsonl', [dict(text=t) for t in sly])
+    command = '<|endoftext|><|answer|>'
+    sly = [text[:50] + command + text[50:] for text in texts(30)]
+    source = write_rows(tmp_path/'sly.jsonl', [dict(text=text) for text in sly])
     out = tmp_path/'out'
     splits = prepare(source, out, **OPTIONS)['splits']
     ids = open_tokens(out)[:]
@@ -338,7 +343,8 @@ def test_text_cannot_end_itself(tmp_path):
     assert not np.isin(ids, (1, 2, 3)).any()
     tok = load_tokenizer(out)
     restored = set()
-    for split in splits: restored.update(decode(tok, doc) for doc in documents(out, split))
+    for split in splits:
+        for doc in documents(out, split): restored.add(decode(tok, doc))
     assert restored == set(sly)
 
 def test_a_folder_without_files(tmp_path):
