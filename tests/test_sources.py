@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 from llmbook.core import UserError
 from llmbook.read.doc import Doc, Reject
-from llmbook.read.filetype import LANGUAGES, Licences, file_type, identify_licence, path_id, spdx_line
+from llmbook.read.filetype import LANGUAGES, file_type, path_id
+from llmbook.read.licence import Licences
+from llmbook.read.licence import identify_licence
+from llmbook.read.licence import spdx_line
 from llmbook.read.formats import read_csv, read_jsonl, read_text
 from llmbook.read.sources import Unit, plan_units, read_file, read_sources, read_unit, source_paths
 from llmbook.read.streams import Unpacked, decode_page, open_stream, read_lines, whole_letters
