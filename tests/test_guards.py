@@ -199,7 +199,9 @@ def test_slices_cover_the_batch_and_are_even(n, rows):
 def test_a_bad_micro_batch_is_left_out_alone_and_nothing_shifts(tmp_path, rows):
     "Batches 2 and 5 of 8, steps of 3 + 3 + 2: the weights of the same windows without their targets."
     data, blank = batches(8), batches(8)
-    for i in (2, 5): blank[i] = (blank[i][0], torch.full_like(blank[i][1], IGNORE))
+    for i in (2, 5):
+        x, y = blank[i]
+        blank[i] = (x, torch.full_like(y, IGNORE))
     def guards(): return [Accumulate(3), ClipGrad(1., most=8), MicroBatches(rows)]
     want = fit(learner(tmp_path/'a', *guards(), data=blank))
     got = fit(learner(tmp_path/'b', *guards(), NaNHere(2, 5), data=data))
@@ -208,8 +210,10 @@ def test_a_bad_micro_batch_is_left_out_alone_and_nothing_shifts(tmp_path, rows):
     assert got.clip_grad.skipped == 0
     saved = load_file(tmp_path/'b/bad/step-2.safetensors')
     x, y = data[2]
-    assert torch.equal(saved['x0'], x[:len(saved['x0'])])
-    assert torch.equal(saved['y0'], y[:len(saved['y0'])])
+    n = len(saved['x0'])
+    assert len(saved['y0']) == n
+    assert torch.equal(saved['x0'], x[:n])
+    assert torch.equal(saved['y0'], y[:n])
 
 
 def test_a_window_ends_with_its_epoch(tmp_path):
@@ -236,13 +240,16 @@ def test_a_bad_step_is_skipped_counted_and_saved(tmp_path, clip):
     want = fit(learner(tmp_path, ClipGrad(clip), data=data[:2] + data[3:]))
     got = fit(learner(tmp_path, ClipGrad(clip), NaNHere(2), data=data))
     assert torch.equal(flat(want.model), flat(got.model))
-    assert got.clip_grad.skipped == 1 and got.clip_grad.in_a_row == 0
+    assert got.clip_grad.skipped == 1
+    assert got.clip_grad.in_a_row == 0
     saved = load_file(tmp_path/'bad/step-2.safetensors')
     x, y = data[2]
-    assert torch.equal(saved['x0'], x) and torch.equal(saved['y0'], y)
+    assert torch.equal(saved['x0'], x)
+    assert torch.equal(saved['y0'], y)
     assert len(saved['rng']) == len(torch.get_rng_state())
     why = json.loads((tmp_path/'bad/step-2.json').read_text())
-    assert why['reason'] == 'loss' and why['batch'] == 2
+    assert why['reason'] == 'loss'
+    assert why['batch'] == 2
 
 
 def test_an_infinite_gradient_of_a_finite_loss_is_skipped(tmp_path):
@@ -318,8 +325,9 @@ class Poisoned(TokenLoader):
             g = torch.Generator().manual_seed(i)
             first = torch.randint(0, 64, (self.bs, 1), generator=g)
             text = (first + torch.arange(self.seq_len + 1)) % 64
-            noise = torch.randint(0, 64, (self.bs, self.seq_len), generator=g) if i in POISON else None
-            yield text[:, :-1], text[:, 1:] if noise is None else noise
+            x, y = text[:, :-1], text[:, 1:]
+            if i in POISON: y = torch.randint(0, 64, (self.bs, self.seq_len), generator=g)
+            yield x, y
 
 
 def poisoned_dls(steps):
@@ -339,17 +347,19 @@ def run(path, *cbs, guard=None):
 
 
 def test_a_spike_is_rewound_past_its_data_and_a_killed_run_comes_to_the_same_weights(tmp_path):
+    def losses(learn): return [float(l) for l in learn.recorder.losses]
     whole = run(tmp_path/'whole')
-    losses = [float(l) for l in whole.recorder.losses]
-    assert [(r['spike'], r['back_to'], r['skip']) for r in whole.spike_guard.rewinds] == [(47, 45, 15)]
-    saved = TensorFolder(whole.checkpoint.kept.all()[-1]).read('record', 'losses')
-    assert saved.tolist() == losses # as they are after the rewind
-    assert whole.train_iter == 80 and whole.spike_guard.skipped == 15
+    rewinds = [(r['spike'], r['back_to'], r['skip']) for r in whole.spike_guard.rewinds]
+    assert rewinds == [(47, 45, 15)]
+    assert whole.spike_guard.skipped == 15
+    assert whole.train_iter == 80
+    newest = TensorFolder(whole.checkpoint.kept.all()[-1])
+    assert newest.read('record', 'losses').tolist() == losses(whole) # as they are after the rewind
     for at, rewinds in ((43, 0), (48, 0), (47, 1), (60, 1), (63, 1)): run(tmp_path/'cut', Stop(at, rewinds))
     last = run(tmp_path/'cut')
     assert last.checkpoint.resumed == 60
     assert torch.equal(flat(whole.model), flat(last.model))
-    assert losses == [float(l) for l in last.recorder.losses]
+    assert losses(whole) == losses(last)
 
 
 def test_too_many_spikes_stop_the_run(tmp_path):
@@ -365,7 +375,9 @@ def test_no_checkpoint_before_the_spike_is_a_warning(tmp_path):
 
 def test_a_slow_rise_and_a_single_high_loss_are_no_spikes():
     guard = SpikeGuard(window=20)
-    for i in range(60): guard.judge(2 + .01 * (i % 7) + (5 if i == 40 else 0), i)
+    for i in range(60):
+        jump = 5 if i == 40 else 0
+        guard.judge(2 + .01 * (i % 7) + jump, i)
     for i in range(60): guard.judge(2 + .02 * i, 60 + i)
     guard.judge(float('nan'), 200)
     assert guard.high == 0

@@ -77,8 +77,10 @@ class SpikeGuard(Callback):
     def _check(self):
         lowest = dict(patience=1, window=2, skip=1, back=0, most=0)
         if self.every is not None: lowest['every'] = 1
-        values = {k: getattr(self, k) for k in lowest}
-        wrong = [k for k, v in values.items() if type(v) is not int or v < lowest[k]]
+        wrong = []
+        for k, least in lowest.items():
+            value = getattr(self, k)
+            if type(value) is not int or value < least: wrong.append(k)
         if not (_finite(self.z) and self.z > 0): wrong.append('z')
         if not (_finite(self.least) and self.least >= 0): wrong.append('least')
         if wrong:
@@ -100,7 +102,8 @@ class SpikeGuard(Callback):
     ): # raises to rewind
         "Count high losses in a row, and rewind when there are too many."
         if not np.isfinite(loss): return
-        if len(self.recent) < self.window // 2 or loss <= spike_level(self.recent, self.z, self.least):
+        too_few = len(self.recent) < self.window // 2
+        if too_few or loss <= spike_level(self.recent, self.z, self.least):
             self.high = 0
             self.recent = [*self.recent, loss][-self.window:]
             return

@@ -43,8 +43,10 @@ def _start(folder, n):
     command = [sys.executable, '-c', call, str(folder)]
     started = []
     for r in range(n):
-        process = subprocess.Popen(command, env={**env, 'RANK': str(r), 'LOCAL_RANK': str(r)}, start_new_session=True,
-                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        own = {'RANK': str(r), 'LOCAL_RANK': str(r)}
+        process = subprocess.Popen(
+            command, env={**env, **own}, start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         printed = queue.SimpleQueue()
         threading.Thread(target=_read, args=(process.stdout, printed), daemon=True).start()
         started.append((process, printed))
@@ -104,15 +106,18 @@ def _find_error(folder, started, ended):
     if killed:
         r, number = killed[0]
         aborted_after_error = errors and number == signal.SIGABRT # a library that gave up because another rank failed
-        if not aborted_after_error: return RankFailed(
-            f'rank {r} of {n} was killed ({signal.Signals(number).name}), perhaps for lack of memory; the others were stopped. '
-            'A run with checkpoints resumes from the last one when it is started again')
+        if not aborted_after_error:
+            return RankFailed(
+                f'rank {r} of {n} was killed ({signal.Signals(number).name}), perhaps for lack of memory; '
+                'the others were stopped. A run with checkpoints resumes from the last one when it is started again')
     if errors:
         r = min(errors, key=lambda r: errors[r]['at'])
         if errors[r]['user']: return UserError(errors[r]['message'])
         return RankFailed(f'rank {r} of {n} failed, and the others were stopped\n\n{errors[r]["traceback"]}')
     for r, code in enumerate(ended):
-        if code: return RankFailed(f'rank {r} of {n} ended with exit code {code}; its last output:\n{_last(started[r][1])}')
+        if code:
+            output = _last(started[r][1])
+            return RankFailed(f'rank {r} of {n} ended with exit code {code}; its last output:\n{output}')
 
 def _last(printed):
     blocks = []

@@ -42,8 +42,9 @@ def join(
 
 def _check_environment(env):
     missing = [name for name in ('RANK', 'MASTER_ADDR', 'MASTER_PORT') if name not in env]
-    if missing: raise UserError(f'expected {", ".join(missing)} beside WORLD_SIZE={env["WORLD_SIZE"]} in the environment, '
-                                'found none: start with torchrun or launch')
+    if missing:
+        raise UserError(f'expected {", ".join(missing)} beside WORLD_SIZE={env["WORLD_SIZE"]} in the environment, '
+                        'found none: start with torchrun or launch')
 
 def _device_in_use():
     on_gpu = 'nccl' in dist.get_backend_config()
@@ -51,8 +52,9 @@ def _device_in_use():
 
 def _own_gpu(local_rank):
     n = torch.cuda.device_count()
-    if local_rank >= n: raise UserError(f'expected a GPU for each process on this machine, got process {local_rank} '
-                                        f'and {n} GPUs: start {n}, or give device cpu')
+    if local_rank >= n:
+        raise UserError(f'expected a GPU for each process on this machine, got process {local_rank} '
+                        f'and {n} GPUs: start {n}, or give device cpu')
     torch.cuda.set_device(local_rank)
     return torch.device('cuda', local_rank)
 

@@ -53,7 +53,8 @@ def _batch(
     with torch.inference_mode():
         ask = decoder(model, len(prompts), x.shape[1] + min(new, 64), pad if pad.any() else None)
         seen = _seen(model, prompts) if penalty != 1 else None
-    live, waiting = list(range(len(prompts))), []
+    live = list(range(len(prompts))) # rows that continue
+    waiting = [] # tokens that are still on the device
     every = 1 if now or device.type == 'cpu' else _FETCH
     for t in range(new):
         with torch.inference_mode(): # not around `yield`: it would hold for the reader as well
@@ -129,12 +130,14 @@ def _tokens(model, prompt_ids, done, now, *, # then arguments of `generate_ids`
     _check(context, max_new_tokens, batch_size=batch_size, repetition_penalty=repetition_penalty, **options)
     check_seed(seed)
     prompts = _cut_prompts(prompt_ids, context - max_new_tokens, max_new_tokens, context)
-    highest, V = max((max(p) for p in prompts), default=0), model.head.weight.shape[0]
+    highest = max((max(p) for p in prompts), default=0)
+    V = model.head.weight.shape[0]
     if highest >= V: raise UserError(f'expected tokens below {V}, got {highest}: the prompt is of another tokenizer')
     for rows in _batches(prompts, batch_size, can_generate(model)):
         numbers = np.stack([_numbers(seed, row, max_new_tokens) for row in rows])
         u = torch.tensor(numbers, device=model.embed.weight.device)
-        some, over = [prompts[row] for row in rows], _Over(done, rows)
+        some = [prompts[row] for row in rows]
+        over = _Over(done, rows)
         for i, token in _batch(model, some, max_new_tokens, stop, options, repetition_penalty, u, over, now):
             yield rows[i], token
 
@@ -153,7 +156,8 @@ def generate_ids(
     repetition_penalty:float=1., # above 1 avoids tokens that are there already
 ) -> list[list[int]]: # the new tokens of each prompt
     "Continue prompts that are given as ids."
-    texts, done = [[] for _ in prompt_ids], set()
+    texts = [[] for _ in prompt_ids]
+    done = set()
     tokens = _tokens(model, prompt_ids, done, on_token is not None, max_new_tokens=max_new_tokens, seed=seed, stop=stop,
                      batch_size=batch_size, repetition_penalty=repetition_penalty,
                      temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
@@ -256,7 +260,8 @@ def stream(
     **kw # max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed: as in `generate_ids`
 ) -> Iterator[str]: # pieces of what the model adds; joined, they are what `generate` returns
     "Continue one text, piece by piece."
-    text, done = _Text(tok, _stops(stop)), set()
+    text = _Text(tok, _stops(stop))
+    done = set()
     prompt_ids = encode_text(tok, [prompt])
     for row, token in _tokens(model, prompt_ids, done, True, stop=EOT if stop_at_eot else None, **kw):
         piece, over = text.add(token)
@@ -275,7 +280,8 @@ def show_generate(
     "Continue one text in the notebook, and show it while it is written."
     from IPython.display import HTML, display
     def page(text): return HTML(f'<div style="white-space:pre-wrap"><b>{escape(prompt)}</b>{escape(text)}</div>')
-    text, shown = '', display(page(''), display_id=True)
+    shown = display(page(''), display_id=True)
+    text = ''
     for piece in stream(model, tok, prompt, **kw):
         text += piece
         if shown: shown.update(page(text))

@@ -22,16 +22,18 @@ def _nats(logits, targets, real, z_loss):
     "Return the summed nats of the real targets, and the log of each softmax's denominator (C,)."
     log_sum = logits.logsumexp(-1)
     at_target = logits.gather(1, targets[:, None])[:, 0]
-    return ((log_sum - at_target + z_loss * log_sum.square()) * real).sum(), log_sum
+    nats = log_sum - at_target + z_loss * log_sum.square()
+    return (nats * real).sum(), log_sum
 
 def _softmax(logits, targets, real, z_loss, with_gradient): # (C, V), (C,), (C,)
     "Return the summed nats and, if wanted, the gradient of the logits (C, V), written into their memory."
     logits = _long(logits)
     nats, log_sum = _nats(logits, targets, real, z_loss)
     if not with_gradient: return nats, None
-    p = logits.sub_(log_sum[:, None]).exp_()
-    if z_loss: p.mul_(1 + 2 * z_loss * log_sum[:, None])
-    p.scatter_add_(1, targets[:, None], -torch.ones_like(log_sum)[:, None])
+    log_sum = log_sum[:, None]
+    p = logits.sub_(log_sum).exp_()
+    if z_loss: p.mul_(1 + 2 * z_loss * log_sum)
+    p.scatter_add_(1, targets[:, None], -torch.ones_like(log_sum))
     return nats, p.mul_(real[:, None])
 
 def _one_pass(logits, targets, real, z_loss): # (C, V), (C,), (C,)
@@ -40,8 +42,10 @@ def _one_pass(logits, targets, real, z_loss): # (C, V), (C,), (C,)
     logits = _long(logits)
     is_target = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
     nats, log_sum = _nats(logits, targets, real, z_loss)
-    p = (logits - log_sum[:, None]).exp() * (1 + 2 * z_loss * log_sum[:, None])
-    return nats, ((p - is_target.to(p.dtype)) * real[:, None]).to(dtype)
+    log_sum = log_sum[:, None]
+    p = (logits - log_sum).exp() * (1 + 2 * z_loss * log_sum)
+    gradient = (p - is_target.to(p.dtype)) * real[:, None]
+    return nats, gradient.to(dtype)
 
 @cache
 def _compiled(): return torch.compile(_one_pass, dynamic=False)
@@ -72,7 +76,7 @@ def _add_product(gw, p, h):
 _MULTIPLE = 64 # the matrix units of a GPU want rows whose length is a multiple of this
 
 def _padding(w):
-    "Return how many rows of zeros the head's matrix (V, D) gets on a GPU: with an odd V its products take three times as long."
+    "Return how many rows of zeros pad the head's matrix (V, D) on a GPU, where an odd V takes three times as long."
     return -len(w) % _MULTIPLE if w.is_cuda else 0
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -80,13 +84,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h, w, b, y, chunk, z_loss, compile):
         dtype = _dtype(h)
-        hc, wc = h.to(dtype), w.to(dtype)
+        hc = h.to(dtype)
+        wc = w.to(dtype)
         bc = None if b is None else b.to(dtype)
-        want = any(ctx.needs_input_grad)
-        V, padding = len(w), _padding(w)
+        V = len(w)
+        padding = _padding(w)
         if padding:
             wc = F.pad(wc, (0, 0, 0, padding))
             bc = None if bc is None else F.pad(bc, (0, padding))
+        want = any(ctx.needs_input_grad)
         need_h, need_w, need_b, *_ = ctx.needs_input_grad
         gh = torch.zeros_like(h) if need_h else None
         gw = torch.zeros_like(wc, dtype=w.dtype) if need_w else None
@@ -103,7 +109,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if p is not None: p = p.to(dtype)
                 if gh is not None: gh[s] = times(p, wc.T)
                 if gw is not None: _add_product(gw, p, hc[s])
-        if padding: gw, gb = (None if t is None else t[:V] for t in (gw, gb))
+        if padding:
+            gw = None if gw is None else gw[:V]
+            gb = None if gb is None else gb[:V]
         ctx.save_for_backward(gh, gw, gb)
         return total
 
@@ -123,12 +131,16 @@ def linear_cross_entropy(
     compile:bool=False, # whether torch.compile joins the steps between the products, for whole chunks
 ): # (sum of nats, number of targets), two scalar tensors; the first can be differentiated
     "Apply a linear layer and cross-entropy together, a chunk of positions at a time."
-    h, y, chunk = h.reshape(-1, h.shape[-1]), y.reshape(-1), whole_number('chunk', chunk)
+    h = h.reshape(-1, h.shape[-1])
+    y = y.reshape(-1)
+    chunk = whole_number('chunk', chunk)
     if len(h) != len(y):
         raise ValueError(f'expected one target a position, got {len(h)} positions and {len(y)} targets')
     if not torch.is_grad_enabled(): # cannot be told inside the function, which would make the gradients
-        h, w, bias = (None if t is None else t.detach() for t in (h, w, bias))
-    return _LinearCrossEntropy.apply(h, w, bias, y, chunk, z_loss, compile), (y != IGNORE).sum()
+        h, w = h.detach(), w.detach()
+        bias = None if bias is None else bias.detach()
+    nats = _LinearCrossEntropy.apply(h, w, bias, y, chunk, z_loss, compile)
+    return nats, (y != IGNORE).sum()
 
 # %% ../../nbs/api/31_train/01_loss.ipynb #3b3c0b42
 @torch.no_grad()
@@ -140,13 +152,16 @@ def token_nats(
     bias=None, # the head's bias (V,), if it has one
 ): # nats (...) in float32, 0 where there is no target
     "Return the negative log-likelihood of each target, in nats."
-    h, targets = h.reshape(-1, h.shape[-1]), y.reshape(-1)
-    w, bias = w.to(h.dtype), None if bias is None else bias.to(h.dtype)
+    h = h.reshape(-1, h.shape[-1])
+    targets = y.reshape(-1)
+    w = w.to(h.dtype)
+    bias = None if bias is None else bias.to(h.dtype)
     nats = torch.empty(len(h), device=h.device)
     for s, logits, t, real in _chunks(h, w, bias, targets, chunk):
         logits = _long(logits)
+        log_sum = logits.logsumexp(-1)
         at_target = logits.gather(1, t[:, None])[:, 0]
-        nats[s] = ((logits.logsumexp(-1) - at_target) * real).float()
+        nats[s] = ((log_sum - at_target) * real).float()
     return nats.view(y.shape)
 
 # %% ../../nbs/api/31_train/01_loss.ipynb #1aada773

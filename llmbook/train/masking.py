@@ -68,12 +68,18 @@ def _tables(rate, p, longest, device):
     q = span_lengths(p, longest)
     mean = (q * np.arange(1, longest + 1)).sum()
     end = rate / (mean * (1 - rate)) # chance that a gap ends, at each of its tokens
-    if end > 1: raise UserError(f'expected a rate of at most {mean / (1 + mean):.2f} with spans '
-                                f'of {mean:.1f} tokens on average, got {rate}')
+    if end > 1:
+        highest = mean / (1 + mean)
+        raise UserError(f'expected a rate of at most {highest:.2f} with spans of {mean:.1f} tokens on average, '
+                        f'got {rate}')
     left = q[::-1].cumsum()[::-1] / mean
     longest_gap = 1 if end == 1 else int(np.ceil(-17 / np.log1p(-end)))
     gap = end * (1 - end) ** np.arange(longest_gap)
-    return [torch.tensor(c.cumsum()[:-1], dtype=torch.float32, device=device) for c in (q, left, gap)]
+    tables = []
+    for probabilities in (q, left, gap):
+        cumulative = probabilities.cumsum()[:-1]
+        tables.append(torch.tensor(cumulative, dtype=torch.float32, device=device))
+    return tables
 
 def _drawn(cumulative, u): return 1 + torch.searchsorted(cumulative, u, right=True)
 
@@ -90,16 +96,20 @@ def choose_spans(
     h = hashed(i[:, :T // 2 + 1], seed, 1) # (B, K): more spans than fit into a row
     a, b = share(h), share(h, 1)
     lot = share(hashed(h, seed, 2))
-    spans, gaps = _drawn(length, a), _drawn(gap, b)
-    inside = share(hashed(h[:, :1], seed, 3)) < rate # rows that begin within a span: (B, 1)
+    spans = _drawn(length, a)
+    gaps = _drawn(gap, b)
+    inside = share(hashed(h[:, :1], seed, 3)) < rate # (B, 1): rows that begin within a span
     rest = _drawn(left, a[:, :1].contiguous())
     spans[:, :1] = spans[:, :1].where(~inside, rest)
     gaps[:, :1] = gaps[:, :1].where(~inside, 0)
     end = (spans + gaps).cumsum(1) # each gap comes before its span
+    start = end - spans
     t = torch.arange(T, device=i.device).expand(B, T).contiguous()
-    which = torch.searchsorted(end, t, right=True).clamp(max=end.shape[1] - 1) # the span at t, or the next one
-    chosen = (t >= (end - spans).gather(1, which)) & (t < end.gather(1, which))
-    return chosen, lot.gather(1, which)
+    which = torch.searchsorted(end, t, right=True) # the span at t, or the next one
+    which = which.clamp(max=end.shape[1] - 1)
+    after_start = t >= start.gather(1, which)
+    before_end = t < end.gather(1, which)
+    return after_start & before_end, lot.gather(1, which)
 
 # %% ../../nbs/api/31_train/02_masking.ipynb #f1d5cf6a
 def at_least_one(
@@ -152,11 +162,16 @@ class MaskTokens(Callback):
         if not (0 < p < 1 and longest >= 1):
             raise UserError(f'expected p between 0 and 1 and spans of 1 token or more, got {p} and {longest}')
         if spans: _tables(rate, p, longest, torch.device('cpu')) # refuses a rate that cannot be reached
-        self.rate, self.spans = rate, spans
-        self.mask_id, self.seed = mask_id, seed
-        self.masked, self.random = masked, random
-        self.p, self.longest = p, longest
-        self.special, self.vocab_size = special, vocab_size
+        self.rate = rate
+        self.spans = spans
+        self.mask_id = mask_id
+        self.seed = seed
+        self.masked = masked
+        self.random = random
+        self.p = p
+        self.longest = longest
+        self.special = special
+        self.vocab_size = vocab_size
         self.text = None # until `get_ready`
 
     def before_fit(self): self.get_ready()
@@ -178,9 +193,9 @@ class MaskTokens(Callback):
 
     def load_checkpoint_state(self, s):
         different = [k for k, v in self.checkpoint_state().items() if s.get(k) != v]
-        if different: raise UserError(
-            f'expected the masks that the run began with, got others ({", ".join(different)} differ): '
-            'give the old ones, or begin a new run in another folder')
+        if different:
+            raise UserError(f'expected the masks that the run began with, got others ({", ".join(different)} differ): '
+                            'give the old ones, or begin a new run in another folder')
 
 # %% ../../nbs/api/31_train/02_masking.ipynb #467f0d92
 @patch
@@ -199,8 +214,9 @@ def get_ready(self:MaskTokens): # UserError if neither a tokenizer nor the argum
         raise UserError(f'expected a mask token below {self.vocab_size}, got {self.mask_id}')
     no_text = {*self.special, self.mask_id}
     text = sorted(set(range(self.vocab_size)) - no_text)
-    if not text: raise UserError(f'expected a vocabulary with text, got {self.vocab_size} tokens, '
-                                 'all of them special: give vocab_size= or special=')
+    if not text:
+        raise UserError(f'expected a vocabulary with text, got {self.vocab_size} tokens, '
+                        'all of them special: give vocab_size= or special=')
     self.text = torch.tensor(text) # what random tokens are drawn from
     self.no_text = torch.tensor(sorted(no_text))
 
@@ -219,12 +235,15 @@ def hidden(self:MaskTokens,
         self.text = self.text.to(x.device)
         self.no_text = self.no_text.to(x.device)
     T = x.shape[1]
-    i = rows[:, None] * T + torch.arange(T, device=x.device)
+    positions = torch.arange(T, device=x.device)
+    i = rows[:, None] * T + positions
     if self.spans: chosen, lot = choose_spans(i, self.rate, self.seed, self.p, self.longest)
     else: chosen, lot = choose_tokens(i, self.rate, self.seed)
-    can = ~torch.isin(x, self.no_text) & (y != IGNORE).any(1, keepdim=True)
-    chosen = at_least_one(chosen, can, hashed(i, self.seed))
-    other = self.text[_right(hashed(i, self.seed, 4), 1) % len(self.text)]
+    is_text = ~torch.isin(x, self.no_text)
+    has_targets = (y != IGNORE).any(1, keepdim=True)
+    chosen = at_least_one(chosen, is_text & has_targets, hashed(i, self.seed))
+    drawn = _right(hashed(i, self.seed, 4), 1) % len(self.text)
+    other = self.text[drawn]
     return hide(x, chosen, lot, other, self.mask_id, self.masked, self.random)
 
 # %% ../../nbs/api/31_train/02_masking.ipynb #0feb3ec5
@@ -240,17 +259,20 @@ def masked_table(
     "Show hidden text as a table."
     heads = ['what the model sees', 'targets']
     if preds is not None: heads.append('predicted')
-    rows = []
+    lines = [_line(heads, 'th')]
     for r in range(min(max_n, len(x))):
-        seen, targets = x[r, :trunc_at].tolist(), y[r, :trunc_at].tolist()
+        seen = x[r, :trunc_at].tolist()
+        targets = y[r, :trunc_at].tolist()
         places = [i for i, t in enumerate(targets) if t != IGNORE]
-        row = [''.join(_piece(tok, s, t, mask) for s, t in zip(seen, targets)),
-               ' | '.join(_text(tok, targets[i]) for i in places)]
+        pieces = [_piece(tok, s, t, mask) for s, t in zip(seen, targets)]
+        answers = [_text(tok, targets[i]) for i in places]
+        row = [''.join(pieces), ' | '.join(answers)]
         if preds is not None:
-            guesses = preds[r, :trunc_at].tolist()
-            row.append(' | '.join(_guess(tok, guesses[i], targets[i]) for i in places))
-        rows.append(row)
-    return f'<table>{_line(heads, "th")}{"".join(_line(row, "td") for row in rows)}</table>'
+            predicted = preds[r, :trunc_at].tolist()
+            guesses = [_guess(tok, predicted[i], targets[i]) for i in places]
+            row.append(' | '.join(guesses))
+        lines.append(_line(row, 'td'))
+    return f'<table>{"".join(lines)}</table>'
 
 _CELL = 'text-align:left;vertical-align:top;white-space:pre-wrap;font-family:monospace;font-size:85%;padding:.4em .8em'
 _BLUE, _RED, _GREEN = 220, 0, 140
@@ -291,9 +313,11 @@ def show_results(self:MaskTokens,
     if getattr(dl, 'tok', None) is None:
         raise UserError('expected a loader with a tokenizer, to show ids as text: pass tok=')
     model = self.learn.model
-    device, training = next(model.parameters()).device, model.training
+    device = next(model.parameters()).device
+    training = model.training
     x, *docs, y = (t[:max_n].to(device) for t in dl.one_batch())
     x, y = self.hidden(x, y, torch.arange(len(x), device=device))
-    preds = self.learn.loss_func.decodes(model.eval()(x, *docs))
+    hidden_states = model.eval()(x, *docs)
+    preds = self.learn.loss_func.decodes(hidden_states)
     model.train(training)
     display(HTML(masked_table(dl.tok, x, y, self.mask_id, preds, max_n, **kwargs)))
