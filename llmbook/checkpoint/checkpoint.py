@@ -46,7 +46,8 @@ class Checkpoint(Callback):
         check_options(seconds, every, resume, signals)
         self.kept = Kept(path, keep)
         self.folder = self.kept.folder
-        self.seconds, self.every = seconds, every
+        self.seconds = seconds
+        self.every = every
         self.keep_best = best
         self.resume = resume
         self.own_facts = asked or {}
@@ -207,7 +208,8 @@ def _keep(self:Checkpoint, best):
 
 @patch
 def _job(self:Checkpoint, *args):
-    start, cpu = time.monotonic(), time.thread_time()
+    start = time.monotonic()
+    cpu = time.thread_time()
     self.snapshot.done()
     self.write(*args)
     self.took = time.monotonic() - start
@@ -315,9 +317,12 @@ def _load(self:Checkpoint, f, state):
         self.learn.first_epoch = self.n_epoch
         return
     self.read(f, state, self.opt)
-    self.state, self.tensors = state, TensorFolder(f)
-    self.base, self.best = state['base'], state['best']
-    step, n = state['step'], len(self.dls.train)
+    self.state = state
+    self.tensors = TensorFolder(f)
+    self.base = state['base']
+    self.best = state['best']
+    step = state['step']
+    n = len(self.dls.train)
     self.learn.train_iter = self.resumed = step
     validation_left = step % n == 0 and not state['validated']
     if state['done']: self.learn.first_epoch = self.n_epoch

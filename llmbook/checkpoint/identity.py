@@ -71,8 +71,9 @@ def _as_json(facts):
     return json.loads(json.dumps(facts, default=str), parse_constant=str) # so that nan equals nan
 
 def _difference(name, there, here):
-    short = all(isinstance(v, (int, float, str, bool, type(None))) and len(str(v)) < 12 for v in (there, here))
-    return f'{name} ({there} there, {here} here)' if short else name
+    def is_short(v): return isinstance(v, (int, float, str, bool, type(None))) and len(str(v)) < 12
+    if is_short(there) and is_short(here): return f'{name} ({there} there, {here} here)'
+    return name
 
 # %% ../../nbs/api/32_checkpoint/05_identity.ipynb #816f1938
 def which_fit(

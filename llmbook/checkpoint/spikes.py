@@ -65,12 +65,14 @@ class SpikeGuard(Callback):
         every:int|None=None, # steps between looks at the losses; None: 1 on a CPU, 8 elsewhere
         least:float=.3, # rise in nats that is never a spike
     ):
-        self.z, self.least = z, least
+        self.z = z
         self.patience = patience
         self.window = window
-        self.skip, self.back = skip, back
+        self.skip = skip
+        self.back = back
         self.most = most
         self.every = every
+        self.least = least
         self._check()
         self.forget()
 
@@ -198,7 +200,8 @@ def _epoch(self:SpikeGuard):
     "Run an epoch; after a rewind, all epochs from the checkpoint on."
     if self.learn is None: return self.inner() # removed from its Learner
     learn = self.learn
-    last, rewound = learn.epoch, False
+    last = learn.epoch
+    rewound = False
     while True:
         try:
             while learn.epoch < last:

@@ -86,7 +86,8 @@ def save_checkpoint(
     state:dict, # anything JSON can hold: the step, the callbacks' states, the run's options
 ):
     "Write a checkpoint: all of it or nothing."
-    tensors, groups = optim_tensors(opt) if opt is not None else ({}, [])
+    tensors, groups = {}, []
+    if opt is not None: tensors, groups = optim_tensors(opt)
     kinds = dict(model=model_tensors(model), optim=tensors, rng=rng_state())
     write_checkpoint(path, kinds, json.dumps(dict(state, groups=groups)))
 

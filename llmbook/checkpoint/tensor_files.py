@@ -45,7 +45,8 @@ def _blocks(header, names, tensors):
     for k in names: yield _bytes(tensors[k])
 
 def _header(names, tensors):
-    entries, start = {}, 0
+    entries = {}
+    start = 0
     for k in names:
         t = tensors[k]
         if t.dtype not in DTYPES: raise UserError(f'expected {k} in a type that safetensors has, got {t.dtype}')

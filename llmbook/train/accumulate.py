@@ -139,7 +139,7 @@ class ClipGrad(Callback):
             self.report('gradient' if math.isfinite(loss) else 'loss')
             raise CancelStepException
         self.in_a_row = 0
-        # a factor of 1 would read and write every gradient for nothing
+        # scaling by 1 would read and write every gradient for nothing
         if self.max_norm is not None and length > self.max_norm - 1e-6:
             torch.nn.utils.clip_grads_with_norm_(ps, self.max_norm, norm)
 

@@ -31,7 +31,8 @@ def keep_heap(
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
     if mallopt is None: return False # not glibc
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3 # from malloc.h
-    return bool(mallopt(M_MMAP_THRESHOLD, 1 << 30) and mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1))
+    if not mallopt(M_MMAP_THRESHOLD, 1 << 30): return False
+    return bool(mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1))
 
 # %% ../../nbs/api/31_train/08_learner.ipynb #9ec4efa1
 _CANCEL = (CancelBackwardException, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException,
@@ -49,7 +50,9 @@ class FastEvents:
             self._told = list(self.cbs.items)
             self._listeners = {}
         cbs = self._listeners.get(name)
-        if cbs is None: cbs = self._listeners[name] = self._who_listens(name)
+        if cbs is None:
+            cbs = self._who_listens(name)
+            self._listeners[name] = cbs
         training = state['training']
         for cb in cbs:
             if type(cb).__call__ is not Callback.__call__: cb(name)
@@ -64,7 +67,8 @@ class FastEvents:
     def _set_device(self, b):
         "Leave a batch as it is if it lies where the model does."
         p = next(self.model.parameters(), None)
-        if p is not None and all(isinstance(t, torch.Tensor) and t.device == p.device for t in b): return b
+        def is_there(t): return isinstance(t, torch.Tensor) and t.device == p.device
+        if p is not None and all(is_there(t) for t in b): return b
         return super()._set_device(b)
 
 def _call(cb, name):

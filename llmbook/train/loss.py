@@ -175,7 +175,8 @@ class LMLoss:
     ):
         self.head = head
         self.chunk = whole_number('chunk', chunk)
-        self.z_loss, self.compile = z_loss, compile
+        self.z_loss = z_loss
+        self.compile = compile
         self.reduction = 'mean'
 
     def __call__(self, h, y): # (B, T, D), (B, T) -> scalar, or (B, T) with reduction 'none'

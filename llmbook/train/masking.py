@@ -180,10 +180,12 @@ class MaskTokens(Callback):
     def before_batch(self):
         if not len(self.yb) or self.xb[0].is_floating_point(): return
         x, y = self.hidden(self.xb[0], self.yb[0], self.rows())
-        self.learn.xb, self.learn.yb = (x, *self.xb[1:]), (y, *self.yb[1:])
+        self.learn.xb = (x, *self.xb[1:])
+        self.learn.yb = (y, *self.yb[1:])
 
     def rows(self) -> Tensor: # (B) numbers of the batch's rows, counted over all ranks
-        B, dl = len(self.xb[0]), self.learn.dl
+        dl = self.learn.dl
+        B = len(self.xb[0])
         i = self.train_iter if self.training else self.iter
         own = dl.rows_of(i) if hasattr(dl, 'rows_of') else ()
         first = int(own[0]) if len(own) else (i * world() + rank()) * B

@@ -195,17 +195,21 @@ class LMOptim(OptimWrapper):
     ):
         layers = _layer_groups(params)
         _check_rates(lr, wd)
-        if not any(layers): raise UserError('expected weights to train, got none, all are frozen: '
-                                            'requires_grad_(True) for those that should learn')
+        if not any(layers):
+            raise UserError('expected weights to train, got none, all are frozen: '
+                            'requires_grad_(True) for those that should learn')
         self.layers = layers
-        self.owner, self.decays, groups = [], [], [] # for each group of the optimiser: its layer, whether it decays
+        self.owner = [] # layer of each group of the optimiser
+        self.decays = [] # whether the group decays
+        groups = []
         for i, layer in enumerate(layers):
             for (kind, decays), ps in _parts(layer, muon, adamw_only).items():
                 self.owner.append(i)
                 self.decays.append(decays)
                 groups.append(dict(params=ps, kind=kind, wd=wd, weight_decay=wd * decays))
         self.opt = MuonAdamW(groups, lr=lr, **kwargs)
-        self.frozen_idx, self.state = 0, defaultdict(dict)
+        self.frozen_idx = 0
+        self.state = defaultdict(dict)
 
     @property
     def param_lists(self): return [L(ps) for ps in self.layers]

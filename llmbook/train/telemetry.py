@@ -90,7 +90,8 @@ class Telemetry(Callback):
         most:int=4096, # rows retained of training, and as many of validation; beyond that neighbours are merged
         reduce=None, # function that adds up a tensor over the ranks, in place; None: one rank
     ):
-        self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
+        self.flops_per_token = flops_per_token
+        self.peak_flops = peak_flops
         self.every = every
         self.csv_path = path
         self.most = most

@@ -23,7 +23,8 @@ def growing(
     if not (whole and 1 <= first <= n and 0 < until <= 1):
         raise UserError(f'expected 1 to {n} batches a step at first, and a share of the run above 0 and up to 1, '
                         f'got {first} and {until}')
-    sizes, k = [], first
+    sizes = []
+    k = first
     while k < n:
         sizes.append(k)
         k = 2 * k if shape == 'double' else k + 1
