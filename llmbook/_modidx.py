@@ -3043,6 +3043,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'llmbook/train/optim.py'),
                                      'llmbook.train.optim.MuonAdamW._muon': ( 'api/31_train/optim.html#muonadamw._muon',
                                                                               'llmbook/train/optim.py'),
+                                     'llmbook.train.optim.MuonAdamW._muon_stack': ( 'api/31_train/optim.html#muonadamw._muon_stack',
+                                                                                    'llmbook/train/optim.py'),
                                      'llmbook.train.optim.MuonAdamW._orthogonal': ( 'api/31_train/optim.html#muonadamw._orthogonal',
                                                                                     'llmbook/train/optim.py'),
                                      'llmbook.train.optim.MuonAdamW.step': ( 'api/31_train/optim.html#muonadamw.step',

@@ -45,7 +45,8 @@ class Server:
             said[kind].append(rest)
         assert not said['error'], said['error']
         for kind in ('step', 'begun', 'sealed'): said[kind] = [int(n) for n in said[kind]]
-        return said | dict(status=answer['status'], steps=said['step'], last=max(said['step'], default=0))
+        steps = said['step']
+        return said | dict(status=answer['status'], steps=steps, last=max(steps, default=0))
 
     def close(self):
         self.p.stdin.close()
@@ -54,14 +55,20 @@ class Server:
 
 def moments(calls, seed=4):
     "Return twenty moments by step: in steps, validations and saves; some come twice, two come before any save."
-    rng, last = random.Random(seed), STEPS * EPOCHS
-    steps = [dict(step=s, event=rng.choice(EVENTS)) for s in (1, 2, *rng.sample(range(5, last - 1), 6))]
+    rng = random.Random(seed)
+    last = STEPS * EPOCHS
+
+    numbers = (1, 2, *rng.sample(range(5, last - 1), 6))
+    steps = [dict(step=n, event=rng.choice(EVENTS)) for n in numbers]
+
     epochs = rng.sample(range(1, EPOCHS), 2)
     valid = [dict(step=STEPS * e, event='after_pred', validation=True) for e in epochs]
-    saved = rng.sample(range(2 * EVERY, last - EVERY, EVERY), 7)
-    within = [dict(at=rng.randrange(1, calls)) for _ in range(3)]
-    within += [dict(before=f) for f in ('mkdir', 'join_layouts', 'replace', 'prune')]
-    saves = [dict(step=s, save=True, **where) for s, where in zip(saved, within)]
+
+    numbers = rng.sample(range(2 * EVERY, last - EVERY, EVERY), 7)
+    places = [dict(at=rng.randrange(1, calls)) for _ in range(3)]
+    places += [dict(before=f) for f in ('mkdir', 'join_layouts', 'replace', 'prune')]
+    saves = [dict(step=n, save=True, **place) for n, place in zip(numbers, places)]
+
     # no save twice after its renaming: a checkpoint that is there is not written again
     twice = [rng.choice(steps[2:]), rng.choice(valid), saves[rng.randrange(3)]]
     def order(m): return m['step'], 'save' in m, m.get('validation', False)
@@ -79,12 +86,15 @@ def kill_and_resume(tmp):
         rows, starts = [], []
         for moment in moments(int(whole['calls'][0])):
             start = server.start(tmp/'cut', **moment)
-            where = (start['killed'] or [''])[0]
-            rows.append(moment | {k: start[k] for k in ('status', 'last', 'begun', 'sealed')} | dict(where=where))
+            row = moment | {k: start[k] for k in ('status', 'last', 'begun', 'sealed')}
+            row['where'] = start['killed'][0] if start['killed'] else ''
+            rows.append(row)
             starts.append(start)
         starts.append(server.start(tmp/'cut'))
     finally: server.close()
-    for row, after in zip(rows, starts[1:]): row['from'] = after['steps'][0] - 1 if after['steps'] else None
+    for row, after in zip(rows, starts[1:]):
+        steps = after['steps']
+        row['from'] = steps[0] - 1 if steps else None
     return whole, rows, starts[-1]
 
 
@@ -106,9 +116,12 @@ def table(rows):
     lines = [f'{"step":>4}  {"killed in":46}{"reached":>8}{"resumed from":>14}{"steps lost":>12}'
              f'{"of them while a save was written":>34}']
     for r in rows:
-        kind = 'save: ' if 'save' in r else 'validation: ' if 'validation' in r else ''
-        place = f'{r["step"]:4}  {kind + r["where"]:46}'
-        lines.append(place + f'{r["reached"]:8}{r["from"]:14}{r["lost"]:12}{r["while writing"]:34}')
+        kind = ''
+        if 'validation' in r: kind = 'validation: '
+        if 'save' in r: kind = 'save: '
+        place = kind + r['where']
+        lines.append(f'{r["step"]:4}  {place:46}{r["reached"]:8}{r["from"]:14}{r["lost"]:12}'
+                     f'{r["while writing"]:34}')
     return '\n'.join(lines)
 
 
@@ -126,10 +139,11 @@ def test_killed_twenty_times_is_the_same_run(tmp_path):
     assert max(r['lost'] for r in rows) <= INTERVAL
     assert all(r['lost'] <= EVERY + r['while writing'] for r in rows)
     assert what_it_trained(whole) == what_it_trained(end), 'losses, curves and samples differ'
+    whole_folder, cut_folder = tmp_path/'whole', tmp_path/'cut'
     for kind in ('model', 'optim', 'rng', 'record'):
         name = f'{LAST}/{kind}.safetensors'
-        assert sha256(tmp_path/'whole'/name) == sha256(tmp_path/'cut'/name), name
-    left = [f.name for f in (tmp_path/'cut').iterdir()]
+        assert sha256(whole_folder/name) == sha256(cut_folder/name), name
+    left = [f.name for f in cut_folder.iterdir()]
     assert not [name for name in left if name.startswith(('.', 'damaged', 'other'))]
 
 
@@ -214,7 +228,8 @@ def same(a, b): return all(torch.equal(x, y) for x, y in zip(a.model.parameters(
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
     "Return the data, and a folder with two checkpoints."
-    data, out = tmp_path_factory.mktemp('made'), tmp_path_factory.mktemp('made')/'run'
+    data = tmp_path_factory.mktemp('made')
+    out = tmp_path_factory.mktemp('made')/'run'
     grammar_data(data)
     fit(data, out)
     return data, out
@@ -263,7 +278,8 @@ def spoil(newest, harm, facts):
 
 def full_disk(data, out):
     "Train with a disk that is full at the second save; return the Learner, what was said, and the checkpoints."
-    write, calls = tensor_files.write_safetensors, []
+    write = tensor_files.write_safetensors
+    calls = []
     def full(path, tensors):
         calls.append(path)
         if len(calls) == 6: raise OSError(28, 'No space left on device')
@@ -303,10 +319,12 @@ def test_the_last_good_one_is_used(made, tmp_path):
     *rows, full = harmed(made[0], tmp_path)
     assert [r['harm'] for r in rows] == list(HARMS)
     for r in rows:
-        assert f"step-{r['newest']:09d}" in r['said'], r
-        assert r['resumed'] == r['newest'] - 4, r
+        newest = r['newest']
+        assert f'step-{newest:09d}' in r['said'], r
+        assert r['resumed'] == newest - 4, r
         assert r['same'], r
-    assert 'No space left' in full['said'] and full['same'], full
+    assert 'No space left' in full['said'], full
+    assert full['same'], full
     assert full['kept'] == [f'step-{s:09d}' for s in (4, 12, 16, 20, 24)], full
 
 
@@ -343,8 +361,12 @@ def test_other_data_and_another_model_are_refused(made):
 # --- every way to train resumes
 
 WAYS = {
-    'one_cycle': ('fit_one_cycle', (3,)), 'flat_cos': ('fit_flat_cos', (3,)), 'sgdr': ('fit_sgdr', (2, 1)),
-    'plain': ('fit', (3,)), 'wsd': ('fit_wsd', (3,)), 'fine_tune': ('fine_tune', (2,)),
+    'one_cycle': ('fit_one_cycle', (3,)),
+    'flat_cos': ('fit_flat_cos', (3,)),
+    'sgdr': ('fit_sgdr', (2, 1)),
+    'plain': ('fit', (3,)),
+    'wsd': ('fit_wsd', (3,)),
+    'fine_tune': ('fine_tune', (2,)),
 }
 
 
@@ -473,14 +495,17 @@ def test_the_command_saves_at_sigterm_and_resumes(made, tmp_path):
     "Stop `llmbook-pretrain` after step 12, and call it again with --resume: the model is that of an undisturbed run."
     command = stopped_command(tmp_path, made[0], 12, 'os.kill(os.getpid(), signal.SIGTERM)')
     r = command('cut', '--checkpoint-minutes', '10')
-    assert r.returncode == 143, r.stderr[-2000:]
-    assert 'SIGTERM: stopped after step 12' in r.stdout and 'Traceback' not in r.stderr, r.stderr[-2000:]
+    said = r.stderr[-2000:]
+    assert r.returncode == 143, said
+    assert 'SIGTERM: stopped after step 12' in r.stdout, said
+    assert 'Traceback' not in r.stderr, said
     (tmp_path/'whole').mkdir()
     shutil.copy(tmp_path/'cut/plan.json', tmp_path/'whole/plan.json')
     for out in ('cut', 'whole'):
         r = command(out, '--resume', '--keep', '1')
         assert r.returncode == 0, r.stderr[-2000:]
-    assert sha256(tmp_path/'cut/model/model.safetensors') == sha256(tmp_path/'whole/model/model.safetensors')
+    def model(out): return sha256(tmp_path/out/'model/model.safetensors')
+    assert model('cut') == model('whole')
 
 
 # --- two ranks
@@ -497,7 +522,8 @@ class Tell(Callback):
     def __init__(self, at): self.at = at
     def after_batch(self):
         from llmbook.distributed.world import rank
-        if self.training and self.train_iter == self.at and rank() == 1: self.learn.checkpoint.wish.ask(signal.SIGTERM)
+        if not self.training or self.train_iter != self.at: return
+        if rank() == 1: self.learn.checkpoint.wish.ask(signal.SIGTERM)
 
 
 def two_ranks(out, kind):
@@ -506,7 +532,8 @@ def two_ranks(out, kind):
     from llmbook.parallel.checkpoint import ShardedCheckpoint
     from llmbook.distributed.world import whole
     def run(name, stop=None, tell=None):
-        learn = ranks_learner(kind, steps=12, cbs=[ShardedCheckpoint(out/name, every=4), Tell(tell), *stops(stop)])
+        cbs = [ShardedCheckpoint(out/name, every=4), Tell(tell), *stops(stop)]
+        learn = ranks_learner(kind, steps=12, cbs=cbs)
         learn.dls.loaders = [SeekableList(learn.dls.train), *learn.dls.loaders[1:]]
         try: fit_learner(learn, 'fit', 2)
         except SystemExit as e: return e.code, learn.train_iter

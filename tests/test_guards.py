@@ -69,7 +69,9 @@ class Refuses(Callback):
     "An allocator that fails above so many rows, in the forward pass or in the backward pass."
     order = -4
     def __init__(self, most, where='forward', text=None):
-        self.most, self.where, self.text = most, where, text
+        self.most = most
+        self.where = where
+        self.text = text
         self.failed = 0
 
     def before_fit(self):
@@ -111,14 +113,15 @@ def test_out_of_memory_gives_the_weights_of_the_whole_batch(tmp_path, where, n, 
     assert torch.allclose(whole, sliced, atol=2e-4)
     assert (whole - sliced).abs().mean() < 2e-6
     assert learn.micro_batches.rows == 2
-    assert fails.failed == 2 and len(said) == 2
+    assert fails.failed == 2
+    assert len(said) == 2
     assert not torch.is_autocast_enabled('cpu')
     assert not learn.clip_grad.skipped
 
 
 def test_one_slice_is_what_fastai_does_bit_for_bit(tmp_path):
-    a, b = (fit(learner(tmp_path, ClipGrad(), Precision('bf16'), *cbs)).model for cbs in ([], [MicroBatches()]))
-    assert torch.equal(flat(a), flat(b))
+    def weights(*cbs): return flat(fit(learner(tmp_path, ClipGrad(), Precision('bf16'), *cbs)).model)
+    assert torch.equal(weights(), weights(MicroBatches()))
 
 
 def test_the_gradient_of_slices_is_that_of_the_batch(tmp_path):
@@ -126,7 +129,9 @@ def test_the_gradient_of_slices_is_that_of_the_batch(tmp_path):
         order = 50
         grads = None
         def before_step(self):
-            if self.grads is None: self.grads = torch.cat([p.grad.flatten().clone() for p in self.model.parameters()])
+            if self.grads is not None: return
+            grads = [p.grad.flatten().clone() for p in self.model.parameters()]
+            self.grads = torch.cat(grads)
     def sliced(rows):
         keep = Keep()
         learn = fit(learner(tmp_path, keep, MicroBatches(rows), data=batches(1)))
@@ -199,7 +204,9 @@ def test_slices_cover_the_batch_and_are_even(n, rows):
 def test_a_bad_micro_batch_is_left_out_alone_and_nothing_shifts(tmp_path, rows):
     "Batches 2 and 5 of 8, steps of 3 + 3 + 2: the weights of the same windows without their targets."
     data, blank = batches(8), batches(8)
-    for i in (2, 5): blank[i] = (blank[i][0], torch.full_like(blank[i][1], IGNORE))
+    for i in (2, 5):
+        x, y = blank[i]
+        blank[i] = (x, torch.full_like(y, IGNORE))
     def guards(): return [Accumulate(3), ClipGrad(1., most=8), MicroBatches(rows)]
     want = fit(learner(tmp_path/'a', *guards(), data=blank))
     got = fit(learner(tmp_path/'b', *guards(), NaNHere(2, 5), data=data))
@@ -208,8 +215,10 @@ def test_a_bad_micro_batch_is_left_out_alone_and_nothing_shifts(tmp_path, rows):
     assert got.clip_grad.skipped == 0
     saved = load_file(tmp_path/'b/bad/step-2.safetensors')
     x, y = data[2]
-    assert torch.equal(saved['x0'], x[:len(saved['x0'])])
-    assert torch.equal(saved['y0'], y[:len(saved['y0'])])
+    n = len(saved['x0'])
+    assert len(saved['y0']) == n
+    assert torch.equal(saved['x0'], x[:n])
+    assert torch.equal(saved['y0'], y[:n])
 
 
 def test_a_window_ends_with_its_epoch(tmp_path):
@@ -236,13 +245,16 @@ def test_a_bad_step_is_skipped_counted_and_saved(tmp_path, clip):
     want = fit(learner(tmp_path, ClipGrad(clip), data=data[:2] + data[3:]))
     got = fit(learner(tmp_path, ClipGrad(clip), NaNHere(2), data=data))
     assert torch.equal(flat(want.model), flat(got.model))
-    assert got.clip_grad.skipped == 1 and got.clip_grad.in_a_row == 0
+    assert got.clip_grad.skipped == 1
+    assert got.clip_grad.in_a_row == 0
     saved = load_file(tmp_path/'bad/step-2.safetensors')
     x, y = data[2]
-    assert torch.equal(saved['x0'], x) and torch.equal(saved['y0'], y)
+    assert torch.equal(saved['x0'], x)
+    assert torch.equal(saved['y0'], y)
     assert len(saved['rng']) == len(torch.get_rng_state())
     why = json.loads((tmp_path/'bad/step-2.json').read_text())
-    assert why['reason'] == 'loss' and why['batch'] == 2
+    assert why['reason'] == 'loss'
+    assert why['batch'] == 2
 
 
 def test_an_infinite_gradient_of_a_finite_loss_is_skipped(tmp_path):
@@ -318,8 +330,9 @@ class Poisoned(TokenLoader):
             g = torch.Generator().manual_seed(i)
             first = torch.randint(0, 64, (self.bs, 1), generator=g)
             text = (first + torch.arange(self.seq_len + 1)) % 64
-            noise = torch.randint(0, 64, (self.bs, self.seq_len), generator=g) if i in POISON else None
-            yield text[:, :-1], text[:, 1:] if noise is None else noise
+            x, y = text[:, :-1], text[:, 1:]
+            if i in POISON: y = torch.randint(0, 64, (self.bs, self.seq_len), generator=g)
+            yield x, y
 
 
 def poisoned_dls(steps):
@@ -339,17 +352,19 @@ def run(path, *cbs, guard=None):
 
 
 def test_a_spike_is_rewound_past_its_data_and_a_killed_run_comes_to_the_same_weights(tmp_path):
+    def losses(learn): return [float(l) for l in learn.recorder.losses]
     whole = run(tmp_path/'whole')
-    losses = [float(l) for l in whole.recorder.losses]
-    assert [(r['spike'], r['back_to'], r['skip']) for r in whole.spike_guard.rewinds] == [(47, 45, 15)]
-    saved = TensorFolder(whole.checkpoint.kept.all()[-1]).read('record', 'losses')
-    assert saved.tolist() == losses # as they are after the rewind
-    assert whole.train_iter == 80 and whole.spike_guard.skipped == 15
+    rewinds = [(r['spike'], r['back_to'], r['skip']) for r in whole.spike_guard.rewinds]
+    assert rewinds == [(47, 45, 15)]
+    assert whole.spike_guard.skipped == 15
+    assert whole.train_iter == 80
+    newest = TensorFolder(whole.checkpoint.kept.all()[-1])
+    assert newest.read('record', 'losses').tolist() == losses(whole) # as they are after the rewind
     for at, rewinds in ((43, 0), (48, 0), (47, 1), (60, 1), (63, 1)): run(tmp_path/'cut', Stop(at, rewinds))
     last = run(tmp_path/'cut')
     assert last.checkpoint.resumed == 60
     assert torch.equal(flat(whole.model), flat(last.model))
-    assert losses == [float(l) for l in last.recorder.losses]
+    assert losses(whole) == losses(last)
 
 
 def test_too_many_spikes_stop_the_run(tmp_path):
@@ -365,7 +380,9 @@ def test_no_checkpoint_before_the_spike_is_a_warning(tmp_path):
 
 def test_a_slow_rise_and_a_single_high_loss_are_no_spikes():
     guard = SpikeGuard(window=20)
-    for i in range(60): guard.judge(2 + .01 * (i % 7) + (5 if i == 40 else 0), i)
+    for i in range(60):
+        jump = 5 if i == 40 else 0
+        guard.judge(2 + .01 * (i % 7) + jump, i)
     for i in range(60): guard.judge(2 + .02 * i, 60 + i)
     guard.judge(float('nan'), 200)
     assert guard.high == 0

@@ -96,14 +96,17 @@ class Losses(Callback):
 @pytest.mark.parametrize('accumulate', [1, 3])
 def test_loss_is_the_mean_of_all_targets(accumulate):
     "Token-weighted over the interval, also where an interval ends between the micro-batches of one step."
-    accumulates = [Accumulate(accumulate)] if accumulate > 1 else []
-    learn = fitted([Telemetry(every=5), Losses(), *accumulates])
-    rows, seen = training_rows(learn), learn.losses.seen
+    cbs = [Telemetry(every=5), Losses()]
+    if accumulate > 1: cbs.append(Accumulate(accumulate))
+    learn = fitted(cbs)
+    rows = training_rows(learn)
     assert [r['step'] for r in rows] == [5, 10, 12]
+    seen = learn.losses.seen
     for r, part in zip(rows, (seen[:5], seen[5:10], seen[10:])):
-        n = sum(n for _, n in part)
-        assert r['loss'] == pytest.approx(sum(l * n for l, n in part) / n, rel=1e-6)
-        assert r['targets'] == n
+        total = sum(n for _, n in part)
+        nats = sum(l * n for l, n in part)
+        assert r['targets'] == total
+        assert r['loss'] == pytest.approx(nats / total, rel=1e-6)
     assert [r['tokens'] for r in rows] == [80, 160, 192]
 
 
@@ -173,7 +176,8 @@ def test_smooth_loss_restored_by_its_state():
 
 def test_the_device_is_asked_once_an_interval(monkeypatch):
     "Count what is read from tensors in each batch: nothing between the ends of intervals."
-    reads, watching = [], False
+    reads = []
+    watching = False
     class Watch(Callback):
         order = 99
         def after_batch(self): reads.append(0)
@@ -192,12 +196,14 @@ def test_the_device_is_asked_once_an_interval(monkeypatch):
             return real(self, *args, **kwargs)
         return count
     for name in ('item', 'tolist', '__float__', '__int__', '__bool__'):
-        monkeypatch.setattr(torch.Tensor, name, counted(getattr(torch.Tensor, name)))
+        real = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, counted(real))
     learn = learner([Telemetry(every=4), Progress('x', notebook=False), Watch(), Train()], n=13)
     learn.create_mbar = False
     learn.fit(1)
     # reads[i] is what was read while batch i ran; the optimiser of this test reads nothing
-    assert [reads[i] for i in range(13)] == [int(i in (3, 7, 11)) for i in range(13)], reads
+    want = [1 if i in (3, 7, 11) else 0 for i in range(13)]
+    assert reads[:13] == want, reads
 
 
 def test_late_numbers_become_rows_when_they_arrive(monkeypatch):
@@ -270,7 +276,9 @@ def test_sums_of_all_ranks_are_reduced_once_an_interval():
     def reduce(t):
         calls.append(t.clone())
         t.mul_(2) # a second rank with the same numbers
-    def rows(reduce): return training_rows(fitted(Telemetry(1., 1., every=4, reduce=reduce)))
+    def rows(reduce):
+        telemetry = Telemetry(1., 1., every=4, reduce=reduce)
+        return training_rows(fitted(telemetry))
     one, two = rows(None), rows(reduce)
     assert len(calls) == 3
     assert [r['loss'] for r in one] == [r['loss'] for r in two]
@@ -316,13 +324,17 @@ def test_lr_find_leaves_the_history_alone(tmp_path):
 def test_ten_million_steps_fit(tmp_path):
     "Add many rows: few stay, evenly spread, with the sums of all."
     t = Thinned(64)
-    for i in range(1, 100_001): t.add(dict(step=10 * i, loss=float(i), targets=8, tokens_per_s=100.))
-    gaps = [b['step'] - a['step'] for a, b in zip(t.rows, t.rows[1:])]
-    assert len(t.rows) <= 64
+    for i in range(1, 100_001):
+        t.add(dict(step=10 * i, loss=float(i), targets=8, tokens_per_s=100.))
+    rows = t.rows
+    assert len(rows) <= 64
+    assert rows[-1]['step'] == 1_000_000
+    gaps = [b['step'] - a['step'] for a, b in zip(rows, rows[1:])]
     assert len(set(gaps[:-1])) == 1
-    assert t.rows[-1]['step'] == 1_000_000
-    assert sum(r['targets'] for r in t.rows) == 800_000
-    assert sum(r['targets'] * r['loss'] for r in t.rows) / 800_000 == pytest.approx(50_000.5)
+    targets = sum(r['targets'] for r in rows)
+    nats = sum(r['targets'] * r['loss'] for r in rows)
+    assert targets == 800_000
+    assert nats / targets == pytest.approx(50_000.5)
 
 
 def test_thinning_resumes_from_its_state():
@@ -396,8 +408,12 @@ def test_resumed_history_is_that_of_the_run_never_stopped(tmp_path, every, accum
     def run(name, at=()):
         folder = tmp_path/name
         cbs = [
-            Telemetry(every=every, most=8, path=folder/'history.csv'), ClipGrad(), Die(at),
-            Checkpoint(folder/'ck', every=3, final=False), Samples(weight, ['p'], path=folder/'samples.jsonl')]
+            Telemetry(every=every, most=8, path=folder/'history.csv'),
+            ClipGrad(),
+            Die(at),
+            Checkpoint(folder/'ck', every=3, final=False),
+            Samples(weight, ['p'], path=folder/'samples.jsonl'),
+        ]
         if accumulate > 1: cbs.append(Accumulate(accumulate))
         return fitted(cbs, epochs=3)
     whole = run('whole')
@@ -406,9 +422,11 @@ def test_resumed_history_is_that_of_the_run_never_stopped(tmp_path, every, accum
     cut = run('cut')
     assert without_clock(cut.telemetry.rows) == without_clock(whole.telemetry.rows)
     for name in ('history.csv', 'history.parquet'):
-        a, b = (without_clock(read_history(tmp_path/folder/name)) for folder in ('cut', 'whole'))
+        a = without_clock(read_history(tmp_path/'cut'/name))
+        b = without_clock(read_history(tmp_path/'whole'/name))
         assert a == b
-        assert [r['step'] for r in a] == sorted({r['step'] for r in a})
+        steps = [r['step'] for r in a]
+        assert steps == sorted(set(steps))
     assert (tmp_path/'cut/samples.jsonl').read_text() == (tmp_path/'whole/samples.jsonl').read_text()
     assert float(cut.recorder.smooth_loss.value) == float(whole.recorder.smooth_loss.value)
 

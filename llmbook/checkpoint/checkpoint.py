@@ -46,14 +46,16 @@ class Checkpoint(Callback):
         check_options(seconds, every, resume, signals)
         self.kept = Kept(path, keep)
         self.folder = self.kept.folder
-        self.seconds, self.every = seconds, every
+        self.seconds = seconds
+        self.every = every
         self.keep_best = best
         self.resume = resume
         self.own_facts = asked or {}
         self.final = final
         self.blocking = blocking
         self.signals = signals
-        self.background, self.snapshot = Background(), Snapshot()
+        self.background = Background()
+        self.snapshot = Snapshot()
         self.curve = Curve()
         self.active = False
         self.best = None
@@ -144,7 +146,8 @@ def epoch_done(self:Checkpoint):
     if not self.active: return
     last = self.epoch + 1 == self.n_epoch
     loss = valid_loss(self.learn)
-    better = self.keep_best and loss is not None and (self.best is None or loss < self.best['valid_loss'])
+    better = False
+    if self.keep_best and loss is not None: better = self.best is None or loss < self.best['valid_loss']
     if better: self.best = dict(step=self.base + self.train_iter, valid_loss=loss)
     if self.due or better or (self.final and last): self._begin(validated=True, better=better, done=last)
     if last: self._ended()
@@ -179,10 +182,12 @@ def gather(self:Checkpoint, validated=False, done=False):
     epoch_ends = self.learn.train_iter % len(self.dls.train) == 0
     if epoch_ends and not validated: kinds[self.rng_kind] = self.rng
     kinds['record'] = record
-    callbacks = {cb.name: cb.checkpoint_state() for cb in self.learn.cbs if hasattr(type(cb), 'checkpoint_state')}
+    callbacks = [cb for cb in self.learn.cbs if hasattr(type(cb), 'checkpoint_state')]
     state = dict(
-        step=self.train_iter, fit=self.number, base=self.base, validated=validated, done=done, best=self.best,
-        asked=self.facts, groups=groups, callbacks=callbacks, recorder=recorder)
+        step=self.train_iter, fit=self.number, base=self.base,
+        validated=validated, done=done, best=self.best,
+        asked=self.facts, groups=groups,
+        callbacks={cb.name: cb.checkpoint_state() for cb in callbacks}, recorder=recorder)
     return kinds, json.dumps(state, default=_plain)
 
 def _plain(x): return x.item() if hasattr(x, 'item') else str(x)
@@ -203,7 +208,8 @@ def _keep(self:Checkpoint, best):
 
 @patch
 def _job(self:Checkpoint, *args):
-    start, cpu = time.monotonic(), time.thread_time()
+    start = time.monotonic()
+    cpu = time.thread_time()
     self.snapshot.done()
     self.write(*args)
     self.took = time.monotonic() - start
@@ -288,7 +294,8 @@ def differs(self:Checkpoint, f, state):
     if tensors: differ.append(f'model ({len(tensors)} tensors, such as {", ".join(tensors[:3])})')
     if state['fit'] == self.number:
         differ = differences(state['asked'], self.facts) + differ
-        same_groups = group_sizes(state['groups']) == group_sizes(optim_tensors(self.opt)[1])
+        _, groups = optim_tensors(self.opt)
+        same_groups = group_sizes(state['groups']) == group_sizes(groups)
         if not differ and not same_groups: differ.append('optimiser')
     return differ
 
@@ -310,12 +317,16 @@ def _load(self:Checkpoint, f, state):
         self.learn.first_epoch = self.n_epoch
         return
     self.read(f, state, self.opt)
-    self.state, self.tensors = state, TensorFolder(f)
-    self.base, self.best = state['base'], state['best']
-    step, n = state['step'], len(self.dls.train)
+    self.state = state
+    self.tensors = TensorFolder(f)
+    self.base = state['base']
+    self.best = state['best']
+    step = state['step']
+    n = len(self.dls.train)
     self.learn.train_iter = self.resumed = step
     validation_left = step % n == 0 and not state['validated']
-    self.learn.first_epoch = self.n_epoch if state['done'] else step // n - validation_left
+    if state['done']: self.learn.first_epoch = self.n_epoch
+    else: self.learn.first_epoch = step // n - validation_left
 
 @patch
 def read(self:Checkpoint, f, state, opt):
@@ -329,13 +340,16 @@ def read(self:Checkpoint, f, state, opt):
 def put_back(self:Checkpoint):
     "Restore callbacks, curves and random state, once every callback is prepared."
     if not self.active or self.state is None: return
-    saved, folder = self.state['callbacks'], self.tensors
+    saved = self.state['callbacks']
+    folder = self.tensors
     for cb in self.learn.cbs:
-        if cb.name in saved and hasattr(type(cb), 'load_checkpoint_state'): cb.load_checkpoint_state(saved[cb.name])
+        can_load = hasattr(type(cb), 'load_checkpoint_state')
+        if can_load and cb.name in saved: cb.load_checkpoint_state(saved[cb.name])
     record = {k: folder.read('record', k) for k in folder.shapes('record')}
     load_recorder(self.learn, self.state['recorder'], record)
     self.curve = Curve() # a rewind has made the curve shorter
-    self.rng = {k: folder.read(self.rng_kind, k).clone() for k in folder.shapes(self.rng_kind)}
+    kind = self.rng_kind
+    self.rng = {k: folder.read(kind, k).clone() for k in folder.shapes(kind)}
     if self.rng: set_rng_state(self.rng) # a rank that was not there before keeps its own
 
 @patch

@@ -71,8 +71,9 @@ def _as_json(facts):
     return json.loads(json.dumps(facts, default=str), parse_constant=str) # so that nan equals nan
 
 def _difference(name, there, here):
-    short = all(isinstance(v, (int, float, str, bool, type(None))) and len(str(v)) < 12 for v in (there, here))
-    return f'{name} ({there} there, {here} here)' if short else name
+    def is_short(v): return isinstance(v, (int, float, str, bool, type(None))) and len(str(v)) < 12
+    if is_short(there) and is_short(here): return f'{name} ({there} there, {here} here)'
+    return name
 
 # %% ../../nbs/api/32_checkpoint/05_identity.ipynb #816f1938
 def which_fit(
@@ -129,14 +130,16 @@ def recorder_state(
 ): # JSON, {name: tensor}
     "Return what fastai has recorded."
     r = learn.recorder
-    plain = dict(
-        iters=list(r.iters),
-        values=[[None if v is None else float(v) for v in row] for row in r.values],
-        smooth=[float(r.smooth_loss.val), r.smooth_loss.count])
-    schedulers = [cb for cb in learn.cbs if isinstance(cb, ParamScheduler)]
-    curves = {f'hps.{k}': v for cb in schedulers for k, v in cb.hps.items()}
-    record = {k: torch.tensor(v, dtype=torch.float64) for k, v in dict(curves, lrs=r.lrs).items()}
-    return plain, dict(record, losses=curve.add(r.losses))
+    def number(v): return None if v is None else float(v)
+    values = [[number(v) for v in row] for row in r.values]
+    smooth = [float(r.smooth_loss.val), r.smooth_loss.count]
+    curves = {}
+    for cb in learn.cbs:
+        if isinstance(cb, ParamScheduler): curves |= {f'hps.{k}': v for k, v in cb.hps.items()}
+    curves['lrs'] = r.lrs
+    record = {k: torch.tensor(v, dtype=torch.float64) for k, v in curves.items()}
+    record['losses'] = curve.add(r.losses)
+    return dict(iters=list(r.iters), values=values, smooth=smooth), record
 
 def load_recorder(
     learn, # a Learner whose fit has begun

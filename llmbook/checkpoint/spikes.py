@@ -65,20 +65,24 @@ class SpikeGuard(Callback):
         every:int|None=None, # steps between looks at the losses; None: 1 on a CPU, 8 elsewhere
         least:float=.3, # rise in nats that is never a spike
     ):
-        self.z, self.least = z, least
+        self.z = z
         self.patience = patience
         self.window = window
-        self.skip, self.back = skip, back
+        self.skip = skip
+        self.back = back
         self.most = most
         self.every = every
+        self.least = least
         self._check()
         self.forget()
 
     def _check(self):
         lowest = dict(patience=1, window=2, skip=1, back=0, most=0)
         if self.every is not None: lowest['every'] = 1
-        values = {k: getattr(self, k) for k in lowest}
-        wrong = [k for k, v in values.items() if type(v) is not int or v < lowest[k]]
+        wrong = []
+        for k, least in lowest.items():
+            value = getattr(self, k)
+            if type(value) is not int or value < least: wrong.append(k)
         if not (_finite(self.z) and self.z > 0): wrong.append('z')
         if not (_finite(self.least) and self.least >= 0): wrong.append('least')
         if wrong:
@@ -100,7 +104,8 @@ class SpikeGuard(Callback):
     ): # raises to rewind
         "Count high losses in a row, and rewind when there are too many."
         if not np.isfinite(loss): return
-        if len(self.recent) < self.window // 2 or loss <= spike_level(self.recent, self.z, self.least):
+        too_few = len(self.recent) < self.window // 2
+        if too_few or loss <= spike_level(self.recent, self.z, self.least):
             self.high = 0
             self.recent = [*self.recent, loss][-self.window:]
             return
@@ -195,7 +200,8 @@ def _epoch(self:SpikeGuard):
     "Run an epoch; after a rewind, all epochs from the checkpoint on."
     if self.learn is None: return self.inner() # removed from its Learner
     learn = self.learn
-    last, rewound = learn.epoch, False
+    last = learn.epoch
+    rewound = False
     while True:
         try:
             while learn.epoch < last:

@@ -37,13 +37,15 @@ def set_rng_state(
     "Restore the random state of every generator."
     cached, gauss, has_gauss = state['gauss'].tolist()
     position, has_cached = state['scalars'].tolist()
-    random.setstate((3, tuple(state['python'].tolist()), gauss if has_gauss else None))
+    python = tuple(state['python'].tolist())
+    random.setstate((3, python, gauss if has_gauss else None))
     keys = state['numpy'].numpy().astype(np.uint32)
     np.random.set_state(('MT19937', keys, position, has_cached, cached))
     torch.set_rng_state(state['torch'])
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for i in range(devices):
-        if f'cuda{i}' in state: torch.cuda.set_rng_state(state[f'cuda{i}'], i)
+        saved = state.get(f'cuda{i}')
+        if saved is not None: torch.cuda.set_rng_state(saved, i)
 
 # %% ../../nbs/api/32_checkpoint/02_state.ipynb #53c7121a
 def model_tensors(
@@ -84,7 +86,8 @@ def save_checkpoint(
     state:dict, # anything JSON can hold: the step, the callbacks' states, the run's options
 ):
     "Write a checkpoint: all of it or nothing."
-    tensors, groups = optim_tensors(opt) if opt is not None else ({}, [])
+    tensors, groups = {}, []
+    if opt is not None: tensors, groups = optim_tensors(opt)
     kinds = dict(model=model_tensors(model), optim=tensors, rng=rng_state())
     write_checkpoint(path, kinds, json.dumps(dict(state, groups=groups)))
 

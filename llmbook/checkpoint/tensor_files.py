@@ -45,7 +45,8 @@ def _blocks(header, names, tensors):
     for k in names: yield _bytes(tensors[k])
 
 def _header(names, tensors):
-    entries, start = {}, 0
+    entries = {}
+    start = 0
     for k in names:
         t = tensors[k]
         if t.dtype not in DTYPES: raise UserError(f'expected {k} in a type that safetensors has, got {t.dtype}')
@@ -91,7 +92,8 @@ def write_part(
     for kind, tensors in kinds.items():
         file = f'{kind}{part}.safetensors'
         rows = {k: as_rows(t) for k, t in tensors.items()}
-        checksums[file] = write_safetensors(Path(folder)/file, {k: r.tensor for k, r in rows.items()})
+        held = {k: r.tensor for k, r in rows.items()}
+        checksums[file] = write_safetensors(Path(folder)/file, held)
         layout[kind] = {k: _entry(file, r) for k, r in rows.items()}
     return dict(layout=layout, checksums=checksums)
 
@@ -231,8 +233,8 @@ def _check_file(f, checksum):
     if f.suffix == '.safetensors':
         with open(f, 'rb') as b: start = b.read(9)
         if len(start) == 9 and start[8:] != b'{':
-            problem = 'is no safetensors file (damaged, or a pickle by that name)'
-            raise UserError(f'{name} {problem}: it was not opened and cannot be used')
+            raise UserError(f'{name} is no safetensors file (damaged, or a pickle by that name): '
+                            'it was not opened and cannot be used')
     if sha256(f) != checksum: raise UserError(f'{name} is damaged (its checksum differs): it cannot be used')
 
 # %% ../../nbs/api/32_checkpoint/01_tensor_files.ipynb #c107f224
@@ -264,10 +266,12 @@ class TensorFolder:
         end = shape[0] if rows is None else start + rows
         found = []
         for p in parts:
-            first, last = max(start, p['start']), min(end, p['start'] + p['rows'])
+            first = max(start, p['start'])
+            last = min(end, p['start'] + p['rows'])
             if first < last: found.append(self._rows(p, name, first, last))
-        if not found: return torch.empty(0, *shape[1:], dtype=_dtype(entry['dtype']))
-        return torch.cat(found) if len(found) > 1 else found[0]
+        if len(found) > 1: return torch.cat(found)
+        if found: return found[0]
+        return torch.empty(0, *shape[1:], dtype=_dtype(entry['dtype']))
 
     def _rows(self, part, name, first, last):
         f = self._file(part['file'])

@@ -15,16 +15,20 @@ from .world import join, leave, rank, wait_for_all
 def _child(folder):
     "Run one rank: call the function in `folder`, and leave the result or the error there."
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    folder, me = Path(folder), int(os.environ['RANK'])
+    folder = Path(folder)
+    me = int(os.environ['RANK'])
     try:
         import cloudpickle # pickles by value, also what a notebook defines
-        f, args, kwargs, device, timeout = cloudpickle.loads((folder/'call').read_bytes())
+        call = (folder/'call').read_bytes()
+        f, args, kwargs, device, timeout = cloudpickle.loads(call)
         join(device, timeout)
         result = f(*args, **kwargs)
         wait_for_all()
         if me == 0: (folder/'result').write_bytes(cloudpickle.dumps(result))
     except BaseException as e:
-        error = dict(at=time.time(), user=isinstance(e, UserError), message=str(e), traceback=traceback.format_exc())
+        error = dict(
+            at=time.time(), user=isinstance(e, UserError),
+            message=str(e), traceback=traceback.format_exc())
         write_json(folder/f'error-{me}.json', error)
         sys.stdout.flush()
         os._exit(1) # at once: the others may be waiting for this rank
@@ -43,8 +47,10 @@ def _start(folder, n):
     command = [sys.executable, '-c', call, str(folder)]
     started = []
     for r in range(n):
-        process = subprocess.Popen(command, env={**env, 'RANK': str(r), 'LOCAL_RANK': str(r)}, start_new_session=True,
-                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        own = {'RANK': str(r), 'LOCAL_RANK': str(r)}
+        process = subprocess.Popen(
+            command, env={**env, **own}, start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         printed = queue.SimpleQueue()
         threading.Thread(target=_read, args=(process.stdout, printed), daemon=True).start()
         started.append((process, printed))

@@ -22,28 +22,34 @@ class FixedStep:
         decoder:Decoder, # decoder whose cache the step writes to; a cache with other tensors needs a new step
     ):
         cache = decoder.cache
-        device, dtype = cache.kv.device, cache.kv.dtype
-        B, S = cache.kv.shape[2], cache.kv.shape[4]
+        device = cache.kv.device
+        _, _, B, _, S, _ = cache.kv.shape
+        def zeros(n): return torch.zeros(n, dtype=torch.int64, device=device)
         self.decoder = decoder
-        self.x = torch.zeros(B, dtype=torch.int64, device=device)   # ids of the tokens
-        self.pos = torch.zeros(1, dtype=torch.int64, device=device) # their position in the cache
-        self.pad = torch.zeros(B, dtype=torch.int64, device=device) if cache.pad is None else cache.pad
+        self.x = zeros(B)   # ids of the tokens
+        self.pos = zeros(1) # their position in the cache
+        self.pad = zeros(B) if cache.pad is None else cache.pad
         self.places = torch.arange(S, device=device)[None]
-        self.zero = torch.zeros((), dtype=dtype, device=device)
+        self.zero = torch.zeros((), dtype=cache.kv.dtype, device=device)
 
     def __call__(self) -> Tensor: # (B, V) logits
-        d, model = self.decoder, self.decoder.model
+        d = self.decoder
+        model = d.model
         p = (self.pos - self.pad).clamp(min=0)                                           # (B)
         h = model.embed(self.x)                                                          # (B, D)
-        if d.rotary: cos, sin = (table[p].to(h.dtype)[:, None, None] for table in (model.cos, model.sin)) # (B, 1, 1, d)
+        if d.rotary:
+            cos = model.cos[p].to(h.dtype)[:, None, None]                                # (B, 1, 1, d)
+            sin = model.sin[p].to(h.dtype)[:, None, None]
         else:
             h = h + model.pos(p)
             cos, sin = None, None
         shut = (self.places > self.pos) | (self.places < self.pad[:, None])              # (B, S)
-        mask = self.zero.where(~shut, -math.inf).repeat_interleave(d.K, 0)[:, None]      # (B*K, 1, S)
+        mask = self.zero.where(~shut, -math.inf)
+        mask = mask.repeat_interleave(d.K, 0)[:, None]                                   # (B*K, 1, S)
         for i, layer in enumerate(d.layers):
             q, k, v = d._heads(layer, h, len(h), cos, sin)
-            h = layer.out(self._attend(i, q, k, v, mask)) + h
+            o = self._attend(i, q, k, v, mask)
+            h = layer.out(o) + h
             h = layer.mlp(h) + h
         return d.head(d.norm(h))
 
@@ -52,10 +58,12 @@ class FixedStep:
         keys, values, flat_keys, flat_values = d.kv[i]
         keys.index_copy_(2, self.pos, k.transpose(1, 2))
         values.index_copy_(2, self.pos, v.transpose(1, 2))
-        q = q.reshape(len(q) * d.K, -1, d.d)                                             # (B*K, H/K, d)
-        scores = torch.baddbmm(mask, q, flat_keys.transpose(1, 2), alpha=d.d ** -.5)     # (B*K, H/K, S)
+        B = len(q)
+        q = q.reshape(B * d.K, -1, d.d)                                                  # (B*K, H/K, d)
+        kt = flat_keys.transpose(1, 2)                                                   # (B*K, d, S)
+        scores = torch.baddbmm(mask, q, kt, alpha=d.d ** -.5)                            # (B*K, H/K, S)
         weights = scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
-        return torch.bmm(weights, flat_values).view(len(k), -1)
+        return torch.bmm(weights, flat_values).view(B, -1)
 
 # %% ../../nbs/api/40_generate/03_cuda_graph.ipynb #7d10aa0a
 def record(
@@ -131,7 +139,7 @@ def decoder(
     if not can_generate(model): return Reread(model)
     w = model.embed.weight
     one_type = len({p.dtype for p in model.parameters()}) == 1
-    if torch.is_autocast_enabled(w.device.type) or not one_type or not _plain(model):
-        return Cached(model, batch, start, pad)
+    autocast = torch.is_autocast_enabled(w.device.type)
+    if autocast or not one_type or not _plain(model): return Cached(model, batch, start, pad)
     if w.is_cuda: return Replayed(model, batch, start, pad)
     return Decoder(model, batch, start, pad)

@@ -57,7 +57,8 @@ class Product:
         if self.packed is not None: return _times(x, self.packed, self.bias)
         if self.views and len(x) == 1: return self._row(x)
         product = _times if self.views and _onednn() else F.linear
-        y = product(x, self.ws[0]) if len(self.ws) == 1 else torch.cat([product(x, w) for w in self.ws], -1)
+        if len(self.ws) == 1: y = product(x, self.ws[0])
+        else: y = torch.cat([product(x, w) for w in self.ws], -1)
         return y if self.bias is None else y.add_(self.bias)
 
     def _row(self, x): # (1, I) -> (1, O of all layers)
@@ -129,7 +130,8 @@ class Cached:
         start:int=64, # positions set aside at first
         pad:Tensor|None=None, # (B) int64: empty positions at the left of each row
     ):
-        self.model, w = model, model.embed.weight
+        self.model = model
+        w = model.embed.weight
         self.cache = GrowingCache(model.config, batch, start, pad, w.device, w.dtype)
 
     def __call__(self, x:Tensor) -> Tensor: # (B, T) new ids -> (B, V) logits of the next token
@@ -139,7 +141,9 @@ class Cached:
 
 class Reread:
     "Next tokens by a model without a cache; its rows have one length."
-    def __init__(self, model): self.model, self.x = model, None
+    def __init__(self, model):
+        self.model = model
+        self.x = None # all ids so far
 
     def __call__(self, x:Tensor) -> Tensor: # (B, T) new ids -> (B, V) logits of the next token
         self.x = x if self.x is None else torch.cat((self.x, x), 1)
@@ -188,14 +192,17 @@ class Decoder(Cached):
     ):
         super().__init__(model, batch, start, pad)
         c = model.config
-        if pack is None: pack = batch > 1 and 4 * sum(p.numel() for p in model.parameters()) <= _COPY
+        self.H, self.K, self.d = c.n_head, c.n_kv_head, c.head_dim
+        self.rotary = getattr(model, 'pos', None) is None
+        if pack is None:
+            copy_size = 4 * sum(p.numel() for p in model.parameters())
+            pack = batch > 1 and copy_size <= _COPY
         pack = pack and _quick(model.embed.weight) and _onednn()
         join = _weights_fit_twice(model)
         def product(*layers): return Product(*layers, pack=pack, join=join)
-        self.H, self.K, self.d = c.n_head, c.n_kv_head, c.head_dim
         self.layers = [_Layer(b, product, self.H, self.K) for b in model.blocks]
-        self.norm, self.head = _norm(model.norm), product(model.head)
-        self.rotary = getattr(model, 'pos', None) is None
+        self.norm = _norm(model.norm)
+        self.head = product(model.head)
         self._look()
 
     def keep(self, rows:Tensor): # continue with these rows alone
@@ -205,11 +212,17 @@ class Decoder(Cached):
     def _look(self):
         "Make views of the cache: keys and values of each layer as (B, K, S, d), and as (B*K, S, d)."
         kv, pad = self.cache.kv, self.cache.pad
-        self.kv = [(*layer.unbind(0), *layer.flatten(1, 2).unbind(0)) for layer in kv.unbind(0)]
+        self.kv = []
+        for layer in kv.unbind(0):
+            keys, values = layer.unbind(0)
+            flat_keys, flat_values = layer.flatten(1, 2).unbind(0)
+            self.kv.append((keys, values, flat_keys, flat_values))
         self.shut = None # what to add to the scores of empty positions: (B*K, 1, S)
         if pad is None: return
-        empty = torch.arange(kv.shape[4], device=pad.device) < pad[:, None] # (B, S)
-        shut = torch.zeros(empty.shape, dtype=kv.dtype, device=pad.device).masked_fill_(empty, -math.inf)
+        positions = torch.arange(kv.shape[4], device=pad.device)
+        empty = positions < pad[:, None]                       # (B, S)
+        shut = torch.zeros(empty.shape, dtype=kv.dtype, device=pad.device)
+        shut.masked_fill_(empty, -math.inf)
         self.shut = shut.repeat_interleave(self.K, 0)[:, None]
 
 # %% ../../nbs/api/40_generate/02_decoder.ipynb #233bbc53
@@ -224,16 +237,19 @@ def _heads(self:Decoder, layer, h, B, cos, sin): # (B*T, D) -> queries (B, T, H,
 @patch
 def _one(self:Decoder, i, q, k, v): # one token of each row: (B, 1, heads, d) -> (B, H*d)
     "Write one token's keys and values to the cache of layer `i`, and attend over it."
-    B, position = len(q), self.cache.pos
-    end, scale = position + 1, self.d ** -.5
+    B = len(q)
+    position = self.cache.pos
+    end = position + 1
+    scale = self.d ** -.5
     keys, values, flat_keys, flat_values = self.kv[i]
     keys.select(2, position).copy_(k[:, 0])
     values.select(2, position).copy_(v[:, 0])
     q = q.reshape(B * self.K, -1, self.d)                  # (B*K, H/K, d)
     kt = flat_keys.narrow(1, 0, end).transpose(1, 2)       # (B*K, d, S)
+    v = flat_values.narrow(1, 0, end)                      # (B*K, S, d)
     if self.shut is None: scores = torch.bmm(q, kt).mul_(scale)
     else: scores = torch.baddbmm(self.shut.narrow(2, 0, end), q, kt, alpha=scale)
-    return torch.bmm(scores.softmax(-1), flat_values.narrow(1, 0, end)).view(B, -1)
+    return torch.bmm(scores.softmax(-1), v).view(B, -1)
 
 @patch
 def _many(self:Decoder, i, q, k, v, mask): # any number of tokens: (B, T, heads, d) -> (B*T, H*d)
@@ -257,7 +273,8 @@ def __call__(self:Decoder,
     if cache.grow(end): self._look()
     one = T == 1 and _quick(model.embed.weight)
     mask = None if one else cache.mask(T)
-    h, p = model.embed(x), cache.positions(T)
+    h = model.embed(x)
+    p = cache.positions(T)
     if p.dim() > 1: p = p[:, 0]                            # (B, T), otherwise (T)
     if self.rotary:
         cos = model.cos[p].to(h.dtype).unsqueeze(-2)       # (B, T, 1, d) or (T, 1, d)

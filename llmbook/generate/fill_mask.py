@@ -43,14 +43,18 @@ def fill_mask(
         raise UserError(f'expected an encoder, got family {model.config.family}: it continues texts, see `generate`')
     if top_k < 1: raise UserError(f'expected 1 or more answers, got {top_k}')
     check_vocab(tok, model.config)
-    ids, mask = gap_ids(tok, text), mask_id(tok)
+    mask = mask_id(tok)
+    ids = gap_ids(tok, text)
     gaps = [at for at, i in enumerate(ids) if i == mask]
-    best = _probabilities(model, ids, gaps).topk(min(top_k, model.head.weight.shape[0]))
+    k = min(top_k, model.head.weight.shape[0])
+    best = _probabilities(model, ids, gaps).topk(k)
     answers = []
     for gap, at in enumerate(gaps):
-        for score, token in zip(best.values[gap].tolist(), best.indices[gap].tolist()):
+        others = [g for g in gaps if g != at]
+        scores, tokens = best.values[gap].tolist(), best.indices[gap].tolist()
+        for score, token in zip(scores, tokens):
             filled_ids = [*ids[:at], token, *ids[at + 1:]]
-            sequence = _text_with_gaps(tok, filled_ids, [g for g in gaps if g != at])
+            sequence = _text_with_gaps(tok, filled_ids, others)
             token_str = decode(tok, [token], False)
             answers.append(dict(gap=gap, score=score, token=token, token_str=token_str, sequence=sequence))
     return answers
@@ -79,7 +83,8 @@ def filled(
     texts:list[str], # texts with gaps
 ) -> list[str]: # the texts, with the likeliest token in each gap
     "Fill all gaps of each text at once."
-    mask, out = mask_id(tok), []
+    mask = mask_id(tok)
+    out = []
     for text in texts:
         best = iter([answer['token'] for answer in fill_mask(model, tok, text, top_k=1)])
         ids = [next(best) if i == mask else i for i in gap_ids(tok, text)]

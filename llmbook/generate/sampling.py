@@ -28,7 +28,8 @@ def shares(
     min_p:float=0., # 0 keeps all
 ): # (probabilities (B, n) float64, which sum to less than 1 where some were cut; their ids (B, n), None: all in order)
     "Return what is left to draw from."
-    logits, ids = logits.double() / temperature, None
+    logits = logits.double() / temperature
+    ids = None
     V = logits.shape[-1]
     if top_k or top_p < 1: logits, ids = logits.topk(min(top_k or V, V)) # sorted
     p = logits.softmax(-1)
@@ -52,6 +53,7 @@ def choose(
     p, ids = shares(logits, temperature, top_k, top_p, min_p)
     line = p.cumsum(-1)
     point = u.to(line) * line[:, -1]
-    i = torch.searchsorted(line, point[:, None], right=True).clamp_(max=p.shape[-1] - 1)
+    i = torch.searchsorted(line, point[:, None], right=True)
+    i.clamp_(max=p.shape[-1] - 1)
     if ids is not None: i = ids.gather(1, i)
     return i.squeeze(1)

@@ -53,7 +53,8 @@ def _batch(
     with torch.inference_mode():
         ask = decoder(model, len(prompts), x.shape[1] + min(new, 64), pad if pad.any() else None)
         seen = _seen(model, prompts) if penalty != 1 else None
-    live, waiting = list(range(len(prompts))), []
+    live = list(range(len(prompts))) # rows that continue
+    waiting = [] # tokens that are still on the device
     every = 1 if now or device.type == 'cpu' else _FETCH
     for t in range(new):
         with torch.inference_mode(): # not around `yield`: it would hold for the reader as well
@@ -257,7 +258,8 @@ def stream(
     **kw # max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed: as in `generate_ids`
 ) -> Iterator[str]: # pieces of what the model adds; joined, they are what `generate` returns
     "Continue one text, piece by piece."
-    text, done = _Text(tok, _stops(stop)), set()
+    text = _Text(tok, _stops(stop))
+    done = set()
     prompt_ids = encode_text(tok, [prompt])
     for row, token in _tokens(model, prompt_ids, done, True, stop=EOT if stop_at_eot else None, **kw):
         piece, over = text.add(token)
@@ -277,6 +279,23 @@ def show_generate(
     from IPython.display import HTML, display
     def page(text): return HTML(f'<div style="white-space:pre-wrap"><b>{escape(prompt)}</b>{escape(text)}</div>')
     text, shown = '', display(page(''), display_id=True)
+    for piece in stream(model, tok, prompt, **kw):
+        text += piece
+        if shown: shown.update(page(text))
+    return text
+
+# %% ../../nbs/api/40_generate/04_text.ipynb #a88b7d9a
+def show_generate(
+    model:Transformer, # a decoder
+    tok:Tokenizer, # the tokenizer it was trained with
+    prompt:str='', # one text
+    **kw # arguments of `stream`
+) -> str: # what the model added
+    "Continue one text in the notebook, and show it while it is written."
+    from IPython.display import HTML, display
+    def page(text): return HTML(f'<div style="white-space:pre-wrap"><b>{escape(prompt)}</b>{escape(text)}</div>')
+    shown = display(page(''), display_id=True)
+    text = ''
     for piece in stream(model, tok, prompt, **kw):
         text += piece
         if shown: shown.update(page(text))

@@ -87,9 +87,10 @@ def keep_bad(
     path = Path(folder)/f'step-{batch}{own}.safetensors'
     try:
         if len(list(path.parent.glob(f'step-*{own}.safetensors'))) >= most: return None
-        with atomic_path(path) as tmp: save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, tmp)
-        facts = dict(why, batch=batch)
-        write_json(path.with_suffix('.json'), {k: _plain(v) for k, v in facts.items()})
+        on_cpu = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}
+        with atomic_path(path) as tmp: save_file(on_cpu, tmp)
+        facts = {k: _plain(v) for k, v in dict(why, batch=batch).items()}
+        write_json(path.with_suffix('.json'), facts)
     except Exception as e:
         warnings.warn(f'the bad batch {batch} was not saved ({e}); training continues')
         return None
@@ -131,13 +132,14 @@ class ClipGrad(Callback):
         self.grad_norm = norm.full_tensor() if hasattr(norm, 'full_tensor') else norm # in pieces on many ranks
         loss = self.learn.loss.detach()
         whole = alone() and 'accumulate' not in vars(self.learn) # then the loss is that of the whole step
-        length = (self.grad_norm + 0 * loss if whole else self.grad_norm).item()
+        judged = self.grad_norm + 0 * loss if whole else self.grad_norm # one wait for a GPU judges both
+        length = judged.item()
         if not math.isfinite(length):
             self.skipped += 1
             self.report('gradient' if math.isfinite(loss) else 'loss')
             raise CancelStepException
         self.in_a_row = 0
-        # a factor of 1 would read and write every gradient for nothing
+        # scaling by 1 would read and write every gradient for nothing
         if self.max_norm is not None and length > self.max_norm - 1e-6:
             torch.nn.utils.clip_grads_with_norm_(ps, self.max_norm, norm)
 
@@ -155,13 +157,14 @@ class ClipGrad(Callback):
 
     def _save(self, reason):
         batches = self.window if reason == 'gradient' else self.window[-1:] # a gradient is that of the whole step
-        tensors = {}
-        for part, position in (('x', 0), ('y', 1)):
-            parts = [t for batch in batches for t in batch[position]]
-            for i, t in enumerate(parts): tensors[f'{part}{i}'] = t.clone()
+        inputs = [t for xb, _, _ in batches for t in xb]
+        targets = [t for _, yb, _ in batches for t in yb]
+        tensors = {f'x{i}': t.clone() for i, t in enumerate(inputs)}
+        tensors |= {f'y{i}': t.clone() for i, t in enumerate(targets)}
         if batches: tensors['rng'] = batches[0][2]
+        loss = float(self.loss.detach())
         norm = float('nan') if self.grad_norm is None else float(self.grad_norm)
-        why = dict(reason=reason, loss=float(self.loss.detach()), norm=norm, epoch=self.epoch,
+        why = dict(reason=reason, loss=loss, norm=norm, epoch=self.epoch,
                    in_a_row=self.in_a_row, micro_batches=len(batches))
         keep_bad(self._folder(), self.train_iter, tensors, why, self.most)
 

@@ -64,7 +64,8 @@ def to_float8(
 ): # (number of linear layers that take part, names of those with a side that is no multiple of 16)
     "Let a model's linear layers train in 8 bits."
     head = getattr(model, 'head', None)
-    taken, left = 0, []
+    taken = 0
+    left = []
     for name, m in model.named_modules():
         if m is head or type(m) not in (nn.Linear, Linear, Float8Linear): continue
         if any(side % 16 for side in m.weight.shape):

@@ -26,9 +26,13 @@ def merge_rows(
     b:dict, # the row after it
 ) -> dict: # one row for both
     "Merge two neighbouring training rows."
-    na, nb = a.get('targets') or 1, b.get('targets') or 1
+    na = a.get('targets') or 1
+    nb = b.get('targets') or 1
     def mean(x, y): return (na * x + nb * y) / (na + nb)
-    def harmonic(x, y): return (na + nb) / (na / x + nb / y) if x and y else y
+    def harmonic(x, y):
+        if not x or not y: return y
+        return (na + nb) / (na / x + nb / y)
+
     merged = {**a, **b}
     merged['loss'] = _combine(mean, a.get('loss'), b.get('loss'))
     for k in ('tokens_per_s', 'mfu'):
@@ -65,7 +69,8 @@ class Thinned:
             self.rows.append(row)
             self.part = 1
         if len(self.rows) < self.most or self.part < self.stride: return
-        self.rows = [self.merge(a, b) for a, b in zip(self.rows[::2], self.rows[1::2])]
+        pairs = zip(self.rows[::2], self.rows[1::2])
+        self.rows = [self.merge(a, b) for a, b in pairs]
         self.stride = self.part = 2 * self.stride
 
     def state(self): # what JSON can hold, a list for each column

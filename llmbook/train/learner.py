@@ -31,7 +31,8 @@ def keep_heap(
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
     if mallopt is None: return False # not glibc
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3 # from malloc.h
-    return bool(mallopt(M_MMAP_THRESHOLD, 1 << 30) and mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1))
+    if not mallopt(M_MMAP_THRESHOLD, 1 << 30): return False
+    return bool(mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1))
 
 # %% ../../nbs/api/31_train/08_learner.ipynb #9ec4efa1
 _CANCEL = (CancelBackwardException, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException,
@@ -49,7 +50,9 @@ class FastEvents:
             self._told = list(self.cbs.items)
             self._listeners = {}
         cbs = self._listeners.get(name)
-        if cbs is None: cbs = self._listeners[name] = self._who_listens(name)
+        if cbs is None:
+            cbs = self._who_listens(name)
+            self._listeners[name] = cbs
         training = state['training']
         for cb in cbs:
             if type(cb).__call__ is not Callback.__call__: cb(name)
@@ -64,7 +67,8 @@ class FastEvents:
     def _set_device(self, b):
         "Leave a batch as it is if it lies where the model does."
         p = next(self.model.parameters(), None)
-        if p is not None and all(isinstance(t, torch.Tensor) and t.device == p.device for t in b): return b
+        def is_there(t): return isinstance(t, torch.Tensor) and t.device == p.device
+        if p is not None and all(is_there(t) for t in b): return b
         return super()._set_device(b)
 
 def _call(cb, name):
@@ -75,17 +79,6 @@ def _call(cb, name):
         said = e.args[0] if e.args else type(e).__name__
         note = f'Exception occured in `{type(cb).__name__}` when calling event `{name}`:\n\t{said}'
         raise modify_exception(e, note, replace=True)
-
-# %% ../../nbs/api/31_train/08_learner.ipynb #98b7b6ee
-def _those_with(learn, name): return [cb for cb in learn.cbs.sorted('order') if hasattr(type(cb), name)]
-
-def _has_checkpoint(learn, cbs): return any(hasattr(type(cb), 'put_back') for cb in L(cbs) + learn.cbs)
-
-def _fetch_losses(learn):
-    "Copy the recorder's losses to the host all at once: fastai draws them with numpy."
-    losses = getattr(getattr(learn, 'recorder', None), 'losses', ())
-    if all(l.is_cpu for l in losses): return
-    learn.recorder.losses = list(torch.stack(list(losses)).cpu().unbind())
 
 # %% ../../nbs/api/31_train/08_learner.ipynb #c19f84bd
 class LMLearner(FastEvents, Learner):
@@ -146,6 +139,17 @@ class LMLearner(FastEvents, Learner):
         if self.training: self.pct_train = self.train_iter / (self.n_epoch * len(self.dls.train))
         super().one_batch(i + self.shift * self.training, b)
         for f in self.at_the_end: f()
+
+# %% ../../nbs/api/31_train/08_learner.ipynb #98b7b6ee
+def _those_with(learn, name): return [cb for cb in learn.cbs.sorted('order') if hasattr(type(cb), name)]
+
+def _has_checkpoint(learn, cbs): return any(hasattr(type(cb), 'put_back') for cb in L(cbs) + learn.cbs)
+
+def _fetch_losses(learn):
+    "Copy the recorder's losses to the host all at once: fastai draws them with numpy."
+    losses = getattr(getattr(learn, 'recorder', None), 'losses', ())
+    if all(l.is_cpu for l in losses): return
+    learn.recorder.losses = list(torch.stack(list(losses)).cpu().unbind())
 
 # %% ../../nbs/api/31_train/08_learner.ipynb #8673d226
 def _with_resume(name):

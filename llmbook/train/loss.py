@@ -22,16 +22,18 @@ def _nats(logits, targets, real, z_loss):
     "Return the summed nats of the real targets, and the log of each softmax's denominator (C,)."
     log_sum = logits.logsumexp(-1)
     at_target = logits.gather(1, targets[:, None])[:, 0]
-    return ((log_sum - at_target + z_loss * log_sum.square()) * real).sum(), log_sum
+    nats = log_sum - at_target + z_loss * log_sum.square()
+    return (nats * real).sum(), log_sum
 
 def _softmax(logits, targets, real, z_loss, with_gradient): # (C, V), (C,), (C,)
     "Return the summed nats and, if wanted, the gradient of the logits (C, V), written into their memory."
     logits = _long(logits)
     nats, log_sum = _nats(logits, targets, real, z_loss)
     if not with_gradient: return nats, None
-    p = logits.sub_(log_sum[:, None]).exp_()
-    if z_loss: p.mul_(1 + 2 * z_loss * log_sum[:, None])
-    p.scatter_add_(1, targets[:, None], -torch.ones_like(log_sum)[:, None])
+    log_sum = log_sum[:, None]
+    p = logits.sub_(log_sum).exp_()
+    if z_loss: p.mul_(1 + 2 * z_loss * log_sum)
+    p.scatter_add_(1, targets[:, None], -torch.ones_like(log_sum))
     return nats, p.mul_(real[:, None])
 
 def _one_pass(logits, targets, real, z_loss): # (C, V), (C,), (C,)
@@ -40,8 +42,10 @@ def _one_pass(logits, targets, real, z_loss): # (C, V), (C,), (C,)
     logits = _long(logits)
     is_target = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
     nats, log_sum = _nats(logits, targets, real, z_loss)
-    p = (logits - log_sum[:, None]).exp() * (1 + 2 * z_loss * log_sum[:, None])
-    return nats, ((p - is_target.to(p.dtype)) * real[:, None]).to(dtype)
+    log_sum = log_sum[:, None]
+    p = (logits - log_sum).exp() * (1 + 2 * z_loss * log_sum)
+    gradient = (p - is_target.to(p.dtype)) * real[:, None]
+    return nats, gradient.to(dtype)
 
 @cache
 def _compiled(): return torch.compile(_one_pass, dynamic=False)
@@ -124,12 +128,16 @@ def linear_cross_entropy(
     compile:bool=False, # whether torch.compile joins the steps between the products, for whole chunks
 ): # (sum of nats, number of targets), two scalar tensors; the first can be differentiated
     "Apply a linear layer and cross-entropy together, a chunk of positions at a time."
-    h, y, chunk = h.reshape(-1, h.shape[-1]), y.reshape(-1), whole_number('chunk', chunk)
+    h = h.reshape(-1, h.shape[-1])
+    y = y.reshape(-1)
+    chunk = whole_number('chunk', chunk)
     if len(h) != len(y):
         raise ValueError(f'expected one target a position, got {len(h)} positions and {len(y)} targets')
     if not torch.is_grad_enabled(): # cannot be told inside the function, which would make the gradients
-        h, w, bias = (None if t is None else t.detach() for t in (h, w, bias))
-    return _LinearCrossEntropy.apply(h, w, bias, y, chunk, z_loss, compile), (y != IGNORE).sum()
+        h, w = h.detach(), w.detach()
+        bias = None if bias is None else bias.detach()
+    nats = _LinearCrossEntropy.apply(h, w, bias, y, chunk, z_loss, compile)
+    return nats, (y != IGNORE).sum()
 
 # %% ../../nbs/api/31_train/01_loss.ipynb #3b3c0b42
 @torch.no_grad()
@@ -141,13 +149,16 @@ def token_nats(
     bias=None, # the head's bias (V,), if it has one
 ): # nats (...) in float32, 0 where there is no target
     "Return the negative log-likelihood of each target, in nats."
-    h, targets = h.reshape(-1, h.shape[-1]), y.reshape(-1)
-    w, bias = w.to(h.dtype), None if bias is None else bias.to(h.dtype)
+    h = h.reshape(-1, h.shape[-1])
+    targets = y.reshape(-1)
+    w = w.to(h.dtype)
+    bias = None if bias is None else bias.to(h.dtype)
     nats = torch.empty(len(h), device=h.device)
     for s, logits, t, real in _chunks(h, w, bias, targets, chunk):
         logits = _long(logits)
+        log_sum = logits.logsumexp(-1)
         at_target = logits.gather(1, t[:, None])[:, 0]
-        nats[s] = ((logits.logsumexp(-1) - at_target) * real).float()
+        nats[s] = ((log_sum - at_target) * real).float()
     return nats.view(y.shape)
 
 # %% ../../nbs/api/31_train/01_loss.ipynb #1aada773
@@ -161,7 +172,8 @@ class LMLoss:
     ):
         self.head = head
         self.chunk = whole_number('chunk', chunk)
-        self.z_loss, self.compile = z_loss, compile
+        self.z_loss = z_loss
+        self.compile = compile
         self.reduction = 'mean'
 
     def __call__(self, h, y): # (B, T, D), (B, T) -> scalar, or (B, T) with reduction 'none'

@@ -153,11 +153,16 @@ class MaskTokens(Callback):
         if not (0 < p < 1 and longest >= 1):
             raise UserError(f'expected p between 0 and 1 and spans of 1 token or more, got {p} and {longest}')
         if spans: _tables(rate, p, longest, torch.device('cpu')) # refuses a rate that cannot be reached
-        self.rate, self.spans = rate, spans
-        self.mask_id, self.seed = mask_id, seed
-        self.masked, self.random = masked, random
-        self.p, self.longest = p, longest
-        self.special, self.vocab_size = special, vocab_size
+        self.rate = rate
+        self.spans = spans
+        self.mask_id = mask_id
+        self.seed = seed
+        self.masked = masked
+        self.random = random
+        self.p = p
+        self.longest = longest
+        self.special = special
+        self.vocab_size = vocab_size
         self.text = None # until `get_ready`
 
     def before_fit(self): self.get_ready()
@@ -166,10 +171,12 @@ class MaskTokens(Callback):
     def before_batch(self):
         if not len(self.yb) or self.xb[0].is_floating_point(): return
         x, y = self.hidden(self.xb[0], self.yb[0], self.rows())
-        self.learn.xb, self.learn.yb = (x, *self.xb[1:]), (y, *self.yb[1:])
+        self.learn.xb = (x, *self.xb[1:])
+        self.learn.yb = (y, *self.yb[1:])
 
     def rows(self) -> Tensor: # (B) numbers of the batch's rows, counted over all ranks
-        B, dl = len(self.xb[0]), self.learn.dl
+        dl = self.learn.dl
+        B = len(self.xb[0])
         i = self.train_iter if self.training else self.iter
         own = dl.rows_of(i) if hasattr(dl, 'rows_of') else ()
         first = int(own[0]) if len(own) else (i * world() + rank()) * B
@@ -179,9 +186,9 @@ class MaskTokens(Callback):
 
     def load_checkpoint_state(self, s):
         different = [k for k, v in self.checkpoint_state().items() if s.get(k) != v]
-        if different: raise UserError(
-            f'expected the masks that the run began with, got others ({", ".join(different)} differ): '
-            'give the old ones, or begin a new run in another folder')
+        if different:
+            raise UserError(f'expected the masks that the run began with, got others ({", ".join(different)} differ): '
+                            'give the old ones, or begin a new run in another folder')
 
 # %% ../../nbs/api/31_train/02_masking.ipynb #467f0d92
 @patch
@@ -200,8 +207,9 @@ def get_ready(self:MaskTokens): # UserError if neither a tokenizer nor the argum
         raise UserError(f'expected a mask token below {self.vocab_size}, got {self.mask_id}')
     no_text = {*self.special, self.mask_id}
     text = sorted(set(range(self.vocab_size)) - no_text)
-    if not text: raise UserError(f'expected a vocabulary with text, got {self.vocab_size} tokens, '
-                                 'all of them special: give vocab_size= or special=')
+    if not text:
+        raise UserError(f'expected a vocabulary with text, got {self.vocab_size} tokens, '
+                        'all of them special: give vocab_size= or special=')
     self.text = torch.tensor(text) # what random tokens are drawn from
     self.no_text = torch.tensor(sorted(no_text))
 
@@ -220,12 +228,15 @@ def hidden(self:MaskTokens,
         self.text = self.text.to(x.device)
         self.no_text = self.no_text.to(x.device)
     T = x.shape[1]
-    i = rows[:, None] * T + torch.arange(T, device=x.device)
+    positions = torch.arange(T, device=x.device)
+    i = rows[:, None] * T + positions
     if self.spans: chosen, lot = choose_spans(i, self.rate, self.seed, self.p, self.longest)
     else: chosen, lot = choose_tokens(i, self.rate, self.seed)
-    can = ~torch.isin(x, self.no_text) & (y != IGNORE).any(1, keepdim=True)
-    chosen = at_least_one(chosen, can, hashed(i, self.seed))
-    other = self.text[_right(hashed(i, self.seed, 4), 1) % len(self.text)]
+    is_text = ~torch.isin(x, self.no_text)
+    has_targets = (y != IGNORE).any(1, keepdim=True)
+    chosen = at_least_one(chosen, is_text & has_targets, hashed(i, self.seed))
+    drawn = _right(hashed(i, self.seed, 4), 1) % len(self.text)
+    other = self.text[drawn]
     return hide(x, chosen, lot, other, self.mask_id, self.masked, self.random)
 
 # %% ../../nbs/api/31_train/02_masking.ipynb #0feb3ec5
@@ -241,17 +252,20 @@ def masked_table(
     "Show hidden text as a table."
     heads = ['what the model sees', 'targets']
     if preds is not None: heads.append('predicted')
-    rows = []
+    lines = [_line(heads, 'th')]
     for r in range(min(max_n, len(x))):
-        seen, targets = x[r, :trunc_at].tolist(), y[r, :trunc_at].tolist()
+        seen = x[r, :trunc_at].tolist()
+        targets = y[r, :trunc_at].tolist()
         places = [i for i, t in enumerate(targets) if t != IGNORE]
-        row = [''.join(_piece(tok, s, t, mask) for s, t in zip(seen, targets)),
-               ' | '.join(_text(tok, targets[i]) for i in places)]
+        pieces = [_piece(tok, s, t, mask) for s, t in zip(seen, targets)]
+        answers = [_text(tok, targets[i]) for i in places]
+        row = [''.join(pieces), ' | '.join(answers)]
         if preds is not None:
-            guesses = preds[r, :trunc_at].tolist()
-            row.append(' | '.join(_guess(tok, guesses[i], targets[i]) for i in places))
-        rows.append(row)
-    return f'<table>{_line(heads, "th")}{"".join(_line(row, "td") for row in rows)}</table>'
+            predicted = preds[r, :trunc_at].tolist()
+            guesses = [_guess(tok, predicted[i], targets[i]) for i in places]
+            row.append(' | '.join(guesses))
+        lines.append(_line(row, 'td'))
+    return f'<table>{"".join(lines)}</table>'
 
 _CELL = 'text-align:left;vertical-align:top;white-space:pre-wrap;font-family:monospace;font-size:85%;padding:.4em .8em'
 _BLUE, _RED, _GREEN = 220, 0, 140
@@ -292,9 +306,11 @@ def show_results(self:MaskTokens,
     if getattr(dl, 'tok', None) is None:
         raise UserError('expected a loader with a tokenizer, to show ids as text: pass tok=')
     model = self.learn.model
-    device, training = next(model.parameters()).device, model.training
+    device = next(model.parameters()).device
+    training = model.training
     x, *docs, y = (t[:max_n].to(device) for t in dl.one_batch())
     x, y = self.hidden(x, y, torch.arange(len(x), device=device))
-    preds = self.learn.loss_func.decodes(model.eval()(x, *docs))
+    hidden_states = model.eval()(x, *docs)
+    preds = self.learn.loss_func.decodes(hidden_states)
     model.train(training)
     display(HTML(masked_table(dl.tok, x, y, self.mask_id, preds, max_n, **kwargs)))

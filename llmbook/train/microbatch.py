@@ -69,7 +69,8 @@ class MicroBatches(Callback):
         learn = self.learn
         removed = learn is None # from its Learner
         if removed or not learn.training or not len(learn.yb): return self.inner()
-        if not getattr(vars(learn).get('accumulate'), 'seen', 0): self.window.clear()
+        in_a_step = getattr(vars(learn).get('accumulate'), 'seen', 0)
+        if not in_a_step: self.window.clear()
         cuda = torch.cuda.get_rng_state() if learn.xb[0].is_cuda else None
         self.window.append((learn.xb, learn.yb, torch.get_rng_state(), cuda))
         self._until_it_fits()
@@ -97,10 +98,12 @@ class MicroBatches(Callback):
 
     def _compute(self, xb, yb):
         "Run forward and backward through the slices of one batch."
-        learn, parts = self.learn, slices(xb, yb, self.rows)
+        learn = self.learn
+        parts = slices(xb, yb, self.rows)
         one = len(parts) == 1
         weigh = not one and 'accumulate' not in vars(learn) # the accumulation weighs slices itself
-        if not one: n, total = n_targets(yb).clamp(min=1), 0
+        total = 0
+        if not one: n = n_targets(yb).clamp(min=1)
         for i, (xs, ys) in enumerate(parts):
             learn.xb, learn.yb = xs, ys
             self.last = i + 1 == len(parts) # then ranks share their gradients

@@ -76,9 +76,11 @@ def newton_schulz(
     tall = G.shape[-2] > G.shape[-1]
     X = G.mT if tall else G
     X = X.bfloat16() if half else X.float()
-    X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    length = X.norm(dim=(-2, -1), keepdim=True)
+    X = X / (length + 1e-7)
     alone = X.is_cpu and (half or fast_here(X) and X.shape[-2] >= 256)
-    X = _pile([_alone(x, steps) for x in X]) if alone else _stacked(X, steps)
+    if alone: X = _pile([_alone(x, steps) for x in X])
+    else: X = _stacked(X, steps)
     if tall: X = X.mT
     return X.to(G.dtype, memory_format=torch.contiguous_format)
 
@@ -97,12 +99,13 @@ def on_whole(
     k = owned[me]
     there = [n * C * matrices for matrices in owned]    # numbers that go to rank r
     here = [k * C * r for r in rows]                    # numbers that come from rank r
-    received = _exchange(parts.reshape(-1), there, here, group).split(here)
-    pieces = [piece.view(k, r, C) for piece, r in zip(received, rows)]
+    received = _exchange(parts.reshape(-1), there, here, group)
+    pieces = [piece.view(k, r, C) for piece, r in zip(received.split(here), rows)]
     full = torch.cat(pieces, 1)                         # (k, height, C)
     done = f(full) if k else full
-    back = torch.cat([piece.reshape(-1) for piece in done.split(rows, 1)])
-    return _exchange(back, here, there, group).view(K, n, C)
+    pieces = [piece.reshape(-1) for piece in done.split(rows, 1)]
+    returned = _exchange(torch.cat(pieces), here, there, group)
+    return returned.view(K, n, C)
 
 def _exchange(flat, sent, received, group):
     "Send `sent[r]` numbers to each rank r; return the `received[r]` numbers from each, in one tensor."
@@ -138,15 +141,20 @@ class MuonAdamW(torch.optim.Optimizer):
             else: self._adamw(ps, g)
 
     def _adamw(self, ps, g):
-        for p in ps:
-            if self.state[p]: continue
-            self.state[p]['step'] = torch.zeros((), device=p.device)
-            self.state[p]['exp_avg'] = torch.zeros_like(mine(p))
-            self.state[p]['exp_avg_sq'] = torch.zeros_like(mine(p))
         states = [self.state[p] for p in ps]
-        adamw([mine(p) for p in ps], [mine(p.grad) for p in ps],
-              [s['exp_avg'] for s in states], [s['exp_avg_sq'] for s in states], [], [s['step'] for s in states],
-              fused=True, amsgrad=False, maximize=False, beta1=g['betas'][0], beta2=g['betas'][1],
+        for p, state in zip(ps, states):
+            if state: continue
+            state['step'] = torch.zeros((), device=p.device)
+            state['exp_avg'] = torch.zeros_like(mine(p))
+            state['exp_avg_sq'] = torch.zeros_like(mine(p))
+        weights = [mine(p) for p in ps]
+        grads = [mine(p.grad) for p in ps]
+        averages = [s['exp_avg'] for s in states]
+        squares = [s['exp_avg_sq'] for s in states]
+        counts = [s['step'] for s in states]
+        beta1, beta2 = g['betas']
+        adamw(weights, grads, averages, squares, [], counts,
+              fused=True, amsgrad=False, maximize=False, beta1=beta1, beta2=beta2,
               lr=g['lr'], weight_decay=g['weight_decay'], eps=g['eps'])
 
     def _muon(self, ps, g):
@@ -154,16 +162,21 @@ class MuonAdamW(torch.optim.Optimizer):
         for p in ps:
             alone = p.is_cpu and p.numel() >= 2 ** 14 and not hasattr(p, 'device_mesh')
             stacks[p.shape, p if alone else None].append(p)
-        for (shape, _), same in stacks.items():
-            for p in same:
-                if not self.state[p]: self.state[p]['momentum_buffer'] = torch.zeros_like(mine(p))
-            buffers, grads = [self.state[p]['momentum_buffer'] for p in same], [mine(p.grad) for p in same]
-            torch._foreach_lerp_(buffers, grads, 1 - g['momentum'])
-            nesterov = _pile(torch._foreach_lerp(grads, buffers, g['momentum']))
-            update = self._orthogonal(nesterov, same[0])
-            weights = [mine(p) for p in same]
-            torch._foreach_mul_(weights, 1 - g['lr'] * g['weight_decay'])
-            torch._foreach_add_(weights, list(update.unbind()), alpha=-g['lr'] * .2 * math.sqrt(max(shape)))
+        for same in stacks.values(): self._muon_stack(same, g)
+
+    def _muon_stack(self, ps, g): # matrices of one shape
+        states = [self.state[p] for p in ps]
+        for p, state in zip(ps, states):
+            if not state: state['momentum_buffer'] = torch.zeros_like(mine(p))
+        buffers = [s['momentum_buffer'] for s in states]
+        grads = [mine(p.grad) for p in ps]
+        torch._foreach_lerp_(buffers, grads, 1 - g['momentum'])
+        nesterov = torch._foreach_lerp(grads, buffers, g['momentum'])
+        update = self._orthogonal(_pile(nesterov), ps[0])
+        weights = [mine(p) for p in ps]
+        step_size = g['lr'] * .2 * math.sqrt(max(ps[0].shape))
+        torch._foreach_mul_(weights, 1 - g['lr'] * g['weight_decay'])
+        torch._foreach_add_(weights, list(update.unbind()), alpha=-step_size)
 
     def _orthogonal(self, m, p): # a stack of matrices like p, or of this rank's rows of them
         if not hasattr(p, 'device_mesh'): return newton_schulz(m)
@@ -203,17 +216,21 @@ class LMOptim(OptimWrapper):
     ):
         layers = _layer_groups(params)
         _check_rates(lr, wd)
-        if not any(layers): raise UserError('expected weights to train, got none, all are frozen: '
-                                            'requires_grad_(True) for those that should learn')
+        if not any(layers):
+            raise UserError('expected weights to train, got none, all are frozen: '
+                            'requires_grad_(True) for those that should learn')
         self.layers = layers
-        self.owner, self.decays, groups = [], [], [] # for each group of the optimiser: its layer, whether it decays
+        self.owner = [] # layer of each group of the optimiser
+        self.decays = [] # whether the group decays
+        groups = []
         for i, layer in enumerate(layers):
             for (kind, decays), ps in _parts(layer, muon, adamw_only).items():
                 self.owner.append(i)
                 self.decays.append(decays)
                 groups.append(dict(params=ps, kind=kind, wd=wd, weight_decay=wd * decays))
         self.opt = MuonAdamW(groups, lr=lr, **kwargs)
-        self.frozen_idx, self.state = 0, defaultdict(dict)
+        self.frozen_idx = 0
+        self.state = defaultdict(dict)
 
     @property
     def param_lists(self): return [L(ps) for ps in self.layers]
@@ -229,14 +246,16 @@ class LMOptim(OptimWrapper):
 
     def _set_hyper(self, k, v):
         for g, i, decays in zip(self.opt.param_groups, self.owner, self.decays):
+            value = v[i]
+            beta1, beta2 = g['betas']
             if k == 'wd':
-                g['wd'] = v[i] # what was set; vectors do not decay all the same
-                g['weight_decay'] = v[i] * decays
+                g['wd'] = value # what was set; vectors do not decay all the same
+                g['weight_decay'] = value * decays
             elif k == 'mom':
-                g['betas'] = v[i], g['betas'][1]
-                g['momentum'] = v[i]
-            elif k == 'sqr_mom': g['betas'] = g['betas'][0], v[i]
-            else: g[k] = float(v[i])
+                g['betas'] = value, beta2
+                g['momentum'] = value
+            elif k == 'sqr_mom': g['betas'] = beta1, value
+            else: g[k] = float(value)
 
     def clear_state(self): self.opt.state.clear()
 

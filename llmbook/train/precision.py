@@ -55,7 +55,8 @@ def _known(precision):
     raise UserError(f"expected a precision ('auto', {names}), got {precision!r}")
 
 def _check_card(precision, device):
-    has, needs = torch.cuda.get_device_capability(device), NEEDS[precision]
+    has = torch.cuda.get_device_capability(device)
+    needs = NEEDS[precision]
     if not needs or has >= needs or torch.version.hip: return precision
     raise UserError(f"expected a card of compute capability {needs[0]}.{needs[1]} for {precision}, "
                     f"got {has[0]}.{has[1]}: use 'auto' ({best_precision(device)})")
@@ -85,10 +86,13 @@ class Precision(Callback):
         precision:str='auto', # 'auto', 'fp32', 'tf32', 'bf16', 'fp16' or 'fp8'
         emulate:bool=False, # whether a CPU may imitate fp16 and fp8: for tests and lessons
     ):
-        self.precision, self.emulate = _known(precision), emulate
-        self.scaler, self.unscaled = None, False # of the loss, for fp16
+        self.precision = _known(precision)
+        self.emulate = emulate
+        self.scaler = None # of the loss, for fp16
+        self.unscaled = False # whether the gradients of this step are scaled back
         self.skipped = 0 # steps whose scaled gradient overflowed
-        self.cast, self.matmul = None, None # what `leave` and `_matmul` have to undo
+        self.cast = None # what `leave` has to undo
+        self.matmul = None # what `_matmul` has to undo
 
     def before_fit(self):
         device = next(self.model.parameters()).device
@@ -141,12 +145,12 @@ def before_backward(self:Precision):
 
 @patch(as_prop=True)
 def param_groups(self:Precision):
-    "Return the parameters in the form of an optimiser, which the scaler takes this callback for."
+    "Return the parameters as the scaler wants them, which takes this callback for an optimiser."
     return [dict(params=list(ps)) for ps in self.opt.param_lists]
 
 @patch
 def step(self:Precision):
-    "Note that no gradient overflowed: the scaler calls this only then."
+    "Note that no gradient overflowed; only then does the scaler call this."
     self.finite = True
 
 @patch
@@ -173,7 +177,8 @@ def after_step(self:Precision):
 @patch
 def checkpoint_state(self:Precision):
     "Return what a resumed run needs."
-    return dict(scaler=self.scaler.state_dict() if self.scaler else None, skipped=self.skipped)
+    scaler = self.scaler.state_dict() if self.scaler else None
+    return dict(scaler=scaler, skipped=self.skipped)
 
 @patch
 def load_checkpoint_state(self:Precision, s):

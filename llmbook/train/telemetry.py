@@ -90,7 +90,8 @@ class Telemetry(Callback):
         most:int=4096, # rows retained of training, and as many of validation; beyond that neighbours are merged
         reduce=None, # function that adds up a tensor over the ranks, in place; None: one rank
     ):
-        self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
+        self.flops_per_token = flops_per_token
+        self.peak_flops = peak_flops
         self.every = every
         self.csv_path = path
         self.most = most
@@ -182,9 +183,10 @@ def close(self:Telemetry):
     if self.clock.cuda: self._look()
     sent = self.clock.send(numbers)
     end = self.clock.mark()
+    lr = self.opt.hypers[-1]['lr']
     self.late.append(dict(
         sent=sent, start=self.start, end=end, carry=self.carry, aside=self.aside_marks, step=self.train_iter,
-        lr=self.opt.hypers[-1]['lr'], memory=self.held, memory_peak=self.memory, wall=self.wall))
+        lr=lr, memory=self.held, memory_peak=self.memory, wall=self.wall))
     self.losses, self.counts, self.aside_marks = [], [], []
     self.since = 0
     self.carry = 0.
@@ -216,9 +218,10 @@ def _settle(self:Telemetry):
     self.tokens += int(tokens)
     self.seconds += seconds
     self.bad += int(bad)
+    loss = nats / targets if targets else None
     rate = tokens / seconds if seconds > 0 else None
     self.last = self._row(
-        late['step'], loss=nats / targets if targets else None, lr=late['lr'], grad_norm=_finite(norm),
+        late['step'], loss=loss, lr=late['lr'], grad_norm=_finite(norm),
         tokens_per_s=rate, mfu=self._mfu(rate, ranks), targets=int(targets), skipped=int(skipped),
         memory=late['memory'], memory_peak=late['memory_peak'], wall=late['wall'])
     self.train_rows.add(self.last)

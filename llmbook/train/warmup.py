@@ -19,10 +19,12 @@ def growing(
 ) -> list: # (share of the run at which the stage ends, batches a step) of each stage
     "Return the stages of a growing batch, each equally long."
     if shape not in ('double', 'linear'): raise UserError(f"expected a shape of 'double' or 'linear', got {shape!r}")
-    if not (type(n) is type(first) is int and 1 <= first <= n and 0 < until <= 1):
+    whole = type(n) is int and type(first) is int
+    if not (whole and 1 <= first <= n and 0 < until <= 1):
         raise UserError(f'expected 1 to {n} batches a step at first, and a share of the run above 0 and up to 1, '
                         f'got {first} and {until}')
-    sizes, k = [], first
+    sizes = []
+    k = first
     while k < n:
         sizes.append(k)
         k = 2 * k if shape == 'double' else k + 1
@@ -40,8 +42,9 @@ class BatchWarmup(Callback):
         stages:list|None=None, # instead: [(share of the run at which the stage ends, batches a step)], in rising order
     ):
         growing(first, until, first, shape) # refuses invalid values
-        shares = [share for share, _ in stages or []]
-        if not (_rising(shares) and all(type(k) is int and k >= 1 for _, k in stages or [])):
+        given = stages or []
+        rising = _rising([share for share, _ in given])
+        if not rising or not all(type(k) is int and k >= 1 for _, k in given):
             raise UserError('expected stages like [(.1, 1), (.3, 4)], with rising shares of the run '
                             f'above 0 and up to 1, got {stages}')
         self.until = until
@@ -110,7 +113,8 @@ class SequenceWarmup(Callback):
         stages:list, # [(share of the run at which the stage ends, tokens in a row)]; then whole rows
     ):
         self.stages = [(float(until), int(n)) for until, n in stages]
-        if not (_rising([until for until, _ in self.stages]) and all(n >= 1 for _, n in self.stages)):
+        rising = _rising([until for until, _ in self.stages])
+        if not rising or not all(n >= 1 for _, n in self.stages):
             raise UserError('expected stages like [(.1, 64), (.3, 128)], with rising shares of the run '
                             f'above 0 and up to 1, got {stages}')
 
@@ -123,7 +127,8 @@ class SequenceWarmup(Callback):
     def before_fit(self): self.run_steps = self.n_epoch * len(self.dls.train)
 
     def before_batch(self):
-        n, T = self.length(self.train_iter), self.xb[0].shape[1]
+        n = self.length(self.train_iter)
+        T = self.xb[0].shape[1]
         if n is None or n >= T: return
         if T % n: raise UserError(f'expected stages that divide the rows of {T} tokens, got {n}')
         self.learn.xb = tuple(t.reshape(-1, n) for t in self.xb)
@@ -151,8 +156,11 @@ class MixtureSchedule(Callback):
             raise UserError(f'expected a MixedLoader to set weights of, got a {type(loader).__name__}: see `mixed_dls`')
         self.run_steps = self.n_epoch * len(loader)
         k = min(self.parts, self.run_steps)
-        middles = [(i + .5) / k for i in range(k)]
-        self.by_part = [{name: float(w) for name, w in self.weights_at(share).items()} for share in middles]
+        self.by_part = []
+        for i in range(k):
+            middle = (i + .5) / k
+            weights = self.weights_at(middle)
+            self.by_part.append({name: float(w) for name, w in weights.items()})
         loader.set_weights(self.by_part, self.run_steps)
 
     def _passes(self): return self.dls.train.passes(self.train_iter)
