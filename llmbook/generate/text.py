@@ -283,20 +283,3 @@ def show_generate(
         text += piece
         if shown: shown.update(page(text))
     return text
-
-# %% ../../nbs/api/40_generate/04_text.ipynb #a88b7d9a
-def show_generate(
-    model:Transformer, # a decoder
-    tok:Tokenizer, # the tokenizer it was trained with
-    prompt:str='', # one text
-    **kw # arguments of `stream`
-) -> str: # what the model added
-    "Continue one text in the notebook, and show it while it is written."
-    from IPython.display import HTML, display
-    def page(text): return HTML(f'<div style="white-space:pre-wrap"><b>{escape(prompt)}</b>{escape(text)}</div>')
-    shown = display(page(''), display_id=True)
-    text = ''
-    for piece in stream(model, tok, prompt, **kw):
-        text += piece
-        if shown: shown.update(page(text))
-    return text

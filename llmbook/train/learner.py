@@ -80,6 +80,17 @@ def _call(cb, name):
         note = f'Exception occured in `{type(cb).__name__}` when calling event `{name}`:\n\t{said}'
         raise modify_exception(e, note, replace=True)
 
+# %% ../../nbs/api/31_train/08_learner.ipynb #98b7b6ee
+def _those_with(learn, name): return [cb for cb in learn.cbs.sorted('order') if hasattr(type(cb), name)]
+
+def _has_checkpoint(learn, cbs): return any(hasattr(type(cb), 'put_back') for cb in L(cbs) + learn.cbs)
+
+def _fetch_losses(learn):
+    "Copy the recorder's losses to the host all at once: fastai draws them with numpy."
+    losses = getattr(getattr(learn, 'recorder', None), 'losses', ())
+    if all(l.is_cpu for l in losses): return
+    learn.recorder.losses = list(torch.stack(list(losses)).cpu().unbind())
+
 # %% ../../nbs/api/31_train/08_learner.ipynb #c19f84bd
 class LMLearner(FastEvents, Learner):
     "A Learner whose every step depends on its number alone, so that it can start anywhere."
@@ -139,17 +150,6 @@ class LMLearner(FastEvents, Learner):
         if self.training: self.pct_train = self.train_iter / (self.n_epoch * len(self.dls.train))
         super().one_batch(i + self.shift * self.training, b)
         for f in self.at_the_end: f()
-
-# %% ../../nbs/api/31_train/08_learner.ipynb #98b7b6ee
-def _those_with(learn, name): return [cb for cb in learn.cbs.sorted('order') if hasattr(type(cb), name)]
-
-def _has_checkpoint(learn, cbs): return any(hasattr(type(cb), 'put_back') for cb in L(cbs) + learn.cbs)
-
-def _fetch_losses(learn):
-    "Copy the recorder's losses to the host all at once: fastai draws them with numpy."
-    losses = getattr(getattr(learn, 'recorder', None), 'losses', ())
-    if all(l.is_cpu for l in losses): return
-    learn.recorder.losses = list(torch.stack(list(losses)).cpu().unbind())
 
 # %% ../../nbs/api/31_train/08_learner.ipynb #8673d226
 def _with_resume(name):
