@@ -75,8 +75,10 @@ def code_pairs(
         f = _parsed(src)
         if f is None or len(f.body) < 2: continue
         line = docstring_line(ast.get_docstring(f) or '')
+        if not line: continue
         doc, after = f.body[:2]
-        if not line or doc.lineno == f.lineno or doc.end_lineno >= after.lineno: continue
+        has_own_lines = f.lineno != doc.lineno and doc.end_lineno < after.lineno
+        if not has_own_lines: continue
         lines = src.split('\n')
         code = '\n'.join(lines[:doc.lineno - 1] + lines[doc.end_lineno:])
         if min_chars <= len(code) <= max_chars: yield code, line
