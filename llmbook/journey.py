@@ -80,7 +80,8 @@ def plan_stage(
     if s.plan: p = _repeated_plan(run, s)
     else:
         card = read_json(run/'data'/'card.json')
-        vocab, tokens = card['tokenizer']['vocab_size'], card['splits']['train']['tokens']
+        vocab = card['tokenizer']['vocab_size']
+        tokens = card['splits']['train']['tokens']
         p = plan(s.minutes * PRETRAIN, vocab_size=vocab, tokens_available=tokens, seed=s.seed)
     write_json(run/'plan.json', p.to_dict())
     print(p)
@@ -306,7 +307,8 @@ def journey(
     progress=print, # function that is told about each stage
 ) -> dict: # stage -> its answer
     "Run all stages, and skip those that are finished."
-    s, run = settings or Settings(), RunFolder(out)
+    s = settings or Settings()
+    run = RunFolder(out)
     asked = asdict(s)
     if s.plan: asked['plan'] = read_json(s.plan)
     _same_settings(run, asked)

@@ -144,7 +144,8 @@ def test_perplexity_is_the_loss_of_transformers(small, tmp_path):
 def test_no_more_logits_than_a_chunk(small, monkeypatch):
     model, tok, texts = small
     from llmbook.train import loss
-    seen, real = [], loss.linear
+    seen = []
+    real = loss.linear
     def linear(h, w, b=None):
         seen.append((len(h), len(w)))
         return real(h, w, b)

@@ -128,7 +128,9 @@ def test_nothing_is_left(data, tmp_path, trained):
     learn = with_everything(data, tmp_path)
     if trained: learn.fit_wsd(2)
     def counts(): return learn.hears.heard, len(learn.samples.rows), learn.checkpoint.saves
-    before, there, counted = trace(learn), files(tmp_path), counts()
+    before = trace(learn)
+    there = files(tmp_path)
+    counted = counts()
     find(learn)
     assert len(learn.lr_search.lrs) == 12, 'it did train: 12 steps of 2 batches'
     del learn.lr_search

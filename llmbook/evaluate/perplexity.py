@@ -24,7 +24,8 @@ def windows(
     stride = max(1, context // 2) if stride is None else stride
     if not 1 <= stride <= context: raise UserError(
         f'expected a stride between 1 and the context of {context}, got {stride}')
-    res, start, first = [], 0, 0
+    res = []
+    start = first = 0
     while first < n:
         end = min(n, start + context)
         res.append((start, end, first))

@@ -230,7 +230,8 @@ def lr_find(self:LMLearner,
     self.lr_search = search = LRSearch(start_lr, end_lr, num_it, stop_div).run_on(self)
     funcs = L(suggest_funcs)
     skip = num_it // 10
-    lrs, losses = tensor(search.lrs[skip:-5]), tensor(search.losses[skip:-5])
+    lrs = tensor(search.lrs[skip:-5])
+    losses = tensor(search.losses[skip:-5])
     if funcs and not len(lrs):
         last = search.lrs[-1] if search.lrs else start_lr
         raise UserError(

@@ -120,7 +120,8 @@ def check_plan(
     data, # a prepared folder
 ): # (ModelConfig, the manifest); UserError if plan and data do not belong together
     "Refuse a plan that was made for other data."
-    config, manifest = ModelConfig.from_dict(plan.config), read_manifest(data)
+    config = ModelConfig.from_dict(plan.config)
+    manifest = read_manifest(data)
     if config.vocab_size != manifest['vocab_size']: raise UserError(
         f"expected a plan for a vocabulary of {manifest['vocab_size']}, got one for {config.vocab_size}: "
         'it was made for other data')
