@@ -182,7 +182,8 @@ def finetune_stage(
     keys = ('prompt', 'reference', 'before', 'after')
     samples = [dict(zip(keys, texts)) for texts in zip(prompts[:8], refs, before, after)]
     t = learn.telemetry
-    history = [dict(step=r['step'], loss=r.get('loss'), valid_loss=r.get('valid_loss')) for r in t.rows]
+    history = []
+    for r in t.rows: history.append(dict(step=r['step'], loss=r.get('loss'), valid_loss=r.get('valid_loss')))
     result = dict(task=name, note=task.note, **rows, samples=samples, seconds=t.seconds, history=history)
     write_json(out/'result.json', result)
     metric = 'rougeL' if task.metric == 'rouge' else 'bleu'
@@ -194,7 +195,7 @@ def _first_value(rows, metric, group=None):
         if r['metric'] == metric and r.get('group') == group: return r['value']
 
 def _not_pretrained_on(run, name):
-    "Let sources that pre-training has read give no functions to summarize: the model may have seen their docstrings."
+    "Return arguments that leave out files read in pre-training, since the model may have seen their docstrings."
     if name != 'summarization': return {}
     with open(run/'data'/'text'/'documents.jsonl', encoding='utf-8') as f:
         return dict(avoid=[json.loads(line)['id'] for line in f])

@@ -212,7 +212,7 @@ def _renew_optimiser(learn):
     learn.opt_func = lm_opt(learn.model, **options)
 
 def _silence(learn):
-    "Let a Learner neither print nor write."
+    "Stop a Learner from printing and from writing files."
     learn.logger, learn.create_mbar = noop, False
     if hasattr(learn, 'telemetry'): learn.telemetry.csv_path = None
 
