@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from ..core import UserError, import_transformers
 from ..core import sha256 as file_sha256
-from ..filters.toxicity import SmokeDetector, _texts
+from ..filters.toxicity import ASSETS, BITS, SmokeDetector, _texts, ngram_buckets, plain_text # names that were here
 from .stats import bootstrap, row, wilson
 
 # %% ../../nbs/api/60_evaluate/04_toxicity.ipynb #fc1b9ea0
