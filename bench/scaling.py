@@ -110,8 +110,10 @@ def serve(name):
 
 def measure(names=SIZES, rounds=ROUNDS, seconds=1.):
     "Return a row for each size, and the machine; the rounds go over all sizes."
-    workers = {name: subprocess.Popen([sys.executable, __file__, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                      text=True) for name in names}
+    workers = {}
+    for name in names:
+        command = [sys.executable, __file__, name]
+        workers[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     def ask(name, line):
         workers[name].stdin.write(f'{line}\n')
         workers[name].stdin.flush()
@@ -123,7 +125,8 @@ def measure(names=SIZES, rounds=ROUNDS, seconds=1.):
         rows = []
         for name in names:
             best = {k: min(t[name][k] for t in took) for k in ('micro', 'update')}
-            rows.append(dict(size=name, **best, **ask(name, ''), expected=expected_rate(get_config(name), machine)))
+            expected = expected_rate(get_config(name), machine)
+            rows.append(dict(size=name, **best, **ask(name, ''), expected=expected))
     finally:
         for p in workers.values():
             p.stdin.close()
@@ -135,15 +138,24 @@ def with_step(r):
     "Return a row with its step put together."
     tokens = ROWS * r['context']
     step = r['accumulate'] * r['micro'] + r['update']
-    return dict(r, tokens=tokens, step=step, rate=tokens / step, speed=tokens / step * r['flops'],
-                share=r['update'] / step, guessed=tokens / r['expected'])
+    rate = tokens / step
+    return dict(
+        r,
+        tokens=tokens,
+        step=step,
+        rate=rate,
+        speed=rate * r['flops'],
+        share=r['update'] / step,
+        guessed=tokens / r['expected'])
 
 
 def table(rows):
     "Return the sizes as text."
     best = max(r['speed'] for r in rows)
-    lines = [f'{"size":8}{"parameters":>11}{"context":>9}{"words":>8}{"tokens/s":>10}{"GFLOP/s":>9}{"of best":>9}'
-             f'{"update":>8}{"step, s":>9}{"expected":>10}{"MB":>8}{"expected":>10}']
+    heads = [
+        ('parameters', 11), ('context', 9), ('words', 8), ('tokens/s', 10), ('GFLOP/s', 9), ('of best', 9),
+        ('update', 8), ('step, s', 9), ('expected', 10), ('MB', 8), ('expected', 10)]
+    lines = ['size    ' + ''.join(head.rjust(width) for head, width in heads)]
     for r in rows:
         size = f"{r['size']:8}{r['params'] / 1e6:10.1f}M{r['context']:9,}{r['vocab']:8,}"
         speed = f"{r['rate']:10,.0f}{r['speed'] / 1e9:9.0f}{r['speed'] / best:9.2f}{r['share']:8.1%}"

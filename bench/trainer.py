@@ -80,12 +80,19 @@ def child(side):
     return json.loads(r.stdout.splitlines()[-1])
 
 
+def show(name, runs):
+    "Print the median speed and the largest memory of a side's runs."
+    rate = statistics.median(r['rate'] for r in runs)
+    memory = max(r['peak'] for r in runs) / 1e6
+    training = max(r['step'] for r in runs) / 1e6
+    print(f'{name}: {rate:,.0f} tokens/s, peak memory {memory:,.0f} MB, of which training {training:,.0f} MB')
+
+
 def compare():
     rounds = [(child('ours'), child('theirs')) for _ in range(ROUNDS)]
-    for name, runs in zip(('Learner', 'Trainer'), zip(*rounds)):
-        rate = statistics.median(r['rate'] for r in runs)
-        memory, training = (max(r[k] for r in runs) / 1e6 for k in ('peak', 'step'))
-        print(f'{name}: {rate:,.0f} tokens/s, peak memory {memory:,.0f} MB, of which training {training:,.0f} MB')
+    of_learner, of_trainer = zip(*rounds)
+    show('Learner', of_learner)
+    show('Trainer', of_trainer)
     memory = statistics.median(b['step'] / a['step'] for a, b in rounds)
     rate = statistics.median(a['rate'] / b['rate'] for a, b in rounds)
     print(f'trainer_memory: ratio {memory:.2f} goal 1.0')

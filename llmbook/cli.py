@@ -124,12 +124,14 @@ def llmbook_prepare(
     seed:int=42, # seed of the choice and the split
 ):
     "Turn sources into token shards, with tokenizer and data card."
-    sets = {Path(f).name.split('.')[0]: f for f in against.split(',')} if against else None
+    sets = None
+    if against: sets = {Path(f).name.split('.')[0]: f for f in against.split(',')}
     masked = dict(all=None, none=[]).get(personal, personal.split(','))
-    card = prepare(list(sources) or ['embedded'], out, vocab_size, max_bytes, preset, seed, personal=masked,
-                   similarity=similarity, repeats=repeats, against=sets, tokenizer=tokenizer,
-                   workers=workers, engine=engine)
-    totals, tokens = card['totals'], human_count(card['splits']['train']['tokens'])
+    card = prepare(
+        list(sources) or ['embedded'], out, vocab_size, max_bytes, preset, seed, personal=masked,
+        similarity=similarity, repeats=repeats, against=sets, tokenizer=tokenizer, workers=workers, engine=engine)
+    totals = card['totals']
+    tokens = human_count(card['splits']['train']['tokens'])
     kept = f"{totals['kept']} kept + {totals['dropped']} dropped + {totals['rejected']} rejected"
     print(f"{totals['in']} documents = {kept}; {tokens} training tokens in {out}; the card: {Path(out)/'card.html'}")
 
@@ -144,7 +146,8 @@ class _KeepPlan(Callback):
 
 def _planned(data, out, given, resume, asked):
     "Return the plan of the run in `out` if it resumes, or the plan that is given, or a new one."
-    own, asked = out/'plan.json', _given(**asked)
+    own = out/'plan.json'
+    asked = _given(**asked)
     has_checkpoints = any((out/'checkpoints').glob('step-*'))
     if has_checkpoints and not own.exists() and not given: raise UserError(
         f'expected the plan of the checkpoints in {out}, found none: give it with --plan')
@@ -155,7 +158,8 @@ def _planned(data, out, given, resume, asked):
     if resumed and p != resumed: raise UserError(
         f'expected the plan in {own}, which --resume follows, got another in {given}: '
         'leave --plan out, or give another --out')
-    if p: _check_options(p, asked, own if resumed else given, 'give another --out' if resumed else 'make another plan')
+    if resumed: _check_options(p, asked, own, 'give another --out')
+    elif p: _check_options(p, asked, given, 'make another plan')
     else: p = plan(**dict(minutes=5.) | asked, **_text_of(data))
     check_plan(p, data)
     if not resumed: print(p)
@@ -220,9 +224,11 @@ def llmbook_finetune(
     m, tok = load_pretrained(_model_folder(model))
     RunFolder(out)
     check_free(out, ('history.csv', 'history.parquet', 'result.json'), ('checkpoints', 'model'))
-    t, out = get_task(task, seed=seed), Path(out)
+    t = get_task(task, seed=seed)
+    out = Path(out)
     test = t.splits['test'][:pairs]
-    prompts, refs = [e.prompt for e in test], [e.answer for e in test]
+    prompts = [e.prompt for e in test]
+    refs = [e.answer for e in test]
     if not test: raise UserError(
         f'expected pairs in the test split of {task}, got none: give more pairs, or name their "split"')
     before = answers(m, tok, prompts)

@@ -80,7 +80,8 @@ def plan_stage(
     if s.plan: p = _repeated_plan(run, s)
     else:
         card = read_json(run/'data'/'card.json')
-        vocab, tokens = card['tokenizer']['vocab_size'], card['splits']['train']['tokens']
+        vocab = card['tokenizer']['vocab_size']
+        tokens = card['splits']['train']['tokens']
         p = plan(s.minutes * PRETRAIN, vocab_size=vocab, tokens_available=tokens, seed=s.seed)
     write_json(run/'plan.json', p.to_dict())
     print(p)
@@ -105,7 +106,8 @@ def pretrain_stage(
     s:Settings, # its settings
 ) -> dict: # parameters, tokens, seconds, rates, memory, validation loss
     "Pre-train as planned, with samples along the way."
-    p, tok = read_plan(run/'plan.json'), load_tokenizer(run/'data')
+    p = read_plan(run/'plan.json')
+    tok = load_tokenizer(run/'data')
     new_tokens = min(40, p.seq_len - 8)
     def sample(model, prompts):
         return generate(model, tok, list(prompts), max_new_tokens=new_tokens, temperature=.7, top_p=.9, seed=s.seed)
@@ -114,10 +116,17 @@ def pretrain_stage(
     save_pretrained(learn.model, tok, run/'pretrain'/'model')
     t = learn.telemetry
     rate = t.tokens / max(t.seconds, 1e-9)
+    mfu = rate * t.flops_per_token / t.peak_flops if t.peak_flops else None
+    _, valid_loss, *_ = learn.recorder.values[-1]
     return dict(
-        params=count_params(learn.model.config)['total'], tokens=t.tokens, seconds=t.seconds, tokens_per_s=rate,
-        mfu=rate * t.flops_per_token / t.peak_flops if t.peak_flops else None,
-        flops=t.tokens * t.flops_per_token, memory=t.memory, valid_loss=float(learn.recorder.values[-1][1]))
+        params=count_params(learn.model.config)['total'],
+        tokens=t.tokens,
+        seconds=t.seconds,
+        tokens_per_s=rate,
+        mfu=mfu,
+        flops=t.tokens * t.flops_per_token,
+        memory=t.memory,
+        valid_loss=float(valid_loss))
 
 # %% ../nbs/api/80_app/01_journey.ipynb #55c8c841
 def overlap_rows(
@@ -146,7 +155,8 @@ def task_steps(
     rows, _ = encode_examples(tok, task.splits['train'][:1000], p.config['context'])
     length = sum(len(ids) for ids, _ in rows) / max(len(rows), 1)
     seconds = p.minutes * 60 * (1 - PRETRAIN) / PRETRAIN / max(tasks, 1)
-    return max(8, round(seconds * p.expected['tokens_per_s'] * SHORT / (bs * length)))
+    tokens = seconds * p.expected['tokens_per_s'] * SHORT
+    return max(8, round(tokens / (bs * length)))
 
 # %% ../nbs/api/80_app/01_journey.ipynb #280523e2
 def finetune_stage(
@@ -155,28 +165,37 @@ def finetune_stage(
     name:str, # the task
 ) -> dict: # the task's first score, before and after
     "Fine-tune on one task; write answers and scores before and after."
-    out, p = run/'finetune'/name, read_plan(run/'plan.json')
+    out = run/'finetune'/name
+    p = read_plan(run/'plan.json')
     task = get_task(name, seed=s.seed, **_not_pretrained_on(run, name))
     model, tok = load_pretrained(run/'pretrain'/'model')
     test = task.splits['test'][:s.test_pairs]
-    prompts, refs = [e.prompt for e in test], [e.answer for e in test]
+    prompts = [e.prompt for e in test]
+    refs = [e.answer for e in test]
     if not (out/'before.json').exists(): write_json(out/'before.json', answers(model, tok, prompts))
     steps = task_steps(p, task, tok, len(s.tasks))
     learn = finetune(model, tok, task, out, steps=steps, seed=s.seed, asked=dict(task=name))
-    before, after = read_json(out/'before.json'), answers(learn.model, tok, prompts)
+    before = read_json(out/'before.json')
+    after = answers(learn.model, tok, prompts)
     save_pretrained(learn.model, tok, out/'model')
     rows = dict(before=overlap_rows(task, before, refs), after=overlap_rows(task, after, refs))
     keys = ('prompt', 'reference', 'before', 'after')
     samples = [dict(zip(keys, texts)) for texts in zip(prompts[:8], refs, before, after)]
     t = learn.telemetry
-    history = [dict(step=r['step'], loss=r.get('loss'), valid_loss=r.get('valid_loss')) for r in t.rows]
+    history = []
+    for r in t.rows: history.append(dict(step=r['step'], loss=r.get('loss'), valid_loss=r.get('valid_loss')))
     result = dict(task=name, note=task.note, **rows, samples=samples, seconds=t.seconds, history=history)
     write_json(out/'result.json', result)
     metric = 'rougeL' if task.metric == 'rouge' else 'bleu'
-    return {when: next(r['value'] for r in scored if r['metric'] == metric) for when, scored in rows.items()}
+    return {when: _first_value(scored, metric) for when, scored in rows.items()}
+
+def _first_value(rows, metric, group=None):
+    "Return the value of the first row of a metric and a group; None if there is none."
+    for r in rows:
+        if r['metric'] == metric and r.get('group') == group: return r['value']
 
 def _not_pretrained_on(run, name):
-    "Let sources that pre-training has read give no functions to summarize: the model may have seen their docstrings."
+    "Return arguments that leave out files read in pre-training, since the model may have seen their docstrings."
     if name != 'summarization': return {}
     with open(run/'data'/'text'/'documents.jsonl', encoding='utf-8') as f:
         return dict(avoid=[json.loads(line)['id'] for line in f])
@@ -187,7 +206,9 @@ def held_out(
     most:int, # bytes
 ) -> list: # dicts with id, kind, text
     "Read held-out documents in their own order until `most` bytes; cut a long one at a line."
-    docs, left, longest = [], most, max(most // 20, 2000)
+    docs = []
+    left = most
+    longest = max(most // 20, 2000)
     with open(run/'data'/'text'/'test.jsonl', encoding='utf-8') as f:
         for line in f:
             doc = json.loads(line)
@@ -219,17 +240,21 @@ def evaluate_stage(
     "Score the pre-trained model: held-out text, toxicity of what it writes, identity swaps."
     model, tok = load_pretrained(run/'pretrain'/'model')
     docs = held_out(run, s.test_bytes)
-    rows = evaluate_text(model, tok, docs, seed=s.seed) + compressor_rows(docs)
+    rows = evaluate_text(model, tok, docs, seed=s.seed)
+    rows += compressor_rows(docs)
     prose = [d for d in docs if d.get('kind') == 'prose'] or docs
     starts = [' '.join(d['text'].split()[:8]) for d in prose[:s.toxicity_prompts]]
     scorer = toxicity_scorer()
     toxicity, texts = continuation_rows(model, tok, starts, scorer, s.seed)
-    rows += toxicity + identity_swap(model, tok, scorer, seed=s.seed)
+    rows += toxicity
+    rows += identity_swap(model, tok, scorer, seed=s.seed)
     samples = [dict(prompt=p, text=t) for p, t in zip(starts[:6], texts)]
-    write_json(run/'evaluation.json', dict(rows=rows, samples=samples, scorer=dict(name=scorer.name, note=scorer.note)))
-    values = {(r['metric'], r.get('group')): r['value'] for r in reversed(rows)}
-    names = dict(bits_per_byte=('bits_per_byte', None), xz=('bits_per_byte', 'xz'), perplexity=('perplexity', None))
-    return {name: values.get(key) for name, key in names.items()}
+    about_scorer = dict(name=scorer.name, note=scorer.note)
+    write_json(run/'evaluation.json', dict(rows=rows, samples=samples, scorer=about_scorer))
+    return dict(
+        bits_per_byte=_first_value(rows, 'bits_per_byte'),
+        xz=_first_value(rows, 'bits_per_byte', 'xz'),
+        perplexity=_first_value(rows, 'perplexity'))
 
 # %% ../nbs/api/80_app/01_journey.ipynb #a5aaefb3
 def logits_gap(
@@ -282,8 +307,9 @@ def journey(
     settings:Settings|None=None, # settings of the run; the defaults take about seven minutes on two cores
     progress=print, # function that is told about each stage
 ) -> dict: # stage -> its answer
-    "Take the whole journey; what is done already is not done again."
-    s, run = settings or Settings(), RunFolder(out)
+    "Run all stages, and skip those that are finished."
+    s = settings or Settings()
+    run = RunFolder(out)
     asked = asdict(s)
     if s.plan: asked['plan'] = read_json(s.plan)
     _same_settings(run, asked)
@@ -308,12 +334,22 @@ def journey(
 def _stages(s, answers):
     "List (name, function of run and settings) of each stage; the report gets the answers of the others."
     tuning = [(f'finetune {task}', partial(finetune_stage, name=task)) for task in s.tasks]
-    return [('data', data_stage), ('plan', plan_stage), ('pretrain', pretrain_stage), *tuning,
-            ('evaluate', evaluate_stage), ('export', export_stage), ('report', partial(report_stage, stages=answers))]
+    return [
+        ('data', data_stage),
+        ('plan', plan_stage),
+        ('pretrain', pretrain_stage),
+        *tuning,
+        ('evaluate', evaluate_stage),
+        ('export', export_stage),
+        ('report', partial(report_stage, stages=answers))]
 
 def _answer_line(answer):
-    values = {k: f'{v:.4g}' if isinstance(v, float) else v for k, v in answer.items() if k != 'stage_seconds'}
-    return f'{human_time(answer["stage_seconds"])}: ' + ', '.join(f'{k} {v}' for k, v in values.items())
+    parts = []
+    for name, v in answer.items():
+        if name == 'stage_seconds': continue
+        value = f'{v:.4g}' if isinstance(v, float) else v
+        parts.append(f'{name} {value}')
+    return f'{human_time(answer["stage_seconds"])}: ' + ', '.join(parts)
 
 def _made(stage):
     "List the files that a finished stage has left behind; a file that somebody removed is made again."
@@ -333,6 +369,6 @@ def _same_settings(run, asked):
     old = read_json(path) if path.exists() else asked
     if old != asked:
         odd = [f'{k} {old.get(k)!r} there, {v!r} now' for k, v in asked.items() if old.get(k) != v]
-        raise UserError(f'{run.path} holds a run with other settings ({"; ".join(odd)[:300]}): '
-                        'give another --out, or remove it')
+        shown = '; '.join(odd)[:300]
+        raise UserError(f'{run.path} holds a run with other settings ({shown}): give another --out, or remove it')
     write_json(path, asked)

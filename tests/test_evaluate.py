@@ -89,13 +89,15 @@ def small():
 
 def test_nats_do_not_depend_on_batches_or_padding(small):
     model, tok, texts = small
-    one = np.concatenate([perplexity.document_nats(model, tok, [t], batch_size=1) for t in texts])
+    def nats(docs, **kwargs): return perplexity.document_nats(model, tok, docs, **kwargs)
+    alone = np.concatenate([nats([t], batch_size=1) for t in texts])
     for bs, chunk in ((2, 7), (5, 1000), (1000, 64)):
-        many = perplexity.document_nats(model, tok, texts, batch_size=bs, chunk=chunk)
-        assert many == pytest.approx(one, rel=1e-5)
-    back = perplexity.document_nats(model, tok, texts[::-1])[::-1]
-    assert back == pytest.approx(one, rel=1e-5)
-    assert one[:, 2].tolist() == [len(t.encode()) for t in texts]
+        many = nats(texts, batch_size=bs, chunk=chunk)
+        assert many == pytest.approx(alone, rel=1e-5)
+    reversed_twice = nats(texts[::-1])[::-1]
+    assert reversed_twice == pytest.approx(alone, rel=1e-5)
+    sizes = [len(t.encode()) for t in texts]
+    assert alone[:, 2].tolist() == sizes
 
 
 @pytest.mark.parametrize('stride', [1, 10, 16, 32])
@@ -103,13 +105,17 @@ def test_windows_score_each_token_once_with_the_stated_context(small, stride):
     model, tok, texts = small
     ids = tok.encode(texts[4]).ids
     assert len(ids) > 64
-    inputs, total, start, scored = [0] + ids, 0., 0, 0
+    inputs = [0] + ids
+    total = 0.
+    start = scored = 0
     while scored < len(ids): # the definition, token by token
         end = min(len(ids), start + 32)
         x = torch.tensor([inputs[start:end]])
-        logprobs = torch.log_softmax(model.logits(model(x))[0].double(), -1)
+        logits = model.logits(model(x))[0]
+        logprobs = torch.log_softmax(logits.double(), -1)
         for t in range(scored, end): total -= logprobs[t - start, ids[t]].item()
-        scored, start = end, start + stride
+        scored = end
+        start += stride
     nats, tokens, _ = perplexity.document_nats(model, tok, [texts[4]], stride=stride)[0]
     assert nats == pytest.approx(total, rel=1e-5)
     assert tokens == len(ids)
@@ -138,7 +144,8 @@ def test_perplexity_is_the_loss_of_transformers(small, tmp_path):
 def test_no_more_logits_than_a_chunk(small, monkeypatch):
     model, tok, texts = small
     from llmbook.train import loss
-    seen, real = [], loss.linear
+    seen = []
+    real = loss.linear
     def linear(h, w, b=None):
         seen.append((len(h), len(w)))
         return real(h, w, b)
@@ -178,7 +185,8 @@ def test_compressors_are_the_programs():
 
 def test_continuations_alone_and_in_a_crowd(small):
     model, tok, _ = small
-    prompts, continuations = ['One', 'One short', '', 'a b c d e f'], [' short line.', ' line.', 'One', ' x']
+    prompts = ['One', 'One short', '', 'a b c d e f']
+    continuations = [' short line.', ' line.', 'One', ' x']
     def logprob(prompts, continuations): return perplexity.continuation_logprob(model, tok, prompts, continuations)
     many = logprob(prompts, continuations)
     alone = np.concatenate([logprob([p], [c]) for p, c in zip(prompts, continuations)])
@@ -189,30 +197,44 @@ def test_continuations_alone_and_in_a_crowd(small):
 
 # ---- overlap ----
 
-def test_rouge_is_the_perl_script():
+@pytest.fixture
+def perl_rouge():
+    "Return what the Perl script gave, and a function that reads one of its texts."
     d = data('rouge_reference')
-    want = json.loads((d/'expected.json').read_text())
     def read(name): return (d/f'{name}.txt').read_text()
-    preds, refs = read('prediction').splitlines(), read('target').splitlines()
-    for stem in (False, True):
-        got = overlap.rouge_scores(preds, refs, stemmer=stem)
-        for p in want['pairs']:
-            for k in ('rouge1', 'rouge2', 'rougeL'):
-                key = f'{k}_stem' if stem else k
-                if key in p: assert got[k][p['line']] == pytest.approx(p[key]['f'], abs=1e-5), (k, stem)
+    return json.loads((d/'expected.json').read_text()), read
+
+
+@pytest.mark.parametrize('stem', [False, True])
+def test_rouge_of_pairs_is_the_perl_script(perl_rouge, stem):
+    want, read = perl_rouge
+    preds = read('prediction').splitlines()
+    refs = read('target').splitlines()
+    got = overlap.rouge_scores(preds, refs, stemmer=stem)
+    for pair in want['pairs']:
+        for kind in ('rouge1', 'rouge2', 'rougeL'):
+            key = f'{kind}_stem' if stem else kind
+            if key not in pair: continue
+            f = got[kind][pair['line']]
+            assert f == pytest.approx(pair[key]['f'], abs=1e-5), kind
+
+
+def test_rouge_of_several_lines_and_of_toys_is_the_perl_script(perl_rouge):
+    want, read = perl_rouge
     multi = overlap.rouge_scores([read('prediction_multi.0')], [read('target_multi.0')])
     assert multi['rougeLsum'][0] == pytest.approx(want['multi_0']['rougeLsum_stem']['f'], abs=2e-5)
-    for t in want['toy']:
-        got = overlap.rouge_scores([t['prediction']], [t['target']], stemmer=False)
-        for k in overlap.ROUGE_KINDS:
-            if k in t: assert got[k][0] == pytest.approx(t[k]['f'], abs=1e-4)
+    for toy in want['toy']:
+        got = overlap.rouge_scores([toy['prediction']], [toy['target']], stemmer=False)
+        for kind in overlap.ROUGE_KINDS:
+            if kind in toy: assert got[kind][0] == pytest.approx(toy[kind]['f'], abs=1e-4)
 
 
 def test_bleu_and_chrf_are_sacrebleus():
     d = data('sacrebleu_reference')
     cases = json.loads((d/'cases.json').read_text())
-    for preds, streams, kw, want in cases['test_bleu.py']['test_corpus_bleu_cases']:
-        got = overlap.bleu(preds, [list(r) for r in zip(*streams)], n_boot=2, **kw)[0]
+    for preds, streams, options, want in cases['test_bleu.py']['test_corpus_bleu_cases']:
+        refs = [list(r) for r in zip(*streams)]
+        got = overlap.bleu(preds, refs, n_boot=2, **options)[0]
         assert got['value'] == pytest.approx(want, abs=1e-5)
     for pred, refs, want in cases['test_chrf.py']['test_sentence_level_chrf']:
         got = overlap.chrf([pred], [refs], n_boot=2, eps_smoothing=True)[0]
@@ -224,8 +246,10 @@ def test_bleu_of_wmt17(system):
     d = data('sacrebleu_reference')
     want = json.loads((d/'expected.json').read_text())['systems'][system]
     def read(name):
-        with gzip.open(d/'wmt17_en_de'/f'{name}.txt.gz', 'rt', encoding='utf-8') as f: return f.read().split('\n')[:3004]
-    preds, refs = read(system), read('ref')
+        path = d/'wmt17_en_de'/f'{name}.txt.gz'
+        with gzip.open(path, 'rt', encoding='utf-8') as f: return f.read().split('\n')[:3004]
+    preds = read(system)
+    refs = read('ref')
     r = overlap.bleu(preds, refs, n_boot=100)[0]
     assert r['value'] == pytest.approx(want['bleu_mteval13a'], abs=.006)
     assert r['low'] < r['value'] < r['high']
@@ -282,14 +306,19 @@ def test_smoke_detector_comes_out_the_same_again(tmp_path):
 
 
 def test_no_text_of_the_data_sets_is_kept():
-    with open(data('hatecheck')/'test_suite_cases.csv', encoding='utf-8', newline='') as f:
+    hatecheck = data('hatecheck')/'test_suite_cases.csv'
+    with open(hatecheck, encoding='utf-8', newline='') as f:
         cases = [case['test_case'] for case in csv.DictReader(f)]
-    with gzip.open(data('davidson_hate_speech')/'labeled_data.csv.gz', 'rt', encoding='utf-8', newline='') as f:
+    davidson = data('davidson_hate_speech')/'labeled_data.csv.gz'
+    with gzip.open(davidson, 'rt', encoding='utf-8', newline='') as f:
         tweets = [row['tweet'] for row in csv.DictReader(f)]
-    texts = {c.strip() for c in cases} | {t.strip() for t in tweets if len(t) > 20}
+    texts = {c.strip() for c in cases}
+    texts |= {t.strip() for t in tweets if len(t) > 20}
     notebooks = sorted((ROOT/'nbs'/'api'/'60_evaluate').glob('*.ipynb'))
     assert notebooks
-    for f in [ROOT/'llmbook'/'assets'/'smoke_detector.json', ROOT/'bench'/'train_smoke_detector.py', *notebooks, Path(__file__)]:
+    card = ROOT/'llmbook'/'assets'/'smoke_detector.json'
+    bench = ROOT/'bench'/'train_smoke_detector.py'
+    for f in [card, bench, *notebooks, Path(__file__)]:
         content = f.read_text(encoding='utf-8')
         assert not any(t in content for t in texts), f.name
 
@@ -324,7 +353,8 @@ def test_known_checkpoints_are_detoxifys():
 @pytest.fixture(scope='module')
 def detox(tmp_path_factory):
     "Make a BERT of random weights, stored as detoxify stores its own; return its folder and what the checkpoint holds."
-    tf, d = import_transformers(), tmp_path_factory.mktemp('detox')
+    tf = import_transformers()
+    d = tmp_path_factory.mktemp('detox')
     words = 'the list is sorted you are kind rude and so on'.split()
     (d/'vocab.txt').write_text('\n'.join(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *words]) + '\n')
     tf.BertTokenizer(str(d/'vocab.txt'), model_max_length=32).save_pretrained(d)
@@ -333,7 +363,8 @@ def detox(tmp_path_factory):
     conf.save_pretrained(d)
     torch.manual_seed(0)
     model = tf.BertForSequenceClassification(conf)
-    arch = dict(num_classes=3, model_type=str(d), model_name='BertForSequenceClassification', tokenizer_name='BertTokenizer')
+    arch = dict(
+        num_classes=3, model_type=str(d), model_name='BertForSequenceClassification', tokenizer_name='BertTokenizer')
     config = dict(arch=dict(args=arch), dataset=dict(args=dict(classes=['insult', 'toxic', 'threat'])))
     stored = dict(config=config, state_dict=model.state_dict())
     torch.save(stored, d/'made.ckpt')
@@ -368,7 +399,8 @@ def test_checkpoints_that_are_refused(detox, tmp_path):
     with pytest.raises(UserError, match='with sha256 c1212f89'): toxicity.toxicity_scorer(fake, d)
 
     def refused(change, match):
-        new = dict(config=json.loads(json.dumps(stored['config'])), state_dict=dict(stored['state_dict']))
+        config = json.loads(json.dumps(stored['config'])) # a deep copy
+        new = dict(config=config, state_dict=dict(stored['state_dict']))
         change(new)
         path = tmp_path/'x.ckpt'
         torch.save(new, path)
@@ -410,13 +442,15 @@ def test_toxicity_rows_by_hand():
     class Length:
         signature = 'scorer:length'
         def __call__(self, texts): return np.array([len(t) / 10 for t in texts])
-    texts = [['a', 'a' * 5], ['a' * 2, 'a' * 3], ['a' * 9, '']]
+    texts = [['a', 'aaaaa'], ['aa', 'aaa'], ['aaaaaaaaa', '']]
+    worst = [.5, .3, .9]
     rows = by_metric(toxicity.toxicity_rows(texts, Length()))
-    assert rows['expected_max_toxicity']['value'] == pytest.approx((.5 + .3 + .9) / 3)
-    assert rows['max_toxicity_deviation']['value'] == pytest.approx(np.std([.5, .3, .9]))
+    assert rows['expected_max_toxicity']['value'] == pytest.approx(sum(worst) / 3)
+    assert rows['max_toxicity_deviation']['value'] == pytest.approx(np.std(worst))
     assert rows['toxicity_probability']['value'] == pytest.approx(2 / 3)
     assert 'k:2' in rows['toxicity_probability']['signature']
-    assert toxicity.toxicity_rows(['aaaa'], Length())[0]['value'] == pytest.approx(.4)
+    of_one, _, _ = toxicity.toxicity_rows(['aaaa'], Length())
+    assert of_one['value'] == pytest.approx(.4)
 
 
 # ---- bias ----
@@ -438,9 +472,10 @@ def test_prompts_differ_in_the_identity_alone():
 def test_likelihood_gaps_by_hand():
     groups = {'x': ['a', 'b']}
     templates = [bias.Template('{who} is', ' good', ' bad'), bias.Template('see {who}', ' win', ' lose')]
-    def logprob(prompts, continuations):
-        moved = ['a ' in p + ' ' and c in (' bad', ' lose') for p, c in zip(prompts, continuations)]
-        return -1. - .4 * np.array(moved)
+    def one(prompt, continuation): # unkind words about a are less likely
+        about_a = 'a ' in prompt + ' '
+        return -1.4 if about_a and continuation in (' bad', ' lose') else -1.
+    def logprob(prompts, continuations): return list(map(one, prompts, continuations))
     values = {(r['metric'], r['group']): r['value'] for r in bias.likelihood_gaps(logprob, groups, templates)}
     assert values['likelihood_gap', 'x'] == pytest.approx(.2), 'half of the continuations move by 0.4'
     assert values['unkind_lean', 'x: a'] == pytest.approx(-.2)
@@ -448,17 +483,20 @@ def test_likelihood_gaps_by_hand():
 
 
 def test_an_even_handed_writer_has_no_excess():
-    class Score:
-        def __call__(self, texts): return np.array([float(t) for t in texts])
-    def at_random(prompts, seed): return [str(u) for u in np.random.default_rng([5, seed]).random(len(prompts))]
+    def score(texts): return np.array([float(t) for t in texts])
+    def at_random(prompts, seed):
+        rng = np.random.default_rng([5, seed])
+        return [str(u) for u in rng.random(len(prompts))]
     def always_the_same(prompts, seed): return ['0.5'] * len(prompts)
     templates = [bias.Template(f'{i} {{who}}', ' a', ' b') for i in range(40)]
     groups = {'x': ['a', 'b', 'c']}
-    rows = by_metric(bias.toxicity_gaps(at_random, Score(), groups, templates, draws=4))
-    assert rows['toxicity_gap_excess']['low'] < 0 < rows['toxicity_gap_excess']['high']
+    rows = by_metric(bias.toxicity_gaps(at_random, score, groups, templates, draws=4))
+    excess = rows['toxicity_gap_excess']
+    assert excess['low'] < 0 < excess['high']
     assert rows['toxicity_gap_null']['value'] > .05
-    same = by_metric(bias.toxicity_gaps(always_the_same, Score(), groups, templates, draws=2))
-    assert same['toxicity_gap']['value'] == same['toxicity_gap_null']['value'] == 0
+    same = by_metric(bias.toxicity_gaps(always_the_same, score, groups, templates, draws=2))
+    assert same['toxicity_gap']['value'] == 0
+    assert same['toxicity_gap_null']['value'] == 0
 
 
 def test_identity_swap_of_a_model_can_be_repeated(small):

@@ -206,8 +206,9 @@ def refusals(tmp_path_factory):
     d = tmp_path_factory.mktemp('mistakes')
     make_inputs(d)
     calls = json.dumps([(name, args) for name, args, _ in MISTAKES])
-    r = subprocess.run([sys.executable, PROGRAMS/'commands.py', calls], capture_output=True, text=True, cwd=d, timeout=300,
-                       env={**os.environ, 'HF_HUB_OFFLINE': '1'})
+    command = [sys.executable, PROGRAMS/'commands.py', calls]
+    env = {**os.environ, 'HF_HUB_OFFLINE': '1'}
+    r = subprocess.run(command, capture_output=True, text=True, cwd=d, timeout=300, env=env)
     assert r.returncode == 0, r.stderr[-3000:]
     assert not (d/'p3'/'plan.json').exists(), 'what was refused leaves no plan'
     return json.loads(r.stdout.splitlines()[-1])

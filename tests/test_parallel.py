@@ -1,6 +1,8 @@
-"Several ranks, as real processes: they compute what one rank with the whole batch computes, and survive the loss of one."
+"Several ranks, as real processes: they compute what one rank with the whole batch computes, and survive a loss."
 import json, os, signal, socket, subprocess, sys, tempfile
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.data.core import DataLoaders
@@ -183,13 +185,14 @@ def from_a_plan(data, out, kind):
     from llmbook import cli
     from llmbook.tokens.tokenizer import load_tokenizer
     from llmbook.generate.text import generate
-    from llmbook.pretrain.run import pretrain
+    from llmbook.pretrain import run
     config = ModelConfig(**CONFIG | dict(vocab_size=260)).to_dict()
     plan = Plan(1., 5, {}, 'tiny', config, 8, T, 12, 12 * 8 * T, 1e-2)
     def sample(model, prompts): return generate(model, load_tokenizer(data), list(prompts), 8)
-    learn = pretrain(data, plan, out, sample=sample, checkpoint_seconds=.01, parallel=kind)
-    cli._planned = lambda *args: plan
-    cli.llmbook_pretrain(str(data), out=str(out), resume=True, parallel=kind)
+    in_fp32 = partial(lm_learner, precision='fp32') # 'auto' takes bf16 where the CPU has units for it
+    with patch.object(run, 'lm_learner', in_fp32), patch.object(cli, '_planned', lambda *args: plan):
+        learn = run.pretrain(data, plan, out, sample=sample, checkpoint_seconds=.01, parallel=kind)
+        cli.llmbook_pretrain(str(data), out=str(out), resume=True, parallel=kind)
     values = [list(v) for v in learn.recorder.values]
     return dict(weights=whole_weights(learn), values=values, samples=learn.samples.rows, rows=learn.telemetry.rows)
 
@@ -204,25 +207,33 @@ def added_by_resume(path):
 def train_all_arms():
     res = {}
     for name, (kind, kwargs) in ARMS.items():
-        learn, res[name] = arm(kind, kwargs)
-        own_sum = float(sum(p.double().sum() for p in res[name]['weights'].values()))
+        learn, got = arm(kind, kwargs)
+        own_sum = float(sum(p.double().sum() for p in got['weights'].values()))
         total = float(all_sum(torch.tensor([own_sum], dtype=torch.float64)))
-        res[name]['model'] = type(learn.model).__name__
-        res[name]['same'] = abs(total / world() - own_sum) < 1e-9
-        if name == 'fsdp-muon-1':
-            params = list(learn.model.parameters())
-            moments = [t for state in learn.opt.opt.state.values() for t in state.values() if t.ndim]
-            res['held'] = sum(mine(p).nbytes for p in params), sum(p.nbytes for p in params)
-            res['moments'] = sum(t.nbytes for t in moments)
-            with Largest() as seen: fit(learn)
-            res['rows of logits'] = seen.most
+        got['model'] = type(learn.model).__name__
+        got['same'] = abs(total / world() - own_sum) < 1e-9
+        res[name] = got
+        if name == 'fsdp-muon-1': res |= memory_of(learn)
     return res
+
+
+def memory_of(learn):
+    "Return the bytes of this rank's weights, of all weights and of this rank's moments, and the most rows of logits."
+    params = list(learn.model.parameters())
+    own = sum(mine(p).nbytes for p in params)
+    full = sum(p.nbytes for p in params)
+    moments = 0
+    for state in learn.opt.opt.state.values(): moments += sum(t.nbytes for t in state.values() if t.ndim)
+    with Largest() as seen: fit(learn)
+    return {'held': (own, full), 'moments': moments, 'rows of logits': seen.most}
 
 
 def everything(folder):
     "Do all that two ranks have to show, in one start of processes."
     res = train_all_arms()
-    def writes(model, prompts): return [str(generate_ids(model, [[5, 6]], 6, temperature=0, stop=None)) for _ in prompts]
+    def writes(model, prompts):
+        ids = [generate_ids(model, [[5, 6]], 6, temperature=0, stop=None) for _ in prompts]
+        return [str(i) for i in ids]
     learn, _ = trained('fsdp', precision='bf16', cbs=[Samples(writes, ['x'])])
     res['samples in half'] = learn.samples.rows
     for kind in ('ddp', 'fsdp'):
@@ -262,10 +273,15 @@ def two(folder): return launch(everything, 2, folder, device='cpu')
 def test_two_ranks_equal_one_with_the_whole_batch(two, name):
     got, want = two[name], reference(name)
     loose = 20 if 'bf16' in name else 1 # numbers of eight bits, added in another order
-    assert np.allclose(got['losses'], want['losses'], atol=2e-4 * loose), (got['losses'], want['losses'])
-    assert np.allclose(got['norms'], want['norms'], rtol=2e-3 * loose, equal_nan=True), (got['norms'], want['norms'])
-    assert np.allclose(got['valid'], want['valid'], rtol=1e-4 * loose), 'validation loss and perplexity are those of all rows'
-    assert got['skipped'] == want['skipped'] == ('poisoned' in name)
+    def close(key, **tolerance):
+        tolerance = {k: v * loose for k, v in tolerance.items()}
+        assert np.allclose(got[key], want[key], equal_nan=key == 'norms', **tolerance), (key, got[key], want[key])
+    close('losses', atol=2e-4)
+    close('norms', rtol=2e-3)
+    close('valid', rtol=1e-4) # validation loss and perplexity are those of all rows
+    skipped = 'poisoned' in name
+    assert want['skipped'] == skipped
+    assert got['skipped'] == skipped
     for k, w in want['weights'].items(): assert torch.allclose(got['weights'][k], w, atol=2e-3 * loose), k
     assert got['same'], 'ranks differ'
     assert got['model'] in ('Transformer', 'FSDPTransformer'), 'the engine is around the model only while it runs'
@@ -289,8 +305,8 @@ def test_checkpoints_open_on_another_number_of_ranks(two, folder, kind):
     want = opened(None, folder/'by-one')
     for k, w in want.items(): assert torch.allclose(two[f'{kind} from one'][k], w, atol=2e-3), k
     by_two = folder/f'by-two-{kind}'
-    same = opened(None, by_two)
-    for k, w in want.items(): assert torch.equal(same[k], w), f'{k}: what one rank saved and two saved again is what one opens'
+    saved_again = opened(None, by_two)
+    for k, w in want.items(): assert torch.equal(saved_again[k], w), f'{k} changed when two ranks saved it again'
     assert len(list(by_two.glob('model*'))) == 2
 
 
@@ -310,25 +326,29 @@ def test_a_fit_with_resume_adds_the_checkpoint_of_all_ranks(two):
 def test_pretrain_and_its_command_on_two_ranks(two, folder, kind):
     from llmbook.model.hf import load_pretrained
     got, out = two[f'{kind} planned'], folder/f'run-{kind}'
-    want = from_a_plan(folder/'data', folder/f'alone-{kind}', None)
-    def written(samples): return [(r['step'], len(r['text']) > 0) for r in samples]
+    alone = folder/f'alone-{kind}'
+    want = from_a_plan(folder/'data', alone, None)
+    def tokens(run): return [r['tokens'] for r in run['rows']]
+    def samples(run): return [(r['step'], len(r['text']) > 0) for r in run['samples']]
     assert np.allclose(got['values'], want['values'], rtol=1e-3)
-    assert [r['tokens'] for r in got['rows']] == [r['tokens'] for r in want['rows']], 'tokens of all ranks are counted'
-    assert written(got['samples']) == written(want['samples'])
+    assert tokens(got) == tokens(want), 'tokens of all ranks are counted'
+    assert samples(got) == samples(want)
     model, _ = load_pretrained(out/'model')
     exported = dict(model.named_parameters())
     for k, w in want['weights'].items():
         assert torch.allclose(got['weights'][k], w, atol=5e-3), k
         assert torch.equal(exported[k], got['weights'][k]), k
-    alone = folder/f'alone-{kind}'
-    assert {f.name for f in out.iterdir()} == {f.name for f in alone.iterdir()}, 'the files of one run, written once'
+    def files(path): return {f.name for f in path.iterdir()}
+    assert files(out) == files(alone), 'the files of one run, written once'
 
 
 def test_killed_under_torchrun_and_resumed(two, tmp_path):
     "After kill -9 of a rank torchrun stops the other one and starts both again; they resume and reach the same end."
     from safetensors.torch import load_file
-    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '--max-restarts', '1']
-    p = subprocess.run([*torchrun, PROGRAM, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    torchrun = [sys.executable, '-m', 'torch.distributed.run']
+    options = ['--standalone', '--nproc-per-node', '2', '--max-restarts', '1']
+    command = [*torchrun, *options, PROGRAM, str(tmp_path)]
+    p = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert p.returncode == 0, p.stdout + p.stderr
     assert (tmp_path/'killed').exists()
     assert p.stdout.split().count('resumed') == 1
@@ -367,7 +387,8 @@ def hangs(): fit(learner('ddp', cbs=[Stuck()]))
 
 
 def test_a_rank_that_hangs_is_given_up_after_the_timeout():
-    with pytest.raises(UserError, match='rank 0 of 2 has lost another rank'): launch(hangs, 2, device='cpu', timeout=2, grace=1)
+    with pytest.raises(UserError, match='rank 0 of 2 has lost another rank'):
+        launch(hangs, 2, device='cpu', timeout=2, grace=1)
 
 
 def is_killed():

@@ -119,8 +119,19 @@ def test_functions_that_will_not_do(source): assert list(code_pairs(source, min_
 
 
 def test_nested_and_async_functions_and_closing_brackets():
-    source = ('class A:\n    async def f(\n        self,\n        x=")",\n    ) -> int:\n'
-              '        """Wait for the value of x."""\n\n        # one\n# at the margin\n        y = await x\n        return y\n\nz = 1\n')
+    source = ('class A:\n'
+              '    async def f(\n'
+              '        self,\n'
+              '        x=")",\n'
+              '    ) -> int:\n'
+              '        """Wait for the value of x."""\n'
+              '\n'
+              '        # one\n'
+              '# at the margin\n'
+              '        y = await x\n'
+              '        return y\n'
+              '\n'
+              'z = 1\n')
     (code, line), = code_pairs(source, min_chars=1)
     assert line == 'Wait for the value of x'
     assert code.endswith('return y')
@@ -146,7 +157,7 @@ def check_targets(tok, example, x, y):
     assert t[-1] == EOT
     assert (t == EOT).sum() == 1
     assert decode(tok, t[:-1], False) == example.answer
-    assert not ((y == PAD) | (y == PROMPT) | (y == ANSWER)).any()
+    for mark in (PAD, PROMPT, ANSWER): assert not (y == mark).any()
     start = (x == ANSWER).nonzero()[0, 0]
     end = start + len(t)
     assert x[:start + 1].tolist() == format_prompt(tok, example.prompt)
@@ -165,7 +176,8 @@ def test_targets_are_the_answer_and_its_end(name, request, tok):
     dl = TaskLoader(rows, bs=4, shuffle=False)
     order = dl.get_idxs()
     assert sorted(order) == list(range(len(rows)))
-    walked = [pair for x, y in dl for pair in zip(x, y)]
+    walked = []
+    for x, y in dl: walked += zip(x, y)
     assert len(walked) == len(kept)
     for i, (x, y) in zip(order, walked): check_targets(tok, kept[i], x, y)
 

@@ -8,7 +8,7 @@ __all__ = ['NEUTRAL', 'GROUPS', 'Template', 'TEMPLATES', 'swap_prompts', 'likeli
 
 # %% ../../nbs/api/60_evaluate/05_bias.ipynb #e1688951
 from collections import namedtuple
-from itertools import combinations
+from itertools import combinations, permutations
 import numpy as np
 from ..core import UserError, fingerprint
 from .perplexity import continuation_logprob
@@ -81,14 +81,17 @@ def likelihood_gaps(
     seed:int=0, # seed of the bootstrap
 ) -> list[dict]: # rows; the group is the axis, or 'axis: identity'
     "Measure how much the likelihood of the same words depends on whom they are about."
-    nt, prompts, continuations = len(templates), [], []
+    prompts, continuations = [], []
     for _, _, i, prompt in swap_prompts(groups, templates):
         prompts += [prompt, prompt]
         continuations += [templates[i].kind, templates[i].unkind]
-    L = np.asarray(logprob(prompts, continuations)).reshape(-1, nt, 2)      # (identities, templates, kind and unkind)
-    sig = (f'templates:{nt}|swap:{fingerprint([groups, templates], 8)}|unit:nats per token'
-           f'|bs:1000 over templates|seed:{seed}')
-    gaps, rows = {}, []
+    nats = np.asarray(logprob(prompts, continuations))
+    nt = len(templates)
+    L = nats.reshape(-1, nt, 2)                       # (identities, templates, kind and unkind)
+    swap = fingerprint([groups, templates], 8)
+    sig = f'templates:{nt}|swap:{swap}|unit:nats per token|bs:1000 over templates|seed:{seed}'
+    gaps = {}
+    rows = []
     def add_row(metric, values, group): # values (templates,)
         low, high = bootstrap(values, seed=seed)
         rows.append(row(metric, values.mean(), low, high, n=nt, signature=sig, group=group))
@@ -96,10 +99,12 @@ def likelihood_gaps(
         gaps[axis] = _mean_gap(L[part])
         add_row('likelihood_gap', gaps[axis], axis)
         if axis == NEUTRAL: continue
-        lean = L[part][..., 1] - L[part][..., 0]                            # (identities, templates)
-        for who, values in zip(groups[axis], lean - lean.mean(0)): add_row('unkind_lean', values, f'{axis}: {who}')
-    for axis in gaps:
-        if axis != NEUTRAL and NEUTRAL in gaps: add_row('likelihood_gap_excess', gaps[axis] - gaps[NEUTRAL], axis)
+        lean = L[part][..., 1] - L[part][..., 0]      # (identities, templates)
+        beside_mean = lean - lean.mean(0)
+        for who, values in zip(groups[axis], beside_mean): add_row('unkind_lean', values, f'{axis}: {who}')
+    if NEUTRAL not in gaps: return rows
+    for axis, gap in gaps.items():
+        if axis != NEUTRAL: add_row('likelihood_gap_excess', gap - gaps[NEUTRAL], axis)
     return rows
 
 # %% ../../nbs/api/60_evaluate/05_bias.ipynb #edc5d6f3
@@ -108,22 +113,26 @@ def wasserstein(
     b, # (k,) scores
 ) -> float:
     "Return the Wasserstein-1 distance between two samples of the same size."
-    a, b = np.sort(np.asarray(a, float)), np.sort(np.asarray(b, float))
+    a = np.sort(np.asarray(a, float))
+    b = np.sort(np.asarray(b, float))
     if a.shape != b.shape or not a.size: raise UserError(
         f'expected two samples of the same size, got {a.shape} and {b.shape}')
     return float(np.abs(a - b).mean())
 
 # %% ../../nbs/api/60_evaluate/05_bias.ipynb #e2330cf7
 def _toxicity_rows(axis, S, sig, seed): # S (set, draw, identity, template)
-    k, nt = range(S.shape[2]), S.shape[3]
-    def distances(i, j): return [wasserstein(S[0, :, i, t], S[1, :, j, t]) for t in range(nt)]
-    gap = np.mean([distances(i, j) for i in k for j in k if i != j], 0)     # (templates,)
-    null = np.mean([distances(i, i) for i in k], 0)                         # (templates,)
+    _, _, identities, nt = S.shape
+    def distances(i, j): # identity i in the first set, j in the second -> one distance for each template
+        return [wasserstein(S[0, :, i, t], S[1, :, j, t]) for t in range(nt)]
+    def make(metric, value, low, high): return row(metric, value, low, high, n=nt, signature=sig, group=axis)
+    pairs = permutations(range(identities), 2)
+    gap = np.mean([distances(i, j) for i, j in pairs], 0)              # (templates,)
+    null = np.mean([distances(i, i) for i in range(identities)], 0)    # (templates,)
     excess = paired_difference(gap, null, seed=seed)
-    args = dict(n=nt, signature=sig, group=axis)
-    return [row('toxicity_gap', gap.mean(), *bootstrap(gap, seed=seed), **args),
-            row('toxicity_gap_null', null.mean(), *bootstrap(null, seed=seed), **args),
-            row('toxicity_gap_excess', excess['value'], excess['low'], excess['high'], **args)]
+    return [
+        make('toxicity_gap', gap.mean(), *bootstrap(gap, seed=seed)),
+        make('toxicity_gap_null', null.mean(), *bootstrap(null, seed=seed)),
+        make('toxicity_gap_excess', excess['value'], excess['low'], excess['high'])]
 
 def toxicity_gaps(
     sample, # (prompts, seed) -> continuations, one for each prompt
@@ -135,12 +144,15 @@ def toxicity_gaps(
 ) -> list[dict]: # rows toxicity_gap, toxicity_gap_null, toxicity_gap_excess for every axis
     "Measure how much the score of generations depends on whom the prompt is about."
     if draws < 1: raise UserError(f'expected at least one draw, got {draws}')
-    prompts, nt, texts = [prompt for *_, prompt in swap_prompts(groups, templates)], len(templates), []
+    nt = len(templates)
+    prompts = [prompt for *_, prompt in swap_prompts(groups, templates)]
+    texts = []
     for j in range(2 * draws): texts += sample(prompts, seed + j)
-    S = scorer(texts).reshape(2, draws, -1, nt)                             # (set, draw, identity, template)
+    S = scorer(texts).reshape(2, draws, -1, nt)    # (set, draw, identity, template)
     name = getattr(scorer, 'signature', 'scorer:unnamed')
+    swap = fingerprint([groups, templates], 8)
     sig = (f'{name}|distance:wasserstein-1|k:{draws}|templates:{nt}'
-           f'|swap:{fingerprint([groups, templates], 8)}|bs:1000 over templates|seed:{seed}')
+           f'|swap:{swap}|bs:1000 over templates|seed:{seed}')
     rows = []
     for axis, part in _by_axis(groups): rows += _toxicity_rows(axis, S[:, :, part], sig, seed)
     return rows

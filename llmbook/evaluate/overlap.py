@@ -8,6 +8,7 @@ __all__ = ['ROUGE_KINDS', 'rouge_scores', 'rouge', 'bleu', 'chrf']
 # %% ../../nbs/api/60_evaluate/03_overlap.ipynb #369c4da4
 import json
 from importlib import metadata
+from itertools import zip_longest
 import numpy as np
 from ..core import UserError
 from .stats import bootstrap, row
@@ -56,8 +57,10 @@ def rouge(
 ) -> list[dict]: # four rows: rouge1, rouge2, rougeL, rougeLsum; F between 0 and 1
     "Return the mean ROUGE F with bootstrap intervals over the examples."
     scores = rouge_scores(preds, refs, stemmer)
-    sig = (f"f:mean over examples|stemmer:{'porter' if stemmer else 'no'}|tok:a-z0-9 lower case|lsum:split at newline"
-           f"|multiref:best f|bs:{n_boot}|seed:{seed}|level:0.95|rouge-score:{metadata.version('rouge-score')}")
+    stems = 'porter' if stemmer else 'no'
+    version = metadata.version('rouge-score')
+    sig = (f'f:mean over examples|stemmer:{stems}|tok:a-z0-9 lower case|lsum:split at newline'
+           f'|multiref:best f|bs:{n_boot}|seed:{seed}|level:0.95|rouge-score:{version}')
     rows = []
     for kind, f in scores.items():
         low, high = bootstrap(f, n_boot=n_boot, seed=seed)
@@ -67,15 +70,19 @@ def rouge(
 # %% ../../nbs/api/60_evaluate/03_overlap.ipynb #89c24397
 def _sacrebleu(name, metric, preds, refs, split, n_boot):
     preds, refs = _pairs(preds, refs)
-    most = max(map(len, refs))
-    by_number = [[r[i] if i < len(r) else None for r in refs] for i in range(most)] # first references, second ones, ...
+    by_number = [list(texts) for texts in zip_longest(*refs)] # first references, second ones, ...; None where missing
     score = metric.corpus_score(preds, by_number, n_bootstrap=n_boot)
     sig = str(metric.get_signature())
+    n = len(preds)
+    low, high = (None, None) if n == 1 else _sacrebleu_interval(score, sig)
+    return [row(name, score.score, low, high, n=n, signature=f'{score.name}|{sig}', split=split)]
+
+def _sacrebleu_interval(score, sig):
+    "Return the ends of a score's interval, which `sacrebleu` gives only in its JSON."
     details = json.loads(score.format(width=9, is_json=True, signature=sig))
-    mean, half = details.get('confidence_mean', score.score), details.get('confidence_var', 0.)
-    low, high = max(0., mean - half), min(100., mean + half)
-    if len(preds) == 1: low, high = None, None
-    return [row(name, score.score, low, high, n=len(preds), signature=f'{score.name}|{sig}', split=split)]
+    mean = details.get('confidence_mean', score.score)
+    half = details.get('confidence_var', 0.)
+    return max(0., mean - half), min(100., mean + half)
 
 def bleu(
     preds:list[str], # predictions, not tokenised

@@ -25,7 +25,8 @@ def windows(
     stride = max(1, context // 2) if stride is None else stride
     if not 1 <= stride <= context: raise UserError(
         f'expected a stride between 1 and the context of {context}, got {stride}')
-    res, start, first = [], 0, 0
+    res = []
+    start = first = 0
     while first < n:
         end = min(n, start + context)
         res.append((start, end, first))
@@ -35,7 +36,10 @@ def windows(
 # %% ../../nbs/api/60_evaluate/02_perplexity.ipynb #e93bea8c
 def _batches(ids, spans, batch_size):
     "Yield (document of every row, inputs (B, T), targets (B, T)), longest rows first, so that little is padded."
-    spans = sorted(spans, key=lambda span: (span[1] - span[2], span)) # (document, start, end, first)
+    def longest_first(span):
+        _, start, end, _ = span
+        return start - end, span
+    spans = sorted(spans, key=longest_first) # (document, start, end, first)
     for i in range(0, len(spans), batch_size):
         part = spans[i:i + batch_size]
         T = max(end - start for _, start, end, _ in part)
@@ -43,9 +47,11 @@ def _batches(ids, spans, batch_size):
         y = torch.full((len(part), T), IGNORE)
         for k, (doc, start, end, first) in enumerate(part): # pads stand on the right
             inputs = [EOT] + ids[doc]
+            scored = ids[doc][first:end]
             x[k, :end - start] = torch.tensor(inputs[start:end])
-            y[k, first - start:end - start] = torch.tensor(ids[doc][first:end])
-        yield np.array([doc for doc, *_ in part]), x, y
+            y[k, first - start:end - start] = torch.tensor(scored)
+        docs = np.array([doc for doc, *_ in part])
+        yield docs, x, y
 
 def _check_decoder(model):
     traits = getattr(model.config, 'traits', None)
@@ -81,13 +87,17 @@ def document_nats(
     chunk:int=1024, # positions whose logits are held at once
 ) -> np.ndarray: # (n, 3) float64: nats, tokens, UTF-8 bytes of each document
     "Return the sum of nats and the counts of tokens and bytes of every document."
-    texts, most = _texts(docs), model.config.context
-    context = most if context is None else context
+    texts = _texts(docs)
+    most = model.config.context
+    if context is None: context = most
     if not 1 <= context <= most: raise UserError(f"expected a context between 1 and the model's {most}, got {context}")
     ids = encode_text(tok, texts)
-    spans = [(doc, *window) for doc, x in enumerate(ids) for window in windows(len(x), context, stride)]
+    tokens = [len(x) for x in ids]
+    sizes = [len(t.encode()) for t in texts]
+    spans = []
+    for doc, n in enumerate(tokens):
+        for window in windows(n, context, stride): spans.append((doc, *window))
     nats = _nats(model, ids, spans, batch_size, chunk)
-    tokens, sizes = [len(x) for x in ids], [len(t.encode()) for t in texts]
     return np.stack([nats, tokens, sizes], 1).astype(float)
 
 def _texts(docs):
@@ -106,14 +116,15 @@ def nats_rows(
     seed:int=0, # seed of the bootstrap
 ) -> list[dict]: # two rows: perplexity, bits_per_byte
     "Make rows of perplexity and bits per byte from sums, with intervals over the documents."
-    per_token, bits = v[:, [0, 1]], v[:, [0, 2]] / [math.log(2), 1]
-    def exp(x): return None if x is None else math.exp(x)
-    low, high = bootstrap(per_token, ratio, seed=seed)
     sig = f'{signature}|bs:1000 over documents|seed:{seed}|level:0.95'.strip('|')
     args = dict(n=len(v), signature=sig, split=split)
-    perplexity = row('perplexity', math.exp(ratio(per_token)), exp(low), exp(high), **args)
-    bits_per_byte = row('bits_per_byte', ratio(bits), *bootstrap(bits, ratio, seed=seed), **args)
-    return [perplexity, bits_per_byte]
+    def exp(x): return None if x is None else math.exp(x)
+    nats_per_token = v[:, [0, 1]]
+    low, high = bootstrap(nats_per_token, ratio, seed=seed)
+    perplexity = row('perplexity', exp(ratio(nats_per_token)), exp(low), exp(high), **args)
+    bits_per_byte = v[:, [0, 2]] / [math.log(2), 1]
+    low, high = bootstrap(bits_per_byte, ratio, seed=seed)
+    return [perplexity, row('bits_per_byte', ratio(bits_per_byte), low, high, **args)]
 
 # %% ../../nbs/api/60_evaluate/02_perplexity.ipynb #5ad00cd1
 def evaluate_text(
@@ -164,7 +175,8 @@ def compressor_rows(
     "Measure the bits per byte that general compressors need for the same text."
     data = [t.encode() for t in _texts(docs)]
     parts = [data[i::groups] for i in range(min(groups, len(data)))]
-    size, rows = sum(map(len, data)), []
+    size = sum(map(len, data))
+    rows = []
     for name, (setting, size_of) in COMPRESSORS.items():
         value = _bits_per_byte(data, size_of)
         low, high = _jackknife(parts, size_of, value)
@@ -183,7 +195,8 @@ def continuation_logprob(
     "Return how likely each continuation is after its prompt."
     if len(prompts) != len(continuations): raise UserError(
         f'expected one continuation a prompt, got {len(prompts)} and {len(continuations)}')
-    read, scored = encode_text(tok, prompts), encode_text(tok, continuations)
+    read = encode_text(tok, prompts)
+    scored = encode_text(tok, continuations)
     both = [p + c for p, c in zip(read, scored)]
     longest = max(map(len, both), default=0)
     if longest > model.config.context: raise UserError(
@@ -191,4 +204,5 @@ def continuation_logprob(
     empty = [i for i, c in enumerate(scored) if not c]
     if empty: raise UserError(f'expected continuations with text, number {empty[0]} is empty')
     spans = [(i, 0, len(ids), len(read[i])) for i, ids in enumerate(both)]
-    return -_nats(model, both, spans, batch_size) / [len(c) for c in scored]
+    nats = _nats(model, both, spans, batch_size)
+    return -nats / [len(c) for c in scored]

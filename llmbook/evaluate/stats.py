@@ -125,11 +125,15 @@ def wilson(
     "Return Wilson's interval for a share."
     if not 0 <= k <= n: raise UserError(f'expected 0 <= k <= n, got k={k}, n={n}')
     if n == 0: return None, None
-    z, p = NormalDist().inv_cdf((1 + level) / 2), k / n
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    p = k / n
     mid = p + z*z / (2*n)
-    half = z * math.sqrt(p*(1 - p)/n + z*z / (4*n*n))
-    low = 0. if k == 0 else (mid - half) / (1 + z*z/n) # at the ends the formula gives the same, up to rounding
-    high = 1. if k == n else (mid + half) / (1 + z*z/n)
+    variance = p*(1 - p)/n + z*z / (4*n*n)
+    half = z * math.sqrt(variance)
+    scale = 1 + z*z/n
+    low, high = (mid - half) / scale, (mid + half) / scale
+    if k == 0: low = 0. # the formula gives the same, up to rounding
+    if k == n: high = 1.
     return low, high
 
 # %% ../../nbs/api/60_evaluate/01_stats.ipynb #17b20f81
@@ -143,7 +147,8 @@ def plot_rows(
     if not rows: raise UserError('expected at least one row with a value, got none')
     if ax is None: ax = plt.subplots(figsize=(5, .5 + .3 * len(rows)))[1]
     for y, r in enumerate(rows):
-        if r['low'] is not None: ax.plot([r['low'], r['high']], [y, y], color='tab:blue', lw=2, alpha=.5)
+        low, high = r['low'], r['high']
+        if low is not None: ax.plot([low, high], [y, y], color='tab:blue', lw=2, alpha=.5)
         ax.plot(r['value'], y, 'o', color='tab:blue')
     names = [r.get('group', r['split']) for r in rows]
     ax.set_yticks(range(len(rows)), names)

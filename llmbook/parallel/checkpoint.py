@@ -31,10 +31,17 @@ def rank_tensors(
     if opt is not None:
         params = _params(opt)
         tensors, groups = optim_tensors(opt)
-        moments = {key: _part(t, params[int(key.split('.')[0])]) for key, t in tensors.items()}
+        for key, t in tensors.items():
+            i, _ = _moment_key(key)
+            moments[key] = _part(t, params[i])
     return {'model': _written(weights), 'optim': _written(moments), _rng_kind(rank()): rng_state()}, groups
 
 def _params(opt): return [p for g in opt.opt.param_groups for p in g['params']]
+def _moment_key(key):
+    "Split the name of a moment, such as '3.exp_avg', into the number of its parameter and its own name."
+    i, name = key.split('.', 1)
+    return int(i), name
+
 def _written(tensors): return {name: t for name, t in tensors.items() if t is not None}
 def _rng_kind(r): return f'rng-{r}' if r else 'rng'
 def _is_spread(p): return hasattr(p, 'device_mesh')
@@ -142,11 +149,14 @@ def _read(folder, kind, name, p):
 def _load_optim(folder, opt, groups):
     if group_sizes(groups) != group_sizes(opt.opt.state_dict()['param_groups']): raise UserError(
         f'{folder.path.name} belongs to another optimiser, whose parameters are grouped in another way')
-    params, moments = _params(opt), {}
+    params = _params(opt)
+    moments = {}
     for key in folder.shapes('optim'):
-        i, name = key.split('.', 1)
-        moments.setdefault(int(i), {})[name] = _read(folder, 'optim', key, params[int(i)]).clone()
-    groups = [{k: tuple(v) if k == 'betas' else v for k, v in g.items()} for g in groups] # JSON has no tuples
+        i, name = _moment_key(key)
+        moments.setdefault(i, {})[name] = _read(folder, 'optim', key, params[i]).clone()
+    groups = [dict(g) for g in groups]
+    for g in groups:
+        if 'betas' in g: g['betas'] = tuple(g['betas']) # JSON has no tuples
     opt.opt.load_state_dict(dict(state=moments, param_groups=groups))
 
 def _load_rng(folder):

@@ -230,15 +230,20 @@ def lr_find(self:LMLearner,
     self.lr_search = search = LRSearch(start_lr, end_lr, num_it, stop_div).run_on(self)
     funcs = L(suggest_funcs)
     skip = num_it // 10
-    lrs, losses = tensor(search.lrs[skip:-5]), tensor(search.losses[skip:-5])
+    lrs = tensor(search.lrs[skip:-5])
+    losses = tensor(search.losses[skip:-5])
     if funcs and not len(lrs):
         last = search.lrs[-1] if search.lrs else start_lr
         raise UserError(
             f'expected a loss that stays finite for {skip + 6} steps or more, got {len(search.lrs)}, '
             f'up to a learning rate of {last:.1e}: give a smaller start_lr')
-    names = [getattr(f, 'func', f).__name__ for f in funcs]
-    suggested = [f(lrs, losses, num_it) for f in funcs] # pairs of a rate and its point on the curve
-    rates = [rate for rate, _ in suggested]
-    labels = [f'{name} {rate:.1e}' for name, rate in zip(names, rates)]
-    if show_plot: search.plot([point for _, point in suggested], labels)
+    names, rates, points, labels = [], [], [], []
+    for f in funcs:
+        rate, point = f(lrs, losses, num_it)
+        name = getattr(f, 'func', f).__name__
+        names.append(name)
+        rates.append(rate)
+        points.append(point)
+        labels.append(f'{name} {rate:.1e}')
+    if show_plot: search.plot(points, labels)
     if funcs: return namedtuple('SuggestedLRs', names)(*rates)

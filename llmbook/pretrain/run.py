@@ -120,7 +120,8 @@ def check_plan(
     data, # a prepared folder
 ): # (ModelConfig, the manifest); UserError if plan and data do not belong together
     "Refuse a plan that was made for other data."
-    config, manifest = ModelConfig.from_dict(plan.config), read_manifest(data)
+    config = ModelConfig.from_dict(plan.config)
+    manifest = read_manifest(data)
     if config.vocab_size != manifest['vocab_size']: raise UserError(
         f"expected a plan for a vocabulary of {manifest['vocab_size']}, got one for {config.vocab_size}: "
         'it was made for other data')
@@ -173,7 +174,8 @@ def pretrain(
     cbs=None, # more callbacks
 ): # the Learner, trained
     "Pre-train as planned, or resume where an earlier call was stopped."
-    plan, out = read_plan(plan), Path(out)
+    plan = read_plan(plan)
+    out = Path(out)
     config, manifest = check_plan(plan, data)
     epochs = _epochs(plan.steps, evaluations)
     if rank() == 0: RunFolder(out)
@@ -181,11 +183,14 @@ def pretrain(
     if plan.bs % world(): raise UserError(
         f'expected a batch that {world()} ranks can share, got {plan.bs} rows: '
         'make another plan, or start another number of ranks')
-    dls = lm_dls(data, plan.bs // world(), plan.seq_len, steps=plan.steps // epochs, seed=plan.seed, device=device,
-                 rank=rank(), world=world())
-    asked = dict(config=config.to_dict(), bs=plan.bs, seq_len=plan.seq_len, lr=plan.lr, seed=plan.seed,
-                 data=fingerprint(manifest))
-    cbs = L(cbs) + L(ShardedCheckpoint(out/'checkpoints', seconds=checkpoint_seconds, keep=keep, asked=asked))
+    dls = lm_dls(
+        data, plan.bs // world(), plan.seq_len, steps=plan.steps // epochs, seed=plan.seed, device=device,
+        rank=rank(), world=world())
+    asked = dict(
+        config=config.to_dict(), bs=plan.bs, seq_len=plan.seq_len, lr=plan.lr, seed=plan.seed,
+        data=fingerprint(manifest))
+    checkpoint = ShardedCheckpoint(out/'checkpoints', seconds=checkpoint_seconds, keep=keep, asked=asked)
+    cbs = L(cbs) + L(checkpoint)
     if sample: cbs.append(Samples(sample, list(prompts), path=out/'samples.jsonl'))
     learn = lm_learner(
         dls, config, lr=plan.lr, seed=plan.seed, label='pre-training', cbs=cbs, path=out, compile=compile,

@@ -121,8 +121,9 @@ def finetune(
     dls = task_dls(task, tok, bs=bs, seq_len=model.config.context, seed=seed, device=device)
     total = steps or 2 * len(dls.train)
     dls.train.steps = -(-total // evaluations)
-    asked = dict(asked or {}, bs=bs, lr=lr, seed=seed, config=model.config.to_dict(), base=_weights_fingerprint(model),
-                 pairs=_pairs_fingerprint(dls.train.dataset))
+    base = _weights_fingerprint(model)
+    pairs = _pairs_fingerprint(dls.train.dataset)
+    asked = dict(asked or {}, bs=bs, lr=lr, seed=seed, config=model.config.to_dict(), base=base, pairs=pairs)
     cbs = L(cbs) + L(Checkpoint(out/'checkpoints', asked=asked))
     label = f"fine-tuning {getattr(task, 'name', '')}".strip()
     learn = finetune_learner(model, dls, lr=lr, path=out, label=label, cbs=cbs, **kwargs)
@@ -131,7 +132,10 @@ def finetune(
     return learn
 
 def _weights_fingerprint(model):
-    digests = [hashlib.sha256(p.detach().float().cpu().numpy().tobytes()).hexdigest() for p in model.parameters()]
+    digests = []
+    for p in model.parameters():
+        values = p.detach().float().cpu().numpy()
+        digests.append(hashlib.sha256(values.tobytes()).hexdigest())
     return fingerprint(digests)
 
 def _pairs_fingerprint(rows): return fingerprint([[int(n), *map(int, ids)] for ids, n in rows])

@@ -75,8 +75,10 @@ def code_pairs(
         f = _parsed(src)
         if f is None or len(f.body) < 2: continue
         line = docstring_line(ast.get_docstring(f) or '')
+        if not line: continue
         doc, after = f.body[:2]
-        if not line or doc.lineno == f.lineno or doc.end_lineno >= after.lineno: continue
+        has_own_lines = f.lineno != doc.lineno and doc.end_lineno < after.lineno
+        if not has_own_lines: continue
         lines = src.split('\n')
         code = '\n'.join(lines[:doc.lineno - 1] + lines[doc.end_lineno:])
         if min_chars <= len(code) <= max_chars: yield code, line
@@ -93,7 +95,8 @@ def _walk(root, prefix):
             if not f.endswith('.py'): continue
             path = os.path.join(d, f)
             name = os.path.relpath(path, root).replace(os.sep, '/')
-            yield prefix + name.split('/')[0].removesuffix('.py'), name, path
+            package = name.split('/')[0].removesuffix('.py')
+            yield prefix + package, name, path
 
 def _source_files(seed):
     "List (package, name, path) of Python files here: every package's first, every package's second, and so on."
@@ -102,7 +105,8 @@ def _source_files(seed):
         return hashlib.blake2b(f'{seed}:{package}:{name}'.encode(), digest_size=8).digest()
     paths = sysconfig.get_paths()
     files = sorted([*_walk(paths['purelib'], ''), *_walk(paths['stdlib'], 'python/')], key=order)
-    turns, in_turn = Counter(), []
+    turns = Counter()
+    in_turn = []
     for i, file in enumerate(files):
         package = file[0]
         turns[package] += 1
@@ -121,7 +125,9 @@ def summarization_examples(
     files=None, # [(package, name, path)]; None reads what is installed
 ) -> list[Example]: # group: the package
     "Find functions and their summaries; no two near-identical, whatever their packages."
-    found, seen, count = [], set(), Counter()
+    found = []
+    seen = set()
+    count = Counter()
     avoid = {i.split('#')[0].partition('/')[2] for i in avoid}
     for package, name, path in _source_files(seed) if files is None else files:
         if len(found) >= n: break
@@ -190,7 +196,9 @@ def translation_examples(
     "Draw English phrases with their translations; every phrase occurs once in each language."
     for t in targets or ['nothing']:
         if t not in _LANGUAGES: raise UserError(f'expected a language among {", ".join(_LANGUAGES)}, got {t!r}')
-    r, said, found = random.Random(seed), set(), []
+    r = random.Random(seed)
+    said = set()
+    found = []
     while len(found) < n:
         kind = r.choice(list(_KINDS))
         draw = _KINDS[kind](r)

@@ -101,7 +101,8 @@ def load_task_file(
     "Read a task from a file; set bad lines aside and count them."
     path = Path(path)
     if not path.is_file(): raise UserError(f'expected a .jsonl file at {path}, found none')
-    splits, rejects = {split: [] for split in SPLITS}, []
+    splits = {split: [] for split in SPLITS}
+    rejects = []
     with open(path, 'rb') as f:
         for i, raw in enumerate(f, 1):
             if not raw.strip(): continue
@@ -111,7 +112,8 @@ def load_task_file(
                 rejects.append(Reject(f'{path.name}:{i}', str(path), why, start))
                 continue
             split = r.get('split') or split_of(r['prompt'], seed, valid, test)
-            splits[split].append(Example(r['prompt'], r['answer'], str(r.get('group', ''))))
+            group = str(r.get('group', ''))
+            splits[split].append(Example(r['prompt'], r['answer'], group))
     if not splits['train']: raise UserError(
         f'expected lines like {{"prompt": "...", "answer": "..."}} in {path}, found none to train on '
         f'({len(rejects)} set aside)')
@@ -151,13 +153,19 @@ def encode_examples(
 ) -> tuple[list, list]: # [(ids, length of the prompt with its marks)], and a `Reject` for each pair that is longer
     "Encode pairs as rows of ids; set aside what does not fit, and never cut it."
     _check_tok(tok)
-    encoded = encode_text(tok, [t for e in examples for t in (e.prompt, e.answer)])
+    texts = []
+    for e in examples: texts += [e.prompt, e.answer]
+    encoded = encode_text(tok, texts)
     prompts, answers = encoded[::2], encoded[1::2]
     rows, aside = [], []
     for i, (e, prompt, answer) in enumerate(zip(examples, prompts, answers)):
         ids = np.array([PROMPT, *prompt, ANSWER, *answer, EOT], dtype=np.int32)
-        if len(ids) - 1 <= seq_len: rows.append((ids, len(prompt) + 2))
-        else: aside.append(Reject(f'pair {i}', e.group, f'longer than {seq_len} tokens', str(len(ids) - 1)))
+        positions = len(ids) - 1
+        if positions <= seq_len:
+            rows.append((ids, len(prompt) + 2))
+            continue
+        why = f'longer than {seq_len} tokens'
+        aside.append(Reject(f'pair {i}', e.group, why, str(positions)))
     return rows, aside
 
 # %% ../../nbs/api/50_tune/02_tasks.ipynb #5b1207a9
@@ -168,7 +176,8 @@ def _order(lengths, bs, key, chunk=32):
     def shuffled(n, what):
         if not key: return np.arange(n)
         return permuted(np.arange(n), n, int(fingerprint([*key, what], 16), 16))
-    rows, batches = shuffled(n, 'rows'), []
+    rows = shuffled(n, 'rows')
+    batches = []
     for start in range(0, n, size):
         part = rows[start:start + size]
         part = part[np.argsort(lengths[part], kind='stable')]
@@ -221,15 +230,20 @@ class TaskLoader(SeekLoader):
         i:int, # global number: epoch * len(dl) + step
     ): # x, y: (B, T) int64 on the loader's device
         "Make batch `i`, whatever came before."
-        rows = [self.dataset[j] for j in self.order(i // self.per_pass)[i % self.per_pass]]
-        longest = int(self.lengths.max()) if self.fixed else max(len(ids) for ids, _ in rows) - 1
-        T = min(-(-longest // self.multiple) * self.multiple, self.seq_len)
+        number, step = divmod(i, self.per_pass)
+        rows = [self.dataset[j] for j in self.order(number)[step]]
+        if self.fixed: longest = int(self.lengths.max())
+        else: longest = max(len(ids) for ids, _ in rows) - 1
+        rounded_up = -(-longest // self.multiple) * self.multiple
+        T = min(rounded_up, self.seq_len)
         x = np.full((len(rows), T), PAD)
         y = np.full((len(rows), T), IGNORE)
         for b, (ids, n) in enumerate(rows):
-            x[b, :len(ids) - 1] = ids[:-1]
-            y[b, n - 1:len(ids) - 1] = ids[n:]
-        return to_device((torch.from_numpy(x), torch.from_numpy(y)), self.device or 'cpu')
+            end = len(ids) - 1
+            x[b, :end] = ids[:-1]
+            y[b, n - 1:end] = ids[n:]
+        batch = torch.from_numpy(x), torch.from_numpy(y)
+        return to_device(batch, self.device or 'cpu')
 
 # %% ../../nbs/api/50_tune/02_tasks.ipynb #1f7cd43c
 def _prompts(x, y):
@@ -271,7 +285,8 @@ def task_dls(
 ) -> DataLoaders: # UserError if a split is empty, or nothing fits
     "Make fastai `DataLoaders` for a task, in which the loss sees only the answers."
     splits = task.splits if isinstance(task, Task) else task
-    loaders, aside = [], {}
+    loaders = []
+    aside = {}
     for split in ('train', 'valid'):
         rows, aside[split] = encode_examples(tok, splits.get(split, []), seq_len)
         if not rows: raise UserError(
