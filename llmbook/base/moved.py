@@ -147,6 +147,7 @@ RENAMED = { # names that are called something else today
     'model.planner.offer': 'plan.planner.cluster_candidate',
     'page.join': 'show.html.concat',
     'runs.comparison_table': 'report.runs.comparison_text',
+    'runs.COMPRESSORS': 'report.runs.COMPRESSOR_GROUPS',
     'sections.plain': 'report.sections.readable_name',
     'train.kept.check_wishes': 'checkpoint.identity.check_options',
     'train.kept.differences': 'checkpoint.identity.differences',
