@@ -56,7 +56,7 @@ class PackedLoader(TokenLoader):
         x[:] = PAD
         docs[:] = -1
         y[:] = IGNORE
-        for b, row in enumerate(places.tolist()): self._fill(row, x[b], docs[b], y[b])
+        for b, row in enumerate(np.asarray(places).tolist()): self._fill(row, x[b], docs[b], y[b])
         x, docs, y = self.sent(host)
         return (x, docs, y) if self.document_mask else (x, y)
 
