@@ -33,6 +33,8 @@ def _child(folder):
         sys.stdout.flush()
         os._exit(1) # at once: the others may be waiting for this rank
     leave()
+    sys.stdout.flush()
+    os._exit(0) # the destructors of torch abort where another rank has closed its end
 
 def _end_with_parent():
     "End this process when its standard input ends, as it does when the parent process ends."
