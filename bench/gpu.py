@@ -1,10 +1,10 @@
 """On one GPU: training against `transformers` `Trainer`, writing against the speed of memory, and a run that is killed.
 
-Both sides train GPT-2 (124M, and the 350M size) in bf16 with `torch.compile` and fused AdamW on the same batches; a third
-arm has Muon, the default here. Each arm runs in a process of its own, so that its peak memory is its own, and they take
-turns. MFU is that of the data sheet, with the operations of the model alone. `--rounds 1` is quicker. `--small` tries the
-script with little models on whatever is here: its figures say nothing. Needs `accelerate`, as `Trainer` does:
-pip install '.[bench]'
+Both sides train GPT-2 (124M, and the 350M size) in bf16 with `torch.compile` and fused AdamW on the same batches;
+a third arm has Muon, the default here. Each arm runs in a process of its own, so that its peak memory is its own, and
+the arms take turns. MFU is that of the data sheet, with the operations of the model alone. `--rounds 1` is quicker.
+`--small` tries the script with little models on whatever is here: its figures say nothing. Needs `accelerate`, as
+`Trainer` does: pip install '.[bench]'
 """
 import argparse, hashlib, json, os, signal, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -125,10 +125,11 @@ def train_table(card, rounds):
         _, T = SIZES[size]
         per_token = flops_per_token(config(size), T)
         mfu = {arm: rate * per_token / card.peak('bfloat16') for arm, rate in rates.items()} if card else {}
+        peaks = {arm: max(r[arm]['memory'] for r in results) for arm in ARMS}
         for arm, name in ARMS.items():
-            memory = max(r[arm]['memory'] for r in results) / 1e9
-            said = f'{mfu[arm]:.1%}' if card else 'unknown'
-            print(f'{size}, {name}: {rates[arm]:,.0f} tokens/s, MFU {said}, {memory:.1f} GB', flush=True)
+            share = f'{mfu[arm]:.1%}' if card else 'unknown'
+            gigabytes = peaks[arm] / 1e9
+            print(f'{size}, {name}: {rates[arm]:,.0f} tokens/s, MFU {share}, {gigabytes:.1f} GB', flush=True)
         key = 'gpu_' + size.replace('-', '_')
         if card: print(f"{key}_mfu: ratio {mfu['ours']:.2f} goal 0.5")
         ratio = statistics.median(r['ours']['rate'] / max(r['theirs']['rate'], 1e-9) for r in results)

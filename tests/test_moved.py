@@ -9,7 +9,7 @@ PALETTE = 'one palette stands in show.charts'
 RENAMED_IN_PLACE = 'the module is where it was, and calls it something else'
 GONE = {  # names that no import leads to any more, and why
     'curves.INKS': PALETTE, 'data.pictures.FILL': PALETTE,
-    'model.scaling.W': PALETTE, 'model.scaling.H': PALETTE, 'model.scaling.LEFT': PALETTE, 'model.scaling.BOTTOM': PALETTE,
+    'model.scaling.LEFT': 'part of BOX', 'model.scaling.BOTTOM': 'part of BOX',
     'evaluate.overlap.KINDS': RENAMED_IN_PLACE, 'evaluate.toxicity.check_checkpoint': RENAMED_IN_PLACE,
     'train.telemetry.KINDS': RENAMED_IN_PLACE,
     'model.plan.KINDS': 'types come from the fields of the dataclass', 'data.stages.EXCERPT': 'part of RejectLog',

@@ -1,4 +1,4 @@
-"The repository agrees with itself: package, README and sidebar come from the notebooks, and nothing stored is broken or private."
+"The repository agrees with itself: package, README and sidebar come from the notebooks; nothing stored is private."
 import ast, filecmp, os, re, shutil, subprocess, sys
 from configparser import ConfigParser
 from pathlib import Path
@@ -94,7 +94,8 @@ def test_requirements_are_pinned():
     cfg.read(ROOT/'settings.ini', encoding='utf-8')
     lines = [x for x in (cfg['DEFAULT']['requirements'] + cfg['DEFAULT']['dev_requirements']).splitlines() if x.strip()]
     pinned = {l.split('==')[0] for l in (ROOT/'constraints.txt').read_text().splitlines() if '==' in l}
-    missing = [x for l in lines if (x := re.sub(r'[-_.]+', '-', re.split(r'[<>=!~\[;]', l)[0].strip().lower())) not in pinned]
+    names = [re.split(r'[<>=!~\[;]', line)[0].strip().lower() for line in lines]
+    missing = [x for x in (re.sub(r'[-_.]+', '-', name) for name in names) if x not in pinned]
     assert not missing, f'not in constraints.txt: {missing}'
 
 

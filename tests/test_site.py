@@ -1,4 +1,4 @@
-"""The site, built off line and opened in a real browser: search, the sidebar, links between names, and no request to another host.
+"""The site, built off line and opened in a browser: search, sidebar, links between names, no request to another host.
 
 The browser tests need chromium and chromedriver (.ci/run installs them) and skip where they are not.
 """
@@ -24,7 +24,8 @@ def built(tmp_path_factory):
     "The site, built once: (where it is, what was said on the way)."
     out = tmp_path_factory.mktemp('site')/'html'
     env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}
-    r = subprocess.run([sys.executable, ROOT/'tools/site.py', '--offline', '--out', out], cwd=ROOT, env=env, capture_output=True, text=True)
+    command = [sys.executable, ROOT/'tools/site.py', '--offline', '--out', out]
+    r = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert r.returncode == 0, r.stdout + r.stderr
     return out, r.stdout + r.stderr
 
@@ -71,7 +72,9 @@ def traffic(browser):
     for entry in browser.get_log('performance'):
         m = json.loads(entry['message'])['message']
         if m['method'] == 'Network.requestWillBeSent': asked.append(m['params']['request']['url'])
-        if m['method'] == 'Network.responseReceived': status[m['params']['response']['url']] = m['params']['response']['status']
+        if m['method'] == 'Network.responseReceived':
+            response = m['params']['response']
+            status[response['url']] = response['status']
     return asked, status
 
 
@@ -86,7 +89,7 @@ def found(browser, css):
     return browser.find_elements(By.CSS_SELECTOR, css)
 
 
-# ---- without a browser ----------------------------------------------------------------------------------------------------------
+# ---- without a browser ---------------------------------------------------------------------------------------------
 
 def test_every_notebook_has_a_page(site):
     missing = [p.name for p in notebooks() if not (site/(page(p.relative_to(ROOT/'nbs').as_posix()) + '.html')).exists()]
@@ -123,7 +126,7 @@ def test_title_comes_from_the_one_configuration(site):
     assert f'<title>{title}</title>' in (site/'index.html').read_text()
 
 
-# ---- in the browser -------------------------------------------------------------------------------------------------------------
+# ---- in the browser ------------------------------------------------------------------------------------------------
 
 @browser_only
 def test_every_sidebar_link_opens(browser, address):
@@ -159,7 +162,8 @@ def test_search_finds_a_function(browser, address):
     box = found(browser, 'input[name=q]')[0]
     box.send_keys('atomic_path')
     box.submit()
-    hits = wait(browser, lambda: [a for a in found(browser, '.search a') if 'core.html#' in a.get_attribute('href') and 'atomic-path' in a.get_attribute('href')])
+    def is_hit(link): return 'core.html#' in link.get_attribute('href') and 'atomic-path' in link.get_attribute('href')
+    hits = wait(browser, lambda: [a for a in found(browser, '.search a') if is_hit(a)])
     hits[0].click()
     wait(browser, lambda: 'api/00_base/core.html' in browser.current_url)
     assert 'atomic_path' in found(browser, 'section:target, :target section, :target')[0].text
@@ -173,8 +177,8 @@ def test_names_link_to_their_documentation(browser, address):
     link = next(a for a in found(browser, 'article p a.reference') if a.text == 'refused')
     target = link.get_attribute('href').split('#')[1]
     browser.get(link.get_attribute('href'))
-    assert browser.execute_script('return document.getElementById(arguments[0])?.closest("section")?.querySelector("h3")?.textContent',
-                                  target).startswith('refused')
+    heading = 'return document.getElementById(arguments[0])?.closest("section")?.querySelector("h3")?.textContent'
+    assert browser.execute_script(heading, target).startswith('refused')
 
 
 @browser_only
@@ -191,7 +195,8 @@ def test_light_and_dark(browser, address):
 
 @browser_only
 def test_a_narrow_screen_has_no_sideways_scroll(browser, address):
-    browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(width=390, height=844, deviceScaleFactor=1, mobile=True))
+    phone = dict(width=390, height=844, deviceScaleFactor=1, mobile=True)
+    browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', phone)
     wide = []
     for page in ('index.html', 'api/00_base/core.html'):
         browser.get(f'{address}/{page}')

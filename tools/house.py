@@ -1,4 +1,4 @@
-"""What the tools and the tests need to know of the repository: its notebooks, their places in the flow, the modules they make."""
+"""What the tools and the tests know of the repository: its notebooks, their places, the modules they make."""
 import json, re
 from pathlib import Path
 import yaml
@@ -56,7 +56,7 @@ def description(path):
 
 
 def page(name):
-    "Return a notebook's page on the site, named as nbdev names it: `api/10_read/09_sources.ipynb` becomes `api/10_read/sources`."
+    "Return a notebook's page as nbdev names it: `api/10_read/09_sources.ipynb` becomes `api/10_read/sources`."
     folder, _, file = name.lower().removesuffix('.ipynb').rpartition('/')
     file = re.sub(r'^\d+[a-z0-9]*_', '', file)
     return f'{folder}/{file}' if folder else file

@@ -1,4 +1,4 @@
-"""Write nbs/sidebar.yml: the start page, the book, then the stages, each with its folders folded inside, in the order of the flow."""
+"""Write nbs/sidebar.yml: the start page, the book, then the stages with their folders, in the order of the flow."""
 import yaml
 from house import ROOT, notebooks, part
 
@@ -53,7 +53,8 @@ def purpose(name):
 
 def contents(root=ROOT):
     "Return the sidebar as Quarto reads it: the start page, then sections of files or of sections."
-    start, tree = [], {}
+    start = []
+    tree = {}  # heading -> files, or folder -> files
     for p in notebooks(root):
         name = p.relative_to(root/'nbs').as_posix()
         if part(p) == '': start.append(name)

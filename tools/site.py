@@ -1,7 +1,8 @@
-"""Build the site into _docs/: Quarto through nbdev-docs where there is a Quarto, else the same pages with Sphinx, off line.
+"""Build the site into _docs/: with Quarto through nbdev-docs where there is one, else the same pages with Sphinx.
 
-Both start from nbdev's processed notebooks, `_quarto.yml` and `sidebar.yml`. Off line, each processed notebook becomes one that
-MyST-NB reads (directives carried out, documentation of functions as headings with targets), and Furo dresses it.
+Both start from nbdev's processed notebooks, `_quarto.yml` and `sidebar.yml`. With Sphinx, which needs no network, each
+processed notebook becomes one that MyST-NB reads (directives carried out, documentation of functions as headings with
+targets), and Furo dresses it.
 """
 import argparse, json, os, re, shutil, sys, tempfile
 from pathlib import Path
@@ -27,7 +28,7 @@ def process():
     return serve.proc_nbs(n_workers=2)
 
 
-# ---- one notebook -------------------------------------------------------------------------------------------------------------
+# ---- one notebook --------------------------------------------------------------------------------------------------
 
 class Names:
     "Where each public name is documented, from the package's own index (_modidx.py)."
@@ -156,7 +157,7 @@ def output_text(output):
     return ''.join(output.get('data', {}).get('text/markdown', '') or output.get('text', ''))
 
 
-# ---- the site -----------------------------------------------------------------------------------------------------------------
+# ---- the site ------------------------------------------------------------------------------------------------------
 
 class Section:
     "A heading of the sidebar: a page of its own that lists what is folded inside."
@@ -181,7 +182,9 @@ class Section:
         "Return a list of links: each notebook with its one line, each section with its notebooks below it."
         indent, lines = '  ' * level, []
         for x in self.inside:
-            if isinstance(x, Section): lines += [f'{indent}- [{x.title}](/{x.path}.md): {purpose(x.title)}', x.listing(level + 1)]
+            if isinstance(x, Section):
+                lines.append(f'{indent}- [{x.title}](/{x.path}.md): {purpose(x.title)}')
+                lines.append(x.listing(level + 1))
             else: lines.append(f'{indent}- {notebook_link(x)}')
         return '\n'.join(lines)
 
@@ -250,7 +253,8 @@ def settings():
             dark_css_variables={'color-brand-primary': '#8fb3e6', 'color-brand-content': '#8fb3e6'}),
         pygments_style='default', html_math_renderer='mathml',
         nb_execution_mode='off', nb_ipywidgets_js={}, nb_merge_streams=True, nb_output_stderr='show',
-        myst_enable_extensions=['dollarmath', 'colon_fence', 'deflist', 'attrs_inline', 'attrs_block'], myst_heading_anchors=4,
+        myst_enable_extensions=['dollarmath', 'colon_fence', 'deflist', 'attrs_inline', 'attrs_block'],
+        myst_heading_anchors=4,
         myst_dmath_allow_space=False, myst_dmath_allow_digits=False, suppress_warnings=['mystnb.unknown_mime_type'],
         exclude_patterns=['_docs'])
 
