@@ -39,7 +39,7 @@ def whole_number(
     least:int=1, # smallest allowed value
 ) -> int: # UserError for anything else
     "Return `n`, or raise `UserError` unless it is a whole number of at least `least`."
-    if isinstance(n, (int, np.integer)) and n >= least: return n
+    if isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n >= least: return n
     raise UserError(f'expected {name} to be a whole number, {least} or more, got {n!r}: give one')
 
 def within(

@@ -1,0 +1,115 @@
+"A folder has one owner at a time, and a kill leaves no lock behind."
+import json, os, subprocess, sys, threading, warnings
+import pytest
+from llmbook.base.owner import NOTE, own_folder, owner
+from llmbook.core import UserError
+
+HOLDS = """
+import sys
+from llmbook.base.owner import own_folder
+with own_folder(sys.argv[1], 'pre-training'):
+    print('mine', flush=True)
+    input()
+"""
+
+
+@pytest.fixture
+def other(tmp_path):
+    "Return a process that holds a folder, once it does."
+    process = subprocess.Popen([sys.executable, '-c', HOLDS, str(tmp_path/'run')],
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == 'mine\n'
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def take(path):
+    with own_folder(path, 'a second run'): pass
+
+
+def test_a_second_process_is_refused_and_told_who_was_first(other, tmp_path):
+    with pytest.raises(UserError, match=f'pre-training .* process {other.pid} on ') as e: take(tmp_path/'run')
+    assert 'give another folder' in str(e.value)
+    with pytest.raises(UserError): take(tmp_path/'x'/'..'/'run') # by another name
+
+
+def test_a_killed_process_leaves_nothing_that_stands_in_the_way(other, tmp_path):
+    other.kill()
+    other.wait()
+    assert owner(tmp_path/'run')['pid'] == other.pid
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        take(tmp_path/'run')
+    assert not any((tmp_path/'run').iterdir())
+
+
+def test_a_run_that_ended_leaves_the_folder_to_the_next(other, tmp_path):
+    other.communicate('\n')
+    take(tmp_path/'run')
+
+
+def test_a_child_that_outlives_its_parent_does_not_hold_the_folder(tmp_path):
+    "Workers are forked while the folder is held; the lock must not live on in them."
+    program = f"""
+import os
+from llmbook.base.owner import own_folder
+with own_folder({str(tmp_path/'run')!r}):
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(write)
+        os.read(read, 1) # until the parent is gone
+        input()
+        os._exit(0)
+    print('mine', flush=True)
+    os.kill(os.getpid(), 9)
+"""
+    process = subprocess.Popen([sys.executable, '-c', program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == 'mine\n'
+    process.wait()
+    take(tmp_path/'run') # while the child waits for its input
+    process.stdin.close()
+    process.stdout.read()
+
+
+def test_a_thread_is_no_other_block_of_the_same_thread(tmp_path):
+    errors = []
+    def second():
+        try: take(tmp_path)
+        except UserError as e: errors.append(e)
+    with own_folder(tmp_path):
+        with own_folder(tmp_path): pass
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+        assert (tmp_path/NOTE).exists() # the inner block has not given it back
+    assert len(errors) == 1
+    second()
+    assert len(errors) == 1
+
+
+def test_the_note_of_another_machine_is_worth_a_warning(tmp_path):
+    note = dict(what='pre-training', host='elsewhere', pid=7, since='yesterday', command='llmbook-pretrain data')
+    (tmp_path/NOTE).write_text(json.dumps(note))
+    with pytest.warns(UserWarning, match='pre-training .* on elsewhere'): take(tmp_path)
+
+
+@pytest.mark.parametrize('text', ['', '{', '[1]', '{"pid": {}}', '\x00'])
+def test_a_damaged_note_stands_in_nobodys_way(tmp_path, text):
+    (tmp_path/NOTE).write_text(text)
+    take(tmp_path)
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path/'run').touch()
+    with pytest.raises(UserError, match='found a file'): take(tmp_path/'run')
+
+
+def test_a_run_that_fails_at_once_leaves_no_empty_folder(tmp_path):
+    with pytest.raises(KeyError), own_folder(tmp_path/'a'/'b'): raise KeyError
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(KeyError), own_folder(tmp_path/'a'/'b'):
+        (tmp_path/'a'/'b'/'history.csv').touch()
+        raise KeyError
+    assert os.listdir(tmp_path/'a'/'b') == ['history.csv']
