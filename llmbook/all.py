@@ -7,28 +7,29 @@ __all__ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'huma
            'Grammar', 'copy_task', 'Doc', 'Reject', 'corpus_fingerprint', 'embedded_corpus', 'extract_html',
            'read_page', 'PERSONAL', 'mask_personal', 'NgramModel', 'View', 'identify', 'languages', 'language',
            'PERMISSIVE', 'WordList', 'bad_words', 'length', 'licence', 'perplexity', 'spdx', 'toxicity', 'hub_dataset',
-           'read_file', 'read_sources', 'clean', 'PRESETS', 'Drop', 'apply_preset', 'check', 'Signer', 'choose_bands',
-           'found_by_bands', 'jaccard', 'shingles', 'Deduper', 'dedup', 'find_duplicates', 'drop_repeats',
-           'repeated_spans', 'Curriculum', 'assign_splits', 'mixture_rows', 'mixture_weights', 'split_of',
-           'Decontaminator', 'contaminated', 'contamination', 'bytes_per_token', 'chat_ids', 'decode', 'encode_text',
-           'load_any', 'load_tokenizer', 'not_restored', 'show_tokens', 'special_ids', 'train_tokenizer',
-           'compare_tokenizers', 'comparison_table', 'plot_vocabulary', 'check_shards', 'document_edges', 'documents',
-           'open_tokens', 'read_manifest', 'best_fit', 'concatenate', 'SeekLoader', 'TokenLoader', 'document_ids',
-           'lm_dls', 'PackedLoader', 'packed_dls', 'MixedLoader', 'mixed_dls', 'MixtureSchedule', 'SequenceWarmup',
-           'funnel_picture', 'save_card', 'show_card', 'show_documents', 'threshold_table', 'prepare', 'FAMILIES',
-           'SIZES', 'ModelConfig', 'get_config', 'Transformer', 'load_model', 'load_pretrained', 'save_pretrained',
-           'as_lm', 'count_params', 'flops_per_token', 'measure_machine', 'memory_estimate', 'Plan', 'plan',
-           'compute_optimal', 'planner_html', 'LMLoss', 'linear_cross_entropy', 'token_nats', 'LMOptim', 'MuonAdamW',
-           'lm_opt', 'wsd', 'Precision', 'best_precision', 'check_precision', 'Accumulate', 'ClipGrad', 'MicroBatches',
-           'SpikeGuard', 'launch', 'read_history', 'write_history', 'Perplexity', 'SmoothLoss', 'TokenLoss', 'Progress',
-           'Samples', 'Telemetry', 'TrackioCallback', 'tensorboard', 'wandb_tracker', 'Checkpoint', 'LMLearner',
-           'load_checkpoint', 'save_checkpoint', 'lm_learner', 'pretrain', 'MaskTokens', 'masked_table', 'BatchWarmup',
-           'parallel', 'ShardedCheckpoint', 'cosine', 'compile_model', 'generate', 'generate_ids', 'fill_mask', 'TASKS',
-           'Example', 'Task', 'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune', 'finetune_learner',
-           'layer_groups', 'bootstrap', 'paired_difference', 'plot_rows', 'row', 'rows_text', 'wilson',
-           'compressor_rows', 'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows', 'toxicity_scorer',
-           'identity_swap', 'write_report', 'history_picture', 'compare_runs', 'headline', 'read_run', 'model_card',
-           'browse', 'tune_filter', 'Dashboard', 'planner', 'Settings', 'journey']
+           'read_file', 'read_sources', 'clean', 'split_words', 'count_words', 'PRESETS', 'Drop', 'apply_preset',
+           'check', 'Signer', 'choose_bands', 'found_by_bands', 'jaccard', 'shingles', 'Deduper', 'dedup',
+           'find_duplicates', 'drop_repeats', 'repeated_spans', 'Curriculum', 'assign_splits', 'mixture_rows',
+           'mixture_weights', 'split_of', 'Decontaminator', 'contaminated', 'contamination', 'bytes_per_token',
+           'chat_ids', 'decode', 'encode_text', 'load_any', 'load_tokenizer', 'not_restored', 'show_tokens',
+           'special_ids', 'train_tokenizer', 'compare_tokenizers', 'comparison_table', 'plot_vocabulary',
+           'check_shards', 'document_edges', 'documents', 'open_tokens', 'read_manifest', 'best_fit', 'concatenate',
+           'SeekLoader', 'TokenLoader', 'document_ids', 'lm_dls', 'PackedLoader', 'packed_dls', 'MixedLoader',
+           'mixed_dls', 'MixtureSchedule', 'SequenceWarmup', 'funnel_picture', 'save_card', 'show_card',
+           'show_documents', 'threshold_table', 'prepare', 'FAMILIES', 'SIZES', 'ModelConfig', 'get_config',
+           'Transformer', 'load_model', 'load_pretrained', 'save_pretrained', 'as_lm', 'count_params',
+           'flops_per_token', 'measure_machine', 'memory_estimate', 'Plan', 'plan', 'compute_optimal', 'planner_html',
+           'LMLoss', 'linear_cross_entropy', 'token_nats', 'LMOptim', 'MuonAdamW', 'lm_opt', 'wsd', 'Precision',
+           'best_precision', 'check_precision', 'Accumulate', 'ClipGrad', 'MicroBatches', 'SpikeGuard', 'launch',
+           'read_history', 'write_history', 'Perplexity', 'SmoothLoss', 'TokenLoss', 'Progress', 'Samples', 'Telemetry',
+           'TrackioCallback', 'tensorboard', 'wandb_tracker', 'Checkpoint', 'LMLearner', 'load_checkpoint',
+           'save_checkpoint', 'lm_learner', 'pretrain', 'MaskTokens', 'masked_table', 'BatchWarmup', 'parallel',
+           'ShardedCheckpoint', 'cosine', 'compile_model', 'generate', 'generate_ids', 'fill_mask', 'TASKS', 'Example',
+           'Task', 'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune', 'finetune_learner', 'layer_groups',
+           'bootstrap', 'paired_difference', 'plot_rows', 'row', 'rows_text', 'wilson', 'compressor_rows',
+           'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows', 'toxicity_scorer', 'identity_swap',
+           'write_report', 'history_picture', 'compare_runs', 'headline', 'read_run', 'model_card', 'browse',
+           'tune_filter', 'Dashboard', 'planner', 'Settings', 'journey']
 
 # %% ../nbs/api/80_app/03_all.ipynb #3b60e48f
 from pathlib import Path
@@ -45,6 +46,7 @@ from .clean.language import identify, languages, language
 from .filters.content import PERMISSIVE, WordList, bad_words, length, licence, perplexity, spdx, toxicity
 from .read.sources import hub_dataset, read_file, read_sources
 from .clean.text import clean
+from .clean.words import count_words, split_words
 from .filters.presets import PRESETS, Drop, apply_preset, check
 from .dedup.minhash import Signer, choose_bands, found_by_bands, jaccard, shingles
 from .dedup.near import Deduper, dedup, find_duplicates
@@ -123,7 +125,7 @@ _all_ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'human_
          'set_seed', 'Grammar', 'copy_task', 'Doc', 'Reject', 'corpus_fingerprint', 'embedded_corpus', 'extract_html',
          'read_page', 'PERSONAL', 'mask_personal', 'NgramModel', 'View', 'identify', 'languages', 'language',
          'PERMISSIVE', 'WordList', 'bad_words', 'length', 'licence', 'perplexity', 'spdx', 'toxicity', 'hub_dataset',
-         'read_file', 'read_sources', 'clean', 'PRESETS', 'Drop', 'apply_preset', 'check', 'Signer', 'choose_bands',
+         'read_file', 'read_sources', 'clean', 'split_words', 'count_words', 'PRESETS', 'Drop', 'apply_preset', 'check', 'Signer', 'choose_bands',
          'found_by_bands', 'jaccard', 'shingles', 'Deduper', 'dedup', 'find_duplicates', 'drop_repeats',
          'repeated_spans', 'Curriculum', 'assign_splits', 'mixture_rows', 'mixture_weights', 'split_of',
          'Decontaminator', 'contaminated', 'contamination', 'bytes_per_token', 'chat_ids', 'decode', 'encode_text',

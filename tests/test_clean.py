@@ -8,6 +8,7 @@ from llmbook.core import UserError
 from llmbook.clean import text as cleaning, pii as personal
 from llmbook.read import html as pages
 from llmbook.clean.text import clean, normalise, repair
+from llmbook.clean.words import count_words, has_unspaced, space_words, split_words
 from llmbook.read.embedded import embedded_corpus
 from llmbook.read.doc import Doc
 from llmbook.read.html import extract_html, read_page
@@ -395,3 +396,28 @@ def test_importing_costs_little():
     code = f'import sys, llmbook.clean.text; print([m for m in {heavy} if m in sys.modules])'
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == '[]'
+
+
+# --- words of every script ---
+
+@pytest.mark.parametrize('text,words', [
+    ('', []), ('  one\ntwo, three. ', ['one', 'two,', 'three.']), ('Größe 5 км — да', ['Größe', '5', 'км', '—', 'да']),
+    ('한국어는 띄어 쓴다.', ['한국어는', '띄어', '쓴다.']), ('हिन्दी में लिखो।', ['हिन्दी', 'में', 'लिखो।']),
+    ('你好，世界。', ['你', '好，', '世', '界。']), ('用Python 3.12写', ['用', 'Python', '3.12', '写']),
+    ('コンピュータは速い。', ['コンピュータ', 'は', '速', 'い。']), ('น้ำใจเธอ', ['น้ำ', 'ใจ', 'เธ', 'อ']),
+    ('ຂ້ອຍຮັກເຈົ້າ', ['ຂ້', 'ອ', 'ຍ', 'ຮັ', 'ກ', 'ເຈົ້າ']), ('ខ្ញុំស្រលាញ់', ['ខ្ញុំ', 'ស្រ', 'លា', 'ញ់']),
+    ('မန္တလေး', ['မ', 'န္တ', 'လေး']), ('བོད་ཡིག་ནི།', ['བོད་', 'ཡིག་', 'ནི།']), ('猫\u3000犬', ['猫', '犬']), ('𠀀𠀁', ['𠀀', '𠀁']),
+])
+def test_words_in_any_script(text, words):
+    assert split_words(text) == words
+    assert count_words(text) == len(words)
+
+def test_words_lose_no_character_and_leave_spaced_text_alone():
+    rng = random.Random(1)
+    pieces = ['a', 'é', ' ', '\n', '9', '.', '「', '」', '猫', 'は', 'カ', 'ー', 'ไ', 'ท', 'ำ', '้', 'ក', '្', 'မ', '္', 'བ', '་', 'ह', 'ि']
+    for _ in range(2000):
+        text = ''.join(rng.choices(pieces, k=rng.randint(0, 40)))
+        words = split_words(text)
+        assert ''.join(words) == ''.join(text.split())
+        assert space_words(text).split() == words
+        if not has_unspaced(text): assert words == text.split() and space_words(text) is text
