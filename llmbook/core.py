@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UserError', 'refused', 'whole_number', 'within', 'human_bytes', 'human_count', 'human_time', 'number', 'finite',
            'atomic_path', 'write_json', 'read_json', 'sha256', 'fingerprint', 'RunFolder', 'check_space', 'check_seed',
-           'set_seed', 'mix64', 'pick_device', 'machine', 'import_transformers']
+           'set_seed', 'mix64', 'derived_seed', 'pick_device', 'machine', 'import_transformers']
 
 # %% ../nbs/api/00_base/00_core.ipynb #960f110f
 import hashlib, json, math, os, platform, random, shutil, sys, tempfile
@@ -254,6 +254,17 @@ def mix64(
     x = (x ^ (x >> _SHIFTS[0])) * _MULTIPLIERS[0]
     x = (x ^ (x >> _SHIFTS[1])) * _MULTIPLIERS[1]
     return x ^ (x >> _SHIFTS[2])
+
+# %% ../nbs/api/00_base/00_core.ipynb #ef2c2611
+def derived_seed(
+    seed:int, # seed that the user gave; a whole number that torch accepts
+    *keys:int, # number of the draw; several for draws within draws
+) -> int: # 0 to 2**64 - 1
+    "Return the seed of one of several draws, unlike that of any other draw or of any other seed."
+    check_seed(seed)
+    x = np.uint64(seed % 2**64)
+    for key in keys or [0]: x = mix64(mix64(x) ^ np.uint64(key % 2**64))[0]
+    return int(x)
 
 # %% ../nbs/api/00_base/00_core.ipynb #c30751c8
 def pick_device(

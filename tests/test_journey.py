@@ -228,3 +228,29 @@ def test_a_mistake_in_a_shell(tmp_path):
     assert r.stdout == ''
     assert r.stderr == 'error: expected minutes above 0, got 0.0\n'
     assert not list(tmp_path.iterdir())
+
+
+COMMANDS = ['run', 'plan', 'prepare', 'pretrain', 'finetune', 'generate', 'evaluate', 'export', 'compare']
+HELP = '''
+import sys
+from llmbook.cli import llmbook_NAME as command
+try: command()
+finally:
+    heavy = {'torch', 'fastai', 'transformers', 'datasets', 'tokenizers', 'pandas', 'matplotlib', 'pyarrow'}
+    print('loaded:', sorted(heavy & set(sys.modules)))
+'''
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_help_loads_nothing_heavy(name, tmp_path):
+    script = tmp_path/f'llmbook-{name}.py'
+    script.write_text(HELP.replace('NAME', name))
+    r = subprocess.run([sys.executable, script, '--help'], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+    assert 'show this help message' in r.stdout
+    assert r.stdout.splitlines()[-1] == 'loaded: []'
+
+
+def test_every_name_of_the_library_is_where_the_commands_look_for_it():
+    import llmbook.cli as cli
+    for name in cli.LIBRARY: assert callable(getattr(cli, name)), name
