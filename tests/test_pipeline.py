@@ -243,6 +243,23 @@ def test_dividing_fills_every_split():
     assert set(only_train.tolist()) == {0}
 
 
+def test_dividing_keeps_groups_together_and_leaves_most_to_train_on():
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        n = int(rng.integers(3, 30))
+        sizes = rng.integers(1, 1000, n)
+        sizes[rng.integers(n)] = 50_000
+        group = rng.integers(0, 4, n).astype(np.uint64)
+        draws = rng.random(n)
+        names = [f'g{k}' if k else f'd{i}' for i, k in enumerate(group)]
+        if len(set(names)) < 3: continue
+        split = divide(draws, rng.random(n), sizes, .1, .1, group)
+        assert set(split.tolist()) == {0, 1, 2}
+        sides = dict(zip(names, split))
+        assert all(sides[name] == s for name, s in zip(names, split))
+        assert sizes[split == 0].sum() > .4 * sizes.sum()
+
+
 def test_engines_and_workers():
     with pytest.raises(UserError, match='local, ray'): list(run_units(str, [1], engine='dask'))
     with pytest.raises(UserError, match='1 worker'): choose_workers(0, 10)

@@ -1,5 +1,6 @@
 "Preparing data: nothing half-made is taken for whole, nothing is lost, and the same question has the same answer."
 import errno, json, os, random, shutil, signal
+from functools import partial
 from pathlib import Path
 import numpy as np
 import pytest
@@ -7,7 +8,11 @@ import torch
 from run_program import run_program
 from llmbook.core import UserError
 from llmbook.prepare.card import show_card
+from llmbook.filters.presets import alphabetic_words
+from llmbook.prepare import passes
+from llmbook.prepare.passes import FirstPass, Recipe
 from llmbook.prepare.pipeline import prepare
+from llmbook.prepare.units import split_huge
 from llmbook.prepare.work import stored_card
 from llmbook.read.doc import Doc
 from llmbook.tokens.loaders import TokenLoader, lm_dls
@@ -412,6 +417,96 @@ def test_one_long_file(tmp_path):
     if not files: pytest.skip('tinyshakespeare is not in LLMBOOK_DATA')
     card = prepare(files, tmp_path/'out', vocab_size=512, progress=False)
     assert all(s['tokens'] > 5000 for s in card['splits'].values()), card['funnel']
+
+def library(folder, n, n_characters=150_000):
+    "Write books of different words, each longer than a part."
+    folder.mkdir()
+    for i in range(n):
+        rng = random.Random(i)
+        names = [f'{rng.choice(WORDS)}{rng.randrange(10 ** 6)}' for _ in range(2_000)]
+        paragraphs = []
+        while sum(map(len, paragraphs)) < n_characters: paragraphs.append(' '.join(rng.choices(names, k=60)))
+        (folder/f'book{i}.txt').write_text('\n\n'.join(paragraphs))
+    return folder
+
+def book_of(row): return Path(row['id'].partition('#')[0]).name
+
+def test_a_book_stands_on_one_side(tmp_path):
+    prepare(library(tmp_path/'books', 6), tmp_path/'out', **OPTIONS)
+    rows = read_rows(tmp_path/'out'/'text'/'documents.jsonl')
+    sides = {(book_of(row), row['split']) for row in rows}
+    assert len(sides) == len(rows) == 6
+    assert {split for _, split in sides} == {'train', 'valid', 'test'}
+
+def test_parts_of_a_file_that_is_too_large_stay_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(passes, 'split_huge', partial(split_huge, longest=40_000))
+    card = prepare(library(tmp_path/'books', 5), tmp_path/'out', **OPTIONS)
+    rows = read_rows(tmp_path/'out'/'text'/'documents.jsonl')
+    assert len(rows) == card['totals']['kept'] > 15
+    assert len({(book_of(row), row['split']) for row in rows}) == 5
+
+@pytest.mark.parametrize('longest', [40_000, 4_000_000])
+def test_the_end_of_a_text_that_is_alone_is_held_out(tmp_path, monkeypatch, longest):
+    monkeypatch.setattr(passes, 'split_huge', partial(split_huge, longest=longest))
+    source = library(tmp_path/'books', 1)
+    card = prepare(source, tmp_path/'out', **OPTIONS)
+    tok = load_tokenizer(tmp_path/'out')
+    shards = [documents(tmp_path/'out', split) for split in ('train', 'valid', 'test')]
+    kept = [decode(tok, ids) for docs in shards for ids in docs]
+    assert ' '.join(kept).split() == (source/'book0.txt').read_text().split()
+    assert all(s['bytes'] > 9_000 for s in card['splits'].values())
+
+def test_a_page_is_extracted_before_it_is_cut(tmp_path):
+    texts_of_pages = texts(6, seed=3)
+    noise = {'script': 'var a = {"key": 1, "other": [2, 3]}; if (a) { go(a.key); }\n',
+             'style': '.menu > li:hover { color: red; margin: 0 auto; }\n'}
+    folder = tmp_path/'pages'
+    folder.mkdir()
+    for i, text in enumerate(texts_of_pages):
+        name = ('script', 'style')[i % 2]
+        head = f'<{name}>{noise[name] * 3_000}</{name}>'
+        (folder/f'{i}.html').write_text(f'<html><head>{head}</head><body><article><p>{text}</p></article></body></html>')
+    page = (folder/'0.html').read_text()
+    row = dict(id='row', kind='html', text=page.replace(texts_of_pages[0], texts(1, seed=4)[0]))
+    write_rows(folder/'more.jsonl', [row])
+    card = prepare(folder, tmp_path/'out', **OPTIONS)
+    assert card['totals'] == {'in': 7, 'kept': 7, 'dropped': 0, 'rejected': 0}
+    tok = load_tokenizer(tmp_path/'out')
+    kept = [decode(tok, ids) for split in card['splits'] for ids in documents(tmp_path/'out', split)]
+    assert sorted(kept) == sorted(texts_of_pages + texts(1, seed=4))
+
+def test_a_long_text_loses_only_the_parts_that_are_refused(tmp_path):
+    folder = library(tmp_path/'books', 4)
+    book = folder/'book0.txt'
+    chapter = 'This is what the people have told of that house. ' + book.read_text()[:60_000]
+    book.write_text(book.read_text() + '\n\n' + '0 1 2 3 4 5 6\n' * 20_000 + '\n\n' + chapter)
+    card = prepare(folder, tmp_path/'out', **{**OPTIONS, 'preset': {'prose': [alphabetic_words]}})
+    assert card['totals']['kept'] == 4
+    lost = read_rows(tmp_path/'out'/'rejects.jsonl')
+    assert lost and all(row['id'].startswith(str(book)) and row['reason'] != '' for row in lost)
+    assert card['left_out'].keys() == {f'filter: {row["reason"]}' for row in lost}
+    assert sum(n['parts'] for n in card['left_out'].values()) == len(lost)
+
+def test_a_long_program_is_judged_as_one(tmp_path):
+    lines = [f'def function_{i}(value): return value * {i} + other_{i * 7}' for i in range(4_000)]
+    first = FirstPass(tmp_path, Recipe(str(tmp_path)))
+    program = Doc('\n'.join(lines), 'a.py', kind='code')
+    assert first.filtered(program) == program
+    made = Doc('# Code generated by tables.py. DO NOT EDIT.\n' + program.text, 'b.py', kind='code')
+    assert first.filtered(made).reason == 'generated'
+
+def test_an_evaluation_item_in_a_book_costs_the_part_that_holds_it(tmp_path):
+    folder = library(tmp_path/'books', 4)
+    item = ' '.join(f'{word}{i}' for i, word in enumerate(WORDS))
+    book = folder/'book0.txt'
+    book.write_text(book.read_text() + '\n\n' + item)
+    card = prepare(folder, tmp_path/'out', against={'exam': [item]}, **OPTIONS)
+    assert card['totals']['kept'] == 4
+    assert card['contamination'] == {'exam': dict(items=1, found=1, documents=1)}
+    tok = load_tokenizer(tmp_path/'out')
+    kept = [decode(tok, ids) for split in card['splits'] for ids in documents(tmp_path/'out', split)]
+    assert not any(item in text for text in kept)
+    assert card['left_out']['contamination: holds exam']['parts'] == 1
 
 def test_hub_source_keeps_to_its_budget(tmp_path, monkeypatch):
     "Take the path of files with a stand-in for the network."

@@ -26,8 +26,8 @@ from ..filters.presets import Drop, apply_preset
 from ..tokens.tokenizer import encode_text, load_tokenizer
 from .account import Step
 from .splits import SPLITS, split_place
-from .units import split_long
-from .work import RejectLog, atomic_folder, kept_documents, unit_folder
+from .units import LONGEST_PART, part_of, passages, split_huge, split_long
+from .work import CUT, RejectLog, atomic_folder, kept_documents, unit_folder
 
 # %% ../../nbs/api/15_prepare/06_passes.ipynb #91d54036
 @dataclass
@@ -40,6 +40,8 @@ class Recipe:
     repeats:int = 0 # lines that stand in more documents than this are removed; 0: none are
     against:object = None # `Decontaminator` of the evaluation sets, or None
     seed:int = 42 # seed of the split
+    valid:float = .02 # share for validation
+    test:float = .02 # share for the test
     threads:bool = True # whether the tokenizer may use every core
 
 # %% ../../nbs/api/15_prepare/06_passes.ipynb #fe125c97
@@ -56,9 +58,11 @@ class FirstPass:
         self.steps = {name: Step(name) for name in names}
         self.personal = Counter() # kind of personal data -> how often it was masked
         self.contamination = {} # evaluation set -> items that were found, documents that hold them
+        self.left_out = {} # 'step: reason' -> parts of long documents, bytes
         self.signer = Signer(recipe.similarity)
         self.signatures = []
         self.waiting = [] # texts that have no signature yet
+        self.waiting_bytes = 0
         self.columns = [] # a row of numbers for each document
         self.digests = []
         self.documents = open(folder/'documents.jsonl', 'wb')
@@ -70,10 +74,17 @@ class FirstPass:
         self.steps[step].drop(reason, doc.id, text, value=value, n_bytes=None if text else 0)
         self.rejects.add(doc, step, reason, value, text)
 
+    def leave_out(self, step, reason, part, value=''):
+        "Note a part of a long document that goes while the document stays."
+        left_out = self.left_out.setdefault(f'{step}: {reason}', dict(parts=0, bytes=0))
+        left_out['parts'] += 1
+        left_out['bytes'] += part.nbytes
+        self.rejects.add(part, step, reason, value, part.text)
+
     def take(self, record):
         "Take in a record as it was read."
         if isinstance(record, Reject): return self.drop('read', record.reason, record, record.value)
-        for doc in split_long(record):
+        for doc in split_huge(record):
             raw = doc.text.encode('utf-8', 'replace')
             self.digests.append(document_digest(doc.id, raw))
             self.steps['read'].keep(len(raw))
@@ -92,31 +103,76 @@ def accept(self:FirstPass, doc, n_bytes): # the cleaned document, or None
     if not text.strip(): return self.drop('clean', 'empty', doc)
     cleaned_bytes = cleaned.nbytes
     cleaning.keep(n_bytes, cleaned_bytes)
-    with filtering: passed = apply_preset(cleaned, self.recipe.preset)
+    with filtering: passed = self.filtered(cleaned)
     if isinstance(passed, Drop): return self.drop('filter', passed.reason, cleaned, passed.value)
     filtering.keep(cleaned_bytes, passed.nbytes)
     self.personal.update(masked)
     return passed if self.recipe.against is None else self.uncontaminated(passed)
 
 @patch
-def uncontaminated(self:FirstPass, doc): # the document, or None
-    "Drop a document that overlaps with an evaluation set."
+def filtered(self:FirstPass, doc): # the document, what is left of it, or a Drop
+    "Apply the preset to a document, to a long one part by part."
+    parts = list(split_long(doc))
+    results = [apply_preset(part, self.recipe.preset) for part in parts]
+    if len(parts) == 1: return results[0]
+    refused = [(part, result) for part, result in zip(parts, results) if isinstance(result, Drop)]
+    if not refused: return _joined(doc, results)
+    if doc.kind == 'code':
+        is_lost = isinstance(results[0], Drop) or 2 * len(refused) > len(parts)
+        return refused[0][1] if is_lost else doc
+    if len(refused) == len(parts): return _commonest(refused)
+    for part, drop in refused: self.leave_out('filter', drop.reason, part, drop.value)
+    return _joined(doc, [result for result in results if isinstance(result, Doc)])
+
+def _joined(doc, parts): return replace(doc, text=''.join(part.text for part in parts))
+
+def _commonest(refused):
+    "Return the drop with the reason that most parts have."
+    reasons = Counter(drop.reason for _, drop in refused)
+    most = max(reasons.values())
+    return next(drop for _, drop in refused if reasons[drop.reason] == most)
+
+@patch
+def uncontaminated(self:FirstPass, doc): # the document, what is left of it, or None
+    "Drop what overlaps with an evaluation set: a document, or the parts of a long one."
     step = self.steps['contamination']
+    n_bytes = doc.nbytes
     with step: overlap = self.recipe.against.overlap(doc.text)
     if overlap is None:
-        step.keep(doc.nbytes)
+        step.keep(n_bytes)
         return doc
+    self.count_found(overlap)
+    reason = f'holds {overlap.name}'
+    with step: left = self.clean_parts(doc, reason)
+    if not left: return self.drop('contamination', reason, doc, overlap.words)
+    step.keep(n_bytes, left.nbytes)
+    return left
+
+@patch
+def clean_parts(self:FirstPass, doc, reason): # what is left of the document, or None
+    "Leave out the parts of a long document that hold evaluation items."
+    parts = list(split_long(doc))
+    overlaps = [self.recipe.against.overlap(part.text) for part in parts]
+    n_found = sum(overlap is not None for overlap in overlaps)
+    if n_found in (0, len(parts)): return None # 0: the item stands where the text was cut
+    for part, overlap in zip(parts, overlaps):
+        if overlap: self.leave_out('contamination', reason, part, overlap.words)
+    return _joined(doc, [part for part, overlap in zip(parts, overlaps) if not overlap])
+
+@patch
+def count_found(self:FirstPass, overlap):
+    "Count the evaluation items that a document holds."
     items = {} # evaluation set -> items that were found in this document
     for name, item in overlap.found: items.setdefault(name, set()).add(item)
     for name in items:
         found = self.contamination.setdefault(name, dict(items=set(), documents=0))
         found['items'].update(items[name])
         found['documents'] += 1
-    self.drop('contamination', f'holds {overlap.name}', doc, overlap.words)
 
 # %% ../../nbs/api/15_prepare/06_passes.ipynb #7a1f78ef
-_SIGN_TOGETHER = 256 # documents
-_COLUMNS = dict(offset=np.int64, bytes=np.int64, place=float, rank=np.uint64)
+_SIGN_TOGETHER = 256 # documents,
+_SIGN_BYTES = 4_000_000 # and no more than this, unless one document alone has more
+_COLUMNS = dict(offset=np.int64, bytes=np.int64, place=float, rank=np.uint64, group=np.uint64)
 
 @patch
 def write(self:FirstPass, doc):
@@ -125,19 +181,24 @@ def write(self:FirstPass, doc):
         with self.steps['filter']: language = identify(doc.text)[0]
         doc = replace(doc, language=language)
     offset = self.documents.tell()
-    place = split_place(doc.id, self.recipe.seed)
-    rank = int(fingerprint([self.recipe.seed, doc.id]), 16)
-    self.columns.append((offset, doc.nbytes, place, rank))
+    name = part_of(doc) or doc.id
+    place = split_place(name, self.recipe.seed)
+    rank = int(fingerprint([self.recipe.seed, name]), 16)
+    group = int(fingerprint([doc.source, name]), 16) if part_of(doc) else 0
+    n_bytes = doc.nbytes
+    self.columns.append((offset, n_bytes, place, rank, group))
     line = json.dumps(vars(doc), ensure_ascii=False, default=str) + '\n'
     self.documents.write(line.encode('utf-8', 'replace'))
     self.waiting.append(doc.text)
-    if len(self.waiting) == _SIGN_TOGETHER: self.sign()
+    self.waiting_bytes += n_bytes
+    if len(self.waiting) == _SIGN_TOGETHER or self.waiting_bytes >= _SIGN_BYTES: self.sign()
 
 @patch
 def sign(self:FirstPass):
     "Make the signatures of the documents that wait for them."
     with self.steps['near-duplicates']: self.signatures.append(self.signer.sign(self.waiting))
     self.waiting = []
+    self.waiting_bytes = 0
 
 # %% ../../nbs/api/15_prepare/06_passes.ipynb #81c315b4
 @patch
@@ -154,6 +215,7 @@ def close(self:FirstPass): # summary of the unit
     return dict(
         steps=[s.as_dict() for s in self.steps.values()],
         personal=dict(self.personal),
+        left_out=self.left_out,
         documents=len(self.columns),
         contamination=contamination)
 
@@ -231,9 +293,12 @@ class SecondPass:
         folder:Path, # folder that the results are written to
         tok, # tokenizer
         repeated=None, # what `load_repeated` returned
+        valid:float=.02, # share for validation of a single text that has to be cut
+        test:float=.02, # share for the test, likewise
     ):
         self.folder = folder
         self.tok = tok
+        self.shares = valid, test
         self.repeated = repeated
         self.step = Step('repeated lines')
         self.ids = [open(folder/f'{split}.bin', 'wb') for split in SPLITS]
@@ -257,8 +322,14 @@ class SecondPass:
         self.removed[1] += removed_bytes
         rest = doc.nbytes if lines else n_bytes
         self.step.keep(n_bytes, rest)
-        self.waiting.append((doc, split, rest))
-        self.waiting_bytes += rest
+        if split == CUT:
+            for passage, i in passages(doc, *self.shares): self.wait(passage, i, passage.nbytes)
+        else: self.wait(doc, split, rest)
+
+    def wait(self, doc, split, n_bytes):
+        "Put a document with those that are encoded together."
+        self.waiting.append((doc, split, n_bytes))
+        self.waiting_bytes += n_bytes
         if self.waiting_bytes > _ENCODE_TOGETHER: self.encode()
 
     def drop(self, doc, n_bytes, lines):
@@ -268,13 +339,23 @@ class SecondPass:
         self.rejects.add(doc, self.step.name, reason, lines)
 
 # %% ../../nbs/api/15_prepare/06_passes.ipynb #e312ac35
+def _encoded(tok, texts): # an array for each text
+    "Encode texts, long ones part by part and a few parts at a time: the tokenizer needs a hundred bytes for each token."
+    if all(len(text) <= LONGEST_PART for text in texts): return [np.array(ids, '<u4') for ids in encode_text(tok, texts)]
+    res = []
+    for text in texts:
+        parts = [part.text for part in split_long(Doc(text, ''))]
+        ids = []
+        for i in range(0, len(parts), 8): ids += [np.array(x, '<u4') for x in encode_text(tok, parts[i:i + 8])]
+        res.append(np.concatenate(ids) if ids else np.empty(0, '<u4'))
+    return res
+
 @patch
 def encode(self:SecondPass):
     "Turn the documents that wait into ids."
-    texts = [doc.text for doc, _, _ in self.waiting]
-    encoded = encode_text(self.tok, texts)
+    encoded = _encoded(self.tok, [doc.text for doc, _, _ in self.waiting])
     for (doc, split, n_bytes), ids in zip(self.waiting, encoded):
-        np.array(ids, '<u4').tofile(self.ids[split])
+        ids.tofile(self.ids[split])
         self.lengths[split].append(len(ids))
         self.n_bytes[split] += n_bytes
         self.write_rows(doc, SPLITS[split], n_bytes, len(ids))
@@ -325,7 +406,7 @@ def pack_stage(
         path = Path(recipe.work)/'tokenizer.json'
         tok = _tokenizer(path, path.stat().st_mtime_ns)
         with atomic_folder(folder) as tmp:
-            second = SecondPass(tmp, tok, load_repeated(recipe.work))
+            second = SecondPass(tmp, tok, load_repeated(recipe.work), recipe.valid, recipe.test)
             for doc, number, split in kept_documents(recipe.work, i): second.take(doc, number, split)
             write_json(tmp/'summary.json', dict(unit=i, **second.close()))
     return read_json(folder/'summary.json')

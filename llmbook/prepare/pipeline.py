@@ -24,9 +24,9 @@ from ..tokens.shards import ShardWriter, disk_errors, token_dtype, write_manifes
 from ..tokens.tokenizer import MIN_VOCAB, load_tokenizer, save_tokenizer, tokenizer_fingerprint, train_tokenizer
 from .account import Funnel, Lengths, Step
 from .splits import SPLITS
-from .units import Sources, divide, units
+from .units import LONGEST_PART, Sources, divide, divide_in_order, passages, units
 from llmbook.prepare.work import (
-    DROPPED, TEXT_FILES, RejectLog, StoredDocuments, remove_old, stored_card, unit_folder, what_changed, work_folder
+    CUT, DROPPED, TEXT_FILES, RejectLog, StoredDocuments, remove_old, stored_card, unit_folder, what_changed, work_folder
 )
 from .workers import ProgressBar, choose_workers, run_units
 from .passes import Recipe, count_stage, load_repeated, pack_stage, read_stage, without_repeats
@@ -53,6 +53,7 @@ class Preparation:
         self.work = Path(recipe.work)
         self.progress = ProgressBar(self.shares, progress)
         self.seconds = {} # by stage
+        self.is_cut = False # whether a text is in several splits, because there are fewer texts than splits
 
     def run(self, stage, f, items, n_bytes): # summaries, in the order of the units
         "Run one pass over all units."
@@ -97,7 +98,12 @@ def _add_up(self:Preparation, summaries):
     funnels = (Funnel.from_list(s['steps']) for s in summaries)
     self.funnel = reduce(Funnel.merge, funnels)
     self.personal = Counter()
-    for s in summaries: self.personal.update(s['personal'])
+    self.left_out = {}
+    for s in summaries:
+        self.personal.update(s['personal'])
+        for reason, n in s['left_out'].items():
+            total = self.left_out.setdefault(reason, dict(parts=0, bytes=0))
+            for key in total: total[key] += n[key]
     self.contamination = _contamination(self.recipe.against, summaries)
 
 def _contamination(against, summaries): # {set: items, found, documents}
@@ -140,14 +146,31 @@ def choose(self:Preparation):
         reasons = _commonest_reasons(self.funnel)
         raise UserError(f'expected documents to train on, kept none of {self.n_in}: {reasons}. '
                         "Give more text, or preset='none' to switch the filters off")
-    place, rank, size = (self.documents.columns[name][keep] for name in ('place', 'rank', 'bytes'))
     self.split = np.full(len(keep), DROPPED, np.uint8)
-    self.split[keep] = divide(place, rank, size, self.options['valid'], self.options['test'])
-    self.kept_bytes = int(size.sum())
+    self.split[keep] = self._divided(keep)
+    self.kept_bytes = int(self.documents.columns['bytes'][keep].sum())
     _save(self.work/'split.npy', self.split)
     _save(self.work/'starts.npy', self.documents.starts[:-1])
     self.seconds['settle'] = round(perf_counter() - since, 3)
     self.progress('duplicates', .5)
+
+@patch
+def _divided(self:Preparation, keep):
+    "Divide the documents that stay; where there are fewer than splits, hold out the end of the longest text."
+    columns = self.documents.columns
+    place, rank, sizes, group = (columns[name][keep] for name in ('place', 'rank', 'bytes', 'group'))
+    shares = self.options['valid'], self.options['test']
+    n_texts = np.count_nonzero(group == 0) + len(np.unique(group[group > 0]))
+    n_splits = 1 + sum(share > 0 for share in shares)
+    longest = int(np.argmax(sizes))
+    can_be_cut = len(sizes) >= n_splits or sizes[longest] > LONGEST_PART
+    if n_texts >= n_splits or not can_be_cut: return divide(place, rank, sizes, *shares, group)
+    self.is_cut = True
+    split = divide_in_order(sizes, *shares)
+    if split is None:
+        split = np.full(len(sizes), SPLITS.index('train'), np.uint8)
+        split[longest] = CUT
+    return split
 
 @patch
 def _find_duplicates(self:Preparation):
@@ -223,7 +246,7 @@ def tokenizer(self:Preparation):
 @patch
 def _sample(self:Preparation): # numbers of documents
     "Choose the documents that the tokenizer is trained on."
-    train = np.flatnonzero(self.split == SPLITS.index('train'))
+    train = np.flatnonzero((self.split == SPLITS.index('train')) | (self.split == CUT))
     n_bytes = int(self.documents.columns['bytes'][train].sum())
     every = -(-n_bytes // TOKENIZER_SAMPLE)
     return train[::every].tolist()
@@ -232,8 +255,10 @@ def _sample(self:Preparation): # numbers of documents
 def _texts(self:Preparation, numbers):
     "Read documents as they will be packed."
     repeated = load_repeated(self.work)
+    shares = self.options['valid'], self.options['test']
     for i in numbers:
         doc, _, _ = without_repeats(self.documents[i], i, repeated)
+        if self.split[i] == CUT: doc, _ = next(passages(doc, *shares)) # the first passage is trained on
         yield doc.text
 
 # %% ../../nbs/api/15_prepare/08_pipeline.ipynb #af9d757c
@@ -336,7 +361,8 @@ def card(self:Preparation, src, tok, splits, question): # dict
         workers=self.workers,
         seconds=round(sum(self.seconds.values()), 3),
         stage_seconds=self.seconds,
-        contamination=self.contamination)
+        contamination=self.contamination,
+        left_out=dict(sorted(self.left_out.items())))
     if self.recipe.repeats:
         lines, n_bytes = zip(*(s['removed'] for s in self.packed))
         card['repeats'] = dict(lines=sum(lines), bytes=sum(n_bytes))
@@ -426,7 +452,7 @@ def prepare(
     with disk_errors(out):
         remove_old(out)
         work = work_folder(out, question).resolve()
-        recipe = Recipe(str(work), preset, personal, similarity, repeats, guard, seed, threads=workers == 1)
+        recipe = Recipe(str(work), preset, personal, similarity, repeats, guard, seed, valid, test, workers == 1)
         card = _run_stages(Preparation(out, options, recipe, workers, engine, progress), src, question)
         shutil.rmtree(out/'.work')
     return card

@@ -33,7 +33,7 @@ def read_text(
     language:str='', # language of the documents
     licence=None, # function from the beginning of the text to its licence; None leaves the licence empty
     limit:int=LIMIT, # bytes; a larger file comes in pieces
-) -> Iterator[Doc|Reject]: # one document, or the pieces
+) -> Iterator[Doc|Reject]: # one document, or the pieces, whose `meta` says what they are a part of
     "Read a text file as a document."
     data = f.read(limit + 1)
     number = 0 # of the piece; 0 for a file that is read whole
@@ -45,7 +45,8 @@ def read_text(
         name = f'{id}#{number}' if number else id
         text = decode_text(data[:cut], name, source)
         if owner is None: owner = _owner(text, kind, licence)
-        yield text if isinstance(text, Reject) else Doc(text, name, source, kind, language, owner)
+        meta = {'part_of': id} if number else {}
+        yield text if isinstance(text, Reject) else Doc(text, name, source, kind, language, owner, meta)
         data = data[cut:] + f.read(cut)
     yield from ended(f, id, source)
 
