@@ -1,4 +1,7 @@
 __version__ = "0.1.0"
 
+from .base.threads import set_up_threads
+set_up_threads()  # before torch is loaded
+
 from .base.moved import lead_old_imports
 lead_old_imports()

@@ -277,13 +277,13 @@ def test_sums_of_all_ranks_are_reduced_once_an_interval():
         calls.append(t.clone())
         t.mul_(2) # a second rank with the same numbers
     def rows(reduce):
-        telemetry = Telemetry(1., 1., every=4, reduce=reduce)
+        telemetry = Telemetry(1., 1e6, every=4, reduce=reduce)
         return training_rows(fitted(telemetry))
     one, two = rows(None), rows(reduce)
     assert len(calls) == 3
     assert [r['loss'] for r in one] == [r['loss'] for r in two]
     assert two[-1]['tokens'] == 2 * one[-1]['tokens']
-    assert two[-1]['mfu'] == pytest.approx(two[-1]['tokens_per_s'] / 2)
+    assert two[-1]['mfu'] == pytest.approx(two[-1]['tokens_per_s'] / 2e6)
 
 
 def test_validation_loss_is_reduced_once():

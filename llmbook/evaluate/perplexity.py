@@ -10,6 +10,7 @@ import bz2, gzip, lzma, math
 import numpy as np
 import torch
 from ..core import UserError
+from ..base.threads import share_cores
 from ..tokens.tokenizer import EOT, encode_text, tokenizer_fingerprint
 from .stats import bootstrap, ratio, row
 from ..train.loss import token_nats
@@ -69,6 +70,7 @@ def _nats(model, ids, spans, batch_size, chunk=1024):
     model.eval()
     try:
         for docs, x, y in _batches(ids, spans, batch_size):
+            share_cores()
             rows, cols = (y != IGNORE).nonzero(as_tuple=True)
             h = model(x.to(device))[rows.to(device), cols.to(device)]                 # (N, D): only what is scored
             nats = token_nats(h, model.head.weight, y[rows, cols].to(device), chunk)  # chunk x V logits at a time

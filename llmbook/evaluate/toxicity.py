@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from ..core import UserError, import_transformers
 from ..core import sha256 as file_sha256
+from ..base.threads import share_cores
 from ..filters.toxicity import ASSETS, BITS, SmokeDetector, _texts, ngram_buckets, plain_text # names that were here
 from .stats import bootstrap, row, wilson
 
@@ -112,6 +113,7 @@ class DetoxifyScorer:
         res = np.zeros(len(texts))
         windows = self._windows(texts)
         for i in range(0, len(windows), self.bs):
+            share_cores()
             ids, owners = zip(*windows[i:i + self.bs])
             x = self.tok.pad({'input_ids': list(ids)}, return_tensors='pt').to(self.device)
             with torch.no_grad(): logits = self.model(**x).logits[:, self.cls]

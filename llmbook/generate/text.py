@@ -13,6 +13,7 @@ import numpy as np, torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from ..core import UserError, check_seed, within
+from ..base.threads import share_cores
 from ..tokens.tokenizer import EOT, PAD, decode, encode_text
 from ..model.transformer import Transformer
 from .cuda_graph import can_generate, decoder
@@ -57,6 +58,7 @@ def _batch(
     waiting = [] # tokens that are still on the device
     every = 1 if now or device.type == 'cpu' else _FETCH
     for t in range(new):
+        share_cores()
         with torch.inference_mode(): # not around `yield`: it would hold for the reader as well
             logits = ask(x)
             if seen is not None: logits = penalise(logits, seen, penalty)

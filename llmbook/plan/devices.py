@@ -11,6 +11,7 @@ import math, re, time
 from dataclasses import dataclass
 import torch, torch.nn.functional as F
 from ..core import UserError, machine as describe, pick_device, within
+from ..base.threads import busy_cores, share_cores
 from .flops import flops_per_token
 from ..model.config import ModelConfig
 from ..model.linear import times
@@ -125,6 +126,7 @@ def _best_time(f, seconds, device):
     synchronize()
     best, end = math.inf, time.perf_counter() + seconds
     while time.perf_counter() < end or best == math.inf:
+        share_cores()
         start = time.perf_counter()
         f()
         synchronize()
@@ -154,13 +156,15 @@ def _model_rate(width, device, dtype, seconds):
 def measure_machine(
     seconds:float=2., # time to spend on the measurement
     device:str|None=None, # 'cpu' or 'cuda'; the best available by default
-) -> dict: # device, type, cores, memory, peak_flops, peak_source, dtype, efficiency, efficiency_at [[width, share]]
+) -> dict: # device, type, cores, memory, peak_flops, peak_source, dtype, efficiency, efficiency_at [[width, share]],
+    # others (cores that other programs used)
     "Measure what this machine can do."
     device = pick_device(device)
     cuda = device.type == 'cuda'
     dtype = _training_dtype(cuda)
     dtype_name = str(dtype).removeprefix('torch.')
     about = describe()
+    others = _others()
     with torch.random.fork_rng():
         promised = peak_flops(about['device'], dtype_name) if cuda else None
         peak = promised or _matmul_rate(device, dtype, seconds / 4)
@@ -178,7 +182,15 @@ def measure_machine(
         dtype=dtype_name,
         efficiency=efficiency_at[-1][1],
         efficiency_at=efficiency_at,
+        others=others,
     )
+
+def _others():
+    "Return the cores that other programs use, and let torch's threads adapt to them."
+    share_cores(now=True)
+    others = busy_cores()
+    share_cores(now=True)
+    return others
 
 def _training_dtype(cuda):
     if not cuda: return torch.float32

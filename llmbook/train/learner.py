@@ -20,6 +20,7 @@ from fastai.callback.core import (
 from fastai.callback.schedule import ParamScheduler # brings fit_one_cycle and its kin
 from fastai.learner import Learner
 from ..core import UserError
+from ..base.threads import share_cores
 from . import schedules # brings fit_wsd and fit_cosine
 
 # %% ../../nbs/api/31_train/08_learner.ipynb #f531ddaf
@@ -150,6 +151,7 @@ class LMLearner(FastEvents, Learner):
         if self.training: self.pct_train = self.train_iter / (self.n_epoch * len(self.dls.train))
         super().one_batch(i + self.shift * self.training, b)
         for f in self.at_the_end: f()
+        share_cores()
 
 # %% ../../nbs/api/31_train/08_learner.ipynb #8673d226
 def _with_resume(name):

@@ -229,7 +229,8 @@ def _settle(self:Telemetry):
 @patch
 def _mfu(self:Telemetry, rate, ranks):
     if not (rate and self.flops_per_token and self.peak_flops): return None
-    return rate * self.flops_per_token / (self.peak_flops * ranks)
+    mfu = rate * self.flops_per_token / (self.peak_flops * ranks)
+    return mfu if mfu <= 1 else None  # the peak was measured while the machine was busy
 
 @patch
 def _row(self:Telemetry, step, **values):
