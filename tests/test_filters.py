@@ -90,7 +90,7 @@ def test_threads_may_share_the_vocabulary(texts, monkeypatch):
 
 @pytest.mark.parametrize('line,n', [
     ('', 0), ('No end', 1), ('One. Two! Three?', 3), ('He said: "Go." (So I went!) Dr. Smith stayed...', 3),
-    ('It costs 3.50. "Why?" he asked.', 3), ('Wait... no', 1), ('好。是。', 1), ('!', 1)])
+    ('It costs 3.50. "Why?" he asked.', 3), ('Wait... no', 1), ('好。是。', 2), ('!', 1)])
 def test_sentences(line, n): assert count_sentences(line) == n
 
 
@@ -213,7 +213,9 @@ def test_a_threshold_is_the_last_value_that_passes():
     assert gopher.gopher_words(view('word ' * 50)) is None
     assert gopher.gopher_words(view('word ' * 49)) == 49
     assert webrules.c4_sentences(view('It is. It was. It is. It was. It is.')) is None
-    assert gopher.gopher_stop_words(view('Hund und Katze', language='de')) is None
+    assert gopher.gopher_stop_words(view('Der Hund und die Katze', language='de')) is None
+    assert gopher.gopher_stop_words(view('Hund Katze Maus', language='de')) == 0
+    assert gopher.gopher_stop_words(view('Hund Katze Maus', language='ta')) is None # no list for Tamil
 
 
 # --- rules that change the text ---

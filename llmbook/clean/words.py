@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['UNSPACED', 'has_unspaced', 'space_words', 'split_words', 'count_words']
 
-# %% ../../nbs/api/11_clean/00_words.ipynb #b4421cc3
+# %% ../../nbs/api/11_clean/00_words.ipynb #cbd2841e
 import re
 
-# %% ../../nbs/api/11_clean/00_words.ipynb #19e28b97
+# %% ../../nbs/api/11_clean/00_words.ipynb #d88fb7fa
 _HAN = (r'\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3038-\u303b\u3105-\u312f\u31a0-\u31bf\u3400-\u4dbf'
         r'\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af') # with Bopomofo and the signs that count and repeat
 _HIRAGANA = r'\u3041-\u309f'
@@ -37,7 +37,7 @@ _PIECE = re.compile(rf'''(?x)[{UNSPACED}](?:
   | (?: {_STACKED} | [{_VOWEL_AFTER}] | [^\w\s] )* )''')
 _RUN = re.compile(rf'[{UNSPACED}](?:[{UNSPACED}]|[^\w\s])*')
 
-# %% ../../nbs/api/11_clean/00_words.ipynb #dee456d1
+# %% ../../nbs/api/11_clean/00_words.ipynb #fcb81556
 def has_unspaced(
     text:str, # any text
 ) -> bool: # False for a text of spaced scripts alone
@@ -50,9 +50,11 @@ def space_words(
     text:str, # any text
 ) -> str: # the same object if all of its scripts write spaces
     "Put spaces around the words of scripts that are written without them."
+    if text.isascii(): return text
+    if '፡' in text: text = text.replace('፡', '፡ ') # Ethiopic has a mark of its own between words
     return _RUN.sub(_spaced, text) if has_unspaced(text) else text
 
-# %% ../../nbs/api/11_clean/00_words.ipynb #b4e637fd
+# %% ../../nbs/api/11_clean/00_words.ipynb #bfa2565e
 def split_words(
     text:str, # any text
 ) -> list[str]: # words with the punctuation that sticks to them

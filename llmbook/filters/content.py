@@ -11,6 +11,8 @@ from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from ..core import UserError
+from ..clean.language import identify, language_code
+from ..clean.words import UNSPACED
 from .ngram_lm import NgramModel
 from .toxicity import ToxicityDetector
 
@@ -139,9 +141,7 @@ def length(v, # a view of a document
     return None if low <= len(v.text) <= high else len(v.text)
 
 # %% ../../nbs/api/12_filters/07_content.ipynb #4ae78f7b
-_UNSPACED = re.compile(
-    '[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]'
-).search
+_UNSPACED = re.compile(f'[{UNSPACED}]').search
 _TOKEN = re.compile(r'\w+')
 
 def _fold(text):
@@ -216,13 +216,20 @@ def bad_words(v, # a view of a document
 @lru_cache(maxsize=1)
 def _detector(): return ToxicityDetector()
 
+def _is_foreign(v):
+    "Tell whether a text is surely in another language than English."
+    stated = language_code(v.doc.language)
+    if stated: return stated != 'en'
+    found, p = identify(v.text)
+    return p >= .65 and found != 'en'
+
 def toxicity(v, # a view of a document
     high:float=.9, # highest score that passes
 ): # None, or the score of the toxicity detector
-    "Refuse rude text by the toxicity detector, which is not a judge; programs pass."
+    "Refuse rude English by the toxicity detector, which is not a judge; programs and other languages pass."
     if v.doc.kind == 'code': return None
     x = float(_detector()([v.text])[0])
-    return None if x <= high else x
+    return None if x <= high or _is_foreign(v) else x
 
 # %% ../../nbs/api/12_filters/07_content.ipynb #d13c4048
 @lru_cache(maxsize=4)

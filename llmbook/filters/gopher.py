@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['GOPHER_QUALITY', 'GOPHER_REPETITION', 'gopher_words', 'gopher_word_length', 'gopher_hashes', 'gopher_ellipses',
-           'gopher_alphabetic', 'gopher_stop_words', 'gopher_bullets', 'gopher_ellipsis_lines', 'gopher_paragraphs',
-           'gopher_paragraph_chars', 'gopher_lines', 'gopher_line_chars', 'top_share', 'gopher_top_ngrams',
-           'repeated_share', 'gopher_ngrams']
+           'gopher_alphabetic', 'other_common_words', 'gopher_stop_words', 'gopher_bullets', 'gopher_ellipsis_lines',
+           'gopher_paragraphs', 'gopher_paragraph_chars', 'gopher_lines', 'gopher_line_chars', 'top_share',
+           'gopher_top_ngrams', 'repeated_share', 'gopher_ngrams']
 
 # %% ../../nbs/api/12_filters/02_gopher.ipynb #1b8a8211
 import numpy as np
+from ..clean.language import count_common, identify
 from .view import LETTER, WORD, View
 
 # %% ../../nbs/api/12_filters/02_gopher.ipynb #3db92f72
@@ -21,7 +22,7 @@ def gopher_words(v:View,
 ):
     "Require 50 to 100,000 words (Gopher)."
     n = _count(v, WORD)
-    return None if low <= n <= high else n
+    return None if v.fits(n, low, high) else n
 
 def gopher_word_length(v:View,
     low:float=3, # fewest characters on average
@@ -30,7 +31,7 @@ def gopher_word_length(v:View,
     "Require a mean word length of 3 to 10 characters (Gopher)."
     is_word = v.made & WORD > 0
     mean = float(v.lengths[is_word].sum() / max(_count(v, WORD), 1))
-    return None if low <= mean <= high else mean
+    return None if v.has_usual_words(mean, low, high) else mean
 
 # %% ../../nbs/api/12_filters/02_gopher.ipynb #caa6be56
 def gopher_hashes(v:View,
@@ -52,17 +53,28 @@ def gopher_alphabetic(v:View,
 ):
     "Require a letter in four tokens of five (Gopher)."
     x = _count(v, LETTER) / max(len(v.ids), 1)
-    return None if x >= low else x
+    return None if x >= low or x >= .875 * low and not v.english else x
 
 _STOP = frozenset('the be to of and that have with'.split())
+
+def other_common_words(v:View,
+    low:int, # where counting may stop
+) -> int|None: # None if the text is in a language for which there is no list
+    "Count the common words of a text that has too few common words of English: those of its own language."
+    if v.language == 'en': return 0
+    if v.language: return count_common(v.text, v.language, low)
+    if not v.english: return None
+    return count_common(v.text, identify(v.text)[0], low) or 0 # Latin letters, and the language is a guess
 
 def gopher_stop_words(v:View,
     low:int=2, # fewest different ones of the eight
 ):
-    "Require two of eight common words in English documents (Gopher)."
-    if v.doc.language not in ('', 'en') or len(_STOP.intersection(v.words)) >= low: return None
+    "Require two of eight common words of English, or two of another language's (Gopher)."
+    if len(_STOP.intersection(v.words)) >= low: return None
     n = len(_STOP.intersection(v.tokens)) # only now: a word may have hidden behind a comma
-    return None if n >= low else n
+    if n >= low: return None
+    others = other_common_words(v, low)
+    return None if others is None or others >= low else max(n, others)
 
 # %% ../../nbs/api/12_filters/02_gopher.ipynb #83afa265
 def gopher_bullets(v:View,
@@ -120,8 +132,10 @@ def top_share(v:View,
     n:int, # tokens in a phrase
 ) -> float: # share of the characters of the text
     "Return the share of the text that the most frequent phrase of `n` tokens fills."
-    chars, times = v.phrases.top(n)
-    return (chars + n - 1) * times / max(len(v.text), 1)
+    n_words = v.phrase(n)
+    chars, times = v.phrases.top(n_words)
+    gaps = 0 if v.unspaced else n - 1
+    return (chars + gaps) * times / max(len(v.text), 1)
 
 def gopher_top_ngrams(v:View,
     limits:tuple=((2, .2), (3, .18), (4, .16)), # pairs (tokens in a phrase, largest share of the characters)
@@ -137,13 +151,13 @@ def repeated_share(v:View,
     high:float=0, # a share up to this need not be exact
 ) -> float: # share of the characters of the text
     "Return the share of the text that repeats a phrase of `n` tokens seen before."
-    return v.phrases.repeated(n, high * len(v.text)) / max(len(v.text), 1)
+    return v.phrases.repeated(v.phrase(n), high * len(v.text)) / max(len(v.text), 1)
 
 def gopher_ngrams(v:View,
     limits:tuple=((5, .15), (6, .14), (7, .13), (8, .12), (9, .11), (10, .10)), # as above; the shortest phrase first
 ):
     "Allow repeated phrases of 5 to 10 tokens to fill 15 to 10 % of the text (Gopher)."
-    shortest = limits[0][0]
+    shortest = v.phrase(limits[0][0])
     strictest = min(high for _, high in limits)
     if v.phrases.covered(shortest) <= strictest * len(v.text): return None
     for n, high in limits:

@@ -13,19 +13,21 @@ from functools import partial
 from ..core import UserError
 from ..read.doc import Doc
 from .view import View
-from .gopher import GOPHER_QUALITY, GOPHER_REPETITION, gopher_ngrams
+from .gopher import GOPHER_QUALITY, GOPHER_REPETITION, gopher_ngrams, other_common_words
 from .web import C4, FINEWEB, c4_lines, lorem_ipsum
 from ..clean.language import language
 from .content import licence
 from .code import alphanumeric, encoded_data, generated, letters, longest_line, mean_line, xml_head
 
 # %% ../../nbs/api/12_filters/08_presets.ipynb #2f0ed16f
+_ELLIPSES = ('...', '…', '⋯', '。。。', '・・・')
+
 def word_count(v:View,
     low:int=50, # fewest words
     high:int=100_000, # most words
 ):
     "Require 50 to 100,000 words between spaces (after Gopher)."
-    return None if low <= len(v.words) <= high else len(v.words)
+    return None if v.fits(len(v.words), low, high) else len(v.words)
 
 def word_length(v:View,
     low:float=3, # fewest characters on average
@@ -33,19 +35,20 @@ def word_length(v:View,
 ):
     "Require words between spaces of 3 to 10 characters on average (after Gopher)."
     mean = sum(map(len, v.words)) / max(len(v.words), 1)
-    return None if low <= mean <= high else mean
+    return None if v.has_usual_words(mean, low, high) else mean
 
 def symbol_ratio(v:View,
     high:float=.1, # most symbols per word
 ):
     "Allow one hash sign or ellipsis in ten words between spaces (after Gopher)."
-    hashes = v.text.count('#')
-    ellipses = v.text.count('...') + v.text.count('…')
+    hashes = v.text.count('#') + v.text.count('＃')
+    ellipses = sum(map(v.text.count, _ELLIPSES)) - v.text.count('……') # two signs are one ellipsis in Chinese
     x = max(hashes, ellipses) / max(len(v.words), 1)
     return None if x <= high else x
 
 # %% ../../nbs/api/12_filters/08_presets.ipynb #3e8eec1b
 _LETTER = re.compile(r'[^\W\d_]').search
+_ALONE = '« » : ; ! ? – — । ॥ 。 、'.split() # marks between two spaces in French, Hindi and others
 
 def alphabetic_words(v:View,
     low:float=.8, # smallest share of the words
@@ -53,20 +56,24 @@ def alphabetic_words(v:View,
     "Require a letter in four of five words between spaces (after Gopher)."
     with_letter = sum(n for word, n in v.counts.items() if word.isalpha() or _LETTER(word))
     share = with_letter / max(len(v.words), 1)
-    return None if share >= low else share
+    if share >= low: return None
+    alone = sum(v.counts[mark] for mark in _ALONE)
+    of_words = with_letter / max(len(v.words) - alone, 1)
+    return None if of_words >= .875 * low and not v.english else share
 
 _STOP = frozenset('the be to of and that have with'.split())
 
 def stop_words(v:View,
     low:int=2, # fewest different ones of the eight
 ):
-    "Require two of eight common words in English documents, in capitals or not (after Gopher)."
-    if v.doc.language not in ('', 'en'): return None
+    "Require two of eight common words of English, in capitals or not, or two of another language's (after Gopher)."
     n = len(_STOP & {w.lower() for w in v.counts if len(w) <= 4})
-    return None if n >= low else n
+    if n >= low: return None
+    others = other_common_words(v, low)
+    return None if others is None or others >= low else max(n, others)
 
 # %% ../../nbs/api/12_filters/08_presets.ipynb #94d86c23
-_BULLETS = ('-', '*', '•', '‣', '◦', '·', '●', '▪')
+_BULLETS = ('-', '*', '•', '‣', '◦', '·', '●', '▪', '・', '◆', '■', '□', '○', '▶', '►')
 
 def _share(v, ok):
     "Return the share of lines for which `ok` holds."
@@ -83,8 +90,8 @@ def ellipsis_lines(v:View,
     high:float=.3, # largest share of the lines
 ):
     "Allow 30 % of the lines to end in an ellipsis, blank lines aside (after Gopher)."
-    if '...' not in v.text and '…' not in v.text: return None
-    x = _share(v, lambda l: l.endswith(('...', '…')))
+    if not any(mark in v.text for mark in _ELLIPSES): return None
+    x = _share(v, lambda l: l.endswith(_ELLIPSES))
     return None if x <= high else x
 
 # %% ../../nbs/api/12_filters/08_presets.ipynb #c33b66b8
@@ -108,7 +115,7 @@ def top_ngram(v:View,
 ):
     "Allow the most frequent repeated 2-, 3- and 4-gram of words to fill 20, 18 and 16 % (after Gopher)."
     for n, high in limits:
-        chars, times = v.word_phrases.top(n)
+        chars, times = v.word_phrases.top(v.phrase(n))
         x = chars * times / max(len(v.text), 1)
         if times > 1 and x > high: return x
 

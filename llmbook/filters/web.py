@@ -9,11 +9,23 @@ __all__ = ['C4', 'FINEWEB', 'c4_lines', 'c4_javascript', 'c4_policy', 'lorem_ips
 # %% ../../nbs/api/12_filters/03_web.ipynb #2b712993
 import re
 from dataclasses import replace
+from ..clean.words import count_words, has_unspaced, split_words
 from ..read.doc import Doc
-from .view import TERMINALS, View, count_sentences, repeated_parts
+from .view import TERMINALS, View, count_sentences, repeated_parts, share_of
 
 # %% ../../nbs/api/12_filters/03_web.ipynb #70b8c598
 _CITATION = re.compile(r'\[(?:\d*|edit|citation needed)\]').sub
+_OTHER_END = re.compile('[%s][\'")’”»›」』）】]*$' % ''.join(t for t in TERMINALS if not t.isascii())).search
+
+def _ends(line, ends):
+    "Tell whether a line ends in one of some marks and not in an ellipsis, or as sentences of other scripts end."
+    if line.endswith(ends): return not line.endswith('...')
+    return not line.isascii() and (_OTHER_END(line[-5:]) or share_of(line, 'thai_lao') > .5)
+
+def _too_few(line, n):
+    "Tell whether a line has fewer than `n` words."
+    if has_unspaced(line): return count_words(line) < 2 * n
+    return len(line.split(None, n)) < n
 
 def _with_lines(v, lines):
     "Return the document with these lines; None if nothing changed."
@@ -31,10 +43,10 @@ def c4_lines(v:View,
     lines = []
     for line in v.text.splitlines():
         line = line.strip()
-        if len(line.split(None, min_words)) < min_words: continue
-        if has_monster and max(map(len, line.split())) > longest: continue
+        if _too_few(line, min_words): continue
+        if has_monster and max(map(len, split_words(line))) > longest: continue
         if has_bracket: line = _CITATION('', line)
-        if ends and (not line.endswith(ends) or line.endswith('...')): continue
+        if ends and not _ends(line, ends): continue
         lines.append(line)
     return _with_lines(v, lines)
 
@@ -83,7 +95,11 @@ def c4_sentences(v:View,
 C4 = [c4_lines, lorem_ipsum, c4_javascript, curly_bracket, c4_policy, c4_sentences]
 
 # %% ../../nbs/api/12_filters/03_web.ipynb #abd8c1bd
+_WIDE = re.compile('[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\uff01-\uff60\U00020000-\U0003ffff]').findall
+
 def _rows(v): return [l for l in v.text.split('\n') if l and not l.isspace()]
+
+def _width(line): return len(line) if line.isascii() else len(line) + len(_WIDE(line))
 
 def fineweb_line_ends(v:View,
     low:float=.12, # smallest share of the lines
@@ -91,6 +107,10 @@ def fineweb_line_ends(v:View,
     "Require punctuation at the end of 12 % of the lines (FineWeb)."
     rows = _rows(v)
     x = sum(l[-1] in TERMINALS for l in rows) / max(len(rows), 1)
+    if x >= low or v.text.isascii(): return None if x >= low else x
+    if share_of(v.text, 'thai_lao') > .5: return None
+    n_ends = sum(l[-1] in TERMINALS or _OTHER_END(l[-5:]) is not None for l in rows)
+    x = n_ends / max(len(rows), 1)
     return None if x >= low else x
 
 def fineweb_short_lines(v:View,
@@ -99,7 +119,7 @@ def fineweb_short_lines(v:View,
 ):
     "Allow 67 % of the lines to have 30 characters or fewer (FineWeb)."
     rows = _rows(v)
-    x = sum(len(l) <= length for l in rows) / max(len(rows), 1)
+    x = sum(len(l) <= length and _width(l) <= length for l in rows) / max(len(rows), 1)
     return None if x <= high else x
 
 def fineweb_repeats(v:View,

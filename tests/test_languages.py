@@ -1,0 +1,109 @@
+"Filters over many languages and scripts: good text stays in every preset, and what is no text goes in every language."
+import pytest
+from languages import KEYWORDS, MENUS, PROSE
+from llmbook.clean.language import common_words, count_common, identify, language_code
+from llmbook.filters.content import toxicity
+from llmbook.filters.presets import apply_preset, check
+from llmbook.filters.view import View, count_sentences
+from llmbook.filters.web import c4_lines, fineweb_line_ends, fineweb_short_lines
+from llmbook.prepare.pipeline import prepare
+from llmbook.read.doc import Doc
+
+PRESETS = ['default', 'web', 'prose', 'gopher']
+CODES = {name: name.partition('_')[0] for name in PROSE}
+
+def verdicts(text, presets=PRESETS, **kw): return {p: drop for p in presets if (drop := check(Doc(text, 'x', **kw), p))}
+
+
+# --- good text ---
+
+@pytest.mark.parametrize('name', PROSE)
+def test_good_text_stays_in_any_language(name):
+    text = PROSE[name]
+    assert not verdicts(text, [*PRESETS, 'c4'])
+    assert not verdicts(text, language=CODES[name]) # whether its language is stated or not
+    assert not verdicts(text.replace('\n', ' ')) # in one line
+    assert not verdicts(text.replace('\n', '\n\n'))
+    assert apply_preset(Doc(text, 'x'), 'c4').text == text # no line is lost
+
+@pytest.mark.parametrize('a,b', [('zh', 'en'), ('de', 'fr'), ('ja', 'en'), ('ar', 'en'), ('th', 'en'), ('he', 'fr'), ('ru', 'uk'),
+                                 ('ko', 'zh'), ('hi', 'en')])
+def test_text_in_two_languages_stays(a, b):
+    assert not verdicts(PROSE[a].split('\n')[0] + '\n' + PROSE[b])
+    assert not verdicts(PROSE[b] + '\n' + PROSE[a].split('\n')[1])
+
+@pytest.mark.parametrize('name', ['zh', 'ja', 'ru', 'ar', 'th', 'de', 'ko', 'hi'])
+def test_code_with_comments_in_another_language_stays(name):
+    comments = [f'# {line[:60]}' for line in PROSE[name].split('\n')]
+    code = 'import math\n\n' + '\n'.join(f'{c}\ndef area_{i}(r):\n    return math.pi * r**2\n\n' for i, c in enumerate(comments))
+    assert not verdicts(code, ['default', 'code'], kind='code', language='python')
+
+def test_a_corpus_of_all_languages_is_prepared(tmp_path):
+    source = tmp_path/'source'
+    source.mkdir()
+    for name, text in PROSE.items(): (source/f'{name}.txt').write_text(text, encoding='utf-8')
+    card = prepare(source, tmp_path/'out', vocab_size=300, preset='prose', progress=False, workers=1)
+    assert card['totals']['kept'] == len(PROSE)
+    found = set(card['languages'])
+    assert set(CODES.values()) - found <= {'id'} # Indonesian and Malay are hard to tell apart in so few words
+
+
+# --- what is no text ---
+
+@pytest.mark.parametrize('name', MENUS)
+def test_a_menu_goes_in_any_language(name): assert set(verdicts(MENUS[name])) == set(PRESETS)
+
+@pytest.mark.parametrize('name', KEYWORDS)
+def test_keywords_go_in_any_language(name):
+    assert set(verdicts(KEYWORDS[name])) == set(PRESETS)
+    twice = KEYWORDS[name] + ' ' + ' '.join(sorted(KEYWORDS[name].split(), key=lambda w: w[1:])) # long enough for every preset
+    assert set(verdicts(twice)) == set(PRESETS)
+    assert check(Doc(twice, 'x', language=name), 'default').reason == 'stop_words'
+
+@pytest.mark.parametrize('name', PROSE)
+def test_one_sentence_again_and_again_goes_in_any_language(name):
+    sentence = PROSE[name][:40].strip()
+    assert set(verdicts((sentence + '\n') * 25)) == set(PRESETS)
+    assert set(verdicts((sentence + ' ') * 25)) == set(PRESETS)
+
+@pytest.mark.parametrize('name', PROSE)
+def test_numbers_and_teasers_go_in_any_language(name):
+    word = PROSE[name].split()[0][:8]
+    numbers = '\n'.join(f'{word} {i} | {i * 37} | {i * 91} | {i + 2000} | 12:{i} | 3.{i} | {i}/{i} |' for i in range(10, 40))
+    assert set(verdicts(numbers)) == set(PRESETS)
+    for mark in ('...', '…', '……'):
+        teasers = '\n'.join(f'{PROSE[name][i * 7:i * 7 + 35].strip()}{mark}' for i in range(12))
+        assert {'default', 'prose', 'gopher', 'web'} >= set(verdicts(teasers)) >= {'gopher', 'web'}
+
+
+# --- single rules ---
+
+@pytest.mark.parametrize('stated,code', [('en', 'en'), ('en-US', 'en'), ('EN_us', 'en'), ('eng_Latn', 'en'), ('deu', 'de'), ('zh-Hant-TW', 'zh'),
+                                         ('yue', 'yue'), ('python', ''), ('', ''), (None, ''), ('x1', '')])
+def test_a_language_is_stated_in_many_ways(stated, code): assert language_code(stated) == code
+
+def test_common_words_of_languages():
+    for code in ('de', 'fr', 'es', 'ru', 'ar', 'hi', 'zh', 'ja', 'th'): assert count_common(PROSE[code], code) >= 2
+    assert len(common_words('de')) > 100
+    assert common_words('xx') == frozenset() and count_common('text', 'ta') is None # endings, no words: no list
+
+@pytest.mark.parametrize('text,n', [('好。是。', 2), ('“他来了。”她说。', 2), ('பூனை. நாய்.', 2), ('Кот спит. А пёс?', 2), ('أين الكلب؟ هنا.', 2),
+                                    ('แมวนอนหลับ สุนัขเห่า', 2), ('ድመት ተኛች። ውሻው የት ነው?', 2), ('बिल्ली सोई। कुत्ता कहाँ है?', 2), ('고양이가 잔다. 개는?', 2),
+                                    ('Կատուն քնած է։ Շունը։', 2)])
+def test_sentences_of_any_script(text, n): assert count_sentences(text) == n
+
+def test_lines_of_any_script():
+    def kept(text): return (c4_lines(View(Doc(text, 'x'))) or Doc(text, 'x')).text
+    assert kept('首页\n联系我们\n磨坊主清晨就去了水磨。\n“他昨天已经来了！”\n更多精彩内容请点击') == '磨坊主清晨就去了水磨。\n“他昨天已经来了！”'
+    assert kept('คุณยายเล่าเรื่องเก่าให้ฟัง') == 'คุณยายเล่าเรื่องเก่าให้ฟัง' # Thai has no full stop
+    assert kept('猫' * 1200 + '。') == '猫' * 1200 + '。' # long, and no monster of a word
+    verse = View(Doc('雨が降りつづく夜の町を歩いていると。\n' * 3, 'x'))
+    assert fineweb_short_lines(verse) is None and fineweb_line_ends(verse) is None
+    assert fineweb_line_ends(View(Doc(PROSE['th'], 'x'))) is None
+
+def test_the_detector_of_rude_english_is_not_asked_of_other_languages():
+    rude = 'you fucking idiot, go to hell and die, you stupid bitch'
+    assert toxicity(View(Doc(rude, 'x'))) > .9
+    for name, text in PROSE.items(): assert toxicity(View(Doc(text, 'x'))) is None
+    german = PROSE['de'] + ' ' + rude # one quotation in a German text: the scorer knows nothing of the rest
+    assert toxicity(View(Doc(german, 'x'))) is None
