@@ -177,7 +177,9 @@ def test_hardly_any_other_language_passes_for_english():
     ('Creative Commons Attribution-ShareAlike 4.0', 'CC-BY-SA-4.0'),
     ('CC0 1.0 Universal (CC0 1.0) Public Domain Dedication', 'CC0-1.0'),
     ('MIT License, BSD License', 'MIT AND LicenseRef-BSD'), ('MIT, proprietary', ''),
-    ('mit or apache-2.0', 'MIT OR Apache-2.0'),
+    ('mit or apache-2.0', 'MIT OR Apache-2.0'), ('CC BY-NC-SA 4.0', 'CC-BY-NC-SA-4.0'), ('CC BY ND 3.0', 'CC-BY-ND-3.0'),
+    ('BSD 3-Clause (non-commercial)', 'LicenseRef-Not-Commercial'),
+    ('Apache License 2.0 with Commons Clause', 'Apache-2.0 AND LicenseRef-Commons-Clause'),
     ('', ''), ('  ', ''), ('other', ''), ('All rights reserved', ''), ('unknown', ''), (',,', ''), ('MIT OR', ''),
     ('(' * 300 + 'MIT' + ')' * 300, ''), ('x' * 10_000, '')])
 def test_spdx(stated, want): assert content.spdx(stated) == want

@@ -1,18 +1,19 @@
 "Reading: every format, bad input, bounded memory, and units that do not depend on how the input was cut."
 import bz2, csv, dataclasses, gzip, io, json, lzma, os, random, re, subprocess, sys, tracemalloc, zlib
 from collections import Counter
+from importlib import metadata
 from pathlib import Path
 import pytest
 from llmbook.core import UserError
 from llmbook.read.doc import Doc, Reject
-from llmbook.read.filetype import LANGUAGES, file_type, path_id
-from llmbook.read.licence import Licences
-from llmbook.read.licence import identify_licence
-from llmbook.read.licence import spdx_line
+from llmbook.read.filetype import LANGUAGES, file_type, is_licence, path_id
+from llmbook.read.licence import Licences, identify_licence, spdx_line
 from llmbook.read.formats import read_csv, read_jsonl, read_text
 from llmbook.read.sources import Unit, plan_units, read_file, read_sources, read_unit, source_paths
 from llmbook.read.streams import Unpacked, decode_page, open_stream, read_lines, whole_letters
 from llmbook.read.warc import read_warc
+from llmbook.filters.content import licence as licence_rule
+from llmbook.filters.view import View
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get('LLMBOOK_DATA', ROOT.parent/'shared'/'data'))
@@ -560,8 +561,82 @@ def test_languages():
     ('Creative Commons Attribution 4.0 International', 'CC-BY-4.0'), ('CC0 1.0 Universal', 'CC0-1.0'),
     ('Boost Software License - Version 1.0', 'BSL-1.0'),
     ('SPDX-License-Identifier: GPL-2.0-only WITH Linux-syscall-note', 'GPL-2.0-only WITH Linux-syscall-note'),
-    ('You may not use this.', ''), ('', '')])
+    ('You may not use this.', ''), ('', ''),
+    ('GNU General Public License as published by the Free Software Foundation, either version 2 of the License, or '
+     '(at your option) any later version.', 'GPL-2.0-or-later'),
+    ('This file is under the GNU Lesser General Public License, version 2.1 only.', 'LGPL-2.1-only'),
+    ('Apache License v2.0 ... https://www.apache.org/licenses/LICENSE-2.0', 'Apache-2.0'),
+    ('Eclipse Public License - v 2.0', 'EPL-2.0'), ('SIL OPEN FONT LICENSE Version 1.1', 'OFL-1.1'),
+    ('Code and text are under the MIT license.', 'MIT'), ('The MIT License or the ISC License', 'MIT OR ISC'),
+    ('Dual licensed under the MIT license and the Apache License, Version 2.0.', 'MIT OR Apache-2.0'),
+    ('Programs: BSD-2-Clause. Manuals: GNU Free Documentation License, Version 1.3', 'BSD-2-Clause AND GFDL-1.3')])
 def test_licences(text, want): assert identify_licence(text) == want
+
+FREE_TEXT = ('Permission is hereby granted, free of charge, to any person obtaining a copy of this software, to deal in '
+             'the Software without restriction, subject to this permission notice.')
+
+@pytest.mark.parametrize('text,want', [
+    ('Attribution-NonCommercial-NoDerivatives 4.0 International\n\n' + '=' * 60, 'CC-BY-NC-ND-4.0'),
+    ('Creative Commons Legal Code\n\nAttribution-NoDerivs 3.0 Unported', 'CC-BY-ND-3.0'),
+    ('Creative Commons Attribution Share Alike 2.5', 'CC-BY-SA-2.5'),
+    ('Creative Commons Attribution Non-Commercial No Derivatives 2.0 Generic', 'CC-BY-NC-ND-2.0'),
+    ('All of it is under CC BY-SA 4.0.', 'CC-BY-SA-4.0'), ('cc-by-nc-sa-3.0', 'CC-BY-NC-SA-3.0'),
+    ('[terms](http://creativecommons.org/licenses/by-nd/3.0/us/)', 'CC-BY-ND-3.0'),
+    ('<a rel="license" href="https://creativecommons.org/licenses/by/4.0">', 'CC-BY-4.0'),
+    ('https://creativecommons.org/publicdomain/zero/1.0/', 'CC0-1.0'),
+    ('Creative Commons Legal Code\n\nCC0 1.0 Universal\nCREATIVE COMMONS CORPORATION IS NOT A LAW FIRM', 'CC0-1.0'),
+    ('CC BY-NC', 'LicenseRef-CC-BY-NC'), ('Shared with a Creative Commons licence.', ''),
+    ('Code: MIT License. Data: CC BY-NC 4.0.', 'MIT AND CC-BY-NC-4.0'),
+    ('MIT License\n' + FREE_TEXT * 20 + '\nPictures: CC BY-ND 4.0', 'MIT AND CC-BY-ND-4.0')])
+def test_creative_commons_keeps_its_conditions(text, want): assert identify_licence(text) == want
+
+@pytest.mark.parametrize('text,want', [
+    ('Business Source License 1.1\nChange License: Mozilla Public License 2.0', 'BUSL-1.1'),
+    ('Server Side Public License\nVERSION 1 ... GNU Affero General Public License', 'SSPL-1.0'),
+    ('Elastic License 2.0 (ELv2)', 'Elastic-2.0'),
+    ('Available under the Server Side Public License or the Elastic License 2.0', 'SSPL-1.0 OR Elastic-2.0'),
+    ('"Commons Clause" License Condition v1.0\nSoftware: Mill\nLicense: Apache License 2.0',
+     'Apache-2.0 AND LicenseRef-Commons-Clause'),
+    ('MIT License\n' + FREE_TEXT + ' The Software shall be used for Good, not Evil.', 'JSON'),
+    ('PolyForm Noncommercial License 1.0.0', 'PolyForm-Noncommercial-1.0.0'),
+    (FREE_TEXT + ' Commercial use is not permitted.', 'LicenseRef-Not-Commercial'),
+    (FREE_TEXT + ' It is for research purposes only.', 'LicenseRef-Not-Commercial'),
+    (FREE_TEXT + ' You may not sell it.', 'LicenseRef-Not-Commercial'),
+    (FREE_TEXT + ' For any purpose, commercial or non-commercial.', 'MIT'),
+    ('Redistribution and use in source and binary forms ... not in a nuclear facility',
+     'LicenseRef-BSD-2-Clause-Modified')])
+def test_a_condition_is_never_lost(text, want):
+    assert identify_licence(text) == want
+    if want != 'MIT': assert not is_permitted(want)
+
+def is_permitted(name): return licence_rule(View(Doc('x', 'x', licence=name))) is None
+
+def test_installed_packages_and_the_texts_of_the_system():
+    "Hold the licence of every installed package against the name in its metadata."
+    right, wrong = 0, []
+    for dist in metadata.distributions():
+        stated = dist.metadata.get('License-Expression') or ''
+        files = [f for f in dist.files or () if is_licence(f.name) and '.dist-info' in str(f)]
+        if not stated or ' ' in stated or len(files) != 1: continue
+        found = identify_licence(files[0].locate().read_text(errors='replace'))
+        if found.split('-only')[0].split('-or')[0] == stated.split('-only')[0].split('-or')[0]: right += 1
+        elif found: wrong.append((dist.name, stated, found))
+    assert right > 10 * len(wrong), wrong
+    names = {'Apache-2.0': 'Apache-2.0', 'GPL-2': 'GPL-2.0', 'GPL-3': 'GPL-3.0', 'LGPL-2.1': 'LGPL-2.1', 'LGPL-3': 'LGPL-3.0',
+             'MPL-2.0': 'MPL-2.0', 'CC0-1.0': 'CC0-1.0', 'GFDL-1.3': 'GFDL-1.3', 'BSD': 'BSD-3-Clause'}
+    for name, want in names.items():
+        path = Path('/usr/share/common-licenses', name)
+        if path.exists(): assert identify_licence(path.read_text()) == want
+
+@pytest.mark.parametrize('name', ['LICENSE', 'LICENCE.txt', 'license.md', 'LICENSE-APACHE', 'LICENSE_1_0.txt', 'COPYING.LESSER',
+                                  'COPYING3', 'licenses.txt', 'NOTICE', 'notice.md', 'UNLICENSE', 'Copyright.txt',
+                                  'LICENSE.numpy', 'license-3rdparty.txt', 'LICENSE-CC-BY-NC-4.0'])
+def test_licence_files(name): assert is_licence(name)
+
+@pytest.mark.parametrize('name', ['noticeboard.txt', 'copyright-history.md', 'licence-plates.md', 'licensed.txt', 'noticing.md',
+                                  'license-to-kill.txt', 'copying-machines.md', 'notice-of-meeting.txt', 'licensing.md',
+                                  'notices_of_the_town.txt', 'license.py', 'copyrighted_works.txt'])
+def test_texts_about_something_else(name): assert not is_licence(name)
 
 def test_a_licence_is_found_upwards_and_not_above_the_source(tmp_path):
     put(tmp_path, {

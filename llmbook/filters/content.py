@@ -11,6 +11,7 @@ from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from ..core import UserError
+from ..read.licence import identify_licence
 from ..clean.language import identify, language_code
 from ..clean.words import UNSPACED
 from .ngram_lm import NgramModel
@@ -66,6 +67,9 @@ _NAMES = { # a statement in lower case, without what says nothing -> its SPDX na
     **_gnu_names(), **_creative_commons_names()}
 
 # %% ../../nbs/api/12_filters/07_content.ipynb #867bca8d
+_ADDED = re.compile( # a condition in a statement; what is in brackets is otherwise taken for a comment
+    r'non-?\s?commercial|\bnc\b|no-?\s?deriv|\bnd\b|share-?\s?alike|\bsa\b|commons clause|only for|purposes only', re.I)
+
 @lru_cache(maxsize=4096)
 def spdx(
     stated:str, # a licence as its owner states it
@@ -76,6 +80,7 @@ def spdx(
     if not stated or len(stated) > 500: return ''
     try: return str(canonicalize_license_expression(stated))
     except InvalidLicenseExpression: pass
+    if _ADDED.search(stated): return identify_licence(stated)
     key = re.sub(r'\(.*?\)', ' ', stated.lower())
     key = key.replace('-', ' ').replace('/', ' ').replace('+', ' or later')
     key = ' '.join(_NOISE.sub(' ', key).split())

@@ -28,13 +28,24 @@ _NAMES = {'makefile': 'make', 'gnumakefile': 'make', 'dockerfile': 'docker', 'cm
           'rakefile': 'ruby', 'gemfile': 'ruby', 'jenkinsfile': 'groovy'}
 
 # %% ../../nbs/api/10_read/02_filetype.ipynb #65ad8fdf
-_LICENCE = re.compile(r'(un)?(licen[cs]es?|copying|copyright|notice)', re.I)
+_LICENCE = re.compile(r'((?:un)?licen[cs]es?|copying|copyrights?|notices?)(?![a-z])', re.I)
+_AFTER = set('''txt text md markdown rst adoc org html htm en us uk de fr
+    mit expat bsd isc apache asl al gpl lgpl agpl gplv2 gplv3 gpl2 gpl3 lgplv2 lgplv3 lgpl2 lgpl21 lgpl3 agplv3 mpl mpl2 epl
+    cc cc0 by nc nd sa zero ofl psf python unlicense zlib boost bsl busl sspl elastic artistic eupl cddl ecl afl wtfpl odc odbl
+    clause simplified new only or later v lib lesser library affero exception exceptions runtime linking llvm classpath
+    third party thirdparty 3rdparty dependencies vendored vendor bundled additional other original upstream combined full short
+    all doc docs documentation code source software content data dataset model models weights font fonts icons images media
+    assets art examples tests test samples preamble header notice notices license licence licenses licences copyright'''.split())
 
 def is_licence(
     name:str, # file name without its folder
-) -> bool: # False for programs and data with such a name
+) -> bool: # False for programs and data with such a name, and for texts about something else
     "Return whether a file's name says that it holds a licence."
-    return bool(_LICENCE.match(name)) and name.rpartition('.')[2].lower() not in {*LANGUAGES, 'json', 'pyc'}
+    m = _LICENCE.match(name)
+    if not m or name.rpartition('.')[2].lower() in {*LANGUAGES, 'json', 'pyc'}: return False
+    if m[1].isupper() and not m[1].startswith(('COPYRIGHT', 'NOTICE')): return True
+    words = re.findall('[a-z0-9]+', name[m.end():].lower())
+    return all(word in _AFTER or word.strip('v').isdigit() for word in words)
 
 # %% ../../nbs/api/10_read/02_filetype.ipynb #706b2390
 FileType = namedtuple('FileType', 'form kind language packing', defaults=('prose', '', ''))
