@@ -22,7 +22,7 @@ NEW_INDEX := FORCE
 endif
 endif
 
-$(STAMP): settings.ini constraints.txt setup.py pyproject.toml tools/setup.sh $(NEW_INDEX)
+$(STAMP): settings.ini constraints.txt setup.py pyproject.toml tools/setup.sh tools/install.py $(NEW_INDEX)
 	@PYTHON='$(PYTHON)' TORCH_INDEX='$(TORCH_INDEX)' sh tools/setup.sh
 
 run: $(STAMP)
@@ -31,8 +31,12 @@ run: $(STAMP)
 test: $(STAMP)
 	@$(BIN)/python tools/check.py
 
+# JupyterLab opens no browser in a container or over ssh, where there is none; it prints its address there. As root it wants to be told.
+LAB := $(if $(filter 0,$(shell id -u)),--allow-root)
+LAB += $(if $(or $(DISPLAY),$(WAYLAND_DISPLAY),$(filter Darwin,$(shell uname))),,--no-browser)
+
 lab: $(STAMP)
-	@$(BIN)/jupyter lab nbs
+	@$(BIN)/jupyter lab nbs $(LAB) $(ARGS)
 
 docs: $(STAMP)
 	@$(BIN)/python tools/site.py
@@ -47,6 +51,7 @@ export: $(STAMP)
 	@$(BIN)/python tools/titles.py
 	@$(BIN)/nbdev-export
 	@$(BIN)/nbdev-clean
+	@$(BIN)/python tools/docstrings.py
 	@$(BIN)/python tools/sidebar.py
 	@$(BIN)/python tools/readme.py
 

@@ -69,7 +69,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     stray = [n for n in names if not re.match(r'llmbook(-[\d.]+\.dist-info)?/', n)]
     assert not stray, f'in the wheel, and should not be: {stray}'
     files = [p for p in (ROOT/'llmbook').rglob('*') if p.is_file() and '__pycache__' not in p.parts]
-    wanted = {p.relative_to(ROOT).as_posix() for p in files if p.suffix == '.py' or 'assets' in p.parts}
+    wanted = {p.relative_to(ROOT).as_posix() for p in files if p.suffix == '.py' or 'assets' in p.parts or p.name == 'py.typed'}
+    assert 'llmbook/py.typed' in wanted, 'type checkers would ignore the annotations'
     assert wanted <= set(names), f'missing from the wheel: {wanted - set(names)}'
     assert any(n.endswith('/LICENSE') for n in names)
 

@@ -126,6 +126,19 @@ def test_title_comes_from_the_one_configuration(site):
     assert f'<title>{title}</title>' in (site/'index.html').read_text()
 
 
+def test_parameters_stand_in_a_table(site):
+    page = (site/'api/34_pretrain/run.html').read_text(encoding='utf-8')
+    entry = page[page.index('id="llmbook-pretrain-run-lm-learner"'):].partition('</table>')[0]
+    for words in ('<th class="head"><p>parameter</p></th>', 'clip', 'float', 'largest norm of the gradient'):
+        assert words in entry, words
+    assert '# largest' not in entry, 'the comment of the signature'
+
+
+def test_both_builds_of_the_site_have_the_style_for_dark_pages(site):
+    assert (site/'_static/styles.css').read_text() == (ROOT/'nbs/styles.css').read_text()
+    assert yaml.safe_load((ROOT/'_quarto.yml').read_text())['format']['html']['css'] == 'styles.css'
+
+
 # ---- in the browser ------------------------------------------------------------------------------------------------
 
 @browser_only
@@ -191,6 +204,46 @@ def test_light_and_dark(browser, address):
         browser.refresh()
         colours[theme] = sum(int(x) for x in re.findall(r'\d+', shade())[:3])
     assert colours['light'] > 600 and colours['dark'] < 150, colours
+
+
+CONTRAST = """
+const say = c => { const m = c.match(/[\\d.]+/g).map(Number); return [m[0], m[1], m[2], m.length > 3 ? m[3] : 1] }
+const over = (a, b) => [0, 1, 2].map(i => a[i] * a[3] + b[i] * (1 - a[3]))
+function ground(e) {
+  const layers = []
+  for (; e; e = e.parentElement) { const c = say(getComputedStyle(e).backgroundColor); if (c[3]) layers.push(c); if (c[3] === 1) break }
+  return layers.reverse().reduce((below, c) => over(c, below), [255, 255, 255])
+}
+const light = c => { const [r, g, b] = c.map(x => (x /= 255) <= .04045 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4); return .2126*r + .7152*g + .0722*b }
+return [...document.querySelectorAll(arguments[0])].map(e => {
+  const below = ground(e), [a, b] = [light(over(say(getComputedStyle(e).color), below)), light(below)].sort((x, y) => y - x)
+  return [e.textContent.slice(0, 30), (a + .05) / (b + .05)]
+})
+"""
+
+
+def show_in(browser, address, theme):
+    browser.get(address)
+    browser.execute_script('localStorage.setItem("theme", arguments[0])', theme)
+    browser.refresh()
+
+
+@browser_only
+@pytest.mark.parametrize('theme', ['light', 'dark'])
+def test_the_table_of_a_fit_can_be_read(browser, address, theme):
+    show_in(browser, f'{address}/api/34_pretrain/run.html', theme)
+    cells = browser.execute_script(CONTRAST, 'table.fastprogress th, table.fastprogress td')
+    assert len(cells) >= 10
+    faint = [(text, round(ratio, 1)) for text, ratio in cells if ratio < 4.5]
+    assert not faint
+
+
+@browser_only
+@pytest.mark.parametrize('theme', ['light', 'dark'])
+def test_tables_of_parameters_can_be_read(browser, address, theme):
+    show_in(browser, f'{address}/api/34_pretrain/run.html', theme)
+    cells = browser.execute_script(CONTRAST, 'article table:not(.fastprogress) td code, article table th')
+    assert not [(text, round(ratio, 1)) for text, ratio in cells if ratio < 4.5]
 
 
 @browser_only

@@ -31,6 +31,12 @@ def applies(req, extras):
     return any(req.marker.evaluate(environment) for environment in environments)
 
 
+def earlier(name):
+    "Return the version that constraints.txt names today, of a package that set-up took out again (see tools/install.py)."
+    lines = (ROOT/'constraints.txt').read_text().splitlines()
+    return next(line.split('==')[1] for line in lines if line.startswith(f'{name}=='))
+
+
 def closure(todo):
     "Return name -> version of the requirements and of all that they require in turn."
     found = {}
@@ -40,7 +46,10 @@ def closure(todo):
         key = canonicalize_name(req.name), frozenset(req.extras)
         if key in seen: continue
         seen.add(key)
-        dist = metadata.distribution(req.name)
+        try: dist = metadata.distribution(req.name)
+        except metadata.PackageNotFoundError:
+            found[key[0]] = earlier(key[0])
+            continue
         found[key[0]] = Version(dist.version).public
         todo += [r for r in map(Requirement, dist.requires or []) if applies(r, req.extras | {''})]
     return found

@@ -1,10 +1,16 @@
-"""nbdev's processors for documentation, with one changed.
+"""nbdev's processors for documentation, with two things changed.
 
 To show signatures, nbdev runs exported cells, and also every cell that imports something. An example with an import in
 it would then run without the cells before it. Here, a cell that is not exported runs only if all it does is import.
+
+nbdev writes the meaning of a parameter as a comment inside the signature, where a narrow page cuts it off. Here the
+signature has names and defaults alone, and a table below it has each parameter's type, default and meaning.
 """
-import ast
-from nbdev import processors
+import ast, inspect, textwrap
+from functools import cache
+from fastcore import docments
+from nbdev import processors, showdoc
+import docstrings
 
 
 class exec_show_docs(processors.exec_show_docs):
@@ -23,3 +29,75 @@ def needed(cell):
 class Processors(processors.FilterDefaults):
     "nbdev's own processors, with the one above in its place."
     def base_procs(self): return [exec_show_docs if p is processors.exec_show_docs else p for p in super().base_procs()]
+
+
+# ---- a name's signature and its table ----------------------------------------------------------------------------------
+
+@cache
+def meanings():
+    "Return name -> what its comments say; names are unique in the package."
+    return {name: said for names in docstrings.described().values() for name, said in names.items()}
+
+
+def stars(p): return {p.VAR_POSITIONAL: '*', p.VAR_KEYWORD: '**'}.get(p.kind, '')
+
+
+def shown_default(p):
+    "Return a parameter's default as code, or ''."
+    if p.default is p.empty: return ''
+    if inspect.isfunction(p.default) or inspect.isclass(p.default): return p.default.__name__
+    text = repr(p.default)
+    return text if len(text) <= 60 else f'{text[:57]}...'
+
+
+def signature(name, sig, is_class):
+    "Return a call with the names and defaults of its parameters, folded to the width of a page."
+    words = []
+    for p in sig.parameters.values():
+        if p.name == 'self': continue
+        default = shown_default(p)
+        words.append(stars(p) + p.name + (f'={default}' if default else ''))
+    line = f"{'class ' if is_class else ''}{name}({', '.join(words)})"
+    return '\n    '.join(textwrap.wrap(line, 84, break_long_words=False, break_on_hyphens=False))
+
+
+def shown_type(annotation):
+    "Return an annotation as code, or ''."
+    return '' if annotation is inspect.Parameter.empty else docments._type_str(annotation)
+
+
+def cell(text, code=False):
+    "Return text for one cell of a Markdown table."
+    text = str(text).replace('|', '\\|')
+    if code: return f'`{text}`' if text else ''
+    return text.replace('<', '&lt;').replace('*', '\\*')
+
+
+def parameter_table(said, sig):
+    "Return a table of the parameters and of what is returned; '' if there is nothing to say."
+    rows = []
+    for p in sig.parameters.values():
+        name = stars(p) + p.name
+        meaning = said.parameters.get(name, '')
+        if p.name == 'self' or not meaning: continue
+        rows.append([cell(name, True), cell(shown_type(p.annotation), True), cell(shown_default(p), True), cell(meaning)])
+    returned = shown_type(sig.return_annotation) if said.returned or sig.return_annotation is not None else ''
+    if said.returned or returned: rows.append(['returns', cell(returned, True), '', cell(said.returned)])
+    rows += [[cell(name, True), '', '', cell(meaning)] for name, meaning in said.fields.items()]
+    if not rows: return ''
+    head = ['| parameter | type | default | meaning |', '|---|---|---|---|']
+    return '\n'.join(head + [f"| {' | '.join(row)} |" for row in rows])
+
+
+class TableRenderer(showdoc.BasicMarkdownRenderer):
+    "Shows a name as its signature, its docstring, and a table of its parameters."
+    def _repr_markdown_(self):
+        said = meanings().get(self.nm, docstrings.Described())
+        parts = [f"{'#' * self.title_level} {self.nm}"]
+        if self.sig: parts.append(f'```python\n{signature(self.nm, self.sig, inspect.isclass(self.sym))}\n```')
+        if self.docs: parts.append(self.docs.partition('\n\nArgs:')[0])
+        if self.sig: parts.append(parameter_table(said, self.sig))
+        return '\n\n'.join(part for part in parts if part)
+
+
+showdoc.BasicMarkdownRenderer = TableRenderer

@@ -1,8 +1,9 @@
 #!/bin/sh
-# Makes .venv: finds a Python, installs the exact versions of constraints.txt, and writes .venv/installed last of all.
+# Makes .venv: finds a Python, and has tools/install.py fetch the exact versions of constraints.txt into it, which writes
+# .venv/installed last of all.
 # Run by the Makefile from the top of the repository. One line on standard error when it cannot go on.
 set -u
-LOW=3.11 HIGH=3.13 LOG=.venv/install.log
+LOW=3.11 HIGH=3.13
 
 stop() { echo "llmbook: $*" >&2; exit 1; }
 
@@ -37,16 +38,6 @@ make_venv() {
     }
 }
 
-pip_install() { # what follows are pip's arguments; its words go to the log
-    .venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt "$@" >>"$LOG" 2>&1 && return
-    if grep -q -E 'No space left' "$LOG"; then
-        stop "the disk is full: free some room (a CPU installation takes about 3 GB), then run make again"
-    elif grep -q -i -E 'connection (broken|refused|error)|name resolution|Failed to establish|unreachable|timed out|ProxyError|Could not fetch URL|nodename nor servname|Max retries' "$LOG"; then
-        stop "the package index cannot be reached: check the network (or pip's proxy and index settings), then run make again; pip's own words are in $LOG"
-    fi
-    stop "pip could not install: $(grep -E '^ *ERROR' "$LOG" | tail -1 | sed 's/^ *ERROR: *//' | cut -c1-200); pip's other words are in $LOG"
-}
-
 [ -f settings.ini ] || stop "run it from the top of the repository"
 rm -f .venv/installed
 if fits .venv/bin/python && .venv/bin/python -m pip --version >/dev/null 2>&1; then
@@ -60,13 +51,5 @@ else
     make_venv "$py"
 fi
 
-echo "llmbook: installing into .venv with Python $(version .venv/bin/python); this may take some minutes"
-: >"$LOG"
-if [ -n "${TORCH_INDEX:-}" ]; then
-    pip_install --force-reinstall --no-deps --index-url "$TORCH_INDEX" torch torchvision
-    set -- --extra-index-url "$TORCH_INDEX"
-else
-    set --
-fi
-pip_install "$@" -e '.[dev]'
-printf '%s\n' "${TORCH_INDEX:-}" >.venv/installed
+echo "llmbook: installing into .venv with Python $(version .venv/bin/python)"
+exec .venv/bin/python tools/install.py --index "${TORCH_INDEX:-}"

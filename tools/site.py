@@ -93,11 +93,8 @@ def documentation(name, mod, outputs, sources, names):
 
 
 def tidy_documentation(text):
-    "Return what nbdev writes about a name without its rule and source link, the name as code, the one line upright."
-    text = re.sub(r'\A---\n', '', text)
-    text = re.sub(r'^\[source\]\([^)]*\)\{[^}]*\}\n', '', text, flags=re.M).strip()
-    text = re.sub(r'^### (.+)$', r'### `\1`', text, count=1, flags=re.M)
-    return re.sub(r'^\*(.*)\*$', r'\1', text, flags=re.M | re.S) if '\n*' in text else text
+    "Return what `docprocs` writes about a name, the name as code."
+    return re.sub(r'^### (.+)$', r'### `\1`', text.strip(), count=1, flags=re.M)
 
 
 def exported_sources(path):
@@ -246,7 +243,8 @@ def settings():
     site = yaml.safe_load((ROOT/'_quarto.yml').read_text())['website']
     return dict(
         project=site['title'], html_title=site['title'], html_theme='furo', extensions=['myst_nb', 'mathml'],
-        html_favicon=site['favicon'], html_static_path=[str(ROOT/'tools/static')], html_css_files=['site.css'],
+        html_favicon=site['favicon'], html_static_path=[str(ROOT/'tools/static'), str(ROOT/'nbs/styles.css')],
+        html_css_files=['styles.css', 'site.css'],
         html_copy_source=False, html_show_sourcelink=False, html_show_copyright=False,
         html_theme_options=dict(sidebar_hide_name=False, navigation_with_keys=True,
             light_css_variables={'color-brand-primary': '#3d5f8f', 'color-brand-content': '#2f5f9e'},

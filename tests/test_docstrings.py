@@ -1,0 +1,141 @@
+"`help()` and `?` explain every parameter of every public name, from the comments beside them."
+import ast, importlib, inspect, subprocess, sys
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT/'tools'))
+import docstrings
+from llmbook.base.docstrings import TEXTS, find_documented
+
+DESCRIBED = docstrings.described()
+NAMES = [(module, name) for module, names in TEXTS.items() for name in names]
+
+
+def test_the_table_is_in_step_with_the_package():
+    assert (ROOT/docstrings.TABLE).read_text(encoding='utf-8') == docstrings.written(), 'run `make export`'
+
+
+def test_every_parameter_has_a_meaning():
+    bare = [f'{module}.{name}: {argument}' for module, names in DESCRIBED.items() for name, said in names.items()
+            for argument, meaning in said.parameters.items() if not meaning]
+    assert not bare, f'put a comment beside them: {bare}'
+
+
+def documented(module, name): return find_documented(importlib.import_module(f'llmbook.{module}'), name)
+
+
+def test_every_name_shows_its_text():
+    silent = []
+    for module, name in NAMES:
+        found = documented(module, name)
+        if found is None or TEXTS[module][name] not in inspect.getdoc(found): silent.append(f'{module}.{name}')
+    assert not silent, 'the table has them, and help() does not show them'
+
+
+@pytest.mark.parametrize('module, name', [
+    ('core', 'refused'), ('pretrain.run', 'lm_learner'), ('prepare.pipeline', 'prepare'), ('plan.planner', 'plan'),
+    ('generate.text', 'generate'), ('tune.finetune', 'finetune'), ('model.config', 'ModelConfig'), ('plan.plan', 'Plan'),
+    ('widgets.dashboard', 'Dashboard'), ('checkpoint.checkpoint', 'Checkpoint'), ('read.doc', 'Doc')])
+def test_each_argument_of_the_signature_is_explained(module, name):
+    found = documented(module, name)
+    lines = inspect.getdoc(found).splitlines()
+    for argument in inspect.signature(found).parameters:
+        assert any(line.strip().startswith((f'{argument}: ', f'**{argument}: ', f'*{argument}: ')) for line in lines), argument
+
+
+def test_a_method_keeps_the_first_line_of_what_it_overrides():
+    doc = inspect.getdoc(documented('train.learner', 'LMLearner.fit'))
+    assert doc.startswith('Fit') and 'resume: ' in doc
+
+
+def test_a_second_import_says_nothing_twice():
+    module = importlib.reload(importlib.import_module('llmbook.base.docstrings'))
+    doc = documented('core', 'whole_number').__doc__
+    module.explain(importlib.import_module('llmbook.core'))
+    assert documented('core', 'whole_number').__doc__ == doc
+    assert doc.count('Args:') == 1
+
+
+def test_no_source_is_parsed_and_modules_look_as_always():
+    code = ("import sys; before = set(sys.modules); import llmbook.core, inspect\n"
+            "assert 'fastcore.docments' not in sys.modules and 'torch' not in sys.modules\n"
+            "assert inspect.getsource(llmbook.core.finite).startswith('def finite')\n"
+            "print(llmbook.core.__spec__.origin, inspect.getdoc(llmbook.core.finite))")
+    said = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert 'core.py' in said.stdout and 'x: any value' in said.stdout
+
+
+# ---- how comments are read ---------------------------------------------------------------------------------------------
+
+def described(text):
+    source = docstrings.Source(text)
+    return docstrings.of_module(source, {})
+
+
+def test_where_a_comment_may_stand():
+    said = described('''
+def f(
+    a, # first
+    b:dict={'x': lambda y: 1}, # second
+    # above
+    # the third
+    c=(1,
+       2),
+    d=1, e=2, # two on a line
+    *args, # several
+    g=1, # by name
+    **kwargs # the rest
+) -> int: # a number
+    return 1 # not this one
+def g(): # a remark on the body
+    pass
+''')
+    assert said['g'].text() == ''
+    said = said['f']
+    assert said.parameters == {'a': 'first', 'b': 'second', 'c': 'above the third', 'd': 'two on a line', 'e': 'two on a line',
+                               '*args': 'several', 'g': 'by name', '**kwargs': 'the rest'}
+    assert said.returned == 'a number'
+
+
+def test_classes_methods_and_what_they_inherit():
+    said = described('''
+class A:
+    size:int # how many
+    def __init__(self,
+        n, # a number
+    ): pass
+    def go(self, v:View) -> int: # where
+        pass
+    @staticmethod
+    def of(
+        q # a letter
+    ): pass
+    def _private(self): pass # no
+class B(A): pass
+@patch
+def stop(self:A,
+    when # a time
+): pass
+@dataclass
+class C:
+    x:int=1 # width
+''')
+    assert said['A'].parameters == said['B'].parameters == {'n': 'a number'} and said['A'].fields == {'size': 'how many'}
+    assert said['A.go'].returned == 'where' and said['A.go'].parameters['v'] == docstrings.TYPES['View']
+    assert said['A.of'].parameters == {'q': 'a letter'} and said['A.stop'].parameters == {'when': 'a time'}
+    assert said['C'].parameters == {'x': 'width'}
+    assert 'A._private' not in said
+
+
+def test_fields_of_dataclasses_are_explained():
+    bare = []
+    for path in (ROOT/'llmbook').rglob('*.py'):
+        for node in ast.parse(path.read_text(encoding='utf-8')).body:
+            if not isinstance(node, ast.ClassDef) or node.name.startswith('_') or not docstrings.is_decorated(node, 'dataclass'): continue
+            fields = [x.target.id for x in node.body if isinstance(x, ast.AnnAssign) and not x.target.id.startswith('_')]
+            said = next(names[node.name] for names in DESCRIBED.values() if node.name in names)
+            bare += [f'{node.name}.{f}' for f in fields if f not in said.parameters and not any(
+                isinstance(x, docstrings.FUNCTION) and x.name == '__init__' for x in node.body)]
+    assert not bare
