@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UserError', 'refused', 'whole_number', 'within', 'human_bytes', 'human_count', 'human_time', 'number', 'finite',
            'atomic_path', 'write_json', 'read_json', 'sha256', 'fingerprint', 'RunFolder', 'check_space', 'check_seed',
-           'set_seed', 'mix64', 'derived_seed', 'pick_device', 'machine', 'import_transformers']
+           'set_seed', 'mix64', 'derived_seed', 'pick_device', 'machine', 'cpu_name', 'import_transformers']
 
 # %% ../nbs/api/00_base/00_core.ipynb #960f110f
 import hashlib, json, math, os, platform, random, shutil, sys, tempfile
@@ -291,7 +291,7 @@ def machine(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     names = ('llmbook', 'torch', 'fastai', 'fastcore', 'tokenizers', 'transformers', 'numpy')
     versions = {name: _version(name) for name in names}
-    return dict(device=gpu or _cpu_name(), cores=cores, memory=psutil.virtual_memory().total,
+    return dict(device=gpu or cpu_name(), cores=cores, memory=psutil.virtual_memory().total,
                 platform=platform.platform(), python=platform.python_version(),
                 versions={name: v for name, v in versions.items() if v})
 
@@ -299,7 +299,8 @@ def _version(name):
     try: return metadata.version(name)
     except metadata.PackageNotFoundError: return None
 
-def _cpu_name():
+def cpu_name(
+) -> str: # 'CPU' where the system does not say
     "Return the processor's name, which Linux keeps in /proc."
     try: lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError: lines = []

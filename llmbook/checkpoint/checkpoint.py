@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from fastcore.basics import patch
 from fastai.callback.core import Callback, CancelFitException
 from ..core import RunFolder, UserError, check_space
+from ..model.linear import product_ways, use_product_ways
 from ..train.learner import LMLearner, StopSignals
 from .background import Background, Snapshot
 from .folder import Kept, load_best, newest
@@ -186,7 +187,7 @@ def gather(self:Checkpoint, validated=False, done=False):
     state = dict(
         step=self.train_iter, fit=self.number, base=self.base,
         validated=validated, done=done, best=self.best,
-        asked=self.facts, groups=groups,
+        asked=self.facts, groups=groups, products=product_ways(),
         callbacks={cb.name: cb.checkpoint_state() for cb in callbacks}, recorder=recorder)
     return kinds, json.dumps(state, default=_plain)
 
@@ -316,6 +317,7 @@ def _load(self:Checkpoint, f, state):
         self.read(f, state, None)
         self.learn.first_epoch = self.n_epoch
         return
+    use_product_ways(state.get('products', {})) # so that the resumed run repeats every bit
     self.read(f, state, self.opt)
     self.state = state
     self.tensors = TensorFolder(f)

@@ -12,6 +12,7 @@ from fastcore.basics import patch
 from torch import nn, Tensor
 from ..core import UserError
 from ..model.config import ModelConfig
+from ..model.linear import times, way
 from ..model.layers import KVCache, RMSNorm, attend
 from ..model.transformer import Transformer
 
@@ -28,8 +29,21 @@ def _onednn(): return torch.backends.mkldnn.is_available() and hasattr(torch.ops
 
 def _pack(w): return torch.ops.mkldnn._reorder_linear_weight(w, None) # in oneDNN's blocks
 
-def _times(x, w, b=None): # (M, I), (O, I) packed or not -> (M, O)
+def _packed_product(x, w, b=None): # (M, I), (O, I) packed -> (M, O)
     return torch.ops.mkldnn._linear_pointwise(x, w, b, 'none', [], '')
+
+def _in_parts(x, views, out): # (1, I), (n, O/n, I), (n, O/n, 1)
+    "Multiply a row with each part of a matrix, one part a thread."
+    I = x.shape[1]
+    column = x.as_strided((len(views), I, 1), (0, 1, I)) # a last stride of 1 would be eight times slower
+    torch.bmm(views, column, out=out)
+
+def _row_examples():
+    "Return the ways to multiply one row with a matrix of middle size."
+    x, w = torch.ones(1, 768), torch.ones(2048, 768)
+    views, out = _split(w), torch.empty(1, 2048)
+    parts = out.view(len(views), -1, 1)
+    return dict(parts=lambda: _in_parts(x, views, parts), torch=lambda: torch.mm(x, w.T, out=out))
 
 # %% ../../nbs/api/40_generate/02_decoder.ipynb #2c4e6d79
 class Product:
@@ -51,21 +65,25 @@ class Product:
         self.views = [_split(w) for w in self.ws]
         sizes = [len(w) for w in self.ws]
         self.out = self.ws[0].new_empty(1, sum(sizes))
-        self.outs = [o.view(len(v), -1, 1) for o, v in zip(self.out[0].split(sizes), self.views)]
+        outs = self.out.split(sizes, 1)
+        self.in_parts = way('row', _row_examples) == 'parts'
+        self.outs = [o.view(len(v), -1, 1) for o, v in zip(outs, self.views)] if self.in_parts else outs
+        self.columns = [w.T for w in self.ws]
 
     def __call__(self, x:Tensor) -> Tensor: # (M, I) -> (M, O of all layers)
-        if self.packed is not None: return _times(x, self.packed, self.bias)
+        if self.packed is not None: return _packed_product(x, self.packed, self.bias)
         if self.views and len(x) == 1: return self._row(x)
-        product = _times if self.views and _onednn() else F.linear
+        product = times if self.views else F.linear
         if len(self.ws) == 1: y = product(x, self.ws[0])
         else: y = torch.cat([product(x, w) for w in self.ws], -1)
         return y if self.bias is None else y.add_(self.bias)
 
     def _row(self, x): # (1, I) -> (1, O of all layers)
-        x, I = x.contiguous(), x.shape[1]
-        for w, out in zip(self.views, self.outs):
-            column = x.as_strided((len(w), I, 1), (0, 1, I)) # a last stride of 1 would be eight times slower
-            torch.bmm(w, column, out=out)
+        x = x.contiguous()
+        if self.in_parts:
+            for views, out in zip(self.views, self.outs): _in_parts(x, views, out)
+        else:
+            for columns, out in zip(self.columns, self.outs): torch.mm(x, columns, out=out)
         return self.out if self.bias is None else self.out.add_(self.bias)
 
 # %% ../../nbs/api/40_generate/02_decoder.ipynb #c1368e7f

@@ -11,7 +11,7 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from ..core import whole_number
-from ..model.linear import linear, times
+from ..model.linear import by_onednn, fast_here, linear, times
 from ..tokens.loaders import IGNORE
 
 # %% ../../nbs/api/31_train/01_loss.ipynb #59439130
@@ -67,7 +67,8 @@ def _chunks(h, w, b, y, chunk):
 
 def _add_product(gw, p, h):
     "Add p.T @ h to the gradient of the matrix, in place."
-    if p.is_cpu: gw += times(p.T, h.T)
+    onednn = fast_here(p, h) and by_onednn('weight')
+    if onednn or p.is_cpu and gw.dtype != p.dtype: gw += times(p.T, h.T)
     elif gw.dtype == p.dtype: gw.addmm_(p.T, h)
     elif p.is_cuda and gw.dtype == torch.float32:
         gw += torch.mm(p.T, h, out_dtype=torch.float32) # not rounded to 16 bits on the way

@@ -16,7 +16,7 @@ from torch.optim.adamw import adamw
 from fastcore.foundation import L
 from fastai.optimizer import OptimWrapper
 from ..core import UserError
-from ..model.linear import fast_here, times
+from ..model.linear import by_onednn, fast_here, times
 from ..distributed.world import mine, my_rows
 
 # %% ../../nbs/api/31_train/04_optim.ipynb #8c8b23a3
@@ -31,7 +31,7 @@ def _half_pays(G):
 
 def _addmm(M, L, R, beta, alpha=1.):
     "Return beta M + alpha L R, by the faster product."
-    if not fast_here(M, L, R): return torch.addmm(M, L, R, beta=beta, alpha=alpha)
+    if not (fast_here(M, L, R) and by_onednn('input')): return torch.addmm(M, L, R, beta=beta, alpha=alpha)
     return times(L, R.T).mul_(alpha).add_(M, alpha=beta)
 
 def _rounds(X, k): # (rows, columns)
