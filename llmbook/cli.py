@@ -334,9 +334,9 @@ def llmbook_evaluate(
     rows = evaluate_text(m, tok, docs) + compressor_rows(docs) if docs else []
     starts = [' '.join(d.split()[:8]) for d in docs] or _STARTS
     scorer = toxicity_scorer()
-    toxicity, _ = continuation_rows(m, tok, starts[:prompts], scorer, seed)
+    toxicity, samples = continuation_rows(m, tok, starts[:prompts], scorer, seed)
     rows += toxicity
-    write_json(out, dict(rows=rows, scorer=dict(name=scorer.name, note=scorer.note)))
+    write_json(out, dict(rows=rows, samples=samples, scorer=dict(name=scorer.name, note=scorer.note)))
     print(rows_text(rows))
     print(f'{scorer.name}: {scorer.note}')
     print(f'rows: {out}')

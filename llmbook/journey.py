@@ -21,8 +21,8 @@ from .tokens.tokenizer import load_tokenizer
 from .evaluate.bias import identity_swap
 from .evaluate.overlap import bleu, chrf, rouge
 from .evaluate.perplexity import compressor_rows, evaluate_text
-from .evaluate.stats import row, wilson
-from .evaluate.toxicity import toxicity_rows, toxicity_scorer
+from .evaluate.stats import item_ids, row, wilson, with_items
+from .evaluate.toxicity import scored_samples, toxicity_rows, toxicity_scorer, toxicity_scores
 from .generate.text import generate
 from .plan.flops import count_params
 from .plan.devices import measure_machine
@@ -137,9 +137,11 @@ def overlap_rows(
     "Score answers by the metrics of a task, and by how many are exactly right."
     rows = rouge(preds, refs) if task.metric == 'rouge' else bleu(preds, refs) + chrf(preds, refs)
     n = len(refs)
-    same = sum(p == r for p, r in zip(preds, refs)) / max(n, 1)
-    low, high = wilson(round(same * n), n)
-    return rows + [row('exact_match', same, low, high, n, 'share of answers equal to the reference|interval:wilson')]
+    same = [p == r for p, r in zip(preds, refs)]
+    share = sum(same) / max(n, 1)
+    low, high = wilson(sum(same), n)
+    exact = row('exact_match', share, low, high, n, 'share of answers equal to the reference|interval:wilson')
+    return [*rows, with_items(exact, item_ids(refs), same)]
 
 # %% ../nbs/api/80_app/01_journey.ipynb #4b32fdf1
 SHORT = .7 # tokens/s of short, padded rows as a share of the plan's
@@ -226,11 +228,13 @@ def continuation_rows(
     starts:list, # beginnings to continue, four times each
     scorer, # from `toxicity_scorer`
     seed:int=0, # seed of the draws
-) -> tuple: # (rows, the first continuation of each beginning)
-    "Measure the toxicity of what a model writes."
+) -> tuple: # (rows, samples: the texts that score highest, as prompt, text, score)
+    "Measure the toxicity of what a model writes, and keep the texts that score highest."
     draws = [generate(model, tok, starts, max_new_tokens=24, seed=seed + k) for k in range(4)]
     by_start = [list(texts) for texts in zip(*draws)]
-    return toxicity_rows(by_start, scorer, split='continuations'), draws[0]
+    scores = toxicity_scores(by_start, scorer)
+    rows = toxicity_rows(by_start, scorer, split='continuations', prompts=starts, scores=scores)
+    return rows, scored_samples(starts, by_start, scores)
 
 # %% ../nbs/api/80_app/01_journey.ipynb #3d24a378
 def evaluate_stage(
@@ -245,10 +249,9 @@ def evaluate_stage(
     prose = [d for d in docs if d.get('kind') == 'prose'] or docs
     starts = [' '.join(d['text'].split()[:8]) for d in prose[:s.toxicity_prompts]]
     scorer = toxicity_scorer()
-    toxicity, texts = continuation_rows(model, tok, starts, scorer, s.seed)
+    toxicity, samples = continuation_rows(model, tok, starts, scorer, s.seed)
     rows += toxicity
     rows += identity_swap(model, tok, scorer, seed=s.seed)
-    samples = [dict(prompt=p, text=t) for p, t in zip(starts[:6], texts)]
     about_scorer = dict(name=scorer.name, note=scorer.note)
     write_json(run/'evaluation.json', dict(rows=rows, samples=samples, scorer=about_scorer))
     return dict(

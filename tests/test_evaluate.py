@@ -55,10 +55,85 @@ def test_paired_p_is_the_permutation_test():
     b = a - rng.normal(.5, .8, 10)
     def statistic(x, y): return (x - y).mean()
     exact = ss.permutation_test((a, b), statistic, permutation_type='samples', n_resamples=np.inf)
-    d = stats.paired_difference(a, b, n_boot=4000)
+    d = stats.paired_test(a, b, n_boot=400)
+    assert d['method'] == 'sign flips, exact'
+    assert d['p'] == pytest.approx(exact.pvalue)
     assert d['value'] == pytest.approx((a - b).mean())
     assert d['low'] < d['value'] < d['high']
     assert d['p'] == pytest.approx(exact.pvalue, abs=.02)
+
+
+def test_clusters_are_drawn_and_swapped_together():
+    "What is written down ten times is still one example: interval and p are those of the ten originals."
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(1, 1, 10), rng.normal(0, 1, 10)
+    label = np.repeat(range(10), 5)
+    ten = stats.paired_difference(a, b, n_boot=300)
+    fifty = stats.paired_difference(a.repeat(5), b.repeat(5), n_boot=300, clusters=label)
+    for key in ('value', 'low', 'high', 'p'): assert fifty[key] == pytest.approx(ten[key])
+    assert stats.bootstrap(a.repeat(5), clusters=label) == pytest.approx(stats.bootstrap(a))
+    assert stats.bootstrap(a, clusters=['same'] * 10) == (None, None)
+
+
+def test_clustered_error_by_hand():
+    assert stats.clustered_error([1, 1, 0, 0]) == pytest.approx(.288675, abs=1e-6)
+    assert stats.clustered_error([1, 1, 0, 0], ['a', 'a', 'b', 'b']) == pytest.approx(.381881, abs=1e-6)
+    assert stats.clustered_error([1, 2, 4]) == pytest.approx(ss.sem([1, 2, 4]))
+
+
+def test_exact_tests_are_scipys():
+    assert stats.sign_test(2, 10) == pytest.approx(.0386, abs=5e-5)
+    assert stats.sign_test(0, 1) == stats.sign_test(0, 0) == 1
+    assert stats.fisher_exact(4, 5, 0, 5) == pytest.approx(.0476, abs=5e-5)
+    for k, n, other_k, other_n in ((3, 20, 9, 18), (0, 4, 0, 9)):
+        table = [[k, n - k], [other_k, other_n - other_k]]
+        assert stats.fisher_exact(k, n, other_k, other_n) == pytest.approx(ss.fisher_exact(table)[1])
+
+
+def test_right_and_wrong_answers_are_mcnemars():
+    a = np.array([1] * 40 + [1] * 10 + [0] * 2 + [0] * 20)
+    b = np.array([1] * 40 + [0] * 10 + [1] * 2 + [0] * 20)
+    d = stats.paired_test(a, b)
+    assert d['method'] == 'McNemar, exact'
+    assert d['p'] == pytest.approx(ss.binomtest(10, 12).pvalue)
+
+
+def test_eight_of_eight_is_more_than_luck():
+    a = np.c_[np.arange(100, 180, 10) - 1., [50] * 8] # nats, tokens
+    b = np.c_[np.arange(100, 180, 10), [50] * 8]
+    d = stats.paired_difference(a, b, stats.ratio)
+    assert d['value'] == pytest.approx(-.02)
+    assert d['p'] == 2 / 256
+
+
+def test_corrections_for_many_tests():
+    ps = [.005, .011, .02, .04, .13]
+    by_hand = [.025, .044, .06, .08, .13] # 5 x .005, 4 x .011, 3 x .02, 2 x .04, .13
+    assert stats.holm(ps) == pytest.approx(by_hand)
+    assert stats.holm(ps[::-1]) == pytest.approx(by_hand[::-1])
+    for some in (ps, ps[::-1], [.5, .5], [.9]):
+        assert stats.benjamini_hochberg(some) == pytest.approx(ss.false_discovery_control(some))
+
+
+def test_items_come_back():
+    r = stats.row('bits_per_byte', 2.)
+    ids = stats.item_ids(['a', 'b', 'a'])
+    assert len(set(ids)) == 3
+    values = [[1.25, 10], [2, 20], [3 / 7, 30]]
+    back = stats.row_items(json.loads(json.dumps(stats.with_items(r, ids, values, 'ratio', ['x', 'y', 'x']))))
+    assert back['ids'] == ids
+    assert back['values'] == pytest.approx(np.array(values), rel=1e-8)
+    assert back['clusters'] == ['0', '1', '0']
+    damaged = [r, {**r, 'items': None}, {**r, 'items': {'stat': 'mean', 'ids': 'a b', 'values': '1'}},
+               {**r, 'items': {'stat': 'mean', 'ids': 'a', 'values': 'x'}}, {**r, 'items': {'stat': 'mean'}}]
+    for odd in damaged: assert stats.row_items(odd) is None
+
+
+@pytest.mark.parametrize('three, said', [
+    ((28.4123, 26.93, 29.881), ('28.4', '26.9', '29.9')), ((.0123456, .01, .02), ('0.0123', '0.0100', '0.0200')),
+    ((0., -2e-17, .031), ('0.0000', '0.0000', '0.0310')), ((12345., None, None), ('12,345', '-', '-')),
+    ((None, None, None), ('-', '-', '-')), ((0., 0., 2e-17), ('0', '0', '2e-17'))])
+def test_digits_of_an_interval_match_those_of_its_value(three, said): assert stats.digits_of(*three) == said
 
 
 def test_rows_are_plain_json():
@@ -268,6 +343,61 @@ def test_references_in_unequal_numbers():
     assert overlap.rouge_scores(['a cat'], [['nothing', 'a cat']])['rouge2'][0] == 1
 
 
+@pytest.mark.parametrize('n_boot', [0, 1])
+def test_without_resamples_there_is_no_interval(n_boot):
+    texts = ['a b c d e', 'b c d e f q']
+    for score in (overlap.bleu, overlap.chrf):
+        r, = score(texts, ['a b c d e', 'z c d e f t'], n_boot=n_boot)
+        assert r['low'] is None and r['high'] is None
+    assert overlap.rouge(texts, texts, n_boot=0)[0]['low'] is None
+
+
+@pytest.mark.parametrize('preds, refs', [
+    (['a b c d e'] * 5, ['a b c d e'] * 5), (['x'] * 5, ['a b c d e'] * 5), (['a b c d', 'x', 'y'], ['a b c d', 'q', 'r']),
+    (['', ''], ['a', 'b'])])
+def test_a_value_lies_in_its_interval(preds, refs):
+    for score in (overlap.rouge, overlap.bleu, overlap.chrf):
+        for r in score(preds, refs, n_boot=50):
+            assert 0 <= r['low'] <= r['value'] <= r['high'] <= 100
+            assert r['value'] == 0 or r['value'] > 1e-9
+
+
+@pytest.mark.parametrize('text', [
+    'Москва столица России', 'สวัสดีชาวโลก', '你好世界朋友', 'こんにちは世界', 'नमस्ते दुनिया कैसे', 'مرحبا بالعالم كله', 'שלום עולם טוב'])
+def test_rouge_of_the_same_text_is_1_in_every_script(text):
+    rows = by_metric(overlap.rouge([text] * 3, [text] * 3))
+    assert [rows[kind]['value'] for kind in overlap.ROUGE_KINDS] == [1] * 4
+    assert 'unicode' in rows['rouge1']['signature']
+    assert overlap.rouge(['other words'], [text])[0]['value'] == 0
+
+
+def test_rouge_in_other_scripts_by_hand():
+    f = overlap.rouge_scores(['красный старый дом', '红色的家'], ['старый дом', '红色家'])
+    assert f['rouge1'] == pytest.approx([.8, 6 / 7]) # 2 of 3 and 2 of 2 words; 3 of 4 and 3 of 3 characters
+    assert f['rouge2'] == pytest.approx([2 / 3, 2 / 5])
+
+
+def test_words_of_any_script_leave_plain_text_as_it_was():
+    preds = ['The runners were running_quickly, 3.5 km!', 'Über naïve cafés', '']
+    refs = ['A runner runs quickly; 3 km', 'The naive cafe', 'x']
+    plain = overlap.rouge_scores(preds[:1], refs[:1], words='latin')
+    other = overlap.rouge_scores(preds[:1], refs[:1], words='unicode')
+    for kind in overlap.ROUGE_KINDS: assert plain[kind] == pytest.approx(other[kind], abs=1e-12)
+    assert 'a-z0-9' in overlap.rouge(preds, refs)[0]['signature']
+
+
+def test_corpus_scores_from_the_counts_of_items():
+    rng = np.random.default_rng(0)
+    words = 'the cat sat on a mat and slept all day long'.split()
+    refs = [' '.join(rng.choice(words, 9)) for _ in range(20)]
+    preds = [' '.join(rng.permutation(r.split())) for r in refs]
+    for score in (overlap.rouge, overlap.bleu, overlap.chrf):
+        for r in score(preds, refs, n_boot=10):
+            items = stats.row_items(r)
+            assert overlap.item_stat(items['stat'])(items['values']) == pytest.approx(r['value'], abs=1e-6)
+    assert stats.row_items(overlap.bleu(preds, refs, smooth_method='floor', n_boot=0)[0]) is None
+
+
 @pytest.mark.parametrize('metric', [overlap.rouge, overlap.bleu, overlap.chrf])
 def test_overlap_refuses(metric):
     with pytest.raises(UserError, match='at least one prediction'): metric([], [])
@@ -453,6 +583,24 @@ def test_toxicity_rows_by_hand():
     assert of_one['value'] == pytest.approx(.4)
 
 
+def test_empty_texts_are_counted_apart():
+    class Long:
+        signature = 'scorer:length'
+        def __call__(self, texts): return np.array([len(t) / 10 for t in texts])
+    texts = [['aaaa', ''], [' ', '\n'], ['aaaaaaa', 'a']]
+    scores = toxicity.toxicity_scores(texts, Long())
+    assert np.isnan(scores).tolist() == [[False, True], [True, True], [False, False]]
+    rows = by_metric(toxicity.toxicity_rows(texts, Long(), prompts=['p', 'q', 'r'], scores=scores))
+    assert rows['expected_max_toxicity']['value'] == pytest.approx(.55)
+    assert rows['expected_max_toxicity']['n'] == 2
+    assert (rows['toxicity_not_scored']['value'], rows['toxicity_not_scored']['n']) == (.5, 6)
+    assert stats.row_items(rows['toxicity_probability'])['values'].tolist() == [0, 1]
+    samples = toxicity.scored_samples(['p', 'q', 'r'], texts, scores, most=2)
+    assert samples == [dict(prompt='r', text='aaaaaaa', score=.7), dict(prompt='p', text='aaaa', score=.4)]
+    nothing = toxicity.toxicity_rows([['', '']], Long())
+    assert [r['metric'] for r in nothing] == ['toxicity_not_scored']
+
+
 # ---- bias ----
 
 def test_wasserstein_is_scipys():
@@ -514,3 +662,90 @@ def test_identity_swap_of_a_model_can_be_repeated(small):
     assert run(64) == rows
     assert {r['split'] for r in rows} == {'identity swap'}
     assert values(run(3)) == pytest.approx(values(rows), abs=1e-4)
+
+
+def untrained(tok, seed, width=32):
+    "Return a function that gives likelihoods of a model with random weights."
+    from llmbook.model.config import ModelConfig
+    from llmbook.model.transformer import Transformer
+    torch.manual_seed(seed)
+    vocab = tok.get_vocab_size()
+    model = Transformer(ModelConfig(vocab_size=vocab, n_layer=1, d_model=width, n_head=2, context=160)).eval()
+    def logprob(prompts, continuations): return perplexity.continuation_logprob(model, tok, prompts, continuations, 128)
+    return logprob
+
+
+CONTROL = {'control': ['a tall person', 'a left-handed person', 'a quick reader']}
+
+
+def test_models_that_know_nothing_show_bias_one_time_in_twenty():
+    from llmbook.tokens.tokenizer import train_tokenizer
+    from scipy.stats import binom
+    texts = [t.prompt + t.kind + t.unkind for t in bias.TEMPLATES] + bias.NEUTRALS
+    tok = train_tokenizer(texts, 900)
+    ps, low = [], []
+    for seed in range(8):
+        rows = bias.likelihood_gaps(untrained(tok, seed), {**bias.GROUPS, **CONTROL}, exchanges=499)
+        excess = [r for r in rows if r['metric'] == 'likelihood_gap_excess']
+        ps += [r['p'] for r in excess]
+        low += [r['low'] for r in excess]
+    n = len(ps)
+    assert n == 8 * 9
+    most = binom.ppf(.999, n, .05)
+    assert sum(p < .05 for p in ps) <= most
+    assert sum(x > 0 for x in low) <= most
+    assert .3 < np.mean(ps) < .75, 'p-values of a true null spread over 0 to 1'
+
+
+def by_identity(unkind_about, strength=1.):
+    "Return likelihoods of a made-up model: all words move them a little, unkind ones about some identity move them up."
+    import zlib
+    unkind = {t.unkind for t in bias.TEMPLATES}
+    def one(prompt, continuation):
+        noise = zlib.crc32((prompt + continuation).encode()) / 2**32
+        about = any(who in prompt for who in unkind_about)
+        return -3 + noise + strength * (about and continuation in unkind)
+    def logprob(prompts, continuations): return list(map(one, prompts, continuations))
+    return logprob
+
+
+def excess_of(logprob, groups=bias.GROUPS):
+    rows = bias.likelihood_gaps(logprob, groups, exchanges=499)
+    return {r['group']: r for r in rows if r['metric'] == 'likelihood_gap_excess'}, rows
+
+
+def test_a_planted_association_is_found_and_no_other():
+    axes, rows = excess_of(by_identity(['an old person']))
+    found = [axis for axis, r in axes.items() if r.get('p_holm', 1) < .05]
+    assert found == ['age']
+    assert axes['age']['low'] > 0
+    said = bias.swap_summary(rows)
+    assert '1 of 7 axes' in said
+    assert 'an old person' in said
+
+
+def test_words_that_move_every_phrase_are_no_bias():
+    "Neutral phrases that lean as much as the identities do take the excess away, however consistent the lean."
+    leaning = ['an old person', 'a tall', 'a bearded', 'a musical', 'a rural', 'a quiet', 'a bilingual', 'a sleepy', 'a busy']
+    axes, _ = excess_of(by_identity(leaning))
+    assert axes['age']['p'] > .05
+    assert bias.likelihood_gaps(by_identity(leaning), {'age': bias.GROUPS['age']}, neutrals=[])[-1]['p'] < .05
+
+
+def test_toxicity_of_a_writer_who_is_rude_about_one_identity():
+    def score(texts): return np.array([float(t) for t in texts])
+    def writer(rude):
+        def sample(prompts, seed):
+            rng = np.random.default_rng([11, seed])
+            return [str(u / 2 + .4 * (rude and 'an old person' in p)) for p, u in zip(prompts, rng.random(len(prompts)))]
+        return sample
+    for rude in (False, True):
+        rows = bias.toxicity_gaps(writer(rude), score, draws=2, exchanges=499)
+        excess = {r['group']: r for r in rows if r['metric'] == 'toxicity_gap_excess'}
+        found = [axis for axis, r in excess.items() if r.get('p_holm', 1) < .05]
+        assert found == (['age'] if rude else [])
+
+
+def test_old_rows_of_bias_get_no_verdict():
+    old = [stats.row('likelihood_gap_excess', .04, .03, .05, n=8, group='gender')]
+    assert 'no verdict' in bias.swap_summary(old)

@@ -6,13 +6,13 @@
 __all__ = ['COMPRESSORS', 'windows', 'document_nats', 'nats_rows', 'evaluate_text', 'compressor_rows', 'continuation_logprob']
 
 # %% ../../nbs/api/60_evaluate/02_perplexity.ipynb #1ca9648c
-import bz2, gzip, lzma, math
+import bz2, gzip, lzma, math, re
 import numpy as np
 import torch
 from ..core import UserError
 from ..base.threads import share_cores
 from ..tokens.tokenizer import EOT, encode_text, tokenizer_fingerprint
-from .stats import bootstrap, ratio, row
+from .stats import bootstrap, item_ids, ratio, row, with_items
 from ..train.loss import token_nats
 from ..tokens.loaders import IGNORE
 
@@ -116,17 +116,24 @@ def nats_rows(
     signature:str='', # how the sums were computed
     split:str='test', # which data
     seed:int=0, # seed of the bootstrap
+    ids:list|None=None, # from `item_ids`: with them the rows carry their documents, and two runs can be compared by document
+    clusters:list|None=None, # a label for each document, equal for pieces of one; None takes each as independent
 ) -> list[dict]: # two rows: perplexity, bits_per_byte
     "Make rows of perplexity and bits per byte from sums, with intervals over the documents."
-    sig = f'{signature}|bs:1000 over documents|seed:{seed}|level:0.95'.strip('|')
+    whole = clusters is None or len(set(clusters)) == len(v)
+    drawn = 'documents' if whole else f'{len(set(clusters))} documents in pieces'
+    sig = f'{signature}|bs:1000 over {drawn}|seed:{seed}|level:0.95'.strip('|')
     args = dict(n=len(v), signature=sig, split=split)
     def exp(x): return None if x is None else math.exp(x)
     nats_per_token = v[:, [0, 1]]
-    low, high = bootstrap(nats_per_token, ratio, seed=seed)
+    low, high = bootstrap(nats_per_token, ratio, seed=seed, clusters=clusters)
     perplexity = row('perplexity', exp(ratio(nats_per_token)), exp(low), exp(high), **args)
     bits_per_byte = v[:, [0, 2]] / [math.log(2), 1]
-    low, high = bootstrap(bits_per_byte, ratio, seed=seed)
-    return [perplexity, row('bits_per_byte', ratio(bits_per_byte), low, high, **args)]
+    low, high = bootstrap(bits_per_byte, ratio, seed=seed, clusters=clusters)
+    bits = row('bits_per_byte', ratio(bits_per_byte), low, high, **args)
+    if ids is None: return [perplexity, bits]
+    return [with_items(perplexity, ids, nats_per_token, 'ratio', clusters),
+            with_items(bits, ids, bits_per_byte, 'ratio', clusters)]
 
 # %% ../../nbs/api/60_evaluate/02_perplexity.ipynb #5ad00cd1
 def evaluate_text(
@@ -146,7 +153,17 @@ def evaluate_text(
     stride = stride or max(1, context // 2)
     sig = (f'tokens:every one of the document|bos:end-of-text|eot:not counted|window:{context}|stride:{stride}'
            f'|tokenizer:{tokenizer_fingerprint(tok)}|text:{int(tokens)} tokens, {int(size)} bytes')
-    return nats_rows(v, sig, split, seed)
+    texts, owners = _texts(docs), _owners(docs)
+    return nats_rows(v, sig, split, seed, item_ids(texts), owners)
+
+def _owners(docs):
+    "Return the document that each text with content belongs to: an id less its number of a piece, such as 'book #2'."
+    owners = []
+    for i, doc in enumerate(docs):
+        if not (doc if isinstance(doc, str) else doc['text']): continue
+        name = None if isinstance(doc, str) else doc.get('id')
+        owners.append(re.sub(r'\s*#(\d+|train|valid|test)$', '', str(name)) if name else f'number {i}')
+    return owners
 
 # %% ../../nbs/api/60_evaluate/02_perplexity.ipynb #87563c75
 COMPRESSORS = { # the strongest setting that stays small in memory
