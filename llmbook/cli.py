@@ -38,6 +38,7 @@ LIBRARY = {
     'load_tokenizer': 'tokens.tokenizer',
     'logits_gap': 'journey',
     'overlap_rows': 'journey',
+    'own_together': 'distributed.world',
     'plan': 'plan.planner',
     'prepare': 'prepare.pipeline',
     'pretrain': 'pretrain.run',
@@ -185,6 +186,14 @@ def _planned(data, out, given, resume, asked):
     if not resumed: print(p)
     return p
 
+def _check_out(out, resume):
+    "Raise `UserError` if the folder has no room for a run, or holds one that is not to be resumed."
+    check_free(out, ('plan.json', 'history.csv', 'history.parquet'), ('checkpoints', 'model'))
+    if resume: return
+    if any((out/'checkpoints').glob('step-*')): raise UserError(
+        f'{out} holds checkpoints: add --resume to continue from the newest, or give another --out')
+    if (out/'model').exists(): raise UserError(f'{out} holds the model of a finished run: give another --out')
+
 def _check_options(p, asked, path, or_else):
     "Raise `UserError` if an option differs from the plan."
     for name, value in asked.items():
@@ -209,12 +218,10 @@ def llmbook_pretrain(
     parallel:str=None, # ddp or fsdp, under torchrun --no-python llmbook-pretrain ...; none: as planned, or ddp
 ):
     "Pre-train on prepared data; a run that was stopped resumes with --resume."
-    from llmbook.cli import KeepPlan, Kept, from_first, join, load_tokenizer, pretrain, rank, save_pretrained, whole_model
-    RunFolder(out)
-    check_free(out, ('plan.json', 'history.csv', 'history.parquet'), ('checkpoints', 'model'))
+    from llmbook.cli import (
+        KeepPlan, Kept, from_first, join, load_tokenizer, own_together, pretrain, rank, save_pretrained, whole_model
+    )
     out = Path(out)
-    if not resume and any((out/'checkpoints').glob('step-*')): raise UserError(
-        f'{out} holds checkpoints: add --resume to continue from the newest, or give another --out')
     if parallel not in (None, 'ddp', 'fsdp'): raise UserError(
         f'expected --parallel ddp or fsdp, got {parallel}: leave it out for the usual one')
     if not 0 < checkpoint_minutes < float('inf'): raise UserError(
@@ -222,12 +229,14 @@ def llmbook_pretrain(
     Kept(out, keep) # refuses a number of checkpoints that cannot be kept
     join()
     asked = dict(size=size, minutes=minutes, seed=seed)
-    p = _planned(data, out, plan, resume, asked).to_dict() if rank() == 0 else None
-    p = from_first(p) # under torchrun, rank 0 plans for all
-    learn = pretrain(data, p, out, checkpoint_seconds=60 * checkpoint_minutes, keep=keep, compile=compile,
-                     parallel=parallel, cbs=KeepPlan(p, out/'plan.json'))
-    model = whole_model(learn.model)
-    if rank() == 0: print(f"model: {save_pretrained(model, load_tokenizer(data), out/'model')}")
+    with own_together(out, 'pre-training'): # nothing is planned or written while another run is at work there
+        _check_out(out, resume)
+        p = _planned(data, out, plan, resume, asked).to_dict() if rank() == 0 else None
+        p = from_first(p) # under torchrun, rank 0 plans for all
+        learn = pretrain(data, p, out, checkpoint_seconds=60 * checkpoint_minutes, keep=keep, compile=compile,
+                         parallel=parallel, cbs=KeepPlan(p, out/'plan.json'))
+        model = whole_model(learn.model)
+        if rank() == 0: print(f"model: {save_pretrained(model, load_tokenizer(data), out/'model')}")
 
 # %% ../nbs/api/80_app/02_cli.ipynb #be2cc149
 @call_parse

@@ -205,6 +205,8 @@ class Stop(Callback):
     def after_batch(self):
         self.n += self.training
         if self.n == self.at and self.training: raise InterruptedError('cut')
+    def checkpoint_state(self): return None # a power failure is no part of the run, nor is its count
+    def load_checkpoint_state(self, s): pass
 
 
 def stops(stop): return [Stop(stop)] if stop else []

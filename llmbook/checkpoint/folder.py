@@ -8,6 +8,7 @@ __all__ = ['Kept', 'newest', 'load_best']
 # %% ../../nbs/api/32_checkpoint/04_folder.ipynb #034b816d
 import os, re, shutil, warnings
 from pathlib import Path
+import psutil
 from ..core import UserError, read_json, write_json
 from .state import check_checkpoint, load_checkpoint
 
@@ -64,8 +65,16 @@ class Kept:
         shutil.rmtree(gone, ignore_errors=True)
 
     def tidy(self):
-        "Delete what a kill has left behind."
-        for f in self.folder.glob('.step-*.tmp'): shutil.rmtree(f, ignore_errors=True)
+        "Delete what a kill has left behind, but nothing that a process may still be writing."
+        for f in self.folder.glob('.step-*.tmp'):
+            if not _is_being_written(f): shutil.rmtree(f, ignore_errors=True)
+
+def _is_being_written(f):
+    "Return whether another process that lives may be writing a temporary folder, which has its id in the name."
+    found = re.fullmatch(r'\.step-\d{9}\.(\d+)\.tmp', f.name)
+    if not found or int(found[1]) == os.getpid(): return False
+    try: return psutil.Process(int(found[1])).create_time() <= f.stat().st_mtime + 1 # else a later one has the id
+    except (psutil.Error, OSError, OverflowError): return False
 
 # %% ../../nbs/api/32_checkpoint/04_folder.ipynb #0d4efd7e
 def newest(

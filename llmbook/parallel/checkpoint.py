@@ -17,7 +17,7 @@ from llmbook.checkpoint.state import (
     check_checkpoint, group_sizes, model_differences, model_tensors, optim_tensors, rng_state, set_rng_state
 )
 from ..checkpoint.tensor_files import Rows, TensorFolder, collect_notes, leave_note, seal, write_part
-from ..distributed.world import any_rank, from_first, mine, my_rows, rank, wait_for_all, world
+from ..distributed.world import any_rank, from_first, mine, my_rows, own_together, rank, wait_for_all, world
 
 # %% ../../nbs/api/33_parallel/01_checkpoint.ipynb #3d6fcc32
 def rank_tensors(
@@ -65,7 +65,7 @@ def write_together(
 ): # OSError if this rank's disk is full; on rank 0 if any rank's is
     "Write this rank's part; on rank 0, wait for all notes and let the folder appear."
     tmp.mkdir(parents=True, exist_ok=True)
-    if rank(): kinds = {kind: tensors for kind, tensors in kinds.items() if kind != 'record'}
+    if rank(): kinds = {kind: tensors for kind, tensors in kinds.items() if kind not in ('record', 'attributes')}
     _write_and_note(tmp, kinds)
     if rank(): return
     try:
@@ -170,6 +170,8 @@ class _Agreed(Checkpoint):
     "`Checkpoint` with answers that all ranks agree on."
     look = 10 # steps between agreements on what a clock or a signal says
 
+    def own(self): return own_together(self.folder, 'a training run')
+
     def _find(self):
         "Let rank 0 tidy up and choose the checkpoint to resume from."
         find = super()._find
@@ -238,7 +240,7 @@ class ShardedCheckpoint(_Agreed):
     def write(self, step, kinds, state, best):
         if world() == 1: return super().write(step, kinds, state, best)
         path = self.kept.path(step)
-        tmp = path.with_name(f'.{path.name}.{self.begun}.tmp')
+        tmp = path.with_name(f'.{path.name}.save-{self.begun}.tmp')
         write_together(tmp, path, kinds, state, self._lost, self.kept.remove)
         if rank() == 0: self._keep(best)
 

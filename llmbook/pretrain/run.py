@@ -11,7 +11,7 @@ import torch
 from fastcore.foundation import L
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
-from ..core import RunFolder, UserError, fingerprint, set_seed, whole_number, write_json
+from ..core import UserError, fingerprint, set_seed, whole_number, write_json
 from ..tokens.loaders import lm_dls
 from ..tokens.shards import read_manifest
 from ..plan.flops import flops_by_part
@@ -31,9 +31,10 @@ from ..parallel.learner import parallel as on_ranks
 from ..train.precision import Precision, best_precision, check_precision
 from ..parallel.checkpoint import ShardedCheckpoint
 from ..train.accumulate import Accumulate, ClipGrad
-from ..distributed.world import join, rank, world
+from ..distributed.world import join, own_together, rank, world
 from ..train.metrics import Perplexity, SmoothLoss, TokenLoss
 from ..train.progress import Progress
+from ..train.pace import Pace
 from ..train.telemetry import Samples, Telemetry
 
 # %% ../../nbs/api/34_pretrain/02_run.ipynb #235e088e
@@ -167,6 +168,11 @@ def _flops_per_token(config, seq_len, cbs):
     rate = next((cb.rate for cb in cbs if isinstance(cb, MaskTokens)), MaskTokens().rate)
     return total - round((1 - rate) * 6 * config.vocab_size * config.d_model)
 
+def _pace(plan):
+    "Return the callback that holds the run's speed against the plan's, in a list; [] if the plan expects none."
+    planned = _expected(plan).get('tokens_per_s')
+    return [Pace(planned, plan.bs * plan.seq_len * plan.steps)] if planned else []
+
 def _epochs(steps, evaluations):
     "Return the largest number of equal epochs, up to `evaluations`, into which the steps can be divided."
     most = min(whole_number('evaluations', evaluations), whole_number('steps of the plan', steps))
@@ -192,26 +198,26 @@ def pretrain(
     out = Path(out)
     config, manifest = check_plan(plan, data)
     epochs = _epochs(plan.steps, evaluations)
-    if rank() == 0: RunFolder(out)
     device = join(device)
     if plan.bs % world(): raise UserError(
         f'expected a batch that {world()} ranks can share, got {plan.bs} rows: '
         'make another plan, or start another number of ranks')
-    dls = lm_dls(
-        data, plan.bs // world(), plan.seq_len, steps=plan.steps // epochs, seed=plan.seed, device=device,
-        rank=rank(), world=world())
     asked = dict(
         config=config.to_dict(), bs=plan.bs, seq_len=plan.seq_len, lr=plan.lr, seed=plan.seed,
         data=fingerprint(manifest))
-    checkpoint = ShardedCheckpoint(out/'checkpoints', seconds=checkpoint_seconds, keep=keep, asked=asked)
-    cbs = L(cbs) + L(checkpoint)
-    if sample: cbs.append(Samples(sample, list(prompts), path=out/'samples.jsonl'))
-    learn = lm_learner(
-        dls, config, lr=plan.lr, seed=plan.seed, label='pre-training', cbs=cbs, path=out, compile=compile,
-        flops_per_token=_flops_per_token(config, plan.seq_len, cbs), peak_flops=_peak_flops(plan, device),
-        **_step_options(plan, device))
-    learn.telemetry.csv_path = out/'history.csv'
-    learn = on_ranks(learn, parallel or _expected(plan).get('sharding') or 'ddp')
-    learn.fit_wsd(epochs)
-    if sample and rank() == 0: write_json(out/'samples.json', learn.samples.rows)
+    with own_together(out, 'pre-training'):
+        dls = lm_dls(
+            data, plan.bs // world(), plan.seq_len, steps=plan.steps // epochs, seed=plan.seed, device=device,
+            rank=rank(), world=world())
+        checkpoint = ShardedCheckpoint(out/'checkpoints', seconds=checkpoint_seconds, keep=keep, asked=asked)
+        cbs = L(cbs) + L(checkpoint) + _pace(plan)
+        if sample: cbs.append(Samples(sample, list(prompts), path=out/'samples.jsonl'))
+        learn = lm_learner(
+            dls, config, lr=plan.lr, seed=plan.seed, label='pre-training', cbs=cbs, path=out, compile=compile,
+            flops_per_token=_flops_per_token(config, plan.seq_len, cbs), peak_flops=_peak_flops(plan, device),
+            **_step_options(plan, device))
+        learn.telemetry.csv_path = out/'history.csv'
+        learn = on_ranks(learn, parallel or _expected(plan).get('sharding') or 'ddp')
+        learn.fit_wsd(epochs)
+        if sample and rank() == 0: write_json(out/'samples.json', learn.samples.rows)
     return learn

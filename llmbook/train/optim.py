@@ -204,6 +204,19 @@ def _parts(layer, muon, adamw_only):
     return parts
 
 # %% ../../nbs/api/31_train/04_optim.ipynb #93756117
+class _Hypers(dict):
+    "The hyperparameters of a layer group; one that is set here is set in the optimiser."
+    def __init__(self, opt, layer):
+        super().__init__(opt._hypers(layer))
+        self.opt = opt
+        self.layer = layer
+
+    def __setitem__(self, k, v):
+        values = [h[k] for h in self.opt.hypers]
+        values[self.layer] = v
+        self.opt._set_hyper(k, values)
+        super().__setitem__(k, v)
+
 class LMOptim(OptimWrapper):
     "fastai's view of `MuonAdamW`: one set of hyperparameters for each layer group."
     def __init__(self,
@@ -236,7 +249,7 @@ class LMOptim(OptimWrapper):
     def param_lists(self): return [L(ps) for ps in self.layers]
 
     @property
-    def hypers(self): return [self._hypers(i) for i in range(len(self.layers))]
+    def hypers(self): return [_Hypers(self, i) for i in range(len(self.layers))]
 
     def _hypers(self, i):
         parts = [g for g, owner in zip(self.opt.param_groups, self.owner) if owner == i]

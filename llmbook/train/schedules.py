@@ -30,13 +30,13 @@ def wsd(
     shape:str='linear', # shape of the fall: 'linear', 'sqrt' (1 - sqrt) or 'cosine'
 ): # a function from the completed share of the run (0 to 1) to the learning rate
     "Make a schedule that warms up, stays and decays."
-    if not 0 < warmup < 1 or not 0 < decay < 1 or warmup + decay >= 1:
-        raise UserError(f'expected warm-up and decay shares above 0 that leave a plateau, got {warmup} and {decay}')
+    if not 0 <= warmup < 1 or not 0 <= decay < 1 or warmup + decay >= 1:
+        raise UserError(f'expected warm-up and decay shares of 0 or more that leave a plateau, got {warmup} and {decay}')
     if shape not in DECAYS: raise UserError(f'expected a decay of {", ".join(DECAYS)}, got {shape!r}')
     fall = DECAYS[shape]
     def at(pos):
         if pos < warmup: return _warming(lr, pos, warmup)
-        fallen = min((pos - 1 + decay) / decay, 1.)
+        fallen = min((pos - 1 + decay) / decay, 1.) if decay else 0.
         if fallen <= 0: return lr * 1.
         return lr * (final + (1 - final) * fall(fallen))
     return at
@@ -48,7 +48,7 @@ def cosine(
     final:float=.1, # share of `lr` at the very end
 ): # a function from the completed share of the run (0 to 1) to the learning rate
     "Make a schedule that warms up, then falls as half a wave of the cosine."
-    if not 0 < warmup < 1: raise UserError(f'expected a warm-up share above 0 and below 1, got {warmup}')
+    if not 0 <= warmup < 1: raise UserError(f'expected a warm-up share of 0 or more and below 1, got {warmup}')
     def at(pos):
         if pos < warmup: return _warming(lr, pos, warmup)
         fallen = min((pos - warmup) / (1 - warmup), 1.)
