@@ -9,53 +9,192 @@ __all__ = ['PERSONAL', 'mask_personal']
 import ipaddress, math, re
 from collections import Counter, namedtuple
 from ..core import UserError
+from .words import UNSPACED
 
-# %% ../../nbs/api/11_clean/01_pii.ipynb #f8aa4698
-_EMAIL = re.compile(r'(?<![\w.+-])[\w.+-]{1,64}@((?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24})(?![\w(])')
-_NOBODY = re.compile(r'(?i)(^|\.)(example(\.\w+)?|test|invalid|localhost)$')
+# %% ../../nbs/api/11_clean/01_pii.ipynb #6895c733
+_LATIN = 'A-Za-z0-9\u00c0-\u024f_' # what an address or a number may not touch
+_HYPHENS = '\u2010\u2011\u2012\u2013\u2212'
+_DIGIT_SETS = (0x660, 0x6f0, 0x966, 0x9e6, 0xff10) # zeros of Arabic, Persian, Devanagari, Bengali, full width
+_FOLD = {zero + i: str(i) for zero in _DIGIT_SETS for i in range(10)}
+_FOLD |= {c + 0xfee0: chr(c) for c in b'()+-.@_abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ'}
+_FOLDABLE = re.compile('[' + ''.join(map(chr, sorted(_FOLD))).replace('-', '') + ']').search
+
+def _plain_digits(text):
+    "Return a text of the same length with plain digits, hyphens and Latin letters."
+    if text.isascii(): return text
+    for hyphen in _HYPHENS: text = text.replace(hyphen, '-')
+    return text.translate(_FOLD) if _FOLDABLE(text) else text
+
+def _before(m, n=40):
+    "Return up to `n` characters before a match, in its own line."
+    start = m.string.rfind('\n', max(0, m.start() - n), m.start()) + 1
+    return m.string[max(start, m.start() - n):m.start()]
+
+def _after(m, n=20):
+    "Return up to `n` characters behind a match, in its own line."
+    return m.string[m.end():m.end() + n].partition('\n')[0]
+
+# %% ../../nbs/api/11_clean/01_pii.ipynb #e62c1b08
+_COUNTRIES = """ac ad ae af ag ai al am ao aq ar as at au aw ax az ba bb bd be bf bg bh bi bj bm bn bo br bs bt bw by bz
+    ca cc cd cf cg ch ci ck cl cm cn co cr cu cv cw cx cy cz de dj dk dm do dz ec ee eg er es et eu fi fj fk fm fo fr ga
+    gd ge gf gg gh gi gl gm gn gp gq gr gs gt gu gw gy hk hm hn hr ht hu id ie il im in io iq ir is it je jm jo jp ke kg
+    kh ki km kn kp kr kw ky kz la lb lc li lk lr ls lt lu lv ly ma mc md me mg mh mk ml mm mn mo mp mq mr ms mt mu mv mw
+    mx my mz na nc ne nf ng ni nl no np nr nu nz om pa pe pf pg ph pk pl pm pn pr ps pt pw qa re ro rs ru rw sa sb sc sd
+    se sg si sk sl sm sn sr ss st su sv sx sy sz tc td tf tg th tj tk tl tm tn to tr tt tv tw tz ua ug uk us uy uz va vc
+    ve vg vi vn vu wf ws ye yt za zm zw"""
+_GENERIC = """com org net edu gov mil int info biz name pro aero coop museum jobs mobi travel tel cat asia post arpa app
+    dev page blog cloud online site website store shop tech xyz top club vip live life today news media agency
+    company email digital solutions services systems software network group global international academy education
+    school university institute foundation support consulting engineering design studio photography art music video
+    film family health care clinic dental doctor hospital law legal attorney finance capital bank insurance money
+    business ventures partners team work careers energy solar farm garden house homes estate properties realty rentals
+    hotel restaurant cafe bar pub pizza kitchen recipes wine beer coffee fitness yoga run bike auto cars racing sport
+    football golf games game play fun party events social community church charity ngo ong berlin hamburg koeln cologne
+    wien paris london nyc tokyo amsterdam brussels swiss eus gal scot cymru wales bzh quebec africa lat kiwi blue green
+    red pink black gold plus center city land zone space rocks ninja guru expert tips guide how wiki science
+    technology computer hosting domains host codes tools build directory management marketing market press review
+    reviews gallery photo photos pictures gift gifts flowers fashion clothing shoes jewelry beauty salon spa pet
+    vet dog krd ist istanbul moscow"""
+_IDN = ('рф укр бел срб мкд қаз мон рус орг онлайн сайт ком дети ελ ευ հայ გე бг ею 中国 中國 公司 网络 網絡 香港 台湾 台灣 新加坡 在线 '
+        '网站 商城 广告 我爱你 机构 政务 公益 移动 한국 닷컴 닷넷 みんな コム السعودية مصر امارات ایران المغرب الجزائر تونس عمان قطر '
+        'الاردن فلسطين سورية بھارت پاکستان شبكة موقع بازار भारत संगठन ভারত বাংলা இந்தியா இலங்கை ไทย คอม ලංකා ישראל קום')
+_DOMAINS = frozenset(f'{_COUNTRIES} {_GENERIC} {_IDN}'.split())
+_ANY_LETTER = r'[^\W_]'
+_EMAIL = re.compile(rf'''(?x)
+    (?: (?<![{_LATIN}@]) [{_LATIN}] [{_LATIN}.+'-]{{0,63}}        # Latin letters
+      | (?<![\w.+-]) [\u0370-\u1fff\uac00-\ud7a3] [\u0370-\u1fff\uac00-\ud7a30-9.+-]{{0,63}} # Greek to Korean
+      | [{UNSPACED}]{{1,12}} )                                   # Chinese, Japanese
+    @ ((?: {_ANY_LETTER} (?:{_ANY_LETTER}|[-\u0300-\u1dff]){{0,62}} \.){{1,8}}
+       (?: [A-Za-z]{{2,24}} | xn--[A-Za-z0-9-]{{2,24}} | {'|'.join(sorted(_IDN.split(), key=len, reverse=True))} ))
+    (?![{_LATIN}(@])''')
+_NOBODY = re.compile(r'(?i)(^|\.)(example(\.\w+)?|test|invalid|localhost|local|localdomain|internal|lan)$')
+_NO_PERSON = frozenset('git hg svn this super self return break continue'.split())
+_NO_HOST = re.compile(r'(self|cls|this|super|np|torch|tf|jnp|\d+(\.\d+)?x)\.') # of a program, or the size of an image
+_COPY_TARGET = re.compile(r':[~/]|:[\w.-]+/').match
+
+def _real_domain(domain):
+    "Return what is a domain of it: all, or what stands before a new sentence, or nothing."
+    labels = domain.split('.')
+    while len(labels) > 2 and labels[-1].istitle() and labels[-2] in _DOMAINS:
+        labels.pop() # a full stop without a space behind it
+    last = labels[-1].lower()
+    return '.'.join(labels) if last in _DOMAINS or last.startswith('xn--') else ''
 
 def _email(m):
-    "Mask an address, unless its domain is reserved or its user is `git`."
-    return m[0] if _NOBODY.search(m[1]) or m[0].startswith('git@') else '<email>'
+    "Mask an address, unless its domain does not exist or is reserved, or nobody is behind it."
+    user, _, found = m[0].partition('@')
+    domain = _real_domain(found)
+    if not domain or _NOBODY.search(domain) or _NO_HOST.match(domain): return m[0]
+    if user.lower() in _NO_PERSON or _COPY_TARGET(_after(m)): return m[0]
+    if re.search(r'://[^\s/@]*$', _before(m)): return m[0]
+    return '<email>' + found[len(domain):]
 
 # %% ../../nbs/api/11_clean/01_pii.ipynb #b1210776
-_IPV4 = re.compile(r'(?<![\w.])\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}(?!\w|\.\d)')
-_IPV6 = re.compile(r'(?<![\w:.])[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,34}(?<!:)(?:::)?(?![\w:]|\.\d)')
-_VERSION = re.compile(r'(?i)(\b(versions?|ver|release|rev|v|section|sec|chapter|rfc|build|file|product)\.?'
-                      r'|[<>=~!]=|§)\s*"?$')
+_IPV4 = re.compile(rf"""(?x)(?<![{_LATIN}.])(?<![A-Za-z]-)
+    [0-9]{{1,3}}(?:\.[0-9]{{1,3}}){{3}}
+    (?![{_LATIN}] | \.[0-9] | \.[a-z]{{2}} | -[A-Za-z]+[0-9] | -[0-9]+[A-Za-z] | -(?:alpha|beta|rc|dev|SNAPSHOT))""")
+_IPV6 = re.compile(r'(?<![A-Za-z0-9_:.])[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,34}(?<!:)(?:::)?'
+                   r'(?![A-Za-z0-9_:]|\.[0-9])')
+_VERSION = re.compile(r"""(?ix)(?: \b(?:
+      versions? | versión | versão | versione | wersja | verze | ver | vers | release | rev | revision | v | build | patch
+    | update | upgrade | firmware | driver | kernel | file | product | assembly | oid | asn | section | sec | chapter
+    | chap | clause | article | appendix | annex | figure | fig | table | step | rfc | abschnitt | kapitel | absatz
+    | раздел | глава | версия | версии )\.?
+    | 版本 | 版 | バージョン | 버전 | 第 | § | [<>=~!]= | (?<![A-Za-z])[<>~^] | @ | [A-Za-z0-9_)]/
+    ) \s* ["'(:=]? \s* $""")
+_MACHINE = re.compile(r"""(?ix)
+      \b(?: ip | ips | ipv4 | hosts? | servers? | dns | ping | addr | address | addresses | gateway | nameserver
+    | client | resolver | router | proxy | peer | remote | ssh | adresse | dirección | сервер\w* | адрес\w* )\b
+    | 服务器 | 伺服器 | サーバ | 地址 | アドレス | 서버 | 주소""")
+_HEADING = re.compile(r'\s*(?:#+\s*\[?|\[|\*\s|=+\s)\s*v?$').match
+_MADE_UP = frozenset("""1.2.3.4 4.3.2.1 5.6.7.8 11.22.33.44 12.34.56.78 123.45.67.8 123.45.67.89
+    123.123.123.123""".split())
+
+def _is_in_heading(m, before):
+    "Tell whether a number stands at the start of its line behind a mark of a heading, or in brackets."
+    start = m.start() - len(before)
+    if start > 0 and m.string[start - 1] != '\n' or not _HEADING(before): return False
+    return before.strip() != '[' or _after(m)[:1] == ']'
+
+def _is_version(m):
+    "Tell whether four numbers with dots between them are a version, a section or a network."
+    before = _before(m)
+    if _VERSION.search(before) and not before.endswith('://'): return True
+    parts = [int(part) for part in m[0].split('.')]
+    is_network = parts[-1] == 0 or parts.count(0) > 1
+    if is_network or _is_in_heading(m, before): return True
+    are_small = max(parts) < 40 and len(set(parts)) > 1
+    return are_small and not _MACHINE.search(before)
 
 def _ip(m):
     "Mask an address that is routed, unless it is a version or a section."
-    before = m.string[max(0, m.start() - 12):m.start()]
-    if _VERSION.search(before): return m[0]
-    groups = m[0].split('.')
-    single_digits = len(max(groups[:3], key=len)) == 1
-    if single_digits and len(groups[-1]) < 3 and len(set(groups)) > 1: return m[0]
+    if m[0] in _MADE_UP or ':' not in m[0] and _is_version(m): return m[0]
     try: address = ipaddress.ip_address(m[0])
     except ValueError: return m[0]
     return '<ip>' if address.is_global and not address.is_multicast else m[0]
 
 # %% ../../nbs/api/11_clean/01_pii.ipynb #60e01aa6
-_COUNTRY = (r'(?:1|7|2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]|2[1-689]\d|3[578]\d|42\d|50\d|59\d|6[789]\d'
-            r'|80\d|8[578]\d|9[679][0-8])')
-_PHONE = re.compile(rf'''(?x)(?<![\w+=*/^\)\].-])(?:
-    \+{_COUNTRY}[ .\-/]?(?:\(0?\d{{1,4}}\)[ .\-/]?)?\d{{1,5}}(?:[ .\-/]?\d{{2,5}}){{1,5}} # international
-  | (?:1[-. ])?(?:\([2-9]\d\d\)[ ]?|[2-9]\d\d[-.])[2-9]\d\d[-.]\d{{4}}                       # United States
-  | (?:1[-. ])?\([2-9]\d\d\)[ ]?[2-9]\d\d[ ]\d{{4}} )(?![\w-]|[.,]\d)''')
-_LABELLED = re.compile(r'(?i)(\b(?:tel|telephone|phone|fax|mobile)\b\.?(?: ?(?:no|number)\b\.?)?:?[ \t]{0,3})'
-                       r'(\(?\d[\d ().\-/]{5,18}\d)(?![\w-]|[.,]\d)')
+_COUNTRY = (r'(?:1|7|2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]|21[12368]|2[2-6]\d|29[01789]|3[578]\d'
+            r'|42\d|50\d|59\d|6[789]\d|80\d|8[578]\d|9[679][0-8])')
+_EXTENSION = r'(?:[ ]?(?:x|ext\.?|extension)[ ]?\d{1,6})?'
+_PHONE = re.compile(rf"""(?x)(?<![{_LATIN}+=*/^\)\].-])(?:
+    (?: \+{_COUNTRY}[ .\-/]? | 00{_COUNTRY}(?:[ .\-/]|(?=\()) )                 # international
+      (?:\(0?\d{{1,4}}\)[ .\-/]?)? \d{{1,5}} (?:[ .\-/]?\d{{2,5}}){{1,5}}
+  | (?:1[-. ])? (?:\([2-9]\d\d\)[ ]?|[2-9]\d\d[-.]) [2-9]\d\d[-.]\d{{4}}       # United States
+  | (?:1[-. ])? \([2-9]\d\d\)[ ]? [2-9]\d\d[ ]\d{{4}}
+  | 8[ -]\(?[3-9]\d\d\)?[ -]\d{{3}}[ -]\d\d[ -]\d\d                            # Russia
+  | 0\d{{1,4}}-\d{{1,4}}-\d{{4}}                                             # Japan, Korea
+  | (?<=[\u4e00-\u9fff\uff1a])1[3-9]\d{{9}}                                  # China
+  ){_EXTENSION}(?![{_LATIN}-]|[.,]\d)""")
+_CALL = [ # words before a number, with a space where two belong together
+    'tel', 'telefon', 'telefonnummer', 'telefonnr', 'telefone', 'telefono', 'teléfono', 'téléphone', 'tél', 'telephone',
+    'phone', 'phones', 'fon', 'telefoon', 'telefonas', 'fax', 'telefax', 'télécopie', 'mobile', 'mobil', 'mobilnummer',
+    'mobiltelefon', 'móvil', 'movil', 'telemóvel', 'handy', 'handynummer', 'natel', 'cell', 'cellphone', 'cellulare',
+    'celular', 'portable', 'puhelin', 'puh', 'tlf', 'gsm', 'whatsapp', 'hotline', 'rufnummer', 'ruf an', 'call',
+    'call us', 'call us at', 'call me at', '电话', '電話', '手机', '手機', '传真', '傳真', '携帯', '휴대폰', '휴대전화', '전화',
+    '팩스', 'телефон', 'телефону', 'тел', 'моб', 'факс', 'τηλέφωνο', 'τηλ', 'κινητό', 'φαξ', 'هاتف', 'تلفن', 'تليفون',
+    'تلفون', 'جوال', 'موبایل', 'فاکس', 'טלפון', 'נייד', 'פקס', 'फ़ोन', 'फोन', 'मोबाइल', 'दूरभाष', 'ফোন', 'মোবাইল',
+    'தொலைபேசி', 'โทรศัพท์', 'โทร', 'มือถือ', 'điện thoại', 'sđt', 'đt']
+_CALL_ANY = '|'.join(re.escape(word) for word in sorted(_CALL, key=len, reverse=True))
+_LABELLED = re.compile(rf"""(?xi)(
+      (?<![A-Za-z\u00c0-\u1fff]) (?:{_CALL_ANY}) (?![A-Za-z\u00c0-\u024f])
+      (?:号码|號碼|番号|번호)? (?: [.]?-?[ ]? (?:no|nr|number|nummer|número|numéro|n[º°])\b )?
+      (?:[ ](?:is|ist|est|es))? [.]? [は은는]? [ ]? [:：=]? [ \t\u3000]{{0,3}} )
+    (\+?\(?\d[\d ().\-/]{{5,18}}\d{_EXTENSION})(?![{_LATIN}-]|[.,]\d)""")
 _NOVEL = re.compile(r'555[-. ]?01\d\d$')
+_DATE = re.compile(r'(19|20)\d\d[-./ ]\d{1,2}[-./ ]\d{1,2}(?!\d)|\d{1,2}[-./]\d{1,2}[-./](19|20)\d\d(?!\d)'
+                   r'|(19|20)\d\d ?- ?(19|20)\d\d(?!\d)').match
+_DECIMAL = re.compile(r'\+?\d{1,3}\.\d+$').match
+_HEX_DUMP = re.compile(r'[0-9a-fA-F]{2,8}[ :]$').search
+
+def _is_other_number(label, number, before):
+    "Tell whether a date, a decimal, a piece of a hex dump or a plain count stands where a telephone number could."
+    if _DATE(number): return True
+    if _DECIMAL(number): return not (label and number[0] == '+')
+    if number.startswith('00') and _HEX_DUMP(before): return True
+    is_marked = label.rstrip()[-1:] in '.:=：' or not label.isascii()
+    is_count = number.isdigit() and number[0] != '0' and len(number) not in (10, 11)
+    return bool(label) and is_count and not is_marked
+
+def _digits_needed(label, number):
+    "Return the fewest and the most digits of a telephone number of this form."
+    if label: return 7, 15
+    if number.startswith('00'): return 10, 15
+    return (10, 11) if number[0] == '0' else (8, 15) # Japan and Korea; others
 
 def _phone(m):
-    "Mask seven to fifteen digits (eight or more with a country code), unless they are from a novel."
+    "Mask a telephone number, unless it is too short or too long, something else, or from a novel."
     label, number = m.groups() if m.re is _LABELLED else ('', m[0])
-    digits = sum(c.isdigit() for c in number)
-    least = 7 if label else 8
-    return f'{label}<phone>' if least <= digits <= 15 and not _NOVEL.search(number) else m[0]
+    bare = re.split('[xe]', number)[0] # without an extension
+    low, high = _digits_needed(label, bare)
+    digits = sum(c.isdigit() for c in bare)
+    is_right = low <= digits <= high and not _NOVEL.search(bare)
+    return f'{label}<phone>' if is_right and not _is_other_number(label, bare, _before(m)) else m[0]
 
 # %% ../../nbs/api/11_clean/01_pii.ipynb #1ea9824a
-_CARD = re.compile(r'(?<![\w.,+-])(?:\d{4}([ -]?)\d{4}\1\d{4}\1\d{4}|3[47]\d{2}([ -]?)\d{6}\2\d{5}'
-                   r'|3[068]\d{2}([ -]?)\d{6}\3\d{4})(?![\w-]|[.,]\d)')
+_CARD = re.compile(rf'(?<![{_LATIN}.,+-])(?:62\d\d([ -]?)\d{{4}}\1\d{{4}}\1\d{{4}}\1\d{{3}}'
+                   r'|\d{4}([ -]?)\d{4}\2\d{4}\2\d{4}|3[47]\d{2}([ -]?)\d{6}\3\d{5}'
+                   rf'|3[068]\d{{2}}([ -]?)\d{{6}}\4\d{{4}})(?![{_LATIN}-]|[.,]\d)')
 # Visa, Mastercard, Amex, Diners, JCB, Discover, UnionPay
 _NETWORK = re.compile(r'4|5[1-5]|2[2-7]|3[0-8]|6(?:011|5|4[4-9]|2)')
 
@@ -71,7 +210,7 @@ def _card(m):
     return '<card>' if _NETWORK.match(digits) and len(set(digits)) > 1 and _luhn(digits) else m[0]
 
 # %% ../../nbs/api/11_clean/01_pii.ipynb #8ca2423c
-_IBAN = re.compile(r'(?<![\w-])[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}')
+_IBAN = re.compile(rf'(?<![{_LATIN}-])[A-Z]{{2}}\d{{2}}(?: ?[A-Z0-9]){{11,30}}')
 _LENGTH = {s[:2]: int(s[2:]) for s in '''
     AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DK18 DO28 EE20 EG29 ES24 FI18 FO18
     FR27 GB22 GE22 GI23 GL18 GR27 GT28 HR21 HU28 IE22 IL23 IQ23 IS26 IT27 JO30 KW30 KZ20 LB28 LC32 LI21 LT20 LU20 LV21
@@ -89,7 +228,7 @@ def _iban(m):
     if len(compact) < size: return m[0]
     rest = m[0][end:]
     after = (rest or m.string[m.end():m.end() + 1])[:1]
-    if after.isalnum(): return m[0]
+    if after.isalnum() and after.isascii(): return m[0]
     number = ''.join(str(int(c, 36)) for c in compact[4:] + compact[:4])
     return '<iban>' + rest if int(number) % 97 == 1 else m[0]
 
@@ -100,6 +239,11 @@ _TOKEN = re.compile(r'''(?x)(?<![A-Za-z0-9_])(?:
   | xox[abeoprs]-[\w-]{10,255}                                              # Slack
   | [rs]k_(?:live|test)_[A-Za-z0-9]{16,255} | whsec_[A-Za-z0-9]{24,64}       # Stripe
   | AIza[\w-]{35} | GOCSPX-[\w-]{28} | ya29\.[\w-]{40,512}                   # Google
+  | npm_[A-Za-z0-9]{36} | pypi-[\w-]{50,255} | dckr_pat_[\w-]{20,64} | rubygems_[0-9a-f]{48} # registries
+  | SG\.[\w-]{22}\.[\w-]{43} | shp(?:at|ss|ca|pa)_[0-9a-f]{32}               # SendGrid, Shopify
+  | do[opr]_v1_[0-9a-f]{64} | dapi[0-9a-f]{32} | hvs\.[\w-]{24,128}          # DigitalOcean, Databricks, Vault
+  | ATATT3x[\w=-]{50,255} | PMAK-[0-9a-f]{24}-[0-9a-f]{34}                   # Atlassian, Postman
+  | lin_api_[A-Za-z0-9]{40} | gsk_[A-Za-z0-9]{40,64}                         # Linear, Groq
   | sk-(?:proj-|ant-)?(?=[\w-]*\d)(?=[\w-]*[A-Z])[\w-]{32,255} | hf_[A-Za-z]{34} # OpenAI, Anthropic, Hugging Face
   | eyJ[\w-]{8,4096}\.eyJ[\w-]{8,8192}\.[\w-]{10,2048}                       # JSON Web Token
   )(?![A-Za-z0-9])''')
@@ -110,22 +254,45 @@ def _secret(m): return '<secret>'
 
 # %% ../../nbs/api/11_clean/01_pii.ipynb #ef9be1f7
 _ASSIGNED = re.compile(r'''[:=]\s?["']([A-Za-z0-9+/_.=~!@#$%^&*-]{16,200})["']''')
-_NAMED = re.compile(r'''(?i)(?:api_?key|apikey|secret|token|passw(?:or)?d|pwd|access_?key|private_?key|auth)'''
-                    r'''(?:_\w{1,12})?["'\]]{0,2}\s?$''')
-_DUMMY = re.compile(r'(?i)example|your|dummy|change|placeholder|xxxx|test|sample|1234567')
+_NAME = r'(?:api_?key|secret|token|passw(?:or)?d|pwd|access_?key|private_?key|account_?key|credentials?|auth)'
+_NAMED = re.compile(rf'''(?i){_NAME}(?:_\w{{1,12}})?["'\]]{{0,2}}\s?$''')
+_DUMMY = re.compile(r'(?i)example|your|dummy|change|placeholder|xxxx|test|sample|1234567|redacted')
+_UNQUOTED = re.compile(rf"""(?xim)
+    ( {_NAME.replace('_?', '[_-]?')} [a-z0-9_-]{{0,16}} ["']? [ ]? [:=] [ ]{{0,3}}
+      | \bbearer[ ] | --(?:password|token|secret|api-key)[ ] )
+    ([A-Za-z0-9+/_~!@\#^&*=.-]{{12,200}}) (?=$|[\s;,"'&<}}\])])""")
+_WORDY = re.compile(r'(?:[A-Z]?[a-z]{2,}|[A-Z]{2,}|[A-Z](?=[A-Z][a-z])|\d{1,4}|[_.:/@=-]|\b[a-zA-Z]\b)+').fullmatch
+_LOGIN = re.compile(r"""(?<=://)([^\s/:@"'<>{}$]{1,64}:)([^\s/@"'<>{}$]{4,100})(?=@[\w.-])""")
+_NO_PASSWORD = re.compile(
+    r'(?i)(?:my|your|db|user|the)?[_-]?(?:pass|passw(?:or)?d|pwd|pw|secret|token|key)\d?').fullmatch
 
 def _entropy(s):
     "Return the bits per character, from how often each one occurs in the string itself."
     shares = [n / len(s) for n in Counter(s).values()]
     return -sum(share * math.log2(share) for share in shares)
 
+def _is_random(value):
+    "Tell whether a value looks as if nobody had made it up."
+    if _DUMMY.search(value) or _WORDY(value): return False
+    has_both = re.search(r'\d', value) and re.search(r'[A-Za-z]', value)
+    return bool(has_both) and _entropy(value) > (3.5 if len(value) >= 16 else 3.2)
+
 def _assigned(m):
     "Mask a random value under a name that says it is secret; keep the quotes and the name."
-    value = m[1]
     before = m.string[max(0, m.start() - 40):m.start()].replace('-', '_')
-    random = re.search(r'\d', value) and re.search(r'[A-Za-z]', value) and _entropy(value) > 3.5
-    if random and _NAMED.search(before) and not _DUMMY.search(value): return m[0].replace(value, '<secret>')
+    if _NAMED.search(before) and _is_random(m[1]): return m[0].replace(m[1], '<secret>')
     return m[0]
+
+def _unquoted(m):
+    "Mask a random value behind a name, an option or the word *bearer*; keep what stands before it."
+    is_place = m[2].startswith(('/', './', '~', 'http'))
+    return f'{m[1]}<secret>' if not is_place and _is_random(m[2]) else m[0]
+
+def _login(m):
+    "Mask a password with digits in a web address; keep the user."
+    value = re.sub('%[0-9A-Fa-f]{2}', '', m[2])
+    is_word = value.isalpha() or value.isdigit() or _NO_PASSWORD(value) or _DUMMY.search(value)
+    return m[0] if is_word or ',' in value or not re.search(r'\d', value) else f'{m[1]}<secret>'
 
 # %% ../../nbs/api/11_clean/01_pii.ipynb #a52c2169
 _DIGIT, _UPPER, _LOWER = '0123456789', 'ABCDEFGHIJKLMNOPQRSTUVWXYZ', 'abcdefghijklmnopqrstuvwxyz'
@@ -140,15 +307,20 @@ def _picture(*groups):
 _SHAPE = _picture((_DIGIT, '0'), (_UPPER, 'A'))
 _HEX = _picture((_DIGIT + 'abcdefABCDEF', '0'))
 _RUNS = _picture((_DIGIT + _UPPER + _LOWER, 'a'))
-_MARKS = { # pattern -> its picture, and strings of which any line with a match has one
-    'token': (_RUNS, (b'a' * 16,)),
-    'email': (_SHAPE, (b'@',)),
-    'iban': (_SHAPE, (b'AA00',)),
-    'ip4': (_SHAPE, (b'.0.', b'.00.', b'.000.')),
-    'ip6': (_HEX, (b'0000:',)),
-    'card': (_SHAPE, (b'0000 0000', b'0000-0000', b'00000000000000', b'0000 000000', b'0000-000000')),
-    'phone': (_SHAPE, (b'+0', b'000-0000', b'000.0000', b'000 0000')),
-    'label': (_SHAPE, (b'hone', b'el:', b'el.', b'ax:', b'ax.', b'obile:'))}
+_MIXED = _picture((_DIGIT, '0'), (_UPPER + _LOWER, 'a'))
+_SMALL = _picture((_DIGIT, '0'), *((upper, upper.lower()) for upper in _UPPER))
+_LOOKS = { # name -> picture, and strings of which any line that is looked for has one
+    'at': (_SHAPE, (b'@',)),
+    'digits': (_SHAPE, (b'000', b'00 00', b'00.00.', b'00-00-')),
+    'capitals': (_SHAPE, (b'AA00',)),
+    'dots': (_SHAPE, (b'.0.', b'.00.', b'.000.')),
+    'colons': (_HEX, (b'0000:',)),
+    'runs': (_RUNS, (b'a' * 16,)),
+    'mixed': (_MIXED, (b'a0a', b'0a0'))}
+_NAMES_OF_SECRETS = (b'key', b'secret', b'token', b'passw', b'pwd', b'credential', b'auth', b'bearer')
+_PHONE_WORDS = (b'tel', b'fon', b'phone', b'fax', b'mobil', b'handy', b'cell', b'celular', b'portable', b'puh', b'tlf',
+                b'gsm', b'whatsapp', b'hotline', b'call', b'rufnummer', b'ruf an', b'movil', b'?') # ?: any other script
+_CARD_SHAPES = (b'0000 0000', b'0000-0000', b'00000000000000', b'0000 000000', b'0000-000000')
 
 def _suspects(picture, marks):
     "Return the lines of a picture in which one of the marks occurs: (start, end), in order, each once."
@@ -165,54 +337,79 @@ def _suspects(picture, marks):
 
 # %% ../../nbs/api/11_clean/01_pii.ipynb #9c465cf0
 PERSONAL = ('email', 'ip', 'phone', 'card', 'iban', 'secret')
-_Step = namedtuple('_Step', 'marks kind pattern check')
-_STEPS = ( # in this order; without marks, the pattern sees the whole text
-    _Step('', 'secret', _PRIVATE, _secret),
-    _Step('', 'secret', _ASSIGNED, _assigned),
-    _Step('token', 'secret', _TOKEN, _secret),
-    _Step('email', 'email', _EMAIL, _email),
-    _Step('iban', 'iban', _IBAN, _iban),
-    _Step('card', 'card', _CARD, _card),
-    _Step('ip4', 'ip', _IPV4, _ip),
-    _Step('ip6', 'ip', _IPV6, _ip),
-    _Step('phone', 'phone', _PHONE, _phone),
-    _Step('label', 'phone', _LABELLED, _phone))
+_Step = namedtuple('_Step', 'look words kind pattern check')
+_STEPS = ( # in this order: where it looks, words of which the line has one in small letters, and what is done there
+    _Step('', (), 'secret', _PRIVATE, _secret),
+    _Step('at', (b'://',), 'secret', _LOGIN, _login),
+    _Step('mixed', _NAMES_OF_SECRETS, 'secret', _ASSIGNED, _assigned),
+    _Step('mixed', _NAMES_OF_SECRETS, 'secret', _UNQUOTED, _unquoted),
+    _Step('runs', (), 'secret', _TOKEN, _secret),
+    _Step('at', (), 'email', _EMAIL, _email),
+    _Step('capitals', (), 'iban', _IBAN, _iban),
+    _Step('digits', _CARD_SHAPES, 'card', _CARD, _card),
+    _Step('dots', (), 'ip', _IPV4, _ip),
+    _Step('colons', (), 'ip', _IPV6, _ip),
+    _Step('digits', (), 'phone', _PHONE, _phone),
+    _Step('digits', _PHONE_WORDS, 'phone', _LABELLED, _phone))
 
 # %% ../../nbs/api/11_clean/01_pii.ipynb #7b3bbdec
-def _masked(text, lines, mask):
-    "Apply `mask` to some lines, given as (start, end), and copy the others in one piece."
-    parts = []
-    at = 0
+def _found(step, seen, lines):
+    "Return what a step replaces in some lines, given as (start, end): [(start, end)] of what becomes a placeholder."
+    res = []
     for start, end in lines:
-        line = text[start:end]
-        new = mask(line)
-        if new == line: continue
-        parts += [text[at:start], new]
+        for m in step.pattern.finditer(seen, start, end):
+            new = step.check(m)
+            if new == m[0]: continue
+            kept_before, _, kept_after = new.partition(f'<{step.kind}>')
+            res.append((m.start() + len(kept_before), m.end() - len(kept_after)))
+    return res
+
+def _replaced(text, spans, placeholder):
+    "Return a text with a placeholder instead of some spans, which are in order."
+    parts, at = [], 0
+    for start, end in spans:
+        parts += [text[at:start], placeholder]
         at = end
-    return ''.join(parts) + text[at:] if parts else text
+    return ''.join(parts) + text[at:]
+
+class _Looked:
+    "The lines of a text in which there may be something, looked up once for all steps."
+    def __init__(self, seen):
+        self.seen, self.known = seen, {}
+
+    def picture(self, table):
+        if None not in self.known: self.known[None] = self.seen.encode('ascii', 'replace')
+        if table not in self.known: self.known[table] = self.known[None].translate(table)
+        return self.known[table]
+
+    def lines(self, step):
+        "Return the lines in which a step may find something."
+        if step.pattern is _PRIVATE: return [(0, len(self.seen))] if 'PRIVATE KEY' in self.seen else []
+        if step.look not in self.known:
+            table, marks = _LOOKS[step.look]
+            self.known[step.look] = _suspects(self.picture(table), marks)
+        lines = self.known[step.look]
+        return self.with_words(lines, step.words) if lines and step.words else lines
+
+    def with_words(self, lines, words):
+        "Return those of some lines that hold one of some words, in small letters."
+        small = self.picture(_SMALL)
+        return [line for line in lines if any(small.find(word, *line) >= 0 for word in words)]
 
 def _pass(text, kinds, counts):
     "Apply every pattern once, and add what it found to `counts`."
-    raw = text.encode('ascii', 'replace')
-    pictures = {}
-    for name, kind, pattern, check in _STEPS:
-        if kind not in kinds: continue
-        if pattern is _PRIVATE and 'PRIVATE KEY' not in text: continue
-        lines = [(0, len(text))]
-        if name:
-            table, marks = _MARKS[name]
-            if table not in pictures: pictures[table] = raw.translate(table)
-            lines = _suspects(pictures[table], marks)
-            if not lines: continue
-        def checked(m):
-            new = check(m)
-            if new != m[0]: counts[kind] = counts.get(kind, 0) + 1
-            return new
-        new = _masked(text, lines, lambda line: pattern.sub(checked, line))
-        if new != text:
-            text = new
-            raw = text.encode('ascii', 'replace')
-            pictures = {}
+    seen = _plain_digits(text)
+    looked = _Looked(seen)
+    for step in _STEPS:
+        if step.kind not in kinds: continue
+        lines = looked.lines(step)
+        spans = _found(step, seen, lines) if lines else []
+        if not spans: continue
+        counts[step.kind] = counts.get(step.kind, 0) + len(spans)
+        is_plain = seen is text
+        text = _replaced(text, spans, f'<{step.kind}>')
+        seen = text if is_plain else _replaced(seen, spans, f'<{step.kind}>')
+        looked = _Looked(seen)
     return text
 
 # %% ../../nbs/api/11_clean/01_pii.ipynb #0a4d6d38
