@@ -169,6 +169,29 @@ def test_numbers_are_there_or_said_to_be_unknown():
     assert dashboard_line(dict(VIEW, steps=0, step=0, left=None)) == 'training: step 0 of 0 (0%)'
 
 
+@pytest.mark.parametrize('state', ['interrupted', 'done', 'failed: OSError', 'stopped after step 3'])
+def test_a_run_that_has_ended_has_no_time_left(state):
+    assert ' left' not in dashboard_page(dict(VIEW, state=state))
+    assert ' left' not in dashboard_line(dict(VIEW, state=state))
+
+
+def test_the_axis_ends_where_the_run_will_end():
+    view = dict(VIEW, step=100, steps=1000, rows=rows(10), last=dict(step=100, tokens=6400, loss=3.))
+    assert '>800<' in dashboard_page(view), 'a number near the end of the run stands under the axis'
+    assert '>800<' not in dashboard_page(dict(view, state='done', left=None))
+    assert '>50k<' in dashboard_page(view, by='tokens')
+
+
+def test_letters_of_all_charts_are_about_equally_large():
+    page = history_picture(rows(40))
+    units = {int(w) for w in re.findall(r'viewBox="0 0 (\d+) ', page)}
+    assert units == {1000, 640, 400, 240}
+    wide, small = 1000 / 1000, (1000 - 3 * 18) / 4 / 240
+    assert .8 < wide / small < 1.25
+    middle, small = 640 / 640, (640 - 18) / 2 / 240
+    assert .7 < middle / small < 1.4
+
+
 # ---- a fit, without a screen ----------------------------------------------------------------------------------------
 
 class Shown:
@@ -190,6 +213,16 @@ def shown(monkeypatch):
     s = Shown()
     monkeypatch.setattr('IPython.display.display', s)
     return s
+
+
+@pytest.mark.parametrize('given, words', [
+    ({}, 'no flops_per_token given'),
+    (dict(flops_per_token=1e6), 'no peak_flops given'),
+    (dict(flops_per_token=1e6, peak_flops=1.), 'the peak was measured on a busy machine')])
+def test_an_unknown_utilisation_has_a_reason(shown, given, words):
+    learn = tiny(n=4, **given)
+    learn.fit(1, 1e-3, cbs=[Dashboard('html')])
+    assert f'unknown ({words})' in shown.last
 
 
 @pytest.fixture(scope='module')

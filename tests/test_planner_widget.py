@@ -25,12 +25,21 @@ def test_figures_are_those_of_the_plan():
     p = plan(device='h100', count=8, hours=24, price=2.)
     expected = p.expected
     assert shown(page, 'model') == p.size
-    assert shown(page, 'money') == f"{expected['money']:,.2f} $"
-    assert shown(page, 'tokens-a-parameter') == f"{p.tokens / expected['params']:.3g}"
+    assert shown(page, 'money') == f"{expected['money']:.0f} $", 'cents would be a precision that nobody has'
+    assert shown(page, 'tokens-a-parameter') == f"{p.tokens / expected['params']:.1f}"
     assert 'fits' in words(page)
     parts = expected['parts']
     assert sum(parts.values()) == expected['memory']
     for name, size in parts.items(): assert (f'> {name} ' in page) == bool(size)
+
+
+def test_large_sums_are_rounded_and_have_no_exponent():
+    p = plan(device='h100', count=64, hours=720, price=3.1)
+    figures = planner_html('h100', count=64, hours=720, price=3.1)
+    said = [shown(figures, name) for name in ('money', 'energy', 'carbon', 'time')] + [str(p)]
+    for text in said: assert not re.search(r'\d\.\d\de\+|\d{4}\.\d\d', text), text
+    assert re.fullmatch(r'\d{2,3},\d00 \$', shown(figures, 'money'))
+    assert re.fullmatch(r'\d{2},\d00 kWh', shown(figures, 'energy'))
 
 
 def test_rows_of_another_length_and_another_optimiser_are_planned():

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 import pytest
 from lab import Page, browser_only, jupyter_lab
-from llmbook.core import UserError
+from llmbook.core import UserError, human_money, human_time, rounded
 from llmbook.filters import presets as rules
 from llmbook.read.doc import Doc
 from llmbook.prepare.explore import (
@@ -211,9 +211,13 @@ def test_effect_is_what_the_rule_does(docs, rule):
 
 
 def test_where_a_rule_does_not_apply():
+    def english_words(v, low=2):
+        if not v.english: return None
+        return len(v.counts) if len(v.counts) < low else None
+
     docs = [Doc('le mot', 'fr', language='fr'), Doc('word', 'en', language='en')]
-    values = measure(docs, rules.stop_words)
-    assert values == [None, 0]
+    values = measure(docs, english_words)
+    assert values == [None, 1]
     assert effect(values, low=5) == [1]
     assert flips(values, {}, dict(low=5)) == ([1], [])
 
@@ -243,6 +247,45 @@ def test_pictures_of_any_values(values):
         picture = value_picture(values, EVIL, **limits)
         assert '<img' not in picture and 'nan' not in picture
         assert bool(picture) == something
+
+
+@pytest.mark.parametrize('far', [90_000, 10**7])
+def test_a_value_far_out_does_not_squeeze_the_others(far):
+    values = [*range(100, 200), far]
+    picture = value_picture(values, 'characters', low=120)
+    bars = len(re.findall(r'<rect', picture))
+    assert bars >= 24, 'the hundred values take most of the width'
+    assert f'1 above' in picture and f'up to {far:,}' in picture
+
+
+def test_a_threshold_beyond_the_axis_has_no_line():
+    values = [*range(100, 200)]
+    inside = value_picture(values, 'characters', low=150)
+    assert '>low 150<' in inside
+    outside = value_picture(values, 'characters', low=150, high=10**6)
+    assert '>high 1,000,000<' not in outside and 'high 1,000,000 lies to the right' in outside
+    assert 'low 0 lies to the left' in value_picture([1, 10, 10**3, 10**5], 'characters', low=0), 'a logarithmic axis has no 0'
+    near = value_picture(values, 'characters', high=210)
+    assert '>high 210<' in near, 'the axis reaches as far as a threshold that is near'
+
+
+def test_all_documents_are_pale_when_the_threshold_is_beyond_them():
+    picture = value_picture([*range(100, 200)], 'characters', low=10**6)
+    assert picture.count('opacity="0.35"') == picture.count('<rect')
+
+
+@pytest.mark.parametrize('value, words', [
+    (23_812.4, '23,800'), (999.6, '1,000'), (2.5, '2.5'), (2.0, '2'), (.01234, '0.0123'), (0, '0'), (-45_678, '-45,700'),
+    (None, 'n/a'), (float('nan'), 'n/a'), (float('inf'), 'n/a')])
+def test_estimates_are_rounded_for_people(value, words): assert rounded(value) == words
+
+
+@pytest.mark.parametrize('value, words', [(64_512.08, '64,500 $'), (99.5, '99.50 $'), (.05, '0.05 $'), (None, 'n/a')])
+def test_money(value, words): assert human_money(value) == words
+
+
+@pytest.mark.parametrize('seconds, words', [(3720, '1 h 2 min'), (90 * 86400, '90 days 0 h'), (.2, '200 ms')])
+def test_durations(seconds, words): assert human_time(seconds) == words
 
 
 def test_threshold_table(docs):

@@ -8,7 +8,7 @@ __all__ = ['PARTS', 'memory_picture', 'remedies', 'usual_precision', 'what_fits'
 
 # %% ../../nbs/api/25_plan/08_advice.ipynb #f93e91d0
 import math
-from ..core import UserError, human_bytes, human_count, human_time, within
+from ..core import UserError, human_bytes, human_count, human_money, human_time, rounded, within
 from ..show.charts import COLOURS
 from ..show.html import Markup, concat, fold, html_table, tag
 from ..model.config import SIZES, ModelConfig, get_config
@@ -184,8 +184,8 @@ def advice(
                    'a third more operations.')
     got = p.tokens / e['params']
     if got < .95 * ratio:
-        out.append(f'{got:.3g} tokens a parameter are fewer than the {ratio:g} wanted: '
-                   f'{ratio / got:.3g} times the hours or devices, or a smaller model.')
+        out.append(f'{rounded(got)} tokens a parameter are fewer than the {ratio:g} wanted: '
+                   f'{rounded(ratio / got)} times the hours or devices, or a smaller model.')
     if e['money'] is None: out.append('No price of this device is known: give your own.')
     return out
 
@@ -195,20 +195,20 @@ def figures(
 ) -> list: # (what, value) pairs of text
     "Return the figures that a choice is made by."
     e = p.expected
-    def known(key, form): return 'unknown' if e.get(key) is None else form.format(e[key])
+    def known(key, say): return 'unknown' if e.get(key) is None else say(e[key])
     flops = f"{e['flops']:.2e}".replace('e+', 'e')
     speed = human_count(e['tokens_per_s'])
     ratio = p.tokens / e['params']
     return [('model', p.size),
             ('parameters', human_count(e['params'])),
             ('tokens', human_count(p.tokens)),
-            ('tokens a parameter', f'{ratio:.3g}'),
+            ('tokens a parameter', rounded(ratio)),
             ('operations', f'{flops} FLOPs'),
             ('time', human_time(e['seconds'])),
             ('speed', f'{speed} tokens/s'),
-            ('money', known('money', '{:,.2f} $')),
-            ('energy', known('kwh', '{:,.3g} kWh')),
-            ('carbon', known('kg', '{:,.3g} kg CO2e'))]
+            ('money', known('money', human_money)),
+            ('energy', known('kwh', lambda x: f'{rounded(x)} kWh')),
+            ('carbon', known('kg', lambda x: f'{rounded(x)} kg CO2e'))]
 
 def _tile(name, value):
     "Return a frame around one figure."

@@ -10,7 +10,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from fastcore.basics import patch
-from ..core import UserError, human_bytes, human_count, human_time, read_json, within
+from ..core import UserError, human_bytes, human_count, human_money, human_time, read_json, rounded, within
 from ..show.html import html_table
 from ..model.config import ModelConfig
 from .flops import count_params, flops_per_token
@@ -173,14 +173,14 @@ def _cluster_rows(p):
         rows.append(('Limit', f'the text: {used}; more text would use more'))
     loss = 'unknown: so short a run is outside the published fit'
     if _fit_holds(p, e['loss']): loss = f"{e['loss']:.2f} nats (a published fit, for its own text)"
-    money = 'unknown' if e['money'] is None else f"{e['money']:,.2f} $"
+    money = 'unknown' if e['money'] is None else human_money(e['money'])
     return [
         *rows,
         ('Step', _step(e)),
         ('Expected loss', loss),
         ('Money', money),
-        ('Energy', f"{e['kwh']:,.3g} kWh"),
-        ('Carbon', f"{e['kg']:,.3g} kg CO2e"),
+        ('Energy', f"{rounded(e['kwh'])} kWh"),
+        ('Carbon', f"{rounded(e['kg'])} kg CO2e"),
         *(('Assumed', assumption) for assumption in e['assumed']),
     ]
 
@@ -206,8 +206,8 @@ def size_rows(self:Plan) -> list: # a row of texts for each size, under SIZE_COL
     rows = []
     for s in self.expected.get('sizes', []):
         loss = f"{s['loss']:.2f}" if _fit_holds(self, s['loss']) else '-'
-        rows.append([s['size'], human_count(s['params']), human_count(s['tokens']), f"{s['ratio']:.3g}", loss,
-                     _largest_step(s, self.expected['ranks']), f"{s['hours']:,.3g}"])
+        rows.append([s['size'], human_count(s['params']), human_count(s['tokens']), rounded(s['ratio']), loss,
+                     _largest_step(s, self.expected['ranks']), rounded(s['hours'])])
     return rows
 
 def _largest_step(s, ranks):

@@ -307,6 +307,37 @@ def threshold_table(
     return HTML(html_table(heads, rows, right=(3,)))
 
 # %% ../../nbs/api/15_prepare/09_explore.ipynb #15984358
+def _axis_ends(
+    x, # scaled values
+    limits, # scaled thresholds
+):
+    "Return the ends of an axis for most values and for the thresholds that lie near them."
+    low, high = float(x.min()), float(x.max())
+    middle_low, middle_high = np.quantile(x, [.01, .99])
+    middle = middle_high - middle_low
+    if middle > 0:
+        if low < middle_low - middle: low = middle_low - middle / 8
+        if high > middle_high + middle: high = middle_high + middle / 8
+    if high <= low: low, high = low - .5, high + .5
+    around = (high - low) / 2
+    near = [t for t in limits if low - around <= t <= high + around]
+    return min([low, *near]), max([high, *near])
+
+def _beyond(
+    values, # measured values
+    x, # the same, scaled
+    ends, # ends of the axis, scaled
+    words, # how the ends are written
+):
+    "Return how many values lie on each side of the axis; '' if none does."
+    parts = []
+    below, above = values[x < ends[0]], values[x > ends[1]]
+    if len(below): parts.append(f'{len(below):,} below {words[0]}, down to {short_number(below.min().item())}')
+    if len(above): parts.append(f'{len(above):,} above {words[1]}, up to {short_number(above.max().item())}')
+    return '; '.join(parts)
+
+def _two_digits(value): return short_number(float(f'{value:.2g}'))
+
 def value_picture(
     values:list, # from `measure`
     title:str, # what was measured
@@ -318,27 +349,28 @@ def value_picture(
     known = _known(values)
     if not len(known): return Markup('')
     log = known.min() > 0 and known.max() > 100 * known.min()
-    scaled = np.log10 if log else np.asarray
-    first, last = float(scaled(known.min())), float(scaled(known.max()))
-    if last <= first: first, last = first - .5, last + .5
-    counts = np.histogram(scaled(known), bins, (first, last))[0].tolist()
+    def scaled(t):
+        if not log: return float(t)
+        return math.log10(t) if t > 0 else -math.inf
+    def unscaled(x): return 10 ** x if log else x
 
-    def edge(t): # position of a threshold among the bars, at most at the ends
-        if log and t <= 0: return 0.
-        share = float(scaled(t) - first) / (last - first)
-        return min(max(share, 0), 1) * bins
-    def value_at(i):
-        x = first + (last - first) * i / bins
-        if log: x = 10 ** x
-        return short_number(float(f'{x:.2g}'))
+    x = np.log10(known) if log else known
+    limits = {name: t for name, t in (('low', low), ('high', high)) if t is not None}
+    first, last = _axis_ends(x, [scaled(t) for t in limits.values()])
+    counts = np.histogram(x, bins, (first, last))[0].tolist()
+    def edge(t): return (scaled(t) - first) / (last - first) * bins # below 0 or above `bins` beyond the axis
 
-    marks, soft = {}, set()
-    if low is not None:
-        marks[edge(low)] = f'low {short_number(low)}'
-        soft |= {i for i in range(bins) if i + 1 <= edge(low)}
-    if high is not None:
-        marks[edge(high)] = f'high {short_number(high)}'
-        soft |= {i for i in range(bins) if i >= edge(high)}
-    labels = {i: value_at(i) for i in range(0, bins + 1, bins // 4)}
-    if log: title = f'{title}, logarithmic'
-    return bar_chart(counts, labels, title, marks, soft=soft)
+    soft = set()
+    if low is not None: soft |= {i for i in range(bins) if i + 1 <= edge(low)}
+    if high is not None: soft |= {i for i in range(bins) if i >= edge(high)}
+    marks, captions = {}, [title]
+    if log: captions = [f'{title}, logarithmic']
+    for name, t in limits.items():
+        words = f'{name} {short_number(t)}'
+        side = 'left' if edge(t) < 0 else 'right'
+        if 0 <= edge(t) <= bins: marks[edge(t)] = words
+        else: captions.append(f'{words} lies to the {side}')
+    ends = _two_digits(unscaled(first)), _two_digits(unscaled(last))
+    captions.append(_beyond(known, x, (first, last), ends))
+    labels = {i: _two_digits(unscaled(first + (last - first) * i / bins)) for i in range(0, bins + 1, bins // 4)}
+    return bar_chart(counts, labels, '; '.join(c for c in captions if c), marks, soft=soft)

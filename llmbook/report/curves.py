@@ -73,14 +73,14 @@ def _figure(title, said, drawing):
     head = tag('figcaption', title, ' ', tag('b', said), style='font-size:13px;margin:0 0 2px')
     return tag('figure', head, drawing, style='margin:0;min-width:0')
 
-def _one(rows, by, most, name, title, say, more=''):
+def _one(rows, by, most, name, title, say, more='', span=None):
     "Return the chart of one column; `more` is said after the newest value."
     points = column(rows, name, by)
     stretches = thin_out(points, most)
     newest = say(last_value(points)) if points else ''
     shade = _extremes(stretches) if len(points) > most else ()
     line, label = {title: means(stretches)}, f'{title}, now {newest}'
-    drawing = line_chart(line, label, by, 290, 120, shade=shade, say_x=human_count, say_y=say, inline=True)
+    drawing = line_chart(line, label, by, 240, 110, shade=shade, span=span, say_x=human_count, say_y=say, inline=True)
     return _figure(title, newest + more, drawing)
 
 # %% ../../nbs/api/70_report/03_curves.ipynb #f81e84d7
@@ -94,28 +94,29 @@ def _skips(rows, by):
         before = skipped
     return marks
 
-def _loss(rows, by, most):
+def _loss(rows, by, most, span=None):
     "Return the chart of both losses."
     columns = dict(training=column(rows, 'loss', by), validation=column(rows, 'valid_loss', by))
     newest = {name: last_value(points) for name, points in columns.items() if points}
     if not newest: return None
     said = ', '.join(f'{name} {value:.3f}' for name, value in newest.items())
-    train = thin_out(columns['training'], most)
-    valid = thin_out(columns['validation'], most)
-    lines = dict(training=smooth(means(train)), validation=means(valid))
-    if len(newest) == 2: lines = {f'{name} {newest[name]:.2f}': points for name, points in lines.items()}
-    shade = _extremes(train)
     marks = _skips(rows, by)[:most]
-    def drawing(width):
-        return line_chart(lines, f'Loss: {said}', by, width, 240, shade=shade, marks=marks,
+    def drawing(width): # a narrow drawing needs fewer points
+        points = round(most * width / 1000)
+        train = thin_out(columns['training'], points)
+        valid = thin_out(columns['validation'], points)
+        lines = dict(training=smooth(means(train)), validation=means(valid))
+        if len(newest) == 2: lines = {f'{name} {newest[name]:.2f}': line for name, line in lines.items()}
+        return line_chart(lines, f'Loss: {said}', by, width, 240, shade=_extremes(train), marks=marks, span=span,
                           say_x=human_count, inline=True)
 
-    wide = tag('div', drawing(800), class_='lb-wide')
+    wide = tag('div', drawing(1000), class_='lb-wide')
+    middle = tag('div', drawing(640), class_='lb-middle', style='display:none')
     narrow = tag('div', drawing(400), class_='lb-narrow', style='display:none')
-    return _figure('loss', said, concat([wide, narrow]))
+    return _figure('loss', said, concat([wide, middle, narrow]))
 
-_STYLE = Markup('<style>@container (max-width:520px)'
-                '{.lb-wide{display:none}.lb-narrow{display:block!important}}</style>')
+_STYLE = Markup('<style>@container (max-width:820px){.lb-wide{display:none}.lb-middle{display:block!important}}'
+                '@container (max-width:520px){.lb-middle{display:none!important}.lb-narrow{display:block!important}}</style>')
 
 # %% ../../nbs/api/70_report/03_curves.ipynb #91da2b7c
 def _side_by_side(least, *parts):
@@ -127,6 +128,8 @@ def history_picture(
     history, # rows, the path of a history file, or the folder of a run; UserError if there is none
     by:str='step', # what lies along the axis: 'step' or 'tokens'
     most:int=160, # points of a line at most
+    until:float|None=None, # where the axis ends, for a run that goes on; None: at the newest row
+    no_mfu:str='', # why there is no MFU, if there is none
 ) -> Markup: # HTML with an <svg> for each chart
     "Return the course of a run in small charts."
     rows = history_rows(history)
@@ -135,13 +138,16 @@ def history_picture(
     if all(finite(r.get(by)) is None for r in rows):
         return tag('p', f'no row says at which {by} it was', style='opacity:.7')
     mfu = last_value(column(rows, 'mfu', by))
-    utilisation = ', MFU unknown' if mfu is None else f', MFU {mfu:.1%}'
+    why = f' ({no_mfu})' if no_mfu else ''
+    utilisation = f', MFU unknown{why}' if mfu is None else f', MFU {mfu:.1%}'
     def three_digits(value): return number(value, 3)
 
-    rate = _one(rows, by, most, 'lr', 'learning rate', three_digits)
-    norm = _one(rows, by, most, 'grad_norm', 'gradient norm', three_digits)
-    speed = _one(rows, by, most, 'tokens_per_s', 'tokens/s', human_count, utilisation)
-    memory = _one(rows, by, most, 'memory', 'memory', human_bytes)
+    span = None if until is None else (0, until)
+
+    rate = _one(rows, by, most, 'lr', 'learning rate', three_digits, span=span)
+    norm = _one(rows, by, most, 'grad_norm', 'gradient norm', three_digits, span=span)
+    speed = _one(rows, by, most, 'tokens_per_s', 'tokens/s', human_count, utilisation, span)
+    memory = _one(rows, by, most, 'memory', 'memory', human_bytes, span=span)
     small = _side_by_side(430, _side_by_side(200, rate, norm), _side_by_side(200, speed, memory))
     style = 'container-type:inline-size;max-width:1000px;font:13px/1.4 system-ui,sans-serif;color:inherit'
-    return tag('div', _STYLE, _loss(rows, by, most), small, style=style)
+    return tag('div', _STYLE, _loss(rows, by, most, span), small, style=style)

@@ -262,6 +262,7 @@ def line_chart(
     level:tuple|None=None, # (y, text): a reference line
     shade:list=(), # [(x, y)] behind the first line
     marks:list=(), # positions on the x axis
+    span:tuple|None=None, # (first, last) that the x axis holds at least, such as the steps of a whole run
     say_x=number, # how a value of x is written
     say_y=number, # how a value of y is written
     inline:bool=False, # True: for a place without the page's style sheet and script
@@ -271,6 +272,7 @@ def line_chart(
     series = _drawable(series)
     if not series and last_value(shade) is None: return Markup('')
     (x0, x1), (y0, y1) = _spans(series, shade, level)
+    if span: x0, x1 = min(x0, span[0]), max(x1, span[1])
     y_ticks = ticks(y0, y1, max(3, height // 60))
     y_words = [say_y(value) for value in y_ticks]
     names = list(series) if len(series) > 1 else []

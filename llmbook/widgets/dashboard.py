@@ -38,6 +38,11 @@ def _skipped(row):
     bad = row.get('bad_losses')
     return f'{words}, {bad:,} bad losses' if bad else words
 
+def _because(view):
+    "Return why the utilisation is unknown, in brackets; '' if nobody knows."
+    why = view.get('no_mfu')
+    return f' ({why})' if why else ''
+
 def _numbers(view):
     "Return the last row in words, by name, without what was not measured."
     row, metrics = view['last'], view['metrics']
@@ -53,7 +58,7 @@ def _numbers(view):
     said['learning rate'] = words(row.get('lr'), three_digits)
     said['gradient norm'] = words(row.get('grad_norm'), three_digits)
     said['tokens/s'] = words(row.get('tokens_per_s') or None, human_count)
-    said['MFU'] = f"{row['mfu']:.1%}" if row.get('mfu') else 'unknown'
+    said['MFU'] = f"{row['mfu']:.1%}" if row.get('mfu') else 'unknown' + _because(view)
     said['memory'] = words(row.get('memory') or None, human_bytes)
     said['tokens'] = human_count(row.get('tokens') or 0)
     said['skipped'] = _skipped(row)
@@ -82,7 +87,7 @@ def _position(view):
     "Return the step, and the time left while the run has not ended."
     state, left = view['state'], view['left']
     words = f"step {view['step']:,} of {view['steps']:,}, {view['step'] / max(view['steps'], 1):.0%}"
-    ended = state == 'done' or state.startswith(('failed', 'stopped'))
+    ended = state.startswith(('done', 'failed', 'stopped', 'interrupted'))
     return words if left is None or ended else f'{words}, {human_time(left)} left'
 
 def _head(view):
@@ -97,6 +102,13 @@ def _head(view):
 def _number(name, value):
     return tag('div', tag('div', name, style='opacity:.75'), tag('b', value), style='white-space:nowrap')
 
+def _end_of_axis(view, by):
+    "Return where the axis of the curves ends: with the whole run while it goes on."
+    if view['left'] is None or view['state'].startswith(('done', 'failed', 'stopped', 'interrupted')): return None
+    if by == 'step': return view['steps']
+    tokens = view['last'].get('tokens')
+    return tokens * view['steps'] / max(view['step'], 1) if tokens else None
+
 def dashboard_page(
     view:dict, # view of a run
     by:str='step', # what lies along the axis of the curves: 'step' or 'tokens'
@@ -106,7 +118,7 @@ def dashboard_page(
     note = tag('div', view['note'], style='margin-top:4px;overflow-wrap:anywhere') if view['note'] else None
     numbers = tag('div', *[_number(name, value) for name, value in _numbers(view).items()],
                   style='display:flex;flex-wrap:wrap;gap:6px 18px;margin:8px 0;font-variant-numeric:tabular-nums')
-    curves = history_picture(view['rows'], by)
+    curves = history_picture(view['rows'], by, until=_end_of_axis(view, by), no_mfu=view.get('no_mfu', ''))
     return tag('div', _head(view), note, numbers, curves, _samples(view['samples'], samples), class_='lb-dashboard',
                style='font:13px/1.4 system-ui,sans-serif;max-width:1000px;color:inherit')
 
@@ -324,9 +336,16 @@ def view(self:Dashboard):
     "Return what is known of the run by now, without asking the device."
     telemetry = self.learn.telemetry
     samples = getattr(self.learn, 'samples', None)
-    return dict(state=self.state, step=self.train_iter, steps=self.n_epoch * len(self.dls.train), left=self._left(),
+    left = self._left() if self.open else None
+    return dict(state=self.state, step=self.train_iter, steps=self.n_epoch * len(self.dls.train), left=left,
                 rows=telemetry.rows, last=telemetry.last, metrics=self.scores,
-                samples=getattr(samples, 'rows', []), note=self.note)
+                samples=getattr(samples, 'rows', []), note=self.note, no_mfu=_no_mfu(telemetry))
+
+def _no_mfu(telemetry):
+    "Return why a telemetry does not know the utilisation."
+    if not telemetry.flops_per_token: return 'no flops_per_token given'
+    if not telemetry.peak_flops: return 'no peak_flops given'
+    return 'the peak was measured on a busy machine'
 
 @patch
 def _left(self:Dashboard):

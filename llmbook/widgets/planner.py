@@ -8,7 +8,7 @@ __all__ = ['HERE', 'HOURS', 'controls', 'Planner', 'planner']
 # %% ../../nbs/api/75_widgets/04_planner.ipynb #05c4a804
 import math
 import ipywidgets as w
-from ..core import UserError, human_count
+from ..core import UserError, human_count, rounded
 from ..model.config import SIZES, get_config
 from ..plan.flops import count_params
 from ..plan.devices import DEVICES, GRID, measure_machine
@@ -29,7 +29,7 @@ def _hours(values):
     "Return times as entries of a slider, from two days on with the days."
     entries = []
     for hours in values:
-        label = f'{hours:g} h' if hours < 48 else f'{hours:,g} h ({hours / 24:.3g} days)'
+        label = f'{hours:g} h' if hours < 48 else f'{hours:,g} h ({rounded(hours / 24)} days)'
         entries.append((label, hours))
     return entries
 
