@@ -6,7 +6,7 @@
 __all__ = ['UserError', 'refused', 'whole_number', 'within', 'human_bytes', 'human_count', 'human_time', 'number', 'rounded',
            'human_money', 'finite', 'atomic_path', 'write_json', 'read_json', 'sha256', 'fingerprint', 'RunFolder',
            'check_space', 'check_seed', 'set_seed', 'mix64', 'derived_seed', 'pick_device', 'machine', 'cpu_name',
-           'import_transformers']
+           'eval_mode', 'import_transformers']
 
 # %% ../nbs/api/00_base/00_core.ipynb #960f110f
 import hashlib, json, math, os, platform, random, shutil, sys, tempfile
@@ -330,6 +330,22 @@ def cpu_name(
     for line in lines:
         if line.startswith('model name'): return line.split(':')[1].strip()
     return platform.processor() or 'CPU'
+
+# %% ../nbs/api/00_base/00_core.ipynb #4942988b
+class eval_mode:
+    "Hold a model in eval mode inside `with`, which may be entered again and again."
+    def __init__(self,
+        model, # a module; its parts are listed now
+    ):
+        self.parts = list(model.modules())
+        self.were_training = []
+
+    def __enter__(self):
+        self.were_training = [part for part in self.parts if part.training]
+        for part in self.were_training: part.training = False
+
+    def __exit__(self, *_):
+        for part in self.were_training: part.training = True
 
 # %% ../nbs/api/00_base/00_core.ipynb #4c75ba2c
 def import_transformers(

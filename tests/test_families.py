@@ -1,14 +1,19 @@
 "Each family against transformers, against itself, and against files that do not fit."
+import json
 import pytest, torch
 import safetensors.torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from safetensors.torch import load_file, save_file
 from llmbook.core import UserError, import_transformers, read_json, write_json
 from llmbook.model.config import FAMILIES, SIZES, ModelConfig, get_config
-from llmbook.model.hf import load_model, save_pretrained
+from llmbook.evaluate.perplexity import continuation_logprob, document_nats, evaluate_text
+from llmbook.generate.text import generate, generate_ids, stream
+from llmbook.model.hf import check_finite, load_model, load_pretrained, save_pretrained
 from llmbook.model.layers import KVCache, rotary_tables
 from llmbook.model.hf_config import config_from_hf, hf_config, hf_names, hf_tensor
 from llmbook.model.transformer import Transformer
-from llmbook.model.hf_wrap import WrappedLM, as_lm
+from llmbook.tokens.tokenizer import encode_text, read_tokenizer, text_ids, train_tokenizer
+from llmbook.model.hf_wrap import WrappedLM, as_lm, as_reader
 
 STRETCH = dict(factor=4., low_freq_factor=1., high_freq_factor=4., original_max_position_embeddings=32)
 CASES = {
@@ -442,3 +447,183 @@ def test_our_own_model_passes_through():
     m = build('gpt2')
     assert as_lm(m) is m
     assert not isinstance(m, WrappedLM)
+
+
+# ---- models that are only asked, with tokenizers from elsewhere
+
+def foreign(*specials):
+    "Make a tokenizer as GPT-2 has it: bytes from 0 on, special tokens behind all others."
+    tok = Tokenizer(models.BPE())
+    tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=264, initial_alphabet=alphabet, show_progress=False)
+    tok.train_from_iterator(['the cat sat on the mat'] * 9, trainer)
+    tok.add_special_tokens(list(specials or ['<|endoftext|>']))
+    return tok
+
+DOCS = ['the cat sat on the mat!', 'naïve café', 'a b c d e f g 1987']
+WIDE = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=64)
+SHARED = dict(WIDE, num_key_value_heads=1)
+OLD = dict(n_embd=32, n_layer=2, n_head=4, n_positions=64)
+ASKED = {
+    'llama': SHARED, 'mistral': SHARED, 'qwen2': SHARED, 'qwen3': dict(SHARED, head_dim=16), 'stablelm': SHARED,
+    'phi': WIDE, 'phi3': dict(SHARED, pad_token_id=0), 'gpt_neox': WIDE, 'gptj': dict(OLD, rotary_dim=4), 'gpt2': OLD,
+    'gpt_bigcode': OLD, 'codegen': dict(OLD, rotary_dim=4), 'opt': dict(WIDE, ffn_dim=64, word_embed_proj_dim=32), 'olmo2': SHARED,
+    'gemma': dict(SHARED, head_dim=16), 'gemma2': dict(SHARED, head_dim=16, final_logit_softcapping=5.),
+    'cohere': dict(SHARED, logit_scale=.3), 'granite': dict(SHARED, logits_scaling=4.), 'mixtral': dict(SHARED, num_local_experts=2),
+    'bloom': dict(hidden_size=32, n_layer=2, n_head=2), 'mamba': dict(hidden_size=32, num_hidden_layers=2, state_size=4),
+    'rwkv': dict(hidden_size=32, num_hidden_layers=2, context_length=64), 'mpt': dict(d_model=32, n_layers=2, n_heads=2, max_seq_len=64),
+    'falcon': dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, alibi=True),
+}
+
+def asked(tf, kind, n_ids):
+    torch.manual_seed(0)
+    m = tf.AutoModelForCausalLM.from_config(tf.AutoConfig.for_model(kind, vocab_size=n_ids, **ASKED[kind])).eval()
+    with torch.no_grad():
+        for p in m.parameters(): p.add_(torch.randn_like(p) * .1)
+    return m
+
+def their_nats(m, tok, begin):
+    total = 0.
+    for doc in DOCS:
+        x = torch.tensor([[begin] + tok.encode(doc).ids])
+        with torch.no_grad(): total += m(input_ids=x, labels=x).loss.item() * (x.shape[1] - 1)
+    return total
+
+@pytest.mark.parametrize('kind', ASKED)
+def test_nats_and_greedy_text_equal_transformers(kind, tf):
+    tok = foreign()
+    end = tok.token_to_id('<|endoftext|>')
+    m = asked(tf, kind, end + 1)
+    want = their_nats(m, tok, end)
+    assert document_nats(m, tok, DOCS)[:, 0].sum() == pytest.approx(want, rel=1e-5)
+    assert document_nats(m, tok, DOCS, batch_size=1, chunk=3)[:, 0].sum() == pytest.approx(want, rel=1e-5)
+    x = torch.tensor([tok.encode('the cat').ids])
+    options = dict(max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
+    theirs = m.generate(x, attention_mask=torch.ones_like(x), **options)[0, x.shape[1]:].tolist()
+    assert generate_ids(m, x.tolist(), 12, temperature=0, stop=None) == [theirs]
+    pieces = stream(m, tok, 'the cat', max_new_tokens=12, temperature=0)
+    assert generate(m, tok, 'the cat', 12, temperature=0) == [''.join(pieces)]
+
+@pytest.mark.parametrize('kind', ['bloom', 'mamba'])
+def test_a_model_without_a_limit_has_windows_and_writes_on(kind, tf):
+    tok = foreign()
+    reader = as_reader(asked(tf, kind, 265))
+    assert reader.config.context is None
+    rows = evaluate_text(reader, tok, DOCS)
+    assert 'window:1024' in rows[0]['signature']
+    assert len(generate_ids(reader, [[5] * 100], 30, stop=None)[0]) == 30
+    with pytest.raises(UserError, match='expected max_new_tokens >= 1'): generate_ids(reader, [[5]], 0)
+    assert continuation_logprob(reader, tok, ['the'], [' cat']).shape == (1,)
+
+def test_a_document_begins_as_its_tokenizer_says(tf):
+    tok = foreign('<s>', '</s>')
+    tok.post_processor = processors.TemplateProcessing(single='<s> $A', special_tokens=[('<s>', 264)])
+    m = asked(tf, 'llama', 266)
+    want = 0.
+    for doc in DOCS:
+        x = torch.tensor([tok.encode(doc).ids])
+        assert x[0, 0] == 264
+        with torch.no_grad(): want += m(input_ids=x, labels=x).loss.item() * (x.shape[1] - 1)
+    assert document_nats(m, tok, DOCS)[:, 0].sum() == pytest.approx(want, rel=1e-5)
+    assert 'bos:<s>' in evaluate_text(m, tok, DOCS)[0]['signature']
+
+def test_what_no_nats_can_be_made_with_is_refused(tf):
+    m, tok = asked(tf, 'gpt2', 265), foreign()
+    for name, value in (('context', 0), ('context', 2.5), ('context', 65), ('stride', 0), ('batch_size', 0), ('chunk', 0)):
+        with pytest.raises(UserError, match=f'expected a? ?{name}'): document_nats(m, tok, DOCS, **{name: value})
+    bare = json.loads(tok.to_str())
+    bare['added_tokens'] = []
+    with pytest.raises(UserError, match='begins or ends a text'): document_nats(m, Tokenizer.from_str(json.dumps(bare)), DOCS)
+    with pytest.raises(UserError, match='not the one of this model'): document_nats(asked(tf, 'gpt2', 260), tok, DOCS)
+    with torch.no_grad(): m.transformer.wte.weight[5] = float('nan')
+    with pytest.raises(UserError, match='got NaN from GPT2LMHeadModel'): document_nats(m, tok, DOCS)
+    ours = build('llama-untied')
+    with torch.no_grad(): ours.embed.weight[tok.encode('é').ids[0]] = float('nan')
+    with pytest.raises(UserError, match='got NaN in document 1'): document_nats(ours, tok, DOCS)
+
+def test_an_encoder_is_no_reader(tf):
+    config = tf.BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    with pytest.raises(UserError, match='tokens that come later'): as_reader(tf.BertForMaskedLM(config))
+    with pytest.raises(UserError, match='AutoModelForCausalLM'): as_reader(torch.nn.Linear(2, 2))
+
+def test_asking_leaves_each_part_in_its_mode(tf):
+    m = asked(tf, 'gpt2', 265).train()
+    m.transformer.h[0].eval()
+    before = [part.training for part in m.modules()]
+    first = document_nats(m, foreign(), DOCS)
+    assert (first == document_nats(m, foreign(), DOCS)).all()
+    assert [part.training for part in m.modules()] == before
+
+
+# ---- folders
+
+@pytest.mark.parametrize('specials', [('<|endoftext|>',), ('<s>', '</s>', '<pad>'), ('<|begin_of_text|>', '<|end_of_text|>', '<|eot_id|>')])
+def test_an_export_names_the_tokenizers_own_ids(specials, tf, tmp_path):
+    tok = foreign(*specials)
+    n_ids = tok.get_vocab_size()
+    m = Transformer(ModelConfig(family='llama', vocab_size=n_ids, n_layer=1, d_model=32, n_head=2, context=64)).eval()
+    save_pretrained(m, tok, tmp_path/'a')
+    config, theirs = read_json(tmp_path/'a/config.json'), tf.AutoTokenizer.from_pretrained(tmp_path/'a')
+    assert config['eos_token_id'] == theirs.eos_token_id == text_ids(tok).end[0]
+    assert config['bos_token_id'] == theirs.bos_token_id
+    assert config['pad_token_id'] == theirs.pad_token_id
+    assert len(theirs) == n_ids
+    assert theirs('the cat!').input_ids == encode_text(tok, ['the cat!'])[0]
+    back, back_tok = load_pretrained(tmp_path/'a', 'cpu')
+    assert text_ids(back_tok) == text_ids(tok)
+    save_pretrained(back, None, tmp_path/'b')
+    assert read_json(tmp_path/'b/config.json') == config
+
+def test_a_gpt2_from_elsewhere_is_read_and_written_with_its_ids(tf, tmp_path):
+    tok = foreign()
+    theirs = asked(tf, 'gpt2', 265)
+    theirs.config.eos_token_id = theirs.config.bos_token_id = theirs.generation_config.eos_token_id = 264
+    theirs.save_pretrained(tmp_path/'a')
+    tok.save(str(tmp_path/'a/tokenizer.json'))
+    model, tok = load_pretrained(tmp_path/'a', 'cpu')
+    save_pretrained(model, tok, tmp_path/'b')
+    for name in ('config', 'generation_config'):
+        assert read_json(tmp_path/f'b/{name}.json')['eos_token_id'] == 264
+    assert read_json(tmp_path/'b/config.json')['n_ctx'] == 64 # for llama.cpp's converter
+    save_pretrained(load_model(tmp_path/'a', 'cpu'), None, tmp_path/'c')
+    assert read_json(tmp_path/'c/config.json')['eos_token_id'] == 264
+
+def test_ends_may_be_several(tmp_path):
+    tok = foreign('<|end_of_text|>', '<|eot_id|>')
+    tok.save(str(tmp_path/'tokenizer.json'))
+    write_json(tmp_path/'generation_config.json', dict(eos_token_id=[264, 265]))
+    tok = read_tokenizer(tmp_path)
+    m = Transformer(ModelConfig(vocab_size=266, n_layer=1, d_model=32, n_head=2, context=64))
+    save_pretrained(m, tok, tmp_path/'m')
+    assert read_json(tmp_path/'m/config.json')['eos_token_id'] == [264, 265]
+    assert read_json(tmp_path/'m/tokenizer_config.json')['eos_token'] == '<|end_of_text|>'
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_weights_that_are_no_numbers(value, tmp_path):
+    m = build('llama')
+    with torch.no_grad(): m.blocks[1].attn.k_proj.weight[3, 4] = value
+    with pytest.raises(UserError, match='in blocks.1.attn.k_proj.weight'): check_finite(m)
+    with pytest.warns(UserWarning, match='in blocks.1.attn.k_proj.weight'): save_pretrained(m, None, tmp_path)
+    with pytest.raises(UserError, match='in model.layers.1.self_attn.k_proj.weight'): load_model(tmp_path)
+
+def test_a_dtype_too_narrow_for_the_weights_writes_nothing(tmp_path):
+    m = build('gpt2')
+    with torch.no_grad(): m.embed.weight[7, 7] = 1e5
+    with pytest.raises(UserError, match='float16, in which embed.weight would be infinite'):
+        save_pretrained(m, None, tmp_path/'m', dtype='float16')
+    assert not (tmp_path/'m').exists()
+    save_pretrained(m, None, tmp_path/'m', dtype='bfloat16')
+    with pytest.raises(UserError, match='wider range'): load_model(tmp_path/'m', dtype='float16')
+
+@pytest.mark.parametrize('inside', ['', 'model', 'pretrain/model'])
+def test_the_folder_of_a_run_opens_its_model(inside, tmp_path):
+    tok = train_tokenizer(['a'], 260)
+    m = Transformer(ModelConfig(vocab_size=260, n_layer=1, d_model=32, n_head=2, context=64)).eval()
+    save_pretrained(m, tok, tmp_path/inside)
+    assert same_parameters(load_pretrained(tmp_path, 'cpu')[0], m)
+
+def test_a_folder_without_a_model_says_where_one_is(tmp_path):
+    with pytest.raises(UserError, match='found no config.json'): load_pretrained(tmp_path)
+    save_pretrained(build('gpt2'), None, tmp_path/'other')
+    with pytest.raises(UserError, match='give one of .*other'): load_model(tmp_path)

@@ -1,14 +1,18 @@
 "Generation against transformers and against its definition, by family."
+import math, warnings
 import pytest, torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from llmbook.core import UserError, import_transformers
+from llmbook.generate.fill_mask import fill_mask
 from llmbook.generate.cuda_graph import decoder
 from llmbook.generate.decoder import Cached, Decoder, Product, Reread
 from llmbook.generate.sampling import penalise, shares
 from llmbook.generate.text import _Text, generate, generate_ids, show_generate, stream
 from llmbook.model.config import ModelConfig
 from llmbook.model.hf import save_pretrained
+from llmbook.model.hf_wrap import as_lm
 from llmbook.model.transformer import Transformer
-from llmbook.tokens.tokenizer import encode_text, train_tokenizer
+from llmbook.tokens.tokenizer import decode, encode_text, load_any, train_tokenizer
 
 BASE = dict(vocab_size=320, n_layer=2, d_model=64, n_head=4, context=64, tie_embeddings=False)
 MODELS = {'qwen3': dict(n_kv_head=2),
@@ -224,8 +228,8 @@ def test_penalty_does_not_depend_on_the_batch():
     assert generate_ids(model, ps, 20, **options) == generate_ids(model, ps, 20, batch_size=1, **options)
 
 
-BAD = [dict(min_p=-.1), dict(min_p=1.1), dict(repetition_penalty=0), dict(top_p=0), dict(top_k=1.5), dict(batch_size=0),
-       dict(temperature=float('nan')), dict(seed='x'), *(dict(max_new_tokens=n) for n in (0, -1, 2.5, True, 10 ** 6))]
+BAD = [dict(min_p=-.1), dict(min_p=1.1), dict(repetition_penalty=0), dict(top_p=1.01), dict(top_p=-.1), dict(top_k=1.5), dict(batch_size=0),
+       dict(temperature=float('nan')), dict(seed='x'), dict(seed=-1), dict(stop='x'), *(dict(max_new_tokens=n) for n in (0, -1, 2.5, True, 10 ** 6))]
 
 @pytest.mark.parametrize('bad', BAD)
 def test_bad_settings_are_refused(bad):
@@ -320,3 +324,265 @@ def test_a_true_answer_ends_a_row():
     free = generate_ids(model, ps, 20, seed=1, stop=None)
     want = [ids[:1] if row == 1 else ids for row, ids in enumerate(free)]
     assert generate_ids(model, ps, 20, seed=1, stop=None, on_token=lambda row, token: row == 1) == want
+
+
+# ---- a model that writes what it is told, and tokenizers from elsewhere
+
+class Scripted(torch.nn.Module):
+    "Writes one row of tokens, whatever the prompt is."
+    def __init__(self, vocab_size, ids):
+        super().__init__()
+        self.config = ModelConfig(vocab_size=vocab_size, n_layer=1, d_model=32, n_head=2, context=96)
+        self.embed = torch.nn.Embedding(vocab_size, 1)
+        self.ids = list(ids) + [4] * 96
+        self.start = None
+
+    def forward(self, x):
+        self.start = self.start or x.shape[1]
+        h = torch.zeros(*x.shape, 1)
+        h[:, -1] = self.ids[x.shape[1] - self.start]
+        return h
+
+    def logits(self, h): return torch.nn.functional.one_hot(h[..., 0].long(), self.config.vocab_size).float()
+
+
+def write(tok, text, ids=None, **options):
+    "Return what `generate` and `stream` make of a scripted text."
+    if ids is None: ids = encode_text(tok, [text])[0]
+    n_ids = max(tok.get_vocab().values()) + 1
+    settings = dict(max_new_tokens=len(ids), temperature=0, stop_at_eot=False) | options
+    whole, = generate(Scripted(n_ids, ids), tok, 'q', **settings)
+    pieces = list(stream(Scripted(n_ids, ids), tok, 'q', **settings))
+    assert ''.join(pieces) == whole
+    return whole, pieces
+
+
+def byte_level(prefix=False):
+    tok = Tokenizer(models.BPE())
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    tok.decoder = decoders.ByteLevel()
+    return tok
+
+def metaspace(prepend):
+    tok = Tokenizer(models.BPE(unk_token='<unk>', byte_fallback=True))
+    tok.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
+    tok.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme=prepend)])
+    return tok
+
+def word_pieces():
+    tok = Tokenizer(models.WordPiece(unk_token='<unk>'))
+    tok.pre_tokenizer = pre_tokenizers.Whitespace()
+    tok.decoder = decoders.WordPiece()
+    return tok
+
+def trained(tok, text='the cat sat on the mat; q a b c d x y END of it'):
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet()) if isinstance(tok.decoder, decoders.ByteLevel) else []
+    specials = ['<unk>', '<s>', '</s>'] + [f'<0x{b:02X}>' for b in range(256)] * (not alphabet)
+    kind = trainers.WordPieceTrainer if isinstance(tok.model, models.WordPiece) else trainers.BpeTrainer
+    tok.train_from_iterator([text] * 9, kind(vocab_size=700, special_tokens=specials, initial_alphabet=alphabet,
+                                             show_progress=False))
+    return tok
+
+PREFIXES = {
+    'bytes': lambda: byte_level(),
+    'bytes, space in front': lambda: byte_level(True),
+    'metaspace, always': lambda: metaspace('always'),
+    'metaspace, first': lambda: metaspace('first'),
+    'metaspace, never': lambda: metaspace('never'),
+    'word pieces': word_pieces,
+}
+
+@pytest.mark.parametrize('stop', [None, 'sat', ['mat; q', 'END'], ['t on', ' on the m', 'n']])
+@pytest.mark.parametrize('name', PREFIXES)
+def test_a_stream_is_what_generate_returns_for_any_prefix_setting(name, stop):
+    tok = trained(PREFIXES[name]())
+    whole, pieces = write(tok, 'the cat sat on the mat; q END of it', stop=stop)
+    stops = [stop] if isinstance(stop, str) else stop or []
+    assert not any(s in whole for s in stops)
+    assert not any('\ufffd' in piece for piece in pieces)
+    if stop: return
+    prompt, added = encode_text(tok, ['q', 'the cat sat on the mat; q END of it'])
+    assert decode(tok, prompt) + whole == decode(tok, prompt + added)
+
+@pytest.mark.parametrize('text, stop, want', [
+    ('abé!', 'bé', 'a'),
+    ('x日本y', '日本', 'x'),
+    ('x日x日本y', ['日本', '本y'], 'x日x'),
+    ('🙂🙃🙂🙂', '🙂🙂', '🙂🙃'),
+    ('aab, aac', 'aac', 'aab, '),
+    ('abcabd', ['bd', 'cabd'], 'ab'),
+    ('日日日', '日', '')])
+def test_no_part_of_a_stop_text_is_streamed(text, stop, want):
+    tok = train_tokenizer(['a'], 260) # each byte is a token
+    assert write(tok, text, stop=stop)[0] == want
+
+def test_a_character_that_never_ends_is_left_out():
+    tok = train_tokenizer(['a'], 260)
+    ids, = encode_text(tok, ['ab日'])
+    for n, want in ((2, 'ab'), (3, 'ab'), (4, 'ab'), (5, 'ab日')):
+        whole, pieces = write(tok, '', ids[:n])
+        assert whole == want
+        assert '\ufffd' not in ''.join(pieces)
+    wrong = [tok.token_to_id('Ģ')] # a byte that cannot begin a character is not unfinished, it is wrong
+    assert write(tok, '', ids[:1] + wrong)[0] == 'a\ufffd'
+
+def test_a_stop_text_in_the_prompt_ends_nothing():
+    tok = train_tokenizer(['a'], 260)
+    model = Scripted(260, encode_text(tok, ['ND then END.'])[0])
+    assert generate(model, tok, 'END of E', 12, temperature=0, stop='END') == ['ND then ']
+
+def gpt2_like(*specials):
+    "Make a tokenizer whose special tokens come last, as in GPT-2; 0 is an exclamation mark."
+    tok = byte_level()
+    tok.train_from_iterator(['hi'], trainers.BpeTrainer(vocab_size=256, show_progress=False,
+                                                        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
+    tok.add_special_tokens(list(specials))
+    return tok
+
+def test_a_text_ends_with_the_tokenizers_own_end():
+    tok = gpt2_like('<|endoftext|>')
+    ids = encode_text(tok, ['hi!!'])[0] + [256] + encode_text(tok, ['never'])[0]
+    assert generate(Scripted(257, ids), tok, 'q', 20, temperature=0) == ['hi!!']
+    pieces = stream(Scripted(257, ids), tok, 'q', max_new_tokens=20, temperature=0)
+    assert ''.join(pieces) == 'hi!!'
+
+@pytest.mark.parametrize('end', ['<|end_of_text|>', '<|eot_id|>'])
+def test_any_of_several_ends_ends_a_text(end, tmp_path):
+    tok = gpt2_like('<|begin_of_text|>', '<|end_of_text|>', '<|eot_id|>')
+    tok.save(str(tmp_path/'tokenizer.json'))
+    (tmp_path/'generation_config.json').write_text('{"eos_token_id": [257, 258]}')
+    tok = load_any(tmp_path).tok
+    ids = encode_text(tok, ['hi!'])[0] + [tok.token_to_id(end)] + encode_text(tok, ['never'])[0]
+    n_ids = max(tok.get_vocab().values()) + 1
+    assert generate(Scripted(n_ids, ids), tok, 'q', 20, temperature=0) == ['hi!']
+
+def test_a_tokenizer_without_an_end_writes_on_and_needs_a_prompt():
+    tok = gpt2_like()
+    ids = encode_text(tok, ['hi!! you'])[0]
+    assert generate(Scripted(256, ids), tok, 'q', len(ids), temperature=0) == ['hi!! you']
+    with pytest.raises(UserError, match='no token that begins or ends'): generate(Scripted(256, ids), tok, '', 4)
+
+def small_gpt2(tf, n_ids, **options):
+    torch.manual_seed(0)
+    config = tf.GPT2Config(vocab_size=n_ids, n_positions=64, n_embd=32, n_layer=2, n_head=2, **options)
+    hf = tf.GPT2LMHeadModel(config)
+    with torch.no_grad():
+        for p in hf.parameters(): p.add_(torch.randn_like(p) * .1)
+    return hf
+
+def test_what_a_template_puts_in_front_is_there_as_in_transformers(tf):
+    tok = gpt2_like('<s>', '</s>')
+    tok.post_processor = processors.TemplateProcessing(single='<s> $A', special_tokens=[('<s>', 256)])
+    hf = small_gpt2(tf, 258, eos_token_id=257, bos_token_id=256).eval()
+    fast = tf.PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(tok.to_str()), bos_token='<s>', eos_token='</s>')
+    x = fast('the cat', return_tensors='pt').input_ids
+    assert x[0, 0] == 256
+    out = hf.generate(x, max_new_tokens=20, do_sample=False, pad_token_id=257)
+    new = out[0, x.shape[1]:]
+    want = fast.decode(new, skip_special_tokens=True)
+    written, = generate(hf, tok, 'the cat', 20, temperature=0)
+    assert want.startswith(written)
+    assert len(want) - len(written) <= 1 # an unfinished character
+    ids, = generate_ids(hf, x.tolist(), 20, temperature=0)
+    assert ids == new.tolist()
+
+def test_a_model_alone_knows_its_ends(tf):
+    hf = small_gpt2(tf, 300, eos_token_id=[7, 9], bos_token_id=5).eval()
+    free, = generate_ids(hf, [[5, 6]], 40, seed=1, stop=None)
+    cut, = generate_ids(hf, [[5, 6]], 40, seed=1)
+    at = min([free.index(i) for i in (7, 9) if i in free], default=39)
+    assert cut == free[:at + 1]
+    assert generate_ids(hf, [[]], 8, seed=1) == generate_ids(hf, [[5]], 8, seed=1)
+
+
+# ---- broken models, training models, padded vocabularies
+
+def broken(value, where='mlp'):
+    model = build('gpt2')
+    with torch.no_grad():
+        if where == 'mlp': model.blocks[0].mlp.down_proj.weight[0, 0] = value
+        else: model.embed.weight[where] = value
+    return model
+
+@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize('options', [dict(temperature=0), dict(), dict(top_k=5, top_p=.9), dict(repetition_penalty=1.2)])
+def test_logits_that_are_no_numbers_are_refused(options, value):
+    with pytest.raises(UserError, match='NaN or infinity for prompt 0'):
+        generate_ids(broken(value), [[5, 6]], 8, stop=None, **options)
+
+def test_one_bad_row_of_a_batch_is_named():
+    model = broken(math.nan, where=77)
+    fine = [[5, 6], [7, 8], [9, 10, 11]]
+    assert len(generate_ids(model, fine, 4, stop=None)) == 3
+    with pytest.raises(UserError, match='for prompt 1'): generate_ids(model, [[5, 6], [77, 8], [9, 10]], 4, stop=None)
+
+def test_half_precision_that_overflows_is_refused(tok):
+    model = build('gpt2')
+    with torch.no_grad(): model.blocks[0].mlp.down_proj.weight.mul_(1e6)
+    assert all(p.isfinite().all() for p in model.parameters())
+    with pytest.raises(UserError, match='float16 is too narrow'):
+        list(stream(model.half(), tok, 'the cat', max_new_tokens=4, temperature=0))
+
+def test_an_encoder_with_nan_is_refused(tok):
+    encoder = Transformer(ModelConfig(family='encoder', vocab_size=320, n_layer=1, d_model=32, n_head=2, context=32))
+    with torch.no_grad(): encoder.embed.weight[5] = math.nan
+    with pytest.raises(UserError, match='diverged'): fill_mask(encoder, tok, 'the <|mask|> sat')
+
+def dropping(tf): return as_lm(small_gpt2(tf, 300, resid_pdrop=.3, embd_pdrop=.3, attn_pdrop=.3).train())
+
+def modes(model): return [m.training for m in model.modules()]
+
+def test_greedy_text_does_not_depend_on_dropout(tf, tok):
+    model = dropping(tf)
+    model.model.transformer.h[0].eval() # one part by itself, which gets its own mode back
+    before = modes(model)
+    texts = {generate(model, tok, 'the cat', 12, temperature=0)[0] for _ in range(4)}
+    assert len(texts) == 1
+    assert modes(model) == before
+    assert texts == set(generate(model.eval(), tok, ['the cat'], 12, temperature=0))
+
+def test_the_mode_comes_back_after_an_error_and_from_an_abandoned_reader(tf, tok):
+    model = dropping(tf)
+    pieces = stream(model, tok, 'the cat', max_new_tokens=20)
+    next(pieces)
+    assert all(modes(model)) # a reader may train here
+    del pieces
+    def fail(row, piece): raise KeyError(piece)
+    with pytest.raises(KeyError): generate(model, tok, 'the cat', 20, on_text=fail)
+    with pytest.raises(Exception): generate_ids(model, [[5] * 4], 8, top_k='x')
+    assert all(modes(model))
+
+def test_ids_beyond_the_tokenizer_are_never_drawn(tf):
+    tok = gpt2_like('<|endoftext|>')
+    model = as_lm(small_gpt2(tf, 320).eval())
+    ids = generate_ids(model, [[5]] * 20, 30, stop=None)
+    assert any(i > 256 for row in ids for i in row)
+    seen = []
+    def count(row, text): seen.append(text)
+    texts = generate(model, tok, ['a'] * 20, 30, stop_at_eot=False, on_text=count)
+    assert ''.join(seen) and len(texts) == 20
+    encoder = Transformer(ModelConfig(family='encoder', vocab_size=320, n_layer=1, d_model=32, n_head=2, context=32))
+    ours = train_tokenizer(['a'], 260)
+    assert all(a['token'] < 260 for a in fill_mask(encoder, ours, 'a<|mask|>b<|mask|>', top_k=400))
+
+def test_unspelt_ids_get_no_share_when_only_they_are_likely():
+    tok = gpt2_like('<|endoftext|>')
+    ids = encode_text(tok, ['ab'])[0]
+    model = Scripted(300, [ids[0], 290, 290])
+    assert generate(model, tok, 'q', 3, temperature=0)[0].startswith('a')
+    assert generate(Scripted(300, [290] * 9), tok, 'q', 4, temperature=0, stop_at_eot=False) == ['!!!!'] # equal logits: the first
+
+@pytest.mark.parametrize('off, on', [(dict(top_k=0), dict(top_k=None)), (dict(top_p=1), dict(top_p=None)),
+                                     (dict(temperature=0), dict(top_p=0)), (dict(temperature=0), dict(top_k=1))])
+def test_settings_take_the_fields_meaning(off, on):
+    model, ps = build(), prompts()
+    assert generate_ids(model, ps, 12, seed=3, **off) == generate_ids(model, ps, 12, seed=3, **on)
+
+def test_a_trailing_space_is_kept_with_a_warning(tok):
+    model = build()
+    with pytest.warns(UserWarning, match='ends in a space'): spaced = generate(model, tok, 'the cat ', 8, temperature=0)
+    ids = encode_text(tok, ['the cat '])
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert generate(model, tok, prompt_ids=ids, max_new_tokens=8, temperature=0) == spaced
+        generate(model, tok, 'the cat\n', 8)

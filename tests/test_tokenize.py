@@ -3,12 +3,13 @@ import json, random
 from itertools import product
 import pytest
 from run_program import run_program
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from llmbook.core import UserError
 from llmbook.tokens.compare import PARALLEL_TEXTS, compare_tokenizers, comparison_table, plot_vocabulary
 from llmbook.tokens.tokenizer import (
     ANSWER, EOT, MIN_VOCAB, PAD, PROMPT, SPECIALS, bytes_per_token, chat_ids, decode, encode_text, load_any,
-    load_tokenizer, not_restored, save_tokenizer, special_ids, tokenizer_fingerprint, train_tokenizer
+    load_tokenizer, not_restored, read_tokenizer, save_tokenizer, special_ids, text_ids, tokenizer_fingerprint,
+    train_tokenizer
 )
 
 WORDS = ('the be of and that have with a small house stands near river where people meet every morning 1987 3.14 x_1 '
@@ -286,6 +287,71 @@ def test_what_looks_special_but_is_text(tmp_path):
 def test_a_vocabulary_with_gaps_is_refused(tmp_path):
     tok = Tokenizer(models.WordLevel({'a': 0, 'b': 1, '[UNK]': 9}, unk_token='[UNK]'))
     with pytest.raises(UserError, match='gaps'): load_any(save_tokenizer(tok, tmp_path))
+
+# which ids frame a text
+
+def elsewhere(*specials):
+    "Make a tokenizer whose special tokens come behind all bytes."
+    tok = Tokenizer(models.BPE())
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tok.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tok.train_from_iterator(['hi'], trainers.BpeTrainer(vocab_size=256, initial_alphabet=alphabet, show_progress=False))
+    tok.add_special_tokens(list(specials)) # ids from 256 on
+    return tok
+
+def framed(tok, folder, **files):
+    "Return the ids of a tokenizer that was read from a folder with these settings."
+    save_tokenizer(tok, folder)
+    for name, content in files.items(): (folder/f'{name}.json').write_text(json.dumps(content))
+    return text_ids(read_tokenizer(folder))
+
+def test_ours_has_its_fixed_ids(ours, tmp_path):
+    assert framed(ours, tmp_path, config=dict(eos_token_id=2)) == text_ids(ours)
+    assert (text_ids(ours).end, text_ids(ours).bos, text_ids(ours).begin, text_ids(ours).pad) == ((EOT,), None, EOT, PAD)
+
+GPT2, LLAMA3 = ('<|endoftext|>',), ('<|begin_of_text|>', '<|end_of_text|>', '<|eot_id|>')
+ROWS = { # special tokens, settings, end, bos, begin, pad
+    'by name alone': (GPT2, {}, (256,), None, 256, None),
+    'none': ((), {}, (), None, None, None),
+    'a default that nobody filled in': (GPT2, dict(config=dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)), (256,), None, 256, None),
+    'as GPT-2 says it': (GPT2, dict(tokenizer_config=dict(eos_token='<|endoftext|>', bos_token='<|endoftext|>')), (256,), 256, 256, None),
+    'several': (LLAMA3, dict(tokenizer_config=dict(bos_token='<|begin_of_text|>', eos_token='<|eot_id|>'),
+                             generation_config=dict(eos_token_id=[257, 258])), (258, 257), 256, 256, None),
+    'the older file': (('[A]', '[B]', '[C]'), dict(special_tokens_map=dict(eos_token=dict(content='[A]'), bos_token='[B]', pad_token='[C]')),
+                       (256,), 257, 257, 258),
+    'the tokenizer before the model': (('[A]', '</s>'), dict(tokenizer_config=dict(eos_token='[A]'), config=dict(eos_token_id=256)),
+                                       (256,), None, 256, None),
+    'only the model says it': ((), dict(config=dict(eos_token_id=33)), (33,), None, 33, None),
+    'out of range': ((), dict(config=dict(eos_token_id=50256)), (), None, None, None),
+}
+
+@pytest.mark.parametrize('name', ROWS)
+def test_the_ids_that_frame_a_text(name, tmp_path):
+    specials, files, *want = ROWS[name]
+    ids = framed(elsewhere(*specials), tmp_path, **files)
+    assert [ids.end, ids.bos, ids.begin, ids.pad] == want
+
+def test_a_template_says_what_opens_a_text():
+    tok = elsewhere('<s>', '</s>')
+    tok.post_processor = processors.TemplateProcessing(single='<s> $A </s>', special_tokens=[('<s>', 256), ('</s>', 257)])
+    ids = text_ids(tok)
+    assert (ids.front, ids.bos, ids.end) == ((256,), 256, (257,))
+
+def test_what_cannot_be_spelt_has_an_id():
+    tok = Tokenizer(models.WordLevel({'a': 0, '<unk>': 1}, unk_token='<unk>'))
+    assert text_ids(tok).unknown == 1
+
+def test_an_appended_token_takes_a_role_only_if_none_has_it(tmp_path):
+    framed(elsewhere('[A]'), tmp_path, tokenizer_config=dict(eos_token='[A]', pad_token='[A]'))
+    theirs = load_any(tmp_path)
+    assert theirs.added == ['<|prompt|>', '<|answer|>']
+    assert theirs.ids == dict(eot=256, pad=256, prompt=257, answer=258)
+
+def test_settings_that_are_damaged_are_named(tmp_path):
+    save_tokenizer(elsewhere(), tmp_path)
+    (tmp_path/'tokenizer_config.json').write_text('{"eos')
+    with pytest.raises(UserError, match='tokenizer_config.json is not valid JSON'): read_tokenizer(tmp_path)
 
 @pytest.mark.parametrize('load', [load_any, load_tokenizer])
 def test_damaged_files(load, tmp_path):

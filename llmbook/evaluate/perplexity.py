@@ -9,9 +9,12 @@ __all__ = ['COMPRESSORS', 'windows', 'document_nats', 'nats_rows', 'evaluate_tex
 import bz2, gzip, lzma, math, re
 import numpy as np
 import torch
-from ..core import UserError
+from ..core import UserError, eval_mode, whole_number
 from ..base.threads import share_cores
-from ..tokens.tokenizer import EOT, encode_text, tokenizer_fingerprint
+from ..tokens.tokenizer import encode_text, text_ids, tokenizer_fingerprint
+from ..model.hf_wrap import as_reader
+from ..model.linear import Linear
+from ..model.transformer import Transformer
 from .stats import bootstrap, item_ids, ratio, row, with_items
 from ..train.loss import token_nats
 from ..tokens.loaders import IGNORE
@@ -23,8 +26,9 @@ def windows(
     stride:int|None=None, # tokens from one window to the next; None takes half the context
 ) -> list[tuple[int, int, int]]: # (start, end, first): reads inputs start..end, scores targets first..end
     "List the windows over a document; every target is scored exactly once."
-    stride = max(1, context // 2) if stride is None else stride
-    if not 1 <= stride <= context: raise UserError(
+    context = whole_number('context', context)
+    stride = max(1, context // 2) if stride is None else whole_number('stride', stride)
+    if stride > context: raise UserError(
         f'expected a stride between 1 and the context of {context}, got {stride}')
     res = []
     start = first = 0
@@ -35,7 +39,7 @@ def windows(
     return res
 
 # %% ../../nbs/api/60_evaluate/02_perplexity.ipynb #e93bea8c
-def _batches(ids, spans, batch_size):
+def _batches(ids, spans, batch_size, begin):
     "Yield (document of every row, inputs (B, T), targets (B, T)), longest rows first, so that little is padded."
     def longest_first(span):
         _, start, end, _ = span
@@ -44,10 +48,10 @@ def _batches(ids, spans, batch_size):
     for i in range(0, len(spans), batch_size):
         part = spans[i:i + batch_size]
         T = max(end - start for _, start, end, _ in part)
-        x = torch.full((len(part), T), EOT)
+        x = torch.full((len(part), T), begin)
         y = torch.full((len(part), T), IGNORE)
         for k, (doc, start, end, first) in enumerate(part): # pads stand on the right
-            inputs = [EOT] + ids[doc]
+            inputs = [begin] + ids[doc]
             scored = ids[doc][first:end]
             x[k, :end - start] = torch.tensor(inputs[start:end])
             y[k, first - start:end - start] = torch.tensor(scored)
@@ -60,46 +64,104 @@ def _check_decoder(model):
     raise UserError(f'expected a decoder, got family {model.config.family}: '
                     'an encoder sees the tokens that it would have to predict')
 
+# %% ../../nbs/api/60_evaluate/02_perplexity.ipynb #eee46350
+def _plain_head(model, h):
+    "Return the head's (matrix, bias) if logits are nothing but its product with hidden states (N, D); else None."
+    head = getattr(model, 'head', None)
+    w = getattr(head, 'weight', None)
+    b = getattr(head, 'bias', None)
+    if w is None or w.dim() != 2 or w.shape[-1] != h.shape[-1]: return None
+    if isinstance(model, Transformer) and type(head) in (torch.nn.Linear, Linear): return w, b
+    some = h[:8].to(w.dtype)
+    is_plain = all(_equal(model.logits(x), torch.nn.functional.linear(x, w, b)) for x in (some, some * 100))
+    return (w, b) if is_plain else None
+
+def _equal(a, b): # up to rounding
+    a, b = a.float(), b.float()
+    tolerance = 1e-3 * float(b.abs().max())
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=tolerance)
+
+def _scores(model, h, y, chunk):
+    "Return the nats (N,) of targets (N,) after hidden states (N, D)."
+    plain = _plain_head(model, h)
+    if plain: return token_nats(h, plain[0], y, chunk, plain[1])
+    parts = []
+    for i in range(0, len(h), chunk):
+        logits = model.logits(h[i:i + chunk]).float()
+        parts.append(torch.nn.functional.cross_entropy(logits, y[i:i + chunk], reduction='none'))
+    return torch.cat(parts)
+
+def _begin(model, tok):
+    "Return the id that stands before a document."
+    begin = text_ids(tok, model).begin
+    if begin is None:
+        raise UserError('expected a tokenizer with a token that begins or ends a text, got none: the first token of a '
+                        'document has nothing to follow; read it with load_any, or from a folder whose '
+                        'tokenizer_config.json names one')
+    _check_ids(model, [begin])
+    return begin
+
+def _check_ids(model, ids):
+    V, highest = model.config.vocab_size, max(ids, default=0)
+    if highest >= V:
+        raise UserError(f'expected tokens below {V}, got {highest}: the tokenizer is not the one of this model')
+
 @torch.no_grad()
-def _nats(model, ids, spans, batch_size, chunk=1024):
+def _nats(model, ids, spans, batch_size, begin, chunk=1024):
     "Return the sum of nats over the scored tokens of each document, (documents,) in float64."
     _check_decoder(model)
+    for doc in ids: _check_ids(model, doc)
     device = next(model.parameters()).device
     res = np.zeros(len(ids))
-    was_training = model.training
-    model.eval()
-    try:
-        for docs, x, y in _batches(ids, spans, batch_size):
+    with eval_mode(model):
+        for docs, x, y in _batches(ids, spans, batch_size, begin):
             share_cores()
             rows, cols = (y != IGNORE).nonzero(as_tuple=True)
             h = model(x.to(device))[rows.to(device), cols.to(device)]                 # (N, D): only what is scored
-            nats = token_nats(h, model.head.weight, y[rows, cols].to(device), chunk)  # chunk x V logits at a time
+            nats = _scores(model, h, y[rows, cols].to(device), chunk)                 # chunk x V logits at a time
             np.add.at(res, docs[rows.numpy()], nats.double().cpu().numpy())
-    finally: model.train(was_training)
+    broken = np.flatnonzero(np.isnan(res))
+    if len(broken):
+        raise UserError(f'expected logits that are numbers, got NaN in document {broken[0]}: '
+                        'the weights have diverged, or this dtype is too narrow for them; try float32')
     return res
 
 # %% ../../nbs/api/60_evaluate/02_perplexity.ipynb #d8a0df03
+_NO_LIMIT = 1024 # tokens in a window of a model that names no limit (Mamba, ALiBi)
+_MOST_LOGITS = 1 << 26 # numbers held at once for a model that makes all logits of a row
+
+def _window(model, context):
+    "Return the tokens in a window."
+    most = model.config.context
+    if context is None: return most or _NO_LIMIT
+    if whole_number('context', context) <= (most or math.inf): return context
+    raise UserError(f"expected a context between 1 and the model's {most}, got {context}")
+
 def document_nats(
-    model, # a `Transformer`: (B, T) ids -> (B, T, D), with `.head.weight` and `.config.context`
+    model, # a `Transformer`, a wrapped model, or any causal model of transformers
     tok, # its tokenizer
     docs:list, # texts, or dicts with a 'text'
-    context:int|None=None, # tokens in a window; None takes the model's
+    context:int|None=None, # tokens in a window; None takes the model's, or 1024 for a model without a limit
     stride:int|None=None, # tokens from window to window; None takes half a window
     batch_size:int=16, # windows at once; changes speed, not the result
     chunk:int=1024, # positions whose logits are held at once
 ) -> np.ndarray: # (n, 3) float64: nats, tokens, UTF-8 bytes of each document
     "Return the sum of nats and the counts of tokens and bytes of every document."
     texts = _texts(docs)
-    most = model.config.context
-    if context is None: context = most
-    if not 1 <= context <= most: raise UserError(f"expected a context between 1 and the model's {most}, got {context}")
+    model = as_reader(model)
+    context = _window(model, context)
+    chunk, batch_size = whole_number('chunk', chunk), whole_number('batch_size', batch_size)
+    if getattr(model, 'gives_logits', False):
+        fit = _MOST_LOGITS // (context * model.config.vocab_size)
+        batch_size = max(1, min(batch_size, fit))
+    begin = _begin(model, tok)
     ids = encode_text(tok, texts)
     tokens = [len(x) for x in ids]
     sizes = [len(t.encode()) for t in texts]
     spans = []
     for doc, n in enumerate(tokens):
         for window in windows(n, context, stride): spans.append((doc, *window))
-    nats = _nats(model, ids, spans, batch_size, chunk)
+    nats = _nats(model, ids, spans, batch_size, begin, chunk)
     return np.stack([nats, tokens, sizes], 1).astype(float)
 
 def _texts(docs):
@@ -137,21 +199,24 @@ def nats_rows(
 
 # %% ../../nbs/api/60_evaluate/02_perplexity.ipynb #5ad00cd1
 def evaluate_text(
-    model, # a `Transformer`
+    model, # a `Transformer`, a wrapped model, or any causal model of transformers
     tok, # its tokenizer
     docs:list, # texts, or dicts with a 'text'; empty ones are left out
-    context:int|None=None, # tokens in a window; None takes the model's
+    context:int|None=None, # tokens in a window; None takes the model's, or 1024 for a model without a limit
     batch_size:int=16, # windows at once; changes speed, not the result
     split:str='test', # which data
     stride:int|None=None, # tokens from window to window; None takes half a window
     seed:int=0, # seed of the bootstrap
 ) -> list[dict]: # rows perplexity and bits_per_byte; n is the number of documents
     "Measure how surprised the model is by documents it has not seen."
+    model = as_reader(model)
     v = document_nats(model, tok, docs, context, stride, batch_size)
     _, tokens, size = v.sum(0)
-    context = context or model.config.context
+    context = _window(model, context)
     stride = stride or max(1, context // 2)
-    sig = (f'tokens:every one of the document|bos:end-of-text|eot:not counted|window:{context}|stride:{stride}'
+    ids = text_ids(tok, model)
+    first = 'end-of-text' if ids.bos is None else tok.id_to_token(ids.bos)
+    sig = (f'tokens:every one of the document|bos:{first}|eot:not counted|window:{context}|stride:{stride}'
            f'|tokenizer:{tokenizer_fingerprint(tok)}|text:{int(tokens)} tokens, {int(size)} bytes')
     texts, owners = _texts(docs), _owners(docs)
     return nats_rows(v, sig, split, seed, item_ids(texts), owners)
@@ -205,7 +270,7 @@ def compressor_rows(
 
 # %% ../../nbs/api/60_evaluate/02_perplexity.ipynb #397663cf
 def continuation_logprob(
-    model, # a `Transformer`
+    model, # a `Transformer`, a wrapped model, or any causal model of transformers
     tok, # its tokenizer
     prompts:list[str], # texts that are read
     continuations:list[str], # texts that are scored, one for each prompt
@@ -214,14 +279,17 @@ def continuation_logprob(
     "Return how likely each continuation is after its prompt."
     if len(prompts) != len(continuations): raise UserError(
         f'expected one continuation a prompt, got {len(prompts)} and {len(continuations)}')
+    model = as_reader(model)
+    begin = _begin(model, tok)
+    batch_size = whole_number('batch_size', batch_size)
     read = encode_text(tok, prompts)
     scored = encode_text(tok, continuations)
     both = [p + c for p, c in zip(read, scored)]
     longest = max(map(len, both), default=0)
-    if longest > model.config.context: raise UserError(
+    if longest > (model.config.context or math.inf): raise UserError(
         f'expected prompt and continuation within {model.config.context} tokens, got {longest}')
     empty = [i for i, c in enumerate(scored) if not c]
     if empty: raise UserError(f'expected continuations with text, number {empty[0]} is empty')
     spans = [(i, 0, len(ids), len(read[i])) for i, ids in enumerate(both)]
-    nats = _nats(model, both, spans, batch_size)
+    nats = _nats(model, both, spans, batch_size, begin)
     return -nats / [len(c) for c in scored]

@@ -8,7 +8,7 @@ __all__ = ['GAP', 'gap_ids', 'fill_mask', 'filled']
 # %% ../../nbs/api/40_generate/05_fill_mask.ipynb #2801255d
 import torch
 from tokenizers import Tokenizer
-from ..core import UserError
+from ..core import UserError, eval_mode, whole_number
 from ..tokens.tokenizer import decode, encode_text, mask_id
 from ..model.hf import check_vocab
 from ..model.transformer import Transformer
@@ -41,13 +41,13 @@ def fill_mask(
     "Return what an encoder would put into each gap while the other gaps stay open."
     if model.config.traits.causal:
         raise UserError(f'expected an encoder, got family {model.config.family}: it continues texts, see `generate`')
-    if top_k < 1: raise UserError(f'expected 1 or more answers, got {top_k}')
+    top_k = whole_number('top_k', top_k)
     check_vocab(tok, model.config)
     mask = mask_id(tok)
     ids = gap_ids(tok, text)
     gaps = [at for at, i in enumerate(ids) if i == mask]
-    k = min(top_k, model.head.weight.shape[0])
-    best = _probabilities(model, ids, gaps).topk(k)
+    spelt = max(tok.get_vocab().values()) + 1 # rows behind it are there for speed alone
+    best = _probabilities(model, ids, gaps)[:, :spelt].topk(min(top_k, spelt))
     answers = []
     for gap, at in enumerate(gaps):
         others = [g for g in gaps if g != at]
@@ -62,10 +62,10 @@ def fill_mask(
 def _probabilities(model, ids, gaps):
     "Return the probabilities (gaps, V) of the tokens at some positions."
     x = torch.tensor([ids], device=model.embed.weight.device)
-    training = model.training
-    try: h = model.eval()(x)[0, gaps]
-    finally: model.train(training)
-    return model.logits(h).float().softmax(-1)
+    with eval_mode(model): logits = model.logits(model(x)[0, gaps]).float()
+    if not logits.amax(-1).isfinite().all():
+        raise UserError('expected logits that are numbers, got NaN or infinity: the weights have diverged')
+    return logits.softmax(-1)
 
 def _text_with_gaps(tok, ids, gaps):
     "Decode ids, with a written gap at some positions."

@@ -24,7 +24,7 @@ def shares(
     logits:Tensor, # (B, V)
     temperature:float=1., # above 0
     top_k:int=0, # 0 keeps all
-    top_p:float=1., # 1 keeps all
+    top_p:float=1., # 1 keeps all, 0 the most likely token
     min_p:float=0., # 0 keeps all
 ): # (probabilities (B, n) float64, which sum to less than 1 where some were cut; their ids (B, n), None: all in order)
     "Return what is left to draw from."
@@ -35,7 +35,7 @@ def shares(
     p = logits.softmax(-1)
     if top_p < 1:
         before = p.cumsum(-1) - p # probability of the more likely tokens
-        p = p * (before < top_p)
+        p = p * ((before < top_p) | (before == 0)) # the likeliest stays, also with a top_p of 0
     if min_p: p = p * (p >= min_p * p.amax(-1, keepdim=True))
     return p, ids
 

@@ -6,15 +6,16 @@
 __all__ = ['generate_ids', 'generate', 'stream', 'show_generate']
 
 # %% ../../nbs/api/40_generate/04_text.ipynb #21042e5d
-import math, warnings
+import codecs, math, re, warnings
 from html import escape
 from typing import Callable, Iterator
 import numpy as np, torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from ..core import UserError, check_seed, within
+from ..core import UserError, check_seed, eval_mode, whole_number, within
 from ..base.threads import share_cores
-from ..tokens.tokenizer import EOT, PAD, decode, encode_text
+from ..tokens.tokenizer import EOT, decode, encode_text, listed_ids, text_ids
+from ..model.hf_wrap import as_reader
 from ..model.transformer import Transformer
 from .cuda_graph import can_generate, decoder
 from .sampling import choose, penalise
@@ -24,14 +25,14 @@ def _numbers(seed, row, n): # random numbers of a row, (n) float64 in [0, 1)
     return np.random.default_rng([seed % 2**64, row]).random(n)
 
 def _seen(model, prompts): # (B, V) bool: the tokens of each prompt
-    seen = torch.zeros(len(prompts), model.head.weight.shape[0], dtype=torch.bool)
+    seen = torch.zeros(len(prompts), model.config.vocab_size, dtype=torch.bool)
     for row, prompt in zip(seen, prompts): row[prompt] = True
     return seen.to(model.embed.weight.device)
 
 def _padded(prompts, device): # (B, T) ids, (B) number of pads at the left
     longest = max(map(len, prompts))
     pad = [longest - len(p) for p in prompts]
-    ids = [[PAD] * n + p for n, p in zip(pad, prompts)]
+    ids = [p[:1] * n + p for n, p in zip(pad, prompts)] # any id will do: nobody looks at it
     return torch.tensor(ids, device=device), torch.tensor(pad, device=device)
 
 # %% ../../nbs/api/40_generate/04_text.ipynb #fdffe315
@@ -41,17 +42,19 @@ def _batch(
     model,
     prompts, # lists of ids, none empty
     new, # most tokens to add
-    stop, # the token that ends a row
+    ends, # ids that end a row
     options, # arguments of `choose`
     penalty, # repetition penalty; 1 for none
     u:Tensor, # (B, new) random numbers of the rows
     done:set, # rows that are over; the reader may add some
     now:bool, # whether each token is wanted at once
-) -> Iterator[tuple[int, int]]: # (row, id), step by step, the rows of each step in order
+    unspelt:Tensor|None=None, # (V) bool: ids that the tokenizer does not know
+) -> Iterator[tuple[int, int]]: # (row, id), step by step, the rows of each step in order; id -1: logits were not finite
     "Continue some prompts together."
     device = model.embed.weight.device
     x, pad = _padded(prompts, device)
-    with torch.inference_mode():
+    asked = eval_mode(model)
+    with torch.inference_mode(), asked:
         ask = decoder(model, len(prompts), x.shape[1] + min(new, 64), pad if pad.any() else None)
         seen = _seen(model, prompts) if penalty != 1 else None
     live = list(range(len(prompts))) # rows that continue
@@ -59,17 +62,19 @@ def _batch(
     every = 1 if now or device.type == 'cpu' else _FETCH
     for t in range(new):
         share_cores()
-        with torch.inference_mode(): # not around `yield`: it would hold for the reader as well
+        with torch.inference_mode(), asked: # not around `yield`: they would hold for the reader as well
             logits = ask(x)
+            is_finite = logits.amax(-1).isfinite()
+            if unspelt is not None: logits = logits.masked_fill(unspelt, -math.inf)
             if seen is not None: logits = penalise(logits, seen, penalty)
             x = choose(logits, u[:, t], **options)
             if seen is not None: seen.scatter_(1, x[:, None], True)
-        waiting.append(x)
+            waiting.append(x.where(is_finite, -1))
         if (t + 1) % every == 0 or t + 1 == new:
             for step in torch.stack(waiting).tolist():
                 for row, token in zip(live, step):
                     if row in done: continue # waits for the others
-                    if token == stop: done.add(row)
+                    if token in ends or token < 0: done.add(row)
                     yield row, token
             waiting = []
             left = [i for i, row in enumerate(live) if row not in done]
@@ -88,23 +93,25 @@ def _check(context, max_new_tokens, temperature, top_k, top_p, batch_size, min_p
     "Refuse settings that no text can be made with."
     def share(value): return within(value, 0, 2) and value <= 1
     new_fit = within(max_new_tokens, 1, context, int)
+    most = f'from 1 to {context - 1} (the context, less one)' if context < math.inf else '>= 1, a whole number'
     positive_penalty = within(repetition_penalty, 0) and repetition_penalty > 0
-    rules = [('max_new_tokens', max_new_tokens, new_fit, f'from 1 to {context - 1} (the context, less one)'),
+    rules = [('max_new_tokens', max_new_tokens, new_fit, most),
              ('temperature', temperature, within(temperature, 0), '>= 0'),
              ('top_k', top_k, within(top_k, 0, math.inf, int), '>= 0'),
-             ('top_p', top_p, share(top_p) and top_p > 0, 'above 0 and up to 1'),
+             ('top_p', top_p, share(top_p), 'from 0 to 1'),
              ('min_p', min_p, share(min_p), 'from 0 to 1'),
              ('batch_size', batch_size, within(batch_size, 1, math.inf, int), '>= 1'),
              ('repetition_penalty', repetition_penalty, positive_penalty, '> 0')]
     for name, value, ok, allowed in rules:
         if not ok: raise UserError(f'expected {name} {allowed}, got {value!r}: give another')
 
-def _cut_prompts(prompt_ids, limit, max_new_tokens, context):
-    "Keep the last `limit` tokens of each prompt, with a warning if any are lost."
+def _cut_prompts(prompt_ids, limit, max_new_tokens, context, begin):
+    "Keep the last `limit` tokens of each prompt, with a warning if any are lost; an empty one becomes `begin`."
     longest = max(map(len, prompt_ids), default=0)
     if longest > limit: warnings.warn(f'a prompt has {longest} tokens, and the model sees the last {limit} '
                                       f'(its context is {context}, {max_new_tokens} are for new ones)')
-    return [list(p)[-limit:] or [EOT] for p in prompt_ids]
+    if limit < math.inf: prompt_ids = [list(p)[-limit:] for p in prompt_ids]
+    return [list(p) or [begin] for p in prompt_ids]
 
 def _batches(prompts, n, padded):
     "Put `n` rows of similar length together, or of equal length where the model knows no padding."
@@ -122,24 +129,56 @@ class _Over:
     def __contains__(self, i): return self.rows[i] in self.done
     def add(self, i): self.done.add(self.rows[i])
 
+def _own_frame(model): # (id that stands before a document, ids that end one)
+    "Return what a model says about its texts; one of ours that was never written to a file has our tokenizer's."
+    settings = getattr(model, 'settings', None)
+    if settings is None: return EOT, [EOT]
+    V = model.config.vocab_size
+    ends = [i for i in listed_ids(settings, 'eos_token_id') if i < V]
+    opens = [i for i in listed_ids(settings, 'bos_token_id') if i < V]
+    begin = [*opens, *ends, EOT][0]
+    return begin, ends
+
+def _ends(stop, own):
+    "Return the ids that end a row, however they were given."
+    if isinstance(stop, str):
+        if stop == 'own': return own
+        raise UserError(f"expected stop to be an id, a list of ids, 'own' or None, got {stop!r}: "
+                        'stop texts go to `generate`')
+    if stop is None: return ()
+    stop = list(stop) if isinstance(stop, (list, tuple, set, frozenset)) else [stop]
+    return [whole_number('stop', i, 0) for i in stop]
+
 def _tokens(model, prompt_ids, done, now, *, # then arguments of `generate_ids`
-            max_new_tokens=None, seed=0, stop=EOT, batch_size=32,
-            repetition_penalty=1., temperature=1., top_k=0, top_p=1., min_p=0.):
+            max_new_tokens=None, seed=0, stop='own', batch_size=32, repetition_penalty=1., temperature=1.,
+            top_k=0, top_p=1., min_p=0., unspelt=None):
     "Yield (row, id) for each new token, batch after batch."
-    context = model.config.context
-    options = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    model = as_reader(model)
+    context = model.config.context or math.inf
+    options = dict(temperature=temperature, top_k=top_k or 0, top_p=1. if top_p is None else top_p, min_p=min_p)
     if max_new_tokens is None: max_new_tokens = min(64, context // 2)
     _check(context, max_new_tokens, batch_size=batch_size, repetition_penalty=repetition_penalty, **options)
-    check_seed(seed)
-    prompts = _cut_prompts(prompt_ids, context - max_new_tokens, max_new_tokens, context)
-    highest, V = max((max(p) for p in prompts), default=0), model.head.weight.shape[0]
+    check_seed(whole_number('seed', seed, 0))
+    begin, own = _own_frame(model)
+    ends = frozenset(_ends(stop, own))
+    prompts = _cut_prompts(prompt_ids, context - max_new_tokens, max_new_tokens, context, begin)
+    highest, V = max((max(p) for p in prompts), default=0), model.config.vocab_size
     if highest >= V: raise UserError(f'expected tokens below {V}, got {highest}: the prompt is of another tokenizer')
+    device = model.embed.weight.device
+    if unspelt is not None: unspelt = unspelt.to(device)
     for rows in _batches(prompts, batch_size, can_generate(model)):
         numbers = np.stack([_numbers(seed, row, max_new_tokens) for row in rows])
-        u = torch.tensor(numbers, device=model.embed.weight.device)
+        u = torch.tensor(numbers, device=device)
         some, over = [prompts[row] for row in rows], _Over(done, rows)
-        for i, token in _batch(model, some, max_new_tokens, stop, options, repetition_penalty, u, over, now):
+        steps = _batch(model, some, max_new_tokens, ends, options, repetition_penalty, u, over, now, unspelt)
+        for i, token in steps:
+            if token < 0: _refuse_logits(model, rows[i])
             yield rows[i], token
+
+def _refuse_logits(model, row):
+    dtype = str(model.embed.weight.dtype).removeprefix('torch.')
+    raise UserError(f'expected logits that are numbers, got NaN or infinity for prompt {row}: the weights have diverged '
+                    f'(`check_finite` names them), or {dtype} is too narrow for this model; try float32')
 
 # %% ../../nbs/api/40_generate/04_text.ipynb #8539fa8c
 def generate_ids(
@@ -148,20 +187,22 @@ def generate_ids(
     max_new_tokens:int|None=None, # less than the context; None: 64, or half of a context that is shorter than 128
     temperature:float=1., # 0 takes the most likely token
     top_k:int=0, # 0 keeps all
-    top_p:float=1., # 1 keeps all
-    seed:int=0, # the same seed gives the same text
-    stop:int|None=EOT, # the token that ends a row and is its last; None always writes max_new_tokens
+    top_p:float=1., # 1 keeps all, 0 the most likely token
+    seed:int=0, # the same seed gives the same text; 0 or more
+    stop:int|list[int]|str|None='own', # ids that end a row; 'own': those that the model's files name, or 0; None: none
     batch_size:int=32, # prompts at a time
     on_token:Callable|None=None, # called with (row, id) for each new token; if it returns True, the row ends
     min_p:float=0., # 0 keeps all; else the least share of the likeliest token's probability
     repetition_penalty:float=1., # above 1 avoids tokens that are there already
-) -> list[list[int]]: # the new tokens of each prompt
+) -> list[list[int]]: # the new tokens of each prompt; UserError if the logits are not finite
     "Continue prompts that are given as ids."
+    return _all_tokens(model, prompt_ids, on_token, max_new_tokens=max_new_tokens, seed=seed, stop=stop,
+                       batch_size=batch_size, repetition_penalty=repetition_penalty,
+                       temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+
+def _all_tokens(model, prompt_ids, on_token, **options):
     texts, done = [[] for _ in prompt_ids], set()
-    tokens = _tokens(model, prompt_ids, done, on_token is not None, max_new_tokens=max_new_tokens, seed=seed, stop=stop,
-                     batch_size=batch_size, repetition_penalty=repetition_penalty,
-                     temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    for row, token in tokens:
+    for row, token in _tokens(model, prompt_ids, done, on_token is not None, **options):
         texts[row].append(token)
         if on_token and on_token(row, token) is True: done.add(row)
     return texts
@@ -173,10 +214,52 @@ def _stops(stop):
     if not all(isinstance(s, str) and s for s in stop): raise UserError(f'expected stop texts, none empty, got {stop}')
     return stop
 
+_NEAR = 8 # tokens of a prompt that new ones are read together with
+
+class _Reader:
+    "Reads new tokens as the text that they add to a prompt."
+    def __init__(self, tok, prompt=()):
+        self.tok, self.near = tok, list(prompt)[-_NEAR:]
+        self.before = decode(tok, self.near).rstrip('\ufffd')
+
+    def __call__(self, ids):
+        text = decode(self.tok, self.near + ids)
+        return text[len(self.before):] if text.startswith(self.before) else decode(self.tok, ids)
+
+def _letters(): # letter of a byte-level vocabulary -> byte
+    "Return GPT-2's way to write any byte as a visible letter: most are themselves, the others follow from 256 on."
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in visible]
+    return {chr(b): b for b in visible} | {chr(256 + n): b for n, b in enumerate(others)}
+
+_LETTERS = _letters()
+
+def _bytes(token):
+    "Return the bytes of a token of a byte-level tokenizer, or of one that falls back to bytes."
+    one = re.fullmatch('<0x([0-9A-F]{2})>', token)
+    if one: return bytes([int(one[1], 16)])
+    if all(c in _LETTERS for c in token): return bytes(_LETTERS[c] for c in token)
+    return token.encode()
+
+def _unfinished(tok, ids): # number of replacement characters at the end of the text
+    "Return how many marks at the end of a text stand for a character whose last bytes did not come."
+    tokens = [tok.id_to_token(i) for i in ids[-4:] if decode(tok, [i])] # a character has four bytes at most
+    reader = codecs.getincrementaldecoder('utf-8')('replace')
+    reader.decode(b''.join(_bytes(t) for t in tokens if t))
+    half = len(reader.getstate()[0])
+    in_bytes = half and tokens[-1].startswith('<0x')
+    return half if in_bytes else min(half, 1)
+
+def _whole(tok, ids, text):
+    "Return a text without a last character that is unfinished."
+    if not text.endswith('\ufffd'): return text
+    n = _unfinished(tok, ids)
+    return text[:-n] if n and text.endswith('\ufffd' * n) else text
+
 class _Text:
     "The text of a row as its tokens come; what may still become a character or a stop text is held back."
-    def __init__(self, tok, stop):
-        self.tok, self.stop = tok, stop
+    def __init__(self, tok, stop, prompt=()):
+        self.tok, self.stop, self.read = tok, stop, _Reader(tok, prompt)
         self.ids, self.text = [], ''
         self.told = 0 # characters that were given out
         self.over = False # whether a stop text came
@@ -184,19 +267,20 @@ class _Text:
     def add(self, token): # (new text that is safe to show, whether the row is over)
         if not self.over:
             self.ids.append(token)
-            self._read()
+            self._look()
         end = len(self.text) if self.over else self._safe()
         piece = self.text[self.told:end]
         self.told = max(self.told, end)
         return piece, self.over
 
     def rest(self): # what was held back, when no more tokens come
+        if not self.over: self.text = _whole(self.tok, self.ids, self.text)
         piece = self.text[self.told:]
         self.told = len(self.text)
         return piece
 
-    def _read(self):
-        self.text = decode(self.tok, self.ids)
+    def _look(self):
+        self.text = self.read(self.ids)
         found = [self.text.find(s) for s in self.stop]
         found = [at for at in found if at >= 0]
         if not found: return
@@ -204,16 +288,42 @@ class _Text:
         self.over = True
 
     def _safe(self): # number of characters that no later token can change
-        whole = len(self.text.rstrip('\ufffd'))
-        if whole < len(self.text): return max(whole, self.told)
-        return max(whole - self._held(), self.told)
+        whole = self.text.rstrip('\ufffd') # behind it a character may be on its way
+        return max(len(whole) - self._held(whole), self.told)
 
-    def _held(self): # length of the longest end that may become a stop text
+    def _held(self, text): # length of the longest end that may become a stop text
         longest = 0
         for s in self.stop:
-            for n in range(1, min(len(s), len(self.text) + 1)):
-                if self.text.endswith(s[:n]): longest = max(longest, n)
+            for n in range(1, min(len(s), len(text) + 1)):
+                if text.endswith(s[:n]): longest = max(longest, n)
         return longest
+
+# %% ../../nbs/api/40_generate/04_text.ipynb #53f06eca
+def _encoded(tok, prompts):
+    "Return the ids of prompts, as their tokenizer frames a text."
+    trailing = [p for p in prompts if p.endswith(' ')]
+    if trailing:
+        warnings.warn(f'a prompt ends in a space, {trailing[0][-20:]!r}: the tokenizer puts a space before the next word, '
+                      'so leave it out')
+    front = list(text_ids(tok).front)
+    return [front + ids for ids in encode_text(tok, prompts)]
+
+def _unspelt(tok, V): # (V) bool, None: it knows all
+    "Return which of a model's ids the tokenizer does not know."
+    if tok.get_vocab_size() >= V: return None
+    known = [i for i in tok.get_vocab().values() if i < V]
+    unspelt = torch.ones(V, dtype=torch.bool)
+    unspelt[known] = False
+    return unspelt
+
+def _frame(model, tok, prompt_ids, stop_at_eot):
+    "Return the arguments of `_tokens` that depend on the tokenizer."
+    ids = text_ids(tok, model)
+    if ids.begin is None and not all(prompt_ids):
+        raise UserError('expected a prompt, got an empty one, and this tokenizer has no token that begins or ends a text')
+    prompt_ids = [list(p) or [ids.begin] for p in prompt_ids]
+    unspelt = _unspelt(tok, model.config.vocab_size)
+    return dict(prompt_ids=prompt_ids, stop=ids.end if stop_at_eot else None, unspelt=unspelt)
 
 # %% ../../nbs/api/40_generate/04_text.ipynb #be322731
 def generate(
@@ -223,9 +333,9 @@ def generate(
     max_new_tokens:int|None=None, # less than the context; None: 64, or half of a context that is shorter than 128
     temperature:float=1., # 0 takes the most likely token
     top_k:int=0, # 0 keeps all
-    top_p:float=1., # 1 keeps all
-    seed:int=0, # the same seed gives the same text
-    stop_at_eot:bool=True, # whether a text ends where the model ends it
+    top_p:float=1., # 1 keeps all, 0 the most likely token
+    seed:int=0, # the same seed gives the same text; 0 or more
+    stop_at_eot:bool=True, # whether a text ends where the model ends it, by any of the ends that `text_ids` knows
     batch_size:int=32, # prompts at a time
     prompt_ids:list[list[int]]|None=None, # ids instead of prompts; they may hold special tokens
     on_text:Callable|None=None, # called with (row, new text) as it comes
@@ -235,16 +345,19 @@ def generate(
 ) -> list[str]: # what the model adds to each prompt, without special tokens
     "Continue texts."
     if (prompts is None) == (prompt_ids is None): raise UserError('expected prompts or prompt_ids, got both or neither')
-    if prompt_ids is None: prompt_ids = encode_text(tok, [prompts] if isinstance(prompts, str) else list(prompts))
-    texts = [_Text(tok, _stops(stop)) for _ in prompt_ids]
+    model = as_reader(model)
+    if prompt_ids is None: prompt_ids = _encoded(tok, [prompts] if isinstance(prompts, str) else list(prompts))
+    frame = _frame(model, tok, prompt_ids, stop_at_eot)
+    texts = [_Text(tok, _stops(stop), prompt) for prompt in frame['prompt_ids']]
     def tell(row, token):
         piece, over = texts[row].add(token)
         if piece and on_text: on_text(row, piece)
         return over
     reading = bool(stop or on_text)
-    ids = generate_ids(model, prompt_ids, max_new_tokens, temperature, top_k, top_p, seed, EOT if stop_at_eot else None,
-                       batch_size, tell if reading else None, min_p, repetition_penalty)
-    if not reading: return [decode(tok, i) for i in ids]
+    new = _all_tokens(model, on_token=tell if reading else None, max_new_tokens=max_new_tokens, temperature=temperature,
+                      top_k=top_k, top_p=top_p, seed=seed, batch_size=batch_size, min_p=min_p,
+                      repetition_penalty=repetition_penalty, **frame)
+    if not reading: return [_whole(tok, ids, text.read(ids)) for ids, text in zip(new, texts)]
     for row, text in enumerate(texts):
         piece = text.rest()
         if piece and on_text: on_text(row, piece)
@@ -260,10 +373,11 @@ def stream(
     **kw # max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed: as in `generate_ids`
 ) -> Iterator[str]: # pieces of what the model adds; joined, they are what `generate` returns
     "Continue one text, piece by piece."
-    text = _Text(tok, _stops(stop))
+    model, stop = as_reader(model), _stops(stop)
+    frame = _frame(model, tok, _encoded(tok, [prompt]), stop_at_eot)
+    text = _Text(tok, stop, frame['prompt_ids'][0])
     done = set()
-    prompt_ids = encode_text(tok, [prompt])
-    for row, token in _tokens(model, prompt_ids, done, True, stop=EOT if stop_at_eot else None, **kw):
+    for row, token in _tokens(model, done=done, now=True, **frame, **kw):
         piece, over = text.add(token)
         if over: done.add(row)
         if piece: yield piece

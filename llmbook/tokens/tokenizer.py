@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SPECIALS', 'EOT', 'PAD', 'PROMPT', 'ANSWER', 'MIN_VOCAB', 'train_tokenizer', 'encode_text', 'decode', 'not_restored',
-           'bytes_per_token', 'show_tokens', 'tokenizer_fingerprint', 'save_tokenizer', 'load_tokenizer', 'special_ids',
-           'mask_id', 'AnyTokenizer', 'load_any', 'chat_ids']
+           'bytes_per_token', 'show_tokens', 'tokenizer_fingerprint', 'save_tokenizer', 'load_tokenizer',
+           'read_tokenizer', 'TextIds', 'listed_ids', 'text_ids', 'special_ids', 'mask_id', 'AnyTokenizer', 'load_any',
+           'chat_ids']
 
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #6422f5fb
 import json
@@ -15,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Iterable
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from ..core import UserError, atomic_path, fingerprint
+from ..core import UserError, atomic_path, fingerprint, read_json
 
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #d1215bcc
 SPECIALS = ['<|endoftext|>', '<|pad|>', '<|prompt|>', '<|answer|>'] # ids 0, 1, 2, 3
@@ -198,11 +199,23 @@ def load_tokenizer(
     "Read a tokenizer back."
     tok = _read_tokenizer(path)
     found = [tok.token_to_id(s) for s in SPECIALS]
-    if found != [0, 1, 2, 3]:
+    if not _is_ours(tok):
         raise UserError(f'expected {", ".join(SPECIALS)} at ids 0 to 3 in {path}, found them at {found}: '
                         'use one made by llmbook')
     tok.encode_special_tokens = True
     return tok
+
+def read_tokenizer(
+    path:str|Path, # a tokenizer.json, or a folder that holds one
+) -> Tokenizer: # UserError if it is absent or damaged
+    "Read any tokenizer as it is; `text_ids` then knows the settings beside the file."
+    tok = _read_tokenizer(path)
+    tok.no_truncation()
+    tok.no_padding()
+    tok.settings = _settings(path)
+    return tok
+
+def _is_ours(tok): return [tok.token_to_id(s) for s in SPECIALS] == [0, 1, 2, 3]
 
 def _read_tokenizer(path):
     "Read any tokenizer."
@@ -211,26 +224,108 @@ def _read_tokenizer(path):
     try: return Tokenizer.from_str(path.read_text(encoding='utf-8'))
     except Exception as e: raise UserError(f'{path} is not a tokenizer ({e}): prepare the data again') from None
 
-# %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #cd52b455
-_ROLES = dict(
-    eot=('<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>', '<|eos|>', '<｜end▁of▁sentence｜>'),
-    pad=('<|pad|>', '<pad>', '[PAD]', '<｜▁pad▁｜>'),
-    prompt=('<|prompt|>',),
-    answer=('<|answer|>',))
+# %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #fbe3dab7
+_END = ('<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>', '<|eos|>', '<｜end▁of▁sentence｜>', '[EOS]',
+        '<|im_end|>', '<|eot_id|>', '<end_of_turn>')
+_BEGIN = ('<s>', '<bos>', '<|begin_of_text|>', '<|startoftext|>', '<|bos|>', '<｜begin▁of▁sentence｜>', '[BOS]')
+_PAD = ('<|pad|>', '<pad>', '[PAD]', '<｜▁pad▁｜>', '<|finetune_right_pad_id|>')
+
+@dataclass(frozen=True)
+class TextIds:
+    "Ids that frame a text; what a tokenizer lacks is None, or empty."
+    end:tuple=() # ids that end a text; the first is the one to write
+    bos:int|None=None # id that opens a text
+    pad:int|None=None # id that fills rows up
+    unknown:int|None=None # id for what the vocabulary cannot spell
+    front:tuple=() # ids that the tokenizer's own template puts in front of a text
+
+    @property
+    def begin(self): # id that stands before the first token of a document: `bos`, or the end of the text before
+        return self.end[0] if self.bos is None and self.end else self.bos
 
 def _special(tok): # name -> id
     "Return the special tokens of a tokenizer, in order of their ids."
     return {t.content: i for i, t in sorted(tok.get_added_tokens_decoder().items()) if t.special}
 
+def _front(tok):
+    "Return the ids that a tokenizer's template puts before a text."
+    if tok.post_processor is None: return ()
+    plain = tok.encode('a', add_special_tokens=False).ids
+    framed = tok.encode('a').ids
+    for n in range(len(framed) - len(plain) + 1):
+        if framed[n:n + len(plain)] == plain: return tuple(framed[:n])
+    return ()
+
+def _named(tok, settings, key):
+    "Return the id of the token that a tokenizer's settings name, or None."
+    for d in settings:
+        name = d.get(key)
+        if isinstance(name, dict): name = name.get('content')
+        if isinstance(name, str): return tok.token_to_id(name)
+
+def listed_ids(
+    settings, # what a model's files say, as dictionaries, most trusted first
+    key:str, # 'eos_token_id' or another of that kind
+) -> list[int]: # the ids of the first that has some
+    "Return the ids that a model's settings list."
+    for d in settings:
+        ids = d.get(key)
+        if ids is None: continue
+        return [i for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)]
+    return []
+
+# %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #5196a034
+def _settings(path):
+    "Return the settings beside a tokenizer: (the tokenizer's, the model's), each a list, most trusted first."
+    folder = _tokenizer_file(path).parent
+    def read(name):
+        d = read_json(folder/name) if (folder/name).is_file() else {}
+        return d if isinstance(d, dict) else {}
+    tokenizers = [read('tokenizer_config.json'), read('special_tokens_map.json')]
+    return tokenizers, [read('generation_config.json'), read('config.json')]
+
+def text_ids(
+    tok:Tokenizer, # any tokenizer; one that was read from a folder remembers the settings there
+    model=None, # a model whose configuration may list further ends
+) -> TextIds:
+    "Return which ids a tokenizer uses for the end, the beginning, padding and the unknown."
+    if _is_ours(tok): return TextIds((EOT,), None, PAD)
+    own, listed = getattr(tok, 'settings', ((), ()))
+    listed = [*getattr(model, 'settings', ()), *listed]
+    special = _special(tok)
+    def common(names): return [special[name] for name in names if name in special][:1]
+    def from_model(key): return [i for i in listed_ids(listed, key) if i in special.values()]
+
+    def one(key, names): # the first that is known
+        named = _named(tok, own, key)
+        found = [*common(names), *from_model(f'{key}_id')]
+        return named if named is not None else next(iter(found), None)
+
+    first = one('eos_token', _END)
+    ends = [] if first is None else [first]
+    ends += from_model('eos_token_id')
+    in_range = [i for i in listed_ids(listed, 'eos_token_id') if tok.id_to_token(i) is not None]
+    front = _front(tok)
+    bos = one('bos_token', _BEGIN)
+    unknown = _named(tok, own, 'unk_token')
+    if unknown is None: unknown = tok.token_to_id(getattr(tok.model, 'unk_token', None) or '')
+    return TextIds(tuple(dict.fromkeys(ends or in_range)), next(iter(front), None) if bos is None else bos,
+                   one('pad_token', _PAD), unknown, front)
+
+# %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #cd52b455
+_ROLES = dict(eot=_END, pad=_PAD, prompt=('<|prompt|>',), answer=('<|answer|>',))
+
+def _roles(tok): # role -> id, for the roles that have a token
+    special, ids = _special(tok), text_ids(tok)
+    found = dict(eot=next(iter(ids.end), None), pad=ids.pad)
+    for role in ('prompt', 'answer'): found[role] = special.get(_ROLES[role][0])
+    return {role: i for role, i in found.items() if i in special.values()}
+
 def special_ids(
     tok:Tokenizer, # ours, or one from `load_any`
 ) -> dict[str, int]: # eot, pad, prompt, answer; UserError if one has no token
     "Return the ids of the tokens that are not text, by role."
-    special = _special(tok)
-    res = {}
-    for role, names in _ROLES.items():
-        found = [special[name] for name in names if name in special]
-        if found: res[role] = found[0]
+    res = _roles(tok)
     lacking = [role for role in _ROLES if role not in res]
     if lacking:
         raise UserError(f"expected special tokens for {', '.join(_ROLES)}, found none for {', '.join(lacking)}: "
@@ -268,11 +363,11 @@ def load_any(
     path:str|Path, # a tokenizer.json, or a folder that holds one
 ) -> AnyTokenizer: # UserError if it is absent or damaged
     "Read any tokenizer, and append the special tokens that it lacks."
-    tok = _read_tokenizer(path)
     notes = []
-    if tok.truncation or tok.padding: notes.append('its settings cut or fill texts to a length: switched off')
-    tok.no_truncation()
-    tok.no_padding()
+    as_stored = _read_tokenizer(path)
+    if as_stored.truncation or as_stored.padding:
+        notes.append('its settings cut or fill texts to a length: switched off')
+    tok = read_tokenizer(path)
     added = _append_missing(tok, path)
     if added:
         notes.append(f'appended {", ".join(added)}: a model that was trained with it needs {len(added)} more rows, '
@@ -286,9 +381,9 @@ def load_any(
 
 def _append_missing(tok, path): # names that were appended
     "Append a special token for each role that has none, behind all other ids."
-    special = _special(tok)
     top = max(tok.get_vocab().values(), default=-1)
-    added = [names[0] for names in _ROLES.values() if special.keys().isdisjoint(names)]
+    have = _roles(tok)
+    added = [names[0] for role, names in _ROLES.items() if role not in have]
     tokens = [AddedToken(name, special=True, normalized=False) for name in added]
     tok.add_special_tokens(tokens)
     tok.encode_special_tokens = True
