@@ -45,6 +45,110 @@ def test_title_and_text():
     assert read_page('<title> A &amp; B\n</title><p>x') == ('A & B', 'x')
     assert read_page('<p>x') == ('', 'x')
 
+TEX = r'\pi r^{2}'
+MATHML = (f'<math alttext="{TEX}"><semantics><mrow><mi>π</mi><msup><mi>r</mi><mn>2</mn></msup></mrow>'
+          f'<annotation encoding="application/x-tex">{TEX}</annotation></semantics></math>')
+
+@pytest.mark.parametrize('formula', [
+    MATHML, f'<span class="mwe-math-element"><span style="display: none">{MATHML}</span><img alt="{TEX}"></span>',
+    f'<span class="katex"><span class="katex-mathml">{MATHML}</span><span class="katex-html" aria-hidden="true">πr2</span></span>',
+    f'<span class="MathJax_Preview">..</span><span class="MathJax">πr2</span><script type="math/tex">{TEX}</script>',
+    f'<mjx-container><mjx-math aria-hidden="true"></mjx-math><mjx-assistive-mml>{MATHML}</mjx-assistive-mml></mjx-container>',
+    f'<img class="latex" src="/latex.php?x" alt="{TEX}">', f'<span data-tex="{TEX}"><svg></svg></span>'])
+def test_a_formula_is_there_once_as_tex(formula):
+    assert extract_html(f'<p>The area is {formula}, where r is the radius.') == f'The area is ${TEX}$, where r is the radius.'
+
+def test_mathml_alone_is_spelled_out():
+    math = '<math><mfrac><mi>a</mi><msqrt><mi>b</mi></msqrt></mfrac><mo>+</mo><msub><mi>x</mi><mn>1</mn></msub></math>'
+    assert extract_html(f'<p>{math}') == r'\frac{a}{\sqrt{b}}+x_{1}'
+
+@pytest.mark.parametrize('page,rows', [
+    ('<tr><th>name<th>Mon<th>Tue<tr><td>Ann<td><td>8', [['name', 'Mon', 'Tue'], ['Ann', '', '8']]),
+    ('<tr><td><p>Ann</p><td><p>8</p><tr><td>Bob<br>B.<td><ul><li>9</ul>', [['Ann', '8'], ['Bob B.', '9']]),
+    ('<tr><td>a<td>b<td><tr><td><td>c<td>', [['a', 'b', ''], ['', 'c', '']]),
+    ('<tr><th colspan=2>A<th>B<tr><td>1<td>2<td>3', [['A', '', 'B'], ['1', '2', '3']]),
+    ('<tr><td rowspan=2>a<td>1<td>2<tr><td>3<td>4<tr><td>b<td>5<td>6', [['a', '1', '2'], ['', '3', '4'], ['b', '5', '6']]),
+    ('<tr><td colspan=100000>a<td>b<td>c<tr><td rowspan=100000>1<td>2<td>3', [['a', 'b', 'c'], ['1', '2', '3']])])
+def test_a_table_keeps_its_rows_and_columns(page, rows):
+    text = extract_html(f'<p>Before.</p><table>{page}</table><p>After.')
+    lines = text.removeprefix('Before.').removesuffix('After.').strip('\n').split('\n')
+    assert [line.split('\t') for line in lines] == rows
+
+def test_tables_in_tables_and_captions_stay():
+    text = extract_html('<table><caption>Grain</caption><tr><td>rye<td>1</table>'
+                        '<table><tr><td>outer<td><table><tr><td>x<td>y<tr><td>z<td>w</table></table>')
+    assert text.startswith('Grain\nrye\t1')
+    for line in ('outer', 'x\ty', 'z\tw'): assert line in text
+
+@pytest.mark.parametrize('page,want', [
+    ('<ol start=4><li>four<li>five', ['4. four', '5. five']), ('<ol><li value=7>a<li>b', ['7. a', '8. b']),
+    ('<ol reversed><li>c<li>b<li>a', ['3. c', '2. b', '1. a']), ('<ol type=a><li>x<li>y', ['a. x', 'b. y']),
+    ('<ol start=3 type=I><li><a href=x>x</a>', ['III. x']), ('<ol start=-1><li>x<li>y', ['-1. x', '0. y']),
+    ('<ol start=2><li>x<ol><li>y</ol><li><b>z</b>', ['2. x', '1. y', '3. z'])])
+def test_items_have_the_numbers_of_the_page(page, want):
+    assert [line.strip() for line in extract_html(page).split('\n') if line.strip()] == want
+
+XHTML = 'xmlns="http://www.w3.org/1999/xhtml"'
+
+@pytest.mark.parametrize('page,want', [
+    (f'<html {XHTML}><head><title/></head><body><p>Text.</p></body></html>', ('', 'Text.')),
+    (f'<?xml version="1.0"?><html {XHTML}><head><script src="a.js"/><title>T</title></head><body><p>Text.</p></body></html>',
+     ('T', 'Text.')),
+    ('<html><head><title/><style/></head><body>Text.', ('', 'Text.')),
+    (f'<html {XHTML}><body><div class="x"/><p>One <a id="y"/>two<br/>three</p></body></html>', ('', 'One two\nthree')),
+    (f'<html {XHTML}><body><script>//<![CDATA[\nif (a < b) x("<p/>")\n//]]></script><p><![CDATA[a < b]]></p></body></html>',
+     ('', 'a < b')),
+    ('<h:html xmlns:h="http://www.w3.org/1999/xhtml"><h:body><h:p>Text.</h:p></h:body></h:html>', ('', 'Text.')),
+    (f'<!DOCTYPE html [<!ENTITY mill "The Mill">]><html {XHTML}><body><p>&mill; &amp; &eacute;</p></body></html>',
+     ('', 'The Mill & é')),
+    ('<script src=http://a.org/>var x = "code"</script><p>Text.', ('', 'Text.'))])
+def test_xhtml_is_read_as_its_authors_meant_it(page, want): assert read_page(page) == want
+
+@pytest.mark.parametrize('inside,want', [
+    ('<figure class="highlight"><pre><code>for x in y:\n    go(x)</code></pre></figure>', 'for x in y:\n    go(x)'),
+    ('<figure><table><tr><td class="gutter"><pre>1\n2</pre></td><td class="code"><pre>a = 1\nb = 2</pre></td></tr></table></figure>',
+     'a = 1\nb = 2'),
+    ('<figure><table><tr><td>iron</td><td>7.9</td></tr></table></figure>', 'iron\t7.9'),
+    ('<figure><img src="m.png"><figcaption>The mill after the flood.</figcaption></figure>', 'The mill after the flood.'),
+    ('<figure><blockquote><p>Water is life.</p></blockquote></figure>', 'Water is life.'),
+    ('<blockquote>Water is life.<footer>A miller</footer></blockquote>', 'A miller'),
+    ('<details><summary>More</summary><p>It is inside.</p></details>', 'More\n\nIt is inside.'),
+    ('<h3><button aria-expanded="false">Why a mill?</button></h3>', 'Why a mill?'),
+    ('<dl><dt>Sluice<dd>A gate for water.</dl>', 'Sluice\nA gate for water.'),
+    ('<aside class="admonition note"><p>Mind the wheel.</p></aside>', 'Mind the wheel.'),
+    ('<p hidden="until-found">Found by search.</p>', 'Found by search.'),
+    ('<div class="hidden md:block">On large screens.</div>', 'On large screens.'),
+    ('<my-box><template shadowrootmode="open"><p>In the shadow.</p></template></my-box>', 'In the shadow.')])
+def test_what_is_text_stays(inside, want):
+    assert want in extract_html(f'<article><p>Before.</p>{inside}<p>After.</p></article>')
+
+LONG = 'The miller went to the mill early in the morning, and that was the day of the flood. ' * 3
+ARTICLE = ''.join(f'<p>{i}. {LONG}</p>' for i in range(6))
+
+@pytest.mark.parametrize('noise', [
+    '<div class="related-posts"><h3>NOISE</h3><p>Another story about a baker and his oven.</p></div>',
+    '<div class="postCategories">Filed under NOISE</div>', '<ul id="social-share"><li>NOISE</ul>',
+    '<section class="newsletter"><p>Get NOISE in your inbox every week.</p></section>',
+    '<ul><li><a href=/a>NOISE and how to avoid it</a><li><a href=/b>Ten more things about rivers</a></ul>',
+    '<div><div><a href=/a>NOISE</a></div><div><a href=/b>Next</a></div></div>'])
+def test_what_stands_around_an_article_goes(noise):
+    page = f'<div class="page"><div class="text"><h1>The flood</h1>{ARTICLE}</div>{noise}</div>'
+    text = extract_html(page)
+    assert 'NOISE' not in text
+    assert text.startswith('The flood')
+    assert text.count('the day of the flood') == 18
+
+@pytest.mark.parametrize('page', [
+    ''.join(f'<p class="paywall">{i} {LONG}</p>' for i in range(6)),
+    f'<div class="content with-sidebar">{ARTICLE}</div>',
+    ''.join(f'<div class="comment"><b>Ann {i}</b><p>{LONG}</p></div>' for i in range(9)),
+    '<ul>' + ''.join(f'<li><a href="/{i}">On the mills of river number {i}, a survey</a>, by A. Miller' for i in range(9)) + '</ul>',
+    '<pre><code><span class="hljs-comment"># turn the wheel</span>\nturn()</code></pre>',
+    '<h2 id="share-and-enjoy">Share and enjoy</h2><p>Short.'])
+def test_a_name_or_a_link_alone_removes_no_text(page):
+    kept = Counter(re.findall(r'\w+', extract_html(page)))
+    assert kept == Counter(re.findall(r'\w+', re.sub('<.*?>', ' ', page)))
+
 def test_a_guess_that_leaves_nothing_is_taken_back():
     body = '<p>' + 'All of the text is in here. ' * 9
     assert len(extract_html(f'<div class="hidden">{body}</div><nav>Home</nav>')) > 200

@@ -10,7 +10,7 @@ from llmbook.read.filetype import LANGUAGES, file_type, is_licence, path_id
 from llmbook.read.licence import Licences, identify_licence, spdx_line
 from llmbook.read.formats import read_csv, read_jsonl, read_text
 from llmbook.read.sources import Unit, plan_units, read_file, read_sources, read_unit, source_paths
-from llmbook.read.streams import Unpacked, decode_page, open_stream, read_lines, whole_letters
+from llmbook.read.streams import Unpacked, as_utf8, decode_page, decode_text, open_stream, read_lines, whole_letters
 from llmbook.read.warc import read_warc
 from llmbook.filters.content import licence as licence_rule
 from llmbook.filters.view import View
@@ -523,7 +523,7 @@ def test_another_field(tmp_path):
 
 def test_json_that_is_no_document_and_tables_that_are_broken(tmp_path):
     put(tmp_path, {'a.json': b'[1, 2]', 'b.json': b'{"text": "one line"}', 'c.parquet': b'PAR1 no footer',
-                   'd.parquet': b'nothing', 'e.csv': b'\xff\xfe,\nx\n', 'f.pdf': b'%PDF nothing', 'g.jsonl': b''})
+                   'd.parquet': b'nothing', 'e.csv': b'\xff,\nx\n', 'f.pdf': b'%PDF nothing', 'g.jsonl': b''})
     assert reasons(read_sources(tmp_path)) == ['unknown type', 'read', 'truncated', 'damaged', 'not UTF-8', 'damaged',
                                                'empty']
 
@@ -674,14 +674,15 @@ def test_an_encoding_that_takes_pages_apart_is_not_used():
         assert decode_page(page.encode(), 'p') == page
     assert decode_page(b'<p>' + b'\xff' * 50, 'p').reason == 'not UTF-8'
     assert decode_page(b'<p>a\0', 'p').reason == 'binary'
-    assert decode_page(b'<p>' + b'word ' * 500 + b'\xff', 'p').endswith('\ufffd')
+    assert decode_page('größer '.encode() * 300 + b'\xff', 'p').endswith('\ufffd')
 
 def test_one_bad_record_costs_one_record():
     packed = HTML + '\r\nContent-Encoding: gzip'
     records = [ # page, headers, what becomes of it
         (b'<p>fine', HTML + '; charset=utf-8', 'read'),
-        (b'<p>liar', packed, 'damaged'),
-        (b'liar', HTML + '\r\nTransfer-Encoding: chunked', 'damaged'),
+        (gzip.compress(b'<p>packed')[:20], packed, 'damaged'),
+        (b'<p>decoded already', packed, 'read'),
+        (b'<p>decoded already', HTML + '\r\nTransfer-Encoding: chunked', 'read'),
         (gzip.compress(b'<p>packed'), packed, 'read'),
         (b'', HTML + '\r\nContent-Encoding: identity', 'empty'),
         (b'no HTTP', '', 'no page'),
@@ -710,3 +711,135 @@ def test_streams_close_their_files(tmp_path):
     (tmp_path/'a.txt.gz').write_bytes(gzip.compress(b'x'))
     with open_stream(tmp_path/'a.txt.gz') as f: inner = f.raw.file
     assert inner.closed
+
+
+# --- encodings that nobody declared, or declared wrongly ---
+
+MILL = {
+    'cp1252': 'Der Müller ging früh zur Mühle, weil das Wasser später über die Brücke stieg. “So hoch”, sagte er – 5 €.',
+    'iso-8859-2': 'Młynarz poszedł wcześnie rano do młyna, bo woda była wysoka. Później przyniosła mu chleb i ser żółty.',
+    'cp1251': 'Мельник рано утром пошёл к мельнице, потому что после дождя вода поднялась высоко.',
+    'koi8-r': 'Мельник рано утром пошёл к мельнице, потому что после дождя вода поднялась высоко.',
+    'cp1253': 'Ο μυλωνάς πήγε νωρίς το πρωί στον μύλο γιατί το νερό ήταν ψηλά.',
+    'shift_jis': '粉屋は朝早く水車小屋へ行った。雨のあとで川の水が増え、車輪がまた回り始めたからである。',
+    'gb18030': '磨坊主清晨就去了水磨，因为下雨之后河水涨高了，轮子终于又转了起来。',
+    'euc_kr': '방앗간 주인은 비가 온 뒤 물이 높아져서 아침 일찍 물레방아로 갔다.'}
+
+@pytest.mark.parametrize('codec', MILL)
+@pytest.mark.parametrize('declared', ['', '<meta charset="utf-8">', '<meta charset="iso-8859-1">'])
+def test_a_page_is_read_in_the_encoding_that_it_is_in(codec, declared):
+    page = f'<html><head>{declared}</head><body><p>{MILL[codec]}</p></body></html>'
+    assert decode_page(page.encode(codec), 'p') == page
+
+def test_utf8_is_recognised_under_a_wrong_name():
+    page = '<meta charset="iso-8859-1"><p>größer, früher, später, höher'
+    assert decode_page(page.encode(), 'p') == page
+    assert decode_page(page.encode(), 'p', declared='windows-1252') == page
+
+@pytest.mark.parametrize('codec', ['utf-16', 'utf-32', 'utf-8-sig'])
+def test_a_byte_order_mark_says_the_encoding(tmp_path, codec):
+    put(tmp_path, {
+        'a.txt': 'größe 漢字\n'.encode(codec), 'b.html': '<p>größe 漢字'.encode(codec),
+        'c.csv': 'n,text\n1,größe 漢字\n'.encode(codec), 'd.tsv': 'text\tn\ngröße 漢字\t1\n'.encode(codec),
+        'e.jsonl': '{"text": "größe 漢字"}\n{"text": "größe 漢字"}\n'.encode(codec)})
+    docs = list(read_sources(tmp_path))
+    assert [t.strip().removeprefix('<p>') for t in texts(docs)] == ['größe 漢字'] * 6
+    assert read_units(plan_units(tmp_path, 20)) == docs # a file in UTF-16 is not cut at bytes that look like a line end
+
+def test_text_in_an_older_encoding_is_read_if_there_is_enough_of_it(tmp_path):
+    for codec, text in MILL.items(): assert decode_text(text.encode(codec), 'f') == text
+    assert decode_text('Größe'.encode('cp1252'), 'f').reason == 'not UTF-8'
+
+@pytest.mark.parametrize('data', [
+    b'\xff' * 60, b'\xff\xfe' + bytes(range(256)), b'\x89PNG\r\n\x1a\n' + bytes(range(128, 256)) * 3,
+    random.Random(1).randbytes(500), zlib.compress(b'many words of text ' * 50 + bytes(range(256)))])
+def test_what_is_no_text_is_set_aside(data):
+    assert decode_text(data, 'f').reason in ('binary', 'not UTF-8')
+    assert decode_page(data, 'f').reason in ('binary', 'not UTF-8')
+
+def test_utf16_that_breaks_off_keeps_what_came_before(tmp_path):
+    (tmp_path/'a.jsonl').write_bytes('{"text": "whole"}\n{"text": "half"}\n'.encode('utf-16')[:-5])
+    got = list(read_file(tmp_path/'a.jsonl'))
+    assert texts(got) == ['whole']
+    assert reasons(got)[-1] in ('not UTF-8', 'broken JSON')
+    plain = stream(b'no mark')
+    assert as_utf8(plain) is plain
+
+
+# --- records of a crawl ---
+
+def a_record(kind, block, content_type, n=1, length=None, more=''):
+    head = (f'WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Record-ID: <urn:uuid:{n}>\r\nWARC-Target-URI: http://a.org/{n}\r\n'
+            f'{more}' + (f'Content-Type: {content_type}\r\n' if content_type else '') +
+            f'Content-Length: {len(block) if length is None else length}\r\n\r\n')
+    return head.encode() + block + b'\r\n\r\n'
+
+PAGE = b'<html><body><p>The mill stands by the river.</p></body></html>'
+HTTP = 'application/http; msgtype=response'
+def an_answer(*headers, body=PAGE): return '\r\n'.join(('HTTP/1.1 200 OK', *headers, '', '')).encode() + body
+def crawl(*records): return list(read_warc(stream(b''.join(records)), 'f', 'f'))
+
+@pytest.mark.parametrize('kind,block,content_type,want', [
+    ('resource', PAGE, 'text/html', 'html'), ('resource', PAGE, 'Text/HTML; Charset=UTF-8', 'html'),
+    ('resource', b'Plain text.', 'text/plain', 'prose'), ('resource', PAGE, '', 'html'),
+    ('conversion', b'Plain text.', 'text/plain', 'prose'), ('conversion', PAGE, 'APPLICATION/XHTML+XML', 'html'),
+    ('response', an_answer('Content-Type: TEXT/HTML;charset=utf-8'), 'Application/HTTP;msgtype=response', 'html'),
+    ('response', an_answer('content-type: text/plain', body=b'Plain text.'), HTTP, 'prose'),
+    ('resource', b'%PDF-1.7', 'application/pdf', 'unknown type'), ('conversion', b'\x89PNG', 'image/png', 'unknown type'),
+    ('response', b'10.0.0.1', 'text/dns', 'unknown type'),
+    ('revisit', an_answer('Content-Type: text/html', body=b''), HTTP, 'no page'),
+    ('continuation', b'the rest', 'text/html', 'no page')])
+def test_every_record_with_content_is_a_document_or_set_aside(kind, block, content_type, want):
+    got, = crawl(a_record(kind, block, content_type))
+    assert (got.kind if isinstance(got, Doc) else got.reason) == want
+
+def test_records_about_the_crawl_are_passed_over():
+    about = [a_record(kind, b'software: x', 'application/warc-fields') for kind in ('warcinfo', 'request', 'metadata')]
+    assert reasons(crawl(*about, a_record('resource', PAGE, 'text/html'))) == ['read']
+
+def chunked(data): return b'%x\r\n%s\r\n0\r\n\r\n' % (len(data), data)
+
+@pytest.mark.parametrize('headers,body', [
+    (['Transfer-Encoding: chunked'], PAGE), (['Transfer-Encoding: chunked'], chunked(PAGE)),
+    (['Content-Encoding: gzip'], PAGE), (['Content-Encoding: GZIP'], gzip.compress(PAGE)),
+    (['Content-Encoding: br'], PAGE), (['Content-Encoding: deflate'], zlib.compress(PAGE)),
+    (['Transfer-Encoding: chunked', 'Content-Encoding: gzip'], PAGE),
+    (['Transfer-Encoding: chunked', 'Content-Encoding: gzip'], chunked(PAGE)),
+    (['Transfer-Encoding: chunked', 'Content-Encoding: gzip'], gzip.compress(PAGE)),
+    (['Transfer-Encoding: chunked', 'Content-Encoding: gzip'], chunked(gzip.compress(PAGE)))])
+def test_a_body_is_unpacked_as_far_as_it_is_packed(headers, body):
+    doc, = crawl(a_record('response', an_answer('Content-Type: text/html', *headers, body=body), HTTP))
+    assert doc.text == PAGE.decode()
+
+def test_a_body_that_lost_its_end_is_read_where_the_crawl_says_that_it_cut_it():
+    block = an_answer('Content-Type: text/html', 'Content-Encoding: gzip', body=gzip.compress(PAGE * 50)[:-20])
+    assert reasons(crawl(a_record('response', block, HTTP))) == ['damaged']
+    doc, = crawl(a_record('response', block, HTTP, more='WARC-Truncated: length\r\n'))
+    assert doc.meta['cut'] == 'length'
+
+@pytest.mark.parametrize('extra,want', [
+    (20, ['read', 'damaged']), (60, ['read', 'damaged']), ('all', ['read', 'read']), ('two', ['read', 'read', 'read'])])
+def test_a_record_that_another_swallowed_is_not_lost_in_silence(extra, want):
+    one = an_answer('Content-Type: text/html')
+    others = [a_record('response', one, HTTP, n) for n in (2, 3)]
+    if extra == 'all': extra, others = 4 + len(others[0]), others[:1]
+    elif extra == 'two': extra = 4 + len(others[0]) + len(others[1])
+    else: others = others[:1]
+    got = crawl(a_record('response', one, HTTP, 1, len(one) + extra), *others)
+    assert reasons(got)[:len(want)] == want
+    assert len(got) <= len(want) + 1
+    assert all(text == PAGE.decode() for text in texts(got))
+
+
+# --- what may not be read ---
+
+def test_a_folder_that_may_not_be_listed_is_named(tmp_path, monkeypatch):
+    put(tmp_path, {'secret/b.txt': b'y'})
+    def deny(f):
+        def inner(path, *args, **kwargs):
+            if 'secret' in os.fspath(path): raise PermissionError(13, 'Permission denied')
+            return f(path, *args, **kwargs)
+        return inner
+    for name in ('scandir', 'listdir'): monkeypatch.setattr(os, name, deny(getattr(os, name)))
+    for source in (tmp_path/'secret', tmp_path, f'{tmp_path}/secret/*.txt'):
+        with pytest.raises(UserError, match="allowed to read '.*secret.*Permission denied"): read_sources(source)

@@ -56,7 +56,7 @@ def description(path):
 
 
 def page(name):
-    "Return a notebook's page as nbdev names it: `api/10_read/09_sources.ipynb` becomes `api/10_read/sources`."
+    "Return a notebook's page as nbdev names it: `api/10_read/10_sources.ipynb` becomes `api/10_read/sources`."
     folder, _, file = name.lower().removesuffix('.ipynb').rpartition('/')
     file = re.sub(r'^\d+[a-z0-9]*_', '', file)
     return f'{folder}/{file}' if folder else file
