@@ -149,6 +149,7 @@ def llmbook_prepare(
     workers:int=None, # number of processes; none: all cores
     engine:str='local', # local, or ray: on a Ray cluster
     seed:int=42, # seed of the choice and the split
+    text_field:str='text', # field or column that holds the text in jsonl, CSV, parquet and hub data sets
 ):
     "Turn sources into token shards, with tokenizer and data card."
     from llmbook.cli import prepare
@@ -157,7 +158,8 @@ def llmbook_prepare(
     masked = dict(all=None, none=[]).get(personal, personal.split(','))
     card = prepare(
         list(sources) or ['embedded'], out, vocab_size, max_bytes, preset, seed, personal=masked,
-        similarity=similarity, repeats=repeats, against=sets, tokenizer=tokenizer, workers=workers, engine=engine)
+        similarity=similarity, repeats=repeats, against=sets, tokenizer=tokenizer, workers=workers, engine=engine,
+        text_field=text_field)
     totals = card['totals']
     tokens = human_count(card['splits']['train']['tokens'])
     kept = f"{totals['kept']} kept + {totals['dropped']} dropped + {totals['rejected']} rejected"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from llmbook.core import UserError
 from llmbook.dedup import near
+from llmbook.dedup.decontaminate import Decontaminator
 from llmbook.dedup.minhash import Signer, choose_bands, found_by_bands, jaccard, run_hashes, shingles, word_hashes
 from llmbook.dedup.near import Deduper, dedup, find_duplicates
 from llmbook.dedup.repeats import (
@@ -553,3 +554,59 @@ def test_cutting():
     assert cut_spans('one two three', []) == 'one two three'
     assert cut_spans(' one two three ', [(5, 8)]) == 'one\n\nthree'
     assert cut_spans('one', [(0, 3)]) == ''
+
+
+# scripts without spaces
+
+HAN = '磨坊主清晨就去了水因为下雨之后河涨高轮子终于又转起来他的女儿送面包一点奶酪和壶从地窖里取出凉茶晚上们坐在屋前望着谈很久收成冬天事情'
+THAI = ['กา', 'บ้าน', 'น้ำ', 'แม่', 'เด็ก', 'ไป', 'มา', 'ดี', 'วัน', 'คืน', 'ข้าว', 'ปลา', 'ต้น', 'ไม้', 'ฝน', 'ลม', 'เรือ', 'ทาง']
+KANA = 'あいうえおかきくけこさしすせそたちつてとなにぬねのはひふへほまみむめも'
+
+@pytest.mark.parametrize('letters', [HAN, THAI, KANA], ids=['Han', 'Thai', 'Hiragana'])
+@pytest.mark.parametrize('line', [5, 12, 1000])
+def test_a_text_without_spaces_and_its_edited_copy(letters, line):
+    rng = random.Random(3)
+    pieces = rng.choices(letters, k=720)
+    copy = list(pieces)
+    for k in range(60, 720, 120): copy[k] = letters[0]
+    other = rng.choices(letters, k=720)
+    def lines(parts): return '\n'.join(''.join(parts[i:i + line]) for i in range(0, 720, line))
+    found = dedup([('a', lines(pieces)), ('b', lines(copy)), ('c', lines(other))])
+    assert found.keep.count(True) == 2
+    assert found.keep[2]
+
+def test_a_text_of_two_scripts_is_compared_in_both():
+    rng = random.Random(4)
+    english = ' '.join(rng.choices('the mill stands by a river and turns its wheel'.split(), k=60))
+    texts = [english + '\n' + ''.join(rng.choices(HAN, k=300)) for _ in range(2)]
+    assert dedup(zip('ab', texts)).keep == [True, True]
+
+def test_passages_without_spaces_are_found(tmp_path):
+    rng = random.Random(5)
+    def run(n): return ''.join(rng.choices(HAN, k=n))
+    passage = run(150)
+    texts = [run(100) + '\n' + passage + '\n' + run(80), run(70) + passage + run(90)]
+    counter = RepeatCounter(tmp_path)
+    for i, text in enumerate(texts): counter.add(i, window_keys(text))
+    counter.flush()
+    keys, first = repeated_keys(tmp_path, 2)
+    (start, end), = repeated_spans(texts[1], 1, keys, first, texts.__getitem__)
+    assert texts[1][start:end] == passage
+
+@pytest.mark.parametrize('letters', [HAN, THAI, KANA], ids=['Han', 'Thai', 'Hiragana'])
+def test_an_evaluation_item_without_spaces_is_found(letters):
+    rng = random.Random(6)
+    item = ''.join(rng.choices(letters, k=30))
+    guard = Decontaminator({'exam': [item]})
+    before, after = (''.join(rng.choices(letters, k=40)) for _ in range(2))
+    assert guard.overlap(f'{before}。{item}。{after}').share == 1
+    assert guard.overlap(before + after) is None
+
+def test_a_saved_search_finds_the_same(tmp_path):
+    exam = {'a': [' '.join(f'w{i}' for i in range(k, k + 20)) for k in range(0, 400, 20)], 'b': ['too short']}
+    guard = Decontaminator(exam)
+    guard.save(tmp_path/'guard.npz')
+    again = Decontaminator.load(tmp_path/'guard.npz')
+    assert again.fingerprint == guard.fingerprint
+    assert repr(again) == repr(guard)
+    assert again.overlap('Said: ' + exam['a'][3]) == guard.overlap('Said: ' + exam['a'][3])

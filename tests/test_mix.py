@@ -43,6 +43,13 @@ def test_splits_do_not_depend_on_order_or_company():
     assert assigned(shuffled) == all_of_them
     assert assigned(shuffled[:100]).items() <= all_of_them.items()
 
+def test_few_documents_fill_every_split():
+    for seed in range(300):
+        docs = [Doc('x', f'{seed}-{i}') for i in range(3 + seed % 4)]
+        assert set(assign_splits(docs, seed=seed, valid=.25, test=.25)) == {'train', 'valid', 'test'}
+        two = assign_splits(docs[:2], seed=seed, valid=.25, test=.25)
+        assert len(set(two)) == 2 and 'train' in two
+
 
 # mixtures
 

@@ -78,9 +78,11 @@ def test_the_account(alone):
     assert check_shards(out) == 3
     assert card['source']['fingerprint']
     assert sum(card['lengths']['documents']) == totals['kept']
+    file = card['clusters'][0]['file']
+    assert file.endswith('docs.jsonl')
     assert card['clusters'] == [
-        dict(kept='d7', dropped=['copy']),
-        dict(kept='near', dropped=['d8']),
+        dict(kept='d7', dropped=['copy'], file=file, files={file: 1}),
+        dict(kept='near', dropped=['d8'], file=file, files={file: 1}),
     ]
     assert card['cluster_sizes'] == {'2': 2}
 

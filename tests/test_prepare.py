@@ -1,17 +1,19 @@
 "Preparing data: nothing half-made is taken for whole, nothing is lost, and the same question has the same answer."
-import errno, json, os, random, shutil, signal
+import errno, json, os, pickle, random, shutil, signal, threading
 from functools import partial
 from pathlib import Path
 import numpy as np
 import pytest
 import torch
 from run_program import run_program
-from llmbook.core import UserError
+from llmbook.core import RunFolder, UserError
+from llmbook.base.owner import own_folder
 from llmbook.prepare.card import show_card
-from llmbook.filters.presets import alphabetic_words
+from llmbook.filters.presets import alphabetic_words, word_count
 from llmbook.prepare import passes
 from llmbook.prepare.passes import FirstPass, Recipe
-from llmbook.prepare.pipeline import prepare
+from llmbook.prepare.account import Funnel
+from llmbook.prepare.pipeline import _commonest_reasons, prepare
 from llmbook.prepare.units import split_huge
 from llmbook.prepare.work import stored_card
 from llmbook.read.doc import Doc
@@ -417,6 +419,167 @@ def test_one_long_file(tmp_path):
     if not files: pytest.skip('tinyshakespeare is not in LLMBOOK_DATA')
     card = prepare(files, tmp_path/'out', vocab_size=512, progress=False)
     assert all(s['tokens'] > 5000 for s in card['splits'].values()), card['funnel']
+
+# a folder that is read and a folder that is made
+
+@pytest.fixture
+def notes(tmp_path):
+    "Return a folder of texts."
+    folder = tmp_path/'notes'
+    folder.mkdir()
+    for i, text in enumerate(texts(8)): (folder/f'{i}.txt').write_text(text)
+    return folder
+
+def snapshot(folder): return {p: p.stat().st_mtime_ns for p in sorted(folder.rglob('*')) if p.is_file()}
+
+@pytest.mark.parametrize('source,out', [('.', 'data'), ('.', 'a/b/data'), ('.', '.'), ('*', 'data'), ('**/*', 'data'),
+                                        ('../notes', 'data'), ('.', 'link')])
+def test_what_is_made_inside_the_source_is_no_source(notes, monkeypatch, source, out):
+    monkeypatch.chdir(notes)
+    (notes/'elsewhere').mkdir()
+    (notes/'link').symlink_to(notes/'elsewhere')
+    first = prepare(source, out, **OPTIONS)
+    assert first['totals']['in'] == 8
+    before = snapshot(notes)
+    assert prepare(source, out, **OPTIONS) == first
+    assert snapshot(notes) == before
+    other = prepare(source, out, **{**OPTIONS, 'seed': 1}) # made again, from the same eight texts
+    assert other['totals']['in'] == 8
+    assert sorted(p.name for p in notes.glob('?.txt')) == [f'{i}.txt' for i in range(8)]
+    second_folder = prepare(source, 'second', **OPTIONS)
+    assert second_folder['totals']['in'] == 8
+    assert second_folder['source']['outputs'] > 0
+
+def test_a_source_inside_the_folder_that_is_made(notes, tmp_path):
+    first = prepare(notes, tmp_path, **OPTIONS)
+    assert prepare(notes, tmp_path, **OPTIONS) == first
+    assert prepare(notes, tmp_path, **{**OPTIONS, 'seed': 1})['totals']['in'] == 8
+
+def test_what_a_run_made_is_no_source(notes):
+    run = notes/'runs'/'one'
+    RunFolder(run).mark('data', 'question', 'answer')
+    for name in ('plan.json', 'pretrain/history.csv', 'pretrain/notes.txt', 'model/README.md', 'evaluation.json'):
+        (run/name).parent.mkdir(exist_ok=True)
+        (run/name).write_text('{"text": "made by a run"}')
+    (run/'own.txt').write_text(texts(9)[-1])
+    prepare(notes, run/'data', **OPTIONS)
+    card = prepare(notes, run/'data', **{**OPTIONS, 'seed': 1})
+    assert card['totals']['in'] == 9
+
+@pytest.mark.parametrize('name', ['tokenizer.json', 'card.json', 'text/valid.jsonl', 'rejects.jsonl', 'train-00000.bin', '.work/mine'])
+def test_files_of_another_origin_are_not_replaced(source, tmp_path, name):
+    (tmp_path/name).parent.mkdir(exist_ok=True)
+    (tmp_path/name).write_text('{"question": "mine"}')
+    before = snapshot(tmp_path)
+    with pytest.raises(UserError, match='another origin'): prepare(source, tmp_path, **OPTIONS)
+    assert snapshot(tmp_path) == before
+
+def test_other_files_stay(source, tmp_path):
+    (tmp_path/'text').mkdir()
+    for name in ('notes.txt', 'text/mine.jsonl', 'question.json'): (tmp_path/name).write_text('mine')
+    for seed in (1, 2): prepare(source, tmp_path, **OPTIONS, seed=seed)
+    for name in ('notes.txt', 'text/mine.jsonl', 'question.json'): assert (tmp_path/name).read_text() == 'mine'
+
+def test_a_file_that_would_be_replaced_is_no_source(source, mine):
+    before = snapshot(mine)
+    for given in (dict(sources=mine/'text'/'test.jsonl'), dict(sources=source, tokenizer=mine, seed=3)):
+        with pytest.raises(UserError, match='made again'): prepare(**{**OPTIONS, **given}, out=mine)
+    with pytest.raises(UserError, match='only what an earlier'): prepare(mine, mine, **OPTIONS)
+    assert snapshot(mine) == before
+
+def test_a_folder_that_is_being_made_has_an_owner(source, tmp_path):
+    with own_folder(tmp_path/'out', 'a preparation'):
+        seen = []
+        def second():
+            try: prepare(source, tmp_path/'out', **OPTIONS)
+            except UserError as e: seen.append(str(e))
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+    assert 'nothing else writes to' in seen[0]
+    assert prepare(source, tmp_path/'out', **OPTIONS)['totals']['kept'] == 60
+
+
+# what is said
+
+def test_what_was_left_out_is_said(tmp_path, capsys):
+    rows = [dict(id=f'd{i}', text=t) for i, t in enumerate(texts(30))]
+    rows += [dict(id=f'short{i}', text='Too short by far.') for i in range(20)] + [dict(id='none', body='x')]
+    source = write_rows(tmp_path/'a.jsonl', rows)
+    card = prepare(source, tmp_path/'out', **{**OPTIONS, 'preset': {'prose': [word_count]}, 'progress': True})
+    said = capsys.readouterr().out
+    for line in ('51 documents came in, 30 are kept', 'left out by read: no text 1', 'left out by filter: word_count 20'):
+        assert line in said
+    greedy, few = card['warnings']
+    assert greedy.startswith('filter: word_count took 20 documents, 39% of the documents')
+    assert few.startswith('Few documents: valid ')
+    page = (tmp_path/'out'/'card.html').read_text()
+    for warning in card['warnings']:
+        assert f'note: {warning}' in said
+        assert warning.split(',')[0] in page
+
+def test_a_language_that_is_lost_is_named(tmp_path, capsys):
+    def no_german(v): return 1 if v.doc.language == 'de' else None
+    german = ['Der Müller ging am frühen Morgen zur Mühle, weil das Wasser hoch stand.',
+              'Seine Tochter brachte ihm später ein Stück Brot und etwas Käse aus dem Keller.',
+              'Am Abend saßen sie vor dem Haus und sprachen lange über die Ernte und den Winter.']
+    rows = [dict(text=t) for t in german] + [dict(id=f'd{i}', text=t) for i, t in enumerate(texts(40))]
+    card = prepare(write_rows(tmp_path/'a.jsonl', rows), tmp_path/'out', **{**OPTIONS, 'preset': {'prose': [no_german]}})
+    assert any(w.startswith("Language 'de': the filters dropped 3 of 3 documents (no_german 3)") for w in card['warnings'])
+    assert "note: Language 'de'" in capsys.readouterr().out
+
+def test_one_text_for_all_splits_is_said(tmp_path):
+    card = prepare(library(tmp_path/'books', 1), tmp_path/'out', **OPTIONS)
+    assert any('passages of one text' in w for w in card['warnings'])
+
+def test_the_text_may_stand_in_another_field(tmp_path):
+    rows = [dict(id=f'd{i}', content=t, title='x') for i, t in enumerate(texts(40))]
+    source = write_rows(tmp_path/'a.jsonl', rows)
+    expected = 'kept none of 40: 40 no text .*got id, content, title: give text_field'
+    with pytest.raises(UserError, match=expected): prepare(source, tmp_path/'out', **OPTIONS)
+    card = prepare(source, tmp_path/'out', text_field='content', **OPTIONS)
+    assert card['totals']['kept'] == 40
+    assert prepare(source, tmp_path/'out', text_field='content', **OPTIONS) == card
+
+def test_reasons_of_several_steps_add_up():
+    funnel = Funnel()
+    for name in ('filter', 'near-duplicates'): funnel.step(name).drop('empty', name, 'x')
+    assert _commonest_reasons(funnel) == '2 empty'
+
+def test_a_worker_gets_a_small_recipe(source, tmp_path, monkeypatch):
+    sent = []
+    def run(f, items, *args):
+        sent.append(len(pickle.dumps(f)))
+        return map(f, items)
+    monkeypatch.setattr('llmbook.prepare.pipeline.run_units', run)
+    exam = [' '.join(f'w{i}x{k}' for k in range(40)) for i in range(2_000)]
+    prepare(source, tmp_path/'out', against=dict(exam=exam), **OPTIONS)
+    assert max(sent) < 2_000
+
+def test_groups_name_the_files_of_their_documents(tmp_path):
+    text, *others = texts(40)
+    for name, ids in (('a', 'xy'), ('b', 'z')):
+        rows = [dict(id=i, text=text + ' The end.' * (i == 'y')) for i in ids]
+        rows += [dict(id=f'{name}{k}', text=t) for k, t in enumerate(others)] if name == 'a' else []
+        write_rows(tmp_path/f'{name}.jsonl', rows)
+    card = prepare(tmp_path/'*.jsonl', tmp_path/'out', **OPTIONS)
+    group, = card['clusters']
+    assert group['kept'] == 'y'
+    assert Path(group['file']).name == 'a.jsonl'
+    assert {Path(f).name: n for f, n in group['files'].items()} == {'a.jsonl': 1, 'b.jsonl': 1}
+    page = show_card(card).data
+    assert 'b.jsonl' in page
+
+def test_books_with_and_without_a_notice_are_one(tmp_path):
+    folder = library(tmp_path/'books', 4, n_characters=319_000)
+    notice = ' '.join(f'{word} notice {i}' for i, word in enumerate(WORDS * 10))
+    book = (folder/'book0.txt').read_text()
+    (folder/'before.txt').write_text(notice + '\n\n' + book)
+    (folder/'after.txt').write_text(book + '\n\n' + notice)
+    assert prepare(folder, tmp_path/'out', **OPTIONS)['totals'] == {'in': 6, 'kept': 4, 'dropped': 2, 'rejected': 0}
+
+
+# long documents
 
 def library(folder, n, n_characters=150_000):
     "Write books of different words, each longer than a part."

@@ -12,24 +12,22 @@ from pathlib import Path
 from typing import Iterable, NamedTuple
 import numpy as np
 from fastcore.basics import patch
-from ..core import UserError, mix64
+from ..core import UserError, atomic_path, mix64
 from ..core import fingerprint as short_name
+from ..clean.words import space_words
 
 # %% ../../nbs/api/13_dedup/04_decontaminate.ipynb #2af8124b
 _PLAIN = bytes(c if chr(c).isalnum() or c >= 128 else 32 for c in range(256)) # ASCII: letters and digits stay
 _MARKS = re.compile( # in UTF-8: punctuation, symbols, emoji
     rb'\xc2.|\xc3[\x97\xb7]|\xe2[\x80-\xaf].|\xe3\x80.|\xf0\x9f..', re.S)
 _HIDDEN = '\xad\u200b\u200c\u200d\u2060\ufeff' # soft hyphens and zero-width characters stand inside words
-_UNSPACED = re.compile(
-    '[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+')
 
 def _even(text):
-    "Replace compatibility forms, remove hidden characters, put spaces between the characters of unspaced scripts."
+    "Replace compatibility forms, remove hidden characters, put spaces between the words of unspaced scripts."
     if not unicodedata.is_normalized('NFKC', text): text = unicodedata.normalize('NFKC', text)
     for c in _HIDDEN:
         if c in text: text = text.replace(c, '')
-    if _UNSPACED.search(text): text = _UNSPACED.sub(lambda m: f" {' '.join(m[0])} ", text)
-    return text
+    return space_words(text)
 
 def _plain(text):
     "Return a text as lower-case bytes in which only spaces separate."
@@ -151,6 +149,9 @@ class Overlap(NamedTuple):
     found:tuple # every item with at least one run in the document, as (set, position)
 
 # %% ../../nbs/api/13_dedup/04_decontaminate.ipynb #15b84b76
+_PLAIN_PARTS = ('n', 'shortest', 'common', 'least', 'items', 'sizes', 'short', 'lengths', 'left_out')
+_ARRAYS = ('keys', 'owner', 'start', 'total')
+
 class Decontaminator:
     "A search for evaluation items in documents; it can be pickled, and is the same in every process."
     def __init__(self,
@@ -210,10 +211,38 @@ class Decontaminator:
         self.keys, start = np.unique(h[order], return_index=True)
         self.start = np.append(start, len(h)).astype(np.int64)
         self.total = np.bincount(owner, minlength=len(grams))
+        self._set_bits()
+
+    def _set_bits(self):
+        "Make the table of bits from the keys."
         bits = max(12, (8 * len(self.keys)).bit_length())
         self.shift = np.uint64(64 - bits)
         self.table = np.zeros(1 << bits, bool)
         self.table[self.keys >> self.shift] = True
+
+    def save(self,
+        path:str|Path, # file to write, NAME.npz
+    ):
+        "Write the search to a file, from which many processes can load it; it holds numbers and names, no code."
+        about = {name: getattr(self, name) for name in _PLAIN_PARTS}
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        header = np.frombuffer(json.dumps(about).encode(), np.uint8)
+        with atomic_path(path) as tmp, open(tmp, 'wb') as f: np.savez(f, about=header, **arrays)
+
+    @classmethod
+    def load(cls,
+        path:str|Path, # file that `save` wrote
+    ):
+        "Read a search from a file."
+        new = cls.__new__(cls)
+        with np.load(path, allow_pickle=False) as arrays:
+            about = json.loads(arrays['about'].tobytes())
+            for name in _ARRAYS: setattr(new, name, arrays[name])
+        for name in _PLAIN_PARTS: setattr(new, name, about[name])
+        new.items = [tuple(item) for item in new.items]
+        new.lengths = tuple(new.lengths)
+        new._set_bits()
+        return new
 
     @property
     def fingerprint(self) -> str: # 12 hexadecimal digits

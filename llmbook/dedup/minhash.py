@@ -10,6 +10,7 @@ __all__ = ['word_hashes', 'run_hashes', 'positions', 'part_sums', 'first_of_equa
 import numpy as np
 from typing import Iterable
 from ..core import UserError, mix64
+from ..clean.words import space_words
 
 # %% ../../nbs/api/13_dedup/01_minhash.ipynb #c2ec620d
 _FIRST = np.array([(1 << 8 * k) - 1 for k in range(9)], np.uint64) # keeps the first k of eight bytes
@@ -99,7 +100,7 @@ def first_of_equals(
 # %% ../../nbs/api/13_dedup/01_minhash.ipynb #2c417e1e
 def _words(texts):
     "Return the words of many texts in a row, as numbers, and the bounds of the texts among them."
-    parts = [t.lower().encode('utf-8', 'replace') for t in texts]
+    parts = [space_words(t.lower()).encode('utf-8', 'replace') for t in texts]
     x, start, _ = word_hashes(b' '.join(parts))
     sizes = [len(p) + 1 for p in parts]
     ends = np.cumsum([0] + sizes)

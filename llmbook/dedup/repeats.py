@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Callable, Iterable
 from ..core import UserError, mix64
 from ..read.doc import Doc
+from ..clean.words import space_words
 from .minhash import part_sums, positions, run_hashes, word_hashes
 
 # %% ../../nbs/api/13_dedup/03_repeats.ipynb #cb9d8a36
@@ -196,7 +197,7 @@ def window_keys(
     "Return a sample of the hashes of a text's windows, the same for the same words in any text."
     return np.unique(_smallest(run_hashes(_words(text), n), sample))
 
-def _words(text): return word_hashes(text.lower().encode('utf-8', 'replace'))[0]
+def _words(text): return word_hashes(space_words(text.lower()).encode('utf-8', 'replace'))[0]
 
 def _smallest(h, w):
     "Return the smallest of every `w` neighbours, in three passes whatever `w` is (van Herk and Gil-Werman)."
@@ -234,7 +235,11 @@ def _agree(a, b):
 def _characters(text, spans):
     "Convert spans of words to spans of characters."
     if not spans: return []
-    words = [m.span() for m in re.finditer(r'[^\x00-\x20]+', text)]
+    words, at = [], 0
+    for m in re.finditer(r'[^\x00-\x20]+', space_words(text)): # only spaces were added
+        start = text.index(m[0], at)
+        at = start + len(m[0])
+        words.append((start, at))
     return [(words[a][0], words[z - 1][1]) for a, z in spans]
 
 # %% ../../nbs/api/13_dedup/03_repeats.ipynb #2b75959e

@@ -15,6 +15,7 @@ import numpy as np
 from fastcore.basics import patch
 from .. import __version__
 from ..core import RunFolder, UserError, atomic_path, check_space, fingerprint, write_json
+from ..base.owner import own_folder
 from ..read.embedded import combined_fingerprint
 from ..filters.presets import PRESETS
 from ..dedup.decontaminate import Decontaminator
@@ -22,6 +23,7 @@ from ..dedup.near import find_duplicates
 from ..dedup.repeats import repeated_keys
 from ..tokens.shards import ShardWriter, disk_errors, token_dtype, write_manifest
 from ..tokens.tokenizer import MIN_VOCAB, load_tokenizer, save_tokenizer, tokenizer_fingerprint, train_tokenizer
+from .outputs import Outputs, check_free
 from .account import Funnel, Lengths, Step
 from .splits import SPLITS
 from .units import LONGEST_PART, Sources, divide, divide_in_order, passages, units
@@ -30,7 +32,7 @@ from llmbook.prepare.work import (
 )
 from .workers import ProgressBar, choose_workers, run_units
 from .passes import Recipe, count_stage, load_repeated, pack_stage, read_stage, without_repeats
-from .card import save_card
+from .card import card_summary, card_warnings, save_card
 
 # %% ../../nbs/api/15_prepare/08_pipeline.ipynb #06c947da
 class Preparation:
@@ -104,7 +106,17 @@ def _add_up(self:Preparation, summaries):
         for reason, n in s['left_out'].items():
             total = self.left_out.setdefault(reason, dict(parts=0, bytes=0))
             for key in total: total[key] += n[key]
-    self.contamination = _contamination(self.recipe.against, summaries)
+    self.languages = {}
+    for s in summaries: _add_languages(self.languages, s['languages'])
+    guard = Decontaminator.load(self.recipe.against) if self.recipe.against else None
+    self.contamination = _contamination(guard, summaries)
+
+def _add_languages(total, counts):
+    "Add a unit's counts of what the filters did to each language."
+    for language, n in counts.items():
+        row = total.setdefault(language, dict(documents=0, dropped=0, reasons={}))
+        for key in ('documents', 'dropped'): row[key] += n[key]
+        for reason, k in n['reasons'].items(): row['reasons'][reason] = row['reasons'].get(reason, 0) + k
 
 def _contamination(against, summaries): # {set: items, found, documents}
     "Count how many items each evaluation set has, how many were found, and in how many documents."
@@ -144,7 +156,7 @@ def choose(self:Preparation):
     self._describe_groups(keep, found)
     if not keep.any():
         reasons = _commonest_reasons(self.funnel)
-        raise UserError(f'expected documents to train on, kept none of {self.n_in}: {reasons}. '
+        raise UserError(f'expected documents to train on, kept none of {self.n_in}: {reasons}{_missing_text(self.funnel)}. '
                         "Give more text, or preset='none' to switch the filters off")
     self.split = np.full(len(keep), DROPPED, np.uint8)
     self.split[keep] = self._divided(keep)
@@ -204,13 +216,26 @@ def _describe_groups(self:Preparation, keep, found):
     self.groups = []
     for kept, members in _largest_groups(kept_for, dropped):
         ids = [self.documents[i].id for i in members]
-        self.groups.append(dict(kept=self.documents[kept].id, dropped=ids))
+        self.groups.append(dict(kept=self.documents[kept].id, dropped=ids, **self._files(kept, members)))
+
+@patch
+def _files(self:Preparation, kept, members):
+    "Return the files of a group's documents, where their ids do not say them, and how many of those that are dropped each has."
+    files = Counter(self.documents[i].meta.get('file', '') for i in members)
+    named = {file: n for file, n in files.most_common(10) if file}
+    file = self.documents[kept].meta.get('file', '')
+    return dict(file=file, files=named) if file or named else {}
 
 def _commonest_reasons(funnel):
     lost = Counter()
     for step in funnel.steps:
-        for reason, r in step.reasons.items(): lost[reason] = r['documents']
+        for reason, r in step.reasons.items(): lost[reason] += r['documents']
     return ', '.join(f'{n:,} {reason}' for reason, n in lost.most_common(4)) or 'no documents were found'
+
+def _missing_text(funnel):
+    "Return why records had no text, with the names that were found; '' if that was not the reason."
+    found = funnel.steps[0].reasons.get('no text', {}).get('examples', [])
+    return f" ({found[0]['value']}: give text_field)" if found else ''
 
 # %% ../../nbs/api/15_prepare/08_pipeline.ipynb #30b9544b
 TOKENIZER_SAMPLE = 6_000_000 # bytes of training text that the tokenizer is trained on, at most
@@ -345,7 +370,7 @@ def card(self:Preparation, src, tok, splits, question): # dict
         seed=self.options['seed'],
         totals=self.funnel.check(self.n_in),
         funnel=self.funnel.as_list(),
-        source=dict(names=src.names, fingerprint=self.fingerprint, note=_NOTE if src.embedded else ''),
+        source=dict(names=src.names, fingerprint=self.fingerprint, note=_NOTE if src.embedded else '', outputs=src.n_outputs),
         sources=self._counts('sources'),
         kinds=kinds,
         languages=self._counts('languages'),
@@ -362,10 +387,13 @@ def card(self:Preparation, src, tok, splits, question): # dict
         seconds=round(sum(self.seconds.values()), 3),
         stage_seconds=self.seconds,
         contamination=self.contamination,
-        left_out=dict(sorted(self.left_out.items())))
+        left_out=dict(sorted(self.left_out.items())),
+        filtered_languages=dict(sorted(self.languages.items())),
+        is_cut=self.is_cut)
     if self.recipe.repeats:
         lines, n_bytes = zip(*(s['removed'] for s in self.packed))
         card['repeats'] = dict(lines=sum(lines), bytes=sum(n_bytes))
+    card['warnings'] = card_warnings(card)
     return card
 
 @patch
@@ -414,6 +442,21 @@ def _check_options(options):
     if repeats < 0: raise UserError(f'expected 0 or a number of documents for repeats, got {repeats}')
 
 # %% ../../nbs/api/15_prepare/08_pipeline.ipynb #4f8487e6
+def _check_outside(out, sources, tokenizer):
+    "Raise `UserError` if a file that is read is one that would be replaced."
+    paths = [Path(name) for name in sources]
+    if tokenizer: paths += [Path(tokenizer), Path(tokenizer)/'tokenizer.json']
+    for path in paths:
+        if path.is_file() and out.resolve() in path.resolve().parents and path in Outputs():
+            raise UserError(f'expected sources and a tokenizer outside of {out}, which is made again, got {path}: '
+                            'give another --out, or copy the file to another place')
+
+def _report(card, progress):
+    "Print what was left out, if progress is shown, and what to look at first."
+    if progress:
+        for line in card_summary(card): print(line)
+    for warning in card['warnings']: print(f'note: {warning}')
+
 def prepare(
     sources='embedded', # a file, folder, pattern, 'embedded', 'embedded:BYTES', 'hub:NAME', or a list of them
     out:str|Path='data', # folder to make
@@ -431,28 +474,36 @@ def prepare(
     tokenizer:str|Path|None=None, # tokenizer made before: a prepared folder or its tokenizer.json; None trains one
     workers:int|None=None, # number of processes; None: all cores, or one for little text
     engine:str='local', # 'local', or 'ray' for a Ray cluster, whose machines must see `out`
+    text_field:str='text', # field or column that holds the text in jsonl, CSV, parquet and hub data sets
 ) -> dict: # the data card; UserError for a source that is not there, too little text, a full disk, ...
     "Turn sources into token shards, tokenizer and data card; do nothing if they are already there."
-    src = Sources(sources, max_bytes, seed)
+    src = Sources(sources, max_bytes, seed, text_field)
     given = str(tokenizer) if tokenizer else None
     options = dict(vocab_size=vocab_size, preset=preset, seed=seed, valid=valid, test=test, personal=personal,
                    similarity=similarity, repeats=repeats, tokenizer=given)
+    if text_field != 'text': options['text_field'] = text_field # older cards do not have it, and still answer
     _check_options(options)
     guard = Decontaminator(against) if against else None
     guard_fingerprint = guard.fingerprint if guard else None
     given_fingerprint = tokenizer_fingerprint(load_tokenizer(tokenizer)) if tokenizer else None
     question = fingerprint([__version__, src.identity(), options, guard_fingerprint, given_fingerprint])
-    out = RunFolder(out).path
+    out = Path(out)
+    if out.exists() and not out.is_dir(): RunFolder(out) # says that a file is in the way
     card = stored_card(out, question)
     if card: return card
-    changed = what_changed(out, question, options | dict(sources=src.names))
-    if changed: print(f'making {out} again: {changed}')
+    check_free(out)
+    _check_outside(out, src.local, tokenizer)
     check_space(out, 3 * src.n_bytes)
     workers = choose_workers(workers, src.n_bytes)
-    with disk_errors(out):
+    with disk_errors(out), own_folder(out, 'a preparation'):
+        changed = what_changed(out, question, options | dict(sources=src.names))
+        if changed: print(f'making {out} again: {changed}')
+        work = work_folder(out, question).resolve() # its question marks the folder as one that prepare makes
         remove_old(out)
-        work = work_folder(out, question).resolve()
-        recipe = Recipe(str(work), preset, personal, similarity, repeats, guard, seed, valid, test, workers == 1)
+        if guard: guard.save(work/'against.npz')
+        against_file = str(work/'against.npz') if guard else ''
+        recipe = Recipe(str(work), preset, personal, similarity, repeats, against_file, seed, valid, test, workers == 1)
         card = _run_stages(Preparation(out, options, recipe, workers, engine, progress), src, question)
         shutil.rmtree(out/'.work')
+    _report(card, progress)
     return card

@@ -49,15 +49,23 @@ def assign_splits(
     if clusters is None: clusters = range(len(docs))
     keys = _keys(docs, clusters, by)
     split = {k: split_of(k, seed, valid, test) for k in sorted(set(keys))}
-    for name, share, start in (('valid', valid, 0), ('test', test, valid)):
+    ends = dict(train=1., valid=valid, test=valid + test) # of the span of each split
+    for name, share in (('train', 1.), ('valid', valid), ('test', test)):
         if not share or name in split.values(): continue
-        distance = {} # of the keys for training from the end of the span that is empty
-        for k, of in split.items():
-            if of == 'train': distance[k] = abs(split_place(k, seed) - start - share)
-        if len(distance) < 2: continue
+        giver = _giver(list(split.values()), name)
+        if not giver: continue
+        distance = {k: abs(split_place(k, seed) - ends[name]) for k, of in split.items() if of == giver}
         closest = min(distance, key=distance.get)
         split[closest] = name
     return [split[k] for k in keys]
+
+def _giver(splits, name):
+    "Return the split that can spare a key for `name`: training, or else the largest; '' if there is none."
+    counts = {name: splits.count(name) for name in SPLITS}
+    largest = max(counts, key=counts.get)
+    giver = 'train' if counts['train'] > 1 else largest
+    if counts[giver] > 1: return giver
+    return 'test' if name == 'train' and counts['test'] else '' # something has to be trained on
 
 def _keys(docs, clusters, by):
     "Return the key of each document: that of the smallest id in its cluster."

@@ -8,6 +8,7 @@ __all__ = ['LONGEST_PART', 'LONGEST_DOCUMENT', 'Sources', 'unit_size', 'units', 
 
 # %% ../../nbs/api/15_prepare/03_units.ipynb #2915819b
 import json, platform, sys
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -17,6 +18,7 @@ from ..core import UserError, atomic_path
 from ..read.doc import Doc
 from ..read.embedded import embedded_corpus
 from ..read.sources import Unit, hub_dataset, plan_units, source_paths
+from .outputs import Outputs
 from .splits import SPLITS
 
 # %% ../../nbs/api/15_prepare/03_units.ipynb #90f1ee43
@@ -26,6 +28,7 @@ class Sources:
         sources, # a file, folder, pattern, 'embedded', 'embedded:BYTES', 'hub:NAME', or a list of them
         max_bytes:int=16_000_000, # budget of 'embedded' and of each 'hub:'
         seed:int=42, # seed of the choice that 'embedded' makes
+        text_field:str='text', # field or column that holds the text in jsonl, CSV, parquet and the hub's data sets
     ):
         names = [sources] if isinstance(sources, (str, Path)) else sources
         names = [str(name) for name in names]
@@ -34,29 +37,42 @@ class Sources:
         self.names = [f'embedded:{max_bytes}' if name == 'embedded' else name for name in names]
         self.max_bytes = max_bytes
         self.seed = seed
+        self.text_field = text_field
+        self.outputs = Outputs()
         self.hub = [name for name in self.names if name.startswith('hub:')]
         self.embedded = [name for name in self.names if name.startswith('embedded:')]
         self.local = [name for name in self.names if not name.startswith(('hub:', 'embedded:'))]
         files = set() # a file that two sources name is read once
-        for name in self.local: files.update(source_paths(name))
+        for name in self.local: files.update(source_paths(name, self.outputs))
         self.files = sorted(files)
+        self.stats = _stats(self.files)
+        self.n_outputs = self.outputs.n_found
+        if self.local and not self.files: raise UserError(
+            f'expected text in {", ".join(self.local)}, found only what an earlier preparation or run made: '
+            'name its files one by one, if they are to be read')
         for name in self.embedded: embedded_corpus(_budget(name), seed) # reports mistakes; `units` reads it
 
     @property
     def n_bytes(self): # bytes that are expected
-        files = sum(path.stat().st_size for path in self.files)
+        files = sum(size for _, size, _ in self.stats)
         hub = self.max_bytes * len(self.hub)
         embedded = sum(_budget(name) for name in self.embedded)
         return files + hub + embedded
 
     def identity(self): # JSON
         "Return what distinguishes these sources from others."
-        files = []
-        for path in self.files:
-            stat = path.stat()
-            files.append([str(path), stat.st_size, stat.st_mtime_ns])
         packages = _installed() if self.embedded else []
-        return [self.names, platform.python_version(), packages, files]
+        identity = [self.names, platform.python_version(), packages, self.stats]
+        return identity if self.text_field == 'text' else [*identity, self.text_field]
+
+def _stats(files):
+    "Return path, size and time of each file, but for those that somebody has removed meanwhile."
+    stats = []
+    for path in files:
+        with suppress(FileNotFoundError):
+            stat = path.stat()
+            stats.append([str(path), stat.st_size, stat.st_mtime_ns])
+    return stats
 
 def _budget(name):
     "Return the bytes of 'embedded:BYTES'."
@@ -84,9 +100,10 @@ def units(
 ) -> Iterator[Unit]: # in an order that is always the same
     "Cut the input into units."
     size = unit_size(src.n_bytes)
-    if src.local: yield from plan_units(src.local, size)
+    if src.local: yield from plan_units(src.local, size, src.text_field, src.outputs)
     embedded = [embedded_corpus(_budget(name), src.seed) for name in src.embedded]
-    hub = [_within(hub_dataset(name.removeprefix('hub:')), src.max_bytes) for name in src.hub]
+    field = {} if src.text_field == 'text' else dict(text_field=src.text_field)
+    hub = [_within(hub_dataset(name.removeprefix('hub:'), **field), src.max_bytes) for name in src.hub]
     paths = (Path(work)/f'{i:06d}.jsonl' for i in count())
     for records in embedded + hub: yield from _written(records, paths, size)
 

@@ -83,7 +83,8 @@ def record(
     "Turn a record into a document."
     body = row.get(text_field) if isinstance(row, dict) else None
     if not isinstance(body, str):
-        return Reject(id, source, 'no text', f"expected an object with a string '{text_field}'")
+        found = f", got {', '.join(map(str, row))}" if isinstance(row, dict) and row else ''
+        return Reject(id, source, 'no text', f"expected an object with a string '{text_field}'{found}"[:200])
     if not body or body.isspace(): return Reject(id, source, 'empty')
     meta = {k: v for k, v in row.items() if k not in _OWN and k != text_field}
     more = row.get('meta')

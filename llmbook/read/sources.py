@@ -160,9 +160,12 @@ def _found(source):
 
 def source_paths(
     source:str|Path, # file, folder or pattern
+    skip=(), # holds the real paths of files that are no source, unless the source is the file itself
 ) -> list[Path]: # sorted; UserError if there are none
     "Return the files of a source that can be read."
-    return [Path(path) for path, _ in _found(source) if _readable(path)]
+    return [Path(path) for path, real in _found(source) if _readable(path) and not _is_skipped(source, real, skip)]
+
+def _is_skipped(source, real, skip): return not os.path.isfile(source) and real in skip
 
 # %% ../../nbs/api/10_read/10_sources.ipynb #d5c81316
 def _budget(source):
@@ -172,7 +175,7 @@ def _budget(source):
     if n > 0: return n
     raise UserError(f"expected 'embedded' or 'embedded:BYTES' such as 'embedded:4000000', got '{source}'")
 
-def _plan(sources):
+def _plan(sources, skip=()):
     "Return (label, folder or '', path) of every file in order; (label, '', bytes) for the embedded corpus."
     sources = [sources] if isinstance(sources, (str, Path)) else list(sources)
     if not sources: raise UserError("expected at least one source, got none: name a file, a folder or 'embedded'")
@@ -185,7 +188,7 @@ def _plan(sources):
             plan.append((label, '', _budget(label)))
             continue
         for path, real in _found(source):
-            if real not in seen: plan.append((label, root, path))
+            if real not in seen and not _is_skipped(source, real, skip): plan.append((label, root, path))
             seen.add(real)
     return plan
 
@@ -287,12 +290,13 @@ def plan_units(
     sources:str|Path|list, # files, folders, patterns
     size:int=8 << 20, # bytes of a unit, about
     text_field:str='text', # field or column that holds the text
+    skip=(), # holds the real paths of files that are no source, as in `source_paths`
 ) -> list[Unit]: # in the order in which `read_sources` reads; UserError for 'embedded', which is no file
     "Cut the input into units of about the same size."
     if size <= 0: raise UserError(f'expected units of more than 0 bytes, got {size}')
     units = []
     group = None
-    for label, root, path in _plan(sources):
+    for label, root, path in _plan(sources, skip):
         if isinstance(path, int): raise UserError(f"expected files, got '{label}': write it to a jsonl file first")
         n_bytes, weight = _weight(path)
         cuts = _cuts(path, n_bytes, size)
@@ -313,10 +317,12 @@ def plan_units(
 def read_unit(
     unit:Unit, # from `plan_units`
     limit:int=LIMIT, # bytes of a record
+    on_file=lambda path: None, # called with the path of each file before it is read
 ) -> Iterator[Doc|Reject]: # in order
     "Read the documents of one unit."
     licences = Licences(_unpack_path(unit.root))
     for path in unit.paths:
+        on_file(_unpack_path(path))
         yield from read_file(_unpack_path(path), unit.source, unit.text_field, unit.start, unit.end, licences, limit)
 
 # %% ../../nbs/api/10_read/10_sources.ipynb #403f3456
