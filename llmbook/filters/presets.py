@@ -14,7 +14,8 @@ from ..core import UserError
 from ..read.doc import Doc
 from .view import View
 from .gopher import GOPHER_QUALITY, GOPHER_REPETITION, gopher_ngrams, other_common_words
-from .web import C4, FINEWEB, c4_lines, lorem_ipsum
+from .web import (C4, FINEWEB, c4_javascript, c4_lines, c4_policy, c4_sentences, curly_bracket,
+                                 lorem_ipsum)
 from ..clean.language import language
 from .content import licence
 from .code import alphanumeric, encoded_data, generated, letters, longest_line, mean_line, xml_head
@@ -120,7 +121,8 @@ def top_ngram(v:View,
         if times > 1 and x > high: return x
 
 # %% ../../nbs/api/12_filters/08_presets.ipynb #4319e774
-_PLAIN = [word_count, word_length, symbol_ratio, bullet_lines, ellipsis_lines, lorem_ipsum, alphabetic_words,
+_PLACEHOLDER = partial(lorem_ipsum, high=.2) # a text about it quotes some
+_PLAIN = [word_count, word_length, symbol_ratio, bullet_lines, ellipsis_lines, _PLACEHOLDER, alphabetic_words,
           stop_words, duplicate_lines, duplicate_line_chars, top_ngram]
 _MILD = { # thresholds that documentation passes
     word_count: dict(low=15, high=200_000),
@@ -135,7 +137,14 @@ _DEFAULT = [partial(rule, **_MILD[rule]) if rule in _MILD else rule for rule in 
 _CODE = [partial(word_count, low=10), longest_line, mean_line, generated, alphanumeric, letters]
 _ALL_CODE = [*_CODE, xml_head, encoded_data]
 _SHORT = [partial(word_count, low=15)]
-_FRAME = [partial(c4_lines, ends=None), *C4[1:], *FINEWEB]
+_FRAME = [ # C4's rules, milder where a page may be about what they look for
+    partial(c4_lines, ends=None),
+    _PLACEHOLDER,
+    partial(c4_javascript, notices=True),
+    partial(curly_bracket, high=.005),
+    partial(c4_policy, notices=True),
+    c4_sentences,
+    *FINEWEB]
 _GOPHER = GOPHER_QUALITY + GOPHER_REPETITION
 
 PRESETS = {

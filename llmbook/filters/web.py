@@ -53,33 +53,57 @@ def c4_lines(v:View,
 # %% ../../nbs/api/12_filters/03_web.ipynb #188b046d
 _POLICY = ('terms of use', 'privacy policy', 'cookie policy', 'uses cookies', 'use of cookies', 'use cookies')
 
-def _without(v, phrases):
+_TO_THE_READER = re.compile(r'''(?x)\b(?: you | your | we | our | us | enable[ds]? | disabled? | turn(?:ed)?\ on
+    | activate | please | (?:web)?site | browser | accept | agree | copyright )\b''').search
+
+def _is_notice(line):
+    "Tell whether a line, in small letters, has the form of a notice: short, or speaking to the reader."
+    return len(line) < 60 or len(line) < 400 and _TO_THE_READER(line)
+
+def _without(v, phrases, notices):
     "Return the document without the lines that hold one of `phrases`; None if there are none."
     if not any(p in v.lower for p in phrases): return None
     kept = []
     for line in v.text.split('\n'):
         lower = line.lower()
-        if not any(p in lower for p in phrases): kept.append(line)
+        goes = any(p in lower for p in phrases) and (not notices or _is_notice(lower))
+        if not goes: kept.append(line)
     return _with_lines(v, kept)
 
-def c4_javascript(v:View) -> Doc|None: # the document without those lines
+def c4_javascript(v:View,
+    notices:bool=False, # only lines that have the form of a notice
+) -> Doc|None: # the document without those lines
     "Remove lines with the word javascript (C4)."
-    return _without(v, ('javascript',))
+    return _without(v, ('javascript',), notices)
 
 def c4_policy(v:View,
     phrases:tuple=_POLICY, # in lower case
+    notices:bool=False, # only lines that have the form of a notice
 ) -> Doc|None: # the document without those lines
     "Remove lines about cookies, privacy and terms of use (C4)."
-    return _without(v, phrases)
+    return _without(v, phrases, notices)
 
 # %% ../../nbs/api/12_filters/03_web.ipynb #6270bbfe
-def lorem_ipsum(v:View):
-    "Refuse placeholder text (C4)."
-    return 'lorem ipsum' if 'lorem ipsum' in v.lower else None
+_LOREM = frozenset('''lorem ipsum dolor sit amet consectetur consectetuer adipiscing adipisicing elit sed do diam eiusmod
+    tempor incididunt ut labore et dolore magna aliqua enim ad minim veniam quis nostrud exercitation ullamco laboris
+    nisi aliquip ex ea commodo consequat duis aute irure in reprehenderit voluptate velit esse cillum eu fugiat nulla
+    pariatur excepteur sint occaecat cupidatat non proident sunt culpa qui officia deserunt mollit anim id est
+    laborum'''.split())
 
-def curly_bracket(v:View):
+def lorem_ipsum(v:View,
+    high:float=0, # largest share of the words that are of the placeholder text
+):
+    "Refuse placeholder text (C4)."
+    if 'lorem ipsum' not in v.lower: return None
+    words = [word.strip('.,;:') for word in v.lower.split()]
+    share = sum(word in _LOREM for word in words) / len(words)
+    return None if share <= high else 'lorem ipsum'
+
+def curly_bracket(v:View,
+    high:float=0, # most opening brackets per character
+):
     "Refuse curly brackets (C4)."
-    return '{' if '{' in v.text else None
+    return '{' if v.text.count('{') > high * len(v.text) else None
 
 def c4_sentences(v:View,
     low:int=5, # fewest sentences
@@ -95,23 +119,25 @@ def c4_sentences(v:View,
 C4 = [c4_lines, lorem_ipsum, c4_javascript, curly_bracket, c4_policy, c4_sentences]
 
 # %% ../../nbs/api/12_filters/03_web.ipynb #abd8c1bd
-_WIDE = re.compile('[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\uff01-\uff60\U00020000-\U0003ffff]').findall
+_WIDE = re.compile('[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\uff01-\uff60\U00020000-\U0003ffff]'
+                   ).findall
 
 def _rows(v): return [l for l in v.text.split('\n') if l and not l.isspace()]
 
 def _width(line): return len(line) if line.isascii() else len(line) + len(_WIDE(line))
+
+def _ends_like_a_sentence(line):
+    "Tell whether a line ends in a mark of any script, perhaps inside quotation marks of another script."
+    return line[-1] in TERMINALS or not line.isascii() and _OTHER_END(line[-5:]) is not None
 
 def fineweb_line_ends(v:View,
     low:float=.12, # smallest share of the lines
 ):
     "Require punctuation at the end of 12 % of the lines (FineWeb)."
     rows = _rows(v)
-    x = sum(l[-1] in TERMINALS for l in rows) / max(len(rows), 1)
-    if x >= low or v.text.isascii(): return None if x >= low else x
-    if share_of(v.text, 'thai_lao') > .5: return None
-    n_ends = sum(l[-1] in TERMINALS or _OTHER_END(l[-5:]) is not None for l in rows)
-    x = n_ends / max(len(rows), 1)
-    return None if x >= low else x
+    x = sum(map(_ends_like_a_sentence, rows)) / max(len(rows), 1)
+    if x >= low: return None
+    return None if share_of(v.text, 'thai_lao') > .5 else x
 
 def fineweb_short_lines(v:View,
     high:float=.67, # largest share of the lines
