@@ -7,11 +7,14 @@ __all__ = ['LIBRARY', 'llmbook_run', 'llmbook_plan', 'llmbook_prepare', 'llmbook
            'llmbook_generate', 'llmbook_evaluate', 'llmbook_export', 'llmbook_compare']
 
 # %% ../nbs/api/80_app/02_cli.ipynb #8ca7ffda
-import math
+import shutil, sys
 from importlib import import_module
 from pathlib import Path
 from fastcore.script import call_parse, is_cli
-from .core import RunFolder, UserError, human_count, number, read_json, write_json
+from llmbook.core import (
+    RunFolder, UserError, atomic_path, human_bytes, human_count, number, read_json, real_number, whole_number,
+    write_json
+)
 from .errors import check_free, plain_errors
 
 # %% ../nbs/api/80_app/02_cli.ipynb #ec681283
@@ -20,8 +23,12 @@ LIBRARY = {
     'KeepPlan': 'pretrain.run',
     'Plan': 'plan.plan',
     'Settings': 'journey',
+    'answer_length': 'tune.finetune',
     'answers': 'tune.finetune',
+    'check_export': 'journey',
+    'check_metric': 'tune.tasks',
     'check_plan': 'pretrain.run',
+    'check_finite': 'model.hf',
     'compare_runs': 'report.runs',
     'comparison_text': 'report.runs',
     'compressor_rows': 'evaluate.perplexity',
@@ -36,7 +43,6 @@ LIBRARY = {
     'journey': 'journey',
     'load_pretrained': 'model.hf',
     'load_tokenizer': 'tokens.tokenizer',
-    'logits_gap': 'journey',
     'overlap_rows': 'journey',
     'own_together': 'distributed.world',
     'plan': 'plan.planner',
@@ -45,10 +51,14 @@ LIBRARY = {
     'rank': 'distributed.world',
     'read_manifest': 'tokens.shards',
     'read_plan': 'plan.plan',
+    'reasons_text': 'tune.tasks',
     'rows_text': 'evaluate.stats',
     'save_pretrained': 'model.hf',
+    'short_card': 'journey',
     'toxicity_scorer': 'evaluate.toxicity',
     'whole_model': 'parallel.learner',
+    'write_chat_template': 'tune.tasks',
+    'write_predictions': 'journey',
 }
 
 def __getattr__(name):
@@ -69,7 +79,7 @@ def llmbook_run(
     max_bytes:int=16_000_000, # most bytes of text
     vocab_size:int=4096, # size of the tokenizer
     plan:str=None, # a plan.json to repeat
-    tasks:str='summarization,translation', # tasks to fine-tune on
+    tasks:str='summarization,translation', # tasks to fine-tune on: names or files of pairs, with commas between
 ):
     "Take the whole journey: data, plan, pre-training, fine-tuning, evaluation, export, report."
     from llmbook.cli import Settings, headline, journey
@@ -245,38 +255,93 @@ def llmbook_pretrain(
 @plain_errors
 def llmbook_finetune(
     model:str, # a model folder, or a run's folder
-    task:str='summarization', # 'summarization', 'translation', or a .jsonl file of prompts and answers
-    out:str='finetune', # the folder for history, checkpoints, model and result.json
+    task:str='summarization', # 'summarization', 'translation', or a file of prompts and answers (.jsonl, .csv, ...)
+    out:str='finetune', # the folder for history, checkpoints, predictions, model and result.json
     steps:int=None, # optimiser steps; none: two passes over the pairs
     lr:float=2e-3, # learning rate of the last layer group
     pairs:int=200, # held-out pairs answered before and after
     seed:int=42, # seed of pairs and order
+    bs:int=32, # pairs in a batch
+    metric:str=None, # rouge, bleu, chrf, exact_match or all; none: that of the task, all for a file
+    answer_tokens:int=None, # longest answer; none: as long as the longest reference
+    evaluations:int=4, # validations on the way
+    best:bool=False, # keep the weights of the best validation, instead of the last ones
 ):
     "Fine-tune a model on a task; scores before and after."
-    from llmbook.cli import answers, finetune, get_task, load_pretrained, overlap_rows, rows_text, save_pretrained
-    m, tok = load_pretrained(_model_folder(model))
-    RunFolder(out)
-    check_free(out, ('history.csv', 'history.parquet', 'result.json'), ('checkpoints', 'model'))
+    from llmbook.cli import answers, check_metric, finetune, get_task, overlap_rows, rows_text
+    from llmbook.cli import save_pretrained, write_chat_template, write_predictions
+    for name, n in dict(pairs=pairs, bs=bs, evaluations=evaluations).items(): whole_number(name, n)
+    for name, n in dict(steps=steps, answer_tokens=answer_tokens).items():
+        if n is not None: whole_number(name, n)
+    real_number('lr', lr, above=0)
+    if metric: check_metric(metric)
+    m, tok = _loaded(model)
     t = get_task(task, seed=seed)
+    t.metric = metric or t.metric
+    RunFolder(out)
+    check_free(out, ('history.csv', 'history.parquet', 'result.json', 'predictions.jsonl'), ('checkpoints', 'model'))
     out = Path(out)
     test = t.splits['test'][:pairs]
-    prompts = [e.prompt for e in test]
-    refs = [e.answer for e in test]
     if not test: raise UserError(
         f'expected pairs in the test split of {task}, got none: give more pairs, or name their "split"')
-    before = answers(m, tok, prompts)
-    learn = finetune(m, tok, t, out, steps=steps, lr=lr, seed=seed, asked=dict(task=task))
-    after = answers(learn.model, tok, prompts)
+    prompts = [e.prompt for e in test]
+    refs = [e.answer for e in test]
+    limit = _answer_limit(m, tok, prompts, refs, answer_tokens)
+    before = answers(m, tok, prompts, max_new_tokens=limit, progress='answering before')
+    learn = finetune(m, tok, t, out, steps=steps, bs=bs, lr=lr, seed=seed, evaluations=evaluations, best=best,
+                     asked=dict(task=task))
+    _say_set_aside(t, learn.dls, out)
+    after = answers(learn.model, tok, prompts, max_new_tokens=limit, progress='answering after')
     rows = dict(before=overlap_rows(t, before, refs), after=overlap_rows(t, after, refs))
     save_pretrained(learn.model, tok, out/'model')
-    write_json(out/'result.json', dict(task=t.name, **rows))
+    write_chat_template(out/'model', tok)
+    write_predictions(out/'predictions.jsonl', test, before, after)
+    result = dict(task=t.name, note=t.note, answer_tokens=limit, **rows)
+    write_json(out/'result.json', result)
+    _write_card(out/'model', model, m, result)
     for when, scores in rows.items(): print(when, rows_text(scores), sep='\n')
+    empty = sum(not text for text in after)
+    if empty: print(f'{empty} of {len(after)} answers are empty')
+    print(f"answers: {out/'predictions.jsonl'}")
     print(f"model: {out/'model'}")
 
 def _model_folder(path):
     "Return the folder of a model, also that inside a run's folder."
     path = Path(path)
     return path/'model' if (path/'model').is_dir() and not (path/'config.json').exists() else path
+
+def _loaded(path, **options):
+    "Return the model and the tokenizer of a folder; raise `UserError` for weights that are no numbers."
+    from llmbook.cli import check_finite, load_pretrained
+    model, tok = load_pretrained(_model_folder(path), **options)
+    check_finite(model)
+    return model, tok
+
+def _answer_limit(model, tok, prompts, refs, asked):
+    "Return how many tokens an answer may have, and say it."
+    from llmbook.cli import answer_length
+    limit, need = answer_length(model, tok, prompts, refs)
+    limit = asked or limit
+    print(f'answers may have {limit} tokens; the longest reference has {need}, with its end')
+    if limit < need: print('no answer can be as long as the longest references: their scores are too low')
+    return limit
+
+def _say_set_aside(task, dls, out):
+    "Say how many pairs were left out of training, and why."
+    from llmbook.cli import reasons_text
+    rejects = list(task.rejects)
+    for some in dls.set_aside.values(): rejects += some
+    used = f'{len(dls.train.dataset)} pairs to train on, {len(dls.valid.dataset)} to validate'
+    if not rejects: return print(f'{used}; none set aside')
+    print(f"{used}; {len(rejects)} set aside: {reasons_text(rejects)}; see {out/'rejects.jsonl'}")
+
+def _write_card(folder, source, model, result=None):
+    "Write a short card beside a model that has none of its own, unless its source has one."
+    from llmbook.cli import short_card
+    card = _model_folder(source)/'README.md'
+    if not result and card.is_file(): text = card.read_text(encoding='utf-8')
+    else: text = short_card(Path(folder), model, result)
+    with atomic_path(Path(folder)/'README.md') as tmp: tmp.write_text(text, encoding='utf-8')
 
 # %% ../nbs/api/80_app/02_cli.ipynb #cbb69b95
 @call_parse
@@ -298,13 +363,15 @@ def llmbook_generate(
     dtype:str='float32', # type of the weights; bfloat16 and float16 are half the bytes to hold and to read
 ):
     "Let a model continue a text, or answer a prompt."
-    from llmbook.cli import answers, generate, load_pretrained
+    from llmbook.cli import answers, generate
     from llmbook.generate.text import stream as text_stream
-    if n < 1 or not 0 <= temperature < math.inf: raise UserError(
+    if n < 1 or not 0 <= temperature < float('inf'): raise UserError(
         f'expected one text or more and a temperature of 0 or more, got --n {n} and --temperature {temperature}')
     if stream and (answer or n > 1): raise UserError(
         'expected --stream for one text that continues --prompt, got --answer or --n: leave one out')
-    m, tok = load_pretrained(_model_folder(model), dtype=dtype)
+    if prompt.endswith(' ') and not answer: print(
+        'the prompt ends with a space, which belongs to the token after it: leave it out', file=sys.stderr)
+    m, tok = _loaded(model, dtype=dtype)
     options = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
                    repetition_penalty=repetition_penalty, seed=seed, stop=stop, **_given(max_new_tokens=tokens))
     if stream: texts = [_print_stream(prompt, text_stream(m, tok, prompt, **options))]
@@ -327,28 +394,60 @@ def _print_stream(prompt, pieces):
 # %% ../nbs/api/80_app/02_cli.ipynb #2a6d93ec
 _STARTS = ['The people of', 'She said that', 'They are all', 'My neighbour is']
 
+def _beginnings(docs, n, words=8):
+    "Return up to `n` beginnings: the first words of each text, then of their second paragraphs, and so on."
+    paragraphs = [[' '.join(p.split()[:words]) for p in doc.split('\n') if p.strip()] for doc in docs]
+    rounds = max(map(len, paragraphs), default=0)
+    found = []
+    for k in range(rounds):
+        for some in paragraphs:
+            if k < len(some) and some[k] not in found: found.append(some[k])
+        if len(found) >= n: break
+    return found[:n]
+
+def _read_texts(paths):
+    "Return the texts of files; raise `UserError` for one that is absent, empty or not UTF-8."
+    docs = []
+    for path in map(Path, paths):
+        if not path.is_file(): raise UserError(f'expected a text file at {path}, found none')
+        try: doc = path.read_text(encoding='utf-8')
+        except UnicodeDecodeError as e: raise UserError(
+            f'expected UTF-8 text in {path}, found other bytes ({e.reason} at {e.start}): convert the file') from None
+        if not doc.strip(): raise UserError(f'expected text in {path}, found none: leave the file out')
+        docs.append(doc)
+    return docs
+
 @call_parse
 @plain_errors
 def llmbook_evaluate(
     model:str, # a model folder, or a run's folder
-    *texts:str, # text files to score; none: toxicity alone
+    *texts:str, # text files to score, each one document; none: toxicity alone
     out:str='evaluation.json', # the file to write
     prompts:int=25, # beginnings to continue, four times each, for toxicity
     seed:int=0, # seed of the draws
 ):
     "Measure perplexity and bits per byte of texts, beside gzip and xz; toxicity of what the model writes."
-    from llmbook.cli import compressor_rows, continuation_rows, evaluate_text
-    from llmbook.cli import load_pretrained, rows_text, toxicity_scorer
+    from llmbook.cli import compressor_rows, continuation_rows, evaluate_text, rows_text, toxicity_scorer
+    whole_number('prompts', prompts)
     check_free(out, [''])
-    m, tok = load_pretrained(_model_folder(model))
-    docs = [Path(t).read_text(encoding='utf-8') for t in texts]
-    rows = evaluate_text(m, tok, docs) + compressor_rows(docs) if docs else []
-    starts = [' '.join(d.split()[:8]) for d in docs] or _STARTS
+    docs = _read_texts(texts)
+    m, tok = _loaded(model)
+    rows = []
+    if docs:
+        size = human_bytes(sum(len(doc.encode()) for doc in docs))
+        print(f'scoring {size} in {len(docs)} files; n counts files, and so do the intervals', flush=True)
+        rows = evaluate_text(m, tok, docs) + compressor_rows(docs)
+    starts = _beginnings(docs, prompts) if docs else _STARTS[:prompts]
+    if len(starts) < prompts: print(f'{len(starts)} beginnings to continue: there are no {prompts}')
+    print(f'continuing {len(starts)} beginnings four times each', flush=True)
     scorer = toxicity_scorer()
-    toxicity, samples = continuation_rows(m, tok, starts[:prompts], scorer, seed)
+    toxicity, samples = continuation_rows(m, tok, starts, scorer, seed)
     rows += toxicity
     write_json(out, dict(rows=rows, samples=samples, scorer=dict(name=scorer.name, note=scorer.note)))
     print(rows_text(rows))
+    for r in toxicity:
+        empty = round(r['value'] * r['n']) if r['metric'] == 'toxicity_not_scored' else 0
+        if empty: print(f"{empty} of {r['n']} continuations are empty and were not scored")
     print(f'{scorer.name}: {scorer.note}')
     print(f'rows: {out}')
 
@@ -360,12 +459,14 @@ def llmbook_export(
     out:str='model', # the folder to make
 ):
     "Export a model in the layout of transformers, open it there and compare."
-    import torch
-    from llmbook.cli import load_pretrained, logits_gap, save_pretrained
+    from llmbook.cli import check_export, save_pretrained
+    m, tok = _loaded(model, device='cpu')
     RunFolder(out)
-    m, tok = load_pretrained(_model_folder(model), device='cpu')
     save_pretrained(m, tok, out)
-    gap = logits_gap(out, m, torch.arange(64).view(2, 32) % m.config.vocab_size)
+    gap = check_export(out, m)
+    template = _model_folder(model)/'chat_template.jinja'
+    if template.is_file() and template.parent.resolve() != Path(out).resolve(): shutil.copy(template, out)
+    _write_card(out, model, m)
     print(f'{out}: opens with AutoModelForCausalLM; logits differ by at most {gap:.1e}')
 
 # %% ../nbs/api/80_app/02_cli.ipynb #95f5ed9a

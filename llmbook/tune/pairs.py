@@ -14,7 +14,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Iterator
 from babel import dates, numbers, units
-from ..core import UserError
+from ..core import UserError, check_seed, whole_number
 from ..dedup.near import dedup
 
 # %% ../../nbs/api/50_tune/01_pairs.ipynb #ccf70194
@@ -33,6 +33,10 @@ def docstring_line(
     words:tuple=(3, 20), # fewest and most words
 ) -> str: # '' if it will not do
     "Return the first line of a docstring, if it can serve as a summary."
+    if not isinstance(doc, str): raise UserError(f'expected a docstring, got {doc!r}')
+    if not isinstance(words, (tuple, list)) or len(words) != 2: raise UserError(
+        f'expected words as (fewest, most), got {words!r}')
+    for n in words: whole_number('words', n, 0)
     first, _, rest = doc.strip().partition('\n')
     sentence_continues = rest.split('\n')[0].strip()
     if sentence_continues or _MARKUP.search(first): return ''
@@ -125,11 +129,16 @@ def summarization_examples(
     files=None, # [(package, name, path)]; None reads what is installed
 ) -> list[Example]: # group: the package
     "Find functions and their summaries; no two near-identical, whatever their packages."
+    for name, number in dict(n=n, per_package=per_package, max_chars=max_chars).items(): whole_number(name, number)
+    check_seed(seed)
+    files = _source_files(seed) if files is None else files
+    if not isinstance(files, (list, tuple)) or not all(isinstance(f, tuple) and len(f) == 3 for f in files):
+        raise UserError(f'expected files as (package, name, path), got {files!r:.80}')
     found = []
     seen = set()
     count = Counter()
     avoid = {i.split('#')[0].partition('/')[2] for i in avoid}
-    for package, name, path in _source_files(seed) if files is None else files:
+    for package, name, path in files:
         if len(found) >= n: break
         if count[package] >= per_package or name in avoid: continue
         try: text = Path(path).read_text(encoding='utf-8', errors='replace')
@@ -194,8 +203,12 @@ def translation_examples(
     targets=('de', 'fr'), # codes of languages; the prompt names the language in words
 ) -> list[Example]: # group: language and kind
     "Draw English phrases with their translations; every phrase occurs once in each language."
+    check_seed(seed)
+    whole_number('n', n)
+    if isinstance(targets, str) or not hasattr(targets, '__len__'): raise UserError(
+        f'expected a list of languages among {", ".join(_LANGUAGES)}, got {targets!r}')
     for t in targets or ['nothing']:
-        if t not in _LANGUAGES: raise UserError(f'expected a language among {", ".join(_LANGUAGES)}, got {t!r}')
+        if not isinstance(t, str) or t not in _LANGUAGES: raise UserError(f'expected a language among {", ".join(_LANGUAGES)}, got {t!r}')
     r = random.Random(seed)
     said = set()
     found = []

@@ -1,0 +1,248 @@
+"What the commands say, keep and refuse."
+import json, math, os, stat, warnings
+from pathlib import Path
+import pytest, torch
+import llmbook.cli as cli
+from llmbook.core import UserError, import_transformers
+from llmbook.model.config import ModelConfig
+from llmbook.model.hf import load_pretrained, save_pretrained
+from llmbook.model.transformer import Transformer
+from llmbook.tokens.tokenizer import train_tokenizer
+
+LINES = [f'the {a} {b} is {c}' for a in ('red', 'blue', 'old', 'new') for b in ('house', 'boat', 'hat') for c in ('here', 'gone')]
+PARTS = dict(train=range(0, 14), valid=range(14, 18), test=range(18, 24))
+
+
+@pytest.fixture(scope='module')
+def tok(): return train_tokenizer(LINES * 3, 330)
+
+
+def small(tok):
+    torch.manual_seed(0)
+    return Transformer(ModelConfig(vocab_size=tok.get_vocab_size(), n_layer=2, d_model=32, n_head=2, context=64))
+
+
+@pytest.fixture
+def model(tok, tmp_path):
+    save_pretrained(small(tok), tok, tmp_path/'model')
+    return str(tmp_path/'model')
+
+
+def records():
+    return [dict(prompt=LINES[i], answer=LINES[i].split()[-1], split=split) for split, part in PARTS.items() for i in part]
+
+
+def task_file(folder, lines, name='t.jsonl'):
+    text = '\n'.join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    (folder/name).write_text(text)
+    return str(folder/name)
+
+
+def tuned(model, tmp_path, lines=None, **options):
+    task = task_file(tmp_path, lines or records())
+    options = dict(out=str(tmp_path/'o'), steps=4) | options
+    cli.llmbook_finetune(model, task=task, **options)
+    return Path(options['out'])
+
+
+# ---- fine-tuning ----
+
+def test_what_is_left_out_is_said_and_kept(model, tmp_path, capsys):
+    long = [dict(prompt='the ' * 99, answer='gone', split='train')] * 7
+    out = tuned(model, tmp_path, records() + long + ['{broken'] * 5 + [dict(prompt='x', answer=' ')] * 3)
+    said = capsys.readouterr().out
+    assert '14 pairs to train on, 4 to validate' in said
+    assert '15 set aside: 7 longer than 64 tokens, 5 not JSON, 3 no text in answer' in said
+    assert len((out/'rejects.jsonl').read_text().splitlines()) == 15
+
+
+def test_questions_and_answers_are_kept(model, tmp_path):
+    out = tuned(model, tmp_path)
+    lines = [json.loads(line) for line in (out/'predictions.jsonl').read_text().splitlines()]
+    assert [line['prompt'] for line in lines] == [LINES[i] for i in PARTS['test']]
+    assert set(lines[0]) == {'prompt', 'reference', 'before', 'after'}
+
+
+@pytest.mark.parametrize('metric, wanted, unwanted', [
+    ('bleu', {'bleu', 'chrf'}, {'rougeL'}), ('rouge', {'rougeL'}, {'bleu'}), ('exact_match', set(), {'bleu', 'rougeL'}),
+    (None, {'rougeL', 'bleu', 'chrf'}, set())])
+def test_the_metric_is_the_one_that_was_asked_for(model, tmp_path, metric, wanted, unwanted):
+    out = tuned(model, tmp_path, metric=metric)
+    result = json.loads((out/'result.json').read_text())
+    found = {r['metric'] for r in result['after']}
+    assert wanted | {'exact_match'} <= found
+    assert not unwanted & found
+
+
+def test_answers_get_the_length_of_the_references(model, tmp_path, monkeypatch, capsys):
+    asked = []
+    def answers(model, tok, prompts, max_new_tokens=48, **options):
+        asked.append(max_new_tokens)
+        return ['' for _ in prompts]
+    monkeypatch.setattr(cli, 'answers', answers)
+    lines = [dict(r, prompt=r['prompt'][:9], answer=' '.join(['gone'] * 45) + f' {i}') for i, r in enumerate(records())]
+    tuned(model, tmp_path, lines)
+    assert asked[0] == asked[1] > 45
+    assert '6 of 6 answers are empty' in capsys.readouterr().out
+    tuned(model, tmp_path, lines, answer_tokens=9, out=str(tmp_path/'short'))
+    assert asked[2:] == [9, 9]
+    assert 'no answer can be as long as the longest references' in capsys.readouterr().out
+
+
+def test_a_tuned_model_can_be_handed_on(model, tmp_path, capsys):
+    out = tuned(model, tmp_path)
+    exported = tmp_path/'export'
+    cli.llmbook_export(str(out/'model'), out=str(exported))
+    for folder in (out/'model', exported):
+        theirs = import_transformers().AutoTokenizer.from_pretrained(folder)
+        question = [dict(role='user', content='hi')]
+        text = theirs.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
+        assert text == '<|prompt|>hi<|answer|>'
+        card = (folder/'README.md').read_text()
+        assert 'apply_chat_template' in card
+        assert '| after | exact_match |' in card
+        umask = os.umask(0)
+        os.umask(umask)
+        for f in folder.iterdir(): assert stat.S_IMODE(f.stat().st_mode) == 0o666 & ~umask, f
+
+
+def test_the_lines_of_the_card_run(model, tmp_path, monkeypatch, capsys):
+    import_transformers()
+    for folder in (tuned(model, tmp_path)/'model', Path(tmp_path/'plain')):
+        if not folder.exists(): cli.llmbook_export(model, out=str(folder))
+        code = (folder/'README.md').read_text().split('```python\n')[1].split('```')[0]
+        monkeypatch.chdir(folder)
+        exec(code, {})
+
+
+# ---- weights that are no numbers ----
+
+@pytest.fixture
+def broken(tok, tmp_path):
+    bad = small(tok)
+    bad.blocks[0].attn.q_proj.weight.data[0, 0] = math.nan
+    save_pretrained(bad, tok, tmp_path/'bad')
+    return str(tmp_path/'bad')
+
+
+@pytest.mark.parametrize('command', ['finetune', 'export', 'generate', 'evaluate'])
+def test_weights_of_nan_are_refused_and_leave_nothing(broken, tmp_path, command):
+    out = tmp_path/'made'/'here'
+    calls = dict(
+        finetune=lambda: cli.llmbook_finetune(broken, task=task_file(tmp_path, records()), out=str(out)),
+        export=lambda: cli.llmbook_export(broken, out=str(out)),
+        generate=lambda: cli.llmbook_generate(broken, 'the'),
+        evaluate=lambda: cli.llmbook_evaluate(broken, out=str(out)))
+    with pytest.raises(UserError, match='NaN or infinity in .*q_proj'): calls[command]()
+    assert not (tmp_path/'made').exists()
+
+
+def test_an_export_that_gives_other_logits_is_refused(model, tmp_path, monkeypatch):
+    from llmbook import journey
+    for gap in (math.nan, 1e-3):
+        monkeypatch.setattr(journey, 'logits_gap', lambda *args: gap)
+        with pytest.raises(UserError, match='within 1e-4'): cli.llmbook_export(model, out=str(tmp_path/'e'))
+
+
+# ---- evaluation ----
+
+def test_evaluation_says_what_it_counts(model, tmp_path, capsys):
+    paths = []
+    for i, text in enumerate(['the red house\nthe old hat\nthe new boat', 'the blue hat is here\nthe red boat is gone']):
+        (tmp_path/f'{i}.txt').write_text(text)
+        paths.append(str(tmp_path/f'{i}.txt'))
+    cli.llmbook_evaluate(model, *paths, out=str(tmp_path/'e.json'), prompts=4)
+    said = capsys.readouterr().out
+    assert 'n counts files' in said
+    assert 'continuing 4 beginnings' in said
+    rows = json.loads((tmp_path/'e.json').read_text())['rows']
+    assert {r['n'] for r in rows if r['metric'] == 'toxicity_probability'} == {4}
+    cli.llmbook_evaluate(model, *paths, out=str(tmp_path/'e.json'), prompts=40)
+    assert '5 beginnings to continue: there are no 40' in capsys.readouterr().out
+
+
+def test_empty_continuations_are_said(model, tmp_path, monkeypatch, capsys):
+    from llmbook import journey
+    texts = ['', 'one', 'two']
+    monkeypatch.setattr(journey, 'generate', lambda model, tok, starts, **options: texts)
+    cli.llmbook_evaluate(model, out=str(tmp_path/'e.json'), prompts=3)
+    assert '4 of 12 continuations are empty' in capsys.readouterr().out
+
+
+def test_two_seeds_share_no_draw(model, tmp_path, monkeypatch):
+    from llmbook import journey
+    seeds = []
+    def generate(model, tok, starts, seed=0, **options):
+        seeds.append(seed)
+        return ['text' for _ in starts]
+    monkeypatch.setattr(journey, 'generate', generate)
+    for seed in (0, 1): cli.llmbook_evaluate(model, out=str(tmp_path/'e.json'), prompts=2, seed=seed)
+    assert len(set(seeds)) == 8
+
+
+# ---- the run ----
+
+def test_a_run_takes_files_of_pairs(tmp_path):
+    from llmbook.journey import Settings, task_name
+    path = task_file(tmp_path, records(), 'my pairs.jsonl')
+    s = Settings(tasks=f'translation,{path}')
+    assert [task_name(task) for task in s.tasks] == ['translation', 'my pairs']
+    with pytest.raises(UserError, match='files of pairs that exist'): Settings(tasks='missing.jsonl')
+    with pytest.raises(UserError, match='twice'): Settings(tasks=[path, path])
+
+
+def test_a_task_of_a_file_is_tuned_in_a_folder_of_its_name(model, tok, tmp_path, monkeypatch):
+    from llmbook import journey
+    from llmbook.core import RunFolder
+    path = task_file(tmp_path, records(), 'mine.jsonl')
+    run = RunFolder(tmp_path/'run')
+    save_pretrained(small(tok), tok, run/'pretrain'/'model')
+    monkeypatch.setattr(journey, 'read_plan', lambda path: None)
+    monkeypatch.setattr(journey, 'task_steps', lambda *args: 4)
+    answer = journey.finetune_stage(run, journey.Settings(tasks=path), path)
+    assert set(answer) == {'before', 'after'}
+    assert (run/'finetune'/'mine'/'predictions.jsonl').exists()
+    assert (run/'finetune'/'mine'/'model'/'chat_template.jinja').exists()
+
+
+# ---- bad values ----
+
+ODD = [None, '', 'x', -1, 0, 2.5, math.nan, math.inf, True, [], {}, object()]
+
+
+def calls(model, folder):
+    "Return each command with arguments that it takes; the test exchanges them one by one."
+    task = task_file(folder, records())
+    out = str(folder/'fresh')
+    (folder/'text.txt').write_text('the red house is here')
+    return [
+        (cli.llmbook_run, dict(out=out, minutes=1., seed=1, sources='embedded', max_bytes=1000, vocab_size=400, tasks='translation')),
+        (cli.llmbook_plan, dict(minutes=1., device='h100', count=1, hours=1., price=1., size='nano', ratio=20.,
+                                precision='bfloat16', recompute=0, mfu=.4, vocab_size=400, tokens=10_000, seed=1)),
+        (cli.llmbook_prepare, dict(out=out, preset='none', vocab_size=400, max_bytes=1000, personal='none', similarity=.8, repeats=0, seed=1)),
+        (cli.llmbook_pretrain, dict(data=str(folder/'none'), size='pico', out=out, minutes=1., seed=1, checkpoint_minutes=.5, keep=1, parallel='ddp')),
+        (cli.llmbook_finetune, dict(model=model, task=task, out=out, steps=1, lr=1e-3, pairs=1, seed=1, bs=8, metric='bleu', answer_tokens=2, evaluations=1, best=False)),
+        (cli.llmbook_generate, dict(model=model, prompt='the', tokens=1, temperature=.5, top_p=.9, top_k=2, min_p=.1,
+                                    repetition_penalty=1., stop='x', stream=False, n=1, seed=1, answer=False, dtype='float32')),
+        (cli.llmbook_evaluate, dict(model=model, out=str(folder/'e.json'), prompts=1, seed=1)),
+        (cli.llmbook_export, dict(model=model, out=out)),
+    ]
+
+
+def test_a_bad_value_is_a_user_error_or_works(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    def nothing(*args, **options): raise UserError('expected to get here: the arguments are taken')
+    for heavy in ('journey', 'prepare', 'finetune', 'continuation_rows', 'save_pretrained'): monkeypatch.setattr(cli, heavy, nothing)
+    unexpected = []
+    for f, good in calls(model, tmp_path):
+        for name in good:
+            for bad in ODD:
+                try:
+                    with warnings.catch_warnings():
+                        warnings.simplefilter('ignore')
+                        f(**(good | {name: bad}))
+                except UserError as e:
+                    if 'expected' not in str(e): unexpected.append(f'{f.__name__}({name}={bad!r}) says: {e}'[:150])
+                except Exception as e: unexpected.append(f'{f.__name__}({name}={bad!r}): {type(e).__name__}: {e}'[:150])
+                if (tmp_path/'fresh').exists(): unexpected.append(f'{f.__name__}({name}={bad!r}) leaves a folder')
+    assert not unexpected, '\n'.join(unexpected)
