@@ -27,7 +27,7 @@ from ..dedup.minhash import Signer
 from ..dedup.repeats import RepeatCounter, line_keys, remove_repeats
 from ..filters.presets import Drop, apply_preset
 from ..filters.view import SURE
-from ..tokens.tokenizer import encode_text, load_tokenizer
+from ..tokens.tokenizer import encode_arrays, load_tokenizer
 from .account import Step
 from .splits import SPLITS, split_place
 from .units import LONGEST_PART, part_of, passages, split_huge, split_long
@@ -383,13 +383,13 @@ class SecondPass:
 
 # %% ../../nbs/api/15_prepare/06_passes.ipynb #e312ac35
 def _encoded(tok, texts): # an array for each text
-    "Encode texts, long ones part by part and a few parts at a time: the tokenizer needs a hundred bytes for each token."
-    if all(len(text) <= LONGEST_PART for text in texts): return [np.array(ids, '<u4') for ids in encode_text(tok, texts)]
+    "Encode texts, long ones part by part and a few parts at a time, so that memory stays bounded."
+    if all(len(text) <= LONGEST_PART for text in texts): return encode_arrays(tok, texts)
     res = []
     for text in texts:
         parts = [part.text for part in split_long(Doc(text, ''))]
         ids = []
-        for i in range(0, len(parts), 8): ids += [np.array(x, '<u4') for x in encode_text(tok, parts[i:i + 8])]
+        for i in range(0, len(parts), 8): ids += encode_arrays(tok, parts[i:i + 8])
         res.append(np.concatenate(ids) if ids else np.empty(0, '<u4'))
     return res
 
