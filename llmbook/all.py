@@ -11,18 +11,18 @@ __all__ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'huma
            'check', 'Signer', 'choose_bands', 'found_by_bands', 'jaccard', 'shingles', 'Deduper', 'dedup',
            'find_duplicates', 'drop_repeats', 'repeated_spans', 'Curriculum', 'assign_splits', 'mixture_rows',
            'mixture_weights', 'split_of', 'Decontaminator', 'contaminated', 'contamination', 'bytes_per_token',
-           'chat_ids', 'decode', 'encode_text', 'load_any', 'load_tokenizer', 'not_restored', 'show_tokens',
-           'special_ids', 'train_tokenizer', 'compare_tokenizers', 'comparison_table', 'plot_vocabulary',
-           'check_shards', 'document_edges', 'documents', 'open_tokens', 'read_manifest', 'best_fit', 'concatenate',
-           'SeekLoader', 'TokenLoader', 'document_ids', 'lm_dls', 'PackedLoader', 'packed_dls', 'MixedLoader',
-           'mixed_dls', 'MixtureSchedule', 'SequenceWarmup', 'funnel_picture', 'save_card', 'show_card',
+           'chat_ids', 'decode', 'encode_text', 'load_any', 'load_tokenizer', 'not_restored', 'read_tokenizer',
+           'show_tokens', 'special_ids', 'text_ids', 'train_tokenizer', 'compare_tokenizers', 'comparison_table',
+           'plot_vocabulary', 'check_shards', 'document_edges', 'documents', 'open_tokens', 'read_manifest', 'best_fit',
+           'concatenate', 'SeekLoader', 'TokenLoader', 'document_ids', 'lm_dls', 'PackedLoader', 'packed_dls',
+           'MixedLoader', 'mixed_dls', 'MixtureSchedule', 'SequenceWarmup', 'funnel_picture', 'save_card', 'show_card',
            'show_documents', 'threshold_table', 'prepare', 'FAMILIES', 'SIZES', 'ModelConfig', 'get_config',
-           'Transformer', 'load_model', 'load_pretrained', 'save_pretrained', 'as_lm', 'count_params',
-           'flops_per_token', 'measure_machine', 'memory_estimate', 'Plan', 'plan', 'compute_optimal', 'planner_html',
-           'LMLoss', 'linear_cross_entropy', 'token_nats', 'LMOptim', 'MuonAdamW', 'lm_opt', 'wsd', 'Precision',
-           'best_precision', 'check_precision', 'Accumulate', 'ClipGrad', 'MicroBatches', 'SpikeGuard', 'launch',
-           'read_history', 'write_history', 'Perplexity', 'SmoothLoss', 'TokenLoss', 'Progress', 'Samples', 'Telemetry',
-           'TrackioCallback', 'tensorboard', 'wandb_tracker', 'Checkpoint', 'LMLearner', 'load_checkpoint',
+           'Transformer', 'check_finite', 'load_model', 'load_pretrained', 'save_pretrained', 'as_lm', 'as_reader',
+           'count_params', 'flops_per_token', 'measure_machine', 'memory_estimate', 'Plan', 'plan', 'compute_optimal',
+           'planner_html', 'LMLoss', 'linear_cross_entropy', 'token_nats', 'LMOptim', 'MuonAdamW', 'lm_opt', 'wsd',
+           'Precision', 'best_precision', 'check_precision', 'Accumulate', 'ClipGrad', 'MicroBatches', 'SpikeGuard',
+           'launch', 'read_history', 'write_history', 'Perplexity', 'SmoothLoss', 'TokenLoss', 'Progress', 'Samples',
+           'Telemetry', 'TrackioCallback', 'tensorboard', 'wandb_tracker', 'Checkpoint', 'LMLearner', 'load_checkpoint',
            'save_checkpoint', 'lm_learner', 'pretrain', 'MaskTokens', 'masked_table', 'BatchWarmup', 'parallel',
            'ShardedCheckpoint', 'cosine', 'compile_model', 'generate', 'generate_ids', 'fill_mask', 'TASKS', 'Example',
            'Task', 'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune', 'finetune_learner', 'layer_groups',
@@ -55,8 +55,8 @@ from .tokens.mixture import Curriculum, mixture_rows, mixture_weights
 from .prepare.splits import assign_splits, split_of
 from .dedup.decontaminate import Decontaminator, contaminated, contamination
 from llmbook.tokens.tokenizer import (
-    bytes_per_token, chat_ids, decode, encode_text, load_any, load_tokenizer, not_restored, show_tokens,
-    special_ids, train_tokenizer
+    bytes_per_token, chat_ids, decode, encode_text, load_any, load_tokenizer, not_restored, read_tokenizer, show_tokens,
+    special_ids, text_ids, train_tokenizer
 )
 from .tokens.compare import compare_tokenizers, comparison_table, plot_vocabulary
 from .tokens.shards import check_shards, document_edges, documents, open_tokens, read_manifest
@@ -71,8 +71,8 @@ from .prepare.explore import show_documents, threshold_table
 from .prepare.pipeline import prepare
 from .model.config import FAMILIES, SIZES, ModelConfig, get_config
 from .model.transformer import Transformer
-from .model.hf import load_model, load_pretrained, save_pretrained
-from .model.hf_wrap import as_lm
+from .model.hf import check_finite, load_model, load_pretrained, save_pretrained
+from .model.hf_wrap import as_lm, as_reader
 from .plan.flops import count_params, flops_per_token
 from .plan.devices import measure_machine
 from .plan.memory import memory_estimate
@@ -129,13 +129,13 @@ _all_ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'human_
          'found_by_bands', 'jaccard', 'shingles', 'Deduper', 'dedup', 'find_duplicates', 'drop_repeats',
          'repeated_spans', 'Curriculum', 'assign_splits', 'mixture_rows', 'mixture_weights', 'split_of',
          'Decontaminator', 'contaminated', 'contamination', 'bytes_per_token', 'chat_ids', 'decode', 'encode_text',
-         'load_any', 'load_tokenizer', 'not_restored', 'show_tokens', 'special_ids', 'train_tokenizer',
+         'load_any', 'load_tokenizer', 'not_restored', 'read_tokenizer', 'show_tokens', 'special_ids', 'text_ids', 'train_tokenizer',
          'compare_tokenizers', 'comparison_table', 'plot_vocabulary', 'check_shards', 'document_edges', 'documents',
          'open_tokens', 'read_manifest', 'best_fit', 'concatenate', 'SeekLoader', 'TokenLoader', 'document_ids',
          'lm_dls', 'PackedLoader', 'packed_dls', 'MixedLoader', 'mixed_dls', 'MixtureSchedule', 'SequenceWarmup',
          'funnel_picture', 'save_card', 'show_card', 'show_documents', 'threshold_table', 'prepare', 'FAMILIES',
-         'SIZES', 'ModelConfig', 'get_config', 'Transformer', 'load_model', 'load_pretrained', 'save_pretrained',
-         'as_lm', 'count_params', 'flops_per_token', 'measure_machine', 'memory_estimate', 'Plan', 'plan',
+         'SIZES', 'ModelConfig', 'get_config', 'Transformer', 'check_finite', 'load_model', 'load_pretrained',
+         'save_pretrained', 'as_lm', 'as_reader', 'count_params', 'flops_per_token', 'measure_machine', 'memory_estimate', 'Plan', 'plan',
          'compute_optimal', 'planner_html', 'LMLoss', 'linear_cross_entropy', 'token_nats', 'LMOptim', 'MuonAdamW',
          'lm_opt', 'wsd', 'Precision', 'best_precision', 'check_precision', 'Accumulate', 'ClipGrad', 'MicroBatches',
          'SpikeGuard', 'launch', 'read_history', 'write_history', 'Perplexity', 'SmoothLoss', 'TokenLoss', 'Progress',

@@ -431,7 +431,10 @@ def test_any_causal_model_is_wrapped_once(kind, tf):
 def test_a_wrapped_model_is_saved_as_it_was(tf, tmp_path):
     lm, x = as_lm(other(tf, 'gpt_neox')), ids() % 100
     assert sorted(lm.state_dict()) == sorted('model.' + name for name in lm.model.state_dict())
-    lm.save_pretrained(tmp_path)
+    tok = foreign()
+    lm.save_pretrained(tmp_path, tok)
+    theirs = tf.AutoTokenizer.from_pretrained(tmp_path)
+    assert (theirs.eos_token, len(theirs)) == ('<|endoftext|>', tok.get_vocab_size())
     loaded = tf.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     with torch.no_grad(): assert as_lm(loaded)(x).equal(lm(x))
 
@@ -543,6 +546,7 @@ def test_what_no_nats_can_be_made_with_is_refused(tf):
     with pytest.raises(UserError, match='got NaN in document 1'): document_nats(ours, tok, DOCS)
 
 def test_an_encoder_is_no_reader(tf):
+    torch.manual_seed(0)
     config = tf.BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
     with pytest.raises(UserError, match='tokens that come later'): as_reader(tf.BertForMaskedLM(config))
     with pytest.raises(UserError, match='AutoModelForCausalLM'): as_reader(torch.nn.Linear(2, 2))

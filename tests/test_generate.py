@@ -586,3 +586,8 @@ def test_a_trailing_space_is_kept_with_a_warning(tok):
         warnings.simplefilter('error')
         assert generate(model, tok, prompt_ids=ids, max_new_tokens=8, temperature=0) == spaced
         generate(model, tok, 'the cat\n', 8)
+
+
+@pytest.mark.parametrize('wrong', [[None], [5], [['a']]])
+def test_prompts_that_are_no_texts_are_refused(wrong, tok):
+    with pytest.raises(UserError, match='prompts that are texts'): generate(build(), tok, wrong, 4)

@@ -7,7 +7,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from llmbook.core import UserError
 from llmbook.tokens.compare import PARALLEL_TEXTS, compare_tokenizers, comparison_table, plot_vocabulary
 from llmbook.tokens.tokenizer import (
-    ANSWER, EOT, MIN_VOCAB, PAD, PROMPT, SPECIALS, bytes_per_token, chat_ids, decode, encode_text, load_any,
+    ANSWER, EOT, MIN_VOCAB, PAD, PROMPT, SPECIALS, bytes_per_token, chat_ids, decode, encode_text, llama_cpp_name, load_any,
     load_tokenizer, not_restored, read_tokenizer, save_tokenizer, special_ids, text_ids, tokenizer_fingerprint,
     train_tokenizer
 )
@@ -352,6 +352,22 @@ def test_settings_that_are_damaged_are_named(tmp_path):
     save_tokenizer(elsewhere(), tmp_path)
     (tmp_path/'tokenizer_config.json').write_text('{"eos')
     with pytest.raises(UserError, match='tokenizer_config.json is not valid JSON'): read_tokenizer(tmp_path)
+
+def test_a_default_that_is_out_of_range_hides_nothing(tmp_path):
+    files = dict(generation_config=dict(bos_token_id=50256, eos_token_id=50256), config=dict(bos_token_id=256, eos_token_id=257))
+    ids = framed(elsewhere('[A]', '[B]'), tmp_path, **files)
+    assert (ids.end, ids.bos) == ((257,), 256)
+
+@pytest.mark.parametrize('digits, code, name', [('single', False, 'smollm'), ('none', False, 'gpt-2'), ('triple', False, None), ('single', True, None)])
+def test_the_name_that_llama_cpp_has(digits, code, name):
+    tok = train_tokenizer(texts(), 400, digits=digits, code=code)
+    if name: assert llama_cpp_name(tok) == name
+    else:
+        with pytest.raises(UserError, match='llama.cpp has no name'): llama_cpp_name(tok)
+
+@pytest.mark.parametrize('make', [lambda: train_tokenizer(texts(), 400, model='unigram'), lambda: Tokenizer(models.BPE())])
+def test_what_llama_cpp_cannot_cut_is_refused(make):
+    with pytest.raises(UserError, match='llama.cpp has no name'): llama_cpp_name(make())
 
 @pytest.mark.parametrize('load', [load_any, load_tokenizer])
 def test_damaged_files(load, tmp_path):

@@ -177,8 +177,8 @@ def _tokens(model, prompt_ids, done, now, *, # then arguments of `generate_ids`
 
 def _refuse_logits(model, row):
     dtype = str(model.embed.weight.dtype).removeprefix('torch.')
-    raise UserError(f'expected logits that are numbers, got NaN or infinity for prompt {row}: the weights have diverged '
-                    f'(`check_finite` names them), or {dtype} is too narrow for this model; try float32')
+    raise UserError(f'expected logits that are numbers, got NaN or infinity for prompt {row}: the weights have '
+                    f'diverged (`check_finite` names them), or {dtype} is too narrow for this model; try float32')
 
 # %% ../../nbs/api/40_generate/04_text.ipynb #8539fa8c
 def generate_ids(
@@ -301,10 +301,12 @@ class _Text:
 # %% ../../nbs/api/40_generate/04_text.ipynb #53f06eca
 def _encoded(tok, prompts):
     "Return the ids of prompts, as their tokenizer frames a text."
+    odd = [p for p in prompts if not isinstance(p, str)]
+    if odd: raise UserError(f'expected prompts that are texts, got {odd[0]!r}: give ids as prompt_ids')
     trailing = [p for p in prompts if p.endswith(' ')]
     if trailing:
-        warnings.warn(f'a prompt ends in a space, {trailing[0][-20:]!r}: the tokenizer puts a space before the next word, '
-                      'so leave it out')
+        warnings.warn(f'a prompt ends in a space, {trailing[0][-20:]!r}: the tokenizer puts a space before '
+                      'the next word, so leave it out')
     front = list(text_ids(tok).front)
     return [front + ids for ids in encode_text(tok, prompts)]
 
@@ -320,7 +322,8 @@ def _frame(model, tok, prompt_ids, stop_at_eot):
     "Return the arguments of `_tokens` that depend on the tokenizer."
     ids = text_ids(tok, model)
     if ids.begin is None and not all(prompt_ids):
-        raise UserError('expected a prompt, got an empty one, and this tokenizer has no token that begins or ends a text')
+        raise UserError('expected a prompt, got an empty one, and this tokenizer has no token that begins or ends a text: '
+                        'write the beginning of a text')
     prompt_ids = [list(p) or [ids.begin] for p in prompt_ids]
     unspelt = _unspelt(tok, model.config.vocab_size)
     return dict(prompt_ids=prompt_ids, stop=ids.end if stop_at_eot else None, unspelt=unspelt)

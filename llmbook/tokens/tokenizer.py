@@ -6,7 +6,7 @@
 __all__ = ['SPECIALS', 'EOT', 'PAD', 'PROMPT', 'ANSWER', 'MIN_VOCAB', 'train_tokenizer', 'encode_arrays', 'encode_text', 'decode',
            'not_restored', 'bytes_per_token', 'show_tokens', 'tokenizer_fingerprint', 'save_tokenizer',
            'load_tokenizer', 'read_tokenizer', 'TextIds', 'listed_ids', 'text_ids', 'special_ids', 'mask_id',
-           'AnyTokenizer', 'load_any', 'chat_ids']
+           'AnyTokenizer', 'load_any', 'chat_ids', 'llama_cpp_name']
 
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #6422f5fb
 import json
@@ -278,12 +278,14 @@ def _named(tok, settings, key):
 def listed_ids(
     settings, # what a model's files say, as dictionaries, most trusted first
     key:str, # 'eos_token_id' or another of that kind
-) -> list[int]: # the ids of the first that has some
+    among=None, # ids that may be meant; None: any
+) -> list[int]: # the ids of the first dictionary that has some
     "Return the ids that a model's settings list."
     for d in settings:
         ids = d.get(key)
-        if ids is None: continue
-        return [i for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)]
+        ids = ids if isinstance(ids, list) else [ids]
+        found = [i for i in ids if isinstance(i, int) and (among is None or i in among)]
+        if found: return found
     return []
 
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #5196a034
@@ -306,7 +308,7 @@ def text_ids(
     listed = [*getattr(model, 'settings', ()), *listed]
     special = _special(tok)
     def common(names): return [special[name] for name in names if name in special][:1]
-    def from_model(key): return [i for i in listed_ids(listed, key) if i in special.values()]
+    def from_model(key): return listed_ids(listed, key, special.values())
 
     def one(key, names): # the first that is known
         named = _named(tok, own, key)
@@ -316,7 +318,7 @@ def text_ids(
     first = one('eos_token', _END)
     ends = [] if first is None else [first]
     ends += from_model('eos_token_id')
-    in_range = [i for i in listed_ids(listed, 'eos_token_id') if tok.id_to_token(i) is not None]
+    in_range = [i for i in listed_ids(listed, 'eos_token_id') if tok.id_to_token(i) is not None] # plain text, perhaps
     front = _front(tok)
     bos = one('bos_token', _BEGIN)
     unknown = _named(tok, own, 'unk_token')
@@ -429,3 +431,23 @@ def chat_ids(
         ids += part
         mask += [is_answer] * len(part)
     return ids, mask
+
+# %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #c9ff0d48
+_GPT2_WORDS = pre_tokenizers.ByteLevel(add_prefix_space=False)
+_LLAMA_CPP = { # name in llama.cpp: how it cuts
+    'smollm': pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _GPT2_WORDS]),
+    'gpt-2': _GPT2_WORDS,
+}
+_CUTS = [*_PROBES, "I'm 12 years; they've 3.5 items", '  indented\n\n\tcode_1 = x+=22', 'Ⅻ ½ ٣٤ — “quoted”…']
+
+def llama_cpp_name(
+    tok:Tokenizer, # any tokenizer
+) -> str: # what to tell llama.cpp's converter; UserError if it has no name there
+    "Return the name that llama.cpp has for the way in which a tokenizer cuts text into words."
+    def cuts(rule): return [[word for word, _ in rule.pre_tokenize_str(text)] for text in _CUTS]
+    if isinstance(tok.model, models.BPE) and tok.pre_tokenizer is not None and tok.normalizer is None:
+        own = cuts(tok.pre_tokenizer)
+        for name, rule in _LLAMA_CPP.items():
+            if cuts(rule) == own: return name
+    raise UserError(f'expected a byte-level BPE tokenizer that cuts as {" or ".join(_LLAMA_CPP)} does, got another: '
+                    "llama.cpp has no name for it; train one with digits='single' or 'none', and without code")
