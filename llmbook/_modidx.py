@@ -452,6 +452,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'llmbook/checkpoint/tensor_files.py')},
             'llmbook.clean.language': { 'llmbook.clean.language._allowed': ( 'api/11_clean/language.html#_allowed',
                                                                              'llmbook/clean/language.py'),
+                                        'llmbook.clean.language._count_anywhere': ( 'api/11_clean/language.html#_count_anywhere',
+                                                                                    'llmbook/clean/language.py'),
                                         'llmbook.clean.language._identified': ( 'api/11_clean/language.html#_identified',
                                                                                 'llmbook/clean/language.py'),
                                         'llmbook.clean.language._identifier': ( 'api/11_clean/language.html#_identifier',

@@ -77,6 +77,45 @@ Jioni wanawake hurudi kutoka shambani wakiwa wamebeba kuni na mboga. Kila mtu hu
 አሁን እኔ በከተማ ውስጥ እኖራለሁ፤ ቡናም የማፈላበት ጊዜ የለኝም። ነገር ግን በዓል ሲመጣ ወደ አያቴ ቤት እመለሳለሁ። እሷም እንደ ድሮው ተቀምጣ ትጠብቀኛለች፤ ስለ ሥራዬም ብዙ ትጠይቀኛለች።""",
 )
 
+# Other sorts of text: dialogue, manuals, news, recipes, official language, short lines
+GENRES = dict(
+    ru_dialog="""— Ты опять опоздал, — сказала она и поставила чайник на плиту. — Где ты был всё это время?
+— Ходил на реку, — ответил он. — Лёд уже тронулся, и на мосту стояла половина города.
+— И ты, конечно, не мог уйти, пока не посмотрел всё до конца!
+— Конечно, не мог, — засмеялся он. — Такое бывает только раз в году, и ты сама это знаешь.
+Она ничего не ответила, но налила ему чаю и придвинула варенье. За окном темнело, и где-то далеко гудел поезд.""",
+    fr_dialog="""« Tu viens avec nous ? » demanda Paul ; il avait déjà mis son manteau.
+« Non , pas ce soir » , répondit-elle : « je dois finir ce livre avant demain . »
+« Encore ce livre ! Tu le lis depuis trois semaines : est-il si long ? »
+« Il est très long , et surtout très beau . » Paul haussa les épaules , prit son chapeau et sortit sans faire de bruit . Elle resta près de la fenêtre , relut la même page deux fois , puis ferma les yeux .""",
+    zh_tech="""要安装这个软件包，请先运行 pip install numpy，然后在 Python 3.12 中导入它。如果系统提示找不到模块，通常是因为 PATH 环境变量没有设置好。可以用 which python 查看当前使用的是哪一个解释器。安装完成以后，建议新建一个虚拟环境（virtual environment），这样不同项目的依赖就不会互相影响。最后，运行 python -m pytest 检查一切是否正常。""",
+    zh_poemprose="""秋天到了。
+树叶黄了。
+一片片叶子从树上落下来。
+天空那么蓝，那么高。
+一群大雁往南飞，一会儿排成个人字，一会儿排成个一字。
+啊！秋天来了！
+奶奶说，今年的柿子特别甜，要给城里的孙子留几个。
+爷爷坐在门口编筐，手指又粗又慢，可是每一根柳条都听他的话。""",
+    ja_tech="""このライブラリを使うには、まずPython 3.12をインストールしてください。次に、ターミナルを開いて pip install numpy と入力します。エラーが表示された場合は、PATHの設定を確認する必要があります。プロジェクトごとに仮想環境を作っておくと、依存関係の問題を避けることができます。最後に、テストを実行して、すべてが正しく動くことを確かめましょう。""",
+    ko_news="""지난 3월 12일 서울에서 열린 회의에서 참가자 250여 명은 새로운 교통 계획에 대해 논의했다. 시는 2030년까지 버스 노선을 30% 늘리고, 자전거 도로 120km를 새로 만들 예정이라고 밝혔다. 일부 주민은 예산이 부족하다고 지적했지만, 대부분은 계획에 찬성했다. 시장은 "시민의 목소리를 듣고 천천히 바꾸어 나가겠다"고 말했다. 다음 회의는 6월에 열린다. 자세한 내용은 시청 누리집에서 볼 수 있다. 문의는 전화로도 받는다.""",
+    de_amt="""Gemäß der Straßenverkehrszulassungsordnung müssen Kraftfahrzeughaftpflichtversicherungen nachgewiesen werden, bevor die Zulassungsstelle eine Betriebserlaubnis erteilt. Die Verwaltungsgebührenverordnung unterscheidet dabei zwischen Erstzulassungen und Wiederzulassungen. Wer seine Fahrzeugpapiere verloren hat, benötigt eine eidesstattliche Versicherung. Antragsformulare liegen im Eingangsbereich der Kreisverwaltung aus und können auch elektronisch eingereicht werden. Bearbeitungszeiten von mehreren Wochen sind derzeit leider nicht ungewöhnlich.""",
+    fi_law="""Kansalaisaloitteesta säädetään perustuslaissa, ja sen käsittelyjärjestys määritellään eduskunnan työjärjestyksessä. Aloitteentekijöiden on kerättävä vähintään viisikymmentätuhatta kannatusilmoitusta kuuden kuukauden kuluessa. Väestörekisterikeskus tarkastaa ilmoitusten oikeellisuuden. Tämän jälkeen aloite toimitetaan eduskunnalle, joka ottaa sen käsiteltäväksi. Valiokunta kuulee asiantuntijoita ja antaa mietintönsä. Lopullisen päätöksen tekee täysistunto äänestyksellä. Hylätyn aloitteen voi tehdä uudelleen seuraavalla vaalikaudella.""",
+    th_one="""การเดินทางด้วยรถไฟจากกรุงเทพฯไปเชียงใหม่ใช้เวลาประมาณสิบสองชั่วโมงแต่ผู้โดยสารหลายคนชอบเพราะได้เห็นวิวสองข้างทางและได้พูดคุยกับคนแปลกหน้าซึ่งมักจะกลายเป็นเพื่อนกันก่อนถึงสถานีปลายทาง ตอนกลางคืนพนักงานจะมาปูที่นอนให้และปิดไฟในตู้ เสียงล้อกระทบรางทำให้หลับง่ายกว่าที่คิด""",
+    ta_news="""சென்னையில் நேற்று பெய்த கனமழையால் பல சாலைகளில் வெள்ளம் தேங்கியது. பேருந்துகள் தாமதமாக இயக்கப்பட்டன. பள்ளிகளுக்கு விடுமுறை அளிக்கப்பட்டது. மீட்புப் பணியாளர்கள் இரவு முழுவதும் பணியாற்றினர். இன்று மாலை மழை குறையும் என்று வானிலை ஆய்வு மையம் தெரிவித்துள்ளது. பொதுமக்கள் தேவையின்றி வெளியே வர வேண்டாம் என்று அதிகாரிகள் கேட்டுக்கொண்டனர். மின்சாரம் துண்டிக்கப்பட்ட பகுதிகளில் விரைவில் சரிசெய்யப்படும். மேலும் தகவல்களுக்கு மாவட்ட நிர்வாகத்தை அணுகலாம். உணவுப் பொட்டலங்கள் வழங்கப்படுகின்றன.""",
+    ar_recipe="""لتحضير هذا الطبق نحتاج إلى كوبين من الأرز ونصف كيلو من الدجاج وبصلة كبيرة وملعقتين من الزيت. نقطع البصل ونقليه حتى يصبح لونه ذهبيًا، ثم نضيف الدجاج والبهارات ونتركه على نار هادئة لمدة ثلث ساعة. بعد ذلك نغسل الأرز جيدًا ونضيفه مع ثلاثة أكواب من الماء الساخن. نغطي القدر ونخفض النار حتى ينضج كل شيء. يقدم الطبق مع اللبن والسلطة.""",
+    hi_hist="""यह किला सोलहवीं शताब्दी में बनाया गया था और इसकी दीवारें लाल पत्थर की हैं। राजा ने इसे नदी के किनारे इसलिए बनवाया कि शत्रु एक ही ओर से आ सके। आज यहाँ हर साल लाखों पर्यटक आते हैं। किले के भीतर एक संग्रहालय है जिसमें पुराने हथियार, सिक्के और चित्र रखे हुए हैं। शाम को प्रकाश और ध्वनि का कार्यक्रम होता है, जिसमें किले का पूरा इतिहास सुनाया जाता है।""",
+    ja_novel="""「もう帰るの？」と彼女は聞いた。
+「うん、明日が早いから。」
+「そう……。気をつけてね。」
+彼は何か言おうとしたが、言葉が見つからなかった。窓の外では、雨が静かに降りつづいていた。
+「また来るよ。」
+「本当に？」
+「約束する。」
+彼女は笑って、傘を一本わたした。それは、二人が初めて会った日に彼が忘れていった傘だった。""",
+    el_list="""Για να φτιάξετε το ψωμί χρειάζεστε μισό κιλό αλεύρι, λίγη μαγιά, αλάτι και χλιαρό νερό. Ανακατεύετε τα υλικά και ζυμώνετε για δέκα λεπτά. Αφήνετε τη ζύμη να φουσκώσει σε ζεστό μέρος, σκεπασμένη με μια πετσέτα. Μετά από μία ώρα την πλάθετε και τη βάζετε στο ταψί. Ψήνετε για σαράντα λεπτά, μέχρι να ροδίσει η κόρα. Όταν κρυώσει, κόβεται πιο εύκολα.""",
+)
+
 # What is no text in any of these languages: a menu, keywords, one sentence again and again, and a table
 MENUS = dict(
     de='Startseite\nÜber uns\nKontakt\nImpressum\nAnmelden\nWarenkorb\nSuche',
@@ -93,4 +132,13 @@ KEYWORDS = dict(
     es='zapatos camisas pantalones baratos comprar online envío gratis mujer hombre niños rebajas ofertas descuento tienda moda negro '
        'blanco rojo cuero lana bolsos relojes anillos cinturones gorras bufandas guantes botas sandalias zapatillas abrigos faldas',
     ru='обувь куртки дешево купить москва интернет магазин скидки распродажа женская мужская детская доставка бесплатно цена каталог '
-       'ботинки сапоги сандалии кроссовки ремни сумки часы кольца шапки шарфы перчатки юбки платья рубашки джинсы носки кожа шерсть')
+       'ботинки сапоги сандалии кроссовки ремни сумки часы кольца шапки шарфы перчатки юбки платья рубашки джинсы носки кожа шерсть',
+    zh='鞋子 外套 衬衫 牛仔裤 袜子 帽子 手套 围巾 腰带 钱包 手表 戒指 项链 耳环 凉鞋 靴子 运动鞋 背包 雨伞 眼镜 女装 男装 童装 内衣 睡衣 泳装 毛衣 卫衣 西装 领带 折扣 促销 包邮 清仓 特价 新款 正品 批发 零售 品牌',
+    zh2='北京租房、上海租房、广州租房、深圳租房、杭州租房、成都租房、武汉租房、南京租房、天津租房、西安租房、重庆租房、苏州租房、青岛租房、大连租房、厦门租房、宁波租房、长沙租房、郑州租房、济南租房、合肥租房',
+    ja='靴 帽子 時計 指輪 財布 鞄 傘 眼鏡 手袋 水着 下着 靴下 上着 毛布 枕 椅子 机 本棚 食器 包丁 鍋 皿 茶碗 急須 花瓶 照明 電球 電池 充電器 携帯電話 冷蔵庫 洗濯機 掃除機 扇風機 加湿器 送料無料 激安 通販 新品 中古',
+    ja2='ワンピース スカート ジャケット コート セーター パーカー デニム ブーツ サンダル スニーカー バッグ リュック ネックレス ピアス リング ブレスレット ベルト マフラー ストール ソックス レディース メンズ キッズ セール クーポン ポイント ランキング レビュー',
+    th='รองเท้า เสื้อ กางเกง กระโปรง หมวก ถุงเท้า กระเป๋า นาฬิกา แหวน สร้อยคอ ต่างหู เข็มขัด ผ้าพันคอ ถุงมือ แว่นตา ร่ม ชุดว่ายน้ำ ชุดนอน ชุดชั้นใน เครื่องประดับ ส่วนลด โปรโมชั่น ส่งฟรี ราคาถูก สินค้าใหม่',
+    ar='أحذية قمصان بناطيل جوارب قبعات قفازات أوشحة أحزمة محافظ ساعات خواتم قلائد أقراط صنادل حقائب مظلات نظارات ملابس نسائية رجالية أطفال تخفيضات خصومات شحن مجاني عروض ماركات جديد رخيص تسوق اونلاين متجر جلد صوف قطن حرير أسود أبيض أحمر أزرق',
+    hi='जूते कमीज पतलून मोज़े टोपी दस्ताने दुपट्टा बेल्ट बटुआ घड़ी अंगूठी हार झुमके चप्पल बैग छाता चश्मा साड़ी कुर्ता लहंगा शर्ट जींस छूट मुफ्त डिलीवरी सस्ता ऑनलाइन खरीदें दुकान ब्रांड नया महिला पुरुष बच्चे चमड़ा ऊन सूती रेशम काला सफेद लाल नीला',
+    tr='ayakkabı gömlek pantolon çorap şapka eldiven atkı kemer cüzdan saat yüzük kolye küpe sandalet çanta şemsiye gözlük kadın erkek çocuk indirim kampanya ücretsiz kargo ucuz marka yeni sezon deri yün pamuk ipek siyah beyaz kırmızı mavi yeşil sarı mont ceket kazak elbise etek bluz tişört',
+    fr='chaussures chemises pantalons chaussettes chapeaux gants écharpes ceintures portefeuilles montres bagues colliers boucles sandales sacs parapluies lunettes femme homme enfant soldes promotion livraison gratuite marque nouveau cuir laine coton soie noir blanc rouge bleu vert jaune manteau veste pull robe jupe chemisier bottes baskets')

@@ -7,6 +7,7 @@ __all__ = ['languages', 'sample_text', 'identify', 'language_code', 'common_word
 
 # %% ../../nbs/api/11_clean/02_language.ipynb #bf868171
 import runpy
+from collections import Counter
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,8 +66,8 @@ def language_code(
 
 # %% ../../nbs/api/11_clean/02_language.ipynb #87f302ff
 _LISTED = frozenset('''af ar bg bn bs ca cs da de el es fa fi fr ga gd gu hi hr hu hy id is it ja lb lt lv mk mr ms
-    nb no pl pt ro ru sk sl sv th tr uk ur vi zh'''.split())
-_FILE_OF = dict(no='nb', bs='hr') # a code of ours -> the name of spaCy's folder
+    nb no pl pt ro ru sk sl sv th tr uk ur vi wuu yue zh'''.split())
+_FILE_OF = dict(no='nb', bs='hr', wuu='zh', yue='zh') # a code of ours -> the name of spaCy's folder
 
 @lru_cache(maxsize=None)
 def common_words(
@@ -81,21 +82,29 @@ def common_words(
 
 _AROUND = '.,;:!?…()[]{}«»„“”‘’"\'–—-।॥،؛؟¿¡。'
 
+def _count_anywhere(text, listed, enough):
+    "Return how many different words of a list occur in a text, and the share of its letters that they fill."
+    letters = sum(map(str.isalpha, text)) or 1
+    signs = {c: n for c, n in Counter(text).items() if c in listed and c.isalpha()}
+    share = sum(signs.values()) / letters
+    if share > enough: return len(signs), share # Chinese and Japanese prose; longer words take a search each
+    longer = {word: n for word in listed if len(word) > 1 and (n := text.count(word))}
+    return len(signs) + len(longer), share + sum(n * len(word) for word, n in longer.items()) / letters
+
 def count_common(
-    text:str, # any text; the first 20,000 characters are looked at
+    text:str, # any text; of a long one a sample is read
     code:str, # ISO 639 code
-    enough:int=2, # where counting may stop
-) -> int|None: # different common words found; None if there is no list for the language
+) -> int|None: # 0 if they are too rare to be more than an accident; None if there is no list for the language
     "Count the different common words of a language in a text; where words have no spaces, anywhere in it."
     listed = common_words(code)
     if not listed: return None
-    text = text[:20_000].lower()
-    if not has_unspaced(text): return len(listed & {word.strip(_AROUND) for word in text.split()})
-    n = 0
-    for word in listed:
-        n += word in text
-        if n >= enough: break
-    return n
+    text = sample_text(text, 5, 250).lower()
+    if has_unspaced(text):
+        n, share = _count_anywhere(text, listed, .35)
+        return n if share > .35 else 0
+    words = [word.strip(_AROUND) for word in text.split()]
+    common = [word for word in words if word in listed]
+    return len(set(common)) if len(common) > .05 * len(words) else 0
 
 # %% ../../nbs/api/11_clean/02_language.ipynb #ff650ce1
 @lru_cache

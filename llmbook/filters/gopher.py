@@ -57,14 +57,14 @@ def gopher_alphabetic(v:View,
 
 _STOP = frozenset('the be to of and that have with'.split())
 
-def other_common_words(v:View,
-    low:int, # where counting may stop
+def other_common_words(
+    v:View, # a text that has too few common words of English
 ) -> int|None: # None if the text is in a language for which there is no list
-    "Count the common words of a text that has too few common words of English: those of its own language."
+    "Count the common words of a text's own language."
     if v.language == 'en': return 0
-    if v.language: return count_common(v.text, v.language, low)
-    if not v.english: return None
-    return count_common(v.text, identify(v.text)[0], low) or 0 # Latin letters, and the language is a guess
+    if v.language: return count_common(v.text, v.language)
+    guess = count_common(v.text, identify(v.text)[0])
+    return guess or 0 if v.english else guess # Latin letters, and nobody knows the language: a list of keywords
 
 def gopher_stop_words(v:View,
     low:int=2, # fewest different ones of the eight
@@ -73,7 +73,7 @@ def gopher_stop_words(v:View,
     if len(_STOP.intersection(v.words)) >= low: return None
     n = len(_STOP.intersection(v.tokens)) # only now: a word may have hidden behind a comma
     if n >= low: return None
-    others = other_common_words(v, low)
+    others = other_common_words(v)
     return None if others is None or others >= low else max(n, others)
 
 # %% ../../nbs/api/12_filters/02_gopher.ipynb #83afa265

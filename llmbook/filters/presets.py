@@ -70,7 +70,7 @@ def stop_words(v:View,
     "Require two of eight common words of English, in capitals or not, or two of another language's (after Gopher)."
     n = len(_STOP & {w.lower() for w in v.counts if len(w) <= 4})
     if n >= low: return None
-    others = other_common_words(v, low)
+    others = other_common_words(v)
     return None if others is None or others >= low else max(n, others)
 
 # %% ../../nbs/api/12_filters/08_presets.ipynb #94d86c23

@@ -289,7 +289,7 @@ def repeated_parts(
 
 _PARAGRAPHS, _LINES = re.compile(r'\n{2,}').split, re.compile(r'\n+').split
 
-# %% ../../nbs/api/12_filters/01_view.ipynb #ba6dd299
+# %% ../../nbs/api/12_filters/01_view.ipynb #ac1f5356
 SURE = .65 # probability from which the language of a text counts as known (FineWeb)
 _LETTERS_OF = {name: re.compile(f'[{letters}]').findall for name, letters in dict(
     latin='A-Za-zÀ-ɏ', unspaced=UNSPACED, thai_lao='\u0e00-\u0eff').items()}
@@ -392,7 +392,7 @@ def count_sentences(
     "Count the sentences of a line."
     made = _VOCABULARY.measure(split_words(line))[2]
     is_stop = made & STOP > 0
-    if not is_stop.any() and _LETTERS_OF['thai_lao'](line): return len(line.split())
+    if not is_stop.any() and _LETTERS_OF['thai_lao'](line): return max(len(line.split()), len(line) // 50)
     is_text = made & MARK == 0
     stop = is_stop[is_stop | is_text] # without the other marks
     inner_ends = np.count_nonzero(stop[:-1] & ~stop[1:])
