@@ -25,7 +25,7 @@ def refused(
     *args, # its arguments
     contains:str='', # text that the message has to contain
     **kwargs # its keyword arguments
-): # AssertionError if `f` accepts its input
+) -> None: # AssertionError if `f` accepts its input
     "Call `f`, print the error that it raises, and fail unless it raises one."
     try: f(*args, **kwargs)
     except Exception as e:
@@ -165,7 +165,7 @@ def write_json(
     path:str|Path, # file to write
     obj, # anything JSON can hold, and paths and numpy scalars
     indent:int=1, # spaces of indentation
-):
+) -> None:
     "Write `obj` as JSON, atomically."
     text = json.dumps(obj, indent=indent, ensure_ascii=False, default=_plain)
     with atomic_path(path) as tmp: tmp.write_text(text + '\n', encoding='utf-8')
@@ -255,7 +255,7 @@ class RunFolder:
 def check_space(
     path:str|Path, # folder to write to; it need not exist yet
     need:float, # bytes that will be written
-): # UserError if the disk has less
+) -> None: # UserError if the disk has less
     "Raise `UserError` unless the disk has room for `need` bytes."
     folder = Path(path).absolute()
     while not folder.exists(): folder = folder.parent
@@ -270,14 +270,14 @@ os.environ.setdefault('MKL_CBWR', 'AUTO') # Intel's conditional numerical reprod
 # %% ../nbs/api/00_base/00_core.ipynb #3bd49c28
 def check_seed(
     seed:int, # value that the user gave
-): # UserError if torch could not use it
+) -> None: # UserError if torch could not use it
     "Raise `UserError` unless `seed` is a whole number that torch accepts."
     if not -2**63 <= whole_number('seed', seed, -2**63) < 2**64:
         raise UserError(f'expected a seed below 2**64, got {seed}: give a smaller one')
 
 def set_seed(
     seed:int, # 0 or more
-):
+) -> None:
     "Seed Python, numpy and torch alike."
     import torch
     check_seed(seed)

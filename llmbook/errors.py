@@ -114,7 +114,7 @@ def check_free(
     out, # folder that a command writes to
     files=(), # names of files that it will make there
     folders=(), # names of folders that it will make there
-): # UserError if something else has one of these names
+) -> None: # UserError if something else has one of these names
     "Raise `UserError` if a folder has the name of a file to write, or a file the name of a folder."
     for name in files:
         p = Path(out, name)

@@ -81,8 +81,10 @@ def parameter_table(said, sig):
         meaning = said.parameters.get(name, '')
         if p.name == 'self' or not meaning: continue
         rows.append([cell(name, True), cell(shown_type(p.annotation), True), cell(shown_default(p), True), cell(meaning)])
-    returned = shown_type(sig.return_annotation) if said.returned or sig.return_annotation is not None else ''
-    if said.returned or returned: rows.append(['returns', cell(returned, True), '', cell(said.returned)])
+    returned = shown_type(sig.return_annotation)
+    raises = said.returned.partition(' ')[0].endswith('Error')
+    if raises: rows.append(['raises', '', '', cell(said.returned)])
+    elif said.returned or returned not in ('', 'None'): rows.append(['returns', cell(returned, True), '', cell(said.returned)])
     rows += [[cell(name, True), '', '', cell(meaning)] for name, meaning in said.fields.items()]
     if not rows: return ''
     head = ['| parameter | type | default | meaning |', '|---|---|---|---|']

@@ -82,6 +82,7 @@ NAMES = {
     'step': 'the step',
     't': 'the tensor',
     'target': 'not used',
+    'text': 'any text',
     'texts': 'texts to score',
     'tok': 'the tokenizer',
     'tokens': 'tokens there are',
@@ -136,7 +137,8 @@ class Described:
     def text(self):
         "Return what is put below the docstring."
         parts = [listed('Args', self.parameters), listed('Attributes', self.fields)]
-        if self.returned: parts.append(f'Returns:\n    {self.returned}')
+        head = 'Raises' if self.returned.partition(' ')[0].endswith('Error') else 'Returns'
+        if self.returned: parts.append(f'{head}:\n    {self.returned}')
         return '\n\n'.join(part for part in parts if part)
 
 

@@ -38,7 +38,7 @@ def find_documented(
 def add_text(
     documented, # function, class or property
     text:str, # text about the parameters
-):
+) -> None:
     "Put a text below a docstring, once; a method without one shows the first line of what it overrides."
     doc = getattr(documented, '__doc__', None) or ''
     if text in doc: return
@@ -52,7 +52,7 @@ def add_text(
 def explain(
     module, # a module of the package, already executed
     texts:dict|None=None, # name -> text; those of the table by default
-):
+) -> None:
     "Put the meaning of the parameters below the docstrings of a module."
     if texts is None: texts = TEXTS.get(module.__name__.removeprefix('llmbook.'), {})
     for name, text in texts.items():
@@ -74,7 +74,7 @@ class ExplainingFinder(MetaPathFinder):
         if spec and type(spec.loader) is SourceFileLoader: spec.loader = ExplainingLoader(spec.loader.name, spec.loader.path)
         return spec
 
-def explain_parameters():
+def explain_parameters() -> None:
     "Explain the parameters of every module of the package; `import llmbook` calls it."
     if any(isinstance(f, ExplainingFinder) for f in sys.meta_path): return
     sys.meta_path.insert(0, ExplainingFinder())

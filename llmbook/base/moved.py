@@ -193,7 +193,7 @@ class MovedFinder(MetaPathFinder, Loader):
         old = module.__name__.partition('.')[2]
         if old in MOVED: module.__getattr__ = partial(moved_name, old)
 
-def lead_old_imports():
+def lead_old_imports() -> None:
     "Let Python find what moved; `import llmbook` calls it."
     if any(isinstance(f, MovedFinder) for f in sys.meta_path): return
     sys.meta_path.append(MovedFinder())

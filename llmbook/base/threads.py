@@ -157,7 +157,7 @@ def share_cores(
     if crowd < FREE: stop_sharing()
     return crowd
 
-def stop_sharing():
+def stop_sharing() -> None:
     "Let torch's threads spin again, as they do when nobody calls `share_cores`."
     team, _sharing.team = _sharing.team, None
     if team: team.end()

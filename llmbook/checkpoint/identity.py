@@ -93,7 +93,7 @@ def check_options(
     every, # steps between saves, or None
     resume, # True, False or 'must'
     signals, # names of signals
-): # UserError if one of them is invalid
+) -> None: # UserError if one of them is invalid
     "Raise `UserError` unless the options of a `Checkpoint` are valid."
     if not (isinstance(seconds, Real) and seconds >= 0):
         raise UserError(f'expected seconds of 0 or more between saves, got {seconds!r}')
@@ -145,7 +145,7 @@ def load_recorder(
     learn, # a Learner whose fit has begun
     s:dict, # JSON from `recorder_state`
     record:dict, # tensors from `recorder_state`
-):
+) -> None:
     "Restore what fastai had recorded."
     r = learn.recorder
     device = next(learn.model.parameters()).device # where the next losses will be

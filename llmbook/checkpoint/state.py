@@ -33,7 +33,7 @@ def rng_state(
 
 def set_rng_state(
     state:dict, # from `rng_state`
-):
+) -> None:
     "Restore the random state of every generator."
     cached, gauss, has_gauss = state['gauss'].tolist()
     position, has_cached = state['scalars'].tolist()
@@ -84,7 +84,7 @@ def save_checkpoint(
     model, # model whose weights are saved
     opt, # a fastai optimiser that wraps one of PyTorch, or None
     state:dict, # anything JSON can hold: the step, the callbacks' states, the run's options
-):
+) -> None:
     "Write a checkpoint: all of it or nothing."
     tensors, groups = {}, []
     if opt is not None: tensors, groups = optim_tensors(opt)
@@ -95,7 +95,7 @@ def write_checkpoint(
     path:str|Path, # folder that should appear
     kinds:dict, # kind -> {name: tensor}
     state:str, # JSON
-):
+) -> None:
     "Write tensors and state into a folder beside `path`, then rename that folder to `path`."
     path = Path(path)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
@@ -120,7 +120,7 @@ def model_differences(
 def restore_model(
     folder:TensorFolder, # a checkpoint
     model, # a model of the same shape
-): # UserError with the names that differ
+) -> None: # UserError with the names that differ
     "Restore a model's weights, one tensor at a time."
     differ = model_differences(folder, model)
     if differ:
@@ -132,7 +132,7 @@ def restore_optim(
     folder:TensorFolder, # a checkpoint
     opt, # an optimiser whose parameters are in the same groups
     groups:list, # the saved settings, from `optim_tensors`
-): # UserError if the groups differ
+) -> None: # UserError if the groups differ
     "Restore an optimiser's moments, counts and settings."
     opt = torch_opt(opt)
     if group_sizes(groups) != group_sizes(opt.state_dict()['param_groups']):

@@ -131,7 +131,7 @@ def seal(
     path:str|Path, # folder as it should appear
     files:dict, # name -> JSON text: 'state' becomes state.json
     parts:list, # what `write_part` returned, for each rank
-):
+) -> None:
     "Complete a folder and let it appear under its name."
     tmp, path = Path(tmp), Path(path)
     layout = json.dumps(join_layouts([p['layout'] for p in parts]))
@@ -154,7 +154,7 @@ def _write_text(path, text):
 
 def sync_folder(
     path:str|Path, # folder
-):
+) -> None:
     "Wait until a folder's file names are on the disk; do nothing where folders cannot be opened."
     try: fd = os.open(path, os.O_RDONLY)
     except OSError: return
@@ -166,7 +166,7 @@ def leave_note(
     folder:str|Path, # folder where the part was written
     rank:int, # number of the rank that wrote it
     part:dict, # from `write_part`, or {'error': text}
-):
+) -> None:
     "Tell the rank that seals the folder that this part is written, or why not."
     tmp = Path(folder)/f'.note-{rank}.tmp'
     _write_text(tmp, json.dumps(part))

@@ -81,7 +81,7 @@ def join(
     if not joined(): _connect(device, timeout)
     return device
 
-def leave():
+def leave() -> None:
     "Leave the run; do nothing if this process is in none."
     if joined(): dist.destroy_process_group()
 
@@ -93,7 +93,7 @@ def all_sum(
     if world() > 1: dist.all_reduce(t)
     return t
 
-def wait_for_all():
+def wait_for_all() -> None:
     "Wait until every rank has called this."
     if world() > 1: all_sum(torch.zeros(1)).item()
 
@@ -152,7 +152,7 @@ def my_rows(
     n:int, # rows of the whole tensor
     r:int, # a rank
     size:int, # number of ranks
-): # (first row, number of rows)
+) -> tuple[int, int]: # (first row, number of rows)
     "Find the rows that a rank holds: equal parts, the last ones shorter or empty, as `torch.chunk` cuts them."
     each = -(-n // size)
     first = min(r * each, n)

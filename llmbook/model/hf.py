@@ -22,7 +22,7 @@ from .transformer import Transformer
 def check_vocab(
     tok, # tokenizer
     c, # configuration of a model, with vocab_size
-): # UserError if the tokenizer has tokens that the model does not know
+) -> None: # UserError if the tokenizer has tokens that the model does not know
     "Raise `UserError` if a tokenizer is too large for a model."
     n = max(tok.get_vocab().values(), default=-1) + 1
     if n > c.vocab_size:
@@ -336,7 +336,7 @@ def load_pretrained(
     path:str|Path, # folder made by `save_pretrained` or elsewhere, or the folder of a run
     device:str|None=None, # 'cpu' or 'cuda'; the best available by default
     dtype:str='float32', # or 'bfloat16', 'float16': half the bytes to hold and to read, for generation
-): # (Transformer, Tokenizer); UserError if they do not belong together
+) -> tuple[Transformer, Tokenizer]: # (Transformer, Tokenizer); UserError if they do not belong together
     "Read a model and its tokenizer."
     path = model_folder(path)
     model, tok = load_model(path, device, dtype), read_tokenizer(path)

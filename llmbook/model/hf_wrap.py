@@ -202,7 +202,7 @@ def _checkpointing(self:WrappedLM, verb):
 # %% ../../nbs/api/20_model/07_hf_wrap.ipynb #9f850aad
 def as_lm(
     model, # `Transformer`, or a causal language model of transformers (its weights are used, not copied)
-): # a model with embed, head, logits and config, whose forward returns hidden states; UserError if that is impossible
+) -> nn.Module: # a model with embed, head, logits and config, whose forward returns hidden states; UserError if that is impossible
     "Return a model in the shape that `lm_learner` takes."
     return model if isinstance(model, (Transformer, WrappedLM)) else WrappedLM(model)
 

@@ -69,7 +69,7 @@ def rotary_tables(
     head_dim:int, # d: width of a head
     theta:float=10_000., # base of the wavelengths
     scaling:dict|None=None, # four numbers of Llama 3.1 (ROPE_SCALING); None: no stretching
-): # (cos, sin), each (T, d) float32; the halves of a row are equal, but the first half of sin has its sign turned
+) -> tuple[Tensor, Tensor]: # (cos, sin), each (T, d) float32; the halves of a row are equal, but the first half of sin has its sign turned
     "Return cosines and sines of the angles of every position."
     freq = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)  # (d/2)
     if scaling: freq = _stretch(freq, *(scaling[k] for k in ROPE_SCALING))

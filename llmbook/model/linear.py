@@ -86,7 +86,7 @@ def product_ways(
 
 def use_product_ways(
     ways:dict, # result of `product_ways`
-):
+) -> None:
     "Compute as another run did, so that its every bit can be repeated."
     _chosen.update(ways)
 

@@ -21,7 +21,7 @@ from llmbook.model.layers import (
 @torch.no_grad()
 def init_weights(
     model:nn.Module, # `Transformer`, or a part of it with a `config`
-):
+) -> None:
     "Draw all matrices from torch's generator; set biases to zero and leave the gains of norms at one."
     c = model.config
     std = min(.02, c.d_model ** -.5)

@@ -62,7 +62,7 @@ def write_together(
     give_up=lambda: False, # function that rank 0 asks again and again while it waits
     clear=None, # function that removes a folder that is already there
     seconds:float=600., # longest time that rank 0 waits
-): # OSError if this rank's disk is full; on rank 0 if any rank's is
+) -> None: # OSError if this rank's disk is full; on rank 0 if any rank's is
     "Write this rank's part; on rank 0, wait for all notes and let the folder appear."
     tmp.mkdir(parents=True, exist_ok=True)
     if rank(): kinds = {kind: tensors for kind, tensors in kinds.items() if kind not in ('record', 'attributes')}
@@ -90,7 +90,7 @@ def save_shards(
     opt, # its optimiser, or None
     state:dict, # anything JSON can hold; rank 0's counts
     seconds:float=600., # longest time that rank 0 waits for the others
-): # OSError on every rank if one could not write
+) -> None: # OSError on every rank if one could not write
     "Write a checkpoint together; every rank calls it."
     path = Path(path)
     tmp = Path(from_first(str(path.with_name(f'.{path.name}.{os.getpid()}.tmp'))))

@@ -99,7 +99,7 @@ def expected_figures(
 def check_text(
     tokens_available:int|None, # tokens of text; None for no limit
     batch:int|None=None, # tokens in a batch, once it is known
-): # UserError for what is not a number of tokens, or not more than a batch
+) -> None: # UserError for what is not a number of tokens, or not more than a batch
     "Raise `UserError` unless there is enough text."
     if tokens_available is None: return
     if not within(tokens_available, 0, math.inf):
@@ -244,7 +244,7 @@ def _repr_html_(self:Plan):
 # %% ../../nbs/api/25_plan/05_plan.ipynb #8beb7071
 def read_plan(
     plan, # `Plan`, the path of its file, or its dict
-): # Plan; UserError if there is no valid plan
+) -> Plan: # Plan; UserError if there is no valid plan
     "Return a plan from wherever it is."
     if isinstance(plan, (str, Path)): plan = read_json(plan, 'make it again with `plan` or llmbook-plan')
     return Plan.from_dict(plan) if isinstance(plan, dict) else plan

@@ -8,7 +8,9 @@ __all__ = ['MaskedPerplexity', 'sees_both_sides', 'lm_learner', 'check_plan', 'K
 # %% ../../nbs/api/34_pretrain/02_run.ipynb #f3676709
 from pathlib import Path
 import torch
+from torch import nn
 from fastcore.foundation import L
+from fastai.data.core import DataLoaders
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
 from ..core import UserError, fingerprint, set_seed, whole_number, write_json
@@ -69,8 +71,8 @@ def _with_masks(model, objective, cbs, seed):
 
 # %% ../../nbs/api/34_pretrain/02_run.ipynb #df283443
 def lm_learner(
-    dls, # DataLoaders of (x, y), such as `lm_dls` gives
-    model, # a `ModelConfig`, a `Transformer` of any family, or a causal model of `transformers`
+    dls:DataLoaders, # batches of (x, y), such as `lm_dls` gives
+    model:ModelConfig|nn.Module, # a `ModelConfig`, a `Transformer` of any family, or a causal model of `transformers`
     lr:float=3e-3, # learning rate, the same for Muon and AdamW
     wd:float=.1, # weight decay of matrices and embeddings
     muon:bool=True, # Muon for the matrices inside the blocks
@@ -88,7 +90,7 @@ def lm_learner(
     label:str='training', # beginning of the progress line
     cbs=None, # more callbacks
     **kwargs # arguments of the Learner: path, splitter, metrics...
-): # LMLearner
+) -> LMLearner:
     "Make a fastai Learner for next-token training, or for masked tokens in an encoder."
     if isinstance(model, ModelConfig):
         set_seed(seed)
@@ -195,7 +197,7 @@ def pretrain(
     device=None, # device to train on; None takes the best there is
     parallel:str|None=None, # 'ddp' or 'fsdp', where several processes were started; None: as planned, or ddp
     cbs=None, # more callbacks
-): # the Learner, trained
+) -> LMLearner: # the Learner, trained
     "Pre-train as planned, or resume where an earlier call was stopped."
     plan = read_plan(plan)
     out = Path(out)

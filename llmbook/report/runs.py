@@ -68,7 +68,7 @@ def find_row(
     metric:str, # name of the metric; case, spaces, hyphens and underscores do not matter
     with_word:str='', # a word that has to occur in metric, group or signature, such as 'xz'
     without:tuple=(), # words that must not occur there
-): # the row, or None
+) -> dict|None: # the row, or None
     "Find the first row of a metric."
     def bare(s): return ''.join(c for c in str(s).lower() if c.isalnum())
     wanted = bare(metric)

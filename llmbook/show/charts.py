@@ -82,7 +82,7 @@ def pieces(
 
 def last_value(
     points:list, # (x, y); y None in a gap
-): # None if nothing was measured
+) -> float|None: # None if nothing was measured
     "Return the newest known y."
     return next((y for _, y in reversed(points) if y is not None), None)
 

@@ -326,7 +326,7 @@ def _show(dl, b, preds, max_n, show=True, ctxs=None, unique=False, **kwargs):
 # %% ../../nbs/api/14_tokens/05_loaders.ipynb #5d8e1a70
 def check_positive(
     **values:int, # numbers by the names that the user gave them under
-):
+) -> None:
     "Raise `UserError` unless every number is 1 or more."
     for name, value in values.items():
         if value < 1: raise UserError(f'expected {name} of 1 or more, got {value}')

@@ -13,7 +13,7 @@ from ..core import UserError
 # %% ../../nbs/api/31_train/07_compile.ipynb #e7e69106
 def find_compiler(
     device='cpu', # torch.device or its name
-): # path of the compiler, or 'triton'; UserError with what to install if there is none
+) -> str: # path of the compiler, or 'triton'; UserError with what to install if there is none
     "Find the compiler that `torch.compile` needs on a device."
     if torch.device(device).type == 'cuda':
         if importlib.util.find_spec('triton'): return 'triton'

@@ -79,7 +79,7 @@ def to_float8(
 
 def from_float8(
     model:nn.Module, # a model after `to_float8`
-):
+) -> None:
     "Make a model's 8-bit layers ordinary layers again."
     for m in model.modules():
         if type(m) is Float8Linear: m.__class__ = m.usual

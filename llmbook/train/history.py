@@ -88,7 +88,7 @@ class Thinned:
 def write_history(
     path:str|Path, # file whose name ends in .csv or .parquet
     rows:list, # dicts; None and missing values become empty cells
-):
+) -> None:
     "Write a history, all of it or nothing."
     suffix = Path(path).suffix
     writers = {'.csv': _write_csv, '.parquet': _write_parquet}

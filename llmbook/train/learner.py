@@ -97,7 +97,7 @@ def _fetch_losses(learn):
 @torch.no_grad()
 def check_weights(
     model, # any module
-): # UserError with the names of the parameters that hold NaN or infinity
+) -> None: # UserError with the names of the parameters that hold NaN or infinity
     "Raise `UserError` unless all weights are finite."
     names, finite = [], []
     for name, p in model.named_parameters():
@@ -111,7 +111,7 @@ def check_weights(
 
 def check_result(
     learn, # a Learner after a fit
-): # UserError if the validation loss is not finite, or the second half of the steps were all left out
+) -> None: # UserError if the validation loss is not finite, or the second half of the steps were all left out
     "Raise `UserError` if a fit has led nowhere."
     remedy = 'lower the learning rate, and begin with weights from before'
     loss = learn.recorder.loss.value

@@ -48,7 +48,7 @@ def choose_tokens(
     i:Tensor, # (B, T) int64 numbers of the positions, in all rows of training
     rate:float, # share to choose
     seed:int,
-): # (chosen, lot): bool and float32, (B, T)
+) -> tuple[Tensor, Tensor]: # (chosen, lot): bool and float32, (B, T)
     "Choose tokens one by one (BERT)."
     h = hashed(i, seed)
     return share(h) < rate, share(h, 1)
@@ -84,7 +84,7 @@ def choose_spans(
     seed:int,
     p:float=.2, # parameter of the lengths, as in `span_lengths`
     longest:int=10, # tokens in the longest span
-): # (chosen, lot): bool and float32, (B, T); all tokens of a span share one lot
+) -> tuple[Tensor, Tensor]: # (chosen, lot): bool and float32, (B, T); all tokens of a span share one lot
     "Choose spans of tokens (SpanBERT)."
     length, left, gap = _tables(rate, p, longest, i.device)
     B, T = i.shape
@@ -123,7 +123,7 @@ def hide(
     mask:int, # the mask token
     masked:float=.8, # share of the targets behind the mask token
     random:float=.1, # share of the targets behind another token; the rest is shown
-): # (x, y): what the model sees; and the targets, unshifted, IGNORE elsewhere
+) -> tuple[Tensor, Tensor]: # (x, y): what the model sees; and the targets, unshifted, IGNORE elsewhere
     "Put the mask token and other tokens in the place of the targets."
     shown = other.where(lot < masked + random, x)
     seen = torch.where(lot < masked, mask, shown)

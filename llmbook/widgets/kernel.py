@@ -26,7 +26,7 @@ def kernel_queue(
 def comm_of(
     session, # session of the kernel, which knows how messages are packed
     msg:list, # frames of one message
-): # id of the widget's channel; None for a message that is not from a widget
+) -> str|None: # id of the widget's channel; None for a message that is not from a widget
     "Return the id of the channel on which a widget sent this message."
     _, frames = session.feed_identities(msg, copy=False)
     header = session.unpack(frames[1].bytes)
