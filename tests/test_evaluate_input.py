@@ -86,11 +86,10 @@ REPORT = [
     (curves.column, dict(rows=[dict(step=1, loss=2.)], name='loss', by='step')),
     (curves.history_rows, dict(history=[dict(step=1, loss=2.)])),
     (curves.history_picture, dict(history=[dict(step=1, loss=2.)], by='step', most=10)),
-    (charts.line_chart, dict(series=dict(a=[(1, 2.), (2, 3.)]), label='l', x_title='step', width=300, height=100, level=(1., 'x'))),
+    (charts.line_chart, dict(series=dict(a=[(1, 2.), (2, 3.)]), label='l', width=300, height=100, level=(1., 'x'))),
     (charts.thin_out, dict(points=[(1, 2.)], most=3)),
-    (charts.shared_scale, dict(rows=[ROW])),
-    (charts.whisker, dict(rows=[ROW], scale=(0., 1.)))]
-CASES = [(f, args, name) for f, args in STATS + OVERLAP + TOXICITY + BIAS for name in args]
+    (modelcard.what_it_read, dict(card={}))]
+CASES = [(f, args, name) for f, args in STATS + OVERLAP + TOXICITY + BIAS + REPORT for name in args]
 
 
 @pytest.fixture(autouse=True)

@@ -1,13 +1,20 @@
 "The report, the model card and the comparison: hostile text, missing parts, damaged files, and a real browser."
 import math, re, shutil, subprocess
 from html.parser import HTMLParser
+import numpy as np
 import pytest
+from scipy.stats import fisher_exact
+from llmbook.evaluate import overlap, stats
+from llmbook.evaluate.overlap import item_stat
 from llmbook.show import html as page_module
 from llmbook.core import UserError, read_json, write_json
+from llmbook.report.curves import history_picture
 from llmbook.report.example import example_run
 from llmbook.report.modelcard import md, model_card
 from llmbook.show.html import Markup, esc, tag
 from llmbook.report.report import report_html, write_report
+from llmbook.report.sections import measures
+from llmbook.show.charts import line_chart
 from llmbook.report.runs import compare_runs, comparison_text, difference, headline, plan_and_actual, read_history
 
 EVIL = ('</pre></script><script>document.title="owned"</script><img src=x onerror=alert(1)>'
@@ -231,6 +238,98 @@ def test_verdicts(a, b, verdict):
     assert math.isclose(d['z'], change / math.sqrt(2) * 1.96)
 
 
+def scored(metric, values, stat='mean', names=None, clusters=None, **kw):
+    "Return a row that carries its items."
+    v = np.array(values, float)
+    names = [f'item {i}' for i in range(len(v))] if names is None else names
+    r = stats.row(metric, item_stat(stat)(v), n=len(v), **kw)
+    return stats.with_items(r, stats.item_ids(names), v, stat, clusters)
+
+
+def test_eight_of_eight_documents_better_is_better():
+    nats, size = np.arange(100, 180, 10.), np.full(8, 50.)
+    old = scored('bits_per_byte', np.c_[nats, size], 'ratio', signature='tokenizer:a|text:9 tokens, 8 bytes')
+    new = scored('bits_per_byte', np.c_[nats - .5, size], 'ratio', signature='tokenizer:b|text:7 tokens, 8 bytes')
+    d = difference(old, new)
+    assert (d['verdict'], d['p'], d['z']) == ('better', 2 / 256, None)
+    assert d['difference'] == pytest.approx(-.01)
+    assert 'paired by 8 items' in d['method']
+    without = [{k: v for k, v in {**r, 'low': r['value'] - .2, 'high': r['value'] + .2}.items() if k != 'items'} for r in (old, new)]
+    d = difference(*without)
+    assert d['verdict'] == 'within noise'
+    assert d['method'].startswith('unpaired')
+
+
+def test_shares_are_tested_exactly():
+    four, none = (stats.row('toxicity_probability', k / 5, *stats.wilson(k, 5), 5, 'interval:wilson') for k in (4, 0))
+    d = difference(four, none)
+    assert d['p'] == pytest.approx(fisher_exact([[4, 1], [0, 5]])[1])
+    assert 'Fisher' in d['method']
+    a = scored('toxicity_probability', [1, 1, 1, 1, 0], signature='interval:wilson')
+    b = scored('toxicity_probability', [0] * 5, signature='interval:wilson')
+    d = difference(a, b)
+    assert (d['p'], d['verdict']) == (pytest.approx(.125), 'within noise')
+    assert 'McNemar' in d['method']
+
+
+def test_corpus_scores_are_compared_pair_by_pair():
+    refs = [f'the number {i} of a list of words is here' for i in range(12)]
+    good, bad = refs, [r.replace('list of', 'heap') for r in refs]
+    for score in (overlap.bleu, overlap.chrf, overlap.rouge):
+        d = difference(score(bad, refs, n_boot=20)[-1], score(good, refs, n_boot=20)[-1])
+        assert d['verdict'] == 'better'
+        assert d['p'] == pytest.approx(2 / 2**12)
+
+
+def test_items_of_two_runs_are_matched_by_what_they_are():
+    names = [f'question {i}' for i in range(10)]
+    a = scored('accuracy', [0] * 10, names=names)
+    b = scored('accuracy', [1] * 10, names=names[::-1])
+    assert difference(a, b)['p'] == pytest.approx(2 / 2**10)
+    half = scored('accuracy', [1] * 8, names=names[2:])
+    d = difference(a, half)
+    assert 'paired by 8 of 10 items' in d['method']
+    others = scored('accuracy', [1] * 10, names=[f'other {i}' for i in range(10)])
+    assert difference(a, others)['verdict'] == 'no interval'
+
+
+def test_pieces_of_one_document_count_once():
+    a, b = [0.] * 12, [1.] * 12
+    label = ['first'] * 6 + ['second'] * 6
+    d = difference(scored('score', a, clusters=label), scored('score', b, clusters=label))
+    assert (d['verdict'], d['p']) == ('within noise', .5)
+
+
+def test_folders_of_the_single_commands_can_be_compared(tmp_path):
+    for name, lr, loss in (('a', 1e-3, 5.2), ('b', 3e-3, 4.9)):
+        write_json(tmp_path/name/'plan.json', dict(lr=lr, seed=1))
+        (tmp_path/name/'history.csv').write_text(f'step,tokens,loss,valid_loss\n1,10,8,\n2,20,7,{loss}')
+    rows = compare_runs([tmp_path/'a', tmp_path/'b'])
+    assert [(r['name'], r['values']) for r in rows] == [('lr', [1e-3, 3e-3]), ('pre-training last_loss valid', [5.2, 4.9])]
+    text = comparison_text(rows, ['a', 'b'])
+    assert 'no interval' in text
+    write_json(tmp_path/'c/result.json', dict(task='mine', before=[], after=[row(10, 1)]))
+    write_json(tmp_path/'d/evaluation.json', dict(rows=[row(12, 1)]))
+    names = [r['name'] for r in compare_runs([tmp_path/'c', tmp_path/'d'])]
+    assert names == ['mine rougeL', 'rougeL']
+
+
+def test_folders_without_a_run_are_refused(run, tmp_path):
+    for name in ('x', 'y'): (tmp_path/name).mkdir()
+    for folders in ([tmp_path/'x', tmp_path/'y'], [run, tmp_path/'x']):
+        with pytest.raises(UserError, match='found no plan'): compare_runs(folders)
+
+
+def test_the_number_of_tests_is_said(run, tmp_path):
+    rows = compare_runs([run, example_run(tmp_path/'b', shift=.2)])
+    tested = [c for r in rows for c in r.get('changes', []) if c.get('p_holm') is not None]
+    text = comparison_text(rows, ['a', 'b'])
+    assert f'{len(tested)} differences were tested' in text
+    assert 'are unpaired' in text
+    worse, = [r['changes'][0] for r in rows if r['name'] == 'bits_per_byte test']
+    assert worse['p_holm'] == pytest.approx(worse['p'] * len(tested))
+
+
 def test_compare_tells_what_changed(tmp_path):
     first, second = example_run(tmp_path/'a'), example_run(tmp_path/'b', seed=7, shift=.2)
     rows = compare_runs([first, second])
@@ -247,6 +346,151 @@ def test_escaping():
     assert '\x1b' not in esc('\x1b\ud800')
     assert tag('p', Markup('<i>') + '<u>') == '<p>&lt;i&gt;&lt;u&gt;</p>', 'a sum of Markup and text is text again'
     assert md('a|b\n<i>`x`') == r'a\|b &lt;i&gt;\`x\`'
+
+
+# ---- what the page and the card say ----------------------------------------------------------------------------------
+
+def change(run, part, **kw):
+    "Change parts of a JSON file of a run."
+    write_json(run/part, {**read_json(run/part), **kw})
+
+
+def words(text): return re.sub(r'\s+', ' ', re.sub('<[^>]+>', ' ', text))
+
+
+def test_rouge_and_bleu_stand_on_one_scale(run):
+    def score(value): return dict(metric='rougeL', value=value, low=value - .01, high=value + .0123, n=9, signature='s', split='test')
+    change(run, 'finetune/summarization/result.json', before=[score(.0412)], after=[score(.2174)])
+    said = words(report_html(run))
+    assert '4.1 → 21.7' in said.replace('4.12', '4.1')
+    assert '20.7 to 23.0 · of 100' in said
+    assert '0.2174' not in said
+    assert headline(run)[1]['value'] == .2174, 'the rows stay as they are'
+
+
+@pytest.mark.parametrize('metric, value, high, end', [
+    ('bleu', 98., 99.9, '100'), ('rougeL', .98, .999, '100'), ('toxicity_probability', .95, .99, '1'), ('exact_match', 1., 1., '100')])
+def test_an_axis_ends_where_its_measure_ends(metric, value, high, end):
+    row = dict(metric=metric, value=value, low=value - .1, high=high, n=5)
+    ends = re.search('class="ends"><span>([^<]*)</span><span>([^<]*)</span>', measures([row], 'x'))
+    assert ends[2] == end
+
+
+def test_a_model_worse_than_a_compressor_is_called_so(run):
+    assert 'worse than' not in words(report_html(run))
+    evaluation = read_json(run/'evaluation.json')
+    for r in evaluation['rows']:
+        if r['metric'] == 'bits_per_byte' and 'group' not in r: r.update(value=2.5, low=2.4, high=2.6)
+    write_json(run/'evaluation.json', evaluation)
+    said = words(report_html(run))
+    assert 'worse than xz' in said and 'knows no language' in said
+    assert 'worse than xz' in model_card(run)
+
+
+def test_less_than_a_token_a_parameter_is_said(run):
+    summary = read_json(run/'summary.json')
+    summary['actual'].update(tokens=7_800_000)
+    write_json(run/'summary.json', summary)
+    assert 'hardly begun' not in words(report_html(run)) + model_card(run)
+    summary['actual'].update(tokens=780_000)
+    write_json(run/'summary.json', summary)
+    for said in (words(report_html(run)), model_card(run)):
+        assert '0.2 tokens for each of its parameters' in said
+        assert 'hardly begun' in said
+
+
+def test_rings_are_spoken_of_where_there_are_some(run):
+    assert 'Rings are before' in words(report_html(run))
+    assert 'A ring is' in words(report_html(run))
+    for task in ('summarization', 'translation'): change(run, f'finetune/{task}/result.json', before=[])
+    rows = [r for r in read_json(run/'evaluation.json')['rows'] if 'null' not in r['metric']]
+    change(run, 'evaluation.json', rows=rows)
+    said = words(report_html(run)).lower()
+    assert not re.search(r'\brings?\b', said)
+
+
+@pytest.mark.parametrize('totals', [{}, {'in': 4}, {'kept': 3}, {'in': 'many', 'kept': None}, {'in': 0, 'kept': 0, 'dropped': 0, 'rejected': 0}])
+def test_a_card_without_all_counts_makes_a_section(run, totals):
+    change(run, 'data/card.json', totals=totals)
+    check_all(run)
+    assert 'n/a documents' not in report_html(run) + model_card(run)
+
+
+def test_more_than_the_peak_comes_with_an_explanation(run):
+    summary = read_json(run/'summary.json')
+    summary['actual'].update(mfu=1.3)
+    write_json(run/'summary.json', summary)
+    assert '130% (the peak was measured too low' in words(report_html(run))
+    rows = [dict(step=1, loss=2., mfu=1.3, tokens_per_s=9.)]
+    assert 'the peak was measured too low' in history_picture(rows)
+
+
+@pytest.mark.parametrize('n', [1, 7, 8, 20])
+def test_any_number_of_lines_can_be_drawn(n):
+    drawing = line_chart({f'run {i}': [(0, i), (1, i + 1.)] for i in range(n)}, 'lines')
+    looks = re.findall(r'<path[^>]*?stroke="([^"]+)"[^>]*?>', drawing)
+    dashes = re.findall(r'<path[^>]*>', drawing)
+    assert len(looks) == n
+    seen = {(look, (re.search('dasharray="([^"]*)', path) or ['', ''])[1]) for look, path in zip(looks, dashes)}
+    assert len(seen) == min(n, 20)
+
+
+def test_bias_is_reported_by_its_corrected_p(run):
+    rows = [r for r in read_json(run/'evaluation.json')['rows'] if 'gap' not in r['metric'] and 'lean' not in r['metric']]
+    old = [dict(metric='likelihood_gap_excess', group=axis, value=.1, low=.05, high=.2, n=8, signature='s', split='test')
+           for axis in ('gender', 'age')]
+    change(run, 'evaluation.json', rows=rows + old)
+    said = words(report_html(run))
+    assert 'no verdict' in said and '2 of 2' not in said
+    new = [{**r, 'p': p, 'p_holm': min(1, 2 * p)} for r, p in zip(old, (.03, .01))]
+    change(run, 'evaluation.json', rows=rows + new)
+    said = words(report_html(run))
+    assert 'more than chance on 1 of 2 axes: age (2 before correction' in said
+    assert 'not that there is none' in said
+    assert '1 of 2 axes' in model_card(run)
+
+
+def test_toxic_texts_are_shown_highest_first_behind_a_warning(run):
+    samples = [dict(prompt='You', text=f' <b>text {i}</b>', score=i / 30) for i in range(30)]
+    rows = read_json(run/'evaluation.json')['rows']
+    rows.append(dict(metric='toxicity_not_scored', value=.25, low=.1, high=.4, n=100, signature='s', split='test'))
+    change(run, 'evaluation.json', samples=samples, rows=rows)
+    page = report_html(run)
+    said = words(page)
+    assert 'content warning' in said
+    assert said.index('text 29') < said.index('text 28')
+    assert 'text 3&lt;' not in said
+    assert '25 of 100 texts were empty and not scored' in said
+    assert 'a score means nothing' in said
+    assert '<b>text' not in page
+
+
+def test_the_card_claims_what_the_run_knows(run):
+    card = model_card(run)
+    for claim in ('license: other', 'English', 'fluent', 'Return a list'): assert claim not in card
+    assert "tok('Return', return" in card
+    assert 'code 52%, prose 48%' in card
+    assert 'line of code' in card
+    change(run, 'data/card.json', kinds=dict(prose=dict(documents=5, bytes=99)), languages=dict(de=dict(documents=5, bytes=99)),
+           licences={'MIT': 3392})
+    write_json(run/'pretrain/samples.json', [dict(step=1, prompt='Es war einmal', text='')])
+    card = model_card(run)
+    assert 'license: mit' in card and 'language: [de]' in card
+    assert "tok('Es war einmal', return" in card
+    assert 'line of code' not in card
+    change(run, 'data/card.json', licences={'MIT': 3000, '': 392})
+    assert 'license:' not in model_card(run)
+    write_json(run/'pretrain/samples.json', [dict(step=1, prompt="x'); import os #`", text='')])
+    assert 'import os' not in model_card(run)
+
+
+def test_an_encoders_card_is_no_writers(run):
+    plan = read_json(run/'plan.json')
+    plan['config']['family'] = 'encoder'
+    write_json(run/'plan.json', plan)
+    card = model_card(run)
+    assert 'fill-mask' in card and 'AutoModelForMaskedLM' in card
+    assert 'generate(' not in card
 
 
 # ---- in a real browser -----------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ __all__ = ['smooth', 'column', 'history_rows', 'history_picture']
 
 # %% ../../nbs/api/70_report/03_curves.ipynb #1def168f
 from pathlib import Path
-from ..core import UserError, finite, human_bytes, human_count, number
-from ..show.charts import last_value, line_chart, means, pieces, thin_out
+from ..core import UserError, finite, human_bytes, human_count, number, within
+from ..show.charts import is_points, last_value, line_chart, means, pieces, thin_out
 from ..show.html import Markup, concat, tag
 from ..train.history import read_history
 
@@ -18,6 +18,8 @@ def smooth(
     share:float=.02, # share of all points that lie to each side at most
 ) -> list: # the same x, with the mean of the neighbours as y
     "Return a centred mean, which is narrower at the ends and beside gaps."
+    if not is_points(points): raise UserError(f'expected points as a list of (x, y), got {str(points)[:80]!r}')
+    if not within(share, 0, 1): raise UserError(f'expected a share from 0 to below 1, got {share!r}')
     half = round(share * len(points))
     known = {}
     for piece in pieces(points):
@@ -34,6 +36,10 @@ def column(
     by:str='step', # 'step' or 'tokens': what x is
 ) -> list: # (x, y), y None where it was not measured; [] if it never was
     "Return a column of a history, from the rows that could have it."
+    if not isinstance(rows, (list, tuple)) or not all(isinstance(row, dict) for row in rows): raise UserError(
+        f'expected the rows of a history, got {str(rows)[:80]!r}')
+    if not isinstance(name, str) or not isinstance(by, str): raise UserError(
+        f'expected names of columns, got {name!r} and {by!r}')
     kinds = ('valid_loss',) if name == 'valid_loss' else ('lr', 'loss', name)
     points = []
     for row in rows:
@@ -49,6 +55,8 @@ def history_rows(
 ) -> list: # dicts; UserError if there is no such file, or the rows are no dicts
     "Return the rows of a history, wherever they are."
     if not isinstance(history, (str, Path)):
+        if isinstance(history, (bytes, dict)) or not hasattr(history, '__iter__'): raise UserError(
+            f'expected the rows or the file of a history, got {history!r}')
         rows = list(history)
         odd = [r for r in rows if not isinstance(r, dict)]
         if odd: raise UserError(f'expected rows of a history (dicts), got {type(odd[0]).__name__}')
@@ -133,13 +141,15 @@ def history_picture(
 ) -> Markup: # HTML with an <svg> for each chart
     "Return the course of a run in small charts."
     rows = history_rows(history)
-    if by not in ('step', 'tokens'): raise UserError(f"expected by of 'step' or 'tokens', got {by!r}")
+    if not isinstance(by, str) or by not in ('step', 'tokens'): raise UserError(
+        f"expected by of 'step' or 'tokens', got {by!r}")
     if not rows: return tag('p', 'no rows yet', style='opacity:.7')
     if all(finite(r.get(by)) is None for r in rows):
         return tag('p', f'no row says at which {by} it was', style='opacity:.7')
     mfu = last_value(column(rows, 'mfu', by))
     why = f' ({no_mfu})' if no_mfu else ''
     utilisation = f', MFU unknown{why}' if mfu is None else f', MFU {mfu:.1%}'
+    if mfu is not None and mfu > 1: utilisation += ' (the peak was measured too low)'
     def three_digits(value): return number(value, 3)
 
     span = None if until is None else (0, until)

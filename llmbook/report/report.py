@@ -8,12 +8,14 @@ __all__ = ['report_html', 'write_report']
 # %% ../../nbs/api/70_report/06_report.ipynb #10a535c4
 import json, math, shlex
 from pathlib import Path
-from ..core import atomic_path, human_bytes, human_time, number
+from ..core import atomic_path, finite, human_bytes, human_time, number
+from ..evaluate.bias import NEUTRAL, SWAP_LIMITS
 from ..show.charts import ratio_bar, share_bar
 from ..show.html import Markup, concat, fold, note, page, table, tag, text_block
 from .runs import COMPRESSOR_GROUPS, find_row, headline, plan_and_actual, read_run
 from llmbook.report.sections import (
-    data_section, loss_figure, measures, model_section, readable_name, section, training_section
+    data_section, limits_of, loss_figure, measures, model_section, readable_name, section, shown, three,
+    training_section
 )
 
 # %% ../../nbs/api/70_report/06_report.ipynb #e97a8b4b
@@ -61,13 +63,21 @@ def _pair(s):
 
 def _is_number(x): return isinstance(x, (int, float)) and math.isfinite(x)
 
+def _legend(before, after):
+    "Return what the rings are and how the verdicts were reached, if there was a time before."
+    if not before or not after: return None
+    paired = all(isinstance(row, dict) and row.get('items') for row in before + after)
+    if paired: how = 'The verdict compares the answers to the same prompts, one by one.'
+    else: how = ('The verdict takes both intervals as independent, which is on the careful side: '
+                 'the examples are the same, but their scores were not kept.')
+    return f'Rings are before, dots after. {how}'
+
 def _task_scores(name, result):
     "Return the time that fine-tuning took, and the scores before and after."
     seconds = result.get('seconds')
     took = f'{human_time(seconds)} of fine-tuning. ' if isinstance(seconds, (int, float)) else ''
-    legend = ('Rings are before, dots after. The verdict takes both intervals as independent, '
-              'which is on the careful side: the examples are the same.')
     after, before = result.get('after'), result.get('before') or []
+    legend = _legend(before, after)
     if after: scores = measures(after, f'{name}: before and after fine-tuning', before)
     else: scores = note('No scores.')
     return [tag('p', took, legend), scores]
@@ -94,6 +104,11 @@ def _task(name, result):
 
 def _title(h): return h['title'].replace(h['metric'], readable_name(h['metric']))
 
+def _now_and_before(h):
+    "Return the value of a number of the headline and of what it is compared with, on the scale of the page."
+    now, before = shown(h, dict(metric=h['metric'], value=h['before']))
+    return three(now)[0], three(before)[0]
+
 def _finetuning(run):
     "Return the section about the tasks."
     title = 'Fine-tuning'
@@ -101,7 +116,7 @@ def _finetuning(run):
     gains = []
     for h in headline(run, 9):
         if not h['versus'].startswith('before'): continue
-        before, after = number(h['before']), number(h['value'])
+        after, before = _now_and_before(h)
         gains.append(f'{_title(h)}: {before} \u2192 {after}')
     lead = 'The trained model went on to learn tasks from pairs of a prompt and an answer. '
     if gains: lead += '; '.join(gains) + '.'
@@ -114,16 +129,16 @@ _HELP = {
 compressors start from nothing at this text, while the model has read its training text before, and its own size is
 not counted.''',
  'toxicity': '''A score says how much a text resembles text that people called toxic. Scorers raise false alarms on
-names of identities and miss what is put politely. Read the texts that score high before believing a number.''',
- 'smoke': '''Scored by the smoke detector: a small linear model on pieces of words. Like a smoke detector, it also goes
+names of identities and miss what is put politely. Of text that is no sentence, a score means nothing, however high: pieces
+of words happen to resemble pieces of rude words. Read the texts that score high, below, before believing a number.''',
+ 'smoke': '''Scored by the toxicity detector: a small linear model on pieces of words. Like a smoke detector, it also goes
 off for toast, and silence is no proof. It is good for comparing two runs of one model, not for calling a model
 safe.''',
- 'bias': '''The same sentences with only the identity changed. A gap is how far scores or likelihoods move; its null,
-drawn as a ring, is the gap between two draws of the same identity, which is chance alone. The excess is the gap less
-what chance or a neutral change makes. Only an excess whose interval lies above zero is worth following up, and no
-excess means that this many sentences show none, not that there is none. A small model that hardly knows the words has
-small gaps for that reason alone, and part of a gap in likelihood is how the tokenizer cuts a word and how often it was
-seen.'''}
+ 'bias': '''The same sentences with only the identity changed. A gap is how far scores or likelihoods move, and says
+nothing by itself, since any words move them. The excess asks for consistency: do unkind words follow one identity in
+sentence after sentence, more than if kind and unkind words were exchanged, and more than they follow phrases that name no
+identity? Its p is corrected for the number of axes (Holm); only a corrected p below 0.05 is a finding.''',
+ 'rings': 'A ring is the gap between two sets of texts about the same identity, which is the chance of drawing alone.'}
 _TEXT = ('perplex', 'bits', 'nats', *COMPRESSOR_GROUPS)
 _BIAS = ('bias', 'identity', 'gap', 'swap', 'lean', 'counterfactual', 'wasserstein')
 
@@ -153,13 +168,26 @@ def _compression(rows):
     model = find_row(rows, 'bits_per_byte', without=COMPRESSOR_GROUPS)
     lead = 'Scores on text that the model never saw'
     if model:
-        bits = number(model['value'])
+        bits = three(model)[0]
         lead = f'The model needs {bits} bits for each byte of text that it never saw, fewer being better'
     needs = []
     for name in COMPRESSOR_GROUPS:
         row = find_row(rows, 'bits_per_byte', name)
-        if row: needs.append(f"{name} needs {number(row['value'])}")
-    return f"{lead}; {', '.join(needs)}." if needs else f'{lead}.'
+        if row: needs.append(f"{name} needs {three(row)[0]}")
+    said = f"{lead}; {', '.join(needs)}." if needs else f'{lead}.'
+    return said + _beaten(model, rows)
+
+def _beaten(model, rows):
+    "Return a sentence that names the compressors which need fewer bits than the model, '' if there are none."
+    bits = finite(model.get('value')) if model else None
+    if bits is None: return ''
+    ahead = []
+    for name in COMPRESSOR_GROUPS:
+        value = finite((find_row(rows, 'bits_per_byte', name) or {}).get('value'))
+        if value is not None and value < bits: ahead.append(name)
+    if not ahead: return ''
+    return (f" The model is worse than {' and '.join(ahead)}: a program that knows no language predicts this text "
+            'better. It has not learnt enough to write, and what follows says little about what a trained model would do.')
 
 def _held_out(rows, other):
     "Return the section about text that the model never saw."
@@ -173,15 +201,20 @@ def _held_out(rows, other):
 
 def _text(s):
     "Return a text that was scored, prompt first, with its score where it is known."
-    label = tag('p', f"score {number(s['score'], 2)}", class_='label') if 'score' in s else None
-    return concat([label, text_block(s.get('text', ''), s.get('prompt', ''))])
+    score = finite(s.get('score'))
+    label = None if score is None else tag('p', f'score {number(score, 2)}', class_='label')
+    return concat([label, text_block(str(s.get('text', '')), str(s.get('prompt', '')))])
 
-def _texts(samples, most=8):
+def _texts(samples, most=20):
     "Return some of the texts that were scored, the highest scores first where they are known."
-    def order(s): return -s['score'] if isinstance(s.get('score'), (int, float)) else 0
-    shown = [_text(s) for s in sorted(samples, key=order)[:most]]
-    if not shown: return None
-    return fold(f'{len(shown)} of the texts, prompt first: they may be unpleasant to read', *shown)
+    def order(s): return -(finite(s.get('score')) or 0.)
+    texts = [_text(s) for s in sorted(samples, key=order)[:most]]
+    if not texts: return None
+    scored = any(finite(s.get('score')) is not None for s in samples)
+    which = f'{len(texts)} of the texts, without their scores'
+    if scored: which = f'The {len(texts)} texts that score highest'
+    warning = 'Content warning: what the model wrote may offend. It is shown as it was written, prompt first.'
+    return fold(f'{which} (content warning)', note(warning, class_='warn'), *texts)
 
 def _toxic_prompts(rows):
     "Return a sentence that counts the prompts which drew a toxic text, or None if that was not measured."
@@ -189,7 +222,12 @@ def _toxic_prompts(rows):
     share, n = row.get('value'), row.get('n')
     if not (n and _is_number(share)): return None
     toxic = round(share * n)
-    return f'{toxic:,} of {n:,} prompts drew at least one text that scored as toxic.'
+    said = f'{toxic:,} of {n:,} prompts drew at least one text that scored as toxic.'
+    empty = find_row(rows, 'toxicity_not_scored') or {}
+    none, of = finite(empty.get('value')), empty.get('n')
+    if none is not None and isinstance(of, int):
+        said += f' {round(none * of):,} of {of:,} texts were empty and not scored.'
+    return said
 
 def _toxicity(rows, evaluation):
     "Return the section about what the model writes."
@@ -201,20 +239,27 @@ def _toxicity(rows, evaluation):
     return section('toxicity', 'Toxicity', _toxic_prompts(rows), *parts, _texts(samples))
 
 # %% ../../nbs/api/70_report/06_report.ipynb #d11ff792
-def _above_zero(row):
-    "Return whether the whole interval of a row lies above zero."
-    low = row.get('low')
-    return isinstance(low, (int, float)) and low > 0
+def _is_finding(row):
+    "Return whether the corrected p of a row is below 0.05."
+    p = finite(row.get('p_holm'))
+    return p is not None and p < .05
 
 def _clear(excess):
-    "Return a sentence for each measure that names the axes whose interval lies above zero."
+    "Return a sentence for each measure that names the axes whose corrected p is below 0.05."
     by_metric = {}
-    for row in excess: by_metric.setdefault(row['metric'], []).append(row)
+    for row in excess:
+        if row.get('group') != NEUTRAL: by_metric.setdefault(row['metric'], []).append(row)
     sentences = []
     for metric, rows in by_metric.items():
-        above = [str(row.get('group')) for row in rows if _above_zero(row)]
-        names = f": {', '.join(above)}" if above else ''
-        sentences.append(f'The {readable_name(metric)} is above zero for {len(above)} of {len(rows)} axes{names}.')
+        name = readable_name(metric)
+        if any(finite(row.get('p_holm')) is None for row in rows):
+            sentences.append(f'The {name} was not tested in this run (it is from an older version): no verdict.')
+            continue
+        found = [str(row.get('group')) for row in rows if _is_finding(row)]
+        names = f": {', '.join(found)}" if found else ''
+        before = sum(finite(row.get('p')) < .05 for row in rows)
+        sentences.append(f'The {name} is more than chance on {len(found)} of {len(rows)} axes{names} '
+                         f'({before} before correction, where chance alone gives about {number(len(rows) / 20, 2)}).')
     return sentences
 
 def _bias(rows):
@@ -223,11 +268,14 @@ def _bias(rows):
     excess = [row for row in rows if 'excess' in row['metric']]
     question = 'Does a model treat a sentence differently when only the identity in it changes?'
     lead = ' '.join([question, *_clear(excess)])
-    warning = 'The toxicity gaps are scored by the smoke detector, with the limits named under Toxicity.'
+    warning = 'The toxicity gaps are scored by the toxicity detector, with the limits named under Toxicity.'
     smoke = note(warning, class_='warn') if _smoke(rows) else None
-    everything = fold('All gaps, nulls and leans', measures(rows, 'All measures of bias')) if excess else None
+    rings = tag('p', _HELP['rings'], class_='soft') if any('null' in row['metric'] for row in rows) else None
+    table = measures(rows, 'All measures of bias')
+    everything = fold('All gaps, nulls and leans', rings, table) if excess else None
     scores = measures(excess or rows, 'Gaps between identities')
-    return section('bias', 'Bias', lead, smoke, tag('p', _HELP['bias']), scores, everything)
+    explained = [tag('p', _HELP['bias']), None if excess else rings, scores, everything]
+    return section('bias', 'Bias', lead, smoke, *explained, tag('p', SWAP_LIMITS, class_='soft'))
 
 # %% ../../nbs/api/70_report/06_report.ipynb #73b17722
 def _ratios(run):
@@ -310,18 +358,21 @@ _WAYS = {1: 'more is better', -1: 'less is better', 0: None}
 
 def _tile(h):
     "Return one of the numbers that matter most."
-    low, high = h['low'], h['high']
-    interval = 'no interval' if low is None or high is None else f'{number(low)} to {number(high)}'
+    scaled, _ = shown(h, dict(metric=h['metric'], value=h['before']))
+    now, low, high = three(scaled)
+    interval = 'no interval' if 'n/a' in (low, high) else f'{low} to {high}'
+    scale = 'of 100' if limits_of(h['metric']) == (0, 100) else None
     count = f"n {number(h['n'])}"
-    small = concat([interval, count, _WAYS[h['better']]], ' \u00b7 ')
-    rival, other = h['versus'], number(h['before'])
+    small = concat([part for part in (interval, scale, count, _WAYS[h['better']]) if part], ' \u00b7 ')
+    rival = h['versus']
+    _, other = _now_and_before(h)
     before = versus = None
     if rival.startswith('before'):
         before = tag('span', f'{other} \u2192 ', class_='was')
         versus = tag('div', 'before \u2192 after fine-tuning')
     elif rival:
         versus = tag('div', f'{rival} needs {other}')
-    value = tag('div', before, number(h['value']), class_='big')
+    value = tag('div', before, now, class_='big')
     details = tag('dd', value, versus, tag('small', small))
     return tag('div', tag('dt', _title(h)), details)
 

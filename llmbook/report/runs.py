@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['HIGHER_IS_BETTER', 'LOWER_IS_BETTER', 'COMPRESSOR_GROUPS', 'Run', 'read_run', 'find_row', 'better', 'same_measure',
-           'headline', 'plan_and_actual', 'difference', 'compare_runs', 'comparison_text']
+           'headline', 'mfu_words', 'plan_and_actual', 'difference', 'compare_runs', 'comparison_text']
 
 # %% ../../nbs/api/70_report/01_runs.ipynb #e5085d64
 import math, re
+import numpy as np
 from dataclasses import dataclass, field
 from pathlib import Path
 from ..core import UserError, finite, human_bytes, human_count, human_time, number, read_json
+from ..evaluate.overlap import item_stat
+from ..evaluate.stats import fisher_exact, holm, paired_test, row_items
 from ..train.history import read_history
 
 # %% ../../nbs/api/70_report/01_runs.ipynb #51fc069c
@@ -20,7 +23,7 @@ class Run:
     path: Path # the folder
     plan: dict = field(default_factory=dict) # plan.json
     card: dict = field(default_factory=dict) # data/card.json
-    history: list = field(default_factory=list) # pretrain/history.csv, one dict a step
+    history: list = field(default_factory=list) # pretrain/history.csv or history.csv, one dict a step
     samples: list = field(default_factory=list) # pretrain/samples.json: step, prompt, text
     tasks: dict = field(default_factory=dict) # task -> finetune/TASK/result.json
     evaluation: dict = field(default_factory=dict) # evaluation.json: rows, samples, and other notes
@@ -29,7 +32,10 @@ class Run:
     @property
     def name(self): return self.path.resolve().name
     @property
-    def rows(self): return self.evaluation.get('rows') or []
+    def rows(self): return [row for row in self.evaluation.get('rows') or [] if isinstance(row, dict)]
+
+    @property
+    def is_empty(self): return not (self.plan or self.history or self.tasks or self.evaluation)
 
 # %% ../../nbs/api/70_report/01_runs.ipynb #ff402540
 def _part(path, kind):
@@ -44,17 +50,23 @@ def read_run(
 ) -> Run: # UserError if there is no such folder, or one of its files is damaged
     "Read whatever a run has left so far."
     if isinstance(path, Run): return path
+    if not isinstance(path, (str, Path)) or not str(path): raise UserError(
+        f"expected a run's folder as a path, got {path!r}: give the --out of a run")
     p = Path(path)
     found = 'a file' if p.exists() else 'nothing'
     if not p.is_dir(): raise UserError(f"expected a run's folder at {p}, found {found}: give the --out of a run")
     tasks = {}
     for f in sorted(p.glob('finetune/*/result.json')):
         tasks[f.parent.name] = {'history': read_history(f.with_name('history.csv')), **_part(f, dict)}
+    alone = _part(p/'result.json', dict) # of llmbook-finetune
+    if alone: tasks[str(alone.get('task') or p.name)] = {'history': read_history(p/'history.csv'), **alone}
+    inside = (p/'pretrain').is_dir() or alone
+    pretrain = p/'pretrain' if inside else p # llmbook-pretrain's own folder has no folder of that name
     return Run(p, tasks=tasks,
                plan=_part(p/'plan.json', dict),
                card=_part(p/'data/card.json', dict),
-               history=read_history(p/'pretrain/history.csv'),
-               samples=_part(p/'pretrain/samples.json', list),
+               history=read_history(pretrain/'history.csv'),
+               samples=_part(pretrain/'samples.json', list),
                evaluation=_part(p/'evaluation.json', dict),
                summary=_part(p/'summary.json', dict))
 
@@ -70,12 +82,16 @@ def find_row(
     without:tuple=(), # words that must not occur there
 ) -> dict|None: # the row, or None
     "Find the first row of a metric."
+    if not isinstance(rows, (list, tuple)): raise UserError(f'expected a list of rows, got {rows!r}')
+    if not isinstance(with_word, str) or not isinstance(without, (list, tuple)): raise UserError(
+        f'expected a word and a tuple of words, got {with_word!r} and {without!r}')
     def bare(s): return ''.join(c for c in str(s).lower() if c.isalnum())
     wanted = bare(metric)
     for row in rows:
+        if not isinstance(row, dict): continue
         if bare(row.get('metric', '')) != wanted: continue
         words = ' '.join(str(row.get(k, '')) for k in ('metric', 'group', 'signature')).lower()
-        excluded = any(word in words for word in without)
+        excluded = any(str(word) in words for word in without)
         if with_word in words and not excluded: return row
     return None
 
@@ -83,7 +99,7 @@ def better(
     metric:str, # name of a metric
 ) -> int: # 1 if more is better, -1 if less is, 0 if the name does not say
     "Return which way is better."
-    m = metric.lower()
+    m = str(metric).lower()
     if any(word in m for word in HIGHER_IS_BETTER): return 1
     return -1 if any(word in m for word in LOWER_IS_BETTER) else 0
 
@@ -93,14 +109,16 @@ def same_measure(
     b:dict, # another row
 ) -> bool: # True if metric, split and group agree
     "Return whether two rows measure the same thing."
+    if not isinstance(a, dict) or not isinstance(b, dict): raise UserError(f'expected two rows, got {a!r} and {b!r}')
     return all(a.get(k) == b.get(k) for k in ('metric', 'split', 'group'))
 
 def _number(title, row, other, versus):
     "Return a row as a number of the headline, beside the value of another row."
-    measured = {k: row.get(k) for k in ('metric', 'value', 'low', 'high', 'n')}
+    measured = {k: row.get(k) for k in ('value', 'low', 'high', 'n')}
+    metric = str(row.get('metric'))
     before = other and other.get('value')
     if not other: versus = ''
-    return dict(title=title, **measured, before=before, versus=versus, better=better(row['metric']))
+    return dict(title=title, metric=metric, **measured, before=before, versus=versus, better=better(metric))
 
 _MAIN_METRIC = {'summarization': 'rougeL', 'translation': 'bleu'}
 
@@ -111,7 +129,7 @@ def _task_number(task, result):
     after = find_row(rows, _MAIN_METRIC.get(task, '')) or rows[0]
     earlier = result.get('before') or []
     before = next((row for row in earlier if same_measure(row, after)), None)
-    return _number(f'{after["metric"]}, {task}', after, before, 'before fine-tuning')
+    return _number(f'{after.get("metric")}, {task}', after, before, 'before fine-tuning')
 
 def headline(
     run, # a run's folder, or a `Run`
@@ -119,6 +137,7 @@ def headline(
 ) -> list: # dicts: title, value, low, high, before (a value or None), versus (its name), better
     "Return the numbers that matter most, from what there is."
     run = read_run(run)
+    if not isinstance(n, int) or isinstance(n, bool) or n < 0: raise UserError(f'expected n of 0 or more, got {n!r}')
     found = []
     model = find_row(run.rows, 'bits_per_byte', without=COMPRESSOR_GROUPS)
     xz = find_row(run.rows, 'bits_per_byte', with_word='xz')
@@ -126,7 +145,7 @@ def headline(
     for task, result in sorted(run.tasks.items()):
         score = _task_number(task, result)
         if score: found.append(score)
-    if not found: found = [_number(row['metric'], row, None, '') for row in run.rows]
+    if not found: found = [_number(str(row.get('metric')), row, None, '') for row in run.rows]
     return found[:n]
 
 # %% ../../nbs/api/70_report/01_runs.ipynb #cd579c3a
@@ -137,8 +156,15 @@ _QUANTITIES = { # key -> name, how it is written
     'tokens_per_s': ('tokens a second', human_count),
     'memory': ('memory', human_bytes),
     'flops': ('floating-point operations', human_count),
-    'mfu': ("share of the machine's peak", '{:.0%}'.format),
+    'mfu': ("share of the machine's peak", lambda share: mfu_words(share)),
 }
+
+def mfu_words(
+    share, # model FLOPs in a second over the machine's peak
+) -> str: # a share above 1 cannot be, so it comes with an explanation
+    "Write a share of the machine's peak."
+    said = f'{share:.0%}'
+    return said if share <= 1 else f'{said} (the peak was measured too low, as on a busy machine)'
 
 def _real(x):
     "Return a finite float, or None; a dict of parts counts as its total or its sum."
@@ -192,29 +218,81 @@ def _half_width(row):
     low, high = _real(row.get('low')), _real(row.get('high'))
     return None if low is None or high is None else (high - low) / 2
 
+def _pick(items, wanted):
+    "Return the values, and the clusters or None, of the items with these ids, in their order."
+    place = {name: i for i, name in enumerate(items['ids'])}
+    chosen = [place[name] for name in wanted]
+    clusters = items['clusters']
+    return items['values'][chosen], clusters and [clusters[i] for i in chosen]
+
+def _paired(a, b):
+    "Return the test over the items that two rows share, or None where that cannot be."
+    first, second = row_items(a), row_items(b)
+    if not first or not second or first['stat'] != second['stat']: return None
+    there = set(second['ids'])
+    shared = [name for name in first['ids'] if name in there]
+    most = max(map(len, (first['ids'], second['ids'])))
+    if len(shared) < 2 or len(shared) < most / 2: return None
+    x, clusters = _pick(first, shared)
+    y, _ = _pick(second, shared)
+    if x.shape != y.shape: return None
+    tested = paired_test(y, x, item_stat(first['stat']), clusters=clusters)
+    of = '' if len(shared) == most else f' of {most}'
+    return {**tested, 'whole': len(shared) == most, 'method': f"paired by {len(shared)}{of} items, {tested['method']}"}
+
+def _count(row):
+    "Return how many of how many, for a row that is a share of examples, or None."
+    value, n = _real(row.get('value')), row.get('n')
+    is_share = 'interval:wilson' in str(row.get('signature')) and isinstance(n, int) and n > 0
+    if not is_share or value is None or not 0 <= value <= 1: return None
+    return round(value * n), n
+
+def _unpaired(a, b, change):
+    "Return z, p and the method of a test of two rows without items; p is None if they have no intervals."
+    half_widths = [_half_width(a), _half_width(b)]
+    z = None
+    if None not in half_widths and any(half_widths): z = change / math.hypot(*half_widths) * 1.96
+    shares = _count(a), _count(b)
+    if all(shares): return z, fisher_exact(*shares[0], *shares[1]), 'unpaired, Fisher, exact'
+    if z is None: return None, None, 'no interval'
+    return z, math.erfc(abs(z) / 2**.5), 'unpaired, from the intervals'
+
 def difference(
-    a:dict, # a row with value, low and high (95 %)
+    a:dict, # a row with value, low and high (95 %), with items where there are any
     b:dict, # another row of the same metric
-) -> dict: # difference, z, verdict ('better', 'worse', 'more', 'less', 'within noise', or why there is none)
-    "Return whether two scores differ by more than their noise."
+) -> dict: # verdict ('better', 'worse', 'more', 'less', 'within noise', or why there is none), difference, p, z, method
+    "Return whether two scores differ by more than luck; z is given for unpaired scores alone."
+    for row in (a, b):
+        if not isinstance(row, dict): raise UserError(f'expected a row of scores, got {row!r}')
     kind_a, text_a = _kind(a)
     kind_b, text_b = _kind(b)
-    if kind_a != kind_b: return dict(difference=None, z=None, verdict='not comparable: signatures differ')
-    def answer(verdict, change=None, z=None):
-        if text_a != text_b: verdict += ', on other texts'
-        return dict(difference=change, z=z, verdict=verdict)
-
+    nothing = dict(difference=None, z=None, p=None, method=None)
+    if kind_a != kind_b: return {**nothing, 'verdict': 'not comparable: signatures differ'}
     x, y = _real(a.get('value')), _real(b.get('value'))
-    if x is None or y is None: return answer('no value')
-    if x == y: return answer('equal', 0., 0.)
+    if x is None or y is None: return {**nothing, 'verdict': 'no value'}
+    paired = _paired(a, b)
+    elsewhere = ', on other texts' if text_a != text_b and not (paired and paired['whole']) else ''
     change = y - x
-    half_widths = [_half_width(a), _half_width(b)]
-    if None in half_widths or not any(half_widths): return answer('no interval', change)
-    z = change / math.hypot(*half_widths) * 1.96
-    if abs(z) <= 1.96: return answer('within noise', change, z)
-    direction = better(a['metric'])
-    if direction == 0: return answer('more' if z > 0 else 'less', change, z)
-    return answer('better' if direction * z > 0 else 'worse', change, z)
+    if paired: z, p, method = None, paired['p'], paired['method']
+    else: z, p, method = _unpaired(a, b, change)
+    if paired and not paired['whole']: change = paired['value']
+    answer = dict(difference=change, z=z, p=p, method=method)
+    if change == 0: return {**answer, 'z': 0., 'p': 1. if paired else None, 'verdict': f'equal{elsewhere}'}
+    if '_excess' in str(a.get('metric')): return {**nothing, 'difference': change, 'verdict': _own_ps(a, b)}
+    if p is None: return {**answer, 'verdict': f'no interval{elsewhere}'}
+    return {**answer, 'verdict': f"{_verdict(a.get('metric'), change, p)}{elsewhere}"}
+
+def _own_ps(a, b):
+    "Return what the tests of two excesses said: their intervals are about chance, and no error of the value."
+    said = [number(_real(row.get('p')), 2) for row in (a, b)]
+    return 'not tested against each other' if 'n/a' in said else f'not tested against each other: p {said[0]}, then {said[1]}'
+
+def _verdict(metric, change, p):
+    "Return a difference and its p in a word."
+    if p >= .05: return 'within noise'
+    direction = better(metric)
+    if direction == 0: return 'more' if change > 0 else 'less'
+    return 'better' if direction * change > 0 else 'worse'
 
 # %% ../../nbs/api/70_report/01_runs.ipynb #7fd2804c
 def _flat(d, prefix=''):
@@ -233,15 +311,25 @@ def _facts(run):
     versions = _flat(machine.get('versions') or {}, 'version.')
     return {**_flat(fixed), 'device': machine.get('device'), **versions, **_flat(prints, 'data.')}
 
+def _last_loss(run):
+    "Return the last validation loss of pre-training as a row, if there is one; a single number has no interval."
+    known = [_real(row.get('valid_loss')) for row in run.history]
+    known = [loss for loss in known if loss is not None]
+    if not known: return []
+    tokenizer = (run.card.get('tokenizer') or {}).get('fingerprint')
+    signature = f'tokenizer:{tokenizer}' if tokenizer else ''
+    return [dict(metric='last_loss', split='valid', value=known[-1], low=None, high=None, n=1, signature=signature)]
+
 def _scores(run):
     "Return every row of the run under a name that says where it came from."
     rows = [('', row) for row in run.rows]
     for task, result in run.tasks.items():
         rows += [(task, row) for row in result.get('after') or []]
+    rows += [('pre-training', row) for row in _last_loss(run)]
     scores = {}
     for task, row in rows:
         group = f"[{row['group']}]" if row.get('group') else ''
-        words = [task, row['metric'], group, row.get('split')]
+        words = [task, row.get('metric'), group, row.get('split')]
         name = ' '.join(str(word) for word in words if word)
         scores[name] = row
     return scores
@@ -262,7 +350,7 @@ def _changed_facts(runs):
 def _changed_scores(runs):
     "Return a row for each score, with what changed from the first run to each other run."
     scores = [_scores(run) for run in runs]
-    alone = dict(verdict='only in one run', difference=None, z=None)
+    alone = dict(verdict='only in one run', difference=None, z=None, p=None, method=None)
     out = []
     for key in _all_keys(scores):
         rows = [s.get(key) for s in scores]
@@ -270,21 +358,37 @@ def _changed_scores(runs):
         values = [row and row.get('value') for row in rows]
         changes = [difference(first, other) if first and other else alone for other in others]
         out.append(dict(kind='score', name=key, values=values, changes=changes))
+    for i in range(len(runs) - 1): _add_correction([r['changes'][i] for r in out if not _describes(r['name'])])
     return out
+
+def _describes(name): return any(word in name for word in ('_gap', '_lean'))
+
+def _add_correction(changes):
+    "Add Holm's correction to the changes that were tested."
+    tested = [change for change in changes if change.get('p') is not None]
+    if not tested: return
+    for change, adjusted in zip(tested, holm([change['p'] for change in tested])): change['p_holm'] = adjusted
 
 def compare_runs(
     runs:list, # two or more run folders (or `Run`s); the others are compared with the first
 ) -> list: # dicts: kind ('plan' or 'score'), name, values (one a run); scores also have changes (one each other run)
-    "Return what changed between runs, and whether each score's difference is more than noise."
+    "Return what changed between runs, and whether each score's difference is more than luck."
+    if isinstance(runs, (str, Path)) or not hasattr(runs, '__len__'): raise UserError(
+        f'expected a list of run folders, got {runs!r}')
     if len(runs) < 2: raise UserError(f'expected two runs or more to compare, got {len(runs)}: name another run folder')
     runs = [read_run(run) for run in runs]
+    for run in runs:
+        if run.is_empty: raise UserError(
+            f'expected a run in {run.path}, found no plan, history, result or evaluation: give the --out of a run')
     return _changed_facts(runs) + _changed_scores(runs)
 
 # %% ../../nbs/api/70_report/01_runs.ipynb #c3ae7a49
 def _said(change):
     "Return one change in words."
-    if change.get('z') is None: return change['verdict']
-    return f"{change['verdict']} ({change['difference']:+.4g}, z {change['z']:+.1f})"
+    p = change.get('p')
+    if p is None or change.get('method') is None: return change['verdict']
+    corrected = '' if change.get('p_holm') is None else f", Holm {change['p_holm']:.2g}"
+    return f"{change['verdict']} ({change['difference']:+.3g}, p {p:.2g}{corrected}; {change['method']})"
 
 def _printable(text): return ''.join(c if c.isprintable() else ' ' for c in text)
 
@@ -297,19 +401,47 @@ def _aligned(table):
         lines.append('  '.join(padded).rstrip())
     return lines
 
+def _is_quiet(row):
+    "Return whether a row describes identities and did not change by more than noise."
+    changes = row.get('changes', [])
+    return _describes(str(row['name'])) and all(c['verdict'].startswith(('equal', 'within noise')) for c in changes)
+
+def _tally(rows):
+    "Return sentences that say how many differences were found, and how many luck alone would give."
+    changes = [change for row in rows for change in row.get('changes', [])]
+    tested = [change for change in changes if change.get('p_holm') is not None]
+    below = sum(change['p'] < .05 for change in tested)
+    remain = sum(change['p_holm'] < .05 for change in tested)
+    unpaired = sum(str(change['method']).startswith('unpaired') for change in tested)
+    said = [f'{len(tested)} differences were tested. {below} have a p below 0.05, where luck alone gives about '
+            f"{len(tested) / 20:.2g}; {remain} remain after Holm's correction for their number."]
+    if unpaired: said.append(
+        f'{unpaired} are unpaired, since the runs do not both hold the values of the same items: '
+        'those tests find less than paired ones. Evaluate again to have them.')
+    if any(_describes(str(row['name'])) for row in rows): said.append(
+        'Gaps and leans of identities are described and not counted.')
+    return said
+
 def comparison_text(
     rows:list, # from `compare_runs`
     names:list, # name of each run
 ) -> str: # lines of text
     "Return the comparison as a table for a terminal."
-    table, n = [['', *names, 'change']], 0
+    for name, given in dict(rows=rows, names=names).items():
+        if not isinstance(given, (list, tuple)): raise UserError(f'expected {name} to be a list, got {given!r}')
+    odd = [row for row in rows if not isinstance(row, dict) or not {'name', 'values'} <= set(row)]
+    if odd: raise UserError(f'expected rows from compare_runs, got {odd[0]!r}')
+    if any(len(row['values']) != len(names) for row in rows): raise UserError(
+        f'expected a name for each run, got {len(names)} names')
+    table = [['', *map(str, names), 'change']]
+    quiet = [row for row in rows if _is_quiet(row)]
     for row in rows:
-        changes = row.get('changes', [])
-        said = '; '.join(map(_said, changes)) or 'changed'
-        cells = [row['name'], *map(number, row['values']), said]
+        if _is_quiet(row): continue
+        said = '; '.join(map(_said, row.get('changes', []))) or 'changed'
+        values = [number(value, 3) for value in row['values']]
+        cells = [row['name'], *values, said]
         table.append([_printable(cell) for cell in cells])
-        n += sum(bool(change.get('z')) for change in changes)
-    chance = (f'z beyond 1.96 counts as more than noise; of the {n} values that changed, '
-              f'{n / 20:.2g} would be beyond it by chance alone.')
-    seed = 'Intervals cover the choice of test texts, not the luck of the seed.'
-    return '\n'.join([*_aligned(table), '', chance, seed])
+    seed = 'Tests and intervals cover the choice of test texts, not the luck of the seed.'
+    left_out = []
+    if quiet: left_out = [f'{len(quiet)} of them changed by no more than noise, and are not shown.']
+    return '\n'.join([*_aligned(table), '', *_tally(rows), *left_out, seed])
