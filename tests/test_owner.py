@@ -1,8 +1,15 @@
 "A folder has one owner at a time, and a kill leaves no lock behind."
 import json, os, subprocess, sys, threading, warnings
+from types import SimpleNamespace
 import pytest
+from llmbook.checkpoint.checkpoint import Checkpoint
+from llmbook.checkpoint.folder import Kept
 from llmbook.base.owner import NOTE, own_folder, owner
 from llmbook.core import UserError
+from llmbook.model.config import ModelConfig
+from llmbook.pretrain.run import pretrain
+from llmbook.tokens.shards import read_manifest
+from test_train import grammar_data, learner
 
 HOLDS = """
 import sys
@@ -113,3 +120,70 @@ def test_a_run_that_fails_at_once_leaves_no_empty_folder(tmp_path):
         (tmp_path/'a'/'b'/'history.csv').touch()
         raise KeyError
     assert os.listdir(tmp_path/'a'/'b') == ['history.csv']
+
+
+# --- runs
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('owner')
+    grammar_data(folder)
+    return folder
+
+
+def planned(data, steps=4, **options):
+    "Return a plan of a few steps."
+    vocab_size = read_manifest(data)['vocab_size']
+    config = ModelConfig(vocab_size=vocab_size, n_layer=1, d_model=32, n_head=2, n_kv_head=1, context=32).to_dict()
+    return SimpleNamespace(**dict(config=config, bs=4, seq_len=32, steps=steps, lr=1e-2, seed=7, machine={}) | options)
+
+
+def contents(folder): return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob('*')) if f.is_file()}
+
+
+def test_a_second_pretraining_is_refused_and_changes_nothing(other, data, tmp_path):
+    before = contents(tmp_path/'run')
+    with pytest.raises(UserError, match=f'pre-training .* process {other.pid}'):
+        pretrain(data, planned(data), tmp_path/'run', device='cpu')
+    assert contents(tmp_path/'run') == before
+
+
+def test_a_second_fit_with_the_same_checkpoints_is_refused(other, data, tmp_path):
+    learn = learner(data, steps=4, cbs=Checkpoint(tmp_path/'run'))
+    with pytest.raises(UserError, match='nothing else writes to'), learn.no_bar(): learn.fit(1)
+    assert learn.train_iter == 0
+
+
+@pytest.mark.parametrize('change', [dict(seed=8), dict(lr=2e-2), dict(steps=6)])
+def test_a_finished_run_is_not_mixed_with_another(data, tmp_path, change):
+    pretrain(data, planned(data), tmp_path, evaluations=2, device='cpu')
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match='belongs to another run'):
+        pretrain(data, planned(data, **change), tmp_path, evaluations=2, device='cpu')
+    assert contents(tmp_path) == before
+
+
+def test_what_a_living_process_writes_is_not_tidied_away(other, tmp_path):
+    names = {f'.step-000000004.{other.pid}.tmp': True, f'.step-000000004.{os.getpid()}.tmp': False,
+             '.step-000000004.999999999.tmp': False, '.step-000000008.gone.tmp': False, '.step-000000004.save-1.tmp': False}
+    for name in names: (tmp_path/name).mkdir()
+    Kept(tmp_path).tidy()
+    assert {name: (tmp_path/name).exists() for name in names} == names
+
+
+def test_a_later_process_of_the_same_number_does_not_protect_it(other, tmp_path):
+    half = tmp_path/f'.step-000000004.{other.pid}.tmp'
+    half.mkdir()
+    os.utime(half, (1e9, 1e9)) # long before that process began
+    Kept(tmp_path).tidy()
+    assert not half.exists()
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(data, tmp_path):
+    with pytest.raises(UserError): pretrain(data, planned(data, bs=10**6), tmp_path/'runs'/'x', device='cpu')
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('steps', [1, 5, 7])
+def test_as_many_steps_are_made_as_planned(data, tmp_path, steps):
+    assert pretrain(data, planned(data, steps=steps), tmp_path, device='cpu').train_iter == steps

@@ -1,5 +1,6 @@
 "Telemetry: sums by hand, no waiting, a bounded history in files, a resumed run's history, trackers."
-import csv, importlib.machinery, json, math, sys, time, types
+import csv, importlib.machinery, json, math, re, sys, time, types, warnings
+from types import SimpleNamespace
 import pytest, torch
 from torch import nn
 from fastai.callback.core import Callback, CancelBatchException
@@ -14,6 +15,7 @@ from llmbook.train.loss import LMLoss
 from llmbook.tokens.loaders import IGNORE
 from llmbook.train.metrics import Perplexity, SmoothLoss, TokenLoss
 from llmbook.train.optim import LMOptim
+from llmbook.train.pace import Pace
 from llmbook.train.progress import Progress
 from llmbook.train.accumulate import Accumulate, ClipGrad
 from llmbook.train import telemetry
@@ -568,3 +570,47 @@ def test_trackio_for_real(tmp_path, monkeypatch):
     monkeypatch.setenv('TRACKIO_DIR', str(tmp_path))
     fitted([Telemetry(every=4), TrackioCallback('tiny', name='one')])
     assert need('trackio')
+
+
+# --- the speed against the plan's
+
+def paced(planned, seconds, rates, **options):
+    "Return the words of a run whose telemetry shows these tokens in each second."
+    pace = Pace(planned, 10_000, **options)
+    telemetry = SimpleNamespace(tokens=0, seconds=0.)
+    pace.learn = SimpleNamespace(telemetry=telemetry)
+    pace.before_fit()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        pace.after_batch()
+        for tokens in rates:
+            telemetry.tokens += tokens
+            telemetry.seconds += seconds
+            pace.after_batch()
+        pace.after_train()
+    return [str(w.message) for w in caught]
+
+
+@pytest.mark.parametrize('planned, rates, words', [
+    (100, [1, 100, 100, 100, 100], None), # the first interval warms up
+    (100, [100, 140, 140, 140, 140], None),
+    (100, [100, 160, 160, 160, 160], 'about 16k tokens instead of 10k'),
+    (100, [100, 50, 50, 50, 50], '(?s)times as few as planned.*the tokens stay as planned'),
+    (100, [300], 'about 30k tokens')])
+def test_a_run_far_from_its_plan_says_so_once(planned, rates, words):
+    said = paced(planned, 1., rates)
+    assert len(said) == bool(words)
+    if words: assert re.search(words, said[0])
+
+
+def test_a_resumed_run_is_judged_by_what_it_does_now():
+    pace = Pace(100, 10_000)
+    telemetry = SimpleNamespace(tokens=5_000, seconds=5_000.) # one token a second before
+    pace.learn = SimpleNamespace(telemetry=telemetry)
+    pace.before_fit()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for _ in range(5):
+            pace.after_batch()
+            telemetry.tokens, telemetry.seconds = telemetry.tokens + 100, telemetry.seconds + 1
+    assert pace.judged

@@ -6,6 +6,7 @@
 __all__ = ['shard', 'is_sharded', 'unsharded', 'whole_model', 'Distributed', 'parallel']
 
 # %% ../../nbs/api/33_parallel/02_learner.ipynb #f6c493dd
+import warnings
 from contextlib import contextmanager
 from functools import partial
 from inspect import signature
@@ -14,12 +15,13 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from fastai.callback.core import Callback
+from fastai.learner import ValueMetric
 from fastcore.basics import noop
 from ..core import UserError
 from ..model.transformer import Transformer
 from ..checkpoint.checkpoint import Checkpoint
-from ..train.optim import LMOptim, lm_opt
-from ..train.precision import best_precision
+from ..train.optim import renewed_opt
+from ..train.precision import precision_of
 from ..train.accumulate import n_targets
 from ..distributed.world import all_sum, join, rank, whole, world
 from .checkpoint import ShardedCheckpoint
@@ -89,7 +91,11 @@ def whole_model(
 # %% ../../nbs/api/33_parallel/02_learner.ipynb #cf7237d8
 def _sum_metric(m, device):
     "Add up a metric's sum and count over the ranks."
-    if not hasattr(m, 'total') or not hasattr(m, 'count'): return
+    if not hasattr(m, 'total') or not hasattr(m, 'count'):
+        if world() > 1 and not isinstance(m, ValueMetric) and rank() == 0:
+            warnings.warn(f'{m.name} has no total and count to add up over the ranks: it is that of rank 0 alone; '
+                          'give a function of predictions and targets that is a mean')
+        return
     here = [torch.as_tensor(v, dtype=torch.float32, device=device) for v in (m.total, m.count)]
     m.total, m.count = all_sum(torch.stack(here))
 
@@ -198,7 +204,7 @@ def _check_learner(learn):
 def _block_dtype(learn, device):
     "Return the type in which blocks are collected: bfloat16 where the Learner computes in it, None for their own."
     asked = getattr(getattr(learn, 'precision', None), 'precision', 'fp32')
-    used = best_precision(device) if asked == 'auto' else asked
+    used = precision_of(learn.model, asked, device)
     if used == 'fp16': raise UserError(
         'expected bf16 or fp32 with fsdp, got fp16: the ranks would have to agree on its scale; '
         "use kind='ddp' or another precision")
@@ -206,10 +212,8 @@ def _block_dtype(learn, device):
 
 def _renew_optimiser(learn):
     "Let the Learner make its optimiser anew, since the parameters are other objects now."
-    learn.opt, made_by = None, learn.opt_func
-    if not isinstance(made_by, partial) or made_by.func is not LMOptim: return
-    options = {k: v for k, v in made_by.keywords.items() if k != 'adamw_only'}
-    learn.opt_func = lm_opt(learn.model, **options)
+    learn.opt = None
+    learn.opt_func = renewed_opt(learn.opt_func, learn.model)
 
 def _silence(learn):
     "Stop a Learner from printing and from writing files."

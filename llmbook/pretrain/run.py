@@ -23,6 +23,7 @@ from ..plan.plan import read_plan
 from ..model.transformer import Transformer
 from ..model.hf_wrap import as_lm
 from ..train.compile import compile_model
+from ..train import interop # lets fastai's own tools work on tokens
 from . import lr_find # gives `LMLearner` its method `lr_find`
 from ..train.learner import LMLearner
 from ..train.loss import LMLoss

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INDEX_DTYPE', 'token_dtype', 'disk_errors', 'ShardWriter', 'write_manifest', 'read_manifest', 'check_shards',
-           'TokenView', 'open_tokens', 'open_prepared', 'document_edges', 'documents']
+           'TokenView', 'NoTokens', 'open_tokens', 'open_prepared', 'document_edges', 'documents']
 
 # %% ../../nbs/api/14_tokens/03_shards.ipynb #a5a52989
 import errno, hashlib, mmap
@@ -216,6 +216,12 @@ class TokenView:
             start = int(starts[row])
             out[row] = self[start:start + length]
         return out
+
+    def new_empty(self): # what `Learner.export` puts in its place
+        "Return a view of no ids."
+        return NoTokens([])
+
+class NoTokens(TokenView): "Stands for the tokens of a Learner that was exported without its data."
 
 def _rows(ids, starts, length):
     "Read `ids[s:s + length]` for every s, without a loop and without an index as large as the answer."

@@ -22,6 +22,7 @@ from fastai.learner import Learner
 from ..base.threads import share_cores
 from ..core import UserError
 from ..distributed.world import mine
+from .optim import renewed_opt
 from . import schedules # brings fit_wsd and fit_cosine
 
 # %% ../../nbs/api/31_train/08_learner.ipynb #f531ddaf
@@ -146,6 +147,10 @@ class LMLearner(FastEvents, Learner):
         if all(p.is_cpu for p in self.model.parameters()): keep_heap()
         with self._resuming(resume, kwargs.get('cbs')): super().fit(*args, **kwargs)
         if self.validated: check_result(self)
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self.opt_func = renewed_opt(self.opt_func, self.model)
 
     def freeze_to(self, n):
         "Freeze parameter groups up to `n`; moments of the optimiser stay."

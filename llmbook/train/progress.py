@@ -26,8 +26,16 @@ def progress_words(
     return ', '.join(parts)
 
 # %% ../../nbs/api/31_train/14_progress.ipynb #c38eb744
+class _NoGraph:
+    "Stands for fastai's master bar in a terminal, where there are no graphs to update."
+    def update(self, *args): pass
+    def update_graph(self, *args): pass
+
+def _say_nothing(*args): pass
+
 class Progress(ProgressCallback):
     "fastai's progress bar in a notebook, one line for the whole run in a terminal."
+    remove_on_fetch = True # predictions that a callback fetches within a fit do not move it
     def __init__(self,
         label:str='training', # word that the line begins with
         notebook:bool|None=None, # whether to show fastai's bar; None: find out
@@ -50,8 +58,9 @@ class Progress(ProgressCallback):
             total=self.n_epoch * len(self.dls.train), initial=self.train_iter, desc=self.label, unit='step',
             mininterval=.5 if tty else 15, dynamic_ncols=tty, ncols=None if tty else 120,
             disable=not self.create_mbar)
+        self.mbar = _NoGraph()
         self.old_logger = self.logger
-        self.learn.logger = lambda *args: None
+        self.learn.logger = _say_nothing
 
     def after_batch(self):
         if self.notebook: self.pbar.update(self.iter + 1)

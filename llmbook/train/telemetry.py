@@ -81,6 +81,7 @@ NOT_TRAINING = ('validating', 'sampling', 'saving', 'paused') # what seconds are
 class Telemetry(Callback):
     "The history of a run as rows; `save` writes them."
     order = 55
+    remove_on_fetch = True # predictions that a callback fetches within a fit are no validation
     __setattr__ = object.__setattr__ # fastai's looks up every name in the Learner and the model, many times a step
     def __init__(self,
         flops_per_token:float|None=None, # FLOPs of training on one token, forward and backward
@@ -344,6 +345,7 @@ def load_checkpoint_state(self:Telemetry, s):
 class Samples(Callback):
     "What the model writes for a few prompts, after each validation."
     order = 56
+    remove_on_fetch = True
     def __init__(self,
         sample, # function (model, prompts) -> list of texts
         prompts:list, # prompts, shown as they are
