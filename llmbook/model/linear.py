@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARGIN', 'choices_file', 'machine_key', 'fastest', 'way', 'product_ways', 'use_product_ways', 'fast_here',
-           'by_onednn', 'times', 'linear', 'Linear', 'gated_down']
+           'by_onednn', 'times', 'has_matrix_units', 'linear', 'Linear', 'gated_down']
 
 # %% ../../nbs/api/20_model/02_linear.ipynb #901c6340
 import math, os, time
@@ -131,6 +131,13 @@ def times(
     if not (fast_here(a, w) and min(a.shape)): return a @ w.T
     layout = _layout(a, w)
     return _onednn(a, w, None, 'none', [], '') if layout and by_onednn(layout) else a @ w.T
+
+# %% ../../nbs/api/20_model/02_linear.ipynb #cba2e6e5
+def has_matrix_units(
+) -> bool: # False in versions of torch that do not know
+    "Return whether this processor has matrix units for bfloat16."
+    test = getattr(torch.cpu, '_is_amx_tile_supported', None)
+    return bool(test and test())
 
 # %% ../../nbs/api/20_model/02_linear.ipynb #87931cec
 class _Linear(torch.autograd.Function):

@@ -14,7 +14,7 @@ from ..core import UserError, machine as describe, pick_device, within
 from ..base.threads import busy_cores, share_cores
 from .flops import flops_per_token
 from ..model.config import ModelConfig
-from ..model.linear import times
+from ..model.linear import has_matrix_units, times
 from ..model.transformer import Transformer
 
 # %% ../../nbs/api/25_plan/03_devices.ipynb #387ce6d1
@@ -161,7 +161,7 @@ def measure_machine(
     "Measure what this machine can do."
     device = pick_device(device)
     cuda = device.type == 'cuda'
-    dtype = _training_dtype(cuda)
+    dtype = _training_dtype(device)
     dtype_name = str(dtype).removeprefix('torch.')
     about = describe()
     others = _others()
@@ -192,9 +192,10 @@ def _others():
     share_cores(now=True)
     return others
 
-def _training_dtype(cuda):
-    if not cuda: return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
+def _training_dtype(device):
+    "Return the type in which a model is trained on a device by default."
+    if device.type == 'cuda': return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
+    return torch.bfloat16 if device.type == 'cpu' and has_matrix_units() else torch.float32
 
 # %% ../../nbs/api/25_plan/03_devices.ipynb #fbbefb79
 PUE = 1.58 # average of the Uptime Institute's Global Data Center Survey 2023

@@ -11,6 +11,7 @@ from fastai.callback.core import Callback, CancelStepException
 from fastai.callback.fp16 import MixedPrecision
 from fastcore.basics import patch
 from ..core import UserError
+from ..model.linear import has_matrix_units
 from .fp8 import from_float8, to_float8
 
 # %% ../../nbs/api/31_train/06_precision.ipynb #d3bbfc02
@@ -20,13 +21,8 @@ def best_precision(
     "Return the precision that pays on a device."
     device = torch.device(device)
     if device.type == 'cuda': return 'bf16' if torch.cuda.get_device_capability(device)[0] >= 8 else 'fp16'
-    if device.type == 'cpu': return 'bf16' if _has_amx() else 'fp32'
+    if device.type == 'cpu': return 'bf16' if has_matrix_units() else 'fp32'
     return 'fp32'
-
-def _has_amx():
-    "Tell whether this CPU has matrix units for bfloat16."
-    test = getattr(torch.cpu, '_is_amx_tile_supported', None)
-    return bool(test and test())
 
 # %% ../../nbs/api/31_train/06_precision.ipynb #6497f29d
 # the compute capability that a CUDA device needs; AMD has no such numbers
