@@ -8,8 +8,8 @@ RATIO = re.compile(r'^\w+: ratio \S+ goal \S+', re.M)
 
 
 def has_ratio(script):
-    "Return whether a script ends with a ratio here: those named train_* make files instead, and gpu needs a GPU."
-    if script.name.startswith(('train_', '_')): return False
+    "Return whether a script ends with a ratio here: train_* make files, gpu needs a GPU, extract needs labelled pages."
+    if script.name.startswith(('train_', '_')) or script.stem == 'extract': return False
     if script.stem == 'gpu' and not torch.cuda.is_available(): return False
     return 'ratio' in script.read_text()
 

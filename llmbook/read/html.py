@@ -8,7 +8,7 @@ __all__ = ['read_page', 'extract_html']
 # %% ../../nbs/api/10_read/06_html.ipynb #094e226c
 import re
 from functools import lru_cache
-from .markup import as_html, drop_marks, mark_numbers, number_text, write_formulas, write_tables
+from .markup import as_html, drop_marks, mark_numbers, number_text, open_templates, write_formulas, write_tables
 
 # %% ../../nbs/api/10_read/06_html.ipynb #15b7eff3
 _UNSEEN = ('script, style, img, svg, video, audio, object, embed, area, iframe, template, select, noscript, button,'
@@ -20,7 +20,8 @@ _SHOWN = '[class*=":block"], [class*=":flex"], [class*=":grid"], [class*=":inlin
 _LIKELY = ('[role=menu], [role=menubar], [role=alert], [role=complementary], [aria-hidden=true],'
            '[style*="display:none" i], [style*="display: none" i],'
            '[style*="visibility:hidden" i], [style*="visibility: hidden" i],'
-           f'.hidden:not({_SHOWN}), .visually-hidden, .sr-only, .screen-reader-text, .noprint, .mw-editsection, .navbox,'
+           f'.hidden:not({_SHOWN}), .visually-hidden, .sr-only, .screen-reader-text, .noprint,'
+           '.mw-editsection, .navbox,'
            f'aside:not({_NOTES}), body > header:not(:has(p)), body > * > header:not(:has(h1, p))')
 _LITTLE = 200 # characters: with less than that, the guesses may have been wrong
 
@@ -28,7 +29,7 @@ def _remove(body, selectors):
     "Remove what the selectors match."
     for e in body.query_selector_all(selectors).values(): e.remove()
 
-# %% ../../nbs/api/10_read/06_html.ipynb #06fedce7
+# %% ../../nbs/api/10_read/06_html.ipynb #165cd9b0
 _TEXT_BUTTONS = ':is(h1, h2, h3, h4, h5, h6, summary, dt, legend) button'
 
 def _unwrap_buttons(tree):
@@ -36,18 +37,19 @@ def _unwrap_buttons(tree):
     for e in tree.body.query_selector_all(_TEXT_BUTTONS).values():
         e.replace_with(tree.create_text_node(' '.join((e.text_content or '').split())))
 
-# %% ../../nbs/api/10_read/06_html.ipynb #a86e023e
+# %% ../../nbs/api/10_read/06_html.ipynb #04fdc357
 _NOISE = """nav- navs- navbar navigation menu- menus- crumb breadcrumb pagination sidebar side-bar rail- rails- related
     recommend recirc also-like also-read also-see you-may you-might most-read most-popular most-view most-comment
-    most-shared popular trending teaser promo sponsor advert ad- ads- adv- outbrain taboola revcontent zergnet newsletter
-    subscri signup sign-up mailing-list share sharing addthis addtoany social follow- disqus comments- comment-list
+    most-shared popular trending teaser promo sponsor advert ad- ads- adv- outbrain taboola revcontent zergnet
+    newsletter subscri signup sign-up mailing-list share sharing addthis addtoany social follow- disqus comments- comment-list
     comment-form comment-section comment-area comment-thread comment-count comment-wrap respond- livefyre cookie consent
     gdpr skip-link skiplink site-header site-footer page-footer foot- footer toolbar login- widget"""
 _PERHAPS = """bio- tag- tags- posted- date- time- byline dateline timestamp author- about-author about-the-author
     published- meta- metadata vote- votes- rating credit- credits- thumb- thumbs- thumbnail print- like- likes- more-
     readmore next- prev- previous- pager- paging- tools- utility- skip- modal popup comment- reply- replies-
     overlay lightbox tooltip signin sign-in search copyright categor cat-links carousel slider paywall donate donation
-    masthead banner latest recent upcoming archive topics- keyword"""
+    masthead banner latest recent upcoming archive topics- keyword header- aside- right- rightcol right-col col-right
+    left- leftcol left-col col-left dropdown ranking"""
 _CONTENT = """article-body articlebody entry-content post-content story-body post-body main-content article-content
     markdown-body"""
 
@@ -66,13 +68,18 @@ def _verdict(name):
     if m: return _UNSURE if m[0].startswith('-nav') else _NO_TEXT
     return _UNSURE if _MAY_BE_NOISE.search(words) else _TEXT
 
-# %% ../../nbs/api/10_read/06_html.ipynb #6b8107cf
-_NAMED = (':is(div, section, aside, ul, ol, dl, form, table, header, footer, p, figure, li):is([class], [id])'
+# %% ../../nbs/api/10_read/06_html.ipynb #91c67e6f
+_NAMED = (':is(div, section, aside, ul, ol, dl, form, table, header, footer, li):is([class], [id])'
           ':not(pre *, code *)')
 _HOLDS_TEXT = 'main, pre, article:not([class*=comment])'
 _MOST = .4 # of the text of a page: what holds more is not removed
 _FEW = 200 # characters that may always be removed
-_SENTENCES = 400 # characters: text of this length that is not links is read by somebody
+_PARAGRAPH = 100 # characters
+_SENTENCES = 600 # characters: text of this length that is not links is read by somebody
+_ENOUGH = 800 # characters of sentences that make an article
+_LINE = 60 # characters: less is a label, not a sentence
+_WITHOUT_BLOCKS = ':is(div, td, section, article):not(:has(div, p, ul, ol, table, section, dl))'
+_SENTENCES_IN = f'p, pre, blockquote, {_WITHOUT_BLOCKS}'
 
 def _size(e): return len(e.text_content or '')
 
@@ -80,26 +87,45 @@ def _linked(e):
     "Return the characters in the links of an element."
     return sum(map(_size, e.query_selector_all('a').values()))
 
-def _drop_by_name(body):
-    "Remove elements whose names say that they are no text."
-    most = max(_MOST * _size(body), _FEW)
+def _prose(e, selectors=_SENTENCES_IN):
+    "Return the characters of sentences in an element, without links."
+    n = sum(size for size in map(_size, e.query_selector_all(selectors).values()) if size >= _LINE)
+    if n: n -= sum(map(_size, e.query_selector_all(f':is({selectors}) a').values()))
+    return max(n, 0)
+
+def _may_hold_text(e, n, most):
+    "Return whether an element of `n` characters may be text although its name leaves doubt."
+    if n > most: return True
+    if n > _SENTENCES and _linked(e) < _MOST * n: return True
+    return n > _PARAGRAPH and e.query_selector('h1') is not None
+
+def _named_noise(body, most):
+    "Return elements whose names say that they are no text: {(verdict, tag, class): [(characters, element)]}."
     groups = {}
+    may_hold = body.query_selector(_HOLDS_TEXT) is not None
     for e in body.query_selector_all(_NAMED).values():
         name = e.class_name or ''
         verdict = _verdict(f"{name} {e.id or ''}")
         if verdict == _TEXT: continue
+        if may_hold and e.query_selector(_HOLDS_TEXT) is not None: continue
         n = _size(e)
-        if n > most or e.query_selector(_HOLDS_TEXT) is not None: continue
-        if verdict == _UNSURE and n > _SENTENCES and _linked(e) < _MOST * n: continue
-        groups.setdefault((e.tag, name), []).append((n, e))
-    for found in groups.values():
-        if sum(n for n, _ in found) > most: continue
+        if verdict == _UNSURE and _may_hold_text(e, n, most): continue
+        groups.setdefault((verdict, e.tag, name), []).append((n, e))
+    return groups
+
+def _drop_by_name(body):
+    "Remove elements whose names say that they are no text."
+    most = max(_MOST * _size(body), _FEW)
+    for (verdict, _, _), found in _named_noise(body, most).items():
+        if sum(n for n, _ in found) > most:
+            if verdict == _UNSURE: continue
+            if _prose(body) - sum(_prose(e) for _, e in found) < _ENOUGH: continue
         for _, e in found: e.remove()
 
-# %% ../../nbs/api/10_read/06_html.ipynb #56bd1441
+# %% ../../nbs/api/10_read/06_html.ipynb #467afe67
 _CONTAINERS = ('main, [role=main]', 'article', '[itemprop=articleBody]',
-               '.entry-content, .post-content, .article-body, .article-content, .story-body, .post-body, .article__body,'
-               '.articleBody, .markdown-body, #content, #main')
+               '.entry-content, .post-content, .article-body, .article-content, .story-body, .post-body,'
+               '.article__body, .articleBody, .markdown-body, #content, #main')
 _MOSTLY = .6 # of the text around it: what holds as much is the main part
 
 def _main_part(body):
@@ -112,17 +138,7 @@ def _main_part(body):
         if largest > _MOSTLY * n: best, n = found[sizes.index(largest)], largest
     return best
 
-# %% ../../nbs/api/10_read/06_html.ipynb #d6b49690
-_SENTENCES_IN = 'p, pre, blockquote'
-_ALL_TEXT_IN = 'p, pre, blockquote, td, dd, li'
-_LINE = 60 # characters: less is a label, not a sentence
-
-def _prose(e, selectors):
-    "Return the characters of sentences in an element, without links."
-    n = sum(size for size in map(_size, e.query_selector_all(selectors).values()) if size >= _LINE)
-    if n: n -= sum(map(_size, e.query_selector_all(f':is({selectors}) a').values()))
-    return max(n, 0)
-
+# %% ../../nbs/api/10_read/06_html.ipynb #5a49716a
 _ARTICLE_SIGNS = ('article:published_time', 'Article"', 'BlogPosting')
 _OG_TYPE = re.compile('["\']article["\']')
 
@@ -134,15 +150,15 @@ def _says_article(page):
 
 def _is_article(body, page):
     "Return whether sentences, not links, are what a page is read for."
-    prose, links = _prose(body, _SENTENCES_IN), _linked(body)
-    if prose >= 800 and prose >= links: return True
-    return prose >= 400 and prose >= .2 * links and _says_article(page)
+    prose, links = _prose(body), _linked(body)
+    if prose >= _ENOUGH and prose >= links: return True
+    return prose >= _ENOUGH / 2 and prose >= .2 * links and _says_article(page)
 
-# %% ../../nbs/api/10_read/06_html.ipynb #e11d0921
+# %% ../../nbs/api/10_read/06_html.ipynb #4a6159eb
 _WITH_LINKS = ':is(ul, ol, dl, div, section, table, p):has(a):not(:has(pre))'
-_DENSE = {'div': .8, 'section': .8, 'ul': .9, 'ol': .9, 'dl': .9, 'table': .9, 'p': .9} # share of links that is too much
+_DENSE = {'div': .8, 'section': .8, 'ul': .9, 'ol': .9, 'dl': .9, 'table': .9, 'p': .9} # share of links: too much
 _SHORT = 20 # characters of a link in a menu
-_PARAGRAPH = 100 # characters
+_BLOCK = 2000 # characters: of a longer block, the parts are looked at
 
 def _is_menu(tag, n, links, sizes):
     "Return whether a block of `n` characters with such links is a menu on a page that is no article."
@@ -156,7 +172,7 @@ def _is_dense(e, n, links, sizes):
 
 def _drop_links(body, is_article):
     "Remove blocks of links."
-    most = max(_MOST * _size(body), _FEW)
+    most = min(max(_MOST * _size(body), _FEW), _BLOCK)
     for e in body.query_selector_all(_WITH_LINKS).values():
         n = _size(e)
         if not 0 < n <= most: continue
@@ -165,16 +181,23 @@ def _drop_links(body, is_article):
         if not links: continue
         if _is_dense(e, n, links, sizes) if is_article else _is_menu(e.tag, n, links, sizes): e.remove()
 
-# %% ../../nbs/api/10_read/06_html.ipynb #529e494e
+# %% ../../nbs/api/10_read/06_html.ipynb #7afcca5b
+_ALL_TEXT_IN = 'p, pre, blockquote, td, dd'
+_SIDE = 400 # characters of sentences beside an article that stay
 _NO_BOX = frozenset('p ul ol dl table pre blockquote h1 h2'.split())
 _STAYS = frozenset('h1 h2 p pre table blockquote'.split())
 _NEARLY_ALL = .9
 
-def _next_box(parts, all_prose):
-    "Return the number of the part that holds nearly all sentences, or None, and the sentences in each part."
-    prose = [0 if e.tag in _NO_BOX else _prose(e, _ALL_TEXT_IN) for e in parts]
-    largest = max(prose, default=0)
-    return (prose.index(largest) if largest >= _NEARLY_ALL * all_prose else None), prose
+def _next_box(parts, sizes, all_prose):
+    "Return the number of the part that holds nearly all sentences; None if there is none."
+    least = _NEARLY_ALL * all_prose
+    for i, (e, n) in enumerate(zip(parts, sizes)):
+        if n >= least and e.tag not in _NO_BOX and _prose(e, _ALL_TEXT_IN) >= least: return i
+
+def _may_go(e, n):
+    "Return whether a part of `n` characters beside an article may be removed."
+    if e.tag in _STAYS or e.query_selector('h1') is not None: return False
+    return n < _SIDE or _prose(e, _ALL_TEXT_IN) < _SIDE
 
 def _drop_around(body):
     "Remove what stands around the sentences of an article."
@@ -186,12 +209,13 @@ def _drop_around(body):
         if len(parts) == 1:
             box = parts[0]
             continue
-        inner, prose = _next_box(parts, all_prose)
+        sizes = [_size(e) for e in parts]
+        inner = _next_box(parts, sizes, all_prose)
         if inner is None: return
-        for i, e in enumerate(parts):
-            if i == inner or e.tag in _STAYS or e.query_selector('h1') is not None: continue
-            if max(prose[i], _prose(e, _ALL_TEXT_IN)) < _FEW: e.remove()
-        box = parts[inner]
+        box = parts.pop(inner)
+        sizes.pop(inner)
+        for e, n in zip(parts, sizes):
+            if _may_go(e, n): e.remove()
 
 # %% ../../nbs/api/10_read/06_html.ipynb #32c16bda
 _DEEP = '*>' * 64 + '*'
@@ -230,7 +254,6 @@ def _layout(tree):
 # %% ../../nbs/api/10_read/06_html.ipynb #2c64cfd4
 def _keep_main(body, page):
     "Remove what is not the main text of a page, by all guesses."
-    _remove(body, _LIKELY)
     main = _main_part(body)
     if main.tag != 'body': body.replace_children(main)
     _drop_by_name(body)
@@ -243,13 +266,14 @@ def _text(page, guess):
     tree = _parse(page)
     title = (tree.title or '').strip()
     if tree.body is None: return title, ''
+    if tree.body.query_selector('template[shadowrootmode]') is not None: tree = _parse(open_templates(page))
     if _is_deep(tree):
         _, lay_out = _library()
         skip = [_UNSEEN, _SURE, _LIKELY] if guess else [_UNSEEN, _SURE]
         return title, lay_out(tree, preserve_formatting=False, skip_elements=skip)
     write_formulas(tree)
-    _unwrap_buttons(tree)
-    _remove(tree.body, f'{_UNSEEN}, {_SURE}')
+    if '<button' in page: _unwrap_buttons(tree)
+    _remove(tree.body, f'{_UNSEEN}, {_SURE}, {_LIKELY}' if guess else f'{_UNSEEN}, {_SURE}')
     if guess: _keep_main(tree.body, page)
     return title, _layout(tree)
 
@@ -268,5 +292,5 @@ def read_page(
 def extract_html(
     page:str, # HTML or XHTML, whole or broken
 ) -> str: # '' if there is no text
-    "Return the main text of a web page: paragraphs, lists, tables, formulas and code, without menus, teasers and footers."
+    "Return the main text of a web page: its paragraphs, lists, tables, formulas and code, without what is around them."
     return read_page(page)[1]

@@ -151,7 +151,7 @@ def read_lines(
         yield at, line
         at += n
 
-# %% ../../nbs/api/10_read/04_streams.ipynb #cfc7b2d3
+# %% ../../nbs/api/10_read/04_streams.ipynb #67bf73b5
 _MARKS = ((codecs.BOM_UTF8, 'utf-8-sig'), (codecs.BOM_UTF32_LE, 'utf-32'), (codecs.BOM_UTF32_BE, 'utf-32'),
           (codecs.BOM_UTF16_LE, 'utf-16'), (codecs.BOM_UTF16_BE, 'utf-16'))
 
@@ -161,7 +161,7 @@ def _marked(data):
         if data.startswith(mark): return name
     return ''
 
-# %% ../../nbs/api/10_read/04_streams.ipynb #2234e296
+# %% ../../nbs/api/10_read/04_streams.ipynb #2715ab15
 _ENOUGH = 32 # bytes: in less, several encodings look alike
 _NO_TEXT = re.compile('[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]|([\xc0-\xff])\1{4}')
 _MIXED = re.compile(
@@ -186,9 +186,9 @@ def _guess(data):
         except UnicodeError: continue
         if not _looks_wrong(text): return text
 
-# %% ../../nbs/api/10_read/04_streams.ipynb #aca6adf8
-_CHARSET = re.compile(r'utf-?8|utf-?(16|32)(-?[lb]e)?|(iso-?)?8859-?\d+|windows-?\d+|cp-?\d+|latin-?\d|koi8-[ru]|gb18030'
-                      r'|big5(-hkscs)?|euc-?(jp|kr)|iso-2022-(jp|kr)|mac-?(roman|cyrillic)|johab')
+# %% ../../nbs/api/10_read/04_streams.ipynb #7babf221
+_CHARSET = re.compile(r'utf-?8|utf-?(16|32)(-?[lb]e)?|(iso-?)?8859-?\d+|windows-?\d+|cp-?\d+|latin-?\d|koi8-[ru]'
+                      r'|gb18030|big5(-hkscs)?|euc-?(jp|kr)|iso-2022-(jp|kr)|mac-?(roman|cyrillic)|johab')
 _LABELS = { # Python's name -> labels that mean it to a browser
     'cp1252': 'iso-8859-1 iso8859-1 8859-1 latin1 latin-1 ascii us-ascii', 'cp1254': 'iso-8859-9 iso8859-9',
     'cp874': 'iso-8859-11 iso8859-11 tis-620', 'gb18030': 'gb2312 gbk', 'cp932': 'shift_jis shift-jis sjis x-sjis',
@@ -225,7 +225,7 @@ def decode_text(
         if guess is not None: return guess
         return Reject(id, source, 'not UTF-8', f'byte {e.start}: {data[e.start:e.start+1]!r}')
 
-# %% ../../nbs/api/10_read/04_streams.ipynb #cf5084a9
+# %% ../../nbs/api/10_read/04_streams.ipynb #d38ec8f4
 class Recoded(io.RawIOBase):
     "A stream of UTF-16 or UTF-32 as a stream of UTF-8 that ends early, with a reason, where it cannot continue."
     def __init__(self,

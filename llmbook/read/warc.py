@@ -14,7 +14,8 @@ from .streams import LIMIT, Unpacked, decode_page, decode_text, ended
 # %% ../../nbs/api/10_read/08_warc.ipynb #5137ea3f
 _LANG = re.compile(r'<html\b[^>]{0,300}?\blang\s*=\s*["\']?([A-Za-z-]{2,12})', re.I)
 _PAGES = ('text/html', 'application/xhtml+xml', 'application/vnd.wap.xhtml+xml')
-_LOOKS_LIKE_A_PAGE = re.compile(rb'\s*(?:<\?xml[^>]*>\s*)?(?:<!--.{0,500}?-->\s*)?<(?:!doctype\s+html|html|head|body)\b', re.I | re.S)
+_LOOKS_LIKE_A_PAGE = re.compile(rb'\s*(?:<\?xml[^>]*>\s*)?(?:<!--.{0,500}?-->\s*)?'
+                                rb'<(?:!doctype\s+html|html|head|body)\b', re.I | re.S)
 
 def _media_type(header):
     "Return (media type in lower case, encoding it declares), each '' if there is none."
@@ -25,11 +26,13 @@ def _media_type(header):
         if name.strip() == 'charset': charset = value.strip(' "\'')
     return kind.strip(), charset
 
+def _address(record): return (record.headers.get('WARC-Target-URI') or '').strip('<>')
+
 def _meta(record, language):
     "Return what a crawl knows about a page."
     headers = record.headers
-    url = (headers.get('WARC-Target-URI') or '').strip('<>')
-    known = {'url': url, 'date': headers.get('WARC-Date'), 'language': language, 'cut': headers.get('WARC-Truncated')}
+    known = {'url': _address(record), 'date': headers.get('WARC-Date'), 'language': language,
+             'cut': headers.get('WARC-Truncated')}
     return {k: v for k, v in known.items() if v}
 
 def _content(record, body, media_type, language, id, source, limit):
@@ -49,7 +52,7 @@ def _content(record, body, media_type, language, id, source, limit):
         language = m[1] if m else None
     return Doc(text, id, source, 'html', meta=_meta(record, language))
 
-# %% ../../nbs/api/10_read/08_warc.ipynb #16c99a5f
+# %% ../../nbs/api/10_read/08_warc.ipynb #41a7f932
 _CHUNK = re.compile(rb'([0-9a-fA-F]{1,8})[ \t]*(?:;[^\r\n]*)?\r?\n')
 _UNPRINTED = re.compile(rb'[\x00-\x08\x0e-\x1a\x1c-\x1f]')
 
@@ -121,7 +124,7 @@ def _documents(record, id, source, limit):
     "Yield what becomes of one record."
     kind = (record.headers.get('WARC-Type') or '').strip().lower()
     if kind in _ABOUT_THE_CRAWL: return
-    if (record.headers.get('WARC-Target-URI') or '').strip('<>').startswith('metadata:'): return # wget's log and options
+    if _address(record).startswith('metadata:'): return # wget's log and options
     if kind not in ('response', 'resource', 'conversion'):
         yield Reject(id, source, 'no page', kind or 'a record without a type')
         return
@@ -137,7 +140,7 @@ def _documents(record, id, source, limit):
     yield _read_block(record, kind, raw, id, source, limit)
     if inner: yield from _inner_records(rest, id, source, limit)
 
-# %% ../../nbs/api/10_read/08_warc.ipynb #9e8c17dd
+# %% ../../nbs/api/10_read/08_warc.ipynb #e4dd1b8d
 _SWALLOWED = re.compile(rb'\r?\n\r?\n(?=WARC/1\.\d\r?\n(?:WARC-|[WARC]{0,4}\Z))')
 
 def _inner_records(rest, id, source, limit):
@@ -171,7 +174,8 @@ _SLACK = 100 # bytes: heads are not always written the way that `_length` counts
 def _gap(id, source, start, end):
     "Return the reject for bytes that belong to no record, if there are too many to be line breaks."
     if end <= start + _SLACK: return []
-    return [Reject(f'{id}:{start}', source, 'damaged', f'of {end - start:,} bytes before byte {end:,} no record could be made')]
+    lost = f'of {end - start:,} bytes before byte {end:,} no record could be made'
+    return [Reject(f'{id}:{start}', source, 'damaged', lost)]
 
 def read_warc(
     f:io.BufferedReader, # stream from `open_stream`
