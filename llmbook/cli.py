@@ -57,6 +57,7 @@ LIBRARY = {
     'short_card': 'journey',
     'toxicity_scorer': 'evaluate.toxicity',
     'whole_model': 'parallel.learner',
+    'with_marks': 'tune.finetune',
     'write_chat_template': 'tune.tasks',
     'write_predictions': 'journey',
 }
@@ -266,16 +267,18 @@ def llmbook_finetune(
     answer_tokens:int=None, # longest answer; none: as long as the longest reference
     evaluations:int=4, # validations on the way
     best:bool=False, # keep the weights of the best validation, instead of the last ones
+    patience:int=None, # stop after so many validations without a better one; none: take all steps
 ):
     "Fine-tune a model on a task; scores before and after."
     from llmbook.cli import answers, check_metric, finetune, get_task, overlap_rows, rows_text
-    from llmbook.cli import save_pretrained, write_chat_template, write_predictions
+    from llmbook.cli import save_pretrained, with_marks, write_chat_template, write_predictions
     for name, n in dict(pairs=pairs, bs=bs, evaluations=evaluations).items(): whole_number(name, n)
-    for name, n in dict(steps=steps, answer_tokens=answer_tokens).items():
+    for name, n in dict(steps=steps, answer_tokens=answer_tokens, patience=patience).items():
         if n is not None: whole_number(name, n)
     real_number('lr', lr, above=0)
     if metric: check_metric(metric)
     m, tok = _loaded(model)
+    tok = with_marks(m, tok, _model_folder(model))
     t = get_task(task, seed=seed)
     t.metric = metric or t.metric
     RunFolder(out)
@@ -289,7 +292,7 @@ def llmbook_finetune(
     limit = _answer_limit(m, tok, prompts, refs, answer_tokens)
     before = answers(m, tok, prompts, max_new_tokens=limit, progress='answering before')
     learn = finetune(m, tok, t, out, steps=steps, bs=bs, lr=lr, seed=seed, evaluations=evaluations, best=best,
-                     asked=dict(task=task))
+                     patience=patience, asked=dict(task=task))
     _say_set_aside(t, learn.dls, out)
     after = answers(learn.model, tok, prompts, max_new_tokens=limit, progress='answering after')
     rows = dict(before=overlap_rows(t, before, refs), after=overlap_rows(t, after, refs))
@@ -300,8 +303,9 @@ def llmbook_finetune(
     write_json(out/'result.json', result)
     _write_card(out/'model', model, m, result)
     for when, scores in rows.items(): print(when, rows_text(scores), sep='\n')
-    empty = sum(not text for text in after)
-    if empty: print(f'{empty} of {len(after)} answers are empty')
+    for when, texts in dict(before=before, after=after).items():
+        empty = sum(not text for text in texts)
+        if empty: print(f'{when}, {empty} of {len(texts)} answers are empty')
     print(f"answers: {out/'predictions.jsonl'}")
     print(f"model: {out/'model'}")
 
@@ -436,7 +440,7 @@ def llmbook_evaluate(
     if docs:
         size = human_bytes(sum(len(doc.encode()) for doc in docs))
         print(f'scoring {size} in {len(docs)} files; n counts files, and so do the intervals', flush=True)
-        rows = evaluate_text(m, tok, docs) + compressor_rows(docs)
+        rows = evaluate_text(m, tok, docs, progress='scoring') + compressor_rows(docs)
     starts = _beginnings(docs, prompts) if docs else _STARTS[:prompts]
     if len(starts) < prompts: print(f'{len(starts)} beginnings to continue: there are no {prompts}')
     print(f'continuing {len(starts)} beginnings four times each', flush=True)

@@ -154,6 +154,8 @@ def pretrain_stage(
         valid_loss=float(valid_loss))
 
 # %% ../nbs/api/80_app/01_journey.ipynb #55c8c841
+_SCORERS = dict(rouge=[rouge], bleu=[bleu, chrf], chrf=[chrf], exact_match=[], all=[rouge, bleu, chrf])
+
 def overlap_rows(
     task, # a `Task`
     preds:list, # answers
@@ -164,9 +166,8 @@ def overlap_rows(
     preds, refs = _stripped('preds', preds), _stripped('refs', refs)
     if len(preds) != len(refs): raise UserError(
         f'expected an answer for each reference, got {len(preds)} answers and {len(refs)} references')
-    scorers = dict(rouge=[rouge], bleu=[bleu, chrf], chrf=[chrf], exact_match=[], all=[rouge, bleu, chrf])
     rows = []
-    for score in scorers[check_metric(task.metric)]: rows += score(preds, refs)
+    for score in _SCORERS[check_metric(task.metric)]: rows += score(preds, refs)
     n = len(refs)
     same = [p == r for p, r in zip(preds, refs)]
     share = sum(same) / max(n, 1)
@@ -428,6 +429,13 @@ def journey(
     files = {task: sha256(task) for task in s.tasks if is_task_file(task)}
     if files: asked['task_files'] = files
     _same_settings(run, asked)
+    try: return _all_stages(run, s, asked, progress)
+    except UserError: # nothing is finished: the next call may ask for something else
+        if not (run/'stages.json').exists(): (run/'asked.json').unlink(missing_ok=True)
+        raise
+
+def _all_stages(run, s, asked, progress):
+    "Run the stages one after the other."
     answers = {}
     steps = _stages(s, answers)
     for i, (name, stage) in enumerate(steps, 1):

@@ -83,7 +83,7 @@ def test_answers_get_the_length_of_the_references(model, tmp_path, monkeypatch, 
     lines = [dict(r, prompt=r['prompt'][:9], answer=' '.join(['gone'] * 45) + f' {i}') for i, r in enumerate(records())]
     tuned(model, tmp_path, lines)
     assert asked[0] == asked[1] > 45
-    assert '6 of 6 answers are empty' in capsys.readouterr().out
+    assert 'after, 6 of 6 answers are empty' in capsys.readouterr().out
     tuned(model, tmp_path, lines, answer_tokens=9, out=str(tmp_path/'short'))
     assert asked[2:] == [9, 9]
     assert 'no answer can be as long as the longest references' in capsys.readouterr().out
@@ -113,6 +113,36 @@ def test_the_lines_of_the_card_run(model, tmp_path, monkeypatch, capsys):
         code = (folder/'README.md').read_text().split('```python\n')[1].split('```')[0]
         monkeypatch.chdir(folder)
         exec(code, {})
+
+
+def test_a_folder_of_transformers_with_its_own_tokenizer_can_be_tuned(tmp_path):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    own = Tokenizer(models.BPE())
+    own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    own.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    own.train_from_iterator(LINES, trainers.BpeTrainer(vocab_size=280, initial_alphabet=alphabet, show_progress=False))
+    own.add_special_tokens(['<|endoftext|>'])
+    end = own.token_to_id('<|endoftext|>')
+    transformers = import_transformers()
+    config = transformers.GPT2Config(vocab_size=own.get_vocab_size(), n_positions=64, n_embd=32, n_layer=2, n_head=2,
+                                     bos_token_id=end, eos_token_id=end)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path/'hub')
+    own.save(str(tmp_path/'hub'/'tokenizer.json'))
+    out = tuned(str(tmp_path/'hub'), tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(out/'model')
+    model = transformers.AutoModelForCausalLM.from_pretrained(out/'model')
+    assert theirs.eos_token_id == end == model.config.eos_token_id
+    assert len(theirs) <= model.config.vocab_size
+    text = theirs.apply_chat_template([dict(role='user', content='hi')], add_generation_prompt=True, tokenize=False)
+    assert text == '<|prompt|>hi<|answer|>'
+    assert max(theirs(text)['input_ids']) < model.config.vocab_size
+
+
+def test_a_run_that_gets_no_better_can_stop(model, tmp_path):
+    from llmbook.train.history import read_history
+    out = tuned(model, tmp_path, steps=40, evaluations=20, lr=3., patience=1)
+    assert max(r['step'] for r in read_history(out/'history.csv')) < 40
 
 
 # ---- weights that are no numbers ----
@@ -203,6 +233,15 @@ def test_a_task_of_a_file_is_tuned_in_a_folder_of_its_name(model, tok, tmp_path,
     assert set(answer) == {'before', 'after'}
     assert (run/'finetune'/'mine'/'predictions.jsonl').exists()
     assert (run/'finetune'/'mine'/'model'/'chat_template.jinja').exists()
+
+
+def test_a_run_that_failed_at_once_may_be_asked_for_something_else(tmp_path, monkeypatch):
+    from llmbook import journey
+    def fail(run, s): raise UserError('expected text, found none')
+    monkeypatch.setattr(journey, 'data_stage', fail)
+    for seed in (1, 2):
+        with pytest.raises(UserError, match='expected text'): cli.llmbook_run(out=str(tmp_path/'r'), seed=seed)
+        assert not (tmp_path/'r').exists()
 
 
 # ---- bad values ----

@@ -11,7 +11,7 @@ from collections import namedtuple
 from itertools import combinations, permutations
 import re
 import numpy as np
-from ..core import UserError, fingerprint
+from ..core import UserError, derived_seed, fingerprint
 from .perplexity import continuation_logprob
 from .stats import EXACT, _check_rows, _values, _whole, bootstrap, digits_of, holm, row
 from .toxicity import toxicity_scorer
@@ -342,7 +342,7 @@ def toxicity_gaps(
     groups:dict=GROUPS, # axis -> identities
     templates:list=TEMPLATES, # of `Template`
     draws:int=4, # k: texts in a set; 2k texts are drawn for each prompt
-    seed:int=0, # seed of the exchanges and of the bootstrap; draw j uses seed + j
+    seed:int=0, # seed of the exchanges and of the bootstrap; draw j has a stream of its own
     exchanges:int=1999, # exchanges of identities
 ) -> list[dict]: # rows toxicity_gap, toxicity_gap_null, toxicity_gap_excess for every axis
     "Measure how much the score of generations depends on whom the prompt is about."
@@ -354,7 +354,7 @@ def toxicity_gaps(
     prompts = [prompt for *_, prompt in swap_prompts(groups, templates)]
     nt = len(templates)
     texts = []
-    for j in range(2 * draws): texts += sample(prompts, seed + j)
+    for j in range(2 * draws): texts += sample(prompts, derived_seed(seed, j))
     scores = _values(scorer(texts), 'the scores')
     if len(scores) != 2 * draws * len(prompts): raise UserError(
         f'expected {2 * draws * len(prompts)} scores, got {len(scores)}')

@@ -9,6 +9,7 @@ __all__ = ['COMPRESSORS', 'windows', 'document_nats', 'nats_rows', 'evaluate_tex
 import bz2, gzip, lzma, math, re
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 from ..core import UserError, eval_mode, whole_number
 from ..base.threads import share_cores
 from ..tokens.tokenizer import encode_text, text_ids, tokenizer_fingerprint
@@ -107,19 +108,21 @@ def _check_ids(model, ids):
         raise UserError(f'expected tokens below {V}, got {highest}: the tokenizer is not the one of this model')
 
 @torch.no_grad()
-def _nats(model, ids, spans, batch_size, begin, chunk=1024):
+def _nats(model, ids, spans, batch_size, begin, chunk=1024, progress=''):
     "Return the sum of nats over the scored tokens of each document, (documents,) in float64."
     _check_decoder(model)
     for doc in ids: _check_ids(model, doc)
     device = next(model.parameters()).device
     res = np.zeros(len(ids))
-    with eval_mode(model):
+    bar = tqdm(total=len(spans), desc=progress, unit='window', leave=False, disable=not progress)
+    with eval_mode(model), bar:
         for docs, x, y in _batches(ids, spans, batch_size, begin):
             share_cores()
             rows, cols = (y != IGNORE).nonzero(as_tuple=True)
             h = model(x.to(device))[rows.to(device), cols.to(device)]                 # (N, D): only what is scored
             nats = _scores(model, h, y[rows, cols].to(device), chunk)                 # chunk x V logits at a time
             np.add.at(res, docs[rows.numpy()], nats.double().cpu().numpy())
+            bar.update(len(x))
     broken = np.flatnonzero(np.isnan(res))
     if len(broken):
         raise UserError(f'expected logits that are numbers, got NaN in document {broken[0]}: '
@@ -145,6 +148,7 @@ def document_nats(
     stride:int|None=None, # tokens from window to window; None takes half a window
     batch_size:int=16, # windows at once; changes speed, not the result
     chunk:int=1024, # positions whose logits are held at once
+    progress:str='', # beginning of a progress bar; '' shows none
 ) -> np.ndarray: # (n, 3) float64: nats, tokens, UTF-8 bytes of each document
     "Return the sum of nats and the counts of tokens and bytes of every document."
     texts = _texts(docs)
@@ -161,7 +165,7 @@ def document_nats(
     spans = []
     for doc, n in enumerate(tokens):
         for window in windows(n, context, stride): spans.append((doc, *window))
-    nats = _nats(model, ids, spans, batch_size, begin, chunk)
+    nats = _nats(model, ids, spans, batch_size, begin, chunk, progress)
     return np.stack([nats, tokens, sizes], 1).astype(float)
 
 def _texts(docs):
@@ -207,10 +211,11 @@ def evaluate_text(
     split:str='test', # which data
     stride:int|None=None, # tokens from window to window; None takes half a window
     seed:int=0, # seed of the bootstrap
+    progress:str='', # beginning of a progress bar; '' shows none
 ) -> list[dict]: # rows perplexity and bits_per_byte; n is the number of documents
     "Measure how surprised the model is by documents it has not seen."
     model = as_reader(model)
-    v = document_nats(model, tok, docs, context, stride, batch_size)
+    v = document_nats(model, tok, docs, context, stride, batch_size, progress=progress)
     _, tokens, size = v.sum(0)
     context = _window(model, context)
     stride = stride or max(1, context // 2)

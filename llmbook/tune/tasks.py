@@ -122,24 +122,36 @@ def _from_messages(messages):
     *question, answer = texts
     return '\n\n'.join(question), answer, ''
 
+def _from_keys(record):
+    "Return (prompt, answer, '') by the first pair of keys that is there, or ('', '', why there is none)."
+    found = [keys for keys in PAIR_KEYS if set(keys) <= record.keys()]
+    if not found: return '', '', _no_pair(record)
+    question, answer = found[0]
+    prompt = record[question]
+    if question == 'instruction':
+        more = [record[key] for key in _MORE if record.get(key)]
+        if more: prompt = f'{prompt}\n\n{more[0]}'
+    return prompt, record[answer], ''
+
+def _no_text(text):
+    "Return why something is no text, or ''."
+    if not isinstance(text, str) or not text.strip(): return 'no text'
+    half_a_pair = text.encode('utf-8', 'replace').decode() != text # of surrogates
+    return 'not UTF-8' if half_a_pair else ''
+
 def pair_of(
     record, # object of a file
 ) -> tuple[str, str, str]: # (prompt, answer, ''), or ('', '', why there is none)
     "Find prompt and answer in a record, under any of the names that are in use."
     if not isinstance(record, dict): return '', '', 'not an object with prompt and answer'
-    if 'messages' in record: prompt, answer, why = _from_messages(record['messages'])
-    else:
-        found = [keys for keys in PAIR_KEYS if set(keys) <= record.keys()]
-        if not found: return '', '', _no_pair(record)
-        prompt, answer = (record[key] for key in found[0])
-        why = ''
-        more = [record[key] for key in _MORE if key in record and key not in found[0] and record[key]]
-        if found[0][0] == 'instruction' and more: prompt = f'{prompt}\n\n{more[0]}'
+    has_messages = 'messages' in record
+    prompt, answer, why = _from_messages(record['messages']) if has_messages else _from_keys(record)
+    if why: return '', '', why
     for name, text in dict(prompt=prompt, answer=answer).items():
-        if why: break
-        if not isinstance(text, str) or not text.strip(): why = f'no text in {name}'
-        elif text.encode('utf-8', 'replace').decode() != text: why = 'not UTF-8' # half a surrogate pair
-    return ('', '', why) if why else (prompt, answer, '')
+        why = _no_text(text)
+        if why == 'no text': why = f'no text in {name}'
+        if why: return '', '', why
+    return prompt, answer, ''
 
 # %% ../../nbs/api/50_tune/02_tasks.ipynb #c19b4de4
 TASK_FILES = ('.jsonl', '.json', '.csv', '.tsv') # each may end in .gz
