@@ -1491,6 +1491,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'llmbook/generate/text.py'),
                                        'llmbook.generate.text._unspelt': ('api/40_generate/text.html#_unspelt', 'llmbook/generate/text.py'),
                                        'llmbook.generate.text._whole': ('api/40_generate/text.html#_whole', 'llmbook/generate/text.py'),
+                                       'llmbook.generate.text._whole_ids': ( 'api/40_generate/text.html#_whole_ids',
+                                                                             'llmbook/generate/text.py'),
                                        'llmbook.generate.text.generate': ('api/40_generate/text.html#generate', 'llmbook/generate/text.py'),
                                        'llmbook.generate.text.generate_ids': ( 'api/40_generate/text.html#generate_ids',
                                                                                'llmbook/generate/text.py'),

@@ -591,3 +591,23 @@ def test_a_trailing_space_is_kept_with_a_warning(tok):
 @pytest.mark.parametrize('wrong', [[None], [5], [['a']]])
 def test_prompts_that_are_no_texts_are_refused(wrong, tok):
     with pytest.raises(UserError, match='prompts that are texts'): generate(build(), tok, wrong, 4)
+
+
+def test_ids_may_be_lists_arrays_or_tensors(tok):
+    model, ps = build(), prompts()
+    want = greedy(model, ps, 6)
+    for given in (torch.tensor(ps), torch.tensor(ps).numpy(), tuple(map(tuple, ps))): assert greedy(model, given, 6) == want
+    texts = generate(model, tok, prompt_ids=ps, max_new_tokens=6, temperature=0)
+    assert generate(model, tok, prompt_ids=torch.tensor(ps), max_new_tokens=6, temperature=0) == texts
+
+
+@pytest.mark.parametrize('wrong, says', [([[-1]], 'from 0 to 319, got -1'), ([[5, 320]], 'got 320'), ([5, 6], 'a list of ids for each'),
+                                         (['the'], 'a list of ids for each')])
+def test_ids_that_cannot_be_are_refused(wrong, says):
+    with pytest.raises(UserError, match=says): generate_ids(build(), wrong, 4)
+
+
+def test_what_is_no_tokenizer_is_refused(tok, tf):
+    fast = tf.PreTrainedTokenizerFast(tokenizer_object=tok)
+    with pytest.raises(UserError, match='backend_tokenizer'): generate(build(), fast, 'the cat', 4)
+    assert generate(build(), fast.backend_tokenizer, 'the cat', 4) == generate(build(), tok, 'the cat', 4)

@@ -7,7 +7,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from llmbook.core import UserError
 from llmbook.tokens.compare import PARALLEL_TEXTS, compare_tokenizers, comparison_table, plot_vocabulary
 from llmbook.tokens.tokenizer import (
-    ANSWER, EOT, MIN_VOCAB, PAD, PROMPT, SPECIALS, bytes_per_token, chat_ids, decode, encode_text, llama_cpp_name, load_any,
+    ANSWER, EOT, MIN_VOCAB, PAD, PROMPT, SPECIALS, bytes_per_token, chat_ids, decode, encode_text, llama_cpp_name, load_any, mask_id,
     load_tokenizer, not_restored, read_tokenizer, save_tokenizer, special_ids, text_ids, tokenizer_fingerprint,
     train_tokenizer
 )
@@ -368,6 +368,10 @@ def test_the_name_that_llama_cpp_has(digits, code, name):
 @pytest.mark.parametrize('make', [lambda: train_tokenizer(texts(), 400, model='unigram'), lambda: Tokenizer(models.BPE())])
 def test_what_llama_cpp_cannot_cut_is_refused(make):
     with pytest.raises(UserError, match='llama.cpp has no name'): llama_cpp_name(make())
+
+def test_the_token_for_a_gap_is_the_one_that_is_named(tmp_path):
+    framed(elsewhere('[A]', '[GAP]'), tmp_path, tokenizer_config=dict(mask_token='[GAP]'))
+    assert mask_id(read_tokenizer(tmp_path)) == 257
 
 @pytest.mark.parametrize('load', [load_any, load_tokenizer])
 def test_damaged_files(load, tmp_path):

@@ -129,6 +129,13 @@ class _Over:
     def __contains__(self, i): return self.rows[i] in self.done
     def add(self, i): self.done.add(self.rows[i])
 
+def _whole_ids(prompt_ids):
+    "Return prompts as lists of Python's numbers, however they were given."
+    try: return [[int(i) for i in prompt] for prompt in prompt_ids]
+    except (TypeError, ValueError):
+        got = str(prompt_ids)[:80]
+        raise UserError(f'expected a list of ids for each prompt, got {got}: put one prompt in a list') from None
+
 def _own_frame(model): # (id that stands before a document, ids that end one)
     "Return what a model says about its texts; one of ours that was never written to a file has our tokenizer's."
     settings = getattr(model, 'settings', None)
@@ -161,9 +168,10 @@ def _tokens(model, prompt_ids, done, now, *, # then arguments of `generate_ids`
     check_seed(whole_number('seed', seed, 0))
     begin, own = _own_frame(model)
     ends = frozenset(_ends(stop, own))
-    prompts = _cut_prompts(prompt_ids, context - max_new_tokens, max_new_tokens, context, begin)
-    highest, V = max((max(p) for p in prompts), default=0), model.config.vocab_size
-    if highest >= V: raise UserError(f'expected tokens below {V}, got {highest}: the prompt is of another tokenizer')
+    prompts = _cut_prompts(_whole_ids(prompt_ids), context - max_new_tokens, max_new_tokens, context, begin)
+    V = model.config.vocab_size
+    for wrong in (i for prompt in prompts for i in (min(prompt), max(prompt)) if not 0 <= i < V):
+        raise UserError(f'expected tokens from 0 to {V - 1}, got {wrong}: the prompt is of another tokenizer')
     device = model.embed.weight.device
     if unspelt is not None: unspelt = unspelt.to(device)
     for rows in _batches(prompts, batch_size, can_generate(model)):
@@ -320,11 +328,11 @@ def _unspelt(tok, V): # (V) bool, None: it knows all
 
 def _frame(model, tok, prompt_ids, stop_at_eot):
     "Return the arguments of `_tokens` that depend on the tokenizer."
-    ids = text_ids(tok, model)
+    ids, prompt_ids = text_ids(tok, model), _whole_ids(prompt_ids)
     if ids.begin is None and not all(prompt_ids):
-        raise UserError('expected a prompt, got an empty one, and this tokenizer has no token that begins or ends a text: '
-                        'write the beginning of a text')
-    prompt_ids = [list(p) or [ids.begin] for p in prompt_ids]
+        raise UserError('expected a prompt, got an empty one, and this tokenizer has no token that begins or ends a '
+                        'text: write the beginning of one')
+    prompt_ids = [p or [ids.begin] for p in prompt_ids]
     unspelt = _unspelt(tok, model.config.vocab_size)
     return dict(prompt_ids=prompt_ids, stop=ids.end if stop_at_eot else None, unspelt=unspelt)
 

@@ -303,6 +303,9 @@ def text_ids(
     model=None, # a model whose configuration may list further ends
 ) -> TextIds:
     "Return which ids a tokenizer uses for the end, the beginning, padding and the unknown."
+    if not hasattr(tok, 'get_added_tokens_decoder'):
+        raise UserError(f'expected a Tokenizer of the tokenizers library, got {type(tok).__name__}: take `.tok` of what '
+                        'load_any returns, or `.backend_tokenizer` of a tokenizer of transformers')
     if _is_ours(tok): return TextIds((EOT,), None, PAD)
     own, listed = getattr(tok, 'settings', ((), ()))
     listed = [*getattr(model, 'settings', ()), *listed]
@@ -353,6 +356,8 @@ def mask_id(
     tok:Tokenizer, # ours, or one from `load_any`
 ) -> int: # id of the tokenizer's own mask token, or else of the one for answers; UserError if it has neither
     "Return the id that stands for a gap in a text."
+    named = _named(tok, getattr(tok, 'settings', ((), ()))[0], 'mask_token')
+    if named is not None: return named
     special = _special(tok)
     own = [special[name] for name in _MASKS if name in special]
     return own[0] if own else special_ids(tok)['answer']
