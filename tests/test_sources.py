@@ -585,6 +585,8 @@ FREE_TEXT = ('Permission is hereby granted, free of charge, to any person obtain
     ('<a rel="license" href="https://creativecommons.org/licenses/by/4.0">', 'CC-BY-4.0'),
     ('https://creativecommons.org/publicdomain/zero/1.0/', 'CC0-1.0'),
     ('Creative Commons Legal Code\n\nCC0 1.0 Universal\nCREATIVE COMMONS CORPORATION IS NOT A LAW FIRM', 'CC0-1.0'),
+    ('Namensnennung - Nicht kommerziell 4.0 International', 'CC-BY-NC-4.0'), ('SSPL-1.0', 'SSPL-1.0'),
+    ('Licencia Creative Commons Atribución-NoComercial 4.0 Internacional', 'CC-BY-NC-4.0'),
     ('CC BY-NC', 'LicenseRef-CC-BY-NC'), ('Shared with a Creative Commons licence.', ''),
     ('Code: MIT License. Data: CC BY-NC 4.0.', 'MIT AND CC-BY-NC-4.0'),
     ('MIT License\n' + FREE_TEXT * 20 + '\nPictures: CC BY-ND 4.0', 'MIT AND CC-BY-ND-4.0')])
@@ -601,13 +603,22 @@ def test_creative_commons_keeps_its_conditions(text, want): assert identify_lice
     ('PolyForm Noncommercial License 1.0.0', 'PolyForm-Noncommercial-1.0.0'),
     (FREE_TEXT + ' Commercial use is not permitted.', 'LicenseRef-Not-Commercial'),
     (FREE_TEXT + ' It is for research purposes only.', 'LicenseRef-Not-Commercial'),
-    (FREE_TEXT + ' You may not sell it.', 'LicenseRef-Not-Commercial'),
+    (FREE_TEXT + ' You may not sell it.', 'LicenseRef-Not-Commercial'), ('Apache 2.0, non-profit use only', 'LicenseRef-Not-Commercial'),
+    ('MIT License, but you may not use it commercially', 'LicenseRef-Not-Commercial'),
+    ('Everything here is free for non-commercial use', 'LicenseRef-Not-Commercial'),
     (FREE_TEXT + ' For any purpose, commercial or non-commercial.', 'MIT'),
     ('Redistribution and use in source and binary forms ... not in a nuclear facility',
      'LicenseRef-BSD-2-Clause-Modified')])
 def test_a_condition_is_never_lost(text, want):
     assert identify_licence(text) == want
     if want != 'MIT': assert not is_permitted(want)
+
+def test_a_page_says_its_licence_in_a_link(tmp_path):
+    link = '<a class="x" href="https://creativecommons.org/licenses/by-nc/4.0/" rel="license noopener">terms</a>'
+    put(tmp_path, {'LICENSE': b'MIT License', 'a.html': f'<p>Text.</p>{link}'.encode(), 'b.html': b'<p>Text.</p>',
+                   'c.html': link.replace('rel=', 'data-x=').encode()})
+    found = {Path(d.id).name: d.licence for d in read_sources(tmp_path)}
+    assert found == {'LICENSE': 'MIT', 'a.html': 'CC-BY-NC-4.0', 'b.html': 'MIT', 'c.html': 'MIT'}
 
 def is_permitted(name): return licence_rule(View(Doc('x', 'x', licence=name))) is None
 

@@ -182,26 +182,32 @@ def _few(card):
     splits = {name: s.get('documents', 0) for name, s in (card.get('splits') or {}).items()}
     few = [f'{name} {n:,}' for name, n in splits.items() if 0 < n < FEW_DOCUMENTS]
     if card.get('is_cut'):
-        yield ('There are fewer documents than splits, so train, valid and test are passages of one text. They measure how well '
-               'a model continues a text that it has read, and nothing about other texts.')
+        yield ('There are fewer documents than splits, so train, valid and test are passages of one text. They measure '
+               'how well a model continues a text that it has read, and nothing about other texts.')
     elif few:
         yield (f'Few documents: {", ".join(few)}. A score on so few says little about other text, and an interval over '
                'them is wide: give more documents, or larger shares for valid and test.')
 
+def _such_as(r):
+    "Return the first example of a reason in words; '' if there is none."
+    example = next(iter(r.get('examples', [])), {})
+    if not example.get('id'): return ''
+    value = str(example.get('value', ''))[:120]
+    measured = f' ({value})' if value else ''
+    return f', such as {example["id"]}{measured}'
+
 def _greedy(card):
     "Yield a warning for each rule that takes a large part of what came in."
     steps = card.get('funnel') or []
-    n_documents = steps[0]['documents_in'] if steps else 0
-    n_bytes = steps[0]['bytes_in'] if steps else 0
+    if not steps: return
+    n_documents, n_bytes = steps[0]['documents_in'], steps[0]['bytes_in']
     for s in steps:
         for reason, r in s.get('reasons', {}).items():
-            is_large = r['documents'] > _MUCH * n_documents or r['bytes'] > _MUCH * n_bytes
-            if not is_large: continue
-            shares = f'{_percent(r["documents"], n_documents)} of the documents and {_percent(r["bytes"], n_bytes)} of the bytes'
-            example = next(iter(r.get('examples', [])), {})
-            value = str(example.get('value', ''))[:120]
-            shown = f', such as {example["id"]}' + (f' ({value})' if value else '') if example.get('id') else ''
-            yield f'{s["step"]}: {reason} took {r["documents"]:,} documents, {shares}{shown}. See whether it suits this text.'
+            documents, size = r['documents'], r['bytes']
+            if documents <= _MUCH * n_documents and size <= _MUCH * n_bytes: continue
+            shares = f'{_percent(documents, n_documents)} of the documents and {_percent(size, n_bytes)} of the bytes'
+            yield (f'{s["step"]}: {reason} took {documents:,} documents, {shares}{_such_as(r)}. Another preset or '
+                   'option may suit this text better; rejects.jsonl lists what went.')
 
 def _lost_languages(card):
     "Yield a warning for each language of which the filters drop nearly everything."
@@ -209,8 +215,8 @@ def _lost_languages(card):
         if n['documents'] < 3 or n['dropped'] < _NEARLY_ALL * n['documents']: continue
         reasons = sorted(n['reasons'].items(), key=lambda item: (-item[1], item[0]))
         most = ', '.join(f'{reason} {count:,}' for reason, count in reasons[:3])
-        yield (f"Language '{language or 'unknown'}': the filters dropped {n['dropped']:,} of {n['documents']:,} documents "
-               f'({most}). Their rules may be made for another language.')
+        yield (f"Language '{language or 'unknown'}': the filters dropped {n['dropped']:,} of {n['documents']:,} "
+               f'documents ({most}). Their rules may be made for another language.')
 
 def card_warnings(
     card:dict, # a data card; what it does not hold gives no warning
@@ -224,20 +230,31 @@ def card_summary(
 ) -> list[str]: # lines
     "Say in a few lines what came in, what is kept, and what was left out for which reason."
     totals = card.get('totals') or {}
-    kept = sum(s.get('bytes', 0) for s in (card.get('splits') or {}).values())
+    splits = card.get('splits') or {}
+    kept = sum(s.get('bytes', 0) for s in splits.values())
     lines = [f"{totals.get('in', 0):,} documents came in, {totals.get('kept', 0):,} are kept, {human_bytes(kept)}"]
-    for s in card.get('funnel') or []:
-        reasons = [f'{name} {r["documents"]:,} ({human_bytes(r["bytes"])})' for name, r in s.get('reasons', {}).items()]
-        if reasons: lines.append(f'left out by {s["step"]}: {", ".join(reasons)}')
-    for name, n in (card.get('left_out') or {}).items():
-        lines.append(f'left out of long documents by {name}: {n["parts"]:,} parts ({human_bytes(n["bytes"])})')
-    if (card.get('repeats') or {}).get('lines'):
-        lines.append(f'left out of documents: {card["repeats"]["lines"]:,} repeated lines ({human_bytes(card["repeats"]["bytes"])})')
+    lines += [*_dropped(card), *_cut_out(card)]
     outputs = (card.get('source') or {}).get('outputs', 0)
     if outputs: lines.append(f'not read: {outputs:,} files that an earlier preparation or run made')
     masked = [f'{kind} {n:,}' for kind, n in (card.get('personal') or {}).items()]
     if masked: lines.append(f'masked: {", ".join(masked)}')
     return lines
+
+def _dropped(card):
+    "Yield a line for each step that left documents out."
+    for s in card.get('funnel') or []:
+        reasons = []
+        for name, r in s.get('reasons', {}).items():
+            reasons.append(f'{name} {r["documents"]:,} ({human_bytes(r["bytes"])})')
+        if reasons: yield f'left out by {s["step"]}: {", ".join(reasons)}'
+
+def _cut_out(card):
+    "Yield a line for what was left out of documents that stay."
+    for name, n in (card.get('left_out') or {}).items():
+        yield f'left out of long documents by {name}: {n["parts"]:,} parts ({human_bytes(n["bytes"])})'
+    repeats = card.get('repeats') or {}
+    if repeats.get('lines'):
+        yield f'left out of documents: {repeats["lines"]:,} repeated lines ({human_bytes(repeats["bytes"])})'
 
 # %% ../../nbs/api/15_prepare/07_card.ipynb #9079f69f
 def _tiles(card):

@@ -149,17 +149,20 @@ def with_language(
 @patch
 def filtered(self:FirstPass, doc): # the document, what is left of it, or a Drop
     "Apply the preset to a document, to a long one part by part."
-    parts = list(split_long(doc))
-    results = [apply_preset(part, self.recipe.preset) for part in parts]
-    if len(parts) == 1: return results[0]
-    refused = [(part, result) for part, result in zip(parts, results) if isinstance(result, Drop)]
-    if not refused: return _joined(doc, results)
+    passed, refused = [], []
+    for part in split_long(doc):
+        result = apply_preset(part, self.recipe.preset)
+        if part is doc: return result
+        if isinstance(result, Drop): refused.append((part, result))
+        else: passed.append(result)
+    if not refused: return _joined(doc, passed)
     if doc.kind == 'code':
-        is_lost = isinstance(results[0], Drop) or 2 * len(refused) > len(parts)
-        return refused[0][1] if is_lost else doc
-    if len(refused) == len(parts): return _commonest(refused)
+        first, drop = refused[0]
+        is_lost = first.text == doc.text[:len(first.text)] or len(refused) > len(passed)
+        return drop if is_lost else doc
+    if not passed: return _commonest(refused)
     for part, drop in refused: self.leave_out('filter', drop.reason, part, drop.value)
-    return _joined(doc, [result for result in results if isinstance(result, Doc)])
+    return _joined(doc, passed)
 
 def _joined(doc, parts): return replace(doc, text=''.join(part.text for part in parts))
 

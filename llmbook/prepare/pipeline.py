@@ -155,8 +155,8 @@ def choose(self:Preparation):
     self._drop_duplicates(keep, found)
     self._describe_groups(keep, found)
     if not keep.any():
-        reasons = _commonest_reasons(self.funnel)
-        raise UserError(f'expected documents to train on, kept none of {self.n_in}: {reasons}{_missing_text(self.funnel)}. '
+        reasons = _commonest_reasons(self.funnel) + _missing_text(self.funnel)
+        raise UserError(f'expected documents to train on, kept none of {self.n_in}: {reasons}. '
                         "Give more text, or preset='none' to switch the filters off")
     self.split = np.full(len(keep), DROPPED, np.uint8)
     self.split[keep] = self._divided(keep)
@@ -220,7 +220,7 @@ def _describe_groups(self:Preparation, keep, found):
 
 @patch
 def _files(self:Preparation, kept, members):
-    "Return the files of a group's documents, where their ids do not say them, and how many of those that are dropped each has."
+    "Return the files of a group's documents where their ids do not say them: of the one that stays, and of the others."
     files = Counter(self.documents[i].meta.get('file', '') for i in members)
     named = {file: n for file, n in files.most_common(10) if file}
     file = self.documents[kept].meta.get('file', '')
@@ -370,7 +370,7 @@ def card(self:Preparation, src, tok, splits, question): # dict
         seed=self.options['seed'],
         totals=self.funnel.check(self.n_in),
         funnel=self.funnel.as_list(),
-        source=dict(names=src.names, fingerprint=self.fingerprint, note=_NOTE if src.embedded else '', outputs=src.n_outputs),
+        source=self._source(src),
         sources=self._counts('sources'),
         kinds=kinds,
         languages=self._counts('languages'),
@@ -395,6 +395,11 @@ def card(self:Preparation, src, tok, splits, question): # dict
         card['repeats'] = dict(lines=sum(lines), bytes=sum(n_bytes))
     card['warnings'] = card_warnings(card)
     return card
+
+@patch
+def _source(self:Preparation, src):
+    note = _NOTE if src.embedded else ''
+    return dict(names=src.names, fingerprint=self.fingerprint, note=note, outputs=src.n_outputs)
 
 @patch
 def _tokenizer_entry(self:Preparation, tok, splits):

@@ -29,13 +29,14 @@ _NAMES = {'makefile': 'make', 'gnumakefile': 'make', 'dockerfile': 'docker', 'cm
 
 # %% ../../nbs/api/10_read/02_filetype.ipynb #65ad8fdf
 _LICENCE = re.compile(r'((?:un)?licen[cs]es?|copying|copyrights?|notices?)(?![a-z])', re.I)
-_AFTER = set('''txt text md markdown rst adoc org html htm en us uk de fr
-    mit expat bsd isc apache asl al gpl lgpl agpl gplv2 gplv3 gpl2 gpl3 lgplv2 lgplv3 lgpl2 lgpl21 lgpl3 agplv3 mpl mpl2 epl
-    cc cc0 by nc nd sa zero ofl psf python unlicense zlib boost bsl busl sspl elastic artistic eupl cddl ecl afl wtfpl odc odbl
-    clause simplified new only or later v lib lesser library affero exception exceptions runtime linking llvm classpath
-    third party thirdparty 3rdparty dependencies vendored vendor bundled additional other original upstream combined full short
-    all doc docs documentation code source software content data dataset model models weights font fonts icons images media
-    assets art examples tests test samples preamble header notice notices license licence licenses licences copyright'''.split())
+_AFTER = set('''txt text md markdown rst adoc org html htm en us uk de fr mit expat bsd isc apache asl al gpl lgpl agpl gplv2
+    gplv3 gpl2 gpl3 lgplv2 lgplv3 lgpl2 lgpl21 lgpl3 agplv3 mpl mpl2 epl cc cc0 by nc nd sa zero ofl psf
+    python unlicense zlib boost bsl busl sspl elastic artistic eupl cddl ecl afl wtfpl odc odbl clause
+    simplified new only or later v lib lesser library affero exception exceptions runtime linking llvm
+    classpath third party thirdparty 3rdparty dependencies vendored vendor bundled additional other original
+    upstream combined full short all doc docs documentation code source software content data dataset model
+    models weights font fonts icons images media assets art examples tests test samples preamble header notice
+    notices license licence licenses licences copyright'''.split())
 
 def is_licence(
     name:str, # file name without its folder

@@ -10,7 +10,7 @@ __all__ = ['read_text', 'read_html', 'record', 'parse_line', 'read_jsonl', 'is_j
 import csv, io, json
 from typing import Iterator
 from .doc import KINDS, Doc, Reject
-from .licence import identify_licence
+from .licence import identify_licence, linked_licence
 from .streams import LIMIT, decode_page, decode_text, ended, pass_line, read_lines, whole_letters
 
 # %% ../../nbs/api/10_read/07_formats.ipynb #178767fa
@@ -67,7 +67,9 @@ def read_html(
     if data:
         text = decode_page(data, id, source)
         if isinstance(text, Reject): yield text
-        else: yield Doc(text, id, source, 'html', '', licence(text[:4000]) if licence else '')
+        else:
+            owner = linked_licence(text) or (licence(text[:4000]) if licence else '')
+            yield Doc(text, id, source, 'html', '', owner)
     yield from stopped
 
 # %% ../../nbs/api/10_read/07_formats.ipynb #830c550d

@@ -9,6 +9,7 @@ __all__ = ['read_warc']
 import io, re
 from typing import Iterator
 from .doc import Doc, Reject
+from .licence import linked_licence
 from .streams import LIMIT, Unpacked, decode_page, decode_text, ended
 
 # %% ../../nbs/api/10_read/08_warc.ipynb #5137ea3f
@@ -50,7 +51,7 @@ def _content(record, body, media_type, language, id, source, limit):
     if not language:
         m = _LANG.search(text, 0, 5000)
         language = m[1] if m else None
-    return Doc(text, id, source, 'html', meta=_meta(record, language))
+    return Doc(text, id, source, 'html', licence=linked_licence(text), meta=_meta(record, language))
 
 # %% ../../nbs/api/10_read/08_warc.ipynb #41a7f932
 _CHUNK = re.compile(rb'([0-9a-fA-F]{1,8})[ \t]*(?:;[^\r\n]*)?\r?\n')
