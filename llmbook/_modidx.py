@@ -4017,6 +4017,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'llmbook.train.progress._say_nothing': ( 'api/31_train/progress.html#_say_nothing',
                                                                                  'llmbook/train/progress.py'),
                                         'llmbook.train.progress.progress_words': ( 'api/31_train/progress.html#progress_words',
+                                                                                   'llmbook/train/progress.py'),
+                                        'llmbook.train.progress.readable_table': ( 'api/31_train/progress.html#readable_table',
                                                                                    'llmbook/train/progress.py')},
             'llmbook.train.schedules': { 'llmbook.train.schedules.Learner.fit_cosine': ( 'api/31_train/schedules.html#learner.fit_cosine',
                                                                                          'llmbook/train/schedules.py'),

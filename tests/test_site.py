@@ -139,6 +139,16 @@ def test_both_builds_of_the_site_have_the_style_for_dark_pages(site):
     assert yaml.safe_load((ROOT/'_quarto.yml').read_text())['format']['html']['css'] == 'styles.css'
 
 
+def test_the_fit_brings_the_same_style_along():
+    "JupyterLab has no style sheet of ours, so the table's colours come with the output of the fit."
+    from fastprogress import fastprogress
+    from llmbook.train.progress import TABLE_STYLES, readable_table
+    readable_table()
+    assert fastprogress.html_styles.endswith(TABLE_STYLES)
+    for rule in ('background: transparent !important', 'color: inherit'):
+        assert rule in TABLE_STYLES and rule in (ROOT/'nbs/styles.css').read_text()
+
+
 # ---- in the browser ------------------------------------------------------------------------------------------------
 
 @browser_only

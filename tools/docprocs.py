@@ -73,22 +73,33 @@ def cell(text, code=False):
     return text.replace('<', '&lt;').replace('*', '\\*')
 
 
+def parameter_row(p, said):
+    "Return the cells of one parameter; None for one without a meaning."
+    name = stars(p) + p.name
+    meaning = said.parameters.get(name)
+    if not meaning: return None
+    kind, default = shown_type(p.annotation), shown_default(p)
+    return cell(name, code=True), cell(kind, code=True), cell(default, code=True), cell(meaning)
+
+
+def returned_row(said, sig):
+    "Return the cells on what is returned, or raised; None if there is nothing to say."
+    kind = shown_type(sig.return_annotation)
+    if said.returned.partition(' ')[0].endswith('Error'): return 'raises', '', '', cell(said.returned)
+    if not said.returned and kind in ('', 'None'): return None
+    return 'returns', cell(kind, code=True), '', cell(said.returned)
+
+
 def parameter_table(said, sig):
     "Return a table of the parameters and of what is returned; '' if there is nothing to say."
-    rows = []
-    for p in sig.parameters.values():
-        name = stars(p) + p.name
-        meaning = said.parameters.get(name, '')
-        if p.name == 'self' or not meaning: continue
-        rows.append([cell(name, True), cell(shown_type(p.annotation), True), cell(shown_default(p), True), cell(meaning)])
-    returned = shown_type(sig.return_annotation)
-    raises = said.returned.partition(' ')[0].endswith('Error')
-    if raises: rows.append(['raises', '', '', cell(said.returned)])
-    elif said.returned or returned not in ('', 'None'): rows.append(['returns', cell(returned, True), '', cell(said.returned)])
-    rows += [[cell(name, True), '', '', cell(meaning)] for name, meaning in said.fields.items()]
+    rows = [parameter_row(p, said) for p in sig.parameters.values()]
+    rows.append(returned_row(said, sig))
+    for name, meaning in said.fields.items(): rows.append((cell(name, code=True), '', '', cell(meaning)))
+    rows = [row for row in rows if row]
     if not rows: return ''
-    head = ['| parameter | type | default | meaning |', '|---|---|---|---|']
-    return '\n'.join(head + [f"| {' | '.join(row)} |" for row in rows])
+    lines = ['| parameter | type | default | meaning |', '|---|---|---|---|']
+    for row in rows: lines.append(f"| {' | '.join(row)} |")
+    return '\n'.join(lines)
 
 
 class TableRenderer(showdoc.BasicMarkdownRenderer):

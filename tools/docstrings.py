@@ -23,15 +23,19 @@ NAMES = {
     '**kwargs': 'other keyword arguments, passed on',
     '*shape': 'lengths of the axes',
     'a': 'the earlier mark',
+    'ax': 'axes to draw on; None: new ones',
     'b': 'the batch, or the later mark',
     'best': 'whether it is the best so far',
     'big': 'whether ids need 4 bytes',
     'buffer': 'memory to fill',
     'can_sample': 'whether the fit writes samples',
+    'cb': 'the callback',
     'closure': 'as in torch; not used',
     'cls': 'class of the new loader; None: the same',
     'dataset': 'other rows; None: the same',
+    'dl': 'the loader; None: that of the split',
     'doc': 'the document',
+    'ds_idx': 'number of the split: 0 train, 1 valid',
     'done': 'whether the fit is over',
     'end': 'the first batch that is not wanted',
     'enough': 'count beyond which the answer is no longer exact',
@@ -40,11 +44,13 @@ NAMES = {
     'high': 'the highest value that fits',
     'i': 'number of the batch',
     'items': 'what the function is called with',
+    'item': 'what to predict from',
     'k': 'keys, (B, heads, T, width of a head)',
     'kinds': 'why it is written, such as "last" or "best"',
     'layer': 'number of the layer',
     'learn': 'the Learner',
     'lines': 'lines that were taken out',
+    'log': 'whether the loss has a logarithmic axis',
     'low': 'the lowest value that fits',
     'mark': 'name of the moment',
     'max_n': 'rows at most',
@@ -61,6 +67,7 @@ NAMES = {
     'overlap': 'what the text shares with the evaluation sets',
     'page': 'the part of the screen that is a page',
     'part': 'the part of the document',
+    'passed': 'whether the filters keep it',
     'path': 'where to look; None: everywhere',
     'places': 'numbers of the rows',
     'question': 'the options, as a stage is asked',
@@ -72,6 +79,9 @@ NAMES = {
     'rows': 'numbers of the rows that go on',
     's': 'the state, as it was saved',
     'seed': 'seed of the random choice',
+    'show_epochs': 'whether each epoch has a mark',
+    'shuffle': 'whether rows are drawn at random',
+    'skip_start': 'batches left out at the beginning',
     'spec': 'what the finder returned',
     'split': 'name of the split',
     'splits': 'name and share of each split',
@@ -91,6 +101,7 @@ NAMES = {
     'value': 'the value that decided',
     'view': 'view of a run',
     'windows': 'rows of T + 1 tokens',
+    'with_valid': 'whether the validation is drawn too',
     'x': 'the input, (..., D)',
     'y': 'the targets, (B, T)',
 }
@@ -154,12 +165,18 @@ def arguments(node):
     "Return (argument, its name with stars, its last line) for each argument of a function."
     a = node.args
     plain = [*a.posonlyargs, *a.args]
-    defaults = [None] * (len(plain) - len(a.defaults)) + a.defaults
-    found = [(arg, '', default) for arg, default in zip(plain, defaults)]
-    if a.vararg: found.append((a.vararg, '*', None))
-    found += [(arg, '', default) for arg, default in zip(a.kwonlyargs, a.kw_defaults)]
-    if a.kwarg: found.append((a.kwarg, '**', None))
-    return [(arg, stars + arg.arg, (default or arg).end_lineno) for arg, stars, default in found]
+    without_default = len(plain) - len(a.defaults)
+    defaults = [None] * without_default + a.defaults
+    found = []
+    def add(arg, default, stars=''):
+        last = default or arg
+        found.append((arg, f'{stars}{arg.arg}', last.end_lineno))
+
+    for arg, default in zip(plain, defaults): add(arg, default)
+    if a.vararg: add(a.vararg, None, '*')
+    for arg, default in zip(a.kwonlyargs, a.kw_defaults): add(arg, default)
+    if a.kwarg: add(a.kwarg, None, '**')
+    return found
 
 
 def beside_each(source, found, closing):

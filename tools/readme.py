@@ -26,15 +26,16 @@ def processed():
 
 def tidy(cell):
     "Return one cell without its directives; the title that nbdev moved to the front matter becomes a heading again."
-    src = cell['source'] if isinstance(cell['source'], str) else ''.join(cell['source'])
-    if cell['cell_type'] == 'raw':
+    kind = cell['cell_type']
+    src = ''.join(cell['source']) # also of a text, which is joined to itself
+    if kind == 'raw':
         head = front(src)
         lines = [f"# {head['title']}"]
         if 'description' in head: lines.append(f"> {head['description']}")
         return dict(cell_type='markdown', metadata={}, source='\n\n'.join(lines))
-    src = '\n'.join(line for line in src.splitlines() if not line.startswith(('#| ', '<!-- WARNING')))
-    res = dict(cell_type=cell['cell_type'], metadata={}, source=src)
-    if cell['cell_type'] == 'code': res |= dict(execution_count=None, outputs=cell.get('outputs', []))
+    shown = [line for line in src.splitlines() if not line.startswith(('#| ', '<!-- WARNING'))]
+    res = dict(cell_type=kind, metadata={}, source='\n'.join(shown))
+    if kind == 'code': res |= dict(execution_count=None, outputs=cell.get('outputs', []))
     return res
 
 

@@ -32,12 +32,15 @@ def split(path):
     "Move the text in the title's cell to a cell of its own."
     nb = json.loads(path.read_text(encoding='utf-8'))
     i = title_cell(nb)
-    head, body = rest(''.join(nb['cells'][i]['source']))
-    new_id = hashlib.sha1(f'markdown{body}'.encode()).hexdigest()[:8]
-    new = dict(nb['cells'][i], id=new_id, source=body.splitlines(True))
-    nb['cells'][i]['source'] = head.splitlines(True)
+    cell = nb['cells'][i]
+    source = ''.join(cell['source'])
+    head, body = rest(source)
+    digest = hashlib.sha1(f'markdown{body}'.encode()).hexdigest()
+    new = dict(cell, id=digest[:8], source=body.splitlines(True))
+    cell['source'] = head.splitlines(True)
     nb['cells'].insert(i + 1, new)
-    path.write_text(json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True) + '\n', encoding='utf-8')
+    text = json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True)
+    path.write_text(f'{text}\n', encoding='utf-8')
 
 
 if __name__ == '__main__':
