@@ -36,6 +36,7 @@ def text():
 
 class Batches:
     "Random windows of a text."
+    bs, seq_len = BS, T
     def __init__(self, ids, steps, seed=1): self.ids, self.steps, self.seed = ids, steps, seed
     def __len__(self): return self.steps
     def __iter__(self):

@@ -3976,6 +3976,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'llmbook/train/precision.py'),
                                          'llmbook.train.precision._known': ( 'api/31_train/precision.html#_known',
                                                                              'llmbook/train/precision.py'),
+                                         'llmbook.train.precision.batch_tokens': ( 'api/31_train/precision.html#batch_tokens',
+                                                                                   'llmbook/train/precision.py'),
                                          'llmbook.train.precision.best_precision': ( 'api/31_train/precision.html#best_precision',
                                                                                      'llmbook/train/precision.py'),
                                          'llmbook.train.precision.check_precision': ( 'api/31_train/precision.html#check_precision',

@@ -16,6 +16,7 @@ from llmbook.train.fp8 import E4M3, E5M2, Float8Linear, from_float8, to_float8, 
 from llmbook.train.loss import LMLoss
 from llmbook.train.optim import LMOptim, lm_opt
 from llmbook.train.precision import Precision, best_precision, check_precision
+from llmbook.train import precision
 
 CONFIG = ModelConfig(vocab_size=64, n_layer=2, d_model=32, n_head=2, n_kv_head=1, context=32)
 
@@ -293,3 +294,12 @@ def test_compiled_training_and_validation_do_not_recompile_without_end():
     # not equal: F.rms_norm takes the place of the hand-written gradient
     assert torch.allclose(flat(plain.model), flat(compiled.model), atol=1e-3)
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize('width, tokens, want', [
+    (64, 256, 'fp32'), (64, 2048, 'bf16'), (128, 768, 'fp32'), (256, 512, 'bf16'), (64, None, 'bf16')])
+def test_bf16_on_a_cpu_is_for_products_of_some_size(monkeypatch, width, tokens, want):
+    monkeypatch.setattr(precision, 'has_matrix_units', lambda: True)
+    model = torch.nn.Linear(width, 1000)
+    assert precision.precision_of(model, 'auto', 'cpu', tokens=tokens) == want
+    assert precision.precision_of(model, 'bf16', 'cpu', tokens=tokens) == 'bf16'
