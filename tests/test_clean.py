@@ -54,6 +54,7 @@ MATHML = (f'<math alttext="{TEX}"><semantics><mrow><mi>π</mi><msup><mi>r</mi><m
     f'<span class="katex"><span class="katex-mathml">{MATHML}</span><span class="katex-html" aria-hidden="true">πr2</span></span>',
     f'<span class="MathJax_Preview">..</span><span class="MathJax">πr2</span><script type="math/tex">{TEX}</script>',
     f'<mjx-container><mjx-math aria-hidden="true"></mjx-math><mjx-assistive-mml>{MATHML}</mjx-assistive-mml></mjx-container>',
+    f'<span class="MathJax" data-mathml=\'{MATHML}\'><nobr>πr2</nobr><span class="MJX_Assistive_MathML">{MATHML}</span></span>',
     f'<img class="latex" src="/latex.php?x" alt="{TEX}">', f'<span data-tex="{TEX}"><svg></svg></span>'])
 def test_a_formula_is_there_once_as_tex(formula):
     assert extract_html(f'<p>The area is {formula}, where r is the radius.') == f'The area is ${TEX}$, where r is the radius.'
@@ -65,6 +66,7 @@ def test_mathml_alone_is_spelled_out():
 @pytest.mark.parametrize('page,rows', [
     ('<tr><th>name<th>Mon<th>Tue<tr><td>Ann<td><td>8', [['name', 'Mon', 'Tue'], ['Ann', '', '8']]),
     ('<tr><td><p>Ann</p><td><p>8</p><tr><td>Bob<br>B.<td><ul><li>9</ul>', [['Ann', '8'], ['Bob B.', '9']]),
+    ('<tr><td><pre>--flag</pre><td>What it does', [['--flag', 'What it does']]),
     ('<tr><td>a<td>b<td><tr><td><td>c<td>', [['a', 'b', ''], ['', 'c', '']]),
     ('<tr><th colspan=2>A<th>B<tr><td>1<td>2<td>3', [['A', '', 'B'], ['1', '2', '3']]),
     ('<tr><td rowspan=2>a<td>1<td>2<tr><td>3<td>4<tr><td>b<td>5<td>6', [['a', '1', '2'], ['', '3', '4'], ['b', '5', '6']]),
@@ -115,6 +117,12 @@ def test_xhtml_is_read_as_its_authors_meant_it(page, want): assert read_page(pag
     ('<details><summary>More</summary><p>It is inside.</p></details>', 'More\n\nIt is inside.'),
     ('<h3><button aria-expanded="false">Why a mill?</button></h3>', 'Why a mill?'),
     ('<dl><dt>Sluice<dd>A gate for water.</dl>', 'Sluice\nA gate for water.'),
+    ('<details><summary>More</summary>It is inside.</details>', 'More\nIt is inside.'),
+    ('<iframe srcdoc="<p>A page in a page.</p>"></iframe>', 'A page in a page.'),
+    ('<menu><li>Beans, cooked slowly</menu>', 'Beans, cooked slowly'),
+    ('<aside><p>A word on the wheel.</p></aside>', 'A word on the wheel.'),
+    ('<div role="alert">Mind the wheel.</div>', 'Mind the wheel.'),
+    ('<pre>a = 1\t\t# one\n\tb = 2</pre>', 'a = 1\t\t# one\n\tb = 2'),
     ('<aside class="admonition note"><p>Mind the wheel.</p></aside>', 'Mind the wheel.'),
     ('<p hidden="until-found">Found by search.</p>', 'Found by search.'),
     ('<div class="hidden md:block">On large screens.</div>', 'On large screens.'),

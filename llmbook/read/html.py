@@ -8,41 +8,49 @@ __all__ = ['read_page', 'extract_html']
 # %% ../../nbs/api/10_read/06_html.ipynb #094e226c
 import re
 from functools import lru_cache
-from .markup import as_html, drop_marks, mark_numbers, number_text, open_templates, write_formulas, write_tables
+from .markup import as_html, drop_marks, keep_tabs, mark_numbers, number_text, open_templates
+from .markup import write_formulas, write_tables
 
 # %% ../../nbs/api/10_read/06_html.ipynb #15b7eff3
 _UNSEEN = ('script, style, img, svg, video, audio, object, embed, area, iframe, template, select, noscript, button,'
            '.linenos, .lineno, .linenodiv, td.gutter, .rouge-gutter, .blob-num, .hljs-ln-numbers, .line-numbers-rows')
-_SURE = ('nav, footer:not(blockquote footer, figure footer), dialog, menu, [hidden]:not([hidden="until-found" i]),'
+_SURE = ('nav, footer:not(blockquote footer, figure footer), dialog, menu:has(a, button),'
+         '[hidden]:not([hidden="until-found" i]),'
          '[role=navigation], [role=contentinfo], [role=search], [role=dialog]')
 _NOTES = ', '.join(f'[class*="{name}" i]' for name in 'note warn tip admon callout quote caution important'.split())
 _SHOWN = '[class*=":block"], [class*=":flex"], [class*=":grid"], [class*=":inline"], [class*=":table"]'
-_LIKELY = ('[role=menu], [role=menubar], [role=alert], [role=complementary], [aria-hidden=true],'
+_LIKELY = ('[role=menu], [role=menubar], [role=alert]:not(main *, article *), [role=complementary], [aria-hidden=true],'
            '[style*="display:none" i], [style*="display: none" i],'
            '[style*="visibility:hidden" i], [style*="visibility: hidden" i],'
            f'.hidden:not({_SHOWN}), .visually-hidden, .sr-only, .screen-reader-text, .noprint,'
            '.mw-editsection, .navbox,'
-           f'aside:not({_NOTES}), body > header:not(:has(p)), body > * > header:not(:has(h1, p))')
+           f'aside:not({_NOTES}, :is(main, article) aside:not(:has(a, form, button))),'
+           'body > header:not(:has(p)), body > * > header:not(:has(h1, p))')
 _LITTLE = 200 # characters: with less than that, the guesses may have been wrong
 
 def _remove(body, selectors):
     "Remove what the selectors match."
     for e in body.query_selector_all(selectors).values(): e.remove()
 
-# %% ../../nbs/api/10_read/06_html.ipynb #165cd9b0
+# %% ../../nbs/api/10_read/06_html.ipynb #db9d5753
 _TEXT_BUTTONS = ':is(h1, h2, h3, h4, h5, h6, summary, dt, legend) button'
 
-def _unwrap_buttons(tree):
-    "Turn the buttons in headings into text."
+def _show(tree):
+    "Turn into text what a page shows in elements that are no text elsewhere."
     for e in tree.body.query_selector_all(_TEXT_BUTTONS).values():
         e.replace_with(tree.create_text_node(' '.join((e.text_content or '').split())))
+    for e in tree.body.query_selector_all('iframe[srcdoc]').values():
+        block = tree.create_element('div')
+        block.inner_html = e['srcdoc']
+        e.replace_with(block)
+    for e in tree.body.query_selector_all('summary, legend').values(): e.after(tree.create_element('br'))
 
-# %% ../../nbs/api/10_read/06_html.ipynb #04fdc357
+# %% ../../nbs/api/10_read/06_html.ipynb #4b95edef
 _NOISE = """nav- navs- navbar navigation menu- menus- crumb breadcrumb pagination sidebar side-bar rail- rails- related
     recommend recirc also-like also-read also-see you-may you-might most-read most-popular most-view most-comment
     most-shared popular trending teaser promo sponsor advert ad- ads- adv- outbrain taboola revcontent zergnet
-    newsletter subscri signup sign-up mailing-list share sharing addthis addtoany social follow- disqus comments- comment-list
-    comment-form comment-section comment-area comment-thread comment-count comment-wrap respond- livefyre cookie consent
+    newsletter subscri signup sign-up mailing-list share sharing addthis addtoany social follow- disqus comments-
+    comment-list comment-form comment-section comment-area comment-thread comment-count comment-wrap respond- livefyre cookie consent
     gdpr skip-link skiplink site-header site-footer page-footer foot- footer toolbar login- widget"""
 _PERHAPS = """bio- tag- tags- posted- date- time- byline dateline timestamp author- about-author about-the-author
     published- meta- metadata vote- votes- rating credit- credits- thumb- thumbs- thumbnail print- like- likes- more-
@@ -68,7 +76,7 @@ def _verdict(name):
     if m: return _UNSURE if m[0].startswith('-nav') else _NO_TEXT
     return _UNSURE if _MAY_BE_NOISE.search(words) else _TEXT
 
-# %% ../../nbs/api/10_read/06_html.ipynb #91c67e6f
+# %% ../../nbs/api/10_read/06_html.ipynb #7c0c38f3
 _NAMED = (':is(div, section, aside, ul, ol, dl, form, table, header, footer, li):is([class], [id])'
           ':not(pre *, code *)')
 _HOLDS_TEXT = 'main, pre, article:not([class*=comment])'
@@ -122,7 +130,7 @@ def _drop_by_name(body):
             if _prose(body) - sum(_prose(e) for _, e in found) < _ENOUGH: continue
         for _, e in found: e.remove()
 
-# %% ../../nbs/api/10_read/06_html.ipynb #467afe67
+# %% ../../nbs/api/10_read/06_html.ipynb #aac03468
 _CONTAINERS = ('main, [role=main]', 'article', '[itemprop=articleBody]',
                '.entry-content, .post-content, .article-body, .article-content, .story-body, .post-body,'
                '.article__body, .articleBody, .markdown-body, #content, #main')
@@ -138,7 +146,7 @@ def _main_part(body):
         if largest > _MOSTLY * n: best, n = found[sizes.index(largest)], largest
     return best
 
-# %% ../../nbs/api/10_read/06_html.ipynb #5a49716a
+# %% ../../nbs/api/10_read/06_html.ipynb #19760fc1
 _ARTICLE_SIGNS = ('article:published_time', 'Article"', 'BlogPosting')
 _OG_TYPE = re.compile('["\']article["\']')
 
@@ -154,7 +162,7 @@ def _is_article(body, page):
     if prose >= _ENOUGH and prose >= links: return True
     return prose >= _ENOUGH / 2 and prose >= .2 * links and _says_article(page)
 
-# %% ../../nbs/api/10_read/06_html.ipynb #4a6159eb
+# %% ../../nbs/api/10_read/06_html.ipynb #b3903c27
 _WITH_LINKS = ':is(ul, ol, dl, div, section, table, p):has(a):not(:has(pre))'
 _DENSE = {'div': .8, 'section': .8, 'ul': .9, 'ol': .9, 'dl': .9, 'table': .9, 'p': .9} # share of links: too much
 _SHORT = 20 # characters of a link in a menu
@@ -181,7 +189,7 @@ def _drop_links(body, is_article):
         if not links: continue
         if _is_dense(e, n, links, sizes) if is_article else _is_menu(e.tag, n, links, sizes): e.remove()
 
-# %% ../../nbs/api/10_read/06_html.ipynb #7afcca5b
+# %% ../../nbs/api/10_read/06_html.ipynb #b8a8cde9
 _ALL_TEXT_IN = 'p, pre, blockquote, td, dd'
 _SIDE = 400 # characters of sentences beside an article that stay
 _NO_BOX = frozenset('p ul ol dl table pre blockquote h1 h2'.split())
@@ -246,6 +254,7 @@ def _layout(tree):
     "Return the text of a page that holds nothing else any more."
     _, lay_out = _library()
     mark_numbers(tree)
+    keep_tabs(tree)
     write_tables(tree, _lay_out_cell)
     text = lay_out(tree)
     if '\t\t' in text: text = _TWO_TABS.sub('\t', text)
@@ -272,7 +281,7 @@ def _text(page, guess):
         skip = [_UNSEEN, _SURE, _LIKELY] if guess else [_UNSEEN, _SURE]
         return title, lay_out(tree, preserve_formatting=False, skip_elements=skip)
     write_formulas(tree)
-    if '<button' in page: _unwrap_buttons(tree)
+    _show(tree)
     _remove(tree.body, f'{_UNSEEN}, {_SURE}, {_LIKELY}' if guess else f'{_UNSEEN}, {_SURE}')
     if guess: _keep_main(tree.body, page)
     return title, _layout(tree)
