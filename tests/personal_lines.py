@@ -115,6 +115,14 @@ git clone https://ci:[[secret:b7Q2xKp9]]@git.farm.net/x.git
 {"private_key_id": "[[secret:3f9a1c7e5b2d8046af13c97e]]"}
 set ACCESS_KEY=[[secret:J8w3ZqN5tXb7VcL2]]
 AccountKey=[[secret:pX7vQ2mZ9tL4wR8kY3nB6cJ1hF5dS0gA]];
+Звоните: [[phone:8(916)123-45-67]]
+[[phone:01012345678]]로 전화 주세요
+الهاتف: [[phone:0501234567]]
+Phone 1: [[phone:212 736 5000]]
+DB_PASSWORD=[[secret:s3cr3tP4ssw0rdX9]]
+POSTGRES_PASSWORD: [[secret:kJ8#mQ2$vL9p]]
+客服热线[[phone:400-820-8820]]
+連絡先は[[email:yamada.taro＠firma-abc.co.jp]]へ
 '''.strip('\n').split('\n')
 
 LEFT = r'''
@@ -248,4 +256,16 @@ ISSN 0020-0190, Information Processing Letters
 32-bit PCM     -2147483648  +2147483647  int32
 openid-connect-core-1_0.html (sections `3.1.3.6`_, `3.2.2.10`_)
 IPv4 addresses are formatted as ``1.2.3.4:443``
+A@B.T@C.mT
+torch.einsum("ij,jk", A, B)@node.name
+(see 5.12.101.4)
+score +12345678
+cell (1234567, 7654321)
+https://unpkg.com/vue@3.2.1/dist/vue.global.js
+https://www.google.com/maps/@48.8588443,2.2943506,15z
+PostgreSQL 14.5.2.1 and Linux 4.19.0.21
+doi:10.1145/3292500.3330701 and arXiv:1706.03762
+root@ubuntu:/srv/data# apt update
+PASSWORD=$(cat /run/secrets/db)
+apiKey: process.env.API_KEY_V2
 '''.strip('\n').split('\n')

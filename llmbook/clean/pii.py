@@ -42,7 +42,7 @@ _COUNTRIES = """ac ad ae af ag ai al am ao aq ar as at au aw ax az ba bb bd be b
     mx my mz na nc ne nf ng ni nl no np nr nu nz om pa pe pf pg ph pk pl pm pn pr ps pt pw qa re ro rs ru rw sa sb sc sd
     se sg si sk sl sm sn sr ss st su sv sx sy sz tc td tf tg th tj tk tl tm tn to tr tt tv tw tz ua ug uk us uy uz va vc
     ve vg vi vn vu wf ws ye yt za zm zw"""
-_GENERIC = """com org net edu gov mil int info biz name pro aero coop museum jobs mobi travel tel cat asia post arpa app
+_GENERIC = """com org net edu gov mil int info biz pro aero coop museum jobs mobi travel tel cat asia post arpa app
     dev page blog cloud online site website store shop tech xyz top club vip live life today news media agency
     company email digital solutions services systems software network group global international academy education
     school university institute foundation support consulting engineering design studio photography art music video
@@ -77,8 +77,10 @@ def _real_domain(domain):
     labels = domain.split('.')
     while len(labels) > 2 and labels[-1].istitle() and labels[-2] in _DOMAINS:
         labels.pop() # a full stop without a space behind it
-    last = labels[-1].lower()
-    return '.'.join(labels) if last in _DOMAINS or last.startswith('xn--') else ''
+    last = labels[-1]
+    is_odd = not (last.islower() or last.isupper() or last.istitle()) and last.isascii() # `mT` of a tensor
+    known = last.lower() in _DOMAINS or last.lower().startswith('xn--')
+    return '.'.join(labels) if known and not is_odd else ''
 
 def _email(m):
     "Mask an address, unless its domain does not exist or is reserved, or nobody is behind it."
@@ -99,7 +101,7 @@ _VERSION = re.compile(r"""(?ix)(?: \b(?:
       versions? | versión | versão | versione | wersja | verze | ver | vers | release | rev | revision | v | build | patch
     | update | upgrade | firmware | driver | kernel | file | product | assembly | oid | asn | section | sec | chapter
     | chap | clause | article | appendix | annex | figure | fig | table | step | rfc | abschnitt | kapitel | absatz
-    | раздел | глава | версия | версии )\.?
+    | see | cf | раздел | глава | версия | версии )\.?
     | 版本 | 版 | バージョン | 버전 | 第 | § | [<>=~!]= | (?<![A-Za-z])[<>~^] | @ | [A-Za-z0-9_)]/
     ) \s* ["'(:=]? \s* $""")
 _MACHINE = re.compile(r"""(?ix)
@@ -142,9 +144,10 @@ _PHONE = re.compile(rf"""(?x)(?<![{_LATIN}+=*/^\)\].-])(?:
       (?:\(0?\d{{1,4}}\)[ .\-/]?)? \d{{1,5}} (?:[ .\-/]?\d{{2,5}}){{1,5}}
   | (?:1[-. ])? (?:\([2-9]\d\d\)[ ]?|[2-9]\d\d[-.]) [2-9]\d\d[-.]\d{{4}}       # United States
   | (?:1[-. ])? \([2-9]\d\d\)[ ]? [2-9]\d\d[ ]\d{{4}}
-  | 8[ -]\(?[3-9]\d\d\)?[ -]\d{{3}}[ -]\d\d[ -]\d\d                            # Russia
+  | 8(?:[ -]?\([3-9]\d\d\)[ -]?|[ -][3-9]\d\d[ -])\d{{3}}[ -]\d\d[ -]\d\d         # Russia
   | 0\d{{1,4}}-\d{{1,4}}-\d{{4}}                                             # Japan, Korea
   | (?<=[\u4e00-\u9fff\uff1a])1[3-9]\d{{9}}                                  # China
+  | 010\d{{8}}(?=[\uac00-\ud7a3]) | (?<=[\uac00-\ud7a3])010\d{{8}}              # Korea
   ){_EXTENSION}(?![{_LATIN}-]|[.,]\d)""")
 _CALL = [ # words before a number, with a space where two belong together
     'tel', 'telefon', 'telefonnummer', 'telefonnr', 'telefone', 'telefono', 'teléfono', 'téléphone', 'tél', 'telephone',
@@ -157,9 +160,9 @@ _CALL = [ # words before a number, with a space where two belong together
     'தொலைபேசி', 'โทรศัพท์', 'โทร', 'มือถือ', 'điện thoại', 'sđt', 'đt']
 _CALL_ANY = '|'.join(re.escape(word) for word in sorted(_CALL, key=len, reverse=True))
 _LABELLED = re.compile(rf"""(?xi)(
-      (?<![A-Za-z\u00c0-\u1fff]) (?:{_CALL_ANY}) (?![A-Za-z\u00c0-\u024f])
+      (?<![A-Za-z\u00c0-\u052f]) (?:{_CALL_ANY}) (?![A-Za-z\u00c0-\u024f])
       (?:号码|號碼|番号|번호)? (?: [.]?-?[ ]? (?:no|nr|number|nummer|número|numéro|n[º°])\b )?
-      (?:[ ](?:is|ist|est|es))? [.]? [は은는]? [ ]? [:：=]? [ \t\u3000]{{0,3}} )
+      (?:[ ](?:is|ist|est|es))? (?:[ ]\d(?=[:：]))? [.]? [は은는]? [ ]? [:：=]? [ \t\u3000]{{0,3}} )
     (\+?\(?\d[\d ().\-/]{{5,18}}\d{_EXTENSION})(?![{_LATIN}-]|[.,]\d)""")
 _NOVEL = re.compile(r'555[-. ]?01\d\d$')
 _DATE = re.compile(r'(19|20)\d\d[-./ ]\d{1,2}[-./ ]\d{1,2}(?!\d)|\d{1,2}[-./]\d{1,2}[-./](19|20)\d\d(?!\d)'
@@ -169,7 +172,7 @@ _HEX_DUMP = re.compile(r'[0-9a-fA-F]{2,8}[ :]$').search
 
 def _is_other_number(label, number, before):
     "Tell whether a date, a decimal, a piece of a hex dump or a plain count stands where a telephone number could."
-    if _DATE(number): return True
+    if _DATE(number) or number.count('(') != number.count(')'): return True
     if _DECIMAL(number): return not (label and number[0] == '+')
     if number.startswith('00') and _HEX_DUMP(before): return True
     is_marked = label.rstrip()[-1:] in '.:=：' or not label.isascii()
@@ -179,7 +182,7 @@ def _is_other_number(label, number, before):
 def _digits_needed(label, number):
     "Return the fewest and the most digits of a telephone number of this form."
     if label: return 7, 15
-    if number.startswith('00'): return 10, 15
+    if number.startswith('00') or number[1:].isdigit() and number[0] == '+': return 10, 15
     return (10, 11) if number[0] == '0' else (8, 15) # Japan and Korea; others
 
 def _phone(m):
@@ -260,7 +263,7 @@ _DUMMY = re.compile(r'(?i)example|your|dummy|change|placeholder|xxxx|test|sample
 _UNQUOTED = re.compile(rf"""(?xim)
     ( {_NAME.replace('_?', '[_-]?')} [a-z0-9_-]{{0,16}} ["']? [ ]? [:=] [ ]{{0,3}}
       | \bbearer[ ] | --(?:password|token|secret|api-key)[ ] )
-    ([A-Za-z0-9+/_~!@\#^&*=.-]{{12,200}}) (?=$|[\s;,"'&<}}\])])""")
+    ([A-Za-z0-9+/_~!@\#^&*=.-][A-Za-z0-9+/_~!@\#$%?^&*=.-]{{11,200}}) (?=$|[\s;,"'&<}}\])])""")
 _WORDY = re.compile(r'(?:[A-Z]?[a-z]{2,}|[A-Z]{2,}|[A-Z](?=[A-Z][a-z])|\d{1,4}|[_.:/@=-]|\b[a-zA-Z]\b)+').fullmatch
 _LOGIN = re.compile(r"""(?<=://)([^\s/:@"'<>{}$]{1,64}:)([^\s/@"'<>{}$]{4,100})(?=@[\w.-])""")
 _NO_PASSWORD = re.compile(
@@ -275,7 +278,7 @@ def _is_random(value):
     "Tell whether a value looks as if nobody had made it up."
     if _DUMMY.search(value) or _WORDY(value): return False
     has_both = re.search(r'\d', value) and re.search(r'[A-Za-z]', value)
-    return bool(has_both) and _entropy(value) > (3.5 if len(value) >= 16 else 3.2)
+    return bool(has_both) and _entropy(value) > (3.3 if len(value) >= 16 else 3.2)
 
 def _assigned(m):
     "Mask a random value under a name that says it is secret; keep the quotes and the name."
