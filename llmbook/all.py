@@ -28,8 +28,8 @@ __all__ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'huma
            'Task', 'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune', 'finetune_learner', 'layer_groups',
            'bootstrap', 'paired_difference', 'plot_rows', 'row', 'rows_text', 'wilson', 'compressor_rows',
            'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows', 'toxicity_scorer', 'identity_swap',
-           'write_report', 'history_picture', 'compare_runs', 'headline', 'read_run', 'model_card', 'browse',
-           'tune_filter', 'Dashboard', 'planner', 'Settings', 'journey']
+           'swap_summary', 'write_report', 'history_picture', 'compare_runs', 'headline', 'read_run', 'model_card',
+           'browse', 'tune_filter', 'Dashboard', 'planner', 'Settings', 'journey']
 
 # %% ../nbs/api/80_app/03_all.ipynb #3b60e48f
 from pathlib import Path
@@ -110,7 +110,7 @@ from .evaluate.stats import bootstrap, paired_difference, plot_rows, row, rows_t
 from .evaluate.perplexity import compressor_rows, evaluate_text
 from .evaluate.overlap import bleu, chrf, rouge
 from .evaluate.toxicity import toxicity_rows, toxicity_scorer
-from .evaluate.bias import identity_swap
+from .evaluate.bias import identity_swap, swap_summary
 from .report.report import write_report
 from .report.curves import history_picture
 from .report.runs import compare_runs, headline, read_run
@@ -145,5 +145,6 @@ _all_ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'human_
          'Example', 'Task', 'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune', 'finetune_learner',
          'layer_groups', 'bootstrap', 'paired_difference', 'plot_rows', 'row', 'rows_text', 'wilson',
          'compressor_rows', 'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows', 'toxicity_scorer',
-         'identity_swap', 'write_report', 'history_picture', 'compare_runs', 'headline', 'read_run', 'model_card',
+         'identity_swap', 'swap_summary', 'write_report', 'history_picture', 'compare_runs', 'headline', 'read_run',
+         'model_card',
          'browse', 'tune_filter', 'Dashboard', 'planner', 'Settings', 'journey']

@@ -77,9 +77,10 @@ def _short(x): return repr(str(x)[:80])
 
 def _check_swap(groups, templates):
     "Raise `UserError` unless these are axes with their identities, and templates."
-    right = isinstance(groups, dict) and all(map(_is_texts, groups.values())) and all(map(_is_text, groups))
-    if not right: raise UserError(f'expected groups as a dict of axis and list of identities, got {_short(groups)}')
-    if not isinstance(templates, (list, tuple)): raise UserError(f'expected a list of templates, got {_short(templates)}')
+    listed = isinstance(groups, dict) and all(map(_is_text, groups)) and all(map(_is_texts, groups.values()))
+    if not listed: raise UserError(f'expected groups as a dict of axis and list of identities, got {_short(groups)}')
+    if not isinstance(templates, (list, tuple)): raise UserError(
+        f'expected a list of templates, got {_short(templates)}')
     if len(templates) < 2: raise UserError(f'expected at least two templates, got {len(templates)}')
     for t in templates:
         if not isinstance(t, tuple) or len(t) != 3 or not _is_texts(t): raise UserError(
@@ -136,12 +137,17 @@ def matched_neutrals(
     if not isinstance(sizes, dict) or not {who, *others} <= set(sizes): raise UserError(
         f'expected sizes to be a dict with every phrase, got {_short(sizes)}')
     if not others: return []
+    nearest = _by_distance(who, others, sizes)
+    same_form = [phrase for phrase in nearest if _form(phrase) == _form(who)]
+    others_after = [phrase for phrase in nearest if _form(phrase) != _form(who)]
+    return (same_form + others_after)[:n]
+
+def _by_distance(who, others, sizes):
+    "Return phrases by how far their sizes are from those of an identity, each size in units of its own spread."
     table = np.array([sizes[phrase] for phrase in others], float)
     unit = np.maximum(table.std(0), 1e-9)
     far = np.abs((table - np.array(sizes[who], float)) / unit).sum(1)
-    other_form = np.array([_form(phrase) != _form(who) for phrase in others])
-    order = np.lexsort((far, other_form))
-    return [others[i] for i in order[:n]]
+    return [others[i] for i in np.argsort(far, kind='stable')]
 
 # %% ../../nbs/api/60_evaluate/05_bias.ipynb #61ec7eda
 def _mean_gap(L): # (identities, templates, columns) -> (templates,)

@@ -52,8 +52,8 @@ def _is_spaceless(c): return not c.isascii() and unicodedata.name(c, '').startsw
 class UnicodeWords:
     "Split text of any script into words, as `rouge-score` does for a to z."
     def __init__(self,
-        stemmer=None, # object with `stem`, for words of a to z
-    ): self.stemmer = stemmer
+        plain=None, # tokenizer of `rouge_score`, which stems words of a to z; None leaves them whole
+    ): self.plain = plain
 
     def tokenize(self, text): # str -> list[str]
         "Return the words of a text."
@@ -71,8 +71,8 @@ class UnicodeWords:
         return [self._stem(word) for word in words]
 
     def _stem(self, word):
-        if self.stemmer is None or len(word) <= 3 or not word.isascii(): return word
-        return self.stemmer.stem(word)
+        if self.plain is None or not word.isascii(): return word
+        return self.plain.tokenize(word)[0]
 
 def _choose_words(refs):
     "Return 'unicode' if a reference is mostly written in other letters than a to z, else 'latin'."
@@ -100,8 +100,8 @@ def rouge_scores(
         f'expected stemmer to be True or False, got {_name_of(stemmer)}')
     own = None
     if _word_choice(words, refs) == 'unicode':
-        from nltk.stem.porter import PorterStemmer
-        own = UnicodeWords(PorterStemmer() if stemmer else None)
+        from rouge_score.tokenizers import DefaultTokenizer
+        own = UnicodeWords(DefaultTokenizer(stemmer))
     scorer = RougeScorer(list(ROUGE_KINDS), use_stemmer=stemmer, tokenizer=own)
     scores = [scorer.score_multi(r, p) for p, r in zip(preds, refs)]
     return {kind: np.array([s[kind].fmeasure for s in scores]) for kind in ROUGE_KINDS}

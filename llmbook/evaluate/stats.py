@@ -264,22 +264,25 @@ def _is_answers(a, b, stat, members):
     if stat is not np.mean or a.ndim != 1 or len(members) < len(a): return False
     return bool(np.isin(np.concatenate([a, b]), (0, 1)).all())
 
+def _falls(k, n_boot, rng):
+    "Return rows of k coins: every way in which few coins can fall, or as many draws as asked of many."
+    if k <= EXACT: return (np.arange(2**k)[:, None] >> np.arange(k)) % 2 == 1
+    return rng.integers(0, 2, (n_boot, k)) == 1
+
 def _swap_p(a, b, stat, seen, n_boot, rng, members):
     "Return how often an exchange within the pairs gives a difference as large as the one seen, and how it was found."
-    if _is_answers(a, b, stat, members): return sign_test(int((a > b).sum()), int((a < b).sum())), 'McNemar, exact'
+    if _is_answers(a, b, stat, members):
+        return sign_test(int((a > b).sum()), int((a < b).sum())), 'McNemar, exact'
     owner = np.empty(len(a), int)
     for i, positions in enumerate(members): owner[positions] = i
-    k = len(members)
-    exact = k <= EXACT
-    if exact: coins = (np.arange(2**k)[:, None] >> np.arange(k)) % 2 == 1       # (2**k, k), every fall
-    else: coins = (rng.integers(0, 2, k).astype(bool) for _ in range(n_boot))
+    enough = seen * (1 - 1e-9) - 1e-15 # equal up to rounding counts as equal
     hits = 0
-    enough = seen - 1e-12 * max(1., seen)
-    for coin in coins:
-        coin = coin[owner].reshape(-1, *[1] * (a.ndim - 1))
-        difference = abs(stat(np.where(coin, a, b)) - stat(np.where(coin, b, a)))
-        hits += bool(difference >= enough)
-    if exact: return hits / 2**k, 'sign flips, exact'
+    falls = _falls(len(members), n_boot, rng)
+    for coins in falls:
+        coin = coins[owner].reshape(-1, *[1] * (a.ndim - 1))
+        first, second = np.where(coin, a, b), np.where(coin, b, a)
+        hits += bool(abs(stat(first) - stat(second)) >= enough)
+    if len(members) <= EXACT: return hits / len(falls), 'sign flips, exact'
     return (hits + 1) / (n_boot + 1), f'sign flips, {n_boot} drawn'
 
 def paired_difference(
