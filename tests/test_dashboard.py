@@ -505,7 +505,7 @@ def test_a_hand_on_the_buttons_while_the_cell_trains(tmp_path):
         page.click('Pause')
         page.wait(lambda: state() == 'paused')
         assert page.prompt(0) == '[*]:'
-        assert len(page.found('.lb-dashboard svg')) == 6
+        assert len(page.found('.lb-dashboard svg')) == 7  # loss in three widths, the others in two
         paused = step()
         page.click('Sample now')
         page.wait(lambda: f'written at step {paused:,}' in page.driver.page_source)

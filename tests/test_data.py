@@ -37,8 +37,11 @@ def reasons(source): return [(r.reason if isinstance(r, Reject) else 'read') for
     ('latin.txt', 'café'.encode('latin-1'), 'not UTF-8'),
     ('cut.txt', 'é'.encode()[:1], 'not UTF-8'),
     ('photo.txt', b'\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR', 'binary'),
-    ('utf16.txt', 'text'.encode('utf-16'), 'binary'),
     ('empty.txt', b'', 'empty'),
+    ('utf8_mark.txt', b'\xef\xbb\xbf', 'empty'),
+    ('utf16_mark.txt', b'\xff\xfe', 'empty'),
+    ('utf16_mark.jsonl', b'\xff\xfe', 'empty'),
+    ('utf32_mark.csv', b'\xff\xfe\x00\x00', 'empty'),
     ('blank.md', b' \n\t\n', 'empty'),
 ])
 def test_a_bad_file_is_set_aside_with_its_reason(tmp_path, name, content, reason):
@@ -225,6 +228,10 @@ def test_long_runs_do_not_hang():
 
 PROSE = 'It was the best of times, and to be in the town with that old book was a joy that we have not had since.'
 ANIMALS = 'cat dog hen pig cow fox owl bee ant elk'.split()
+NOUNS = ('cat dog hen pig cow fox owl bee ant elk wolf hare swan crow goat lamb toad newt seal lynx mole boar deer duck frog crab '
+         'barley oats wheat rye hops malt yeast water copper kettle barrel cellar bottle label crate wagon horse road town market')
+LOREM = (' Lorem ipsum dolor sit amet, consectetur adipiscing elit, sed do eiusmod tempor incididunt ut labore et dolore magna '
+         'aliqua, ut enim ad minim veniam, quis nostrud exercitation ullamco laboris nisi ut aliquip ex ea commodo consequat.')
 LONG = ' '.join(f'Sentence {w} is here to be read and it says that the {w} of the house have gone with the {w}s.'
                 for w in ANIMALS)
 
@@ -234,9 +241,9 @@ LONG = ' '.join(f'Sentence {w} is here to be read and it says that the {w} of th
     (LONG + ' #' * 60, 'prose', 'symbol_ratio'),
     ('\n'.join('- ' + s for s in LONG.split('.')), 'prose', 'bullet_lines'),
     (LONG.replace('. ', ' ...\n') + '...', 'prose', 'ellipsis_lines'),
-    (LONG + ' Lorem ipsum dolor sit amet', 'prose', 'lorem_ipsum'),
+    (LONG + LOREM * 3, 'prose', 'lorem_ipsum'),
     ('one 12:30 | 2024 3,14 || 77% 88% 99% ' * 9, 'prose', 'alphabetic_words'),
-    ('Gerste Hafer Weizen Roggen wachsen hinter unserem Haus ' * 9, 'prose', 'stop_words'),
+    (NOUNS, 'prose', 'stop_words'),
     ('The rain and the sun.\nhave to be\n' * 12, 'prose', 'duplicate_lines'),
     ((LONG + '\n') * 2, 'prose', 'duplicate_line_chars'),
     ('the merchandise of the merchandise of the merchandise of ' * 4, 'prose', 'top_ngram'),
@@ -419,7 +426,7 @@ def test_in_is_kept_plus_dropped_plus_rejected(tmp_path):
         f__jsonl=b'{"text": "short"}\n{"text": \n' + other.encode())
     got = list(read_sources([tmp_path, 'embedded:300000']))
     rejected = [r.reason for r in got if isinstance(r, Reject)]
-    assert sorted(rejected) == ['broken JSON', 'empty', 'not UTF-8']
+    assert sorted(rejected) == ['broken JSON', 'empty', 'empty'] # b.txt holds the mark of UTF-16 and nothing else
 
     cleaned = [clean(r) for r in got if isinstance(r, Doc)]
     survivors, dropped = [], Counter()

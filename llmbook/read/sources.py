@@ -34,7 +34,9 @@ def _by_form(f, kind, id, source, text_field, part, licence, limit):
     "Hand an open file to the reader of its format."
     form = kind.form
     start, end = part
-    if form in _BY_LINES and not start: f = as_utf8(f)
+    if form in _BY_LINES and not start:
+        f = as_utf8(f)
+        if not f.peek(1): return iter(ended(f, id, source) or [Reject(id, source, 'empty')]) # nothing but a mark
     if form == 'json' and not start and not is_jsonl(f):
         return iter([Reject(id, source, 'unknown type', 'JSON, but not one object on each line')])
     if form in ('jsonl', 'json'): return read_jsonl(f, id, source, text_field, start, end, limit)

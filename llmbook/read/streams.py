@@ -219,7 +219,7 @@ def decode_text(
     mark = _marked(data)
     if mark not in ('', 'utf-8-sig'): return _decode_marked(data, mark, id, source)
     if b'\0' in data: return Reject(id, source, 'binary', 'holds NUL bytes')
-    try: return data.decode('utf-8-sig')
+    try: return data.decode('utf-8-sig') or Reject(id, source, 'empty')
     except UnicodeDecodeError as e:
         guess = _guess(data)
         if guess is not None: return guess
