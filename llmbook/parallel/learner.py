@@ -21,7 +21,7 @@ from ..core import UserError
 from ..model.transformer import Transformer
 from ..checkpoint.checkpoint import Checkpoint
 from ..train.optim import renewed_opt
-from ..train.precision import batch_tokens, precision_of
+from ..train.precision import loader_tokens, precision_of
 from ..train.accumulate import n_targets
 from ..distributed.world import all_sum, join, rank, whole, world
 from .checkpoint import ShardedCheckpoint
@@ -204,7 +204,7 @@ def _check_learner(learn):
 def _block_dtype(learn, device):
     "Return the type in which blocks are collected: bfloat16 where the Learner computes in it, None for their own."
     asked = getattr(getattr(learn, 'precision', None), 'precision', 'fp32')
-    used = precision_of(learn.model, asked, device, tokens=batch_tokens(learn.dls.train))
+    used = precision_of(learn.model, asked, device, tokens=loader_tokens(learn.dls.train))
     if used == 'fp16': raise UserError(
         'expected bf16 or fp32 with fsdp, got fp16: the ranks would have to agree on its scale; '
         "use kind='ddp' or another precision")

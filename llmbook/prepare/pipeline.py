@@ -23,7 +23,7 @@ from ..dedup.near import find_duplicates
 from ..dedup.repeats import repeated_keys
 from ..tokens.shards import ShardWriter, disk_errors, token_dtype, write_manifest
 from ..tokens.tokenizer import MIN_VOCAB, load_tokenizer, save_tokenizer, tokenizer_fingerprint, train_tokenizer
-from .outputs import Outputs, check_free
+from .outputs import Outputs, check_place
 from .account import Funnel, Lengths, Step
 from .splits import SPLITS
 from .units import LONGEST_PART, Sources, divide, divide_in_order, passages, units
@@ -496,7 +496,7 @@ def prepare(
     if out.exists() and not out.is_dir(): RunFolder(out) # says that a file is in the way
     card = stored_card(out, question)
     if card: return card
-    check_free(out)
+    check_place(out)
     _check_outside(out, src.local, tokenizer)
     check_space(out, 3 * src.n_bytes)
     workers = choose_workers(workers, src.n_bytes)

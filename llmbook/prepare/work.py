@@ -15,7 +15,7 @@ from ..core import UserError, read_json, write_json
 from ..read.doc import Doc
 from ..tokens.shards import check_shards
 from ..tokens.tokenizer import load_tokenizer, tokenizer_fingerprint
-from .outputs import OUR_NAMES, TEXT_FILES, check_free
+from .outputs import OUR_NAMES, TEXT_FILES, check_place
 from .splits import SPLITS
 
 # %% ../../nbs/api/15_prepare/04_work.ipynb #0f4bd3dc
@@ -164,7 +164,7 @@ def remove_old(
     out:Path, # data folder
 ): # UserError, before anything is removed, for a folder with files of another origin
     "Remove what an earlier preparation left, the manifest first."
-    check_free(out)
+    check_place(out)
     (out/'manifest.json').unlink(missing_ok=True)
     for path in sorted(out.iterdir()):
         if path.is_file() and OUR_NAMES.fullmatch(path.name): path.unlink()
@@ -176,7 +176,7 @@ def work_folder(
     question:str, # fingerprint of sources and options
 ) -> Path:
     "Return the work folder; empty it first if it belongs to another question."
-    check_free(out)
+    check_place(out)
     work = out/'.work'
     if work.exists() and _question_of(work) != question: shutil.rmtree(work)
     work.mkdir(exist_ok=True)
