@@ -162,7 +162,7 @@ def test_validation_makes_no_gradient_of_the_head(monkeypatch):
         products.append(1)
         return times(*args)
     monkeypatch.setattr(loss, 'times', counted)
-    h = torch.randn(6, 8)
+    h = torch.randn(6, 8, requires_grad=True)
     w = torch.randn(11, 8, requires_grad=True)
     y = torch.randint(0, 11, (6,))
     with torch.no_grad(): a, _ = loss.linear_cross_entropy(h, w, y)

@@ -3,7 +3,7 @@
 Commit 03f2a0c wrote `tests/made_by_0_1_0` once. It prepared `text` into `prepared` and made a plan for it, finished one
 run and stopped another at step 13 of 20, and took a whole journey through the same plan into `run`.
 """
-import json, os, shutil
+import json, os, platform, shutil
 from pathlib import Path
 import pytest
 import torch
@@ -18,6 +18,7 @@ from llmbook.tokens.tokenizer import load_tokenizer
 
 MADE = Path(__file__).parent/'made_by_0_1_0'
 TIME = 1767225600 # seconds; when the text was written, which is a part of what identifies a source
+PYTHON = '3.11.7' # that made the folder; a preparation by another version is another one
 EXPECTED = json.loads((MADE/'expected.json').read_text(encoding='utf-8'))
 
 
@@ -27,6 +28,7 @@ def made(tmp_path, monkeypatch):
     shutil.copytree(MADE, tmp_path/'made')
     monkeypatch.chdir(tmp_path/'made')
     os.utime('text/sentences.jsonl', (TIME, TIME))
+    monkeypatch.setattr(platform, 'python_version', lambda: PYTHON)
     return tmp_path/'made'
 
 

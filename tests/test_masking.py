@@ -335,7 +335,7 @@ def test_stopped_anywhere_a_run_resumes_bit_for_bit(data, tmp_path, spans):
     again, rest = run('cut')
     k = again.checkpoint.resumed
     assert 0 < k <= 17
-    assert same(first.in_training[k:], rest.in_training)
+    assert same(first.in_training, rest.in_training)  # the batches before the stop come back with the callback
     assert flat(whole).equal(flat(again))
     assert whole.recorder.values == again.recorder.values
     cbs = [MaskTokens(spans=spans, rate=.3), Checkpoint(tmp_path/'cut', every=4)]

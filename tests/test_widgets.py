@@ -232,7 +232,7 @@ def test_flips_and_candidates():
     assert candidates([float('nan'), 2.0]) == [2]
 
 
-@pytest.mark.parametrize('rule', [rules.generated, rules.lorem_ipsum, max, partial(max, 3), 'word_count',
+@pytest.mark.parametrize('rule', [rules.generated, max, partial(max, 3), 'word_count',
                                   lambda v, low=None: None])
 def test_rules_without_a_threshold_are_refused(docs, rule):
     with pytest.raises(UserError, match='nothing to tune'): tune_filter(docs, rule)
