@@ -63,12 +63,15 @@ import os
 from llmbook.base.owner import own_folder
 with own_folder({str(tmp_path/'run')!r}):
     read, write = os.pipe()
+    heard, began = os.pipe()
     child = os.fork()
     if not child:
+        os.write(began, b'x') # what Python does after a fork is done
         os.close(write)
         os.read(read, 1) # until the parent is gone
         input()
         os._exit(0)
+    os.read(heard, 1)
     print('mine', flush=True)
     os.kill(os.getpid(), 9)
 """
