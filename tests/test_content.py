@@ -9,8 +9,11 @@ import pytest
 from llmbook.clean import language
 from llmbook.core import UserError
 from llmbook.filters import content, toxicity
+from llmbook.filters.content import licence, spdx
 from llmbook.filters.ngram_lm import NgramModel
+from llmbook.filters.view import View
 from llmbook.read.doc import Doc
+from llmbook.read.licence import identify_licence
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get('LLMBOOK_DATA', ROOT.parent/'shared/data'))
@@ -408,3 +411,16 @@ def test_rules_can_go_to_other_processes(tmp_path):
     with multiprocessing.get_context('spawn').Pool(1) as pool: there = [pool.apply(rule, (v,)) for rule in rules]
     assert there == [rule(v) for rule in rules]
     assert there[2] == 1
+
+
+@pytest.mark.parametrize('notice, name', [
+    ('Licensed under the GPL, version 3', 'GPL-3.0'), ('Released under the GPL.', 'LicenseRef-GPL'),
+    ('under the terms of the GNU General Public License as published by the FSF; see section 2.2 for more', 'LicenseRef-GPL'),
+    ('Mozilla Public License, version 6.4', 'LicenseRef-MPL'), ('GNU Lesser General Public License v2.1', 'LGPL-2.1')])
+def test_a_number_nearby_is_no_version(notice, name): assert identify_licence(notice) == name
+
+
+@pytest.mark.parametrize('stated', ['GPL-2.2', 'GPL-9', 'AGPL-3.1', 'LGPL-2.2', 'MPL-6.4', 'CC BY-NC 9.0', 'EUPL 7'])
+def test_a_version_that_nobody_published_keeps_its_familys_conditions(stated):
+    doc = Doc('x = 1', 'a.py', kind='code', licence=stated)
+    assert licence(View(doc), unknown='keep') == spdx(stated) != ''

@@ -8,6 +8,7 @@ from llmbook.core import UserError
 from llmbook.read.doc import Doc, Reject
 from llmbook.read.filetype import LANGUAGES, file_type, is_licence, path_id
 from llmbook.read.licence import Licences, identify_licence, spdx_line
+from llmbook.read.html import extract_html
 from llmbook.read.formats import read_csv, read_jsonl, read_text
 from llmbook.read.sources import Unit, plan_units, read_file, read_sources, read_unit, source_paths
 from llmbook.read.streams import Unpacked, as_utf8, decode_page, decode_text, open_stream, read_lines, whole_letters
@@ -854,3 +855,29 @@ def test_a_folder_that_may_not_be_listed_is_named(tmp_path, monkeypatch):
     for name in ('scandir', 'listdir'): monkeypatch.setattr(os, name, deny(getattr(os, name)))
     for source in (tmp_path/'secret', tmp_path, f'{tmp_path}/secret/*.txt'):
         with pytest.raises(UserError, match="allowed to read '.*secret.*Permission denied"): read_sources(source)
+
+
+IDS = ('related-work', 'cookies', 'login', 'tags', 'menu', 'author', 'comments', 'share-data', 'navigation', 'print')
+MANUAL = '<p>' + 'The server answers each request with a page and keeps a copy of it. ' * 8 + '</p>'
+
+
+@pytest.mark.parametrize('open_tag', ['<section id="{}">', '<div class="section" id="{}">', '<section class="level2" id="{}">'])
+@pytest.mark.parametrize('id', IDS)
+def test_a_section_named_after_its_heading_is_text(id, open_tag):
+    heading = id.replace('-', ' ').capitalize()
+    tag = open_tag.format(id)
+    end = '</section>' if tag.startswith('<section') else '</div>'
+    section = f'{tag}<h2>{heading}<a href="#{id}">¶</a></h2><p>Set it in the request; it is read again when the page is loaded.</p>{end}'
+    text = extract_html(f'<main><h1>Manual</h1>{MANUAL}{section}</main>')
+    assert heading in text and 'Set it in the request' in text
+
+
+@pytest.mark.parametrize('block', [
+    '<div id="newsletter"><h3>Newsletter</h3><p>The best of the week in your box, each Friday, free of any charge.</p><form><input></form></div>',
+    '<section id="related"><h2>Related</h2><ul><li><a href="/a">The other mill</a></li><li><a href="/b">A third one</a></li></ul></section>',
+    '<div id="comments" class="comments-area"><h2>Comments</h2><p>What a wonderful page about mills this is, thank you for it!</p></div>',
+    '<div id="sidebar"><h3>More from the village</h3><p>The fair begins on the first Sunday of the month, as it did before.</p></div>'])
+def test_a_block_beside_the_text_goes_although_it_has_a_heading(block):
+    text = extract_html(f'<body><main><h1>Manual</h1>{MANUAL * 2}</main>{block}</body>')
+    inside = extract_html(f'<body><article><h1>Manual</h1>{MANUAL * 2}{block}</article></body>')
+    for got in (text, inside): assert not any(word in got for word in ('Friday', 'third one', 'wonderful', 'Sunday'))

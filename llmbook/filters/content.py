@@ -70,6 +70,13 @@ _NAMES = { # a statement in lower case, without what says nothing -> its SPDX na
 _ADDED = re.compile( # a condition in a statement; what is in brackets is otherwise taken for a comment
     r'non-?\s?commercial|\bnc\b|no-?\s?deriv|\bnd\b|share-?\s?alike|\bsa\b|commons clause|only for|purposes only', re.I)
 
+_SHARES_ALIKE = re.compile(r'(?<![a-z])(a?gpl|lgpl|gfdl|mpl|epl|cddl|eupl|osl|sspl|busl|cc[- ]by[- ](?:nc|nd|sa))(?![a-z])', re.I)
+
+def _family(stated):
+    "Return the family of a licence with conditions whose version nobody published; '' for any other statement."
+    m = _SHARES_ALIKE.search(stated)
+    return f'LicenseRef-{m[1].upper().replace(" ", "-")}' if m else ''
+
 @lru_cache(maxsize=4096)
 def spdx(
     stated:str, # a licence as its owner states it
@@ -87,7 +94,7 @@ def spdx(
     if key in _NAMES: return _NAMES[key]
 
     parts = re.split(r'[,;]', stated)
-    if len(parts) == 1: return ''
+    if len(parts) == 1: return _family(stated)
     names = dict.fromkeys(spdx(p) for p in parts) # each once, in order
     if '' in names: return ''
     return ' AND '.join(f'({name})' if ' OR ' in name else name for name in names)

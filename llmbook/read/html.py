@@ -25,7 +25,7 @@ _LIKELY = ('[role=menu], [role=menubar], [role=alert]:not(main *, article *), [r
            f'.hidden:not({_SHOWN}), .visually-hidden, .sr-only, .screen-reader-text, .noprint,'
            '.mw-editsection, .navbox,'
            f'aside:not({_NOTES}, :is(main, article) aside:not(:has(a, form, button))),'
-           'body > header:not(:has(p)), body > * > header:not(:has(h1, p))')
+           'body > header:not(:has(p)), body > * > header:not(:has(h1, h2, p))')
 _LITTLE = 200 # characters: with less than that, the guesses may have been wrong
 
 def _remove(body, selectors):
@@ -107,18 +107,36 @@ def _may_hold_text(e, n, most):
     if n > _SENTENCES and _linked(e) < _MOST * n: return True
     return n > _PARAGRAPH and e.query_selector('h1') is not None
 
+_HEADINGS = 'h1, h2, h3, h4, h5, h6'
+_NOT_ALPHANUMERIC = re.compile(r'[\W_]+')
+
+def _plain(name): return _NOT_ALPHANUMERIC.sub('', name).lower()
+
+def _is_section(e):
+    "Return whether the id of an element is made from the heading of a section that holds sentences."
+    heading = e.query_selector(_HEADINGS)
+    if heading is None or _plain(heading.text_content or '') != _plain(e.id): return False
+    return e.query_selector('form, input') is None and _prose(e) >= _LINE
+
+def _what_it_says(e):
+    "Return the verdict on an element's class and id; the id of a section is a word of its text, and says nothing."
+    name = e.class_name or ''
+    verdict = _verdict(f"{name} {e.id or ''}")
+    if verdict == _TEXT or not e.id: return verdict
+    of_class = _verdict(name)
+    return of_class if of_class < verdict and _is_section(e) else verdict
+
 def _named_noise(body, most):
     "Return elements whose names say that they are no text: {(verdict, tag, class): [(characters, element)]}."
     groups = {}
     may_hold = body.query_selector(_HOLDS_TEXT) is not None
     for e in body.query_selector_all(_NAMED).values():
-        name = e.class_name or ''
-        verdict = _verdict(f"{name} {e.id or ''}")
+        verdict = _what_it_says(e)
         if verdict == _TEXT: continue
         if may_hold and e.query_selector(_HOLDS_TEXT) is not None: continue
         n = _size(e)
         if verdict == _UNSURE and _may_hold_text(e, n, most): continue
-        groups.setdefault((verdict, e.tag, name), []).append((n, e))
+        groups.setdefault((verdict, e.tag, e.class_name or ''), []).append((n, e))
     return groups
 
 def _drop_by_name(body):

@@ -113,7 +113,8 @@ def linked_licence(
 _TITLES = _phrases([
     (r'gnu affero (general )?public licen[cs]e|affero general public license|\bagpl\b', 'AGPL-{}'),
     (r'gnu (lesser|library) (general )?public licen[cs]e|\blgpl(?=v|-| |\d)', 'LGPL-{}'),
-    (r'gnu (general )?public licen[cs]e|\bgpl(?=v\d|-\d| v\d| version \d)', 'GPL-{}'),
+    (r'gnu (general )?public licen[cs]e|\bgpl(?=v\d|-\d|,? v\d|,? version \d)'
+     r'|\b(?:under|of) (?:the )?(?:terms of the )?(?:gnu )?gpl\b', 'GPL-{}'),
     (r'gnu free documentation license|\bgfdl\b', 'GFDL-{}'),
     (r'apache (software )?licen[cs]e|\bapache[- ]2', 'Apache-{}'),
     (r'mozilla public license|\bmpl(?=[- v]*\d)', 'MPL-{}'),
@@ -179,13 +180,26 @@ def _bsd(s):
 
 _EDITIONS = dict(MIT=_mit, ISC=_isc, BSD=_bsd)
 
+_PUBLISHED = dict( # versions that there are: another number nearby is that of something else
+    GPL='1.0 2.0 3.0', LGPL='2.0 2.1 3.0', AGPL='1.0 3.0', GFDL='1.1 1.2 1.3', MPL='1.0 1.1 2.0', Apache='1.0 1.1 2.0',
+    EPL='1.0 2.0', CDDL='1.0 1.1', EUPL='1.0 1.1 1.2')
+
+def _version(short, s, at):
+    "Return the first version of a family that is named behind `at`; '' if there is none."
+    published = _PUBLISHED.get(short, '').split()
+    for m in _VERSION.finditer(s, at, at + 300):
+        number = m[1] or m[2]
+        if '.' not in number: number += '.0'
+        if not published or number in published: return number
+    return ''
+
 def _numbered(family, s, at):
     "Put the version that is named behind `at` into the name of a family."
     if '{}' not in family: return family
-    m = _VERSION.search(s, at, at + 300)
-    if not m: return 'LicenseRef-' + family.partition('-')[0]
-    number = m[1] or m[2]
-    name = family.format(number if '.' in number else f'{number}.0')
+    short = family.partition('-')[0]
+    number = _version(short, s, at)
+    if not number: return f'LicenseRef-{short}'
+    name = family.format(number)
     if 'GPL' not in name: return name
     near = s[max(at - 300, 0):at + 500]
     if re.search(r'any later version|or[- ](any )?(later|newer)|\d\+', near): return f'{name}-or-later'
