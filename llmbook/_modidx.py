@@ -176,6 +176,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'llmbook/checkpoint/checkpoint.py'),
                                                'llmbook.checkpoint.checkpoint.Checkpoint.__init__': ( 'api/32_checkpoint/checkpoint.html#checkpoint.__init__',
                                                                                                       'llmbook/checkpoint/checkpoint.py'),
+                                               'llmbook.checkpoint.checkpoint.Checkpoint._alone': ( 'api/32_checkpoint/checkpoint.html#checkpoint._alone',
+                                                                                                    'llmbook/checkpoint/checkpoint.py'),
                                                'llmbook.checkpoint.checkpoint.Checkpoint._begin': ( 'api/32_checkpoint/checkpoint.html#checkpoint._begin',
                                                                                                     'llmbook/checkpoint/checkpoint.py'),
                                                'llmbook.checkpoint.checkpoint.Checkpoint._check_place': ( 'api/32_checkpoint/checkpoint.html#checkpoint._check_place',

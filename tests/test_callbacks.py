@@ -263,3 +263,29 @@ def test_broken_weights_are_refused_by_name(data, tmp_path, value):
 @pytest.mark.parametrize('lr', [1e9, 1e30])
 def test_a_rate_that_destroys_the_model_is_an_error(data, tmp_path, lr):
     with pytest.raises(UserError, match='lower the learning rate'): fit(make(data, tmp_path, lr=lr, clip=None), 2)
+
+
+def test_another_learning_rate_is_another_run(data, tmp_path):
+    fit(make(data, tmp_path, Cut(3)), 1)
+    with pytest.raises(UserError, match='lr'): fit(make(data, tmp_path, lr=1e-2), 1)  # it was cut
+    fit(make(data, tmp_path), 1)
+    with pytest.raises(UserError, match='lr'): fit(make(data, tmp_path, lr=1e-2), 1)  # it is finished
+
+
+class Intruder(Callback):
+    "Trains another Learner in the same folder while the first one is training."
+    order, run_valid = 90, False
+    def __init__(self, other): self.other, self.said = other, None
+    def after_batch(self):
+        if self.said: return
+        try: fit(self.other, 1)
+        except UserError as e: self.said = str(e)
+
+
+def test_two_learners_of_one_process_do_not_share_a_folder(data, tmp_path):
+    intruder = Intruder(make(data, tmp_path))
+    first = fit(make(data, tmp_path, intruder), 1)
+    assert 'another Learner is training' in intruder.said
+    alone = fit(make(data, tmp_path/'alone'), 1)
+    assert same(first, alone)
+    fit(make(data, tmp_path), 1)  # afterwards the folder is free

@@ -34,6 +34,7 @@ class Checkpoint(Callback):
     "Save now and then; at the start of a fit, resume from the newest complete checkpoint."
     order = 58
     rng_kind = 'rng' # name under which the random state is saved
+    _training = {} # folder -> the Learner that trains in it
     def __init__(self,
         path:str|Path, # folder of checkpoints
         seconds:float=30., # seconds of training that a kill may cost
@@ -73,12 +74,25 @@ class Checkpoint(Callback):
         if not self.active:
             yield
             return
-        with self.own(), StopSignals(self.signals) as self.wish:
+        with self.own(), self._alone(), StopSignals(self.signals) as self.wish:
             try: yield
             finally:
                 self.active = False
                 self.wait()
         self.wish.end()
+
+    @contextmanager
+    def _alone(self):
+        "Refuse a folder in which another Learner of this thread is training."
+        folder = self.folder.resolve()
+        if self._training.get(folder, self.learn) is not self.learn: raise UserError(
+            f'expected a folder that nothing else writes to, got {folder}, in which another Learner is training: '
+            'give each a folder of its own')
+        is_first = folder not in self._training
+        self._training[folder] = self.learn
+        try: yield
+        finally:
+            if is_first: del self._training[folder]
 
     def own(self): return own_folder(self.folder, 'a training run')
 

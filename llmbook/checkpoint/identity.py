@@ -26,6 +26,7 @@ def run_facts(
         **_loader_facts(dl),
         data=_data_print(dl),
         schedule=_schedule_points(learn),
+        lr=[h.get('lr') for h in learn.opt.hypers],
         wd=[h.get('wd') for h in learn.opt.hypers],
         accumulate=_setting(learn, 'accumulate', 'n', 1),
         batch_warmup='batch_warmup' in vars(learn), # which checks its stages itself
@@ -62,9 +63,9 @@ def differences(
     there:dict, # facts of a run, as they were saved
     here:dict, # facts of the run that begins
 ) -> list: # names, with both values where they are short
-    "Return the facts in which two runs differ."
+    "Return the facts in which two runs differ; a fact that was not saved yet when `there` was written is no difference."
     there, here = _as_json(there), _as_json(here)
-    differ = [k for k in here if there.get(k) != here[k]]
+    differ = [k for k in here if k in there and there[k] != here[k]]
     return [_difference(k, there.get(k), here[k]) for k in differ]
 
 def _as_json(facts):
