@@ -155,6 +155,11 @@ class LMLearner(FastEvents, Learner):
     def freeze_to(self, n):
         "Freeze parameter groups up to `n`; moments of the optimiser stay."
         if self.opt is None: self.create_opt()
+        groups = len(self.opt.param_lists)
+        is_place = isinstance(n, int) and not isinstance(n, bool) and -groups <= n <= groups
+        if not is_place: raise UserError(
+            f'expected a number from {-groups} to {groups}, since there are {groups} layer groups, got {n!r}: '
+            'see show_groups')
         self.opt.freeze_to(n)
 
     def _call_one(self, name):

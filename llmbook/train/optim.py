@@ -251,6 +251,13 @@ class LMOptim(OptimWrapper):
     @property
     def hypers(self): return [_Hypers(self, i) for i in range(len(self.layers))]
 
+    def set_hyper(self, k, v):
+        many = v is not None and not isinstance(v, (slice, str)) and hasattr(v, '__len__')
+        if many and len(v) not in (1, len(self.layers)):
+            raise UserError(f'expected one {k}, or one for each of the {len(self.layers)} layer groups, '
+                            f'got {len(v)}: see show_groups')
+        super().set_hyper(k, v)
+
     def _hypers(self, i):
         parts = [g for g, owner in zip(self.opt.param_groups, self.owner) if owner == i]
         first = parts[0]
