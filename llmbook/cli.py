@@ -7,7 +7,7 @@ __all__ = ['LIBRARY', 'llmbook_run', 'llmbook_plan', 'llmbook_prepare', 'llmbook
            'llmbook_generate', 'llmbook_evaluate', 'llmbook_export', 'llmbook_compare']
 
 # %% ../nbs/api/80_app/02_cli.ipynb #8ca7ffda
-import shutil, sys
+import shutil, sys, warnings
 from importlib import import_module
 from pathlib import Path
 from fastcore.script import call_parse, is_cli
@@ -376,6 +376,9 @@ def llmbook_generate(
     if prompt.endswith(' ') and not answer: print(
         'the prompt ends with a space, which belongs to the token after it: leave it out', file=sys.stderr)
     m, tok = _loaded(model, dtype=dtype)
+    if answer and not _is_tuned(_model_folder(model)): print(
+        f'{model} was not tuned to answer: it has no chat template, and goes on as it would with any text; '
+        'tune it with llmbook-finetune, or leave --answer out', file=sys.stderr)
     options = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
                    repetition_penalty=repetition_penalty, seed=seed, stop=stop, **_given(max_new_tokens=tokens))
     if stream: texts = [_print_stream(prompt, text_stream(m, tok, prompt, **options))]
@@ -384,6 +387,13 @@ def llmbook_generate(
         else: texts = [prompt + t for t in generate(m, tok, [prompt] * n, **options)]
         print(('\n' + '-' * 20 + '\n').join(texts))
     return None if is_cli() else texts
+
+def _is_tuned(folder):
+    "Return whether a model's folder says how a question is put to it, or lies beside the scores of its fine-tuning."
+    named = any((folder/name).is_file() for name in ('chat_template.jinja', 'chat_template.json'))
+    if named or (folder.parent/'result.json').is_file(): return True
+    config = folder/'tokenizer_config.json'
+    return config.is_file() and bool(read_json(config).get('chat_template'))
 
 def _print_stream(prompt, pieces):
     "Print a text while it is written, and return it."
@@ -483,4 +493,6 @@ def llmbook_compare(
     from llmbook.cli import compare_runs, comparison_text
     if len(runs) < 2: raise UserError(f'expected two or more run folders, got {len(runs)}')
     folders = [Path(r) for r in runs]
-    print(comparison_text(compare_runs(folders), [folder.name for folder in folders]))
+    with warnings.catch_warnings(record=True) as said: rows = compare_runs(folders)
+    for warning in said: print(warning.message, file=sys.stderr)
+    print(comparison_text(rows, [folder.name for folder in folders]))

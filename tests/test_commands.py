@@ -106,6 +106,28 @@ def test_a_tuned_model_can_be_handed_on(model, tmp_path, capsys):
         for f in folder.iterdir(): assert stat.S_IMODE(f.stat().st_mode) == 0o666 & ~umask, f
 
 
+def test_an_answer_of_a_model_that_was_never_tuned_comes_with_a_word(model, tmp_path, capsys):
+    cli.llmbook_generate(model, 'the red boat', answer=True, tokens=2)
+    assert 'was not tuned to answer: it has no chat template' in capsys.readouterr().err
+    cli.llmbook_generate(model, 'the red boat', tokens=2)
+    assert capsys.readouterr().err == ''
+    folder = tuned(model, tmp_path)/'model'
+    capsys.readouterr()
+    cli.llmbook_generate(str(folder), 'the red boat', answer=True, tokens=2)
+    (folder/'chat_template.jinja').unlink() # as version 0.1.0 left a tuned model
+    cli.llmbook_generate(str(folder), 'the red boat', answer=True, tokens=2)
+    assert 'not tuned' not in capsys.readouterr().err
+
+
+def test_a_run_named_twice_is_said(tmp_path, capsys):
+    from llmbook.report.example import example_run
+    run, other = str(example_run(tmp_path/'a')), str(example_run(tmp_path/'b'))
+    cli.llmbook_compare(run, run + '/.')
+    assert 'is named twice: a run does not differ from itself' in capsys.readouterr().err
+    cli.llmbook_compare(run, other)
+    assert capsys.readouterr().err == ''
+
+
 def test_the_lines_of_the_card_run(model, tmp_path, monkeypatch, capsys):
     import_transformers()
     for folder in (tuned(model, tmp_path)/'model', Path(tmp_path/'plain')):

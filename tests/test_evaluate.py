@@ -1,5 +1,5 @@
 "Scores held against the reference implementations, and what evaluation must refuse."
-import csv, gzip, json, math, os, pickle, shutil, subprocess, sys
+import csv, gzip, json, math, os, pickle, shutil, subprocess, sys, warnings
 from pathlib import Path
 import numpy as np
 import pytest
@@ -55,7 +55,7 @@ def test_paired_p_is_the_permutation_test():
     b = a - rng.normal(.5, .8, 10)
     def statistic(x, y): return (x - y).mean()
     exact = ss.permutation_test((a, b), statistic, permutation_type='samples', n_resamples=np.inf)
-    d = stats.paired_test(a, b, n_boot=400)
+    d = stats.paired_difference(a, b, n_boot=400)
     assert d['method'] == 'sign flips, exact'
     assert d['p'] == pytest.approx(exact.pvalue)
     assert d['value'] == pytest.approx((a - b).mean())
@@ -93,7 +93,7 @@ def test_exact_tests_are_scipys():
 def test_right_and_wrong_answers_are_mcnemars():
     a = np.array([1] * 40 + [1] * 10 + [0] * 2 + [0] * 20)
     b = np.array([1] * 40 + [0] * 10 + [1] * 2 + [0] * 20)
-    d = stats.paired_test(a, b)
+    d = stats.paired_difference(a, b)
     assert d['method'] == 'McNemar, exact'
     assert d['p'] == pytest.approx(ss.binomtest(10, 12).pvalue)
 
@@ -369,6 +369,38 @@ def test_rouge_of_the_same_text_is_1_in_every_script(text):
     assert [rows[kind]['value'] for kind in overlap.ROUGE_KINDS] == [1] * 4
     assert 'unicode' in rows['rouge1']['signature']
     assert overlap.rouge(['other words'], [text])[0]['value'] == 0
+
+
+@pytest.mark.parametrize('text', ['١٢٣', '１２３', '۴۵', '½', 'Ⅷ', 'ŁŻ', '🙂 🙃', '❤️', '?!', '...', '́', '𒀀'])
+def test_identical_texts_never_score_0_in_silence(text):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        rows = overlap.rouge([text, 'plain words'], [text, 'plain words'], n_boot=0)
+    assert [r['value'] for r in rows] == pytest.approx([1, (1 + overlap.rouge_scores([text], [text])['rouge2'][0]) / 2, 1, 1])
+    assert 'unicode' in rows[0]['signature']
+    assert overlap.rouge_scores(['other'], [text])['rouge1'] == 0
+
+
+@pytest.mark.parametrize('refs, words', [([''], None), (['\u200b', 'a'], None), (['привет'], 'latin'), (['?!'], 'unicode')])
+def test_references_without_words_are_named(refs, words):
+    with pytest.warns(UserWarning, match=f'1 of {len(refs)} references hold no words'):
+        overlap.rouge(refs, refs, words=words, n_boot=0)
+
+
+def test_words_are_chosen_for_all_references_and_named():
+    assert 'signs' not in overlap.rouge(['a'], ['привет'], n_boot=0)[0]['signature']
+    assert 'signs' in overlap.rouge(['a', 'b'], ['привет', '🙂'], n_boot=0)[0]['signature']
+    both = overlap.rouge_scores(['the cats sat!', '🙂'], ['the cat sat?', '🙂'])
+    assert both['rouge1'].tolist() == [1, 1] # signs beside words stay out
+
+
+def test_a_score_that_cannot_be_above_0_is_named():
+    with pytest.warns(UserWarning, match='bleu is 0 even for the references'): overlap.bleu(['你好'], ['你好'], n_boot=0)
+    with pytest.warns(UserWarning, match='chrf is 0 even'): overlap.chrf(['a'], [' '], n_boot=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert overlap.bleu(['x'], ['one two three four'], n_boot=0)[0]['value'] == 0
+        assert overlap.bleu(['你好世界'], ['你好世界'], n_boot=0, tokenize='zh')[0]['value'] == pytest.approx(100)
 
 
 def test_rouge_in_other_scripts_by_hand():

@@ -35,7 +35,6 @@ STATS = [
     (stats.sign_test, dict(better=3, worse=1)),
     (stats.fisher_exact, dict(k=1, n=3, other_k=2, other_n=4)),
     (stats.paired_difference, dict(a=[1, 2, 3], b=[1, 1, 1], stat=np.mean, n_boot=5, seed=0, level=.9, clusters=[1, 1, 2])),
-    (stats.paired_test, dict(a=[1, 2, 3], b=[1, 1, 1], stat=np.mean, n_boot=5, seed=0, level=.9, clusters=[1, 1, 2])),
     (stats.holm, dict(ps=[.1, .2])),
     (stats.benjamini_hochberg, dict(ps=[.1, .2])),
     (stats.wilson, dict(k=1, n=3, level=.9)),
@@ -48,7 +47,7 @@ OVERLAP = [
     (overlap.rouge, dict(preds=TEXTS, refs=TEXTS, stemmer=True, split='test', n_boot=5, seed=0, words=None)),
     (overlap.bleu, dict(preds=TEXTS, refs=TEXTS, split='test', n_boot=5, tokenize='13a', lowercase=False, max_ngram_order=4,
                         smooth_method='exp', unknown=1)),
-    (overlap.chrf, dict(preds=TEXTS, refs=TEXTS, split='test', n_boot=5, word_order=2, beta=2)),
+    (overlap.chrf, dict(preds=TEXTS, refs=TEXTS, split='test', n_boot=5, char_order=6, word_order=2, beta=2)),
     (overlap.item_stat, dict(name='mean'))]
 TOXICITY = [
     (toxicity.toxicity_scores, dict(texts=TEXTS, scorer=Scorer())),
@@ -132,6 +131,9 @@ def test_what_is_refused_is_named():
             (stats.wilson, dict(k=1, n=3, level=1), ('level', 'between 0 and 1', '1')),
             (overlap.rouge, dict(preds=['a'], refs=None), ('references', 'list', 'None')),
             (overlap.bleu, dict(preds=['a'], refs=['a'], tokenize='foo'), ('tokenize', '13a', 'foo')),
+            (overlap.bleu, dict(preds=['a'], refs=['a'], max_ngram_order=0), ('max_ngram_order', '1 or more', '0')),
+            (overlap.chrf, dict(preds=['a'], refs=['a'], char_order=0), ('char_order', '1 or more', '0')),
+            (overlap.chrf, dict(preds=['a'], refs=['a'], beta=0), ('beta', '1 or more', '0')),
             (toxicity.toxicity_rows, dict(texts=None), ('texts', 'None')),
             (bias.swap_prompts, dict(groups='x'), ('groups', 'dict', 'x'))]:
         with pytest.raises(UserError) as e: f(**kw)

@@ -588,7 +588,7 @@ def test_a_trailing_space_is_kept_with_a_warning(tok):
         generate(model, tok, 'the cat\n', 8)
 
 
-@pytest.mark.parametrize('wrong', [[None], [5], [['a']]])
+@pytest.mark.parametrize('wrong', [[None], [5], [['a']], 5, 2.5, b'text'])
 def test_prompts_that_are_no_texts_are_refused(wrong, tok):
     with pytest.raises(UserError, match='prompts that are texts'): generate(build(), tok, wrong, 4)
 
@@ -602,9 +602,26 @@ def test_ids_may_be_lists_arrays_or_tensors(tok):
 
 
 @pytest.mark.parametrize('wrong, says', [([[-1]], 'from 0 to 319, got -1'), ([[5, 320]], 'got 320'), ([5, 6], 'a list of ids for each'),
-                                         (['the'], 'a list of ids for each')])
+                                         (['the'], 'a list of ids for each'), ([[1.5]], 'ids are whole numbers'), (5, 'a list of ids'),
+                                         (None, 'a list of ids'), ([[None]], 'a list of ids'), (torch.tensor([[1.]]), 'whole numbers')])
 def test_ids_that_cannot_be_are_refused(wrong, says):
     with pytest.raises(UserError, match=says): generate_ids(build(), wrong, 4)
+
+
+@pytest.mark.parametrize('stop', [5, 0, 2.5, [5], ['a', ''], b'a', True])
+def test_stop_texts_that_cannot_be_are_refused(stop, tok):
+    for ask in (generate, lambda *args, **kw: list(stream(*args, **kw))):
+        with pytest.raises(UserError, match='expected stop texts'): ask(build(), tok, 'the', stop=stop)
+
+
+def test_listeners_that_cannot_be_called_are_refused_at_once(tok):
+    with pytest.raises(UserError, match='expected on_text to be a function'): generate(build(), tok, 'the', on_text=5)
+    with pytest.raises(UserError, match='expected on_token to be a function'): generate_ids(build(), [[5]], on_token='x')
+
+
+def test_ids_may_come_from_an_iterator():
+    model = build()
+    assert generate_ids(model, iter([[5], [6, 7]]), 4) == generate_ids(model, [[5], [6, 7]], 4)
 
 
 def test_what_is_no_tokenizer_is_refused(tok, tf):

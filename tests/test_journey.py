@@ -111,6 +111,7 @@ def test_compare_reads_runs(first):
     r = command('llmbook-compare', out, out)
     assert r.returncode == 0
     assert 'bits_per_byte' in r.stdout
+    assert 'is named twice: a run does not differ from itself' in r.stderr
 
 
 HAND = dict(device='by hand', type='cpu', cores=2, memory=16e9, peak_flops=330e9, peak_source='measured',

@@ -6,9 +6,9 @@
 __all__ = ['ROUGE_KINDS', 'ROUGE_WORDS', 'UnicodeWords', 'rouge_scores', 'rouge', 'bleu', 'chrf', 'item_stat']
 
 # %% ../../nbs/api/60_evaluate/03_overlap.ipynb #369c4da4
-import json, unicodedata
+import json, unicodedata, warnings
 from importlib import metadata
-from itertools import zip_longest
+from itertools import chain, zip_longest
 import numpy as np
 from ..core import UserError
 from llmbook.evaluate.stats import (
@@ -44,7 +44,8 @@ def _pair_ids(refs): return item_ids(['\0'.join(some) for some in refs])
 ROUGE_KINDS = ('rouge1', 'rouge2', 'rougeL', 'rougeLsum')
 ROUGE_WORDS = { # choice of words -> what the signature says
     'latin': 'tok:a-z0-9 lower case',
-    'unicode': 'tok:unicode letters and digits lower case, one character a word without spaces'}
+    'unicode': 'tok:unicode letters and digits lower case, one character a word without spaces',
+    'signs': 'tok:unicode letters and digits lower case, one character a word without spaces, signs where there are none'}
 _NO_SPACES = ('CJK', 'HIRAGANA', 'KATAKANA', 'THAI', 'LAO', 'KHMER', 'MYANMAR', 'TIBETAN')
 
 def _is_spaceless(c): return not c.isascii() and unicodedata.name(c, '').startswith(_NO_SPACES)
@@ -53,12 +54,14 @@ class UnicodeWords:
     "Split text of any script into words, as `rouge-score` does for a to z."
     def __init__(self,
         plain=None, # tokenizer of `rouge_score`, which stems words of a to z; None leaves them whole
-    ): self.plain = plain
+        signs:bool=False, # whether a text without letters and digits gives its visible characters as words
+    ): self.plain, self.signs = plain, signs
 
     def tokenize(self, text): # str -> list[str]
         "Return the words of a text."
+        text = unicodedata.normalize('NFC', text).lower()
         words, in_word, touching = [], False, False
-        for c in unicodedata.normalize('NFC', text).lower():
+        for c in text:
             kind = unicodedata.category(c)[0]
             if kind == 'M': # a mark belongs to the letter that it touches
                 if touching: words[-1] += c
@@ -68,40 +71,68 @@ class UnicodeWords:
             if touching and in_word and not alone: words[-1] += c
             elif touching: words.append(c)
             in_word = touching and not alone
+        if self.signs and not words: return [c for c in text if _is_visible(c)]
         return [self._stem(word) for word in words]
 
     def _stem(self, word):
         if self.plain is None or not word.isascii(): return word
         return self.plain.tokenize(word)[0]
 
+def _is_visible(c): return not c.isspace() and unicodedata.category(c) not in ('Cc', 'Cf')
+
+_IS_IN_WORD = { # choice of words -> whether a character belongs to one
+    'latin': lambda c: c.isascii() and c.isalnum(),
+    'unicode': lambda c: unicodedata.category(c)[0] in 'LN',
+    'signs': _is_visible}
+
+def _has_words(text, words): return any(map(_IS_IN_WORD[words], text.lower()))
+
+def _is_mostly_other(text):
+    "Return whether a text is mostly written in other letters than a to z and their kin."
+    letters = [c for c in text if c.isalpha()]
+    others = [c for c in letters if not c.isascii() and not unicodedata.name(c, '').startswith('LATIN')]
+    return len(others) > len(letters) / 2
+
 def _choose_words(refs):
-    "Return 'unicode' if a reference is mostly written in other letters than a to z, else 'latin'."
-    for text in sum(refs, []):
-        letters = [c for c in text if c.isalpha()]
-        others = [c for c in letters if not c.isascii() and not unicodedata.name(c, '').startswith('LATIN')]
-        if len(others) > len(letters) / 2: return 'unicode'
-    return 'latin'
+    "Return the plainest choice of words that finds some in every reference that has anything to see."
+    texts = [text for text in chain.from_iterable(refs) if _has_words(text, 'signs')]
+    if not all(_has_words(text, 'unicode') for text in texts): return 'signs'
+    if not all(_has_words(text, 'latin') for text in texts): return 'unicode'
+    return 'unicode' if any(map(_is_mostly_other, texts)) else 'latin'
 
 def _word_choice(words, refs):
     if words is None: return _choose_words(refs)
     if isinstance(words, str) and words in ROUGE_WORDS: return words
-    raise UserError(f"expected words to be 'latin', 'unicode' or None, got {_name_of(words)}")
+    choices = ', '.join(map(repr, ROUGE_WORDS))
+    raise UserError(f'expected words to be one of {choices}, or None, got {_name_of(words)}')
+
+def _warn_of_wordless(words, refs):
+    "Warn of examples that score 0 whatever is predicted, since their references hold no words."
+    wordless = 0
+    for some in refs: wordless += not any(_has_words(text, words) for text in some)
+    if not wordless: return
+    blind = words == 'signs' or _choose_words(refs) == words # they are empty
+    advice = 'leave empty references out' if blind else "leave out words, which then suit the references, or give words='signs'"
+    warnings.warn(f'{wordless} of {len(refs)} references hold no words ({ROUGE_WORDS[words]}), '
+                  f'so ROUGE is 0 there whatever is predicted: {advice}')
 
 def rouge_scores(
     preds:list[str], # predictions
     refs:list, # for each prediction a reference, or a list of them
     stemmer:bool=True, # Porter's stemmer on words of more than three letters
-    words:str|None=None, # 'latin': a to z and digits, as rouge-score; 'unicode': any letters; None: by the references
+    words:str|None=None, # 'latin': a to z and digits, as rouge-score; 'unicode': any letters; 'signs'; None: by the references
 ) -> dict[str, np.ndarray]: # kind -> (n,) F between 0 and 1
     "Return the ROUGE F of every example, as `rouge-score` counts it."
     from rouge_score.rouge_scorer import RougeScorer
     preds, refs = _pairs(preds, refs)
     if not isinstance(stemmer, (bool, np.bool_)): raise UserError(
         f'expected stemmer to be True or False, got {_name_of(stemmer)}')
+    words = _word_choice(words, refs)
+    _warn_of_wordless(words, refs)
     own = None
-    if _word_choice(words, refs) == 'unicode':
+    if words != 'latin':
         from rouge_score.tokenizers import DefaultTokenizer
-        own = UnicodeWords(DefaultTokenizer(stemmer))
+        own = UnicodeWords(DefaultTokenizer(stemmer), signs=words == 'signs')
     scorer = RougeScorer(list(ROUGE_KINDS), use_stemmer=stemmer, tokenizer=own)
     scores = [scorer.score_multi(r, p) for p, r in zip(preds, refs)]
     return {kind: np.array([s[kind].fmeasure for s in scores]) for kind in ROUGE_KINDS}
@@ -136,8 +167,11 @@ def rouge(
     return rows
 
 # %% ../../nbs/api/60_evaluate/03_overlap.ipynb #89c24397
+_LEAST = dict(max_ngram_order=1, char_order=1, word_order=0, beta=1) # whole numbers that sacrebleu takes as they come
+
 def _metric(cls, kwargs):
     "Make a metric of `sacrebleu`; raise `UserError` for arguments that it cannot use."
+    for name in _LEAST.keys() & kwargs.keys(): _whole(name, kwargs[name], _LEAST[name])
     try: return cls(**kwargs)
     except Exception as e:
         said = (str(e).splitlines() or ['an argument that cannot be'])[0]
@@ -156,11 +190,20 @@ def _sacrebleu(name, metric, preds, refs, split, n_boot, items):
     sig = str(metric.get_signature())
     n = len(preds)
     value = _tidy(score.score)
+    if value == 0: _warn_of_blindness(name, metric, refs, by_number, sig)
     low, high = (None, None) if n == 1 or n_boot < 2 else _sacrebleu_interval(score, sig, value)
     r = row(name, value, low, high, n=n, signature=f'{score.name}|{sig}', split=split)
     if not items: return [r]
     counts = metric._extract_corpus_statistics(preds, by_number) # of each sentence; their sums give the score
     return [with_items(r, _pair_ids(refs), np.array(counts, float), name)]
+
+def _warn_of_blindness(name, metric, refs, by_number, sig):
+    "Warn if the references themselves would score 0, so that a score of 0 says nothing about the predictions."
+    first = [some[0] for some in refs]
+    if _tidy(metric.corpus_score(first, by_number).score) > 0: return
+    advice = "give a tokenizer that suits their script, such as tokenize='zh', 'ja-mecab' or 'char', or use chrf"
+    if name == 'chrf': advice = 'leave empty references out'
+    warnings.warn(f'{name} is 0 even for the references themselves, which are too short for it ({sig}): {advice}')
 
 def _tidy(x): return min(100., max(0., round(float(x), 9))) # 2e-17 is 0
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXACT', 'ITEM_STATS', 'row', 'digits_of', 'rows_text', 'bootstrap', 'ratio', 'clustered_error', 'sign_test',
-           'fisher_exact', 'paired_test', 'paired_difference', 'holm', 'benjamini_hochberg', 'item_ids', 'with_items',
-           'row_items', 'wilson', 'plot_rows']
+           'fisher_exact', 'paired_difference', 'holm', 'benjamini_hochberg', 'item_ids', 'with_items', 'row_items',
+           'wilson', 'plot_rows']
 
 # %% ../../nbs/api/60_evaluate/01_stats.ipynb #d38f6f94
 import hashlib, math
@@ -233,7 +233,7 @@ def fisher_exact(
 
 EXACT = 12 # clusters up to which every fall of the coins is counted
 
-def paired_test(
+def paired_difference(
     a, # (n,) or (n, k): one row for each example, system A
     b, # the same examples, system B
     stat=np.mean, # as in `bootstrap`
@@ -284,19 +284,6 @@ def _swap_p(a, b, stat, seen, n_boot, rng, members):
         hits += bool(abs(stat(first) - stat(second)) >= enough)
     if len(members) <= EXACT: return hits / len(falls), 'sign flips, exact'
     return (hits + 1) / (n_boot + 1), f'sign flips, {n_boot} drawn'
-
-def paired_difference(
-    a, # (n,) or (n, k): one row for each example, system A
-    b, # the same examples, system B
-    stat=np.mean, # as in `bootstrap`
-    n_boot:int=1000, # resamples, and coins for the p-value where they are drawn
-    seed:int=0, # seed of both
-    level:float=.95, # share of the resamples inside the interval
-    clusters:list|None=None, # as for `paired_test`
-) -> dict: # value (A minus B), low, high, p (two-sided), n
-    "Return the numbers of `paired_test`."
-    tested = paired_test(a, b, stat, n_boot, seed, level, clusters)
-    return {name: value for name, value in tested.items() if name != 'method'}
 
 # %% ../../nbs/api/60_evaluate/01_stats.ipynb #37d01227
 def _check_ps(ps):

@@ -21,8 +21,9 @@ def gap_ids(
     text:str, # text with one or more gaps; what looks like another special token stays text
 ) -> list[int]: # ids, with the mask token in each gap; UserError if there is no gap
     "Encode a text with gaps."
+    if not isinstance(text, str) or GAP not in text: raise UserError(
+        f'expected a text with {GAP} where something is missing, got {text!r:.60}')
     *before_gaps, last = text.split(GAP)
-    if not before_gaps: raise UserError(f'expected a text with {GAP} where something is missing, got {text[:60]!r}')
     parts = [part.removesuffix(' ') for part in before_gaps] + [last]
     mask = mask_id(tok)
     first, *others = encode_text(tok, parts)
@@ -83,6 +84,8 @@ def filled(
     texts:list[str], # texts with gaps
 ) -> list[str]: # the texts, with the likeliest token in each gap
     "Fill all gaps of each text at once."
+    if isinstance(texts, str) or not hasattr(texts, '__iter__'): raise UserError(
+        f'expected a list of texts, got {texts!r:.60}: put one text in a list')
     mask = mask_id(tok)
     out = []
     for text in texts:

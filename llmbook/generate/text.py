@@ -6,7 +6,7 @@
 __all__ = ['generate_ids', 'generate', 'stream', 'show_generate']
 
 # %% ../../nbs/api/40_generate/04_text.ipynb #21042e5d
-import codecs, math, re, warnings
+import codecs, math, operator, re, warnings
 from html import escape
 from typing import Callable, Iterator
 import numpy as np, torch
@@ -131,10 +131,15 @@ class _Over:
 
 def _whole_ids(prompt_ids):
     "Return prompts as lists of Python's numbers, however they were given."
-    try: return [[int(i) for i in prompt] for prompt in prompt_ids]
-    except (TypeError, ValueError):
-        got = str(prompt_ids)[:80]
-        raise UserError(f'expected a list of ids for each prompt, got {got}: put one prompt in a list') from None
+    try: return [[operator.index(i) for i in prompt] for prompt in prompt_ids]
+    except TypeError: raise UserError(
+        f'expected a list of ids for each prompt, got {str(prompt_ids)[:80]}: '
+        'ids are whole numbers, and one prompt goes into a list') from None
+
+def _check_told(name, told):
+    "Raise `UserError` unless this can be called with what comes."
+    if told is not None and not callable(told): raise UserError(
+        f'expected {name} to be a function of a row and what it gets, got {told!r:.80}')
 
 def _own_frame(model): # (id that stands before a document, ids that end one)
     "Return what a model says about its texts; one of ours that was never written to a file has our tokenizer's."
@@ -204,12 +209,16 @@ def generate_ids(
     repetition_penalty:float=1., # above 1 avoids tokens that are there already
 ) -> list[list[int]]: # the new tokens of each prompt; UserError if the logits are not finite
     "Continue prompts that are given as ids."
+    _check_told('on_token', on_token)
     return _all_tokens(model, prompt_ids, on_token, max_new_tokens=max_new_tokens, seed=seed, stop=stop,
                        batch_size=batch_size, repetition_penalty=repetition_penalty,
                        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
 
 def _all_tokens(model, prompt_ids, on_token, **options):
-    texts, done = [[] for _ in prompt_ids], set()
+    "Return the new tokens of each prompt, and tell them to `on_token` as they come."
+    prompt_ids = _whole_ids(prompt_ids)
+    texts = [[] for _ in prompt_ids]
+    done = set()
     for row, token in _tokens(model, prompt_ids, done, on_token is not None, **options):
         texts[row].append(token)
         if on_token and on_token(row, token) is True: done.add(row)
@@ -217,10 +226,13 @@ def _all_tokens(model, prompt_ids, on_token, **options):
 
 # %% ../../nbs/api/40_generate/04_text.ipynb #a7c3e901
 def _stops(stop):
-    "Return stop texts as a list."
-    stop = [stop] if isinstance(stop, str) else list(stop or [])
-    if not all(isinstance(s, str) and s for s in stop): raise UserError(f'expected stop texts, none empty, got {stop}')
-    return stop
+    "Return stop texts as a list, however they were given."
+    if stop is None: return []
+    if isinstance(stop, str): stops = [stop]
+    elif hasattr(stop, '__iter__'): stops = list(stop)
+    else: stops = [None] # no text, as the next line says
+    if all(isinstance(s, str) and s for s in stops): return stops
+    raise UserError(f'expected stop texts, none empty, got {stop!r:.80}: ids that end a text go to `generate_ids`')
 
 _NEAR = 8 # tokens of a prompt that new ones are read together with
 
@@ -307,10 +319,17 @@ class _Text:
         return longest
 
 # %% ../../nbs/api/40_generate/04_text.ipynb #53f06eca
+def _prompts(prompts):
+    "Return prompts as a list of texts, however they were given."
+    if isinstance(prompts, str): return [prompts]
+    prompts = list(prompts) if hasattr(prompts, '__iter__') else [prompts]
+    odd = [p for p in prompts if not isinstance(p, str)]
+    if odd: raise UserError(f'expected prompts that are texts, got {odd[0]!r:.80}: give ids as prompt_ids')
+    return prompts
+
 def _encoded(tok, prompts):
     "Return the ids of prompts, as their tokenizer frames a text."
-    odd = [p for p in prompts if not isinstance(p, str)]
-    if odd: raise UserError(f'expected prompts that are texts, got {odd[0]!r}: give ids as prompt_ids')
+    prompts = _prompts(prompts)
     trailing = [p for p in prompts if p.endswith(' ')]
     if trailing:
         warnings.warn(f'a prompt ends in a space, {trailing[0][-20:]!r}: the tokenizer puts a space before '
@@ -357,14 +376,16 @@ def generate(
     "Continue texts."
     if (prompts is None) == (prompt_ids is None): raise UserError('expected prompts or prompt_ids, got both or neither')
     model = as_reader(model)
-    if prompt_ids is None: prompt_ids = _encoded(tok, [prompts] if isinstance(prompts, str) else list(prompts))
+    _check_told('on_text', on_text)
+    stops = _stops(stop)
+    if prompt_ids is None: prompt_ids = _encoded(tok, prompts)
     frame = _frame(model, tok, prompt_ids, stop_at_eot)
-    texts = [_Text(tok, _stops(stop), prompt) for prompt in frame['prompt_ids']]
+    texts = [_Text(tok, stops, prompt) for prompt in frame['prompt_ids']]
     def tell(row, token):
         piece, over = texts[row].add(token)
         if piece and on_text: on_text(row, piece)
         return over
-    reading = bool(stop or on_text)
+    reading = bool(stops or on_text)
     new = _all_tokens(model, on_token=tell if reading else None, max_new_tokens=max_new_tokens, temperature=temperature,
                       top_k=top_k, top_p=top_p, seed=seed, batch_size=batch_size, min_p=min_p,
                       repetition_penalty=repetition_penalty, **frame)
@@ -403,6 +424,7 @@ def show_generate(
     **kw # arguments of `stream`
 ) -> str: # what the model added
     "Continue one text in the notebook, and show it while it is written."
+    prompt, = _prompts([prompt])
     from IPython.display import HTML, display
     def page(text): return HTML(f'<div style="white-space:pre-wrap"><b>{escape(prompt)}</b>{escape(text)}</div>')
     text, shown = '', display(page(''), display_id=True)

@@ -7,13 +7,13 @@ __all__ = ['HIGHER_IS_BETTER', 'LOWER_IS_BETTER', 'COMPRESSOR_GROUPS', 'Run', 'r
            'headline', 'mfu_words', 'plan_and_actual', 'difference', 'compare_runs', 'comparison_text']
 
 # %% ../../nbs/api/70_report/01_runs.ipynb #e5085d64
-import math, re
+import math, re, warnings
 import numpy as np
 from dataclasses import dataclass, field
 from pathlib import Path
 from ..core import UserError, finite, human_bytes, human_count, human_time, number, read_json
 from ..evaluate.overlap import item_stat
-from ..evaluate.stats import fisher_exact, holm, paired_test, row_items
+from ..evaluate.stats import fisher_exact, holm, paired_difference, row_items
 from ..train.history import read_history
 
 # %% ../../nbs/api/70_report/01_runs.ipynb #51fc069c
@@ -236,7 +236,7 @@ def _paired(a, b):
     x, clusters = _pick(first, shared)
     y, _ = _pick(second, shared)
     if x.shape != y.shape: return None
-    tested = paired_test(y, x, item_stat(first['stat']), clusters=clusters)
+    tested = paired_difference(y, x, item_stat(first['stat']), clusters=clusters)
     of = '' if len(shared) == most else f' of {most}'
     return {**tested, 'whole': len(shared) == most, 'method': f"paired by {len(shared)}{of} items, {tested['method']}"}
 
@@ -369,6 +369,15 @@ def _add_correction(changes):
     if not tested: return
     for change, adjusted in zip(tested, holm([change['p'] for change in tested])): change['p_holm'] = adjusted
 
+def _named_twice(runs):
+    "Return the folders that were named before, under whatever name."
+    seen, again = set(), []
+    for run in runs:
+        folder = run.path.resolve()
+        if folder in seen: again.append(run.path)
+        seen.add(folder)
+    return again
+
 def compare_runs(
     runs:list, # two or more run folders (or `Run`s); the others are compared with the first
 ) -> list: # dicts: kind ('plan' or 'score'), name, values (one a run); scores also have changes (one each other run)
@@ -380,6 +389,7 @@ def compare_runs(
     for run in runs:
         if run.is_empty: raise UserError(
             f'expected a run in {run.path}, found no plan, history, result or evaluation: give the --out of a run')
+    for path in _named_twice(runs): warnings.warn(f'{path} is named twice: a run does not differ from itself')
     return _changed_facts(runs) + _changed_scores(runs)
 
 # %% ../../nbs/api/70_report/01_runs.ipynb #c3ae7a49
