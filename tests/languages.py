@@ -76,6 +76,7 @@ Jioni wanawake hurudi kutoka shambani wakiwa wamebeba kuni na mboga. Kila mtu hu
     am="""አያቴ በየቀኑ ማለዳ ተነስታ ቡና ታፈላለች። ጎረቤቶች ሁሉ የቡናውን ሽታ ሲሰሙ ወደ ቤታችን ይመጣሉ። እኛ ልጆች ደግሞ ከጎናቸው ተቀምጠን የድሮ ታሪኮችን እናዳምጣለን። ማንም ሰው ሳይጠግብ አይሄድም።
 አሁን እኔ በከተማ ውስጥ እኖራለሁ፤ ቡናም የማፈላበት ጊዜ የለኝም። ነገር ግን በዓል ሲመጣ ወደ አያቴ ቤት እመለሳለሁ። እሷም እንደ ድሮው ተቀምጣ ትጠብቀኛለች፤ ስለ ሥራዬም ብዙ ትጠይቀኛለች።""",
 )
+PROSE['ko_unspaced'] = PROSE['ko'].replace(' ', '') # as in messages and in scanned pages
 
 # Other sorts of text: dialogue, manuals, news, recipes, official language, short lines
 GENRES = dict(
@@ -141,4 +142,14 @@ KEYWORDS = dict(
     ar='أحذية قمصان بناطيل جوارب قبعات قفازات أوشحة أحزمة محافظ ساعات خواتم قلائد أقراط صنادل حقائب مظلات نظارات ملابس نسائية رجالية أطفال تخفيضات خصومات شحن مجاني عروض ماركات جديد رخيص تسوق اونلاين متجر جلد صوف قطن حرير أسود أبيض أحمر أزرق',
     hi='जूते कमीज पतलून मोज़े टोपी दस्ताने दुपट्टा बेल्ट बटुआ घड़ी अंगूठी हार झुमके चप्पल बैग छाता चश्मा साड़ी कुर्ता लहंगा शर्ट जींस छूट मुफ्त डिलीवरी सस्ता ऑनलाइन खरीदें दुकान ब्रांड नया महिला पुरुष बच्चे चमड़ा ऊन सूती रेशम काला सफेद लाल नीला',
     tr='ayakkabı gömlek pantolon çorap şapka eldiven atkı kemer cüzdan saat yüzük kolye küpe sandalet çanta şemsiye gözlük kadın erkek çocuk indirim kampanya ücretsiz kargo ucuz marka yeni sezon deri yün pamuk ipek siyah beyaz kırmızı mavi yeşil sarı mont ceket kazak elbise etek bluz tişört',
-    fr='chaussures chemises pantalons chaussettes chapeaux gants écharpes ceintures portefeuilles montres bagues colliers boucles sandales sacs parapluies lunettes femme homme enfant soldes promotion livraison gratuite marque nouveau cuir laine coton soie noir blanc rouge bleu vert jaune manteau veste pull robe jupe chemisier bottes baskets')
+    fr='chaussures chemises pantalons chaussettes chapeaux gants écharpes ceintures portefeuilles montres bagues colliers boucles sandales sacs parapluies lunettes femme homme enfant soldes promotion livraison gratuite marque nouveau cuir laine coton soie noir blanc rouge bleu vert jaune manteau veste pull robe jupe chemisier bottes baskets',
+    ko='신발 가방 모자 장갑 목도리 지갑 벨트 시계 반지 목걸이 귀걸이 샌들 부츠 운동화 배낭 우산 안경 여성 남성 아동 속옷 잠옷 수영복 스웨터 셔츠 청바지 '
+       '양말 할인 무료배송 당일발송 신상품 인기상품 이벤트 쿠폰 리뷰 원피스 티셔츠 바지 치마 자켓 코트 니트 가디건 세일 정품 도매 소매 브랜드',
+    ko2='컴퓨터 노트북 모니터 키보드 마우스 스피커 헤드폰 이어폰 충전기 케이블 배터리 메모리 하드디스크 프린터 스캐너 태블릿 휴대폰 카메라 렌즈 삼각대 '
+        '냉장고 세탁기 청소기 에어컨 선풍기 가습기 공기청정기 전자레인지 밥솥 믹서기 다리미 최저가 특가 서울 아파트 매매 전세 월세 부동산 분양',
+    he='נעליים חולצות מכנסיים גרביים כובעים כפפות צעיפים חגורות ארנקים שעונים טבעות שרשראות עגילים סנדלים תיקים מטריות משקפיים נשים גברים ילדים '
+       'מבצע הנחה משלוח חינם זול קנייה אונליין חנות מותג חדש עור צמר כותנה משי שחור לבן אדום כחול ירוק צהוב מעיל סוודר שמלה חצאית מגפיים',
+    ta='சட்டை காலணி பை தொப்பி கையுறை கடிகாரம் மோதிரம் வளையல் காதணி கண்ணாடி குடை புடவை வேட்டி செருப்பு பெல்ட் பணப்பை பெண்கள் ஆண்கள் குழந்தைகள் '
+       'தள்ளுபடி இலவச விநியோகம் மலிவு விலை ஆன்லைன் கடை பிராண்ட் புதிய தோல் பட்டு பருத்தி கருப்பு வெள்ளை சிவப்பு நீலம் பச்சை மஞ்சள் தங்கம் வெள்ளி',
+    nl='schoenen overhemden broeken sokken hoeden handschoenen sjaals riemen portemonnees horloges ringen kettingen oorbellen sandalen tassen paraplu '
+       'zonnebril dames heren kinderen korting aanbieding gratis verzending goedkoop kopen winkel merk nieuw leer wol katoen zijde zwart wit rood blauw')

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from llmbook.core import UserError, read_json
 from llmbook.prepare.card import (
-    card_html, cluster_bins, cluster_picture, funnel_picture, length_picture, middle, save_card, show_card
+    card_html, card_warnings, cluster_bins, cluster_picture, funnel_picture, length_picture, middle, save_card, show_card
 )
 from llmbook.prepare.account import Funnel, Lengths, Step, Tally, sample_key
 from llmbook.show.charts import bar_chart
@@ -396,3 +396,9 @@ def test_the_page_in_a_browser(driver, tmp_path):
     assert not schemes & {'http', 'https', 'ws', 'wss'}
     severe = [entry for entry in driver.get_log('browser') if entry['level'] == 'SEVERE']
     assert severe == []
+
+def test_a_warning_blames_the_language_only_where_rules_are_for_another():
+    lost = dict(documents=30, dropped=29, reasons=dict(stop_words=29))
+    german, english, unknown = [card_warnings(dict(filtered_languages={code: lost}))[0] for code in ('de', 'en', '')]
+    assert 'another language' in german
+    for warning in (english, unknown): assert 'another language' not in warning and 'rejects.jsonl' in warning

@@ -215,7 +215,7 @@ def test_a_threshold_is_the_last_value_that_passes():
     assert webrules.c4_sentences(view('It is. It was. It is. It was. It is.')) is None
     assert gopher.gopher_stop_words(view('Der Hund und die Katze', language='de')) is None
     assert gopher.gopher_stop_words(view('Hund Katze Maus', language='de')) == 0
-    assert gopher.gopher_stop_words(view('Hund Katze Maus', language='ta')) is None # no list for Tamil
+    assert gopher.gopher_stop_words(view('Hund Katze Maus', language='am')) is None # no list for Amharic
 
 
 # --- rules that change the text ---

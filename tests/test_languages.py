@@ -2,6 +2,7 @@
 import pytest
 from languages import GENRES, KEYWORDS, MENUS, PROSE
 from llmbook.clean.language import common_words, count_common, identify, language_code
+from llmbook.clean.words import has_unspaced, split_words
 from llmbook.filters.content import toxicity
 from llmbook.filters.presets import apply_preset, check
 from llmbook.filters.view import View, count_sentences
@@ -86,10 +87,27 @@ def test_numbers_and_teasers_go_in_any_language(name):
 def test_a_language_is_stated_in_many_ways(stated, code): assert language_code(stated) == code
 
 def test_common_words_of_languages():
-    for code in ('de', 'fr', 'es', 'ru', 'ar', 'hi', 'zh', 'ja', 'th'): assert count_common(PROSE[code], code) >= 2
-    for code in ('de', 'es', 'ru', 'zh', 'ja', 'th', 'ar', 'hi'): assert count_common(KEYWORDS[code], code) == 0
+    for code in ('de', 'fr', 'es', 'ru', 'ar', 'hi', 'zh', 'ja', 'th', 'he', 'ka', 'ko', 'nl', 'ta'):
+        assert count_common(PROSE[code], code) >= 2
+    for code in ('de', 'es', 'ru', 'zh', 'ja', 'th', 'ar', 'hi', 'he', 'ko', 'nl', 'ta'):
+        assert count_common(KEYWORDS[code], code) == 0
     assert len(common_words('de')) > 100
-    assert common_words('xx') == frozenset() and count_common('text', 'ta') is None # endings, no words: no list
+    assert common_words('xx') == frozenset() and count_common('text', 'am') is None # no list
+    assert count_common('only Latin letters', 'ko') is None # whatever it is, it is not Korean
+
+@pytest.mark.parametrize('code,text', [
+    ('he', 'הוּא לֹא יָדַע כִּי הִיא הָיְתָה שָׁם עִם כָּל הַיְלָדִים'), ('ar', 'إِنَّ الْوَلَدَ ذَهَبَ ثُمَّ عَادَ مِنْ هُنَاكَ مَعَ أَخِيهِ فِي الْمَسَاءِ'),
+    ('he', 'איך זאל ניט וויסן אז ער איז געגאנגען מיט די קינדער')]) # points; and Yiddish, which is taken for Hebrew
+def test_common_words_with_points_and_of_relatives(code, text): assert count_common(text, code) >= 2
+
+def test_korean_with_spaces_and_without():
+    spaced = '할머니 댁 마당에는 오래된 감나무가 한 그루 있었다.'
+    assert split_words(spaced) == spaced.split() and not has_unspaced(spaced)
+    unspaced = spaced.replace(' ', '')
+    assert has_unspaced(unspaced) and split_words(unspaced) == [*unspaced[:-2], '다.']
+    assert split_words('한국전자통신연구원에서 왔다.') == ['한국전자통신연구원에서', '왔다.'] # a long name with an ending
+    assert not View(Doc(spaced, 'x')).unspaced and View(Doc(unspaced, 'x')).unspaced
+    assert View(Doc(unspaced, 'x')).phrase(5) == 10 and View(Doc(spaced, 'x')).phrase(5) == 5
 
 @pytest.mark.parametrize('text,n', [('好。是。', 2), ('“他来了。”她说。', 2), ('பூனை. நாய்.', 2), ('Кот спит. А пёс?', 2), ('أين الكلب؟ هنا.', 2),
                                     ('แมวนอนหลับ สุนัขเห่า', 2), ('ድመት ተኛች። ውሻው የት ነው?', 2), ('बिल्ली सोई। कुत्ता कहाँ है?', 2), ('고양이가 잔다. 개는?', 2),

@@ -428,6 +428,10 @@ def test_comparison_adds_up(ours):
     assert len(lines) == 3
     assert len({len(line) for line in lines}) == 1
 
+def test_a_comparison_counts_words_without_spaces(ours):
+    row, = compare_tokenizers(dict(ours=ours), dict(Chinese=['猫在窗边。', '狗在门口。']))
+    assert row['words'] == 8
+
 @pytest.mark.parametrize('bad', [[], '', [' ']])
 def test_a_comparison_on_nothing(ours, bad):
     with pytest.raises(UserError, match='poems'): compare_tokenizers(dict(ours=ours), dict(poems=bad))

@@ -6,7 +6,7 @@
 __all__ = ['languages', 'sample_text', 'identify', 'language_code', 'common_words', 'count_common', 'language']
 
 # %% ../../nbs/api/11_clean/02_language.ipynb #bf868171
-import runpy
+import re, runpy
 from collections import Counter
 from functools import lru_cache
 from importlib.util import find_spec
@@ -65,20 +65,45 @@ def language_code(
     return get_global('language_aliases').get(code, code)
 
 # %% ../../nbs/api/11_clean/02_language.ipynb #87f302ff
-_LISTED = frozenset('''af ar bg bn bs ca cs da de el es fa fi fr ga gd gu hi hr hu hy id is it ja lb lt lv mk mr ms
-    nb no pl pt ro ru sk sl sv th tr uk ur vi wuu yue zh'''.split())
+_LISTED = frozenset("""af ar bg bn bs ca cs da de el es fa fi fr ga gd gu hi hr hu hy id is it ja kn lb lt lv mk mr ms
+    nb nl no pl pt ro ru sk sl sr sv th tr uk ur vi wuu yue zh""".split())
 _FILE_OF = dict(no='nb', bs='hr', wuu='zh', yue='zh') # a code of ours -> the name of spaCy's folder
+_OUR_LISTS = dict(
+    he="""של את על לא הוא היא הם הן אני אתה אנחנו זה זו זאת אלה אלו כל עם אם או גם כי אבל רק יש אין היה היתה הייתה היו
+        יהיה להיות אל אחד אחת אחרי לפני בין כמו כך כן מה מי איך למה כאשר אשר עד עוד יותר מאוד שם כאן פה אז לו לה להם לי
+        לנו אותו אותה אותם שלו שלה שלהם שלי שלנו בו בה בהם ממנו ממנה אך ואת ולא ועל והוא והיא וגם כדי לפי ידי בלי ללא
+        תוך מן הזה הזאת ההוא שהוא שהיא שלא וכל בכל לכל מכל ואין
+        און די דער דעם דאס איז אין פון מיט צו צום ניט נישט וואס א אן אויף פאר אז ער זי עס מען האט האבן זיין איר אויך
+        אדער יעדער יעדן ביי דורך נאר ווי זענען קיין אלע""", # Hebrew, then Yiddish
+    ka="""და რომ არის ეს ის არ ან მაგრამ თუ როგორც ყველა მისი მათი მე ჩვენ იყო უნდა რა რომელიც შემდეგ კი რომელი მას ამ იმ
+        უკვე ძალიან ჩემი როცა როდესაც იგი მათ აქვს ყოველ მიერ რომლის შორის ასევე ისე ყოველი არა მისთვის ერთი სხვა აქ იქ
+        არც არავის შეიძლება""",
+    ko='다 는 에 의 을 를 은 고 하 한 로 으 도 그 것 있 없 수 들 면 었 았 했 였 게 며 던 된 될 할 습 니 까 와 과 지 서',
+    ta="""ஒரு இந்த அந்த என்று என்ற என மற்றும் அல்லது அது இது அவர் அவர்கள் அவன் அவள் நான் நாம் நாங்கள் நீ நீங்கள் யார்
+        என்ன எந்த எல்லா அனைத்து பல சில மிக ஆனால் உள்ள உள்ளது இல்லை இருந்து இருக்கிறது வேண்டாம் செய்ய போன்ற பின்னர் பிறகு
+        முன் முன்பு வரை கூட தான் தனது தன் அவரது அதன் அதை இதை இன்று நேற்று இங்கே அங்கே எப்படி ஏன் எப்போது ஆகிய கொண்டு
+        கொண்ட வந்த போல பற்றி எனவே ஆகவே எனினும் அவை இவை ஒவ்வொரு இதன் வேறு உரிய""")
+_ENDINGS = dict(ta=tuple('ும் ில் து க்கு ின் ாக ான த்தை களை ிய ால்'.split()))
+
+_POINTS = re.compile('[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u064b-\u065f\u0670]').sub # vowels and accents
+
+def _spacy_words(code):
+    "Return spaCy's stop words for a language; none where spaCy or its file is missing."
+    spec = find_spec('spacy')
+    if spec is None: return ()
+    file = Path(spec.origin).parent/'lang'/_FILE_OF.get(code, code)/'stop_words.py'
+    if not file.is_file(): return ()
+    return runpy.run_path(str(file))['STOP_WORDS']
 
 @lru_cache(maxsize=None)
 def common_words(
     code:str, # ISO 639 code
-) -> frozenset: # words in lower case; empty if there is no good list for the language
-    "Return the common words of a language (spaCy's stop words), if a good list is known."
-    spec = find_spec('spacy') if code in _LISTED else None
-    if spec is None: return frozenset()
-    file = Path(spec.origin).parent/'lang'/_FILE_OF.get(code, code)/'stop_words.py'
-    if not file.is_file(): return frozenset()
-    return frozenset(runpy.run_path(str(file))['STOP_WORDS'])
+) -> frozenset: # words in lower case, for Korean letters of endings; empty if there is no good list for the language
+    "Return the common words of a language, from a list of ours or from spaCy's stop words."
+    if code in _OUR_LISTS: words = _OUR_LISTS[code].split()
+    elif code in _LISTED: words = _spacy_words(code)
+    else: words = ()
+    return frozenset(_POINTS('', word) for word in words)
 
 _AROUND = '.,;:!?…()[]{}«»„“”‘’"\'–—-।॥،؛؟¿¡。'
 
@@ -91,6 +116,15 @@ def _count_anywhere(text, listed, enough):
     longer = {word: n for word in listed if len(word) > 1 and (n := text.count(word))}
     return len(signs) + len(longer), share + sum(n * len(word) for word, n in longer.items()) / letters
 
+_KOREAN = re.compile('[\uac00-\ud7a3]').findall
+
+def _count_korean(text, listed):
+    "Return how many different letters of endings a text holds, 0 if they are rare; None for a text without Korean."
+    letters = _KOREAN(text)
+    if not letters: return None
+    common = [letter for letter in letters if letter in listed]
+    return len(set(common)) if len(common) > .18 * len(letters) else 0
+
 def count_common(
     text:str, # any text; of a long one a sample is read
     code:str, # ISO 639 code
@@ -99,12 +133,16 @@ def count_common(
     listed = common_words(code)
     if not listed: return None
     text = sample_text(text, 5, 250).lower()
+    if not text.isascii(): text = _POINTS('', text).replace('־', ' ') # the hyphen of Hebrew stands between words
+    if code == 'ko': return _count_korean(text, listed)
     if has_unspaced(text):
         n, share = _count_anywhere(text, listed, .35)
         return n if share > .35 else 0
+    endings = _ENDINGS.get(code, ())
+    enough = .2 if endings else .05
     words = [word.strip(_AROUND) for word in text.split()]
-    common = [word for word in words if word in listed]
-    return len(set(common)) if len(common) > .05 * len(words) else 0
+    common = [word for word in words if word in listed or word.endswith(endings)]
+    return len(set(common)) if len(common) > enough * len(words) else 0
 
 # %% ../../nbs/api/11_clean/02_language.ipynb #ff650ce1
 @lru_cache

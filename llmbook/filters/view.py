@@ -15,7 +15,7 @@ from itertools import chain, product
 import numpy as np
 from ..read.doc import Doc
 from ..clean.language import identify, language_code
-from ..clean.words import UNSPACED, has_unspaced, split_words
+from ..clean.words import KOREAN_RUN, UNSPACED, has_unspaced, split_words
 
 # %% ../../nbs/api/12_filters/01_view.ipynb #b8bdd048
 _PRONOUNS = 'i you he she it we they who what when where why how there that this these those'
@@ -291,16 +291,21 @@ _PARAGRAPHS, _LINES = re.compile(r'\n{2,}').split, re.compile(r'\n+').split
 
 # %% ../../nbs/api/12_filters/01_view.ipynb #ac1f5356
 SURE = .65 # probability from which the language of a text counts as known (FineWeb)
-_LETTERS_OF = {name: re.compile(f'[{letters}]').findall for name, letters in dict(
-    latin='A-Za-zÀ-ɏ', unspaced=UNSPACED, thai_lao='\u0e00-\u0eff').items()}
+_LETTERS_OF = {
+    'latin': re.compile('[A-Za-zÀ-ɏ]').findall,
+    'unspaced': re.compile(f'[{UNSPACED}]|{KOREAN_RUN}').findall,
+    'thai_lao': re.compile('[\u0e00-\u0eff]').findall,
+}
 
 def share_of(
     text:str, # any text; the first 20,000 characters are looked at
     script:str, # 'latin', 'unspaced' or 'thai_lao'
 ) -> float: # 0 to 1
     "Return the share of a text's characters that are letters of a script, white space aside."
-    beginning = ''.join(text[:20_000].split())
-    return len(_LETTERS_OF[script](beginning)) / max(len(beginning), 1)
+    beginning = text[:20_000]
+    n_letters = sum(map(len, _LETTERS_OF[script](beginning)))
+    n_visible = sum(map(len, beginning.split()))
+    return n_letters / max(n_visible, 1)
 
 # %% ../../nbs/api/12_filters/01_view.ipynb #9236ddb3
 class View:

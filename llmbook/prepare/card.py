@@ -215,8 +215,10 @@ def _lost_languages(card):
         if n['documents'] < 3 or n['dropped'] < _NEARLY_ALL * n['documents']: continue
         reasons = sorted(n['reasons'].items(), key=lambda item: (-item[1], item[0]))
         most = ', '.join(f'{reason} {count:,}' for reason, count in reasons[:3])
+        advice = 'Look at some of them before you trust the rules: rejects.jsonl lists what went.'
+        if language not in ('', 'en'): advice = 'Their rules may be made for another language.'
         yield (f"Language '{language or 'unknown'}': the filters dropped {n['dropped']:,} of {n['documents']:,} "
-               f'documents ({most}). Their rules may be made for another language.')
+               f'documents ({most}). {advice}')
 
 def card_warnings(
     card:dict, # a data card; what it does not hold gives no warning

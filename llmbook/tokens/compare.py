@@ -9,6 +9,7 @@ __all__ = ['PARALLEL_TEXTS', 'compare_tokenizers', 'comparison_table', 'plot_voc
 from typing import Sequence
 from tokenizers import Tokenizer
 from ..core import UserError
+from ..clean.words import count_words
 from .tokenizer import encode_text
 
 # %% ../../nbs/api/14_tokens/02_compare.ipynb #24922400
@@ -42,8 +43,9 @@ def compare_tokenizers(
     for kind, sample in texts.items():
         sample = [sample] if isinstance(sample, str) else list(sample)
         n_bytes = sum(len(text.encode()) for text in sample)
-        n_words = sum(len(text.split()) for text in sample)
+        n_words = sum(map(count_words, sample))
         if not n_words: raise UserError(f"expected text to measure tokenizers on, got none of the kind '{kind}'")
+
         for name, tok in tokenizers.items():
             n_tokens = sum(map(len, encode_text(tok, sample)))
             rows.append(dict(
