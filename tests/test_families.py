@@ -9,6 +9,8 @@ from llmbook.model.config import FAMILIES, SIZES, ModelConfig, get_config
 from llmbook.evaluate.perplexity import continuation_logprob, document_nats, evaluate_text
 from llmbook.generate.text import generate, generate_ids, stream
 from llmbook.model.hf import check_finite, load_model, load_pretrained, save_pretrained
+from llmbook.generate.cuda_graph import FixedStep
+from llmbook.generate.decoder import Decoder
 from llmbook.model.layers import KVCache, rotary_tables
 from llmbook.model.hf_config import config_from_hf, hf_config, hf_names, hf_tensor
 from llmbook.model.transformer import Transformer
@@ -16,12 +18,22 @@ from llmbook.tokens.tokenizer import encode_text, read_tokenizer, text_ids, trai
 from llmbook.model.hf_wrap import WrappedLM, as_lm, as_reader
 
 STRETCH = dict(factor=4., low_freq_factor=1., high_freq_factor=4., original_max_position_embeddings=32)
+YARN = dict(type='yarn', factor=4., original_max_position_embeddings=16)
 CASES = {
     'qwen3':         dict(family='qwen3'),
     'qwen3-geglu':   dict(family='qwen3', mlp='geglu'),
     'llama':         dict(family='llama', n_kv_head=1),
     'llama-untied':  dict(family='llama', tie_embeddings=False, head_dim=24),
     'llama3':        dict(family='llama', rope_scaling=STRETCH, rope_theta=5e5),
+    'llama-biased':  dict(family='llama', attn_bias='all', mlp_bias=True),
+    'llama-linear':  dict(family='llama', rope_scaling=dict(type='linear', factor=3.)),
+    'llama-dynamic': dict(family='llama', rope_scaling=dict(type='dynamic', factor=2.)),
+    'mistral':       dict(family='mistral', head_dim=24, tie_embeddings=False),
+    'mistral-near':  dict(family='mistral', window=7, n_kv_head=1),
+    'qwen2':         dict(family='qwen2'),
+    'qwen2-near':    dict(family='qwen2', window=5, tie_embeddings=False, rope_scaling=YARN),
+    'qwen3-biased':  dict(family='qwen3', attn_bias='all', rope_scaling={**YARN, 'truncate': False, 'beta_fast': 8.}),
+    'qwen3-near':    dict(family='qwen3', window=6, head_dim=32, rope_scaling=STRETCH),
     'gpt2':          dict(family='gpt2'),
     'gpt2-relu2':    dict(family='gpt2', mlp='relu2', d_ff=96, tie_embeddings=False),
     'encoder':       dict(family='encoder', n_layer=3),
@@ -160,7 +172,43 @@ def test_the_future_is_hidden_in_decoders_only(name):
     m, x = build(name), ids()
     with torch.no_grad(): same = (m(x) == m(changed(x, 12))).all(-1).all(0)
     assert same[:12].all()
-    assert not same[12:].any()
+    near = m.config.window or 12
+    assert not same[12:12 + near].any()
+    out_of_reach = 12 + m.config.n_layer * (near - 1) + 1 # every layer passes it on by a window
+    assert same[out_of_reach:].all()
+
+@pytest.mark.parametrize('name', [name for name in DECODERS if 'near' in name] + ['qwen2', 'llama-biased'])
+def test_generation_sees_what_the_forward_pass_sees(name):
+    m = build(name)
+    prompts = [x[:n].tolist() for x, n in zip(ids(), (3, 11, 20))]
+    got = generate_ids(m, prompts, 20, temperature=0, stop=None)
+    for prompt, new in zip(prompts, got):
+        with torch.no_grad(): z = m.logits(m(torch.tensor([prompt + new])))
+        assert z[0, len(prompt) - 1:-1].argmax(-1).tolist() == new
+
+@pytest.mark.parametrize('pad', [None, torch.tensor([0, 9, 2])])
+@pytest.mark.parametrize('name', ['mistral-near', 'qwen3'])
+def test_a_step_that_is_recorded_sees_the_same_window(name, pad):
+    m, x = build(name), ids()
+    recorded, plain = Decoder(m, 3, 24, pad), Decoder(m, 3, 24, pad)
+    with torch.no_grad():
+        for decoder in (recorded, plain): decoder(x[:, :16])
+        step = FixedStep(recorded)
+        step.x.copy_(x[:, 16])
+        step.pos.fill_(16)
+        torch.testing.assert_close(step(), plain(x[:, 16:17]), atol=1e-5, rtol=1e-4)
+
+@pytest.mark.parametrize('name', DECODERS)
+def test_left_padding_as_in_transformers(name, tf, tmp_path):
+    m, x = build(name), ids()
+    theirs = exported(tf, m, tmp_path)
+    pad = torch.tensor([0, 9, 2])
+    real = torch.arange(24) >= pad[:, None]
+    positions = (torch.arange(24) - pad[:, None]).clamp(min=0)
+    with torch.no_grad():
+        a = m.logits(m(x, KVCache(m.config, 3, 24, pad)))
+        b = theirs(x, attention_mask=real.long(), position_ids=positions).logits
+    assert largest_difference(a[real], b[real]) < 1e-4
 
 def test_an_encoder_sees_both_ways_and_takes_no_cache():
     m, x = build('encoder'), ids()
@@ -275,15 +323,23 @@ def test_a_tied_head_may_be_stored_if_it_is_the_embedding(tmp_path):
     with pytest.raises(UserError, match='unexpected: lm_head.weight'): load_model(tmp_path, 'cpu')
 
 @pytest.mark.parametrize('name, change, says', [
-    ('llama', dict(rope_parameters=dict(rope_type='dynamic', factor=2., rope_theta=1e4)), 'dynamic'),
-    ('llama', dict(mlp_bias=True), 'mlp_bias'),
+    ('llama', dict(rope_parameters=dict(rope_type='proportional', factor=2., rope_theta=1e4)), 'proportional'),
+    ('llama', dict(mlp_bias=True), 'missing: model.layers.0.mlp.gate_proj.bias'),
+    ('llama', dict(attention_bias=True), 'missing: model.layers.0.self_attn.q_proj.bias'),
+    ('qwen2', dict(model_type='llama'), 'unexpected: model.layers.0.self_attn.q_proj.bias'),
     ('gpt2', dict(activation_function='gelu'), 'activation_function'),
     ('gpt2', dict(add_cross_attention=True), 'add_cross'),
     ('encoder', dict(norm_bias=True), 'norm_bias'),
     ('encoder', dict(decoder_bias=False), 'decoder_bias'),
     ('encoder', dict(layer_types=['sliding_attention'] * 3), 'layer_types'),
     ('encoder', dict(hidden_activation='relu'), 'hidden_activation'),
-    ('qwen3', dict(rope_parameters=dict(rope_type='llama3', **STRETCH, rope_theta=1e4)), 'llama3'),
+    ('qwen3', dict(rope_parameters=dict(rope_type='longrope', rope_theta=1e4)), 'longrope'),
+    ('qwen3', dict(use_sliding_window=True, sliding_window=8,
+                   layer_types=['full_attention', 'sliding_attention']), 'layer_types'),
+    ('qwen2', dict(use_sliding_window=True, sliding_window=8, max_window_layers=1), 'layer_types'),
+    ('llama', dict(quantization_config=dict(bits=4)), 'quantization_config'),
+    ('mistral', dict(hidden_act='gelu_new'), 'hidden_act'),
+    ('llama', dict(partial_rotary_factor=.5), 'partial_rotary_factor'),
 ])
 def test_options_of_other_models(name, change, says, tmp_path):
     save_pretrained(build(name), None, tmp_path)
@@ -337,10 +393,14 @@ def test_a_new_model_is_undecided_in_every_family(family):
     (dict(family='bert'), 'family'),
     (dict(mlp='tanh'), 'mlp'),
     (dict(family='gpt2', head_dim=32), 'head_dim'),
-    (dict(rope_scaling=STRETCH), 'only llama'),
+    (dict(family='gpt2', rope_scaling=STRETCH), 'only decoders that rotate'),
+    (dict(family='qwen2', attn_bias='none'), 'attn_bias'),
+    (dict(family='mistral', mlp_bias=True), 'mlp_bias'),
+    (dict(rope_scaling=dict(type='longrope', factor=2.)), 'longrope'),
+    (dict(rope_scaling=dict(type='yarn', factor=2.)), 'original_max'),
     (dict(family='llama', rope_scaling=dict(factor=2)), 'low_freq_factor'),
     (dict(family='encoder', window=-1), 'window'),
-    (dict(family='gpt2', window=2), 'only encoders'),
+    (dict(family='gpt2', window=2), 'window 0'),
     (dict(family='llama', n_head=3), 'divide'),
 ])
 def test_bad_configurations(kw, says):

@@ -44,6 +44,7 @@ class FixedStep:
             h = h + model.pos(p)
             cos, sin = None, None
         shut = (self.places > self.pos) | (self.places < self.pad[:, None])              # (B, S)
+        if d.cache.window: shut = shut | (self.places <= self.pos - d.cache.window)
         mask = self.zero.where(~shut, -math.inf)
         mask = mask.repeat_interleave(d.K, 0)[:, None]                                   # (B*K, 1, S)
         for i, layer in enumerate(d.layers):

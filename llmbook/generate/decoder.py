@@ -258,15 +258,16 @@ def _one(self:Decoder, i, q, k, v): # one token of each row: (B, 1, heads, d) ->
     B = len(q)
     position = self.cache.pos
     end = position + 1
+    start = max(0, end - self.cache.window) if self.cache.window else 0
     scale = self.d ** -.5
     keys, values, flat_keys, flat_values = self.kv[i]
     keys.select(2, position).copy_(k[:, 0])
     values.select(2, position).copy_(v[:, 0])
     q = q.reshape(B * self.K, -1, self.d)                  # (B*K, H/K, d)
-    kt = flat_keys.narrow(1, 0, end).transpose(1, 2)       # (B*K, d, S)
-    v = flat_values.narrow(1, 0, end)                      # (B*K, S, d)
+    kt = flat_keys.narrow(1, start, end - start).transpose(1, 2)  # (B*K, d, S)
+    v = flat_values.narrow(1, start, end - start)                 # (B*K, S, d)
     if self.shut is None: scores = torch.bmm(q, kt).mul_(scale)
-    else: scores = torch.baddbmm(self.shut.narrow(2, 0, end), q, kt, alpha=scale)
+    else: scores = torch.baddbmm(self.shut.narrow(2, start, end - start), q, kt, alpha=scale)
     return torch.bmm(scores.softmax(-1), v).view(B, -1)
 
 @patch

@@ -9,7 +9,7 @@ __all__ = ['hf_names', 'hf_tensor', 'hf_ids', 'hf_config', 'config_from_hf']
 import torch
 from ..core import UserError
 from ..tokens.tokenizer import EOT, PAD, TextIds
-from .config import FAMILIES, ROPE_SCALING, ModelConfig
+from .config import FAMILIES, ROPE_TYPES, YARN_OPTIONS, ModelConfig
 
 # %% ../../nbs/api/20_model/05_hf_config.ipynb #49a0eb1e
 _QKV = 'blocks.*.attn.q_proj blocks.*.attn.k_proj blocks.*.attn.v_proj'
@@ -56,7 +56,7 @@ _MODERNBERT = {
     'model.layers.*.mlp.Wi': 'blocks.*.mlp.gate_proj blocks.*.mlp.up_proj',
     'model.layers.*.mlp.Wo': 'blocks.*.mlp.down_proj',
 }
-_MODULES = dict(qwen3=_LLAMA, llama=_LLAMA, gpt2=_GPT2, encoder=_MODERNBERT)
+_MODULES = dict(qwen3=_LLAMA, qwen2=_LLAMA, mistral=_LLAMA, llama=_LLAMA, gpt2=_GPT2, encoder=_MODERNBERT)
 
 # %% ../../nbs/api/20_model/05_hf_config.ipynb #e6358d5f
 def _modules(c):
@@ -96,7 +96,7 @@ _MODERNBERT_OPTIONS = dict(norm_bias=False, attention_bias=False, mlp_bias=False
                            decoder_bias=True, classifier_activation='gelu')
 
 def _llama_numbers(c):
-    rope = dict(rope_type='llama3', **c.rope_scaling) if c.rope_scaling else dict(rope_type='default')
+    rope = _rope_words(c)
     numbers = dict(
         hidden_size=c.d_model,
         intermediate_size=c.d_ff,
@@ -109,14 +109,27 @@ def _llama_numbers(c):
         rms_norm_eps=c.norm_eps,
         rope_theta=c.rope_theta,
         rope_parameters=dict(rope, rope_theta=c.rope_theta),
-        attention_bias=False,
         attention_dropout=0.0,
         use_cache=True,
     )
-    if c.family == 'qwen3': return dict(numbers, use_sliding_window=False)
-    numbers['mlp_bias'] = False
     if c.rope_scaling: numbers['rope_scaling'] = rope
-    return numbers
+    if c.family in ('qwen3', 'llama'): numbers['attention_bias'] = c.attn_bias == 'all'
+    if c.family == 'llama': numbers['mlp_bias'] = c.mlp_bias
+    return numbers | _window_words(c)
+
+def _rope_words(c):
+    "Return how positions are stretched, in the words of transformers."
+    scaling = dict(c.rope_scaling or dict(type='default'))
+    kind = scaling.pop('type', 'llama3')
+    return dict(rope_type=kind, **scaling)
+
+def _window_words(c):
+    "Return how far a decoder's tokens see, in the words of transformers."
+    if c.family == 'mistral': return dict(sliding_window=c.window or None)
+    if c.family == 'llama': return {}
+    if not c.window: return dict(use_sliding_window=False)
+    return dict(use_sliding_window=True, sliding_window=c.window, max_window_layers=0,
+                layer_types=['sliding_attention'] * c.n_layer)
 
 def _gpt2_numbers(c):
     return dict(
@@ -158,6 +171,8 @@ def _modernbert_numbers(c):
 # %% ../../nbs/api/20_model/05_hf_config.ipynb #5a0b4103
 _CLASSES = dict( # our family: model type and class of transformers
     qwen3=('qwen3', 'Qwen3ForCausalLM'),
+    qwen2=('qwen2', 'Qwen2ForCausalLM'),
+    mistral=('mistral', 'MistralForCausalLM'),
     llama=('llama', 'LlamaForCausalLM'),
     gpt2=('gpt2', 'GPT2LMHeadModel'),
     encoder=('modernbert', 'ModernBertForMaskedLM'),
@@ -202,19 +217,52 @@ def _read_mlp(d, family, unsupported):
 
 def _read_llama(d, unsupported):
     rope = d.get('rope_parameters') or d.get('rope_scaling') or {}
-    kind = rope.get('rope_type', rope.get('type', 'default'))
-    llama3 = kind == 'llama3' and d['model_type'] == 'llama'
-    if kind != 'default' and not llama3: unsupported['rope_type'] = kind
-    partial = rope.get('partial_rotary_factor', 1)
+    partial = rope.get('partial_rotary_factor', d.get('partial_rotary_factor', 1))
     if partial != 1: unsupported['partial_rotary_factor'] = partial
+    biased = d['model_type'] in ('llama', 'qwen3') and d.get('attention_bias', False)
     return dict(
         n_kv_head=d.get('num_key_value_heads') or d.get('num_attention_heads'),
         head_dim=d.get('head_dim') or (128 if d['model_type'] == 'qwen3' else None),
         rope_theta=rope.get('rope_theta', d.get('rope_theta', 10_000.)),
         norm_eps=d.get('rms_norm_eps', 1e-6),
         tie_embeddings=d.get('tie_word_embeddings', False),
-        rope_scaling={k: rope.get(k) for k in ROPE_SCALING} if llama3 else None,
+        rope_scaling=_read_rope(rope, d, unsupported),
+        attn_bias='all' if biased else None,
+        mlp_bias=d.get('mlp_bias') if d['model_type'] == 'llama' else None,
+        window=_read_window(d, unsupported),
     )
+
+def _read_rope(rope, d, unsupported):
+    "Return `rope_scaling` of our configuration."
+    kind = rope.get('rope_type', rope.get('type', 'default'))
+    if kind == 'default': return None
+    if kind not in ROPE_TYPES:
+        unsupported['rope_type'] = kind
+        return None
+    context = d.get('max_position_embeddings')
+    old = d.get('original_max_position_embeddings') or rope.get('original_max_position_embeddings') or context
+    factor = rope.get('factor') or (context / old if context else None)
+    found = {**rope, 'factor': factor, 'original_max_position_embeddings': old}
+    scaling = {name: found.get(name) for name in ROPE_TYPES[kind]}
+    if kind == 'llama3': return scaling
+    options = YARN_OPTIONS if kind == 'yarn' else ()
+    given = {name: rope[name] for name in options if rope.get(name) is not None}
+    return dict(type=kind, **scaling, **given)
+
+def _read_window(d, unsupported):
+    "Return the window that all layers of a decoder have; 0: none has one."
+    kind, window = d['model_type'], d.get('sliding_window')
+    used = kind == 'mistral' or kind in ('qwen2', 'qwen3') and d.get('use_sliding_window', False)
+    if not used or not window: return 0
+    if kind == 'mistral': return window
+    first = d.get('max_window_layers', 28)
+    n = d.get('num_hidden_layers', 0)
+    types = d.get('layer_types') or ['sliding_attention' if i >= first else 'full_attention' for i in range(n)]
+    near = [name == 'sliding_attention' for name in types]
+    if all(near): return window
+    reaches_all = window >= d.get('max_position_embeddings', 0)
+    if any(near) and not reaches_all: unsupported['layer_types'] = types
+    return 0
 
 def _read_gpt2(d, unsupported):
     return dict(
@@ -251,8 +299,6 @@ def _read_layer_types(d, unsupported):
 
 # %% ../../nbs/api/20_model/05_hf_config.ipynb #3a44f5c0
 _SUPPORTED = dict( # options that may only have this value
-    qwen3=dict(attention_bias=False, use_sliding_window=False),
-    llama=dict(attention_bias=False, mlp_bias=False),
     encoder=_MODERNBERT_OPTIONS,
     gpt2=dict(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False),
 )
@@ -280,8 +326,10 @@ def config_from_hf(
     family = families.get(d.get('model_type'))
     if family is None:
         known = ', '.join(map(repr, families))
-        raise UserError(f"expected model_type {known}, got {d.get('model_type')!r}: only these families are read")
-    unsupported = {k: d[k] for k, v in _SUPPORTED[family].items() if d.get(k, v) != v}
+        raise UserError(f"expected model_type {known}, got {d.get('model_type')!r}: only these families are read; "
+                        'load_lm wraps any other causal model')
+    options = {**_SUPPORTED.get(family, {}), 'quantization_config': None}
+    unsupported = {k: d[k] for k, v in options.items() if d.get(k, v) != v}
     mlp = _read_mlp(d, family, unsupported)
     names = _GPT2_NUMBERS if family == 'gpt2' else _NUMBERS
     missing = sorted(name for name in names.values() if name not in d)

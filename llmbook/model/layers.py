@@ -7,6 +7,7 @@ __all__ = ['RMSNorm', 'make_norm', 'rotary_tables', 'rotate', 'KVCache', 'docume
            'attend', 'as_autocast', 'Attention', 'MLP', 'Block']
 
 # %% ../../nbs/api/20_model/03_layers.ipynb #271753b1
+import math
 import torch, torch.nn.functional as F
 from contextlib import nullcontext
 from functools import partial
@@ -68,20 +69,51 @@ def rotary_tables(
     length:int, # T: positions
     head_dim:int, # d: width of a head
     theta:float=10_000., # base of the wavelengths
-    scaling:dict|None=None, # four numbers of Llama 3.1 (ROPE_SCALING); None: no stretching
+    scaling:dict|None=None, # `rope_scaling` of a configuration; None: no stretching
 ) -> tuple[Tensor, Tensor]: # (cos, sin), each (T, d) float32; the halves of a row are equal, but the first half of sin has its sign turned
     "Return cosines and sines of the angles of every position."
     freq = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)  # (d/2)
-    if scaling: freq = _stretch(freq, *(scaling[k] for k in ROPE_SCALING))
+    if scaling: freq = _stretched(freq, theta, scaling)
     angle = torch.outer(torch.arange(length, dtype=torch.float32), freq)             # (T, d/2)
     cos, sin = angle.cos(), angle.sin()
+    gain = _yarn_gain(scaling)
+    if gain != 1: cos, sin = cos * gain, sin * gain
     return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
-def _stretch(freq, factor, low, high, old):
-    "Slow the slow angles by `factor`, keep the fast ones, and blend those between (Llama 3.1)."
-    turns = old * freq / (2 * torch.pi)                # full turns in the old context
-    keep = ((turns - low) / (high - low)).clamp(0, 1)  # 0: slower, 1: as it was
-    return freq * (keep + (1 - keep) / factor)
+def _stretched(freq, theta, scaling):
+    "Return the angles of a position, slowed in the way that `scaling` names."
+    kind = scaling.get('type', 'llama3')
+    if kind == 'dynamic': return freq  # it changes positions behind the context alone
+    if kind == 'linear': return freq / scaling['factor']
+    if kind == 'yarn': keep = _yarn_keep(len(freq), theta, scaling)
+    else: keep = _llama3_keep(freq, scaling)
+    return freq * (keep + (1 - keep) / scaling['factor'])
+
+def _llama3_keep(freq, scaling):
+    "Return how much of each angle stays: 1 for the fast ones, 0 for the slow ones, a blend between (Llama 3.1)."
+    _, low, high, old = (scaling[k] for k in ROPE_SCALING)
+    turns = old * freq / (2 * torch.pi)  # full turns in the old context
+    return ((turns - low) / (high - low)).clamp(0, 1)
+
+def _yarn_keep(pairs, theta, scaling):
+    "Return how much of each angle stays, where the blend is a straight line over the pairs (YaRN)."
+    old = scaling['original_max_position_embeddings']
+    def pair_of(turns):  # the pair that makes so many turns in the old context
+        return pairs * math.log(old / (turns * 2 * math.pi)) / math.log(theta)
+    first = pair_of(scaling.get('beta_fast') or 32)
+    last = pair_of(scaling.get('beta_slow') or 1)
+    if scaling.get('truncate', True): first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, 2 * pairs - 1)
+    if first == last: last += .001
+    return 1 - ((torch.arange(pairs, dtype=torch.float32) - first) / (last - first)).clamp(0, 1)
+
+def _yarn_gain(scaling):
+    "Return the factor of cosines and sines, which sharpens attention over longer texts in YaRN; 1 elsewhere."
+    if not scaling or scaling.get('type') != 'yarn': return 1.
+    if scaling.get('attention_factor') is not None: return scaling['attention_factor']
+    def gain(weight): return .1 * weight * math.log(scaling['factor']) + 1 if scaling['factor'] > 1 else 1.
+    above, below = scaling.get('mscale'), scaling.get('mscale_all_dim')
+    return gain(above) / gain(below) if above and below else gain(1)
 
 # %% ../../nbs/api/20_model/03_layers.ipynb #3f9372d1
 def rotate(
@@ -108,6 +140,7 @@ class KVCache:
             raise UserError(f'expected a decoder, got family {config.family}: '
                             'an encoder reads whole texts, a cache is of no use')
         self.length = length or config.context
+        self.window = config.window  # tokens that a query sees; 0: all
         self.pos = 0
         self.pad = pad
         if self.length > config.context:
@@ -146,11 +179,14 @@ class KVCache:
     def mask(self,
         T:int, # number of new tokens
     ): # (1 or B, 1, T, pos + T) bool, true where a query may look; None for one token or the first ones, unpadded
-        "Return which positions each new query may see: none ahead of it, and no padding."
-        if self.pad is None and (T == 1 or not self.pos): return None  # the fastest kernels take no mask
-        q = torch.arange(self.pos, self.pos + T, device=self.kv.device)[:, None]
-        k = torch.arange(self.pos + T, device=self.kv.device)
+        "Return which positions each new query may see: none ahead of it, none behind its window, and no padding."
+        end = self.pos + T
+        narrow = 0 < self.window < end
+        if self.pad is None and not narrow and (T == 1 or not self.pos): return None  # the fastest kernels take no mask
+        q = torch.arange(self.pos, end, device=self.kv.device)[:, None]
+        k = torch.arange(end, device=self.kv.device)
         causal = (k <= q)[None, None]
+        if narrow: causal = causal & (k > q - self.window)
         if self.pad is None: return causal
         return causal & (k >= self.pad[:, None, None, None]) | (k == q)
 
@@ -223,11 +259,12 @@ class Attention(nn.Module):
         self.layer = layer
         self.head_dim = c.head_dim
         self.causal = c.traits.causal
-        queries, keys, bias = c.n_head * c.head_dim, c.n_kv_head * c.head_dim, c.traits.bias
+        queries, keys = c.n_head * c.head_dim, c.n_kv_head * c.head_dim
+        bias = c.attn_bias != 'none'
         self.q_proj = Linear(c.d_model, queries, bias=bias)
         self.k_proj = Linear(c.d_model, keys, bias=bias)
         self.v_proj = Linear(c.d_model, keys, bias=bias)
-        self.o_proj = Linear(queries, c.d_model, bias=bias)
+        self.o_proj = Linear(queries, c.d_model, bias=c.attn_bias == 'all')
         self.q_norm = RMSNorm(c.head_dim, c.norm_eps) if c.traits.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(c.head_dim, c.norm_eps) if c.traits.qk_norm else nn.Identity()
 
@@ -265,9 +302,9 @@ class MLP(nn.Module):
         super().__init__()
         self.gated = c.gated
         self.act = _ACTIVATIONS[c.mlp]
-        if self.gated: self.gate_proj = Linear(c.d_model, c.d_ff, bias=c.traits.bias)
-        self.up_proj = Linear(c.d_model, c.d_ff, bias=c.traits.bias)
-        self.down_proj = Linear(c.d_ff, c.d_model, bias=c.traits.bias)
+        if self.gated: self.gate_proj = Linear(c.d_model, c.d_ff, bias=c.mlp_bias)
+        self.up_proj = Linear(c.d_model, c.d_ff, bias=c.mlp_bias)
+        self.down_proj = Linear(c.d_ff, c.d_model, bias=c.mlp_bias)
 
     def forward(self, x:Tensor) -> Tensor: # (B, T, D) -> (B, T, D)
         x = as_autocast(x)
@@ -291,7 +328,8 @@ class Block(nn.Module):
         layer:int=0, # index of the block
     ):
         super().__init__()
-        self.local = c.window > 0 and layer % c.global_every > 0  # sees only its neighbours
+        # a local layer of an encoder sees only its neighbours; a decoder's window holds in all layers, as a mask
+        self.local = c.window > 0 and not c.traits.causal and layer % c.global_every > 0
         self.attn_norm = make_norm(c) if c.traits.causal or layer else nn.Identity()
         self.attn = Attention(c, layer)
         self.mlp_norm = make_norm(c)

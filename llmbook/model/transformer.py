@@ -71,7 +71,7 @@ class Transformer(nn.Module):
         c = self.config
         if not c.traits.rotary: return
         kinds = [('', c.rope_theta, c.rope_scaling)]
-        if c.window: kinds.append(('near_', c.local_theta, None))
+        if c.window and not c.traits.causal: kinds.append(('near_', c.local_theta, None))
         for prefix, theta, scaling in kinds:
             cos, sin = rotary_tables(c.context, c.head_dim, theta, scaling)
             self.register_buffer(f'{prefix}cos', cos.to(device), persistent=False)
@@ -119,8 +119,17 @@ def _where(self:Transformer, x, docs, cache):
     if need > most:
         raise UserError(f'expected at most {most} tokens, got {need}: cut the text, or use a longer context')
     if cache is not None: return cache.positions(T), cache.mask(T)
-    if docs is not None: return document_positions(docs)[:, None], document_mask(docs, causal)
-    return slice(T), None
+    positions, mask = slice(T), None
+    if docs is not None: positions, mask = document_positions(docs)[:, None], document_mask(docs, causal)
+    return positions, self._narrowed(mask, x)
+
+@patch
+def _narrowed(self:Transformer, mask, x):
+    "Return the mask of a decoder whose tokens see a window alone; any other mask as it is."
+    window = self.config.window
+    if not self.config.traits.causal or not 0 < window < x.shape[1]: return mask
+    near = window_mask(x.shape[1], window - 1, x.device).tril()
+    return near if mask is None else near & mask
 
 @patch
 def _embed(self:Transformer, x, positions): # (B, T, D)
@@ -135,7 +144,7 @@ def _tables(self:Transformer, positions, mask, x):
     "Return (cos, sin, mask) of layers that see everything, and of local ones if there are any."
     if self.pos is not None: return [(None, None, self._added(mask))]
     far = self.cos[positions], self.sin[positions], self._added(mask)  # (T, d) or (B, 1, T, d)
-    if not self.config.window: return [far]
+    if not self.config.window or self.config.traits.causal: return [far]
     window = window_mask(x.shape[1], self.config.window, x.device)
     if mask is not None: window = window & mask
     return [far, (self.near_cos[positions], self.near_sin[positions], self._added(window))]

@@ -40,10 +40,10 @@ def count_params(
     return {**n, 'total': sum(n.values()), 'body': n['attention'] + n['mlp'] + n['norms']}
 
 def _biases(c):
-    "Count the biases of all blocks: (attention, mlp). Only GPT-2 has any."
-    if not c.traits.bias: return 0, 0
-    attention = c.head_dim * (c.n_head + 2 * c.n_kv_head) + c.d_model
-    mlp = c.d_ff * (1 + c.gated) + c.d_model
+    "Count the biases of all blocks: (attention, mlp)."
+    qkv = c.head_dim * (c.n_head + 2 * c.n_kv_head)
+    attention = dict(none=0, qkv=qkv, all=qkv + c.d_model)[c.attn_bias]
+    mlp = c.d_ff * (1 + c.gated) + c.d_model if c.mlp_bias else 0
     return c.n_layer * attention, c.n_layer * mlp
 
 def _norms(c):

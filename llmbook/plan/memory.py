@@ -27,7 +27,7 @@ def block_activations(
     normed = c.traits.qk_norm
     mlp = 2 + 2 * c.gated
     if _is_half(precision): return (2 * 4 + 2 * 2) * D + (4 + 8 * normed) * heads + 2 * mlp * c.d_ff
-    recomputed_gate = precision == 'float32' and c.mlp == 'swiglu' and not c.traits.bias
+    recomputed_gate = precision == 'float32' and c.mlp == 'swiglu' and not c.mlp_bias
     return 4 * (4 * D + (2 + normed) * heads + (mlp - 2 * recomputed_gate) * c.d_ff)
 
 def _is_half(precision):
