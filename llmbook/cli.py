@@ -117,7 +117,7 @@ def llmbook_plan(
     tokens:int=None, # tokens of text available; none: those of the data, or no limit
     seed:int=42, # seed of the run
     out:str=None, # a plan.json to write
-):
+): # the plan in a notebook; nothing in a shell
     "Plan what fits a budget: model, batch, memory, time, and on other devices money, energy, carbon."
     from llmbook.cli import plan
     if out: check_free(out, [''])
@@ -164,17 +164,30 @@ def llmbook_prepare(
 ):
     "Turn sources into token shards, with tokenizer and data card."
     from llmbook.cli import prepare
-    sets = None
-    if against: sets = {Path(f).name.split('.')[0]: f for f in against.split(',')}
-    masked = dict(all=None, none=[]).get(personal, personal.split(','))
     card = prepare(
-        list(sources) or ['embedded'], out, vocab_size, max_bytes, preset, seed, personal=masked,
-        similarity=similarity, repeats=repeats, against=sets, tokenizer=tokenizer, workers=workers, engine=engine,
-        text_field=text_field)
+        list(sources) or ['embedded'], out, vocab_size, max_bytes, preset, seed, personal=_kinds_to_mask(personal),
+        similarity=similarity, repeats=repeats, against=_evaluation_sets(against), tokenizer=tokenizer,
+        workers=workers, engine=engine, text_field=text_field)
     totals = card['totals']
     tokens = human_count(card['splits']['train']['tokens'])
-    kept = f"{totals['kept']} kept + {totals['dropped']} dropped + {totals['rejected']} rejected"
-    print(f"{totals['in']} documents = {kept}; {tokens} training tokens in {out}; the card: {Path(out)/'card.html'}")
+    account = f"{totals['kept']} kept + {totals['dropped']} dropped + {totals['rejected']} rejected"
+    page = Path(out)/'card.html'
+    print(f"{totals['in']} documents = {account}; {tokens} training tokens in {out}; the card: {page}")
+
+def _kinds_to_mask(personal):
+    "Return the kinds of personal data to mask, as `prepare` takes them: None for all."
+    if personal == 'all': return None
+    if personal == 'none': return []
+    return personal.split(',')
+
+def _evaluation_sets(against):
+    "Return the files of evaluation sets by the name before their first dot; None if there are none."
+    if not against: return None
+    sets = {}
+    for file in against.split(','):
+        name = Path(file).name.split('.')[0]
+        sets[name] = file
+    return sets
 
 # %% ../nbs/api/80_app/02_cli.ipynb #060b7ec0
 def _planned(data, out, given, resume, asked):
@@ -270,11 +283,9 @@ def llmbook_finetune(
     patience:int=None, # stop after so many validations without a better one; none: take all steps
 ):
     "Fine-tune a model on a task; scores before and after."
-    from llmbook.cli import answers, check_metric, finetune, get_task, overlap_rows, rows_text
-    from llmbook.cli import save_pretrained, with_marks, write_chat_template, write_predictions
-    for name, n in dict(pairs=pairs, bs=bs, evaluations=evaluations).items(): whole_number(name, n)
-    for name, n in dict(steps=steps, answer_tokens=answer_tokens, patience=patience).items():
-        if n is not None: whole_number(name, n)
+    from llmbook.cli import answers, check_metric, finetune, get_task, overlap_rows, with_marks, write_predictions
+    _check_numbers(dict(pairs=pairs, bs=bs, evaluations=evaluations),
+                   dict(steps=steps, answer_tokens=answer_tokens, patience=patience))
     real_number('lr', lr, above=0)
     if metric: check_metric(metric)
     m, tok = _loaded(model)
@@ -296,18 +307,35 @@ def llmbook_finetune(
     _say_set_aside(t, learn.dls, out)
     after = answers(learn.model, tok, prompts, max_new_tokens=limit, progress='answering after')
     rows = dict(before=overlap_rows(t, before, refs), after=overlap_rows(t, after, refs))
-    save_pretrained(learn.model, tok, out/'model')
-    write_chat_template(out/'model', tok)
     write_predictions(out/'predictions.jsonl', test, before, after)
     result = dict(task=t.name, note=t.note, answer_tokens=limit, **rows)
-    write_json(out/'result.json', result)
-    _write_card(out/'model', model, m, result)
-    for when, scores in rows.items(): print(when, rows_text(scores), sep='\n')
-    for when, texts in dict(before=before, after=after).items():
-        empty = sum(not text for text in texts)
-        if empty: print(f'{when}, {empty} of {len(texts)} answers are empty')
+    _save_tuned(out, learn.model, tok, result, model)
+    _say_scores(rows, dict(before=before, after=after))
     print(f"answers: {out/'predictions.jsonl'}")
     print(f"model: {out/'model'}")
+
+def _check_numbers(needed, optional):
+    "Raise `UserError` for an option that is no whole number; an optional one may be None."
+    for name, n in needed.items(): whole_number(name, n)
+    for name, n in _given(**optional).items(): whole_number(name, n)
+
+def _save_tuned(out, model, tok, result, source):
+    "Write the tuned model with its chat template and card, and the scores beside it."
+    from llmbook.cli import save_pretrained, write_chat_template
+    save_pretrained(model, tok, out/'model')
+    write_chat_template(out/'model', tok)
+    write_json(out/'result.json', result)
+    _write_card(out/'model', source, model, result)
+
+def _say_scores(rows, texts):
+    "Print the scores before and after, and how many of the answers are empty."
+    from llmbook.cli import rows_text
+    for when, scores in rows.items():
+        print(when)
+        print(rows_text(scores))
+    for when, answered in texts.items():
+        empty = sum(not text for text in answered)
+        if empty: print(f'{when}, {empty} of {len(answered)} answers are empty')
 
 def _model_folder(path):
     "Return the folder of a model, also that inside a run's folder."
@@ -365,7 +393,7 @@ def llmbook_generate(
     seed:int=0, # seed of the draws
     answer:bool=False, # put the prompt as a question to a fine-tuned model
     dtype:str='float32', # type of the weights; bfloat16 and float16 are half the bytes to hold and to read
-):
+): # the texts in a notebook; nothing in a shell
     "Let a model continue a text, or answer a prompt."
     from llmbook.cli import answers, generate
     from llmbook.generate.text import stream as text_stream
@@ -457,13 +485,19 @@ def llmbook_evaluate(
     scorer = toxicity_scorer()
     toxicity, samples = continuation_rows(m, tok, starts, scorer, seed)
     rows += toxicity
-    write_json(out, dict(rows=rows, samples=samples, scorer=dict(name=scorer.name, note=scorer.note)))
+    about_scorer = dict(name=scorer.name, note=scorer.note)
+    write_json(out, dict(rows=rows, samples=samples, scorer=about_scorer))
     print(rows_text(rows))
-    for r in toxicity:
-        empty = round(r['value'] * r['n']) if r['metric'] == 'toxicity_not_scored' else 0
-        if empty: print(f"{empty} of {r['n']} continuations are empty and were not scored")
+    _say_not_scored(toxicity)
     print(f'{scorer.name}: {scorer.note}')
     print(f'rows: {out}')
+
+def _say_not_scored(rows):
+    "Say how many continuations are empty, which a detector of toxicity cannot score."
+    for r in rows:
+        if r['metric'] != 'toxicity_not_scored': continue
+        empty = round(r['value'] * r['n'])
+        if empty: print(f"{empty} of {r['n']} continuations are empty and were not scored")
 
 # %% ../nbs/api/80_app/02_cli.ipynb #7ddb6fd8
 @call_parse

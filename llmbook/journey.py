@@ -65,10 +65,8 @@ class Settings:
         for name in ('max_bytes', 'test_pairs', 'test_bytes', 'toxicity_prompts'):
             whole_number(name, getattr(self, name))
         if isinstance(self.tasks, str): self.tasks = self.tasks.split(',')
-        if not isinstance(self.tasks, (list, tuple)) or not all(isinstance(task, str) for task in self.tasks):
-            raise UserError(f'expected tasks as a list of names, got {self.tasks!r}')
-        self.tasks = tuple(self.tasks)
         _check_tasks(self.tasks)
+        self.tasks = tuple(self.tasks)
 
 def task_name(
     task:str, # a name in `TASKS`, or a file
@@ -77,8 +75,13 @@ def task_name(
     return Path(task).name.split('.')[0] if is_task_file(task) else task
 
 def _check_tasks(tasks):
-    "Raise `UserError` for a task that does not exist, or two of one name."
-    unknown = [task for task in tasks if task not in TASKS and not (is_task_file(task) and Path(task).is_file())]
+    "Raise `UserError` for anything but a list of tasks that exist, each of another name."
+    is_list = isinstance(tasks, (list, tuple)) and all(isinstance(task, str) for task in tasks)
+    if not is_list: raise UserError(f'expected tasks as a list of names, got {tasks!r}')
+    unknown = []
+    for task in tasks:
+        is_file = is_task_file(task) and Path(task).is_file()
+        if task not in TASKS and not is_file: unknown.append(task)
     if unknown: raise UserError(
         f'expected tasks among {", ".join(TASKS)}, or files of pairs that exist, got {", ".join(unknown)}')
     names = [task_name(task) for task in tasks]
@@ -163,17 +166,23 @@ def overlap_rows(
 ) -> list: # rows
     "Score answers by the metrics of a task, and by how many are exactly right."
     if not isinstance(task, Task): raise UserError(f'expected a Task, got {type(task).__name__}: see get_task')
-    preds, refs = _stripped('preds', preds), _stripped('refs', refs)
+    preds = _stripped('preds', preds)
+    refs = _stripped('refs', refs)
     if len(preds) != len(refs): raise UserError(
         f'expected an answer for each reference, got {len(preds)} answers and {len(refs)} references')
     rows = []
     for score in _SCORERS[check_metric(task.metric)]: rows += score(preds, refs)
-    n = len(refs)
+    rows.append(_exact_row(preds, refs))
+    return rows
+
+def _exact_row(preds, refs):
+    "Return the row of how many answers are equal to their reference."
     same = [p == r for p, r in zip(preds, refs)]
+    n = len(refs)
     share = sum(same) / max(n, 1)
     low, high = wilson(sum(same), n)
     exact = row('exact_match', share, low, high, n, 'share of answers equal to the reference|interval:wilson')
-    return [*rows, with_items(exact, item_ids(refs), same)]
+    return with_items(exact, item_ids(refs), same)
 
 def _stripped(name, texts):
     "Return texts without space around them, which answers lose too; raise `UserError` for anything but texts."
@@ -193,10 +202,12 @@ def task_steps(
 ) -> int: # optimiser steps
     "Return how many steps a task's share of the time allows."
     rows, _ = encode_examples(tok, task.splits['train'][:1000], p.config['context'])
-    length = sum(len(ids) for ids, _ in rows) / max(len(rows), 1)
-    seconds = p.minutes * 60 * (1 - PRETRAIN) / PRETRAIN / max(tasks, 1)
+    total = sum(len(ids) for ids, _ in rows)
+    length = max(total / max(len(rows), 1), 1)
+    left = p.minutes * 60 * (1 - PRETRAIN) / PRETRAIN # seconds for all tasks
+    seconds = left / max(tasks, 1)
     tokens = seconds * p.expected['tokens_per_s'] * SHORT
-    steps = tokens / (bs * max(length, 1))
+    steps = tokens / (bs * length)
     return max(8, 4 * round(steps / 4)) # four evaluations divide it
 
 # %% ../nbs/api/80_app/01_journey.ipynb #280523e2
@@ -209,9 +220,13 @@ def write_predictions(
     "Write question, reference and answers, one object a line."
     lines = []
     for e, was, now in zip(examples, before, after, strict=True):
-        record = dict(prompt=e.prompt, reference=e.answer, before=was, after=now)
+        record = _answered(e, was, now)
         lines.append(json.dumps(record, ensure_ascii=False) + '\n')
     with atomic_path(path) as tmp: tmp.write_text(''.join(lines), encoding='utf-8', errors='replace')
+
+def _answered(e, before, after):
+    "Return a question with its reference and the answers of both models."
+    return dict(prompt=e.prompt, reference=e.answer, before=before, after=after)
 
 def finetune_stage(
     run:RunFolder, # the run
@@ -229,25 +244,28 @@ def finetune_stage(
     prompts = [e.prompt for e in test]
     refs = [e.answer for e in test]
     limit, _ = answer_length(model, tok, prompts, refs)
-    if not (out/'before.json').exists():
-        before = answers(model, tok, prompts, max_new_tokens=limit, progress='answering before')
-        write_json(out/'before.json', before)
+    before = _answers_before(out/'before.json', model, tok, prompts, limit)
     steps = task_steps(p, task, tok, len(s.tasks))
     learn = finetune(model, tok, task, out, steps=steps, seed=s.seed, asked=dict(task=name))
-    before = read_json(out/'before.json')
     after = answers(learn.model, tok, prompts, max_new_tokens=limit, progress='answering after')
     save_pretrained(learn.model, tok, out/'model')
     write_chat_template(out/'model', tok)
     write_predictions(out/'predictions.jsonl', test, before, after)
     rows = dict(before=overlap_rows(task, before, refs), after=overlap_rows(task, after, refs))
-    keys = ('prompt', 'reference', 'before', 'after')
-    samples = [dict(zip(keys, texts)) for texts in zip(prompts[:8], refs, before, after)]
+    samples = [_answered(*texts) for texts in zip(test[:8], before, after)]
     t = learn.telemetry
-    history = []
-    for r in t.rows: history.append(dict(step=r['step'], loss=r.get('loss'), valid_loss=r.get('valid_loss')))
+    history = [dict(step=r['step'], loss=r.get('loss'), valid_loss=r.get('valid_loss')) for r in t.rows]
     result = dict(task=task.name, note=task.note, **rows, samples=samples, seconds=t.seconds, history=history)
     write_json(out/'result.json', result)
-    return {when: _first_value(scored, METRICS[task.metric]) for when, scored in rows.items()}
+    main = METRICS[task.metric]
+    return dict(before=_first_value(rows['before'], main), after=_first_value(rows['after'], main))
+
+def _answers_before(path, model, tok, prompts, limit):
+    "Return the answers of the model that is not tuned yet: those of an earlier call, or new ones."
+    if not path.exists():
+        before = answers(model, tok, prompts, max_new_tokens=limit, progress='answering before')
+        write_json(path, before)
+    return read_json(path)
 
 def _first_value(rows, metric, group=None):
     "Return the value of the first row of a metric and a group; None if there is none."
@@ -258,7 +276,8 @@ def _not_pretrained_on(run, name):
     "Return arguments that leave out files read in pre-training, since the model may have seen their docstrings."
     if name != 'summarization': return {}
     with open(run/'data'/'text'/'documents.jsonl', encoding='utf-8') as f:
-        return dict(avoid=[json.loads(line)['id'] for line in f])
+        read = [json.loads(line)['id'] for line in f]
+    return dict(avoid=read)
 
 # %% ../nbs/api/80_app/01_journey.ipynb #75ec0db2
 def held_out(
@@ -408,11 +427,15 @@ def short_card(
     c = model.config
     text = _CARD.format(name=folder.resolve().name, params=params, family=c.family, context=c.context, ask=ask)
     if not result: return text
-    lines = ['', f'## Fine-tuned on {result["task"]}', '', result['note'], '']
-    lines += ['| when | metric | value | n |', '|---|---|---|---|']
+    head = ['', f'## Fine-tuned on {result["task"]}', '', result['note'], '']
+    return text + '\n'.join(head + _score_lines(result)) + '\n'
+
+def _score_lines(result):
+    "Return the scores before and after as a table of Markdown."
+    lines = ['| when | metric | value | n |', '|---|---|---|---|']
     for when in ('before', 'after'):
         for r in result[when]: lines.append(f'| {when} | {r["metric"]} | {number(r["value"])} | {r["n"]} |')
-    return text + '\n'.join(lines) + '\n'
+    return lines
 
 # %% ../nbs/api/80_app/01_journey.ipynb #3a970cdc
 def journey(
@@ -441,7 +464,8 @@ def _all_stages(run, s, asked, progress):
     for i, (name, stage) in enumerate(steps, 1):
         title = f'[{i}/{len(steps)}] {name}'
         answer = run.done(name, asked)
-        if answer is not None and all((run/f).exists() for f in _made(name)):
+        is_there = all((run/file).exists() for file in _made(name))
+        if answer is not None and is_there:
             progress(f'{title}: done before, in {human_time(answer["stage_seconds"])}')
         else:
             check_space(run.path, 5 * s.max_bytes + 2e8)
@@ -490,8 +514,10 @@ def _same_settings(run, asked):
     path = run/'asked.json'
     asked = json.loads(json.dumps(asked))
     old = read_json(path) if path.exists() else asked
+    odd = []
+    for name, value in asked.items():
+        if old.get(name) != value: odd.append(f'{name} {old.get(name)!r} there, {value!r} now')
     if old != asked:
-        odd = [f'{k} {old.get(k)!r} there, {v!r} now' for k, v in asked.items() if old.get(k) != v]
         shown = '; '.join(odd)[:300]
         raise UserError(f'{run.path} holds a run with other settings ({shown}): give another --out, or remove it')
     write_json(path, asked)

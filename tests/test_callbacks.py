@@ -84,9 +84,11 @@ def test_an_early_stop_waits_as_long_as_it_would_have_without_a_cut(data, tmp_pa
 
 def test_a_run_that_has_stopped_has_stopped(data, tmp_path):
     def build(): return make(data, tmp_path, Says([3., 2., 2.5, 2.6, 2.7]), EarlyStoppingCallback(patience=1))
-    first, again = fit(build(), 5), fit(build(), 5)
+    first = fit(build(), 5)
+    again = fit(build(), 5)
     assert len(first.recorder.values) == len(again.recorder.values) == 3
-    assert again.checkpoint.resumed == 3 * STEPS and same(first, again)
+    assert again.checkpoint.resumed == 3 * STEPS
+    assert same(first, again)
 
 
 class StopsAfterValidation(Callback):
@@ -131,7 +133,8 @@ def test_a_reduced_rate_reaches_the_optimiser_and_stays_reduced(data, tmp_path):
     def build(*cbs): return make(data, tmp_path, Says([3., 3., 3., 3.]), ReduceLROnPlateau(patience=2), *cbs, lr=1e-3)
     learn = resumed(build, 14, 4)
     assert learn.opt.hypers[-1]['lr'] == pytest.approx(1e-4)
-    assert learn.recorder.lrs[11] == pytest.approx(1e-3) and learn.recorder.lrs[12] == pytest.approx(1e-4)
+    assert learn.recorder.lrs[11] == pytest.approx(1e-3)
+    assert learn.recorder.lrs[12] == pytest.approx(1e-4)
 
 
 def test_new_options_count_in_a_run_that_resumes(data, tmp_path):
@@ -153,8 +156,12 @@ class Remembers(Callback):
         self.count, self.text = 0, ''
         self.rows, self.recent, self.words = [], deque(maxlen=3), Counter()
         self.by_sign, self.seen = defaultdict(list), set()
-        self.draw, self.np_draw, self.torch_draw = random.Random(1), np.random.default_rng(1), torch.Generator()
-        self.mean, self.sums, self.meter = torch.zeros(2), np.zeros(3, np.uint16), Meter()
+        self.draw = random.Random(1)
+        self.np_draw = np.random.default_rng(1)
+        self.torch_draw = torch.Generator()
+        self.mean = torch.zeros(2)
+        self.sums = np.zeros(3, np.uint16)
+        self.meter = Meter()
         self.average = None
     def before_fit(self):
         self.average = torch.optim.swa_utils.AveragedModel(self.model)
@@ -231,13 +238,15 @@ def test_a_save_before_the_checkpoints_own_turn(data, tmp_path):
 def test_a_shortened_epoch_counts_in_full(data, tmp_path):
     from fastai.callback.training import ShortEpochCallback
     learn = fit(make(data, tmp_path, ShortEpochCallback(.25, short_valid=False), every=None), 3)
-    assert learn.train_iter == 3 * STEPS and len(learn.recorder.lrs) == 3 # as in fastai: the second batch ends it
+    assert learn.train_iter == 3 * STEPS
+    assert len(learn.recorder.lrs) == 3 # as in fastai: the second batch ends it
 
 
 def test_epochs_can_be_skipped(data, tmp_path):
     learn = make(data, tmp_path, every=None)
     with quiet(learn): learn.fit(3, start_epoch=2)
-    assert learn.train_iter == 3 * STEPS and len(learn.recorder.lrs) == STEPS
+    assert learn.train_iter == 3 * STEPS
+    assert len(learn.recorder.lrs) == STEPS
 
 
 # --- layer groups, and weights that are broken

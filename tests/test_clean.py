@@ -532,4 +532,6 @@ def test_words_lose_no_character_and_leave_spaced_text_alone():
         words = split_words(text)
         assert ''.join(words) == ''.join(text.split())
         assert space_words(text).split() == words
-        if not has_unspaced(text): assert words == text.split() and space_words(text) is text
+        if not has_unspaced(text):
+            assert words == text.split()
+            assert space_words(text) is text

@@ -157,7 +157,8 @@ VIEW = dict(state='training', step=3, steps=10, left=70., rows=[], last={}, metr
 def test_all_text_is_escaped():
     sample = dict(step=1, prompt=EVIL, text=EVIL + EVIL)
     page = dashboard_page(dict(VIEW, state=f'failed: {EVIL}', note=EVIL, metrics={EVIL: 3.}, samples=[sample]))
-    assert '<script' not in page and '<img' not in page
+    assert '<script' not in page
+    assert '<img' not in page
     assert page.count('&lt;script') >= 4
 
 
@@ -186,9 +187,11 @@ def test_letters_of_all_charts_are_about_equally_large():
     page = history_picture(rows(40))
     units = {int(w) for w in re.findall(r'viewBox="0 0 (\d+) ', page)}
     assert units == {1000, 640, 400, 240}
-    wide, small = 1000 / 1000, (1000 - 3 * 18) / 4 / 240
+    wide = 1000 / 1000
+    small = (1000 - 3 * 18) / 4 / 240
     assert .8 < wide / small < 1.25
-    middle, small = 640 / 640, (640 - 18) / 2 / 240
+    middle = 640 / 640
+    small = (640 - 18) / 2 / 240
     assert .7 < middle / small < 1.4
 
 
@@ -250,7 +253,8 @@ def test_the_weights_are_those_without_it(show, shown, plain, capsys):
     assert printed == ''
     assert len(shown.sent) > 90
     assert all('text/html' in bundle for bundle in shown.sent)
-    assert '>done<' in shown.last and not any('widget' in kind for kind in shown.sent[-1])
+    assert '>done<' in shown.last
+    assert not any('widget' in kind for kind in shown.sent[-1])
     assert '<script' not in str(shown.sent)
     assert ('application/vnd.jupyter.widget-view+json' in shown.sent[0]) == (show == 'widget')
 
@@ -307,7 +311,8 @@ def test_it_draws_at_most_twice_a_second_and_a_hundredth_of_the_time(shown, monk
 
 
 def test_a_pause_is_counted_apart_and_the_run_resumes(shown, plain, monkeypatch):
-    learn, seen = tiny(cbs=[writes(), pause_at(20)]), []
+    learn = tiny(cbs=[writes(), pause_at(20)])
+    seen = []
     class Hand(HtmlScreen):
         def draw(self, view):
             seen.append(view['state'])
@@ -346,7 +351,8 @@ def test_stop_and_resume_give_the_run_that_was_never_stopped(step, shown, plain,
     learn = tiny(cbs=[writes(), Checkpoint(tmp_path/'ck')])
     learn.fit_wsd(3, cbs=[Dashboard('html'), stop_at(step)])
     assert learn.train_iter == step
-    assert f'stopped after step {step}' in shown.last and 'resume=True' in shown.last
+    assert f'stopped after step {step}' in shown.last
+    assert 'resume=True' in shown.last
     assert learn.validate()[0] > 0, 'the Learner can still be used'
     learn.fit_wsd(3, resume=True, cbs=Dashboard('html'))
     assert same(learn, plain)
@@ -376,7 +382,8 @@ def test_a_failed_run_says_so_and_the_next_has_its_bar_again(shown, capsys):
     def fail(learn): raise ValueError(EVIL)
     learn = tiny(cbs=[At(7, fail)])
     with pytest.raises(ValueError): learn.fit(1, cbs=Dashboard('html'))
-    assert 'failed: ValueError' in shown.last and '<script' not in shown.last
+    assert 'failed: ValueError' in shown.last
+    assert '<script' not in shown.last
     assert learn.progress.run
     logger = learn.logger
     learn.remove_cb(At)
@@ -386,7 +393,8 @@ def test_a_failed_run_says_so_and_the_next_has_its_bar_again(shown, capsys):
 
 
 def test_an_error_in_drawing_is_one_warning(shown, plain):
-    learn, dash = tiny(cbs=[writes()]), drawing_each_batch('html')
+    learn = tiny(cbs=[writes()])
+    dash = drawing_each_batch('html')
     dash.page_of = lambda view: 1 / 0
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter('always')
@@ -410,7 +418,8 @@ def test_no_rank_of_several_waits_for_buttons(shown, monkeypatch):
     learn = tiny(cbs=[stop_at(5)])
     learn.fit(1, cbs=Dashboard('widget'))
     assert learn.train_iter == 30
-    assert shown.sent and not shown.any_widget
+    assert shown.sent
+    assert not shown.any_widget
 
 
 def test_a_plain_learner_has_a_dashboard_too(shown):
@@ -484,7 +493,8 @@ def test_clicks_reach_a_kernel_that_trains():
         assert re.findall(r'cell \d', front.printed) == ['cell 0', 'cell 1', 'cell 2']
         (still,) = front.outputs.values()
         assert set(still) == {'text/html', 'text/plain'}
-        assert 'stopped after step' in still['text/html'] and '<svg' in still['text/html']
+        assert 'stopped after step' in still['text/html']
+        assert '<svg' in still['text/html']
     finally: manager.shutdown_kernel(now=True)
 
 

@@ -155,14 +155,16 @@ def test_exact_sees_two_words_change_places_however_far_apart():
     versions = [' '.join(words)]
     for a, b in ((0, 65_536), (5, 131_077), (1, 2)):
         swapped = list(words)
-        swapped[a], swapped[b] = words[b], words[a]
+        swapped[a] = words[b]
+        swapped[b] = words[a]
         versions.append(' '.join(swapped))
     keys = Signer().sign(versions)['exact']
     assert len({tuple(key) for key in keys.tolist()}) == 4
 
 def test_bands_find_as_many_as_the_formula_says():
     "Sign two thousand pairs of sets with a known similarity."
-    rng, s = np.random.default_rng(0), Signer()
+    rng = np.random.default_rng(0)
+    s = Signer()
     def random_set(n): return rng.integers(1, 1 << 63, n, np.uint64)
     for n_shared, n_own in ((80, 20), (60, 40), (40, 60)):
         sets = []
@@ -234,7 +236,8 @@ def test_it_does_not_matter_whether_sets_are_remembered(repeating):
 @pytest.mark.parametrize('cuts', [[1, 2, 299], [100], [*range(10, 330, 10)]], ids=len)
 def test_it_does_not_matter_how_the_numbers_are_cut(repeating, cuts):
     want = find_duplicates(**signed(repeating))
-    starts, ends = [0] + cuts, cuts + [len(repeating)]
+    starts = [0] + cuts
+    ends = cuts + [len(repeating)]
     parts = [Signer().sign(repeating[a:z]) for a, z in zip(starts, ends)]
     columns = {k: [p[k] for p in parts] for k in parts[0]}
     assert same(want, find_duplicates(**columns, text_of=repeating.__getitem__))
@@ -283,7 +286,8 @@ def test_bridges_in_a_large_bucket():
     words = [f'word{i}' for i in range(300)]
     new = [f'new{i}' for i in range(300)]
     chain = [' '.join(new[:k] + words[k:]) for k in range(0, 120, 2)]
-    first, last = shingles(chain[0]), shingles(chain[-1])
+    first = shingles(chain[0])
+    last = shingles(chain[-1])
     assert jaccard(first, last) < .5
     for seed in range(3):
         some = random.Random(seed).sample(chain, len(chain))
@@ -311,7 +315,8 @@ def test_what_does_not_fit_is_refused(versions):
 
 def test_nothing():
     as_lists = find_duplicates([], [], [], None)
-    exact, bands = np.empty((0, 2), np.uint64), np.empty((0, 25), np.uint64)
+    exact = np.empty((0, 2), np.uint64)
+    bands = np.empty((0, 25), np.uint64)
     as_arrays = find_duplicates(exact, bands, [], None)
     for r in (as_lists, as_arrays):
         assert len(r.keep) == 0
@@ -326,7 +331,8 @@ def test_hardly_anything():
     assert r.cluster[3:n] == list(range(3, n))
 
 def test_progress_and_memory():
-    rng, n = np.random.default_rng(0), 50_000
+    rng = np.random.default_rng(0)
+    n = 50_000
     exact = rng.integers(0, 1 << 62, (n, 2), np.uint64)
     bands = rng.integers(0, 1 << 62, (n, 25), np.uint64)
     length = np.zeros(n, np.int64)
@@ -508,9 +514,11 @@ def plant(sizes, certain):
     rng = random.Random(0)
     def fresh(k): return [f'w{rng.randrange(10**9)}' for _ in range(k)]
     own = [fresh(300)]
-    texts, planted = [' '.join(own[0])], [None]
+    texts = [' '.join(own[0])]
+    planted = [None]
     for _ in range(1, 40):
-        old, size = rng.choice(own), rng.choice(sizes)
+        old = rng.choice(own)
+        size = rng.choice(sizes)
         at = rng.randrange(len(old) - size)
         passage = ' '.join(old[at:at + size])
         before = ' '.join(fresh(rng.randrange(40)))

@@ -46,7 +46,8 @@ def test_each_argument_of_the_signature_is_explained(module, name):
 
 def test_a_method_keeps_the_first_line_of_what_it_overrides():
     doc = inspect.getdoc(documented('train.learner', 'LMLearner.fit'))
-    assert doc.startswith('Fit') and 'resume: ' in doc
+    assert doc.startswith('Fit')
+    assert 'resume: ' in doc
 
 
 def test_a_second_import_says_nothing_twice():
@@ -64,7 +65,8 @@ def test_no_source_is_parsed_and_modules_look_as_always():
             "print(llmbook.core.__spec__.origin, inspect.getdoc(llmbook.core.finite))")
     said = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
-    assert 'core.py' in said.stdout and 'x: any value' in said.stdout
+    assert 'core.py' in said.stdout
+    assert 'x: any value' in said.stdout
 
 
 # ---- how comments are read ---------------------------------------------------------------------------------------------
@@ -122,9 +124,12 @@ def stop(self:A,
 class C:
     x:int=1 # width
 ''')
-    assert said['A'].parameters == said['B'].parameters == {'n': 'a number'} and said['A'].fields == {'size': 'how many'}
-    assert said['A.go'].returned == 'where' and said['A.go'].parameters['v'] == docstrings.TYPES['View']
-    assert said['A.of'].parameters == {'q': 'a letter'} and said['A.stop'].parameters == {'when': 'a time'}
+    assert said['A'].parameters == said['B'].parameters == {'n': 'a number'}
+    assert said['A'].fields == {'size': 'how many'}
+    assert said['A.go'].returned == 'where'
+    assert said['A.go'].parameters['v'] == docstrings.TYPES['View']
+    assert said['A.of'].parameters == {'q': 'a letter'}
+    assert said['A.stop'].parameters == {'when': 'a time'}
     assert said['C'].parameters == {'x': 'width'}
     assert 'A._private' not in said
 

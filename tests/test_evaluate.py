@@ -66,7 +66,8 @@ def test_paired_p_is_the_permutation_test():
 def test_clusters_are_drawn_and_swapped_together():
     "What is written down ten times is still one example: interval and p are those of the ten originals."
     rng = np.random.default_rng(0)
-    a, b = rng.normal(1, 1, 10), rng.normal(0, 1, 10)
+    a = rng.normal(1, 1, 10)
+    b = rng.normal(0, 1, 10)
     label = np.repeat(range(10), 5)
     ten = stats.paired_difference(a, b, n_boot=300)
     fifty = stats.paired_difference(a.repeat(5), b.repeat(5), n_boot=300, clusters=label)
@@ -348,7 +349,8 @@ def test_without_resamples_there_is_no_interval(n_boot):
     texts = ['a b c d e', 'b c d e f q']
     for score in (overlap.bleu, overlap.chrf):
         r, = score(texts, ['a b c d e', 'z c d e f t'], n_boot=n_boot)
-        assert r['low'] is None and r['high'] is None
+        assert r['low'] is None
+        assert r['high'] is None
     assert overlap.rouge(texts, texts, n_boot=0)[0]['low'] is None
 
 
@@ -638,7 +640,8 @@ def test_empty_texts_are_counted_apart():
 def test_wasserstein_is_scipys():
     rng = np.random.default_rng(0)
     for k in (1, 5, 30):
-        a, b = rng.random(k), rng.random(k)
+        a = rng.random(k)
+        b = rng.random(k)
         assert bias.wasserstein(a, b) == pytest.approx(ss.wasserstein_distance(a, b))
 
 

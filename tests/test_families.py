@@ -109,7 +109,8 @@ def test_logits_equal_after_import(name, tf, tmp_path):
             if n.endswith('bias'): p.normal_(std=.1)
     theirs.save_pretrained(tmp_path, max_shard_size='60KB')
     assert (tmp_path/'model.safetensors.index.json').exists()
-    m, x = load_model(tmp_path, 'cpu'), ids()
+    m = load_model(tmp_path, 'cpu')
+    x = ids()
     assert m.config == c
     with torch.no_grad(): assert largest_difference(m.logits(m(x)), theirs(x).logits) < 1e-4
 
@@ -288,9 +289,11 @@ def test_old_shards_go(name, tmp_path):
     assert [path.name for path in tmp_path.glob('model*')] == ['model.safetensors']
 
 def test_a_save_that_fails_leaves_the_old_model(tmp_path, monkeypatch):
-    old, new = build('gpt2'), build('gpt2', seed=1)
+    old = build('gpt2')
+    new = build('gpt2', seed=1)
     save_pretrained(old, None, tmp_path, max_shard=50_000)
-    real, calls = safetensors.torch.save_file, []
+    real = safetensors.torch.save_file
+    calls = []
     def full(*args, **kw):
         calls.append(1)
         if len(calls) == 3: raise OSError(28, 'No space left on device')
@@ -434,7 +437,8 @@ def gradients_of_all(m, z):
 
 @pytest.mark.parametrize('kind', OTHERS)
 def test_any_causal_model_gives_its_own_logits_and_gradients(kind, tf):
-    theirs, x = other(tf, kind), ids() % 100
+    theirs = other(tf, kind)
+    x = ids() % 100
     lm = as_lm(theirs)
     ours_z = lm.logits(lm(x))
     their_z = theirs(x).logits
@@ -489,7 +493,8 @@ def test_any_causal_model_is_wrapped_once(kind, tf):
     assert as_lm(lm) is lm
 
 def test_a_wrapped_model_is_saved_as_it_was(tf, tmp_path):
-    lm, x = as_lm(other(tf, 'gpt_neox')), ids() % 100
+    lm = as_lm(other(tf, 'gpt_neox'))
+    x = ids() % 100
     assert sorted(lm.state_dict()) == sorted('model.' + name for name in lm.model.state_dict())
     tok = foreign()
     lm.save_pretrained(tmp_path, tok)
@@ -499,7 +504,8 @@ def test_a_wrapped_model_is_saved_as_it_was(tf, tmp_path):
     with torch.no_grad(): assert as_lm(loaded)(x).equal(lm(x))
 
 def test_a_wrapped_model_recomputes(tf):
-    lm, x = as_lm(other(tf, 'gpt_neox')).train(), ids() % 100
+    lm = as_lm(other(tf, 'gpt_neox')).train()
+    x = ids() % 100
     def gradient(every):
         lm.set_recompute(every)
         loss = lm(x).square().mean()
@@ -517,7 +523,8 @@ def test_our_own_model_passes_through():
 def foreign(*specials):
     "Make a tokenizer as GPT-2 has it: bytes from 0 on, special tokens behind all others."
     tok = Tokenizer(models.BPE())
-    tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tok.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=264, initial_alphabet=alphabet, show_progress=False)
     tok.train_from_iterator(['the cat sat on the mat'] * 9, trainer)
@@ -592,7 +599,8 @@ def test_a_document_begins_as_its_tokenizer_says(tf):
     assert 'bos:<s>' in evaluate_text(m, tok, DOCS)[0]['signature']
 
 def test_what_no_nats_can_be_made_with_is_refused(tf):
-    m, tok = asked(tf, 'gpt2', 265), foreign()
+    m = asked(tf, 'gpt2', 265)
+    tok = foreign()
     for name, value in (('context', 0), ('context', 2.5), ('context', 65), ('stride', 0), ('batch_size', 0), ('chunk', 0)):
         with pytest.raises(UserError, match=f'expected a? ?{name}'): document_nats(m, tok, DOCS, **{name: value})
     bare = json.loads(tok.to_str())
@@ -628,7 +636,8 @@ def test_an_export_names_the_tokenizers_own_ids(specials, tf, tmp_path):
     n_ids = tok.get_vocab_size()
     m = Transformer(ModelConfig(family='llama', vocab_size=n_ids, n_layer=1, d_model=32, n_head=2, context=64)).eval()
     save_pretrained(m, tok, tmp_path/'a')
-    config, theirs = read_json(tmp_path/'a/config.json'), tf.AutoTokenizer.from_pretrained(tmp_path/'a')
+    config = read_json(tmp_path/'a/config.json')
+    theirs = tf.AutoTokenizer.from_pretrained(tmp_path/'a')
     assert config['eos_token_id'] == theirs.eos_token_id == text_ids(tok).end[0]
     assert config['bos_token_id'] == theirs.bos_token_id
     assert config['pad_token_id'] == theirs.pad_token_id

@@ -177,7 +177,8 @@ def test_sigterm_saves_stops_and_exits_with_143(server, whole, tmp_path):
     assert r['last'] == 10, 'the step of batches 9 and 10 was completed first'
     r = server.start(tmp_path, step=2 * STEPS, event='after_pred', validation=True, signal='SIGTERM')
     assert r['exit'] == ['143']
-    assert r['steps'][0] == 11 and r['last'] == 2 * STEPS
+    assert r['steps'][0] == 11
+    assert r['last'] == 2 * STEPS
     r = server.start(tmp_path, step=30, event='after_backward', signal='SIGINT')
     assert r['interrupted'] == ['32'], 'a step of two batches is not left in its middle'
     same_end(whole, server.start(tmp_path), tmp_path)

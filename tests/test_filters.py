@@ -124,7 +124,8 @@ def test_phrases_are_those_of_the_plain_way(texts):
             assert v.phrases.top(n) == plain_top(v.tokens, n)
             assert v.word_phrases.top(n) == plain_top(v.words, n)
         for n in (5, 6, 10):
-            exact, bound = plain_repeated(v.tokens, n), v.phrases.covered(n)
+            exact = plain_repeated(v.tokens, n)
+            bound = v.phrases.covered(n)
             assert v.phrases.repeated(n) == exact
             assert exact <= bound
             assert bound <= v.phrases.covered(5)
@@ -267,7 +268,8 @@ def test_verdicts_are_the_same_in_any_process():
         env = {**os.environ, 'PYTHONHASHSEED': seed}
         run = subprocess.run([sys.executable, program], env=env, capture_output=True, text=True, check=True, cwd=ROOT)
         out.append(run.stdout)
-    assert out[0] and out[0] == out[1]
+    assert out[0]
+    assert out[0] == out[1]
 
 @pytest.mark.parametrize('preset', PRESETS)
 def test_every_preset_takes_every_kind(preset):

@@ -245,7 +245,8 @@ def test_unchanged_keeps_what_a_fit_would_lose(data, tmp_path):
     learn.dls.train.rng = random.Random(3)
     params = list(learn.model.parameters())
     for p in params: p.grad = torch.ones_like(p)
-    held, drawn = [p.grad for p in params], random.Random(3).random()
+    held = [p.grad for p in params]
+    drawn = random.Random(3).random()
     with unchanged(learn):
         assert all(p.grad is None for p in params)
         learn.fit(1)

@@ -83,7 +83,8 @@ def test_decoder_equals_the_model(name, n_rows, pack):
 
 @pytest.mark.parametrize('name', ['qwen3', 'gpt2', 'relu2', 'wide'])
 def test_greedy_equals_the_definition_with_padding(name):
-    model, ps = build(name), prompts_of(1, 9, 4, 7, 4, 2)
+    model = build(name)
+    ps = prompts_of(1, 9, 4, 7, 4, 2)
     assert greedy(model, ps, 30) == [naive(model, p, 30) for p in ps]
 
 
@@ -148,13 +149,17 @@ class Wrapped(torch.nn.Module):
     "A model that takes no cache."
     def __init__(self, model):
         super().__init__()
-        self.model, self.embed, self.head, self.config = model, model.embed, model.head, model.config
+        self.model = model
+        self.embed = model.embed
+        self.head = model.head
+        self.config = model.config
     def forward(self, x): return self.model(x)
     def logits(self, h): return self.model.logits(h)
 
 
 def test_a_model_without_a_cache():
-    model, ps = build(), prompts_of(3, 9, 3, 7, 9)
+    model = build()
+    ps = prompts_of(3, 9, 3, 7, 9)
     assert type(decoder(Wrapped(model))) is Reread
     assert generate_ids(Wrapped(model), ps, 12, seed=4) == generate_ids(model, ps, 12, seed=4)
 
@@ -216,14 +221,16 @@ def test_shares_equal_transformers(tf, options):
 
 
 def test_penalty_equals_transformers(tf):
-    ids, x = torch.tensor(prompts(6)), logits()
+    ids = torch.tensor(prompts(6))
+    x = logits()
     seen = torch.zeros(6, 320, dtype=torch.bool).scatter(1, ids, True)
     want = tf.RepetitionPenaltyLogitsProcessor(1.4)(ids, x.clone())
     assert penalise(x, seen, 1.4).equal(want)
 
 
 def test_penalty_does_not_depend_on_the_batch():
-    model, ps = build(), prompts_of(1, 9, 4, 7, 4)
+    model = build()
+    ps = prompts_of(1, 9, 4, 7, 4)
     options = dict(seed=2, repetition_penalty=1.5, min_p=.02)
     assert generate_ids(model, ps, 20, **options) == generate_ids(model, ps, 20, batch_size=1, **options)
 
@@ -249,7 +256,8 @@ def test_a_prompt_that_is_cut_gives_a_warning():
 
 def feed(tok, text, stop):
     "Feed a text token by token; return what was shown, the text, and whether a stop text ended it."
-    row, shown = _Text(tok, stop), ''
+    row = _Text(tok, stop)
+    shown = ''
     for i in encode_text(tok, [text])[0]:
         piece, over = row.add(i)
         shown += piece
@@ -560,7 +568,8 @@ def test_ids_beyond_the_tokenizer_are_never_drawn(tf):
     seen = []
     def count(row, text): seen.append(text)
     texts = generate(model, tok, ['a'] * 20, 30, stop_at_eot=False, on_text=count)
-    assert ''.join(seen) and len(texts) == 20
+    assert ''.join(seen)
+    assert len(texts) == 20
     encoder = Transformer(ModelConfig(family='encoder', vocab_size=320, n_layer=1, d_model=32, n_head=2, context=32))
     ours = train_tokenizer(['a'], 260)
     assert all(a['token'] < 260 for a in fill_mask(encoder, ours, 'a<|mask|>b<|mask|>', top_k=400))

@@ -44,7 +44,8 @@ class Rows:
 
 
 def learner(*cbs, device='cpu', **kwargs):
-    train, valid = Rows(device=device), Rows(2, device)
+    train = Rows(device=device)
+    valid = Rows(2, device)
     dls = DataLoaders(train, valid, device=device)
     return lm_learner(dls, CONFIG, lr=1e-2, cbs=list(cbs), **kwargs)
 
@@ -115,7 +116,8 @@ def test_a_fixed_step_is_the_decoders(family, pad):
     x = torch.randint(64, (3, 30))
     pad = None if pad is None else torch.tensor(pad)
     with torch.inference_mode():
-        a, b = Decoder(model, 3, 40, pad), Decoder(model, 3, 40, pad)
+        a = Decoder(model, 3, 40, pad)
+        b = Decoder(model, 3, 40, pad)
         prompts = x[:, :10]
         a(prompts)
         b(prompts)

@@ -32,7 +32,8 @@ def batches(n=6, rows=8, seed=0):
     g = torch.Generator().manual_seed(seed)
     res = []
     for b in torch.randint(0, 64, (n, rows, 33), generator=g):
-        x, y = b[:, :-1], b[:, 1:].clone()
+        x = b[:, :-1]
+        y = b[:, 1:].clone()
         for i in range(rows): y[i, 4 + 5 * i % 28:] = IGNORE
         res.append((x, y))
     return res
@@ -189,7 +190,8 @@ def test_the_size_that_fits_is_remembered():
 
 @pytest.mark.parametrize('n, rows', [(10, 3), (7, 7), (1, 4), (16, 5)])
 def test_slices_cover_the_batch_and_are_even(n, rows):
-    x, extra = torch.arange(n), torch.tensor(3)
+    x = torch.arange(n)
+    extra = torch.tensor(3)
     parts = slices((x, extra), (x,), rows)
     assert torch.equal(torch.cat([xb[0] for xb, _ in parts]), x)
     assert all(xb[1] is extra for xb, _ in parts)
@@ -330,7 +332,8 @@ class Poisoned(TokenLoader):
             g = torch.Generator().manual_seed(i)
             first = torch.randint(0, 64, (self.bs, 1), generator=g)
             text = (first + torch.arange(self.seq_len + 1)) % 64
-            x, y = text[:, :-1], text[:, 1:]
+            x = text[:, :-1]
+            y = text[:, 1:]
             if i in POISON: y = torch.randint(0, 64, (self.bs, self.seq_len), generator=g)
             yield x, y
 

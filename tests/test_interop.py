@@ -70,7 +70,8 @@ def test_accumulated_rows_give_the_step_of_the_big_batch(data, tmp_path):
     small = make(data, tmp_path/'small', GradientAccumulation(16), bs=8, steps=8, precision='fp32')
     x = [big.dls.train.batch(i) for i in range(4)]
     small.dls.train.batches = lambda a, b: iter([(s[i:i + 8], t[i:i + 8]) for s, t in x for i in (0, 8)])
-    fit(big, 1), fit(small, 1)
+    fit(big, 1)
+    fit(small, 1)
     for a, b in zip(big.model.parameters(), small.model.parameters()): assert torch.allclose(a, b, atol=2e-5)
     with pytest.raises(UserError, match='got two'): make(data, tmp_path/'two', GradientAccumulation(16), accumulate=2)
 
@@ -198,9 +199,11 @@ def test_predictions_are_probabilities(trained):
         preds, targets, decoded = trained.get_preds(with_decoded=True)
         logits, _ = trained.get_preds(act=lambda h: h)
         inputs, nothing, _, losses = trained.get_preds(with_input=True, with_preds=False, with_loss=True)
-    assert preds.shape == (*targets.shape, trained.dls.tok.get_vocab_size()) and nothing is None
+    assert preds.shape == (*targets.shape, trained.dls.tok.get_vocab_size())
+    assert nothing is None
     assert torch.allclose(preds.sum(-1), torch.ones(targets.shape), atol=1e-5)
-    assert torch.equal(decoded, preds.argmax(-1)) and torch.allclose(logits.softmax(-1), preds)
+    assert torch.equal(decoded, preds.argmax(-1))
+    assert torch.allclose(logits.softmax(-1), preds)
     nats = -preds.gather(-1, targets[..., None])[..., 0].log().mean(1)
     assert torch.allclose(losses, nats, atol=1e-4)
 
@@ -212,7 +215,8 @@ def test_predictions_that_would_not_fit_are_refused(trained, monkeypatch):
 
 def test_the_texts_that_are_predicted_worst(trained):
     losses = [loss for loss, text in trained.top_losses(3)]
-    assert losses == sorted(losses, reverse=True) and len(losses) == 3
+    assert losses == sorted(losses, reverse=True)
+    assert len(losses) == 3
     with quiet(trained):
         interpretation = Interpretation.from_learner(trained)
         assert interpretation.top_losses(1)[0].item() == pytest.approx(losses[0], abs=1e-4)
@@ -250,7 +254,8 @@ def test_precision_by_fastais_names(data, tmp_path):
 def test_a_validation_of_one_point_is_seen(data, tmp_path):
     learn = fit(make(data, tmp_path, every=None, steps=8), 1)
     marks = {line.get_label(): line.get_marker() for line in learn.recorder.plot_loss().lines}
-    assert marks['valid'] == 'o' and marks['train'] != 'o'
+    assert marks['valid'] == 'o'
+    assert marks['train'] != 'o'
 
 
 # --- export
@@ -265,7 +270,9 @@ def test_an_exported_learner_predicts_and_can_train_again(data, tmp_path):
     learn = fit(make(data, tmp_path, CSVLogger(), metrics=[metrics.accuracy, right]), 1)
     before = dict(vars(learn))
     learn.export('x.pkl')
-    assert vars(learn).keys() == before.keys() and learn.opt is before['opt'] and learn.dls is before['dls']
+    assert vars(learn).keys() == before.keys()
+    assert learn.opt is before['opt']
+    assert learn.dls is before['dls']
     assert (tmp_path/'x.pkl').stat().st_size < 4e6, 'no data and no moments'
     other = loaded(tmp_path/'x.pkl')
     x, _ = learn.dls.valid.one_batch()

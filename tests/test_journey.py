@@ -82,7 +82,8 @@ def test_same_plan_killed_in_pretraining_gives_the_same_evaluation(first, tmp_pa
     assert r.returncode == 0, r.stderr[-2000:]
     assert r.stdout.count('done before') == 2
     for f in ('evaluation.json', 'finetune/translation/result.json'):
-        want, got = read(out/f), read(second/f)
+        want = read(out/f)
+        got = read(second/f)
         for result in (want, got): result.pop('seconds', None)
         assert got == want, f
 
@@ -217,7 +218,8 @@ def refusals(tmp_path_factory):
 
 @pytest.mark.parametrize('i', range(len(MISTAKES)), ids=[' '.join([name, *args]) for name, args, _ in MISTAKES])
 def test_mistakes_are_one_line(refusals, i):
-    said, (_, _, expected) = refusals[i], MISTAKES[i]
+    said = refusals[i]
+    (_, _, expected) = MISTAKES[i]
     assert said.startswith('error: '), said
     assert '\n' not in said
     assert expected in said, said

@@ -92,7 +92,8 @@ def test_common_words_of_languages():
     for code in ('de', 'es', 'ru', 'zh', 'ja', 'th', 'ar', 'hi', 'he', 'ko', 'nl', 'ta'):
         assert count_common(KEYWORDS[code], code) == 0
     assert len(common_words('de')) > 100
-    assert common_words('xx') == frozenset() and count_common('text', 'am') is None # no list
+    assert common_words('xx') == frozenset()
+    assert count_common('text', 'am') is None # no list
     assert count_common('only Latin letters', 'ko') is None # whatever it is, it is not Korean
 
 @pytest.mark.parametrize('code,text', [
@@ -102,12 +103,16 @@ def test_common_words_with_points_and_of_relatives(code, text): assert count_com
 
 def test_korean_with_spaces_and_without():
     spaced = '할머니 댁 마당에는 오래된 감나무가 한 그루 있었다.'
-    assert split_words(spaced) == spaced.split() and not has_unspaced(spaced)
+    assert split_words(spaced) == spaced.split()
+    assert not has_unspaced(spaced)
     unspaced = spaced.replace(' ', '')
-    assert has_unspaced(unspaced) and split_words(unspaced) == [*unspaced[:-2], '다.']
+    assert has_unspaced(unspaced)
+    assert split_words(unspaced) == [*unspaced[:-2], '다.']
     assert split_words('한국전자통신연구원에서 왔다.') == ['한국전자통신연구원에서', '왔다.'] # a long name with an ending
-    assert not View(Doc(spaced, 'x')).unspaced and View(Doc(unspaced, 'x')).unspaced
-    assert View(Doc(unspaced, 'x')).phrase(5) == 10 and View(Doc(spaced, 'x')).phrase(5) == 5
+    assert not View(Doc(spaced, 'x')).unspaced
+    assert View(Doc(unspaced, 'x')).unspaced
+    assert View(Doc(unspaced, 'x')).phrase(5) == 10
+    assert View(Doc(spaced, 'x')).phrase(5) == 5
 
 @pytest.mark.parametrize('text,n', [('好。是。', 2), ('“他来了。”她说。', 2), ('பூனை. நாய்.', 2), ('Кот спит. А пёс?', 2), ('أين الكلب؟ هنا.', 2),
                                     ('แมวนอนหลับ สุนัขเห่า', 2), ('ድመት ተኛች። ውሻው የት ነው?', 2), ('बिल्ली सोई। कुत्ता कहाँ है?', 2), ('고양이가 잔다. 개는?', 2),
@@ -120,7 +125,8 @@ def test_lines_of_any_script():
     assert kept('คุณยายเล่าเรื่องเก่าให้ฟัง') == 'คุณยายเล่าเรื่องเก่าให้ฟัง' # Thai has no full stop
     assert kept('猫' * 1200 + '。') == '猫' * 1200 + '。' # long, and no monster of a word
     verse = View(Doc('雨が降りつづく夜の町を歩いていると。\n' * 3, 'x'))
-    assert fineweb_short_lines(verse) is None and fineweb_line_ends(verse) is None
+    assert fineweb_short_lines(verse) is None
+    assert fineweb_line_ends(verse) is None
     assert fineweb_line_ends(View(Doc(PROSE['th'], 'x'))) is None
 
 def test_the_detector_of_rude_english_is_not_asked_of_other_languages():

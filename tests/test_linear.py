@@ -24,7 +24,8 @@ def stored(tmp_path): return json.loads((tmp_path/'products.json').read_text())
 @pytest.mark.parametrize('slow', [(), *((kind,) for kind in KINDS), KINDS])
 def test_values_and_gradients_do_not_depend_on_the_way(slow):
     torch.manual_seed(0)
-    layer, x = Linear(48, 32), torch.randn(3, 7, 48, requires_grad=True)
+    layer = Linear(48, 32)
+    x = torch.randn(3, 7, 48, requires_grad=True)
     inputs = (x, layer.weight, layer.bias)
     want = torch.autograd.grad(F.linear(*inputs).square().sum(), inputs)
     use_product_ways({kind: 'torch' if kind in slow else 'onednn' for kind in KINDS})
@@ -45,10 +46,13 @@ def test_the_gated_layer_agrees_in_both_ways(name):
 
 
 def test_the_layout_tells_the_three_products_apart():
-    x, w, g = torch.ones(5, 3), torch.ones(4, 3), torch.ones(5, 4)
+    x = torch.ones(5, 3)
+    w = torch.ones(4, 3)
+    g = torch.ones(5, 4)
     assert [products._layout(*pair) for pair in ((x, w), (g, w.T), (g.T, x.T))] == list(KINDS)
     gaps = torch.ones(5, 6)[:, ::2]
-    assert products._layout(gaps, w) == '' and torch.equal(times(gaps, w), gaps @ w.T)
+    assert products._layout(gaps, w) == ''
+    assert torch.equal(times(gaps, w), gaps @ w.T)
 
 
 def ways(calls):
@@ -60,7 +64,8 @@ def ways(calls):
 def test_a_choice_is_measured_once_and_kept_in_a_file(monkeypatch, tmp_path):
     calls = []
     monkeypatch.setattr(products, '_best_times', lambda options: dict(a=1., b=.5))
-    assert way('kind', ways(calls)) == 'b' and stored(tmp_path)[products.machine_key()] == {'kind': 'b'}
+    assert way('kind', ways(calls)) == 'b'
+    assert stored(tmp_path)[products.machine_key()] == {'kind': 'b'}
     monkeypatch.setattr(products, '_best_times', lambda options: pytest.fail('measured again'))
     assert way('kind', ways(calls)) == 'b'
     products._chosen.clear()  # as a new process begins
@@ -77,13 +82,15 @@ def test_the_first_way_wins_unless_another_is_clearly_faster(monkeypatch, second
 def test_a_damaged_file_is_measured_over(monkeypatch, tmp_path, text):
     (tmp_path/'products.json').write_text(text.replace('%s', products.machine_key()))
     monkeypatch.setattr(products, '_best_times', lambda options: dict(a=1., b=.5))
-    assert way('kind', ways([])) == 'b' and stored(tmp_path)[products.machine_key()] == {'kind': 'b'}
+    assert way('kind', ways([])) == 'b'
+    assert stored(tmp_path)[products.machine_key()] == {'kind': 'b'}
 
 
 def test_measuring_can_be_switched_off(monkeypatch, tmp_path):
     monkeypatch.setenv('LLMBOOK_PRODUCTS', 'first')
     monkeypatch.setattr(products, '_best_times', lambda options: pytest.fail('measured'))
-    assert way('kind', ways([])) == 'a' and not (tmp_path/'products.json').exists()
+    assert way('kind', ways([])) == 'a'
+    assert not (tmp_path/'products.json').exists()
 
 
 def test_a_folder_that_cannot_be_written_does_no_harm(monkeypatch, tmp_path):

@@ -60,7 +60,8 @@ def as_lists(data): return [doc.tolist() for doc in documents(data)]
 # the index of documents
 
 def test_the_index_is_where_the_markers_are(data):
-    flat, edges = open_tokens(data)[:], document_edges(data)
+    flat = open_tokens(data)[:]
+    edges = document_edges(data)
     assert len(open_tokens(data).shards) > 3
     assert np.array_equal(edges, np.append(0, np.flatnonzero(flat == EOT) + 1))
     assert as_lists(data) == [doc.tolist() for doc in corpus()]
@@ -397,7 +398,8 @@ def test_a_seek_touches_nothing_but_its_batch():
     x, y = dl.seek(1_000_000).one_batch()
     assert asked == [32]
     assert x.shape == (32, 1024)
-    a, b = dl.starts(1_000_000), dl.starts(1_000_000)
+    a = dl.starts(1_000_000)
+    b = dl.starts(1_000_000)
     assert np.array_equal(a, b)
     assert len(set(a)) == 32
     assert a.max() + 1025 <= len(tokens)

@@ -21,7 +21,9 @@ def case(dtype=torch.float32, ignored=4, seed=0):
     "Make h, w, bias and targets; the last chunk of 4 is shorter, one chunk may be without targets."
     g = torch.Generator().manual_seed(seed)
     def leaf(*shape): return torch.randn(*shape, generator=g, dtype=dtype).requires_grad_()
-    h, w, b = leaf(N, D), leaf(V, D), leaf(V)
+    h = leaf(N, D)
+    w = leaf(V, D)
+    b = leaf(V)
     y = torch.randint(0, V, (N,), generator=g)
     y[4:4 + ignored] = IGNORE
     return h, w, b, y
@@ -205,7 +207,8 @@ def test_the_gradient_of_unequal_micro_batches_is_that_of_the_big_batch(cuts, ro
 
 @pytest.mark.parametrize('f', [linear_cross_entropy, token_nats], ids=lambda f: f.__name__)
 def test_targets_that_are_no_tokens_and_bad_chunks_are_refused(f):
-    h, w = torch.randn(6, D), torch.randn(V, D)
+    h = torch.randn(6, D)
+    w = torch.randn(V, D)
     for y in (-1, V):
         targets = torch.full((6,), y)
         with pytest.raises((RuntimeError, IndexError)): f(h, w, targets)

@@ -132,7 +132,8 @@ def test_rates_are_those_published(hidden, spans):
     "Count, of the targets, 80 % masked, 10 % random and 10 % shown, to four standard errors."
     _, cb, _, seen, y = hidden
     target = y != IGNORE
-    seen, y = seen[target], y[target]
+    seen = seen[target]
+    y = y[target]
     masked = seen == cb.mask_id
     shown = seen == y
     by_chance = 1 / len(cb.text) # a random token that is the right one
@@ -175,7 +176,9 @@ def test_a_span_has_one_lot():
 def test_spans_never_touch():
     "On both sides of a gap of one token are two spans."
     chosen, lot = choose_spans(torch.arange(500 * 200).view(500, 200), .5, 3)
-    left, middle, right = chosen[:, :-2], chosen[:, 1:-1], chosen[:, 2:]
+    left = chosen[:, :-2]
+    middle = chosen[:, 1:-1]
+    right = chosen[:, 2:]
     gaps = left & ~middle & right
     assert gaps.sum() > 100
     other_lot = lot[:, :-2] != lot[:, 2:]
@@ -278,7 +281,8 @@ def test_validation_has_the_same_masks_for_each_batch_size(data):
 
 
 def test_masks_draw_nothing_from_the_generators(data):
-    cb, x = callback(data, spans=True), torch.randint(4, 300, (4, 32))
+    cb = callback(data, spans=True)
+    x = torch.randint(4, 300, (4, 32))
     before = torch.get_rng_state()
     cb.hidden(x, x, torch.arange(4))
     assert torch.get_rng_state().equal(before)
@@ -411,7 +415,8 @@ def test_an_encoder_is_not_scored_or_tuned_like_a_decoder(data):
     "It would see the answers: the best perplexity that ever was, and worth nothing."
     from llmbook.evaluate.perplexity import evaluate_text
     from llmbook.tune.finetune import finetune_learner
-    learn, tok = encoder(data)[0], load_tokenizer(data)
+    learn = encoder(data)[0]
+    tok = load_tokenizer(data)
     with pytest.raises(UserError, match='expected a decoder'): evaluate_text(learn.model, tok, ['a text'])
     with pytest.raises(UserError, match='would have to predict'): finetune_learner(learn.model, learn.dls)
 

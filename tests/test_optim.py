@@ -56,7 +56,8 @@ def assert_near(x, y, step):
 def test_adamw_equals_torch_step_by_step(family, fused):
     "Compare bit for bit with torch's fused kernel; with its plain one, weights to 3e-7 and moments to 6 digits."
     ours, theirs = model(family), model(family)
-    ps, qs = list(ours.parameters()), list(theirs.parameters())
+    ps = list(ours.parameters())
+    qs = list(theirs.parameters())
     opt = lm_opt(ours, muon=False)(ps, lr=1.)
     ref = adamw_of_torch(theirs, fused)
     for i in range(20):
@@ -69,7 +70,8 @@ def test_adamw_equals_torch_step_by_step(family, fused):
         opt.step()
         ref.step()
         for p, q in zip(ps, qs):
-            mine, torchs = opt.opt.state[p], ref.state[q]
+            mine = opt.opt.state[p]
+            torchs = ref.state[q]
             assert float(mine['step']) == float(torchs['step']) == i + 1
             if fused: assert torch.equal(p, q), i
             else: assert torch.allclose(p, q, rtol=0, atol=3e-7), i
@@ -121,7 +123,8 @@ def test_muon_equals_torch_step_by_step(shape, half, monkeypatch):
     if not half: monkeypatch.setattr(optim, '_half_pays', lambda G: False)
     start = .02 * torch.randn(shape, generator=torch.Generator().manual_seed(1))
     bound = 3e-2 if half and optim._half_pays(start) else 2e-5
-    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    ours = nn.Parameter(start.clone())
+    theirs = nn.Parameter(start.clone())
     opt = LMOptim([ours], lr=1.)
     ref = torch.optim.Muon([theirs], adjust_lr_fn='match_rms_adamw')
     book = MuonByTheBook(start)
@@ -136,7 +139,8 @@ def test_muon_equals_torch_step_by_step(shape, half, monkeypatch):
         opt.step()
         ref.step()
         book.step(g, lr, wd, mom)
-        mine, torchs = opt.opt.state[ours], ref.state[theirs]
+        mine = opt.opt.state[ours]
+        torchs = ref.state[theirs]
         assert torch.equal(mine['momentum_buffer'], torchs['momentum_buffer']), i
         our_path, their_path, exact_path = [w.detach() - start for w in (ours, theirs, book.w)]
         assert off(our_path, exact_path) < bound, i
@@ -264,7 +268,8 @@ def groups(opt, i): return [g for g, owner in zip(opt.opt.param_groups, opt.owne
 def test_hyperparameters_reach_every_part_of_a_layer_group():
     m = model()
     opt = lm_opt(m)(layers(m), lr=1e-3)
-    rates, decays = [1e-4, 1e-3, 1e-2, 1e-1], [0., .1, .2, .3]
+    rates = [1e-4, 1e-3, 1e-2, 1e-1]
+    decays = [0., .1, .2, .3]
     opt.set_hypers(lr=slice(1e-4, 1e-1), wd=decays, mom=.7, sqr_mom=.8, eps=1e-6)
     assert [h['lr'] for h in opt.hypers] == pytest.approx(rates)
     assert [h['wd'] for h in opt.hypers] == decays
@@ -345,7 +350,8 @@ def run(m, opt, steps):
 @pytest.mark.parametrize('muon', [True, False])
 @pytest.mark.parametrize('way', ['state_dict', 'checkpoint'])
 def test_state_put_into_a_new_optimiser_resumes_bit_for_bit(muon, way, tmp_path):
-    a, b = model('gpt2'), model('gpt2', seed=1)
+    a = model('gpt2')
+    b = model('gpt2', seed=1)
     opt, other = [lm_opt(m, muon=muon)(layers(m), lr=1.) for m in (a, b)]
     opt.set_hypers(wd=[.01, .1, .3, .5])
     run(a, opt, range(7))

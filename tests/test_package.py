@@ -29,7 +29,8 @@ OPTIONAL = {'ray', 'torchvision', 'IPython', 'compression'}
 
 
 def run(*command, cwd):
-    command, env = [str(c) for c in command], {**os.environ, 'HF_HUB_OFFLINE': '1'}
+    command = [str(c) for c in command]
+    env = {**os.environ, 'HF_HUB_OFFLINE': '1'}
     r = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
     assert r.returncode == 0, f'{command}\n{r.stdout}\n{r.stderr}'
     return r.stdout
@@ -38,7 +39,8 @@ def run(*command, cwd):
 @pytest.fixture(scope='session')
 def wheel(tmp_path_factory):
     "Build the wheel from a copy, so that the tree stays as it is, without fetching anything."
-    src, out = tmp_path_factory.mktemp('source'), tmp_path_factory.mktemp('wheel')
+    src = tmp_path_factory.mktemp('source')
+    out = tmp_path_factory.mktemp('wheel')
     hidden = shutil.ignore_patterns('__pycache__', '.*')
     for f in ('settings.ini', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE'): shutil.copy(ROOT/f, src/f)
     for d in ('llmbook', 'nbs', 'tests'): shutil.copytree(ROOT/d, src/d, ignore=hidden, symlinks=True)

@@ -271,7 +271,8 @@ def two(folder): return launch(everything, 2, folder, device='cpu')
 
 @pytest.mark.parametrize('name', ARMS)
 def test_two_ranks_equal_one_with_the_whole_batch(two, name):
-    got, want = two[name], reference(name)
+    got = two[name]
+    want = reference(name)
     loose = 20 if 'bf16' in name else 1 # numbers of eight bits, added in another order
     def close(key, **tolerance):
         tolerance = {k: v * loose for k, v in tolerance.items()}
@@ -325,7 +326,8 @@ def test_a_fit_with_resume_adds_the_checkpoint_of_all_ranks(two):
 @pytest.mark.parametrize('kind', ['ddp', 'fsdp'])
 def test_pretrain_and_its_command_on_two_ranks(two, folder, kind):
     from llmbook.model.hf import load_pretrained
-    got, out = two[f'{kind} planned'], folder/f'run-{kind}'
+    got = two[f'{kind} planned']
+    out = folder/f'run-{kind}'
     alone = folder/f'alone-{kind}'
     want = from_a_plan(folder/'data', alone, None)
     def tokens(run): return [r['tokens'] for r in run['rows']]

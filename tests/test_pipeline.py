@@ -237,7 +237,8 @@ def test_units_hold_everything_once(source, tmp_path):
 def test_dividing_fills_every_split():
     rng = np.random.default_rng(0)
     for n in (3, 10, 500):
-        draws, order = rng.random(n), rng.random(n)
+        draws = rng.random(n)
+        order = rng.random(n)
         sizes = rng.integers(1, 1000, n)
         split = divide(draws, order, sizes, .1, .1)
         assert set(split.tolist()) == {0, 1, 2}

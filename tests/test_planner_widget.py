@@ -73,7 +73,8 @@ def test_remedies_do():
     for size, card, count in CASES:
         fit = what_fits(size, card, count)
         if fit['fits']: continue
-        config, device = get_config(size), DEVICES[card]
+        config = get_config(size)
+        device = DEVICES[card]
         precision = 'bfloat16' if 'bfloat16' in device.tflops else 'float16'
         assert fit['words']
         assert sum(fit['parts'].values()) > .9 * device.memory
@@ -97,7 +98,8 @@ def test_remedies_do():
 def test_what_does_not_fit_is_shown_and_said():
     page = planner_html('rtx3090', size='qwen3-8b', hours=48)
     assert 'does not fit' in words(page)
-    assert 'What would help' in words(page) and '<li>' in page
+    assert 'What would help' in words(page)
+    assert '<li>' in page
     assert PARTS['optimizer'] in page
 
 
@@ -125,7 +127,8 @@ def test_a_mistake_is_text_of_the_page(choices, says):
     page = planner_html(**choices)
     assert 'role="alert"' in page
     assert says in words(page)
-    assert '<img' not in page and 'Traceback' not in page
+    assert '<img' not in page
+    assert 'Traceback' not in page
 
 
 def test_names_are_escaped():
@@ -142,7 +145,8 @@ def test_advice():
     assert 'No price' in few
     assert 'FSDP' in said(device='h100', count=8, hours=24, size='qwen3-8b')
     enough = said(device='h100', count=8, hours=24)
-    assert 'wanted' not in enough and 'FSDP' not in enough
+    assert 'wanted' not in enough
+    assert 'FSDP' not in enough
 
 
 # ---- the widget, without a browser
@@ -261,7 +265,8 @@ def test_a_slider_moves_the_figures_in_jupyterlab(tmp_path):
         page.run()
         page.wait(lambda: figure('model'))
         expected = planner_html('h100', count=8, hours=24., mfu=.4)
-        parameters, money = shown(expected, 'parameters'), shown(expected, 'money')
+        parameters = shown(expected, 'parameters')
+        money = shown(expected, 'money')
         assert figure('parameters') == parameters
         assert figure('money') == money
 

@@ -115,7 +115,8 @@ def test_windows_across_shards(tmp_path):
 
 @pytest.mark.parametrize('n', [1, 2, 3, 7, 64, 101, 5000])
 def test_permutation(n):
-    a, b = permuted(np.arange(n), n, 1), permuted(np.arange(n), n, 2)
+    a = permuted(np.arange(n), n, 1)
+    b = permuted(np.arange(n), n, 2)
     assert np.array_equal(np.sort(a), np.arange(n))
     assert np.array_equal(np.sort(b), np.arange(n))
     if n > 60:
@@ -179,7 +180,8 @@ def test_same_batches_in_another_process(whole):
 
 def test_validation_is_fixed_and_covers_the_split(whole):
     dl = lm_dls(whole, bs=4, seq_len=16, steps=3, valid_batches=1000, device='cpu').valid
-    a, b = [x for x, _ in dl], [x for x, _ in dl]
+    a = [x for x, _ in dl]
+    b = [x for x, _ in dl]
     assert all(map(torch.equal, a, b))
     assert len(a) == len(dl)
     ids = open_tokens(whole, 'valid')[:]
@@ -276,7 +278,8 @@ def test_two_prepares_are_byte_identical(tmp_path):
     for seed in '12':
         r = run_program('prepare_source', 'embedded', tmp_path/seed, options, PYTHONHASHSEED=seed)
         assert r.returncode == 0, r.stderr
-    a, b = shard_bytes(tmp_path/'1'), shard_bytes(tmp_path/'2')
+    a = shard_bytes(tmp_path/'1')
+    b = shard_bytes(tmp_path/'2')
     assert a == b
     assert len(a) == 3
     for f in ('tokenizer.json', 'manifest.json', 'rejects.jsonl', 'text/documents.jsonl', 'text/valid.jsonl'):
@@ -646,7 +649,8 @@ def test_a_long_text_loses_only_the_parts_that_are_refused(tmp_path):
     card = prepare(folder, tmp_path/'out', **{**OPTIONS, 'preset': {'prose': [alphabetic_words]}})
     assert card['totals']['kept'] == 4
     lost = read_rows(tmp_path/'out'/'rejects.jsonl')
-    assert lost and all(row['id'].startswith(str(book)) and row['reason'] != '' for row in lost)
+    assert lost
+    assert all(row['id'].startswith(str(book)) and row['reason'] != '' for row in lost)
     assert card['left_out'].keys() == {f'filter: {row["reason"]}' for row in lost}
     assert sum(n['parts'] for n in card['left_out'].values()) == len(lost)
 

@@ -85,7 +85,8 @@ def test_version_is_the_same_everywhere():
     cfg = ConfigParser(delimiters=['='])
     cfg.read(ROOT/'settings.ini', encoding='utf-8')
     init = re.search(r'__version__ = "(.*)"', (ROOT/'llmbook/__init__.py').read_text())
-    assert init and init[1] == cfg['DEFAULT']['version']
+    assert init
+    assert init[1] == cfg['DEFAULT']['version']
     assert f"## {cfg['DEFAULT']['version']}" in (ROOT/'CHANGELOG.md').read_text()
 
 

@@ -247,7 +247,8 @@ def scored(metric, values, stat='mean', names=None, clusters=None, **kw):
 
 
 def test_eight_of_eight_documents_better_is_better():
-    nats, size = np.arange(100, 180, 10.), np.full(8, 50.)
+    nats = np.arange(100, 180, 10.)
+    size = np.full(8, 50.)
     old = scored('bits_per_byte', np.c_[nats, size], 'ratio', signature='tokenizer:a|text:9 tokens, 8 bytes')
     new = scored('bits_per_byte', np.c_[nats - .5, size], 'ratio', signature='tokenizer:b|text:7 tokens, 8 bytes')
     d = difference(old, new)
@@ -274,7 +275,8 @@ def test_shares_are_tested_exactly():
 
 def test_corpus_scores_are_compared_pair_by_pair():
     refs = [f'the number {i} of a list of words is here' for i in range(12)]
-    good, bad = refs, [r.replace('list of', 'heap') for r in refs]
+    good = refs
+    bad = [r.replace('list of', 'heap') for r in refs]
     for score in (overlap.bleu, overlap.chrf, overlap.rouge):
         d = difference(score(bad, refs, n_boot=20)[-1], score(good, refs, n_boot=20)[-1])
         assert d['verdict'] == 'better'
@@ -294,7 +296,8 @@ def test_items_of_two_runs_are_matched_by_what_they_are():
 
 
 def test_pieces_of_one_document_count_once():
-    a, b = [0.] * 12, [1.] * 12
+    a = [0.] * 12
+    b = [1.] * 12
     label = ['first'] * 6 + ['second'] * 6
     d = difference(scored('score', a, clusters=label), scored('score', b, clusters=label))
     assert (d['verdict'], d['p']) == ('within noise', .5)
@@ -331,7 +334,8 @@ def test_the_number_of_tests_is_said(run, tmp_path):
 
 
 def test_compare_tells_what_changed(tmp_path):
-    first, second = example_run(tmp_path/'a'), example_run(tmp_path/'b', seed=7, shift=.2)
+    first = example_run(tmp_path/'a')
+    second = example_run(tmp_path/'b', seed=7, shift=.2)
     rows = compare_runs([first, second])
     decisions = [r['name'] for r in rows if r['kind'] == 'plan']
     assert decisions == ['seed']
@@ -383,7 +387,8 @@ def test_a_model_worse_than_a_compressor_is_called_so(run):
         if r['metric'] == 'bits_per_byte' and 'group' not in r: r.update(value=2.5, low=2.4, high=2.6)
     write_json(run/'evaluation.json', evaluation)
     said = words(report_html(run))
-    assert 'worse than xz' in said and 'knows no language' in said
+    assert 'worse than xz' in said
+    assert 'knows no language' in said
     assert 'worse than xz' in model_card(run)
 
 
@@ -441,7 +446,8 @@ def test_bias_is_reported_by_its_corrected_p(run):
            for axis in ('gender', 'age')]
     change(run, 'evaluation.json', rows=rows + old)
     said = words(report_html(run))
-    assert 'no verdict' in said and '2 of 2' not in said
+    assert 'no verdict' in said
+    assert '2 of 2' not in said
     new = [{**r, 'p': p, 'p_holm': min(1, 2 * p)} for r, p in zip(old, (.03, .01))]
     change(run, 'evaluation.json', rows=rows + new)
     said = words(report_html(run))
@@ -475,7 +481,8 @@ def test_the_card_claims_what_the_run_knows(run):
            licences={'MIT': 3392})
     write_json(run/'pretrain/samples.json', [dict(step=1, prompt='Es war einmal', text='')])
     card = model_card(run)
-    assert 'license: mit' in card and 'language: [de]' in card
+    assert 'license: mit' in card
+    assert 'language: [de]' in card
     assert "tok('Es war einmal', return" in card
     assert 'line of code' not in card
     change(run, 'data/card.json', licences={'MIT': 3000, '': 392})
@@ -489,7 +496,8 @@ def test_an_encoders_card_is_no_writers(run):
     plan['config']['family'] = 'encoder'
     write_json(run/'plan.json', plan)
     card = model_card(run)
-    assert 'fill-mask' in card and 'AutoModelForMaskedLM' in card
+    assert 'fill-mask' in card
+    assert 'AutoModelForMaskedLM' in card
     assert 'generate(' not in card
 
 

@@ -112,7 +112,8 @@ def test_progress_says_time_and_place():
     assert out.said == 'llmbook: 12 of 240 packages found, 1 min 15 s\n'
     terminal = Terminal(True)
     install.Progress(terminal, clock=lambda: now[0]).show('1.2 GB of 2.6 GB')
-    assert terminal.said.startswith('\r') and '\n' not in terminal.said
+    assert terminal.said.startswith('\r')
+    assert '\n' not in terminal.said
 
 
 def test_bytes_and_packages_are_counted(monkeypatch):
@@ -134,7 +135,8 @@ def test_bytes_and_packages_are_counted(monkeypatch):
 def test_a_machine_without_a_gpu_is_told_of_the_small_build():
     cuda = [('torch==2.13.0', 900e6), ('nvidia-cudnn==9', 700e6), ('numpy==2', 20e6)]
     words = install.torch_words(cuda, gpu=False)
-    assert '1.6 GB' in words and f'TORCH_INDEX={install.CPU_INDEX}' in words
+    assert '1.6 GB' in words
+    assert f'TORCH_INDEX={install.CPU_INDEX}' in words
     assert 'TORCH_INDEX' not in install.torch_words(cuda, gpu=True)
     assert 'without CUDA' in install.torch_words([('torch==2.13.0+cpu', 200e6)], gpu=False)
     assert install.torch_words([('numpy==2', 20e6)], gpu=False) is None

@@ -146,7 +146,8 @@ def test_the_fit_brings_the_same_style_along():
     readable_table()
     assert fastprogress.html_styles.endswith(TABLE_STYLES)
     for rule in ('background: transparent !important', 'color: inherit'):
-        assert rule in TABLE_STYLES and rule in (ROOT/'nbs/styles.css').read_text()
+        assert rule in TABLE_STYLES
+        assert rule in (ROOT/'nbs/styles.css').read_text()
 
 
 # ---- in the browser ------------------------------------------------------------------------------------------------
@@ -154,7 +155,8 @@ def test_the_fit_brings_the_same_style_along():
 @browser_only
 def test_every_sidebar_link_opens(browser, address):
     browser.get(f'{address}/index.html')
-    traffic(browser), browser.get_log('browser')
+    traffic(browser)
+    browser.get_log('browser')
     links = [a.get_attribute('href') for a in found(browser, '.sidebar-tree a.reference.internal')]
     assert len(links) == len(notebooks()) - 1 + len(headings()), 'one link a notebook and a heading, the start page apart'
     for link in links:
@@ -176,7 +178,8 @@ def test_the_sidebar_is_folded(browser, address):
     assert len(seen) <= 14
     browser.get(f'{address}/contents/data/filters.html')
     opened = [a.text for a in found(browser, '.sidebar-tree a.reference.internal') if a.is_displayed()]
-    assert 'filters' in opened and len(opened) > len(seen) + 8
+    assert 'filters' in opened
+    assert len(opened) > len(seen) + 8
 
 
 @browser_only

@@ -42,7 +42,9 @@ def folder(tmp_path_factory):
 train, elsewhere, transformers_alone, own_text, own_pairs, colleague = BLOCKS
 
 
-def test_the_learning_rate_of_the_plan_is_used(): assert 'lr=p.lr' in train and 'lr=p.lr' in own_text
+def test_the_learning_rate_of_the_plan_is_used():
+    assert 'lr=p.lr' in train
+    assert 'lr=p.lr' in own_text
 
 
 def test_a_saved_model_opens_elsewhere(folder): run(elsewhere, folder)

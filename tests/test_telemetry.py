@@ -159,7 +159,8 @@ def test_smooth_loss_restored_by_value_and_count():
     "Older checkpoints have only `val` and `count`."
     a, b = SmoothLoss(), SmoothLoss()
     feed(a, 1., 2., 3.)
-    b.val, b.count = torch.tensor(float(a.val)), a.count
+    b.val = torch.tensor(float(a.val))
+    b.count = a.count
     feed(a, 5.)
     feed(b, 5.)
     assert float(a.value) == pytest.approx(float(b.value), rel=1e-5)
@@ -169,7 +170,8 @@ def test_smooth_loss_restored_by_its_state():
     a, b = SmoothLoss(), SmoothLoss()
     feed(a, 1., 2., 3., 5., float('nan'))
     b.load(json.loads(json.dumps(a.state())))
-    b.val, b.count = torch.tensor(float(a.val)), a.count
+    b.val = torch.tensor(float(a.val))
+    b.count = a.count
     feed(a, 7.)
     feed(b, 7.)
     assert float(a.value) == float(b.value)
@@ -245,7 +247,8 @@ def test_time_that_is_not_training_is_apart(monkeypatch):
     assert [r['tokens_per_s'] for r in rows] == [16] * 4
     assert [r['mfu'] for r in rows] == [.5] * 4
     last = learn.telemetry.rows[-1]
-    assert last['step'] == 16 and 'mfu' not in last
+    assert last['step'] == 16
+    assert 'mfu' not in last
     assert (last['seconds'], last['saving'], last['validating'], last['wall']) == (16, 100, 20, 136)
 
 
@@ -310,7 +313,8 @@ def test_only_the_first_rank_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(telemetry, 'rank', lambda: 1)
     samples = Samples(lambda model, prompts: prompts, ['a'], path=tmp_path/'samples.jsonl')
     learn = fitted([Telemetry(path=tmp_path/'history.csv'), samples])
-    assert learn.telemetry.rows and learn.samples.rows
+    assert learn.telemetry.rows
+    assert learn.samples.rows
     assert not list(tmp_path.iterdir())
 
 
@@ -353,7 +357,8 @@ def test_thinning_resumes_from_its_state():
 def test_validation_rows_are_kept_apart():
     rows = fitted(Telemetry(every=1, most=4), epochs=7, n=10).telemetry.rows
     assert len(rows) <= 8
-    assert rows[-1]['step'] == 70 and 'valid_loss' in rows[-1]
+    assert rows[-1]['step'] == 70
+    assert 'valid_loss' in rows[-1]
     assert rows == sorted(rows, key=lambda r: r['step'])
 
 
@@ -387,7 +392,8 @@ def test_a_damaged_parquet_is_named(tmp_path):
 
 def test_merging_takes_what_is_there():
     assert merge_rows(dict(step=1, loss=2.), dict(step=2)) == dict(step=2, loss=2.)
-    a, b = dict(step=1, loss=None, targets=0), dict(step=2, loss=3., targets=4)
+    a = dict(step=1, loss=None, targets=0)
+    b = dict(step=2, loss=3., targets=4)
     assert merge_rows(a, b) == b
 
 

@@ -44,7 +44,8 @@ def test_cores_that_are_free_may_be_used_by_others(machine, monkeypatch):
 def test_nobody_looks_twice_within_half_a_second(machine):
     share_cores(now=True)
     machine['others'] = 1.
-    assert share_cores() is None and not sleeps()
+    assert share_cores() is None
+    assert not sleeps()
 
 
 def test_a_chosen_way_of_waiting_stays(monkeypatch):
@@ -61,7 +62,8 @@ def test_a_chosen_way_of_waiting_stays(monkeypatch):
 
 def test_sleeping_changes_no_bit():
     torch.manual_seed(0)
-    a, b = torch.randn(300, 400), torch.randn(400, 500)
+    a = torch.randn(300, 400)
+    b = torch.randn(400, 500)
     before = a @ b, torch.nn.functional.layer_norm(a, (400,)), a.sum()
     team = SleepingTeam()
     beside = a @ b, torch.nn.functional.layer_norm(a, (400,)), a.sum()
@@ -91,7 +93,8 @@ def test_no_sleeping_thread_is_lost_in_a_fork(machine):
     assert sleeps()
     child = os.fork()
     if child == 0: os._exit(sleeps())
-    assert os.waitpid(child, 0)[1] == 0 and not sleeps()
+    assert os.waitpid(child, 0)[1] == 0
+    assert not sleeps()
 
 
 def plan(tokens_per_param, others):
@@ -106,4 +109,5 @@ def test_a_plan_says_when_the_machine_was_busy_or_the_budget_is_tiny():
     busy, = plan(8, 1.2).notes()
     assert 'other programs used 1.2 of 2 cores' in busy
     tiny, = plan(.2, 0.).notes()
-    assert '0.2 tokens a parameter' in tiny and 'smaller size' in tiny
+    assert '0.2 tokens a parameter' in tiny
+    assert 'smaller size' in tiny

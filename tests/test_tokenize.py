@@ -105,7 +105,8 @@ STRANGE = ['👩‍👩‍👧', '🇩🇪', 'e\u0301', '\ufeff', '\x00', '\r\n'
 
 def any_code_point(rng):
     "Return a character of all of Unicode but surrogates."
-    below, above = rng.randrange(0xd800), rng.randrange(0xe000, 0x110000)
+    below = rng.randrange(0xd800)
+    above = rng.randrange(0xe000, 0x110000)
     return chr(rng.choice((below, above)))
 
 def any_character(rng):

@@ -26,7 +26,8 @@ CONFIG = dict(n_layer=2, d_model=32, n_head=2, n_kv_head=1, context=32)
 
 def grammar_data(path):
     "Write shards of a grammar and return its entropy."
-    tok, grammar = train_tokenizer(['a small text'], 300), Grammar()
+    tok = train_tokenizer(['a small text'], 300)
+    grammar = Grammar()
     save_tokenizer(tok, path)
     def pack(split, n, seed):
         writer = ShardWriter(path, split, tokens_per_shard=50_000)
@@ -75,7 +76,9 @@ def test_chunked_loss_equals_the_naive_one(chunk, ignored):
 
 
 def test_loss_of_a_frozen_head_or_body():
-    h, w, y = torch.randn(5, 4), torch.randn(7, 4, requires_grad=True), torch.randint(0, 7, (5,))
+    h = torch.randn(5, 4)
+    w = torch.randn(7, 4, requires_grad=True)
+    y = torch.randint(0, 7, (5,))
     linear_cross_entropy(h, w, y)[0].backward()
     assert w.grad is not None
     h = h.clone().requires_grad_()

@@ -25,7 +25,8 @@ WORDS = ('the of and to with that a house river people morning considerable unde
 
 def stories(n=120, seed=0):
     "Return documents of many lengths; every ninth is hostile, the first twenty come twice."
-    rng, docs = random.Random(seed), []
+    rng = random.Random(seed)
+    docs = []
     for i in range(n):
         n_words = int(rng.lognormvariate(4.3, .9)) + 3
         words = ['#' if rng.random() < i % 9 / 40 else rng.choice(WORDS) for _ in range(n_words)]
@@ -106,7 +107,8 @@ def test_a_damaged_row_is_named(tmp_path, bad):
 # ---- documents of a prepared folder ---------------------------------------------------------------------------------
 
 def test_kept_text_comes_from_the_shards(out):
-    kept, rows = KeptDocuments(out), read_rows(out/'text/documents.jsonl')
+    kept = KeptDocuments(out)
+    rows = read_rows(out/'text/documents.jsonl')
     known = {}
     for split in ('valid', 'test'):
         for row in read_rows(out/f'text/{split}.jsonl'): known[row['id']] = row['text']
@@ -115,7 +117,9 @@ def test_kept_text_comes_from_the_shards(out):
 
     texts = {rows[i]['id']: kept.text(i, 10**6) for i in shuffled(len(rows), seed=1)}
     assert {name: texts[name] for name in known} == known
-    for text in texts.values(): assert text.startswith('Story ') and text.endswith('字.')
+    for text in texts.values():
+        assert text.startswith('Story ')
+        assert text.endswith('字.')
     beginning = kept.text(3, tokens=5)
     assert kept.text(3).startswith(beginning)
     assert kept.text(3) != beginning
@@ -141,7 +145,8 @@ def first_row(rows, **where):
 
 
 def test_dropped_rows_tell_why(out):
-    lost, rows = DroppedDocuments(out), read_rows(out/'rejects.jsonl')
+    lost = DroppedDocuments(out)
+    rows = read_rows(out/'rejects.jsonl')
     assert lost.total == len(rows) > 20
     assert [lost[i] for i in range(len(rows))] == rows
     i = first_row(rows, reason='exact_duplicate')
@@ -158,7 +163,8 @@ def test_dropped_rows_tell_why(out):
     (dict(reason='no such'), ''),
 ])
 def test_find_agrees_with_a_plain_search(out, where, text):
-    lost, rows = DroppedDocuments(out), read_rows(out/'rejects.jsonl')
+    lost = DroppedDocuments(out)
+    rows = read_rows(out/'rejects.jsonl')
     fits = []
     for i, row in enumerate(rows):
         all_text = f'{row["id"]}\n{lost.text(i)}'
@@ -245,7 +251,8 @@ def test_pictures_of_any_values(values):
     something = any(v is not None and v < INF for v in values)
     for limits in ({}, dict(low=2), dict(low=-1, high=10**9), dict(high=INF), dict(low=0)):
         picture = value_picture(values, EVIL, **limits)
-        assert '<img' not in picture and 'nan' not in picture
+        assert '<img' not in picture
+        assert 'nan' not in picture
         assert bool(picture) == something
 
 
@@ -255,7 +262,8 @@ def test_a_value_far_out_does_not_squeeze_the_others(far):
     picture = value_picture(values, 'characters', low=120)
     bars = len(re.findall(r'<rect', picture))
     assert bars >= 24, 'the hundred values take most of the width'
-    assert f'1 above' in picture and f'up to {far:,}' in picture
+    assert f'1 above' in picture
+    assert f'up to {far:,}' in picture
 
 
 def test_a_threshold_beyond_the_axis_has_no_line():
@@ -263,7 +271,8 @@ def test_a_threshold_beyond_the_axis_has_no_line():
     inside = value_picture(values, 'characters', low=150)
     assert '>low 150<' in inside
     outside = value_picture(values, 'characters', low=150, high=10**6)
-    assert '>high 1,000,000<' not in outside and 'high 1,000,000 lies to the right' in outside
+    assert '>high 1,000,000<' not in outside
+    assert 'high 1,000,000 lies to the right' in outside
     assert 'low 0 lies to the left' in value_picture([1, 10, 10**3, 10**5], 'characters', low=0), 'a logarithmic axis has no 0'
     near = value_picture(values, 'characters', high=210)
     assert '>high 210<' in near, 'the axis reaches as far as a threshold that is near'
@@ -297,7 +306,8 @@ def test_threshold_table(docs):
 # ---- widgets, without a browser -------------------------------------------------------------------------------------
 
 def test_browser_walks_and_filters(out):
-    b, rows = browse(out), read_rows(out/'rejects.jsonl')
+    b = browse(out)
+    rows = read_rows(out/'rejects.jsonl')
     assert b.at == 0
     assert b.position.value == f'row 1 of {len(rows)}'
     b.next.click()
@@ -320,7 +330,8 @@ def test_browser_walks_and_filters(out):
 
 
 def test_browser_shows_what_was_kept(out):
-    b, rows = Browser(out), read_rows(out/'text/documents.jsonl')
+    b = Browser(out)
+    rows = read_rows(out/'text/documents.jsonl')
     b.what.value = 'kept'
     menus = b.menus['kept']
     assert set(b.menu_row.children) == set(menus.values())
@@ -329,13 +340,15 @@ def test_browser_shows_what_was_kept(out):
     assert 'split test' in b.page.value
     b.search.value = 'DOCUMENT.title'
     while b.at >= 0 and b.go(1) is not None: pass
-    assert '<script' not in b.page.value and '<img' not in b.page.value
+    assert '<script' not in b.page.value
+    assert '<img' not in b.page.value
 
 
 def test_browser_continues_where_a_search_stopped(out, monkeypatch):
     def find_few(*args): return find_document(*args, limit=4)
     monkeypatch.setattr('llmbook.widgets.browser.find_document', find_few)
-    b, rows = Browser(out), read_rows(out/'rejects.jsonl')
+    b = Browser(out)
+    rows = read_rows(out/'rejects.jsonl')
     b.search.value = rows[-1]['id']
     for _ in range(100):
         if b.page.value: break
@@ -352,7 +365,8 @@ def test_choices_of_a_poor_card():
 
 def test_tuner_moves(docs):
     t = tune_filter(docs, rules.word_count)
-    slider, n_kept = t.sliders['low'], len(docs) - len(t.dropped)
+    slider = t.sliders['low']
+    n_kept = len(docs) - len(t.dropped)
     assert f'>{n_kept}</b>' in t.page.value
     assert 'would be' not in t.page.value
     n_words = [len(d.text.split()) for d in docs]
@@ -363,7 +377,8 @@ def test_tuner_moves(docs):
         lost, back = flips(t.values, t.defaults, t.current)
         assert (f'{len(lost)} would be lost in addition' in page) == bool(lost)
         assert (f'{len(back)} would come back' in page) == bool(back)
-        assert '<script' not in page and '<img' not in page
+        assert '<script' not in page
+        assert '<img' not in page
     assert 'text/html' in t._repr_mimebundle_()
 
 

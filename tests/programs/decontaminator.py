@@ -5,5 +5,6 @@ from llmbook.dedup.decontaminate import Decontaminator
 if __name__ == '__main__':
     pickled, *items = sys.argv[1:]
     sent = pickle.loads(bytes.fromhex(pickled))
-    assert 'torch' not in sys.modules and 'fastai' not in sys.modules
+    assert 'torch' not in sys.modules
+    assert 'fastai' not in sys.modules
     print(sent.fingerprint, Decontaminator(dict(a=items)).fingerprint, sent.overlap(items[0]))

@@ -7,7 +7,8 @@ def die(*args, **kwargs): os.kill(os.getpid(), signal.SIGKILL)
 
 
 def die_at_the_second_shard():
-    flush, written = pipeline.ShardWriter._flush, []
+    flush = pipeline.ShardWriter._flush
+    written = []
     def counted(self):
         if written: die()
         written.append(self)
