@@ -127,6 +127,7 @@ def llmbook_plan(
     text = _text_of(data) if data else {}
     if text and vocab_size not in (None, text['vocab_size']): raise UserError(
         f'expected the vocabulary of {data}, {text["vocab_size"]}, got {vocab_size}: leave --vocab-size out')
+    if not text: _check_new_vocabulary(vocab_size)
     text |= _given(vocab_size=vocab_size, tokens_available=tokens)
     if device is None and minutes is None: minutes = 5.
     p = plan(minutes, seed=seed, size=size, device=device, **text, **there)
@@ -136,6 +137,13 @@ def llmbook_plan(
     return None if is_cli() else p
 
 def _given(**options): return {name: value for name, value in options.items() if value is not None}
+
+def _check_new_vocabulary(vocab_size):
+    "Raise `UserError` unless a tokenizer of this size can be trained."
+    from llmbook.tokens.tokenizer import MIN_VOCAB
+    if vocab_size is None or vocab_size >= MIN_VOCAB: return
+    raise UserError(f'expected --vocab-size {MIN_VOCAB} or more (bytes and special tokens), got {vocab_size}: '
+                    'give more, or --data with a tokenizer of its own')
 
 def _text_of(data):
     "Return what a prepared folder holds, as arguments of `plan`."

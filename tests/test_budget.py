@@ -563,6 +563,18 @@ def test_the_vocabulary_can_be_chosen():
     ({}, 'got neither'),
     (dict(device='h100', tokens_available=100), 'give more text'),
     (dict(device='h100', fit='mine'), 'a fit among'),
+    (dict(device=5), 'expected a device'),
+    (dict(device='h100', vocab_size=1), '2 tokens or more'),
+    (dict(device='h100', mfu='1'), 'share of the peak'),
+    (dict(device='h100', grid=True), 'expected a grid'),
+    (dict(device='h100', tokens_available=1.5), 'tokens of text'),
+    (dict(device='h100', step_tokens=10**15), 'hours for one step'),
+    (dict(device='h100', hours=1e-9), 'hours for one step'),
+    (dict(minutes=3, machine=HAND, vocab_size=1), '2 tokens or more'),
+    (dict(minutes=3, machine=HAND, vocab_size=10**9), 'a vocabulary of fewer than'),
+    (dict(minutes=3, machine=HAND | dict(memory='much')), "machine's memory"),
+    (dict(minutes=3, machine=dict(device='a laptop')), 'without type'),
+    (dict(minutes=3, machine=3), 'as `measure_machine` returns it'),
 ])
 def test_plan_refuses(kw, says):
     with pytest.raises(UserError, match=says): plan(**kw)
@@ -619,3 +631,9 @@ def test_the_command_refuses_in_one_line(args, says):
     assert r.returncode != 0
     assert r.stderr.strip().count('\n') == 0
     assert says in r.stderr
+
+
+def test_a_plan_says_that_its_fewest_steps_take_longer_than_was_asked_for():
+    p = plan(.0001, HAND, size='pico')
+    assert any('were asked for' in note for note in p.notes())
+    assert not any('were asked for' in note for note in plan(3, HAND).notes())

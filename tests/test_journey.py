@@ -157,6 +157,7 @@ MISTAKES = [ # (command, arguments, what the error says)
     ('llmbook_pretrain', ['nodata', '--out', 'taken-model'], 'model'),
     ('llmbook_plan', ['--out', 'empty', '--device', 'h100'], 'got the folder'),
     ('llmbook_plan', ['--minutes', '1e300'], 'minutes above 0'),
+    ('llmbook_plan', ['--vocab-size', '3'], '--vocab-size 260 or more'),
     ('llmbook_plan', ['--device', 'h100', '--hours', '1e300'], 'hours above 0'),
     ('llmbook_plan', ['--device', 'h100', '--price', 'nan'], 'price of 0 or more'),
     ('llmbook_plan', ['--device', 'h100', '--size', 'encoder-nano'], 'expected a decoder'),

@@ -58,7 +58,8 @@ def memory_picture(
 ) -> Markup: # <figure>
     "Return what a step holds, to scale with what the device has."
     parts = {name: n for name, n in parts.items() if n and name != 'total'}
-    total, usable = sum(parts.values()), (1 - FREE) * memory
+    total = sum(parts.values())
+    usable = (1 - FREE) * memory
     full_width = max(total, memory) * 1.02
     def share(n_bytes): return f'{100 * n_bytes / full_width:.3f}%'
 
@@ -66,13 +67,16 @@ def memory_picture(
     verdict = 'fits'
     if total > usable:
         verdict = 'does not fit'
-        end = share(min(usable, memory))
-        line = f'position:absolute;top:-3px;bottom:-3px;left:{end};border-left:2px solid currentColor'
-        bars.append(tag('div', style=line))
+        bars.append(_end_line(share(usable)))
     title = f'{human_bytes(total)} of the {human_bytes(memory)} of {device}: {verdict}'
+    caption = tag('figcaption', tag('b', title))
     picture = tag('div', *bars, role='img', aria_label=title, style='position:relative;margin:.3em 0')
     style = 'margin:.6em 0;max-width:46em;font:.9rem/1.5 system-ui,sans-serif'
-    return tag('figure', tag('figcaption', tag('b', title)), picture, _legend(parts), style=style)
+    return tag('figure', caption, picture, _legend(parts), style=style)
+
+def _end_line(left):
+    "Return the vertical line at which the usable memory ends."
+    return tag('div', style=f'position:absolute;top:-3px;bottom:-3px;left:{left};border-left:2px solid currentColor')
 
 # %% ../../nbs/api/25_plan/08_advice.ipynb #7bce0c2f
 def _first(candidates, accept): return next((x for x in candidates if accept(x)), None)
@@ -96,12 +100,13 @@ def _larger_devices(d, precision, fits):
 def _smaller_size(c, fits):
     "Return the name of the largest smaller size that fits, or None."
     own = count_params(c)['total']
-    params = {}
+    smaller = {} # name -> parameters
     for name in SIZES:
         config = get_config(name)
-        if config.traits.causal: params[name] = count_params(config)['total']
-    smaller = [name for name in sorted(params, key=params.get, reverse=True) if params[name] < own]
-    return _first(smaller, lambda name: fits(config=get_config(name, context=c.context)))
+        params = count_params(config)['total']
+        if config.traits.causal and params < own: smaller[name] = params
+    largest_first = sorted(smaller, key=smaller.get, reverse=True)
+    return _first(largest_first, lambda name: fits(config=get_config(name, context=c.context)))
 
 # %% ../../nbs/api/25_plan/08_advice.ipynb #e192fc59
 def remedies(
@@ -134,7 +139,7 @@ def usual_precision(
     d:Device, # a device
 ) -> str: # 'bfloat16', or 'float16' on cards without it
     "Return the precision that is used if none is asked for."
-    return 'bfloat16' if 'bfloat16' in d.tflops else 'float16'
+    return d.half_precision
 
 def what_fits(
     size:str, # a name of SIZES
@@ -146,29 +151,31 @@ def what_fits(
 ) -> dict: # fits, rows (of a micro-batch at most), sharding, recompute, parts (bytes), memory, words (what would help)
     "Return whether a size fits a device, what it holds there, and what would help if it does not fit."
     d = device if isinstance(device, Device) else get_device(device)
-    if not (isinstance(count, int) and count >= 1): raise UserError(f'expected one device or more, got {count}')
+    if not within(count, 1, kind=int): raise UserError(f'expected one device or more, got {count}')
     c = get_config(size) if seq_len is None else get_config(size, context=seq_len)
     precision = precision or usual_precision(d)
-    found = arrange(c, d, count, precision, optimizer=optimizer)
-    sharding = 'fsdp' if count > 1 else 'ddp'
-    way = found or dict(rows=1, recompute=1, sharding=sharding)
+    way = arrange(c, d, count, precision, optimizer=optimizer)
+    fits, words = way is not None, []
+    if not fits:
+        way = dict(rows=1, recompute=1, sharding='fsdp' if count > 1 else 'ddp') # the one that needs the least
+        words = remedies(c, d, count, precision, optimizer)
     stored = 'tf32' if precision == 'float32' else precision # a GPU stores both alike
     parts = memory_estimate(c, way['rows'], precision=stored, ranks=count, optimizer=optimizer,
                             recompute=way['recompute'], sharding=way['sharding'])
     parts.pop('total')
-    words = [] if found else remedies(c, d, count, precision, optimizer)
-    return dict(way, fits=bool(found), parts=parts, memory=d.memory, words=words)
+    return dict(way, fits=fits, parts=parts, memory=d.memory, words=words)
 
 # %% ../../nbs/api/25_plan/08_advice.ipynb #ce217bfd
 def _step_words(p):
     "Return what a step of a cluster plan is made of."
-    ranks, accumulate, micro = (p.expected[k] for k in ('ranks', 'accumulate', 'micro'))
-    devices = f'{ranks} devices x ' if ranks > 1 else ''
-    batches = f'{accumulate} micro-batches' if accumulate > 1 else f'{accumulate} micro-batch'
-    rows = f'{micro} rows' if micro > 1 else f'{micro} row'
+    e = p.expected
+    devices = f"{e['ranks']} devices x " if e['ranks'] > 1 else ''
+    batches = _counted(e['accumulate'], 'micro-batch', 'micro-batches')
+    rows = _counted(e['micro'], 'row', 'rows')
     tokens = human_count(p.bs * p.seq_len)
     return f'A step sees {tokens} tokens: {devices}{batches} x {rows} of {p.seq_len:,} tokens.'
 
+def _counted(n, one, many): return f'{n} {many if n > 1 else one}'
 def advice(
     p:Plan, # from `plan`
     ratio:float=RATIO, # tokens a parameter that are wanted
@@ -238,23 +245,30 @@ def _refusal(e, device, size, count, seq_len, precision, optimizer):
     try: f = what_fits(size, device, count, seq_len, precision, optimizer)
     except UserError: return mistake_html(e)
     if f['fits']: return mistake_html(e)
-    title = device.title if isinstance(device, Device) else get_device(device).title
+    device = device if isinstance(device, Device) else get_device(device)
     number = count if count > 1 else 'one'
-    need = f'{size} does not fit {number} {title}, even with blocks computed twice and a single row at a time.'
+    need = f'{size} does not fit {number} {device.title}, even with blocks computed twice and a single row at a time.'
     said = tag('p', tag('b', need), ' What would help:', class_='lb-refused', role='alert', style='margin:.3em 0')
-    memory = memory_picture(f['parts'], f['memory'], title)
-    return concat([said, _list(f['words']), memory])
+    changes = _list(f['words'])
+    memory = memory_picture(f['parts'], f['memory'], device.title)
+    return concat([said, changes, memory])
 
 def _answer(p, parts):
     "Return the page of a plan whose step holds `parts`."
     device = p.machine['device']
     if p.machine.get('count', 1) > 1: device = f'each of {device}'
+    tiles = _tiles(figures(p))
     memory = memory_picture(parts, p.machine['memory'], device)
+    words = _list(advice(p))
+    more = fold('The plan as a table, and other sizes', *_tables(p))
+    return concat([tiles, memory, words, more])
+
+def _tables(p):
+    "Return the plan as a table, and the other sizes of a cluster plan as a picture and a table."
     tables = [html_table(('', ''), p.rows())]
     sizes = p.size_rows()
     if sizes: tables += [p.picture(), html_table(SIZE_COLUMNS, sizes, right=(1, 2, 3, 4, 6))]
-    more = fold('The plan as a table, and other sizes', *tables)
-    return concat([_tiles(figures(p)), memory, _list(advice(p)), more])
+    return tables
 
 # %% ../../nbs/api/25_plan/08_advice.ipynb #9e4d8a91
 def _plan_here(machine, hours, size, price, options):

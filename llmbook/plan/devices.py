@@ -96,11 +96,13 @@ def find_device(
     name:str, # short name, or the name that `torch.cuda.get_device_name` gives
 ) -> Device|None: # None if it is not in the table
     "Return the device of a name."
-    known = DEVICES.get(name.strip().lower())
-    if known: return known
+    if not isinstance(name, str): return None
+    short = name.strip().lower()
+    if short in DEVICES: return DEVICES[short]
     bare = re.sub(r'^(NVIDIA|Tesla|GeForce| )+', '', name)
-    return next((d for d in DEVICES.values() if re.fullmatch(d.pattern, bare)), None)
-
+    for d in DEVICES.values():
+        if re.fullmatch(d.pattern, bare): return d
+    return None
 def get_device(
     name:str, # as in `find_device`
 ) -> Device: # UserError if it is not in the table
@@ -141,16 +143,22 @@ def _matmul_rate(device, dtype, seconds):
 
 def _model_rate(width, device, dtype, seconds):
     "Return the FLOP/s of a small model of some width, forward and backward."
-    c = ModelConfig(vocab_size=1024, n_layer=2, d_model=width, n_head=width // 64, n_kv_head=width // 64)
+    heads = width // 64
+    c = ModelConfig(vocab_size=1024, n_layer=2, d_model=width, n_head=heads, n_kv_head=heads)
     model = Transformer(c).to(device)
-    half = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    is_half = dtype != torch.float32
+    autocast = torch.autocast(device.type, dtype, enabled=is_half)
     rows = 64 if device.type == 'cuda' else 4
-    x = torch.randint(1024, (rows, 256), device=device)
+    length = 256
+    x = torch.randint(c.vocab_size, (rows, length), device=device)
     def step():
-        with half: z = model.logits(model(x))
-        F.cross_entropy(z.flatten(0, 1).float(), x.flatten()).backward()
+        with autocast: logits = model.logits(model(x))
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), x.flatten())
+        loss.backward()
         model.zero_grad()
-    return flops_per_token(c, 256) * x.numel() / _best_time(step, seconds, device)
+
+    flops = flops_per_token(c, length) * x.numel()
+    return flops / _best_time(step, seconds, device)
 
 # %% ../../nbs/api/25_plan/03_devices.ipynb #c0bc25ed
 def measure_machine(
@@ -160,18 +168,25 @@ def measure_machine(
     # others (cores that other programs used)
     "Measure what this machine can do."
     device = pick_device(device)
-    cuda = device.type == 'cuda'
     dtype = _training_dtype(device)
     dtype_name = str(dtype).removeprefix('torch.')
     about = describe()
+    name = f'{about["device"]} ({about["cores"]} cores)'
+    memory = about['memory']
+    widths = 64, 256
+    promised = None
+    if device.type == 'cuda':
+        name = about['device']
+        memory = torch.cuda.get_device_properties(device).total_memory
+        widths = (512, 1024)
+        promised = peak_flops(name, dtype_name)
     others = _others()
     with torch.random.fork_rng():
-        promised = peak_flops(about['device'], dtype_name) if cuda else None
         peak = promised or _matmul_rate(device, dtype, seconds / 4)
-        widths = (512, 1024) if cuda else (64, 256)
-        efficiency_at = [[w, _model_rate(w, device, dtype, seconds * 3 / 8) / peak] for w in widths]
-    name = about['device'] if cuda else f'{about["device"]} ({about["cores"]} cores)'
-    memory = torch.cuda.get_device_properties(device).total_memory if cuda else about['memory']
+        efficiency_at = []
+        for width in widths:
+            rate = _model_rate(width, device, dtype, seconds * 3 / 8)
+            efficiency_at.append([width, rate / peak])
     return dict(
         device=name,
         type=device.type,
@@ -184,7 +199,6 @@ def measure_machine(
         efficiency_at=efficiency_at,
         others=others,
     )
-
 def _others():
     "Return the cores that other programs use, and let torch's threads adapt to them."
     share_cores(now=True)
@@ -210,7 +224,7 @@ def carbon_intensity(
     if isinstance(grid, str) and grid in GRID: return GRID[grid]
     try: value = float(grid)
     except (TypeError, ValueError): value = -1
-    if 0 <= value < 10: return value
+    if 0 <= value < 10 and not isinstance(grid, bool): return value
     raise UserError(f'expected a grid ({", ".join(GRID)}) or kg of CO2e a kWh (0 to 10), got {grid!r}')
 
 # %% ../../nbs/api/25_plan/03_devices.ipynb #52bfb724
@@ -243,8 +257,9 @@ def machine_cost(
     return dict(device_hours=count * hours, money=money, kwh=kwh, kg=kwh * kg_per_kwh, assumed=assumed)
 
 def _check_cost(count, hours, pue, price, watts):
-    if not (within(count, 1, kind=int) and within(hours, 0) and hours):
-        raise UserError(f'expected one device or more and hours above 0 (both below 1e9), got {count!r} and {hours!r}')
-    if not (within(pue, 1) and within(0 if price is None else price, 0)):
-        raise UserError(f'expected a PUE of 1 or more and a price of 0 or more, got {pue!r} and {price!r}')
-    if not within(0 if watts is None else watts, 0): raise UserError(f'expected watts of 0 or more, got {watts!r}')
+    "Raise `UserError` for the first option that no machine could have."
+    if not within(count, 1, kind=int): raise UserError(f'expected one device or more, below 1e9, got {count!r}')
+    if not within(hours, 0) or not hours: raise UserError(f'expected hours above 0 and below 1e9, got {hours!r}')
+    if not within(pue, 1): raise UserError(f'expected a PUE of 1 or more, got {pue!r}')
+    if price is not None and not within(price, 0): raise UserError(f'expected a price of 0 or more, got {price!r}')
+    if watts is not None and not within(watts, 0): raise UserError(f'expected watts of 0 or more, got {watts!r}')

@@ -6,6 +6,7 @@
 __all__ = ['block_matrices', 'count_params', 'flops_by_part', 'flops_per_token']
 
 # %% ../../nbs/api/25_plan/01_flops.ipynb #6a8f3902
+import math
 from ..model.config import MLPS, ModelConfig
 
 # %% ../../nbs/api/25_plan/01_flops.ipynb #86cbb168
@@ -62,16 +63,22 @@ def flops_by_part(
     matrices = block_matrices(c)
     head = c.vocab_size * c.d_model  # tied to the embedding or not
     if not c.traits.causal: head += c.d_model * c.d_model
+    queries = c.n_head * c.head_dim
+    length = seq_len or c.context
     flops = dict(
         attention=6 * matrices['attention'],
-        scores=12 * c.n_layer * c.n_head * c.head_dim * (seq_len or c.context),
+        scores=12 * c.n_layer * queries * length,
         mlp=6 * matrices['mlp'],
         head=6 * head,
     )
-    share = 0  # of the blocks that are computed again
-    if recompute: share = -(-c.n_layer // recompute) / c.n_layer
-    blocks = flops['attention'] + flops['scores'] + flops['mlp']  # a third of it is the forward pass
-    return {**flops, 'total': sum(flops.values()), 'recompute': round(share * blocks / 3)}
+    total = sum(flops.values())
+    blocks = total - flops['head']  # a third of it is the forward pass
+    return flops | dict(total=total, recompute=round(_computed_again(c, recompute) * blocks / 3))
+
+def _computed_again(c, recompute):
+    "Return the share of the blocks that are computed a second time."
+    if not recompute: return 0
+    return math.ceil(c.n_layer / recompute) / c.n_layer
 
 # %% ../../nbs/api/25_plan/01_flops.ipynb #5a0b1f02
 def flops_per_token(

@@ -7,12 +7,12 @@ __all__ = ['MODEL_TIME', 'MAX_PASSES', 'LOCAL_SIZES', 'expected_rate', 'wanted_t
 
 # %% ../../nbs/api/25_plan/06_local.ipynb #c97522a7
 import math
-from ..core import UserError, human_bytes, within
+from ..core import UserError, human_bytes, real_number, within
 from ..model.config import ModelConfig, get_config
 from .flops import count_params, flops_per_token
 from .memory import memory_estimate
 from .devices import measure_machine
-from .plan import Plan, check_text, expected_figures, learning_rate
+from .plan import Plan, check_text, check_vocabulary, expected_figures, learning_rate
 
 # %% ../../nbs/api/25_plan/06_local.ipynb #5f0e7a12
 MODEL_TIME = .8 # share of the training time that the model itself gets
@@ -53,18 +53,30 @@ def local_candidates(
     return [_candidate(name, minutes, machine, vocab_size, tokens_available) for name in names]
 
 def _candidate(name, minutes, machine, vocab_size, tokens_available):
+    "Return what one size would get."
     c = get_config(name, vocab_size=vocab_size)
     rate = expected_rate(c, machine)
-    tokens = min(rate * minutes * 60, MAX_PASSES * (tokens_available or math.inf))
+    text = MAX_PASSES * (tokens_available or math.inf)
+    tokens = min(rate * minutes * 60, text)
     bs = _batch_rows(tokens, c.context, machine)
     memory = memory_estimate(c, bs, precision=machine['dtype'])['total']
-    return dict(size=name, config=c, bs=bs, tokens=tokens, tokens_per_s=rate, ratio=tokens / count_params(c)['body'],
-                memory=memory, fits=memory < .6 * machine['memory'])
+    return dict(
+        size=name,
+        config=c,
+        bs=bs,
+        tokens=tokens,
+        tokens_per_s=rate,
+        ratio=tokens / count_params(c)['body'],
+        memory=memory,
+        fits=memory < .6 * machine['memory'],
+    )
 
 def _batch_rows(tokens, context, machine):
+    "Return the power of two of rows that leaves 400 steps, within the limits of the machine."
     most = 256 if machine['type'] == 'cuda' else 32
     rows = max(1, tokens / context / 400)
-    return int(min(most, max(8, 2 ** math.floor(math.log2(rows)))))
+    power = 2 ** math.floor(math.log2(rows))
+    return int(min(most, max(8, power)))
 
 # %% ../../nbs/api/25_plan/06_local.ipynb #e0dc32ce
 def local_plan(
@@ -76,17 +88,18 @@ def local_plan(
     size:str|None=None, # name of a size; chosen by the rule by default
 ) -> Plan: # UserError without time, for an unknown size or one that does not fit, or with less text than a batch
     "Return a plan for the largest model that gets enough tokens within minutes on this machine."
-    if not (within(minutes, 0) and minutes): raise UserError(f'expected minutes above 0 and below 1e9, got {minutes!r}')
+    if not within(minutes, 0) or not minutes:
+        raise UserError(f'expected minutes above 0 and below 1e9, got {minutes!r}')
     check_text(tokens_available)
+    check_vocabulary(vocab_size)
     if size is not None: get_config(size)  # refuses an unknown size
     machine = machine or measure_machine()
+    _check_machine(machine)
     names = LOCAL_SIZES if size is None else (size,)
-    candidates = local_candidates(minutes, machine, 4096 if vocab_size is None else vocab_size, tokens_available, names)
+    vocab_size = 4096 if vocab_size is None else vocab_size
+    candidates = local_candidates(minutes, machine, vocab_size, tokens_available, names)
     best = _largest_that_learns(candidates) if size is None else candidates[0]
-    if size not in (None, *LOCAL_SIZES) and not best['fits']:
-        got = f'{size!r}, which needs {human_bytes(best["memory"])}'
-        raise UserError(f'expected a size that fits this machine, got {got}: '
-                        f'take a smaller one, such as {", ".join(LOCAL_SIZES[:3])}')
+    _check_fits(best, machine)
     c, bs = best['config'], best['bs']
     batch = bs * c.context
     check_text(tokens_available, batch)
@@ -95,6 +108,26 @@ def local_plan(
     expected = expected_figures(c, tokens, best['tokens_per_s'], best['memory'], tokens_available)
     return Plan(minutes, seed, machine, best['size'], c.to_dict(), bs, c.context, steps, tokens,
                 learning_rate(c), expected)
+
+_MACHINE = ('device', 'type', 'memory', 'peak_flops', 'dtype', 'efficiency_at') # what a plan has to know
+
+def _check_machine(machine):
+    "Raise `UserError` unless this is what `measure_machine` returns."
+    if not isinstance(machine, dict): missing = list(_MACHINE)
+    else: missing = [name for name in _MACHINE if name not in machine]
+    if missing:
+        raise UserError(f'expected a machine as `measure_machine` returns it, got one without {", ".join(missing)}: '
+                        'leave it out, and this machine is measured')
+    for name in ('memory', 'peak_flops'): real_number(f"the machine's {name}", machine[name], 0)
+
+def _check_fits(best, machine):
+    "Raise `UserError` for a size that this machine cannot hold; a size of `LOCAL_SIZES` may fill all of its memory."
+    is_local = best['size'] in LOCAL_SIZES
+    if best['fits'] or (is_local and best['memory'] < machine['memory']): return
+    got = f'{best["size"]!r}, which needs {human_bytes(best["memory"])}'
+    advice = f'take a smaller one, such as {", ".join(LOCAL_SIZES[:3])}'
+    if is_local: advice = f'take a smaller one, or a vocabulary of fewer than {best["config"].vocab_size:,} tokens'
+    raise UserError(f'expected a size that fits this machine, got {got}: {advice}')
 
 def _largest_that_learns(candidates):
     "Return the largest candidate that fits and gets enough tokens, or the smallest of all."

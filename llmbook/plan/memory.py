@@ -7,6 +7,7 @@ __all__ = ['PRECISIONS', 'MUON_COPIES', 'FREE', 'block_activations', 'activation
            'accumulation']
 
 # %% ../../nbs/api/25_plan/02_memory.ipynb #a27c382b
+import math
 from ..core import UserError
 from .flops import block_matrices, count_params
 from ..model.config import ModelConfig
@@ -23,14 +24,20 @@ def block_activations(
     precision:str='float32', # one of PRECISIONS
 ) -> int: # bytes for each token
     "Count the bytes that one block keeps of a token for its backward pass."
-    D, heads = c.d_model, (c.n_head + c.n_kv_head) * c.head_dim
-    normed = c.traits.qk_norm
-    mlp = 2 + 2 * c.gated
-    if _is_half(precision): return (2 * 4 + 2 * 2) * D + (4 + 8 * normed) * heads + 2 * mlp * c.d_ff
-    recomputed_gate = precision == 'float32' and c.mlp == 'swiglu' and not c.mlp_bias
-    return 4 * (4 * D + (2 + normed) * heads + (mlp - 2 * recomputed_gate) * c.d_ff)
+    heads = (c.n_head + c.n_kv_head) * c.head_dim  # numbers of each kind: queries and output, keys and values
+    kept = 4 if c.gated else 2  # vectors of the inner width
+    if _is_half(precision):
+        norms = (2 * 4 + 2 * 2) * c.d_model  # two inputs in float32, two outputs in half precision
+        attention = (2 * 2 + 2 * 4 * c.traits.qk_norm) * heads
+        return norms + attention + 2 * kept * c.d_ff
+    computes_gate_again = precision == 'float32' and c.mlp == 'swiglu' and not c.mlp_bias
+    if computes_gate_again: kept = 2
+    norms = 4 * c.d_model
+    attention = (2 + c.traits.qk_norm) * heads
+    return 4 * (norms + attention + kept * c.d_ff)
 
 def _is_half(precision):
+    "Return whether products are computed in 16 bits or fewer."
     if precision not in PRECISIONS:
         raise UserError(f'expected a precision among {", ".join(PRECISIONS)}, got {precision!r}')
     return precision not in ('float32', 'tf32')
@@ -43,8 +50,9 @@ def activation_bytes(
     recompute:int=0, # every k-th block is checkpointed; 0: none
 ) -> int: # bytes
     "Count the bytes that the blocks keep of a batch until the backward pass."
-    checkpointed = -(-c.n_layer // recompute) if recompute else 0
-    whole = c.n_layer - checkpointed + (checkpointed > 0)  # in the backward pass one of them is whole again
+    checkpointed = math.ceil(c.n_layer / recompute) if recompute else 0
+    whole = c.n_layer - checkpointed
+    if checkpointed: whole += 1  # in the backward pass one of them is whole again
     inputs = 2 + checkpointed  # 2: input and output of the last norm
     return tokens * (whole * block_activations(c, precision) + 4 * c.d_model * inputs)
 
@@ -64,24 +72,31 @@ def memory_estimate(
 ) -> dict: # bytes: weights, gradients, optimizer, activations, loss, workspace, communication, total
     "Estimate what a training step holds at its peak, on each rank."
     if sharding not in ('ddp', 'fsdp'): raise UserError(f"expected the sharding 'ddp' or 'fsdp', got {sharding!r}")
-    n, matrices = count_params(c), sum(block_matrices(c).values())
+    n = count_params(c)
     tokens = bs * (seq_len or c.context)
     parts = ranks if sharding == 'fsdp' else 1
     averages, step = _optimizer_bytes(c, optimizer)
-    half = _is_half(precision)
-    width = 2 if half else 4  # bytes of a number in a matrix product
-    logits = min(loss_chunk, tokens) * c.vocab_size
+    weights = 4 * n['total'] / parts
+    copies, width = 0, 4  # of the weights; bytes of a number in a matrix product
+    if _is_half(precision):
+        copies = 2 * sum(block_matrices(c).values()) / parts
+        width = 2
     m = dict(
-        weights=4 * n['total'] / parts + (2 * matrices / parts if half else 0),
-        gradients=4 * n['total'] / parts,
+        weights=weights + copies,
+        gradients=weights,
         optimizer=averages / parts,
         activations=activation_bytes(c, tokens, precision, recompute),
-        loss=4 * (3 * logits + tokens * c.d_model + c.vocab_size * c.d_model),
+        loss=_loss_bytes(c, tokens, loss_chunk),
         workspace=width * tokens * 6 * c.d_ff + step / parts,
         communication=_sent_bytes(c, n, ranks, parts, width),
     )
     m = {part: round(size) for part, size in m.items()}
-    return {**m, 'total': sum(m.values())}
+    return m | dict(total=sum(m.values()))
+
+def _loss_bytes(c, tokens, chunk):
+    "Return the bytes of the logits of one chunk, and of the gradients of the hidden states and the head."
+    logits = min(chunk, tokens) * c.vocab_size
+    return 4 * (3 * logits + tokens * c.d_model + c.vocab_size * c.d_model)
 
 def _optimizer_bytes(c, optimizer):
     "Return the bytes of the optimiser's averages, and those that its step needs besides."
@@ -90,11 +105,14 @@ def _optimizer_bytes(c, optimizer):
     both = 8 * count_params(c)['total']
     if optimizer == 'adamw': return both, 0
     averages = both - 4 * sum(block_matrices(c).values())
+    return averages, 4 * MUON_COPIES * _largest_stack(c)
+
+def _largest_stack(c):
+    "Return the numbers in the largest stack of matrices of one shape."
     attention = c.n_head * c.head_dim
     if attention == c.d_model: attention *= 2  # the matrices of queries and output have one shape, and make one stack
-    mlp = (1 + c.gated) * c.d_ff
-    largest = c.n_layer * c.d_model * max(mlp, attention)
-    return averages, 4 * MUON_COPIES * largest
+    mlp = 2 * c.d_ff if c.gated else c.d_ff
+    return c.n_layer * c.d_model * max(mlp, attention)
 
 def _sent_bytes(c, n, ranks, parts, width):
     "Return the bytes of what is being sent to other ranks, or was gathered from them."
@@ -115,10 +133,11 @@ def largest_batch(
     **kwargs # options of `memory_estimate`: precision, optimizer, recompute, ranks, sharding, loss_chunk
 ) -> int: # rows of one micro-batch; 0 if not even one fits
     "Return how many rows fit a device's memory."
+    usable = (1 - free) * memory
     low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2
-        if memory_estimate(c, middle, seq_len, **kwargs)['total'] <= (1 - free) * memory: low = middle
+        if memory_estimate(c, middle, seq_len, **kwargs)['total'] <= usable: low = middle
         else: high = middle - 1
     return low
 
@@ -134,6 +153,6 @@ def accumulation(
         raise UserError('expected room for at least one row, got none: '
                         'a smaller model, shorter rows, recompute or sharding need less memory')
     rows_of_a_rank = max(1, round(batch_tokens / (seq_len * ranks)))
-    times = -(-rows_of_a_rank // rows)
-    bs = -(-rows_of_a_rank // times)
+    times = math.ceil(rows_of_a_rank / rows)
+    bs = math.ceil(rows_of_a_rank / times)
     return dict(bs=bs, accumulate=times, tokens=bs * times * seq_len * ranks)

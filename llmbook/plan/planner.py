@@ -7,13 +7,14 @@ __all__ = ['MFU', 'SHARE', 'MICRO_TOKENS', 'arrange', 'batch_tokens', 'cluster_c
 
 # %% ../../nbs/api/25_plan/07_planner.ipynb #e3d80141
 import math
-from ..core import UserError, check_seed, whole_number, within
+from itertools import product
+from ..core import UserError, check_seed, human_count, human_time, real_number, whole_number, within
 from ..model.config import SIZES, ModelConfig, get_config
 from .flops import count_params, flops_by_part
 from .memory import accumulation, largest_batch, memory_estimate
 from .devices import Device, get_device, machine_cost
 from .scaling import RATIO, predicted_loss
-from .plan import Plan, check_text, expected_figures, learning_rate
+from .plan import Plan, check_text, check_vocabulary, expected_figures, learning_rate
 from .local import LOCAL_SIZES, MAX_PASSES, local_plan
 
 # %% ../../nbs/api/25_plan/07_planner.ipynb #692b98ef
@@ -36,18 +37,19 @@ def arrange(
     if sharding == 'fsdp' and precision == 'float16':
         raise UserError('expected bfloat16 or float32 with fsdp, got float16: '
                         'the ranks would have to agree on its scale')
-    shardings = ('ddp', 'fsdp') if count > 1 and precision != 'float16' else ('ddp',)
-    if sharding: shardings = (sharding,)
-    ways = []
-    for k in (0, 1) if recompute is None else (recompute,):
-        for s in shardings:
-            rows = largest_batch(c, device.memory, precision=_memory_precision(precision), recompute=k, sharding=s,
-                                 ranks=count, optimizer=optimizer)
-            if rows: ways.append(dict(rows=rows, sharding=s, recompute=k))
-    roomy = [way for way in ways if way['rows'] * c.context >= MICRO_TOKENS]
-    if roomy: return roomy[0]
+    shardings = ['ddp']
+    if count > 1 and precision != 'float16': shardings.append('fsdp')
+    if sharding: shardings = [sharding]
+    recomputes = (0, 1) if recompute is None else (recompute,)
+    stored = _memory_precision(precision)
+    ways = [] # the cheapest first
+    for k, s in product(recomputes, shardings):
+        rows = largest_batch(c, device.memory, precision=stored, recompute=k, sharding=s, ranks=count,
+                             optimizer=optimizer)
+        if rows: ways.append(dict(rows=rows, sharding=s, recompute=k))
+    for way in ways:
+        if way['rows'] * c.context >= MICRO_TOKENS: return way
     return max(ways, key=lambda way: way['rows'], default=None)
-
 def _memory_precision(precision):
     "Return the precision by which a GPU keeps activations."
     return 'tf32' if precision == 'float32' else precision
@@ -83,11 +85,13 @@ def cluster_candidate(
     c = _config(name, vocab_size, seq_len)
     params = count_params(c)['total']
     way = arrange(c, device, count, precision, **kwargs)
-    recompute = way['recompute'] if way else kwargs.get('recompute') or 0
     memory = None
     if way: memory = _step_memory(c, way, way['rows'], count, precision, kwargs.get('optimizer', 'muon'))['total']
+    else: way = dict(rows=0, sharding='', recompute=0)
+    recompute = way['recompute'] or kwargs.get('recompute') or 0
     flops = flops_by_part(c, recompute=recompute)
-    rate = count * device.peak(precision) * mfu / (flops['total'] + flops['recompute'])
+    flops_of_a_token = flops['total'] + flops['recompute']
+    rate = count * device.peak(precision) * mfu / flops_of_a_token
     whole = rate * hours * 3600
     tokens = min(whole, MAX_PASSES * (tokens_available or math.inf))
     return dict(
@@ -98,15 +102,18 @@ def cluster_candidate(
         loss=predicted_loss(params, tokens, fit),
         same=predicted_loss(params, whole, fit),
         hours=ratio * params / rate / 3600,
-        fits=bool(way),
+        fits=memory is not None,
         tokens_per_s=rate,
         memory=memory,
-        **(way or dict(rows=0, sharding='', recompute=0)),
+        **way,
     )
 
 def _config(name, vocab_size, seq_len):
-    changes = dict(vocab_size=vocab_size, context=seq_len)
-    return get_config(name, **{k: v for k, v in changes.items() if v is not None})
+    "Return the configuration of a size, with what is given in place of its own."
+    changes = {}
+    if vocab_size is not None: changes['vocab_size'] = vocab_size
+    if seq_len is not None: changes['context'] = seq_len
+    return get_config(name, **changes)
 
 def _step_memory(c, way, rows, count, precision, optimizer):
     return memory_estimate(c, rows, precision=_memory_precision(precision), ranks=count, sharding=way['sharding'],
@@ -114,11 +121,11 @@ def _step_memory(c, way, rows, count, precision, optimizer):
 
 # %% ../../nbs/api/25_plan/07_planner.ipynb #5a0b1e04
 def _check_choices(device, precision, mfu, ratio, size, tokens_available, recompute, step_tokens):
+    "Raise `UserError` for a choice that no plan can follow."
     if device.peak(precision) is None:
         raise UserError(f'expected a precision among {", ".join(device.tflops)} on {device.title}, got {precision!r}')
-    if not (0 < mfu <= 1 and 0 < ratio < math.inf):
-        wanted = 'a share of the peak in (0, 1] and tokens a parameter above 0'
-        raise UserError(f'expected {wanted}, got {mfu} and {ratio}')
+    real_number('the share of the peak (mfu)', mfu, 0, 1)
+    real_number('the tokens a parameter (ratio)', ratio, 0)
     if size is not None and not get_config(size).traits.causal:
         raise UserError(f'expected a decoder, got the encoder {size!r}: '
                         'hours elsewhere are planned for decoders alone; plan it for this machine, without a device')
@@ -137,19 +144,41 @@ def _candidate_names(size, ratio, vocab_size, seq_len, tokens_available):
 
 def _choose(candidates, size, ratio, device):
     "Return the largest candidate that fits and gets enough tokens, or the smallest that fits."
-    fitting = [r for r in candidates if r['fits'] and size in (None, r['size'])]
+    fitting = []
+    for r in candidates:
+        is_asked_for = size in (None, r['size'])
+        if r['fits'] and is_asked_for: fitting.append(r)
     if not fitting:
         got = size or 'none of the sizes'
         raise UserError(f'expected a model that fits {device.title}, got {got}: '
                         'allow recompute and sharding, or take more or larger devices')
-    enough = [r for r in fitting if r['ratio'] >= ratio]
-    return enough[-1] if enough else fitting[0]
+    for r in reversed(fitting):
+        if r['ratio'] >= ratio: return r
+    return fitting[0]
 
 def _cluster(device, count, precision, mfu):
     "Return the machine of a cluster plan."
     title = device.title if count == 1 else f'{count} x {device.title}'
     return dict(device=title, type='cuda', count=count, memory=device.memory, peak_flops=count * device.peak(precision),
                 peak_source=device.source, dtype=precision, efficiency=mfu)
+
+# %% ../../nbs/api/25_plan/07_planner.ipynb #6c6c183d
+def _step_of(best, c, step_tokens, count, hours, tokens_available):
+    "Return the micro-batches of a step: bs, accumulate, tokens; UserError if no step fits the text or the hours."
+    wanted = step_tokens or batch_tokens(best['params'], best['tokens'])
+    step = accumulation(wanted, best['rows'], c.context, count)
+    check_text(tokens_available, step['tokens'])
+    seconds = step['tokens'] / best['tokens_per_s']
+    if seconds > 3600 * hours:
+        said = f'a step of {human_count(step["tokens"])} tokens, which takes {human_time(seconds)}'
+        raise UserError(f'expected hours for one step or more, got {hours:g} and {said}: '
+                        'give more hours, or fewer tokens a step')
+    return step
+
+def _cost_figures(cost, mfu):
+    "Return what a plan says about money, energy and carbon, with every assumption."
+    share = f'{mfu:.0%} of the promised rate, communication included'
+    return dict(money=cost['money'], kwh=cost['kwh'], kg=cost['kg'], assumed=[share, *cost['assumed']])
 
 # %% ../../nbs/api/25_plan/07_planner.ipynb #745ccf2c
 def cluster_plan(
@@ -175,40 +204,30 @@ def cluster_plan(
     device = device if isinstance(device, Device) else get_device(device)
     machine_cost(device, count, hours, **prices)  # refuses impossible counts, hours and prices
     precision = precision or device.half_precision
-    mfu = MFU.get(precision, SHARE) if mfu is None else mfu
+    if mfu is None: mfu = MFU.get(precision, SHARE)
     _check_choices(device, precision, mfu, ratio, size, tokens_available, recompute, step_tokens)
+    check_vocabulary(vocab_size)
+    budget = (device, count, hours, mfu, precision, vocab_size, seq_len, tokens_available, ratio, fit)
     names = _candidate_names(size, ratio, vocab_size, seq_len, tokens_available)
-    candidates = [cluster_candidate(name, device, count, hours, mfu, precision, vocab_size, seq_len, tokens_available,
-                                    ratio, fit, recompute=recompute, sharding=sharding, optimizer=optimizer)
-                  for name in names]
+    candidates = []
+    for name in names:
+        candidate = cluster_candidate(name, *budget, recompute=recompute, sharding=sharding, optimizer=optimizer)
+        candidates.append(candidate)
     best = _choose(candidates, size, ratio, device)
     c = _config(best['size'], vocab_size, seq_len)
-    wanted = step_tokens or batch_tokens(best['params'], best['tokens'])
-    batch = accumulation(wanted, best['rows'], c.context, count)
-    check_text(tokens_available, batch['tokens'])
-    steps = max(1, round(best['tokens'] / batch['tokens']))
-    tokens = steps * batch['tokens']
-    cost = machine_cost(device, count, tokens / best['tokens_per_s'] / 3600, **prices)
-    parts = _step_memory(c, best, batch['bs'], count, precision, optimizer)
-    memory = parts.pop('total')
-    expected = expected_figures(c, tokens, best['tokens_per_s'], memory, tokens_available)
+    step = _step_of(best, c, step_tokens, count, hours, tokens_available)
+    steps = max(1, round(best['tokens'] / step['tokens']))
+    tokens = steps * step['tokens']
+    seconds = tokens / best['tokens_per_s']
+    cost = machine_cost(device, count, seconds / 3600, **prices)
+    parts = _step_memory(c, best, step['bs'], count, precision, optimizer)
+    expected = expected_figures(c, tokens, best['tokens_per_s'], parts.pop('total'), tokens_available)
+    loss = predicted_loss(best['params'], tokens, fit)
     expected |= dict(
-        ranks=count,
-        precision=precision,
-        sharding=best['sharding'],
-        recompute=best['recompute'],
-        micro=batch['bs'],
-        accumulate=batch['accumulate'],
-        fit=fit,
-        parts=parts,
-        loss=predicted_loss(best['params'], tokens, fit),
-        sizes=candidates,
-        money=cost['money'],
-        kwh=cost['kwh'],
-        kg=cost['kg'],
-        assumed=[f'{mfu:.0%} of the promised rate, communication included', *cost['assumed']],
-    )
-    rows = batch['bs'] * batch['accumulate'] * count
+        ranks=count, precision=precision, sharding=best['sharding'], recompute=best['recompute'],
+        micro=step['bs'], accumulate=step['accumulate'], fit=fit, parts=parts, loss=loss, sizes=candidates)
+    expected |= _cost_figures(cost, mfu)
+    rows = step['bs'] * step['accumulate'] * count
     machine = _cluster(device, count, precision, mfu)
     return Plan(hours * 60, seed, machine, best['size'], c.to_dict(), rows, c.context, steps, tokens,
                 learning_rate(c), expected)

@@ -41,17 +41,21 @@ def compute_optimal(
     fit:str='besiroglu', # 'besiroglu' or 'hoffmann'
 ) -> dict: # params, tokens, ratio, loss
     "Return parameters and tokens for a number of operations, by a ratio or by the fit."
-    if not (0 < flops < math.inf and (ratio is None or 0 < ratio < math.inf)):
+    has_ratio = ratio is None or 0 < ratio < math.inf
+    if not (0 < flops < math.inf and has_ratio):
         raise UserError(f'expected operations and a ratio above 0, got {flops} and {ratio}')
-    E, A, B, alpha, beta = _fit(fit)
-    if ratio is None:
-        G = (alpha * A / (beta * B)) ** (1 / (alpha + beta))
-        a = beta / (alpha + beta)
-        params = G * (flops / 6) ** a
-    else:
-        params = math.sqrt(flops / (6 * ratio))
+    if ratio is None: params = _best_params(flops, fit)
+    else: params = math.sqrt(flops / (6 * ratio))
     tokens = flops / (6 * params)
-    return dict(params=params, tokens=tokens, ratio=tokens / params, loss=predicted_loss(params, tokens, fit))
+    loss = predicted_loss(params, tokens, fit)
+    return dict(params=params, tokens=tokens, ratio=tokens / params, loss=loss)
+
+def _best_params(flops, fit):
+    "Return the number of parameters with which both terms of the formula fall equally fast."
+    _, A, B, alpha, beta = _fit(fit)
+    G = (alpha * A / (beta * B)) ** (1 / (alpha + beta))
+    a = beta / (alpha + beta)
+    return G * (flops / 6) ** a
 
 # %% ../../nbs/api/25_plan/04_scaling.ipynb #2eb74b62
 WIDTH, HEIGHT = 720, 300
@@ -62,18 +66,22 @@ def _valley(low, high, flops, fit):
     sizes = [low * (high / low) ** (i / 80) for i in range(81)]
     return [(n, predicted_loss(n, flops / (6 * n), fit)) for n in sizes]
 
+_LEAST_GAP = 62 # between the names of two sizes
+
 def _marks(sizes, chosen, at_x, at_y):
     "Return a dot for each size, and the names that do not overlap."
-    parts, last_name = [], -99
+    parts = []
+    last_name = -math.inf
     for name, params, loss in sorted(sizes, key=lambda size: size[1]):
         x, y = at_x(params), at_y(loss)
-        strong = name == chosen
-        colour, radius = (COLOURS[1], 6) if strong else (COLOURS[0], 4)
+        colour, radius = COLOURS[0], 4
+        if name == chosen: colour, radius = COLOURS[1], 6
         title = f'{name}: {human_count(params)}, loss {loss:.3f}'
         parts.append(svg_dot(x, y, colour, radius, title))
-        if not strong and x - last_name <= 62: continue
-        parts.append(svg_text(x, y - 11, name, 'middle', opacity=1))
-        last_name = x
+        has_place = x - last_name > _LEAST_GAP
+        if has_place or name == chosen:
+            parts.append(svg_text(x, y - 11, name, 'middle', opacity=1))
+            last_name = x
     return parts
 
 def _powers_of_ten(low, high):
@@ -90,23 +98,32 @@ def isoflop_picture(
 ) -> Markup: # <figure> with an <svg>
     "Return the loss by size for a number of operations."
     best = compute_optimal(flops, None, fit)['params']
-    marked = [params for _, params, _ in sizes]
-    low = min([best / 30, *marked])
-    high = max([best * 30, *marked])
+    low, high = _ends(best, sizes)
     curve = _valley(low, high, flops, fit)
     losses = [loss for _, loss in curve] + [loss for _, _, loss in sizes]
     least, most = min(losses), max(losses)
 
     left, top, right, bottom = BOX
     logarithmic = axis(math.log(low), math.log(high), left, right)
-    def at_x(params): return logarithmic(math.log(params))
     at_y = axis(least, most, bottom - 20, top)
+    def at_x(params): return logarithmic(math.log(params))
     def say_loss(loss): return f'{loss:.2f}'
 
-    powers, levels = _powers_of_ten(low, high), ticks(least, most, 4)
-    parts = grid(BOX, at_x, at_y, powers, levels, human_count, say_loss, 'parameters')
+    powers = _powers_of_ten(low, high)
+    levels = ticks(least, most, 4)
     points = [(at_x(params), at_y(loss)) for params, loss in curve]
-    parts.append(svg_curve(points, 'currentColor', stroke_opacity=.6))
-    parts += _marks(sizes, chosen, at_x, at_y)
+    parts = [
+        *grid(BOX, at_x, at_y, powers, levels, human_count, say_loss, 'parameters'),
+        svg_curve(points, 'currentColor', stroke_opacity=.6),
+        *_marks(sizes, chosen, at_x, at_y),
+    ]
     title = f'Expected loss by size for {flops:.2g} operations; the best is near {human_count(best)} parameters'
-    return inline_figure(title, svg(parts, WIDTH, HEIGHT, title, inline=True), WIDTH)
+    drawing = svg(parts, WIDTH, HEIGHT, title, inline=True)
+    return inline_figure(title, drawing, WIDTH)
+
+def _ends(best, sizes):
+    "Return the smallest and the largest number of parameters of the picture: thirty times around the best, or more."
+    marked = [params for _, params, _ in sizes]
+    low = min([best / 30, *marked])
+    high = max([best * 30, *marked])
+    return low, high
