@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SPECIALS', 'EOT', 'PAD', 'PROMPT', 'ANSWER', 'MIN_VOCAB', 'train_tokenizer', 'encode_arrays', 'encode_text', 'decode',
            'not_restored', 'bytes_per_token', 'show_tokens', 'tokenizer_fingerprint', 'save_tokenizer',
-           'load_tokenizer', 'read_tokenizer', 'TextIds', 'listed_ids', 'text_ids', 'special_ids', 'mask_id',
-           'AnyTokenizer', 'load_any', 'chat_ids', 'llama_cpp_name']
+           'load_tokenizer', 'read_tokenizer', 'TextIds', 'listed_ids', 'text_ids', 'missing_marks', 'special_ids',
+           'mask_id', 'extend_tokenizer', 'new_ids', 'AnyTokenizer', 'load_any', 'chat_ids', 'llama_cpp_name']
 
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #6422f5fb
 import json
@@ -306,24 +306,28 @@ def text_ids(
     if not hasattr(tok, 'get_added_tokens_decoder'):
         raise UserError(f'expected a Tokenizer of the tokenizers library, got {type(tok).__name__}: take `.tok` of what '
                         'load_any returns, or `.backend_tokenizer` of a tokenizer of transformers')
-    if _is_ours(tok): return TextIds((EOT,), None, PAD)
     own, listed = getattr(tok, 'settings', ((), ()))
     listed = [*getattr(model, 'settings', ()), *listed]
     special = _special(tok)
     def common(names): return [special[name] for name in names if name in special][:1]
     def from_model(key): return listed_ids(listed, key, special.values())
 
+    ours = _is_ours(tok) # whose names are known, so that a configuration that nobody filled in says nothing
+
     def one(key, names): # the first that is known
         named = _named(tok, own, key)
-        found = [*common(names), *from_model(f'{key}_id')]
-        return named if named is not None else next(iter(found), None)
+        if named is not None: return named
+        found = common(names)
+        if not ours: found += from_model(f'{key}_id')
+        return next(iter(found), None)
 
     first = one('eos_token', _END)
     ends = [] if first is None else [first]
-    ends += from_model('eos_token_id')
+    further = from_model('eos_token_id')
+    if not ours or first in further: ends += further
     in_range = [i for i in listed_ids(listed, 'eos_token_id') if tok.id_to_token(i) is not None] # plain text, perhaps
     front = _front(tok)
-    bos = one('bos_token', _BEGIN)
+    bos = one('bos_token', () if ours else _BEGIN) # ours opens no text, whatever further names it holds
     unknown = _named(tok, own, 'unk_token')
     if unknown is None: unknown = tok.token_to_id(getattr(tok.model, 'unk_token', None) or '')
     return TextIds(tuple(dict.fromkeys(ends or in_range)), next(iter(front), None) if bos is None else bos,
@@ -337,6 +341,13 @@ def _roles(tok): # role -> id, for the roles that have a token
     found = dict(eot=next(iter(ids.end), None), pad=ids.pad)
     for role in ('prompt', 'answer'): found[role] = special.get(_ROLES[role][0])
     return {role: i for role, i in found.items() if i in special.values()}
+
+def missing_marks(
+    tok:Tokenizer, # any tokenizer
+) -> list[str]: # empty: it has all that `special_ids` asks for
+    "Return names for the roles of a task that no special token of a tokenizer has."
+    have = _roles(tok)
+    return [names[0] for role, names in _ROLES.items() if role not in have]
 
 def special_ids(
     tok:Tokenizer, # ours, or one from `load_any`
@@ -361,6 +372,58 @@ def mask_id(
     special = _special(tok)
     own = [special[name] for name in _MASKS if name in special]
     return own[0] if own else special_ids(tok)['answer']
+
+# %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #433604a8
+def _copy(tok):
+    "Return a tokenizer like `tok`, with the settings it came with."
+    copy = Tokenizer.from_str(tok.to_str())
+    copy.settings = getattr(tok, 'settings', ((), ()))
+    copy.encode_special_tokens = True
+    return copy
+
+def _check_marks(marks):
+    if isinstance(marks, str): raise UserError(f'expected a list of marks, got the text {marks!r}: put it in a list')
+    marks = list(dict.fromkeys(marks))
+    for mark in marks:
+        if not isinstance(mark, str) or not mark.strip():
+            raise UserError(f'expected marks that are names, such as <|user|>, got {mark!r}')
+    return marks
+
+def extend_tokenizer(
+    tok:Tokenizer, # any tokenizer; it is not changed
+    marks:Iterable[str], # names of special tokens; those that it has already stay as they are
+    end:str|None=None, # name of the token that ends a text from now on; None: as before
+    pad:str|None=None, # name of the token that fills rows up from now on; None: as before
+) -> Tokenizer: # UserError if a name is a piece of text already, or its number is taken
+    "Return a tokenizer with special tokens appended."
+    marks = _check_marks(marks)
+    res = _copy(tok)
+    top = max(res.get_vocab().values(), default=-1)
+    new = [mark for mark in marks if mark not in _special(res)]
+    res.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in new])
+    for mark in new:
+        i = res.token_to_id(mark)
+        if i > top and res.id_to_token(i) == mark: continue
+        raise UserError(f'expected a free number for {mark}, found it taken: '
+                        'the vocabulary has gaps, or holds this name as text; choose another name')
+    _set_frame(res, end, pad)
+    return res
+
+def _set_frame(tok, end, pad):
+    "Make two special tokens the end and the padding of a tokenizer's texts."
+    named = dict(eos_token=end, pad_token=pad)
+    named = {key: name for key, name in named.items() if name is not None}
+    for key, name in named.items():
+        if name not in _special(tok): raise UserError(f'expected {key} to be a special token, got {name!r}: add it to the marks')
+    own, listed = tok.settings
+    if named: tok.settings = [named, *own], listed
+
+def new_ids(
+    tok:Tokenizer, # a tokenizer
+    extended:Tokenizer, # the same after `extend_tokenizer`
+) -> list[int]: # in order
+    "Return the ids that only the extended tokenizer has."
+    return sorted(set(extended.get_vocab().values()) - set(tok.get_vocab().values()))
 
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #82c16548
 @dataclass
@@ -387,7 +450,8 @@ def load_any(
     if as_stored.truncation or as_stored.padding:
         notes.append('its settings cut or fill texts to a length: switched off')
     tok = read_tokenizer(path)
-    added = _append_missing(tok, path)
+    added = missing_marks(tok)
+    tok = extend_tokenizer(tok, added)
     if added:
         notes.append(f'appended {", ".join(added)}: a model that was trained with it needs {len(added)} more rows, '
                      'and has to learn them')
@@ -397,21 +461,6 @@ def load_any(
         notes.append(f'not lossless: {lost[0]!r} comes back as {decode(tok, ids)!r}')
     n_rows = max(tok.get_vocab().values()) + 1
     return AnyTokenizer(tok, special_ids(tok), _special(tok), added, n_rows, notes)
-
-def _append_missing(tok, path): # names that were appended
-    "Append a special token for each role that has none, behind all other ids."
-    top = max(tok.get_vocab().values(), default=-1)
-    have = _roles(tok)
-    added = [names[0] for role, names in _ROLES.items() if role not in have]
-    tokens = [AddedToken(name, special=True, normalized=False) for name in added]
-    tok.add_special_tokens(tokens)
-    tok.encode_special_tokens = True
-    ids = [tok.token_to_id(name) for name in added]
-    is_free = [i > top and tok.id_to_token(i) == name for i, name in zip(ids, added)]
-    if not all(is_free):
-        raise UserError(f'expected free numbers for {", ".join(added)} in {path}, found them taken: '
-                        'its vocabulary has gaps or holds these names as text')
-    return added
 
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #67ac2291
 def chat_ids(

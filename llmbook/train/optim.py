@@ -9,6 +9,7 @@ __all__ = ['newton_schulz', 'on_whole', 'MuonAdamW', 'LMOptim', 'lm_opt', 'renew
 import math
 from collections import defaultdict
 from functools import partial
+from itertools import chain
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -200,8 +201,11 @@ def _parts(layer, muon, adamw_only):
     parts = defaultdict(list)
     for p in layer:
         for_muon = muon and p.ndim == 2 and id(p) not in adamw_only
-        parts['muon' if for_muon else 'adamw', p.ndim >= 2].append(p)
+        decays = p.ndim >= 2 and not _in_part(p)
+        parts['muon' if for_muon else 'adamw', decays].append(p)
     return parts
+
+def _in_part(p): return hasattr(p, 'trained_rows') # `train_only_rows`: the other rows must not decay
 
 # %% ../../nbs/api/31_train/04_optim.ipynb #93756117
 class _Hypers(dict):
@@ -244,6 +248,7 @@ class LMOptim(OptimWrapper):
         self.opt = MuonAdamW(groups, lr=lr, **kwargs)
         self.frozen_idx = 0
         self.state = defaultdict(dict)
+        for p in filter(_in_part, chain(*layers)): self.state[p]['force_train'] = True # in a frozen group too
 
     @property
     def param_lists(self): return [L(ps) for ps in self.layers]

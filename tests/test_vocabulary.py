@@ -1,0 +1,220 @@
+"Tokens that a tokenizer gets later: their numbers, their rows in a model, and training that touches no other row."
+import json
+import pytest, torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from llmbook.core import UserError, import_transformers, set_seed
+from llmbook.model.config import ModelConfig
+from llmbook.model.hf import load_pretrained, save_pretrained
+from llmbook.model.hf_wrap import as_lm
+from llmbook.model.transformer import Transformer
+from llmbook.model.vocabulary import extend_vocabulary, grow_rows, train_all_rows, train_only_rows
+from llmbook.tokens.tokenizer import (
+    encode_text, extend_tokenizer, load_any, missing_marks, new_ids, save_tokenizer, special_ids, text_ids,
+    train_tokenizer
+)
+from llmbook.train.optim import lm_opt
+
+MARKS = ['<|im_start|>', '<|im_end|>']
+SMALL = dict(vocab_size=300, n_layer=2, d_model=32, n_head=2, n_kv_head=1, context=32)
+KINDS = {
+    'tied': dict(),
+    'untied': dict(family='llama', tie_embeddings=False),
+    'gpt2': dict(family='gpt2', n_kv_head=None),
+    'encoder': dict(family='encoder', n_kv_head=None),
+}
+WRAPPED = {
+    'gpt_neox': dict(vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64),
+    'gptj': dict(vocab_size=300, n_embd=32, n_layer=1, n_head=2, rotary_dim=4, n_positions=64), # its head has a bias
+    'opt': dict(vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, ffn_dim=64, # a tied head
+                word_embed_proj_dim=32, max_position_embeddings=64),
+}
+ALL = [*KINDS, *WRAPPED]
+
+
+def build(kind):
+    set_seed(0)
+    if kind in KINDS: model = Transformer(ModelConfig(**{**SMALL, **KINDS[kind]}))
+    else:
+        tf = import_transformers()
+        model = as_lm(tf.AutoModelForCausalLM.from_config(tf.AutoConfig.for_model(kind, **WRAPPED[kind])))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim > 1 or name.endswith('bias'): p.copy_(torch.randn_like(p) * .1)
+    return model.eval()
+
+
+def foreign(*specials):
+    "Return a tokenizer as of GPT-2: bytes first, special tokens behind them."
+    tok = Tokenizer(models.BPE())
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tok.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tok.train_from_iterator(['hi there'] * 3, trainers.BpeTrainer(vocab_size=260, initial_alphabet=alphabet, show_progress=False))
+    tok.add_special_tokens(list(specials))
+    return tok
+
+
+def logits(model, x): return model.logits(model(x))
+
+def rows_of(model):
+    "Return the parameters with a row for each token."
+    found = [model.embed.weight, model.head.weight]
+    if model.head.bias is not None: found.append(model.head.bias)
+    return found
+
+
+# ---- the tokenizer
+
+@pytest.mark.parametrize('tok', [foreign('<|endoftext|>'), train_tokenizer(['hi there'] * 9, 262)], ids=['foreign', 'ours'])
+def test_marks_come_behind_all_other_ids(tok):
+    before = tok.to_str()
+    top = max(tok.get_vocab().values())
+    extended = extend_tokenizer(tok, MARKS)
+    assert tok.to_str() == before
+    assert new_ids(tok, extended) == [top + 1, top + 2]
+    assert [extended.token_to_id(mark) for mark in MARKS] == [top + 1, top + 2]
+    assert encode_text(extended, ['hi there']) == encode_text(tok, ['hi there'])
+    assert not set(encode_text(extended, [' '.join(MARKS)])[0]) & {top + 1, top + 2}, 'a text made a mark'
+
+
+@pytest.mark.parametrize('tok', [foreign('<|endoftext|>'), train_tokenizer(['hi there'] * 9, 262)], ids=['foreign', 'ours'])
+def test_another_end_is_remembered_by_folders_and_further_marks(tok, tmp_path):
+    model = Transformer(ModelConfig(**SMALL))
+    tok, new = extend_vocabulary(model, tok, MARKS, end='<|im_end|>', pad='<|endoftext|>')
+    end, pad = tok.token_to_id('<|im_end|>'), tok.token_to_id('<|endoftext|>')
+    assert (text_ids(tok).end, text_ids(tok).pad) == ((end,), pad)
+    further = extend_tokenizer(tok, ['<|tool|>'])
+    assert text_ids(further).end == (end,)
+    save_pretrained(model, tok, tmp_path)
+    model, again = load_pretrained(tmp_path, 'cpu')
+    assert text_ids(again, model).end == (end,)
+    assert text_ids(again, model).pad == pad
+    assert json.loads((tmp_path/'generation_config.json').read_text())['eos_token_id'] == end
+
+
+def test_marks_for_the_roles_that_are_missing(tmp_path):
+    tok = foreign('</s>')
+    assert missing_marks(tok) == ['<|pad|>', '<|prompt|>', '<|answer|>']
+    extended = extend_tokenizer(tok, missing_marks(tok))
+    assert missing_marks(extended) == []
+    assert special_ids(extended)['eot'] == tok.token_to_id('</s>')
+    save_tokenizer(tok, tmp_path)
+    assert load_any(tmp_path).tok.get_vocab() == extended.get_vocab()
+
+
+@pytest.mark.parametrize('marks, kw, says', [
+    ('<|user|>', {}, 'a list of marks'),
+    ([''], {}, 'names'),
+    ([3], {}, 'names'),
+    (['h'], {}, 'holds this name as text'),
+    ([], dict(end='<|none|>'), 'add it to the marks'),
+    (['<|user|>'], dict(pad='hi'), 'add it to the marks'),
+])
+def test_marks_that_are_none(marks, kw, says):
+    with pytest.raises(UserError, match=says): extend_tokenizer(foreign('<|endoftext|>'), marks, **kw)
+
+
+# ---- the model
+
+@pytest.mark.parametrize('kind', ALL)
+def test_old_tokens_keep_their_logits(kind):
+    model, x = build(kind), torch.tensor([[5, 6, 7, 8]])
+    before = logits(model, x).detach()
+    tied = model.embed.weight is model.head.weight
+    assert grow_rows(model, 303) == 3
+    after = logits(model, x).detach()
+    assert model.config.vocab_size == after.shape[-1] == 303
+    torch.testing.assert_close(after[..., :300], before, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(after[..., 300:], before.mean(-1, keepdim=True).expand(1, 4, 3), atol=1e-5, rtol=1e-4)
+    assert (model.embed.weight is model.head.weight) == tied
+    torch.testing.assert_close(model.embed.weight[301], model.embed.weight[:300].mean(0))
+    assert len(logits(model, torch.tensor([[302]]))[0, 0]) == 303
+
+
+def test_a_spare_row_starts_at_the_mean_too():
+    model, tok = build('untied'), foreign('<|endoftext|>')
+    n = tok.get_vocab_size()
+    before = model.embed.weight.detach().clone()
+    _, new = extend_vocabulary(model, tok, MARKS)
+    assert new == [n, n + 1]
+    assert model.config.vocab_size == 300
+    old = [i for i in range(300) if i not in new]
+    assert model.embed.weight[old].equal(before[old])
+    for w in rows_of(model): torch.testing.assert_close(w[new], w[old].mean(0).expand(2, -1))
+
+
+@pytest.mark.parametrize('kind', ['tied', 'untied', 'gpt2'])
+def test_a_grown_model_is_saved_and_opens_in_transformers(kind, tmp_path):
+    model, tok = build(kind), train_tokenizer(['hi there'] * 9, 262)
+    tok, new = extend_vocabulary(model, tok, [f'<|{i}|>' for i in range(60)])
+    theirs = import_transformers().AutoModelForCausalLM.from_pretrained(save_pretrained(model, tok, tmp_path)).eval()
+    x = torch.tensor([[5, new[0], new[-1]]])
+    assert (logits(model, x) - theirs(x).logits).abs().max() < 1e-4
+    again, _ = load_pretrained(tmp_path, 'cpu')
+    assert logits(again, x).equal(logits(model, x))
+
+
+def test_a_tokenizer_of_another_model_is_refused_and_changes_nothing(tmp_path):
+    model, tok = build('tied'), train_tokenizer(['hi there'] * 9, 262)
+    save_pretrained(model, tok, tmp_path)
+    model, _ = load_pretrained(tmp_path, 'cpu')
+    for other, says in ((foreign('<|endoftext|>'), 'got another'), (foreign(*map(str, range(300, 400))), 'at most 300')):
+        with pytest.raises(UserError, match=says): extend_vocabulary(model, other, MARKS)
+    assert model.config.vocab_size == 300
+    with pytest.raises(UserError, match='as_lm'): extend_vocabulary(torch.nn.Linear(2, 2), tok, MARKS)
+
+
+# ---- training
+
+def take_steps(model, opt, ids, n=4):
+    x = torch.tensor([[5, *ids, 6]] * 3)
+    for _ in range(n):
+        logits(model, x).logsumexp(-1).mean().backward()
+        opt.step()
+        opt.zero_grad()
+
+
+def open_rows(model, before):
+    "Return which rows of each parameter differ."
+    return [(p != old).flatten(1).any(1).nonzero().flatten().tolist() if p.ndim > 1 else (p != old).nonzero().flatten().tolist()
+            for p, old in zip(rows_of(model), before)]
+
+
+@pytest.mark.parametrize('muon', [True, False])
+@pytest.mark.parametrize('kind', ALL)
+def test_only_new_rows_move(kind, muon):
+    model = build(kind).train()
+    tok, new = extend_vocabulary(model, train_tokenizer(['hi there'] * 9, 262), MARKS)
+    train_only_rows(model, new)
+    before = [p.detach().clone() for p in rows_of(model)]
+    body = next(p for name, p in model.named_parameters() if p.ndim == 2 and id(p) not in map(id, rows_of(model)))
+    body_before = body.detach().clone()
+    opt = lm_opt(model, muon=muon)(list(model.parameters()), lr=.01, wd=.5)
+    take_steps(model, opt, new)
+    for rows in open_rows(model, before): assert rows == new
+    assert not body.equal(body_before), 'the rest trains'
+    train_all_rows(model)
+    take_steps(model, opt, new)
+    assert open_rows(model, before)[0] != new
+
+
+@pytest.mark.parametrize('kind', ['tied', 'untied'])
+def test_new_rows_train_in_a_frozen_group(kind):
+    model = build(kind).train()
+    new = [298, 299]
+    train_only_rows(model, new)
+    inside = {id(p) for p in rows_of(model)}
+    groups = [rows_of(model)[:1 if kind == 'tied' else 2], [p for p in model.parameters() if id(p) not in inside]]
+    before = [p.detach().clone() for p in rows_of(model)]
+    opt = lm_opt(model)(groups, lr=.01, wd=.5)
+    opt.freeze_to(1)
+    take_steps(model, opt, new)
+    for rows in open_rows(model, before): assert rows == new
+    opt.freeze_to(0)
+    take_steps(model, opt, new)
+    for rows in open_rows(model, before): assert rows == new
+
+
+@pytest.mark.parametrize('ids', [[], [-1], [300]])
+def test_rows_that_are_not_there(ids):
+    with pytest.raises(UserError, match='expected ids of 0 to 299'): train_only_rows(build('tied'), ids)
