@@ -1,0 +1,511 @@
+"Chats: the same text and ids as transformers, masks from ids, one begin mark, hostile messages and templates."
+import copy, json, pickle
+import numpy as np, pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from llmbook.core import UserError, import_transformers
+from llmbook.tokens.template import TemplateError, render_template
+from llmbook.tokens.tokenizer import decode, load_any, train_tokenizer
+from llmbook.tune.chat import (CHATML, ROLES, ChatFormat, ChatRow, Conversation, HistoryRewritten, encode_chats, find_template,
+                               show_roles, without_oldest_turn)
+
+WORDS = ['Be brief. What is 2 + 2? It is 4, and 3 + 3 is 6.', 'user assistant system tool model', 'Answer: yes.\n\nNo!'] * 30
+SPECIAL = ['<s>', '</s>', '<|im_start|>', '<|im_end|>', '<|begin_of_text|>', '<|start_header_id|>', '<|end_header_id|>',
+           '<|eot_id|>', '<bos>', '<eos>', '<start_of_turn>', '<end_of_turn>', '[INST]', '[/INST]', '<|user|>',
+           '<|assistant|>', '<|system|>']
+
+# Templates in the manner of the families, written for this test.
+LLAMA3 = """\
+{{- bos_token }}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content'] | trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = '' %}
+{%- endif %}
+{{- '<|start_header_id|>system<|end_header_id|>\\n\\nCutting Knowledge Date: ' + (date_string or '26 Jul 2024') + '\\n\\n' }}
+{{- system_message + '<|eot_id|>' }}
+{%- for message in messages %}
+{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
+"""
+MISTRAL = """\
+{{ bos_token }}{% set ns = namespace(system='') %}{% for m in messages %}
+{%- if m.role == 'system' %}{% set ns.system = m.content + '\\n\\n' %}
+{%- elif m.role == 'user' %}{{ '[INST] ' + ns.system + m.content + ' [/INST]' }}{% set ns.system = '' %}
+{%- elif m.role == 'assistant' %}{{ ' ' + m.content | trim + eos_token }}
+{%- else %}{{ raise_exception('Only user, system and assistant roles are supported!') }}{% endif %}{% endfor %}"""
+GEMMA = """\
+{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
+{%- for message in messages %}
+{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
+{{- raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}
+{%- set role = 'model' if message['role'] == 'assistant' else message['role'] %}
+{{- '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"""
+QWEN = """\
+{%- if messages[0]['role'] != 'system' %}
+    {{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}
+{%- endif %}
+{%- if tools %}
+    {{- '<tools>' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{{ '</tools>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+ZEPHYR = """\
+{% for message in messages %}
+{% if message['role'] == 'user' %}
+{{ '<|user|>\\n' + message['content'] + eos_token }}
+{% elif message['role'] == 'system' %}
+{{ '<|system|>\\n' + message['content'] + eos_token }}
+{% elif message['role'] == 'assistant' %}
+{{ '<|assistant|>\\n'  + message['content'] + eos_token }}
+{% endif %}
+{% if loop.last and add_generation_prompt %}
+{{ '<|assistant|>' }}
+{% endif %}
+{% endfor %}"""
+GENERATION = """\
+{%- for message in messages -%}
+<|im_start|>{{ message.role + '\\n' }}
+{%- if message.role == 'assistant' %}{% generation %}{{ message.content + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}
+{%- else %}{{ message.content + '<|im_end|>\\n' }}{% endif %}
+{%- endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+FAMILIES = dict(
+    chatml=(CHATML, None, '<|im_end|>', '<|im_end|>'), llama3=(LLAMA3, '<|begin_of_text|>', '<|eot_id|>', '<|eot_id|>'),
+    mistral=(MISTRAL, '<s>', '</s>', '</s>'), gemma=(GEMMA, '<bos>', '<eos>', '<end_of_turn>'),
+    qwen=(QWEN, None, '<|im_end|>', '<|im_end|>'), zephyr=(ZEPHYR, '<s>', '</s>', '</s>'),
+    generation=(GENERATION, None, '<|im_end|>', '<|im_end|>'))
+
+
+def byte_level(): return train_tokenizer(WORDS, 420, specials=SPECIAL)
+
+
+def metaspace(prepend='first'):
+    "A tokenizer in the manner of SentencePiece, which puts a space in front of a text."
+    tok = Tokenizer(models.BPE(unk_token='<unk>', byte_fallback=False))
+    tok.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
+    tok.decoder = decoders.Metaspace(prepend_scheme=prepend)
+    alphabet = [chr(i) for i in range(32, 127)] + ['\n']
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=['<unk>', '<|endoftext|>', '<|pad|>', *SPECIAL],
+                                  initial_alphabet=alphabet, show_progress=False)
+    tok.train_from_iterator(WORDS, trainer)
+    return tok
+
+
+def with_begin(tok, begin):
+    "Let a tokenizer put a begin mark in front of every text, as Llama's does."
+    tok.post_processor = processors.TemplateProcessing(single=f'{begin} $A', special_tokens=[(begin, tok.token_to_id(begin))])
+    return tok
+
+
+KINDS = dict(bytes=byte_level, metaspace=metaspace, always=lambda: metaspace('always'))
+
+
+@pytest.fixture(scope='module', params=[(family, kind) for family in FAMILIES for kind in KINDS], ids='-'.join)
+def model(request, tmp_path_factory):
+    "A folder with a tokenizer and a template of a family, and what it should end answers with."
+    family, kind = request.param
+    template, bos, eos, end = FAMILIES[family]
+    folder = tmp_path_factory.mktemp('model')
+    tok = KINDS[kind]()
+    if bos: tok = with_begin(tok, bos)
+    tok.save(str(folder/'tokenizer.json'))
+    tokens = dict(eos_token=eos, pad_token='<|pad|>') | (dict(bos_token=bos) if bos else {})
+    config = dict(tokenizer_class='PreTrainedTokenizerFast', clean_up_tokenization_spaces=False, **tokens)
+    (folder/'tokenizer_config.json').write_text(json.dumps(config))
+    (folder/'chat_template.jinja').write_text(template)
+    return folder, family, bos, end
+
+
+@pytest.fixture(scope='module')
+def fmt(model): return ChatFormat(model[0])
+
+
+@pytest.fixture(scope='module')
+def theirs(model): return import_transformers().AutoTokenizer.from_pretrained(model[0])
+
+
+def turns(n, system=True):
+    messages = [dict(role='system', content='Be brief. ')] if system else []
+    for i in range(n): messages += [dict(role='user', content=f' What is {i} + 2? '), dict(role='assistant', content=f'It is {i + 2}.')]
+    return messages
+
+
+def chat_for(family, n=3): return turns(n, system=family != 'gemma')
+
+
+def ids_of(tok, messages, **kwargs):
+    return tok.apply_chat_template(messages, tokenize=True, return_dict=True, **kwargs)['input_ids']
+
+
+# ---- the same as transformers ----
+
+@pytest.mark.parametrize('n, prompt', [(1, False), (3, False), (1, True), (3, True)])
+def test_text_and_ids_are_those_of_transformers(model, fmt, theirs, n, prompt):
+    messages = chat_for(model[1], n)
+    if prompt: messages = messages[:-1]
+    assert fmt.render(messages, prompt) == theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+    own = fmt.prompt_ids(messages) if prompt else fmt.encode(messages).ids.tolist()
+    assert own == ids_of(theirs, messages, add_generation_prompt=prompt)
+
+
+def test_tools_and_variables_reach_the_template(model, fmt, theirs):
+    if model[1] == 'qwen':
+        tools = [dict(type='function', function=dict(name='<ä>', parameters={}))]
+        messages = chat_for('qwen', 1)
+        assert fmt.render(messages, tools=tools) == theirs.apply_chat_template(messages, tools=tools, tokenize=False)
+        assert '"<ä>"' in fmt.render(messages, tools=tools)
+    if model[1] == 'llama3':
+        dated = ChatFormat(model[0], variables=dict(date_string='1 May 2026'))
+        want = theirs.apply_chat_template(chat_for('llama3'), tokenize=False, date_string='1 May 2026')
+        assert dated.render(chat_for('llama3')) == want
+        assert '1 May 2026' in want
+
+
+def test_what_is_exported_is_read_by_both(model, fmt, tmp_path):
+    "huggingface/text-generation-inference#3247: older servers read tokenizer_config.json, newer ones the file."
+    (tmp_path/'tokenizer.json').write_bytes((model[0]/'tokenizer.json').read_bytes())
+    fmt.save(tmp_path)
+    messages = chat_for(model[1], 2)
+    want = fmt.encode(messages).ids.tolist()
+    for removed in ('nothing', 'chat_template.jinja'):
+        (tmp_path/removed).unlink(missing_ok=True)
+        exported = import_transformers().AutoTokenizer.from_pretrained(tmp_path)
+        assert ids_of(exported, messages) == want
+        assert ChatFormat(tmp_path).encode(messages).ids.tolist() == want
+    config = json.loads((tmp_path/'tokenizer_config.json').read_text())
+    assert config['chat_template'] == fmt.template
+    assert json.loads((tmp_path/'generation_config.json').read_text())['eos_token_id'] == fmt.stop_ids
+
+
+# ---- the mask ----
+
+def by_hand(fmt, messages, family):
+    "Return the trained places, found from what each template is known to write."
+    ids = fmt.encode(messages).ids.tolist()
+    end = fmt.tok.token_to_id(FAMILIES[family][3])
+    prompts = [len(fmt.prompt_ids(messages[:k])) for k, m in enumerate(messages) if m['role'] == 'assistant']
+    return [i for start in prompts for i in range(start, ids.index(end, start) + 1)]
+
+
+def test_the_mask_is_that_made_by_hand(model, fmt):
+    "huggingface/trl#3586: stock templates without generation blocks gave an empty mask, silently."
+    messages = chat_for(model[1])
+    row = fmt.encode(messages)
+    assert np.flatnonzero(row.trained).tolist() == by_hand(fmt, messages, model[1])
+    assert row.n_targets > 0
+
+
+def test_first_target_is_the_first_token_of_the_answer(model, fmt):
+    "huggingface/trl#4147: labels were shifted where the generation prompt was missing."
+    messages = chat_for(model[1], 1)
+    row = fmt.encode(messages)
+    trained = decode(fmt.tok, row.ids[row.trained], skip_special=False)
+    assert trained.strip().startswith('It is 2.')
+    assert trained.endswith(model[3])
+    prompt = fmt.prompt_ids(messages[:-1])
+    assert row.ids[:len(prompt)].tolist() == prompt
+    assert np.flatnonzero(row.trained)[0] == len(prompt)
+
+
+def test_targets_of_a_chat_of_three_turns(model, fmt):
+    "hiyouga/LLaMA-Factory#10827: an earlier turn's end mark was trained on though only the last turn should be."
+    messages = chat_for(model[1])
+    row, last = fmt.encode(messages), fmt.encode(messages, train='last')
+    end = fmt.tok.token_to_id(model[3])
+    assert (row.ids[row.trained] == end).sum() == 3
+    assert (last.ids[last.trained] == end).sum() == 1
+    assert np.flatnonzero(last.trained).tolist() == np.flatnonzero(row.trained)[-last.n_targets:].tolist()
+    one = fmt.encode([*messages[:-3], dict(messages[-3], weight=0), *messages[-2:]])
+    assert one.n_targets < row.n_targets
+    assert (one.ids == row.ids).all()
+    none = [dict(m, weight=0) if m['role'] == 'assistant' else m for m in messages]
+    assert fmt.encode(none).n_targets == 0
+    half = fmt.encode([dict(m, weight=.5) if m['role'] == 'assistant' else m for m in messages])
+    assert (half.weights == row.weights / 2).all()
+
+
+def test_the_end_mark_is_a_target_also_where_it_fills_rows(model, fmt):
+    "unslothai/unsloth#416: with the end mark as padding its target was masked, and models never stopped."
+    messages = chat_for(model[1], 1)
+    row = fmt.encode(messages)
+    assert row.ids[row.trained][-1] == fmt.tok.token_to_id(model[3]) == fmt.end == fmt.stop_ids[0]
+    pad_is_end = copy.copy(fmt)
+    pad_is_end.pad = fmt.end
+    assert pad_is_end.encode(messages).ids[row.trained][-1] == fmt.end
+
+
+def test_exactly_one_begin_mark(model, fmt, theirs):
+    "OpenRLHF/OpenRLHF#393: the template writes a begin mark, and the tokenizer added a second one."
+    _, family, bos, _ = model
+    writes_one = bos and family != 'zephyr'
+    for ids in (fmt.encode(chat_for(family)).ids.tolist(), fmt.prompt_ids(chat_for(family)[:-1])):
+        assert ids.count(fmt.tok.token_to_id(bos or '<s>')) == int(bool(writes_one))
+    if bos: assert theirs('a')['input_ids'][0] == fmt.tok.token_to_id(bos), 'the tokenizer does add it to plain text'
+
+
+@pytest.mark.parametrize('answer', ['\n\nNo!', ' yes', 'yes', '', '4', '\u00e9', '. No'])
+def test_the_prompt_is_always_the_beginning_of_the_row(model, fmt, answer):
+    "huggingface/trl#6105: the prompt's tokens were no prefix of prompt and answer, and the mask was off."
+    messages = chat_for(model[1], 2)
+    messages[-1] = dict(role='assistant', content=answer)
+    messages[-3] = dict(role='assistant', content=answer)
+    row = fmt.encode(messages)
+    starts = []
+    for k, message in enumerate(messages):
+        if message['role'] != 'assistant': continue
+        prompt = fmt.prompt_ids(messages[:k])
+        assert row.ids[:len(prompt)].tolist() == prompt
+        starts.append(len(prompt))
+    first_of_each = [i for i in np.flatnonzero(row.trained) if not row.trained[i - 1]]
+    assert first_of_each == starts
+
+
+def test_a_header_that_joins_the_answer_is_encoded_in_pieces():
+    tok = train_tokenizer(['a:\n\n\nb'] * 50, 300, specials=SPECIAL)
+    fmt = ChatFormat(tok, "{% for m in messages %}{{ m.role + ':\\n' + m.content }}{% if m.role == 'assistant' %}{{ eos_token }}"
+                          "{% else %}{{ '\\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}")
+    messages = [dict(role='user', content='a'), dict(role='assistant', content='\n\nb')]
+    text = fmt.render(messages)
+    tok.encode_special_tokens = False
+    joined = tok.encode(text, add_special_tokens=False).ids
+    tok.encode_special_tokens = True
+    prompt, row = fmt.prompt_ids(messages[:1]), fmt.encode(messages)
+    assert joined[:len(prompt)] != prompt, 'the case is one'
+    assert row.ids[:len(prompt)].tolist() == prompt
+    assert decode(tok, row.ids, skip_special=False) == text
+
+
+# ---- roles ----
+
+def test_roles_are_those_of_who_wrote_it(model, fmt):
+    messages = chat_for(model[1], 2)
+    row = fmt.encode(messages)
+    for role in ('system', 'user', 'assistant'):
+        said = [m['content'].strip() for m in messages if m['role'] == role]
+        found = decode(fmt.tok, row.ids[row.roles == ROLES.index(role)]).split()
+        assert ''.join(found) == ''.join(' '.join(said).split())
+    for i in np.flatnonzero(row.ids == fmt.end): assert ROLES[row.roles[i]] == 'mark'
+
+
+@pytest.mark.parametrize('role', ['user', 'system', 'assistant'])
+def test_special_tokens_in_messages_stay_text(model, fmt, role):
+    family = model[1]
+    if family == 'gemma' and role == 'system': pytest.skip('no system messages')
+    messages = chat_for(family, 1)
+    ordinary = fmt.encode(messages)
+    at = next(i for i, m in enumerate(messages) if m['role'] == role)
+    marks = [t.content for t in fmt.tok.get_added_tokens_decoder().values() if t.special]
+    messages[at] = dict(messages[at], content='yes ' + ' '.join(marks) + ' No')
+    row = fmt.encode(messages)
+    special = set(fmt.tok.get_added_tokens_decoder())
+    assert [i for i in row.ids if i in special] == [i for i in ordinary.ids if i in special]
+    text = fmt.render(messages)
+    back = decode(fmt.tok, row.ids, skip_special=False)
+    assert back.replace(' ', '').lstrip() == text.replace(' ', '').lstrip()
+    prompt = fmt.prompt_ids(messages[:-1])
+    assert row.ids[:len(prompt)].tolist() == prompt
+
+
+def test_every_private_character_may_be_written():
+    fmt = ChatFormat(byte_level(), 'chatml')
+    content = ''.join(map(chr, range(0xE000, 0xE010))) + '<|im_end|>'
+    row = fmt.encode([dict(role='user', content=content), dict(role='assistant', content='\ue0000\ue000')])
+    assert '\ue0000\ue000' in decode(fmt.tok, row.ids[row.trained])
+    assert (row.ids == fmt.end).sum() == 2
+
+
+def test_roles_are_shown_escaped_and_as_text():
+    fmt = ChatFormat(byte_level(), 'chatml')
+    row = fmt.encode([dict(role='user', content='<script>alert(1)</script>'), dict(role='assistant', content='<b>4</b>')])
+    html = show_roles(row)._repr_html_()
+    for raw in ('<script', '<b>'): assert raw not in html
+    assert html.count('border-bottom:2px') == row.n_targets + 1, 'each target, and one in the legend'
+    text = repr(show_roles(row))
+    assert 'user | <script>alert(1)</script>' in text
+    assert 'assistant* | <b>4</b>' in text
+    assert f'{row.n_targets} trained on' in text
+    assert '... ' in repr(show_roles(row, max_tokens=5))
+    with pytest.raises(UserError, match='expected a ChatRow'): show_roles([1, 2])
+
+
+# ---- templates that do not fit ----
+
+def test_a_missing_generation_prompt_is_added():
+    "huggingface/trl#4147, the other half: a template that ignores add_generation_prompt."
+    template = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}\n"
+    fmt = ChatFormat(byte_level(), template)
+    messages = turns(2)
+    assert fmt.encode(messages).ids.tolist() == ChatFormat(byte_level(), 'chatml').encode(messages).ids.tolist()
+    assert fmt.encode(messages).weights.tolist() == ChatFormat(byte_level(), 'chatml').encode(messages).weights.tolist()
+    assert 'add_generation_prompt' in fmt.notes[0]
+
+
+def test_a_rewritten_history_is_refused_and_split():
+    template = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}
+{%- if m.role == 'user' and loop.index0 >= messages | length - 2 and messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}
+{{- m.content + '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+    fmt = ChatFormat(byte_level(), template)
+    with pytest.raises(HistoryRewritten, match='encode_turns'): fmt.encode(turns(3))
+    rows = fmt.encode_turns(turns(3))
+    assert [row.n_targets for row in rows] == [fmt.encode(turns(n), 'last').n_targets for n in (1, 2, 3)]
+    rows, rejects = encode_chats(fmt, [turns(3), turns(1)])
+    assert (len(rows), len(rejects)) == (4, 0)
+
+
+THREE = [dict(role='user', content='a'), dict(role='assistant', content='b'), dict(role='user', content='c')]
+CHATML_LINE = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
+BAD_TEMPLATES = {
+    'syntax': ('{% for m in messages %}', 'line 1'),
+    'unknown filter': ('{{ messages | nothing }}', 'nothing'),
+    'no end mark': ('{% for m in messages %}{{ m.content }}\n{% endfor %}', 'never stops'),
+    'no answer': ("{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}", 'writes the answer'),
+    'empty': ('  ', 'expected a chat template'),
+    'no text': (7, 'expected a chat template'),
+    'other name': ('alpaca', 'writes the answer'),
+    'raises': ("{{ raise_exception('my own reason') }}", 'my own reason'),
+    'undefined': ('{{ messages[0].a.b.c }}', 'has no attribute'),
+    'insides': ("{{ messages.__class__.__mro__[1].__subclasses__() }}", 'unsafe'),
+    'changes messages': ("{% set _ = messages.append(1) %}", 'unsafe'),
+    'file': ("{% include '/etc/passwd' %}", 'no loader'),
+    'range': ('{% for i in range(10**9) %}x{% endfor %}', 'Range too big'),
+    'multiplication': ("{{ 'x' * 10**10 }}", 'too much memory|processor time|characters'),
+    'nested loops': ('{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}', 'processor time'),
+    'power': ('{{ 10**(10**10) }}', 'processor time'),
+    'long output': ("{% for i in range(99999) %}{{ 'x' * 99999 }}{% endfor %}", 'more than 10,000,000 characters'),
+    'doubling': ("{% set n = namespace(x='x') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}", 'too much memory|processor time'),
+    'filter': ("{{ 'x' | center(10**10) }}", 'too much memory|processor time|characters'),
+    'recursion': ('{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}', 'too deep')}
+
+
+@pytest.mark.parametrize('name', BAD_TEMPLATES)
+def test_bad_templates_are_one_line_that_says_what_is_wrong(name):
+    template, message = BAD_TEMPLATES[name]
+    with pytest.raises(UserError, match=message) as error: ChatFormat(byte_level(), template, seconds=.5)
+    assert '\n' not in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+def test_the_helper_works_on_after_it_was_ended():
+    with pytest.raises(TemplateError, match='processor time'): render_template('{{ 10**(10**10) }}', [{}], seconds=.1)
+    assert render_template('{{ a }}', [dict(a=1), dict(a='é')]) == ['1', 'é']
+    good, bad = render_template('{{ 1 // a }}', [dict(a=1), dict(a=0)])
+    assert good == '1' and 'ZeroDivisionError' in str(bad)
+
+
+BAD_MESSAGES = {
+    'nothing': ([], 'no list'), 'none': (None, 'no list'), 'a text': ('hello', 'no list'), 'texts': (['a'], 'message 0 is no object'),
+    'no role': ([dict(content='a')], 'message 0 has no role'), 'odd role': ([dict(role='a b<|im_end|>', content='a')], 'no role'),
+    'no content': ([dict(role='user')], 'no text in content'), 'number': ([dict(role='user', content=3)], 'no text in content'),
+    'image': ([dict(role='user', content=[dict(type='image', url='x')])], "no text \\('image'\\)"),
+    'surrogate': ([dict(role='user', content='\ud800')], 'Unicode'),
+    'weight': ([THREE[0], dict(role='assistant', content='a', weight='high')], 'weight'),
+    'negative weight': ([THREE[0], dict(role='assistant', content='a', weight=-1)], 'weight'),
+    'weight of a question': ([dict(role='user', content='a', weight=1)], 'only an answer')}
+
+
+@pytest.mark.parametrize('name', BAD_MESSAGES)
+def test_bad_messages_are_refused(name):
+    messages, message = BAD_MESSAGES[name]
+    fmt = ChatFormat(byte_level(), 'chatml')
+    for f in (fmt.encode, fmt.prompt_ids, fmt.render):
+        with pytest.raises(UserError, match=message): f(messages)
+    rows, rejects = encode_chats(fmt, [messages, turns(1)])
+    assert (len(rows), len(rejects)) == (1, 1)
+
+
+def test_a_value_that_json_cannot_hold_is_refused():
+    fmt = ChatFormat(byte_level(), 'chatml')
+    with pytest.raises(UserError, match='JSON'): fmt.encode([dict(role='user', content='a', made=object())])
+
+
+@pytest.mark.parametrize('source, message', [(None, 'expected a tokenizer'), (3, 'expected a tokenizer'), ('/nowhere', 'expected a tokenizer'),
+                                             (Tokenizer(models.BPE()), 'give a chat template')])
+def test_what_is_no_tokenizer_is_refused(source, message):
+    with pytest.raises(UserError, match=message): ChatFormat(source)
+
+
+# ---- where a template comes from ----
+
+def test_our_own_template_stays_what_it_is():
+    from llmbook.tokens.tokenizer import chat_ids
+    from llmbook.tune.tasks import format_prompt
+    tok = train_tokenizer(WORDS, 300)
+    fmt = ChatFormat(tok)
+    for messages in (turns(1), turns(3), turns(2, system=False)):
+        ids, mask = chat_ids(tok, messages)
+        row = fmt.encode(messages)
+        assert row.ids.tolist() == ids
+        assert row.trained.tolist() == mask
+    assert fmt.prompt_ids([dict(role='user', content='a <|prompt|>')]) == format_prompt(tok, 'a <|prompt|>')
+
+
+def test_a_foreign_tokenizer_with_added_marks_gets_our_template(tmp_path):
+    tok = metaspace()
+    tok.save(str(tmp_path/'tokenizer.json'))
+    assert find_template(tok) == CHATML, 'it has the marks of ChatML'
+    plain = Tokenizer.from_str(tok.to_str().replace('<|im_', '<|other_'))
+    plain.save(str(tmp_path/'tokenizer.json'))
+    fmt = ChatFormat(load_any(tmp_path).tok)
+    assert '<|prompt|>' in fmt.template
+    assert fmt.encode(turns(2)).n_targets
+
+
+def test_a_begin_mark_that_a_tokenizer_adds_is_in_the_default():
+    fmt = ChatFormat(with_begin(metaspace(), '<s>'), 'chatml')
+    assert fmt.encode(turns(2)).ids.tolist().count(fmt.tok.token_to_id('<s>')) == 1
+
+
+def test_a_tokenizer_of_transformers_is_taken(model, fmt, theirs):
+    assert ChatFormat(theirs).encode(chat_for(model[1])).ids.tolist() == fmt.encode(chat_for(model[1])).ids.tolist()
+
+
+def test_a_format_can_be_pickled():
+    fmt = ChatFormat(byte_level(), 'chatml')
+    again = pickle.loads(pickle.dumps(fmt))
+    assert again.encode(turns(2)).ids.tolist() == fmt.encode(turns(2)).ids.tolist()
+
+
+# ---- many ----
+
+def test_in_is_rows_and_rejects():
+    "huggingface/trl#6668: truncation removed every target, and the loss was 0.0."
+    fmt = ChatFormat(byte_level(), 'chatml')
+    long = turns(1)
+    long[1]['content'] = 'yes ' * 500
+    unanswered = turns(1)[:-1]
+    bad = [dict(role='user', content=None)]
+    chats = [turns(1), long, unanswered, bad, turns(9), turns(2)]
+    rows, rejects = encode_chats(fmt, chats, seq_len=200)
+    assert len(rows) + len(rejects) == len(chats)
+    assert [r.id for r in rejects] == ['chat 1', 'chat 2', 'chat 3', 'chat 4']
+    assert [r.reason for r in rejects][:2] == ['longer than 200 tokens', 'nothing to train on']
+    assert all(row.n_targets for row in rows)
+    rows, rejects = encode_chats(fmt, chats, seq_len=200, too_long='cut')
+    assert [r.id for r in rejects] == ['chat 1', 'chat 2', 'chat 3']
+    shorter = next(n for n in range(9, 0, -1) if len(fmt.encode([turns(1)[0], *turns(9)[-2 * n:]])) <= 201)
+    assert rows[1].ids.tolist() == fmt.encode([turns(1)[0], *turns(9)[-2 * shorter:]]).ids.tolist()
+
+
+def test_a_turn_with_tools_is_dropped_whole():
+    call = dict(role='assistant', content=None, tool_calls=[dict(function=dict(name='f', arguments={}))])
+    messages = [dict(role='system', content='s'), THREE[0], call, dict(role='tool', content='1'), THREE[1], THREE[2]]
+    assert without_oldest_turn(messages) == [messages[0], THREE[2]]
+    assert without_oldest_turn([messages[0], THREE[2]]) == []
+
+
+def test_options_are_checked():
+    fmt = ChatFormat(byte_level(), 'chatml')
+    with pytest.raises(UserError, match='all or last'): fmt.encode(turns(1), train='first')
+    with pytest.raises(UserError, match='aside or cut'): encode_chats(fmt, [], too_long='truncate')
+    with pytest.raises(UserError, match='seq_len'): encode_chats(fmt, [], seq_len=0)
+    assert encode_chats(fmt, [Conversation(turns(1), id='a.jsonl:3')], seq_len=5)[1][0].id == 'a.jsonl:3'
