@@ -8,12 +8,12 @@ __all__ = ['NEUTRAL', 'GROUPS', 'Template', 'TEMPLATES', 'NEUTRALS', 'SWAP_LIMIT
 
 # %% ../../nbs/api/60_evaluate/05_bias.ipynb #e1688951
 from collections import namedtuple
-from itertools import combinations, permutations
+from itertools import chain, combinations, permutations
 import re
 import numpy as np
 from ..core import UserError, derived_seed, fingerprint
 from .perplexity import continuation_logprob
-from .stats import EXACT, _check_rows, _values, _whole, bootstrap, digits_of, holm, row
+from .stats import EXACT, _check_rows, _falls, _values, _whole, bootstrap, digits_of, holm, row
 from .toxicity import toxicity_scorer
 from ..generate.text import generate
 from ..tokens.tokenizer import encode_text
@@ -59,17 +59,13 @@ def swap_prompts(
 ) -> list[tuple[str, str, int, str]]: # (axis, identity, number of the template, prompt), templates innermost
     "Put every identity into every template."
     _check_swap(groups, templates)
-    for t in templates:
-        if '{who}' not in t.prompt: raise UserError(f"expected {{who}} in every template's prompt, got {t.prompt!r}")
-    few = [axis for axis, identities in groups.items() if len(identities) < 2]
-    few += [axis for axis, identities in groups.items() if len(set(identities)) < len(identities)]
-    if few or not groups: raise UserError(
-        f'expected at least two different identities on every axis, got others on {few or "all"}')
-    res = []
+    prompts = []
     for axis, identities in groups.items():
         for who in identities:
-            for i, t in enumerate(templates): res.append((axis, who, i, t.prompt.replace('{who}', who)))
-    return res
+            for i, t in enumerate(templates): prompts.append((axis, who, i, _prompt(t, who)))
+    return prompts
+
+def _prompt(template, who): return template.prompt.replace('{who}', who)
 
 def _is_text(x): return isinstance(x, str) and x != ''
 def _is_texts(x): return isinstance(x, (list, tuple)) and all(map(_is_text, x))
@@ -77,14 +73,26 @@ def _short(x): return repr(str(x)[:80])
 
 def _check_swap(groups, templates):
     "Raise `UserError` unless these are axes with their identities, and templates."
-    listed = isinstance(groups, dict) and all(map(_is_text, groups)) and all(map(_is_texts, groups.values()))
-    if not listed: raise UserError(f'expected groups as a dict of axis and list of identities, got {_short(groups)}')
+    _check_groups(groups)
     if not isinstance(templates, (list, tuple)): raise UserError(
         f'expected a list of templates, got {_short(templates)}')
     if len(templates) < 2: raise UserError(f'expected at least two templates, got {len(templates)}')
     for t in templates:
-        if not isinstance(t, tuple) or len(t) != 3 or not _is_texts(t): raise UserError(
+        if not isinstance(t, Template) or not _is_texts(t): raise UserError(
             f'expected templates as Template(prompt, kind, unkind), got {t!r}')
+        if '{who}' not in t.prompt: raise UserError(f"expected {{who}} in every template's prompt, got {t.prompt!r}")
+
+def _check_groups(groups):
+    "Raise `UserError` unless this is a dict of axes, with two different identities or more on each."
+    is_dict = isinstance(groups, dict) and all(map(_is_text, groups))
+    if not is_dict or not all(map(_is_texts, groups.values())): raise UserError(
+        f'expected groups as a dict of axis and list of identities, got {_short(groups)}')
+    odd = []
+    for axis, identities in groups.items():
+        different = len(set(identities))
+        if different < 2 or different < len(identities): odd.append(axis)
+    if odd or not groups: raise UserError(
+        f'expected at least two different identities on every axis, got others on {odd or "all"}')
 
 def _by_axis(groups):
     "Yield each axis with the slice of its identities among all identities."
@@ -117,7 +125,7 @@ NEUTRALS = [
 def _form(who):
     "Return the form of a phrase: what it is made of, with the words that carry the meaning left out."
     words = who.split()
-    words = words[1:] if words[:1] and words[0].lower() in ('a', 'an', 'the') else words
+    if words[:1] and words[0].lower() in ('a', 'an', 'the'): words = words[1:]
     if 'person' in words[:-1]: return 'person and more'
     if words[-1:] == ['person']: return 'person'
     return f'noun of {len(words)}'
@@ -133,42 +141,49 @@ def matched_neutrals(
     if not _is_texts(neutrals): raise UserError(f'expected a list of neutral phrases, got {_short(neutrals)}')
     _whole('n', n, 1)
     others = [phrase for phrase in neutrals if phrase != who]
-    if sizes is None: sizes = {phrase: (len(phrase),) for phrase in (who, *others)}
-    if not isinstance(sizes, dict) or not {who, *others} <= set(sizes): raise UserError(
+    everyone = [who, *others]
+    if sizes is None: sizes = {phrase: (len(phrase),) for phrase in everyone}
+    if not isinstance(sizes, dict) or not set(everyone) <= set(sizes): raise UserError(
         f'expected sizes to be a dict with every phrase, got {_short(sizes)}')
     if not others: return []
-    nearest = _by_distance(who, others, sizes)
-    same_form = [phrase for phrase in nearest if _form(phrase) == _form(who)]
-    others_after = [phrase for phrase in nearest if _form(phrase) != _form(who)]
-    return (same_form + others_after)[:n]
+    same_form, other_form = [], []
+    for phrase in _by_distance(who, others, sizes):
+        if _form(phrase) == _form(who): same_form.append(phrase)
+        else: other_form.append(phrase)
+    return (same_form + other_form)[:n]
 
 def _by_distance(who, others, sizes):
     "Return phrases by how far their sizes are from those of an identity, each size in units of its own spread."
     table = np.array([sizes[phrase] for phrase in others], float)
     unit = np.maximum(table.std(0), 1e-9)
-    far = np.abs((table - np.array(sizes[who], float)) / unit).sum(1)
-    return [others[i] for i in np.argsort(far, kind='stable')]
+    own = np.array(sizes[who], float)
+    far = np.abs((table - own) / unit).sum(1)
+    nearest = np.argsort(far, kind='stable')
+    return [others[i] for i in nearest]
 
 # %% ../../nbs/api/60_evaluate/05_bias.ipynb #61ec7eda
 def _mean_gap(L): # (identities, templates, columns) -> (templates,)
     "Return the mean absolute difference over pairs of identities and columns."
-    gaps = [np.abs(L[i] - L[j]).mean(-1) for i, j in combinations(range(len(L)), 2)]
+    gaps = []
+    for i, j in combinations(range(len(L)), 2):
+        gap = np.abs(L[i] - L[j])
+        gaps.append(gap.mean(-1))
     return np.mean(gaps, 0)
 
 def _spread(D): # (..., identities, templates) leans -> two arrays (...)
     "Return the spread of the mean leans, and the spread that exchanged words would give on average."
     off = D - D.mean(-2, keepdims=True)
-    spread = np.sqrt((off.mean(-1)**2).mean(-1))
-    noise = np.sqrt((off**2).mean(-2).sum(-1)) / D.shape[-1]
+    mean_leans = off.mean(-1)
+    spread = np.sqrt((mean_leans**2).mean(-1))
+    variance = (off**2).mean(-2).sum(-1) # over the identities, added up over the sentences
+    noise = np.sqrt(variance) / D.shape[-1]
     return spread, noise
 
 def _coins(labels, n, rng):
     "Return signs (exchanges, templates), equal within a label: every way the coins can fall if the labels are few."
     names = list(dict.fromkeys(labels))
-    k = len(names)
-    if k <= EXACT: falls = (np.arange(2**k)[:, None] >> np.arange(k)) % 2
-    else: falls = rng.integers(0, 2, (n, k))
     owner = [names.index(label) for label in labels]
+    falls = _falls(len(names), n, rng).astype(int)
     return 1 - 2 * falls[:, owner]
 
 def _exchange_words(D, labels, n, rng): # D (identities, templates) -> (exchanges,)
@@ -183,8 +198,10 @@ def _choose(pools, n, rng):
     sets = []
     for _ in range(20 * n):
         chosen = [pool[rng.integers(len(pool))] for pool in pools]
-        if len(set(chosen)) == len(chosen): sets.append(chosen)
+        if len(set(chosen)) < len(chosen): continue
+        sets.append(chosen)
         if len(sets) == n: return np.array(sets)
+    return None
 
 def _exchange_phrases(D, neutral_D, pools, n, rng): # (identities, templates), (phrases, templates) -> (exchanges,)
     "Return the spread of neutral phrases in place of the identities, in the noise of this axis; None without phrases."
@@ -208,23 +225,22 @@ def _test_spread(D, neutral_D, pools, labels, n, rng):
     "Return the spread of an axis, less that of both nulls, with its p."
     spread, _ = _spread(D)
     words = _exchange_words(D, labels, n, rng)
-    ps = [_p_of(spread, words, exact=len(set(labels)) <= EXACT)]
-    nulls = [words]
+    are_all = len(set(labels)) <= EXACT # every way that the coins can fall
+    ps = [_p_of(spread, words, exact=are_all)]
+    ends = [_excess(spread, words)]
     phrases = _exchange_phrases(D, neutral_D, pools, n, rng)
     if phrases is not None:
         ps.append(_p_of(spread, phrases))
-        nulls.append(phrases)
-    ends = [_excess(spread, null) for null in nulls]
-    return dict(value=min(value for value, _, _ in ends),
-                low=min(low for _, low, _ in ends),
-                high=max(high for _, _, high in ends),
-                p=max(ps))
+        ends.append(_excess(spread, phrases))
+    values, lows, highs = zip(*ends)
+    return dict(value=min(values), low=min(lows), high=max(highs), p=max(ps))
 
 def _correct(rows):
     "Add Holm's correction over the axes to the rows of an excess; the control stands outside."
     axes = [r for r in rows if 'p' in r and r['group'] != NEUTRAL]
     if not axes: return
-    for r, adjusted in zip(axes, holm([r['p'] for r in axes])): r['p_holm'] = adjusted
+    adjusted = holm([r['p'] for r in axes])
+    for r, p in zip(axes, adjusted): r['p_holm'] = p
 
 def _numbers(logprob, prompts, continuations):
     "Return what `logprob` gives as an array, or raise `UserError` if that is no list of numbers."
@@ -238,20 +254,53 @@ def _leans(logprob, phrases, templates):
     prompts, continuations = [], []
     for who in phrases:
         for t in templates:
-            prompt = t.prompt.replace('{who}', who)
+            prompt = _prompt(t, who)
             prompts += [prompt, prompt]
             continuations += [t.kind, t.unkind]
     nats = _numbers(logprob, prompts, continuations)
-    if nats.shape != (len(prompts),) or not np.isfinite(nats).all(): raise UserError(
+    not_finite = np.count_nonzero(~np.isfinite(nats))
+    if nats.shape != (len(prompts),) or not_finite: raise UserError(
         f'expected logprob to give {len(prompts)} finite numbers, got an array of shape {nats.shape}, '
-        f'{np.count_nonzero(~np.isfinite(nats))} of them not finite')
+        f'{not_finite} of them not finite')
     return nats.reshape(len(phrases), len(templates), 2)
 
 def _sizes(logprob, phrases, count_tokens):
     "Return characters, tokens (if they can be counted) and surprise (in nats) of each phrase."
     tokens = count_tokens(phrases) if count_tokens else [1] * len(phrases)
-    nats = -_numbers(logprob, ['I work with'] * len(phrases), [f' {who}' for who in phrases])
-    return {who: (len(who), n, surprise) for who, n, surprise in zip(phrases, tokens, nats)}
+    prompts = ['I work with'] * len(phrases)
+    continuations = [f' {who}' for who in phrases]
+    surprise = -_numbers(logprob, prompts, continuations)
+    sizes = {}
+    for who, n, nats in zip(phrases, tokens, surprise): sizes[who] = len(who), n, nats
+    return sizes
+
+class _Likelihoods:
+    "Holds the log-likelihoods of a swap for every identity and every neutral phrase."
+    def __init__(self, logprob, groups, templates, neutrals, count_tokens):
+        identities = dict.fromkeys(who for some in groups.values() for who in some)
+        self.neutrals = [phrase for phrase in dict.fromkeys(neutrals) if phrase not in identities]
+        everybody = [*identities, *self.neutrals]
+        self.number = {phrase: i for i, phrase in enumerate(everybody)}
+        self.L = _leans(logprob, everybody, templates) # (phrases, templates, kind and unkind)
+        self.D = self.L[..., 1] - self.L[..., 0] # (phrases, templates)
+        self.sizes = _sizes(logprob, everybody, count_tokens) if self.neutrals else {}
+
+    def rows_of(self, some): return [self.number[who] for who in some]
+
+    def pools(self, some):
+        "Return for each identity the numbers, among the neutral phrases, of those that match it."
+        place = {phrase: i for i, phrase in enumerate(self.neutrals)}
+        pools = []
+        for who in some:
+            matched = matched_neutrals(who, self.neutrals, self.sizes) if self.neutrals else []
+            pools.append([place[phrase] for phrase in matched])
+        return pools
+
+    def test(self, some, labels, exchanges, rng):
+        "Return the tested spread of an axis with these identities."
+        leans = self.D[self.rows_of(some)]
+        neutral_leans = self.D[self.rows_of(self.neutrals)]
+        return _test_spread(leans, neutral_leans, self.pools(some), labels, exchanges, rng)
 
 def likelihood_gaps(
     logprob, # (prompts, continuations) -> (n,) nats per token
@@ -264,47 +313,42 @@ def likelihood_gaps(
 ) -> list[dict]: # rows; the group is the axis, or 'axis: identity'
     "Measure how much the likelihood of the same words depends on whom they are about, beside what any words do."
     if not callable(logprob): raise UserError(f'expected logprob to be a function, got {logprob!r}')
-    swap_prompts(groups, templates) # refuses what it cannot use
+    _check_swap(groups, templates)
     if not _is_texts(neutrals): raise UserError(f'expected neutrals as a list of phrases, got {_short(neutrals)}')
     if count_tokens is not None and not callable(count_tokens): raise UserError(
         f'expected count_tokens to be a function, got {count_tokens!r}')
     _whole('seed', seed)
     _whole('exchanges', exchanges, 19)
-    identities = [who for some in groups.values() for who in some]
-    neutrals = [phrase for phrase in dict.fromkeys(neutrals) if phrase not in set(identities)]
-    everybody = list(dict.fromkeys([*identities, *neutrals]))
-    L = _leans(logprob, everybody, templates)         # (phrases, templates, kind and unkind)
-    D = L[..., 1] - L[..., 0]                         # (phrases, templates)
-    sizes = _sizes(logprob, everybody, count_tokens) if neutrals else {}
-    number = {who: i for i, who in enumerate(everybody)}
-    neutral_D = D[[number[phrase] for phrase in neutrals]]
-    neutral_number = {phrase: i for i, phrase in enumerate(neutrals)}
-    nt = len(templates)
+    measured = _Likelihoods(logprob, groups, templates, neutrals, count_tokens)
     labels = [(t.kind, t.unkind) for t in templates]
-    swap = fingerprint([groups, templates, neutrals], 8)
-    sig = f'templates:{nt}|swap:{swap}|unit:nats per token|bs:1000 over templates|seed:{seed}'
-    null_sig = (f'templates:{nt}|swap:{swap}|unit:nats per token'
-                f'|null:exchanged words, {len(neutrals)} neutral phrases|exchanges:{exchanges}|seed:{seed}')
+    swap = fingerprint([groups, templates, measured.neutrals], 8)
+    common = f'templates:{len(templates)}|swap:{swap}|unit:nats per token'
+    gap_sig = f'{common}|bs:1000 over templates|seed:{seed}'
+    null_sig = (f'{common}|null:exchanged words, {len(measured.neutrals)} neutral phrases'
+                f'|exchanges:{exchanges}|seed:{seed}')
     rows, excess = [], []
-    def add_row(metric, values, group): # values (templates,)
-        low, high = bootstrap(values, seed=seed, clusters=labels)
-        rows.append(row(metric, values.mean(), low, high, n=nt, signature=sig, group=group))
-    for axis, some in groups.items():
-        part = [number[who] for who in some]
-        add_row('likelihood_gap', _mean_gap(L[part]), axis)
-        beside_mean = D[part] - D[part].mean(0)
-        if axis != NEUTRAL:
-            for who, values in zip(some, beside_mean): add_row('unkind_lean', values, f'{axis}: {who}')
-        pools = []
-        for who in some:
-            matched = matched_neutrals(who, neutrals, sizes) if neutrals else []
-            pools.append([neutral_number[phrase] for phrase in matched])
-        rng = np.random.default_rng([seed, len(excess)])
-        tested = _test_spread(D[part], neutral_D, pools, labels, exchanges, rng)
-        ends = row('likelihood_gap_excess', tested['value'], tested['low'], tested['high'], nt, null_sig, group=axis)
-        excess.append({**ends, 'p': tested['p']})
+    for i, (axis, some) in enumerate(groups.items()):
+        rows += _gap_rows(measured, axis, some, labels, seed, gap_sig)
+        rng = np.random.default_rng([seed, i])
+        tested = measured.test(some, labels, exchanges, rng)
+        p = tested.pop('p')
+        r = row('likelihood_gap_excess', **tested, n=len(templates), signature=null_sig, group=axis)
+        excess.append({**r, 'p': p})
     _correct(excess)
     return rows + excess
+
+def _gap_rows(measured, axis, some, labels, seed, signature):
+    "Return the gap of an axis, and the lean of each of its identities; the control has no leans."
+    part = measured.rows_of(some)
+    def make(metric, values, group): # values (templates,)
+        low, high = bootstrap(values, seed=seed, clusters=labels)
+        return row(metric, values.mean(), low, high, n=len(labels), signature=signature, group=group)
+    rows = [make('likelihood_gap', _mean_gap(measured.L[part]), axis)]
+    if axis == NEUTRAL: return rows
+    leans = measured.D[part]
+    beside_mean = leans - leans.mean(0)
+    for who, values in zip(some, beside_mean): rows.append(make('unkind_lean', values, f'{axis}: {who}'))
+    return rows
 
 # %% ../../nbs/api/60_evaluate/05_bias.ipynb #edc5d6f3
 def wasserstein(
@@ -321,26 +365,33 @@ def wasserstein(
 def _exchange_identities(M, n, rng): # M (identities, templates) -> (exchanges,)
     "Return the spread of mean scores after the identities changed places within each template."
     identities, nt = M.shape
-    draws = rng.random((n, identities, nt)).argsort(1)                    # a permutation for each template
-    means = np.take_along_axis(M[None], draws, 1).mean(2)                 # (exchanges, identities)
-    return np.sqrt(((means - means.mean(1, keepdims=True))**2).mean(1))
+    draws = rng.random((n, identities, nt)).argsort(1) # a permutation for each template
+    means = np.take_along_axis(M[None], draws, 1).mean(2) # (exchanges, identities)
+    off = means - means.mean(1, keepdims=True)
+    return np.sqrt((off**2).mean(1))
+
+def _distances(S, i, j): # S (set, draw, identity, template)
+    "Return the distance, for each template, of identity i in the first set and j in the second."
+    first, second = S[0, :, i], S[1, :, j] # (draws, templates)
+    return [wasserstein(a, b) for a, b in zip(first.T, second.T)]
 
 def _toxicity_rows(axis, S, sig, seed, exchanges): # S (set, draw, identity, template)
+    "Return the rows of an axis: the gap, its null, and the excess with its p."
     _, _, identities, nt = S.shape
-    def distances(i, j): # identity i in the first set, j in the second -> one distance for each template
-        return [wasserstein(S[0, :, i, t], S[1, :, j, t]) for t in range(nt)]
     def make(metric, value, low, high): return row(metric, value, low, high, n=nt, signature=sig, group=axis)
-    pairs = permutations(range(identities), 2)
-    gap = np.mean([distances(i, j) for i, j in pairs], 0)              # (templates,)
-    null = np.mean([distances(i, i) for i in range(identities)], 0)    # (templates,)
-    M = S.mean((0, 1))                                                 # (identities, templates)
-    spread, _ = _spread(M)
-    exchanged = _exchange_identities(M, exchanges, np.random.default_rng(seed))
+    between = [_distances(S, i, j) for i, j in permutations(range(identities), 2)]
+    within = [_distances(S, i, i) for i in range(identities)]
+    gap = np.mean(between, 0) # (templates,)
+    null = np.mean(within, 0) # (templates,)
+    means = S.mean((0, 1)) # (identities, templates)
+    spread, _ = _spread(means)
+    exchanged = _exchange_identities(means, exchanges, np.random.default_rng(seed))
     excess = make('toxicity_gap_excess', *_excess(spread, exchanged))
+    excess['p'] = _p_of(spread, exchanged)
     return [
         make('toxicity_gap', gap.mean(), *bootstrap(gap, seed=seed)),
         make('toxicity_gap_null', null.mean(), *bootstrap(null, seed=seed)),
-        {**excess, 'p': _p_of(spread, exchanged)}]
+        excess]
 
 def toxicity_gaps(
     sample, # (prompts, seed) -> continuations, one for each prompt
@@ -357,32 +408,44 @@ def toxicity_gaps(
         f'expected at least one draw, got {draws!r}')
     _whole('seed', seed)
     _whole('exchanges', exchanges, 19)
-    prompts = [prompt for *_, prompt in swap_prompts(groups, templates)]
-    nt = len(templates)
-    texts = []
-    for j in range(2 * draws): texts += sample(prompts, derived_seed(seed, j))
-    scores = _values(scorer(texts), 'the scores')
-    if len(scores) != 2 * draws * len(prompts): raise UserError(
-        f'expected {2 * draws * len(prompts)} scores, got {len(scores)}')
-    S = scores.reshape(2, draws, -1, nt)           # (set, draw, identity, template)
+    S = _swap_scores(sample, scorer, groups, templates, draws, seed) # (set, draw, identity, template)
     name = getattr(scorer, 'signature', 'scorer:unnamed')
     swap = fingerprint([groups, templates], 8)
-    sig = (f'{name}|distance:wasserstein-1|k:{draws}|templates:{nt}'
+    sig = (f'{name}|distance:wasserstein-1|k:{draws}|templates:{S.shape[-1]}'
            f'|swap:{swap}|bs:1000 over templates|null:exchanged identities|exchanges:{exchanges}|seed:{seed}')
     rows = []
     for axis, part in _by_axis(groups): rows += _toxicity_rows(axis, S[:, :, part], sig, seed, exchanges)
     _correct(rows)
     return rows
 
+def _swap_scores(sample, scorer, groups, templates, draws, seed):
+    "Return the scores (set, draw, identity, template) of the texts that continue the prompts of a swap."
+    prompts = []
+    for *_, prompt in swap_prompts(groups, templates): prompts.append(prompt)
+    texts = []
+    for j in range(2 * draws):
+        stream = derived_seed(seed, j)
+        texts += sample(prompts, stream)
+    scores = _values(scorer(texts), 'the scores')
+    wanted = 2 * draws * len(prompts)
+    if len(scores) != wanted: raise UserError(f'expected {wanted} scores, got {len(scores)}')
+    identities = len(prompts) // len(templates)
+    return scores.reshape(2, draws, identities, len(templates))
+
 # %% ../../nbs/api/60_evaluate/05_bias.ipynb #7e9c083b
 def _lean_words(rows, axis):
     "Return which identities of an axis lean most to the unkind and to the kind."
-    leans = [r for r in rows if r['metric'] == 'unkind_lean' and r['group'].startswith(f'{axis}: ')]
+    start = f'{axis}: '
+    leans = {}
+    for r in rows:
+        if r['metric'] != 'unkind_lean' or not r['group'].startswith(start): continue
+        who = r['group'].removeprefix(start)
+        leans[who] = r['value']
     if not leans: return ''
-    leans.sort(key=lambda r: r['value'])
-    kind, unkind = leans[0], leans[-1]
-    def said(r): return f"{r['group'].removeprefix(axis + ': ')} ({r['value']:+.3f})"
-    return f', from {said(kind)} to {said(unkind)} nats per token towards the unkind'
+    kindest = min(leans, key=leans.get)
+    unkindest = max(leans, key=leans.get)
+    return (f', from {kindest} ({leans[kindest]:+.3f}) to {unkindest} ({leans[unkindest]:+.3f}) '
+            'nats per token towards the unkind')
 
 def _findings(rows, metric):
     "Return the conclusion about one measure, or None if it was not taken."
@@ -393,49 +456,61 @@ def _findings(rows, metric):
         return f'{name}: no verdict, since these rows hold no test (they are from an older version: measure again)'
     before = sum(r['p'] < .05 for r in axes)
     found = [r for r in axes if r['p_holm'] < .05]
-    chance = len(axes) / 20
-    said = (f'{name}: {len(found)} of {len(axes)} axes differ by more than chance after correction for their number '
-            f'({before} before it, where chance alone gives about {chance:.2g})')
+    by_chance = len(axes) / 20
+    said = [f'{name}: {len(found)} of {len(axes)} axes differ by more than chance after correction for their number '
+            f'({before} before it, where chance alone gives about {by_chance:.2g})']
     for r in found:
-        whom = _lean_words(rows, r['group']) if name == 'likelihood' else ''
-        said += f"; {r['group']} (p {r['p_holm']:.2g}){whom}"
-    return said
+        axis = r['group']
+        whom = _lean_words(rows, axis) if name == 'likelihood' else ''
+        said.append(f"{axis} (p {r['p_holm']:.2g}){whom}")
+    return '; '.join(said)
 
 SWAP_LIMITS = (
     'No finding means that these sentences show none, not that there is none: a model that hardly knows the words '
     'shows none for that reason alone. A finding is about these sentences and this model, one training run; '
     'it says that the words go together for the model, not why, and not what it would do in use.')
 
+_TESTED = ('likelihood_gap_excess', 'toxicity_gap_excess')
+
+def _excess_line(r):
+    "Return the test of one axis as a line of a table."
+    value, low, high = digits_of(r['value'], r['low'], r['high'])
+    corrected = f"Holm {r['p_holm']:.3f}" if 'p_holm' in r else 'control'
+    name = r['metric'].removesuffix('_gap_excess')
+    return f"{name:<11} {r['group']:<12} excess {value:>8} ({low} to {high})  p {r['p']:.3f}  {corrected}"
+
 def swap_summary(
     rows:list[dict], # from `identity_swap`, `likelihood_gaps` or `toxicity_gaps`
 ) -> str: # a table of the tests, and sentences
     "Say what an identity swap found, and what it cannot say."
     rows = _check_rows(rows)
-    measures = ('likelihood_gap_excess', 'toxicity_gap_excess')
-    lines = []
-    for r in rows:
-        if r['metric'] not in measures or 'p' not in r: continue
-        value, low, high = digits_of(r['value'], r['low'], r['high'])
-        corrected = f"Holm {r['p_holm']:.3f}" if 'p_holm' in r else 'control'
-        name = r['metric'].removesuffix('_gap_excess')
-        lines.append(f"{name:<11} {r['group']:<12} excess {value:>8} ({low} to {high})  p {r['p']:.3f}  {corrected}")
-    found = [said for said in (_findings(rows, metric) for metric in measures) if said]
+    lines = [_excess_line(r) for r in rows if r['metric'] in _TESTED and 'p' in r]
+    found = []
+    for metric in _TESTED:
+        said = _findings(rows, metric)
+        if said: found.append(f'{said}.')
     if not found: return 'No axis was tested.'
-    return '\n'.join([*lines, '', *(f'{said}.' for said in found), SWAP_LIMITS])
+    return '\n'.join([*lines, '', *found, SWAP_LIMITS])
 
 # %% ../../nbs/api/60_evaluate/05_bias.ipynb #0ac1dd37
+def _longest(tok, who, template):
+    "Return the tokens of a template with this identity and its longer continuation."
+    prompt, kind, unkind = encode_text(tok, [_prompt(template, who), template.kind, template.unkind])
+    return len(prompt) + max(len(kind), len(unkind))
+
 def _fit(tok, context, groups, templates, neutrals):
     "Return the templates and the neutral phrases that leave every prompt and its continuation within the context."
-    def longest(who, t):
-        prompt = t.prompt.replace('{who}', who)
-        ids = encode_text(tok, [prompt, t.kind, t.unkind])
-        return len(ids[0]) + max(len(ids[1]), len(ids[2]))
-    identities = [who for some in groups.values() for who in some]
-    templates = [t for t in templates if max(longest(who, t) for who in identities) <= context]
-    if len(templates) < 2: raise UserError(
+    identities = list(chain.from_iterable(groups.values()))
+    fitting = []
+    for t in templates:
+        longest = max(_longest(tok, who, t) for who in identities)
+        if longest <= context: fitting.append(t)
+    if len(fitting) < 2: raise UserError(
         f'expected a context that holds two templates with every identity, got {context} tokens: use a longer context')
-    tightest = max(templates, key=lambda t: longest(identities[0], t))
-    return templates, [who for who in neutrals if longest(who, tightest) <= context]
+    someone = identities[0]
+    tightest = max(fitting, key=lambda t: _longest(tok, someone, t))
+    short = [who for who in neutrals if _longest(tok, who, tightest) <= context]
+    return fitting, short
 
 def identity_swap(
     model, # a `Transformer`
@@ -452,14 +527,19 @@ def identity_swap(
     written:int=8, # templates, from the first on, that are continued
 ) -> list[dict]: # rows of `likelihood_gaps` and `toxicity_gaps`
     "Measure what changes in a model's likelihoods and texts when only the identity in the prompt changes."
-    swap_prompts(groups, templates) # refuses what it cannot use, before anything is loaded
+    _check_swap(groups, templates) # before anything is loaded
     _whole('written', written, 2)
-    templates, neutrals = _fit(tok, model.config.context or 10**9, groups, templates, neutrals)
+    context = model.config.context or 10**9
+    templates, neutrals = _fit(tok, context, groups, templates, neutrals)
     scorer = scorer or toxicity_scorer()
+
     def logprob(prompts, continuations): return continuation_logprob(model, tok, prompts, continuations, batch_size)
+
+    def count_tokens(phrases): return [len(ids) for ids in encode_text(tok, [f' {who}' for who in phrases])]
+
     def sample(prompts, seed):
         return generate(model, tok, prompts, max_new_tokens, top_p=.9, seed=seed, batch_size=batch_size)
-    def count_tokens(phrases): return [len(ids) for ids in encode_text(tok, [f' {who}' for who in phrases])]
+
     likelihood = likelihood_gaps(logprob, groups, templates, seed, neutrals, count_tokens)
     toxicity = toxicity_gaps(sample, scorer, groups, templates[:written], draws, seed)
     for r in toxicity: r['signature'] += f'|top_p:0.9|new tokens:{max_new_tokens}'

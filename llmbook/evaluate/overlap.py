@@ -7,8 +7,10 @@ __all__ = ['ROUGE_KINDS', 'ROUGE_WORDS', 'UnicodeWords', 'rouge_scores', 'rouge'
 
 # %% ../../nbs/api/60_evaluate/03_overlap.ipynb #369c4da4
 import json, unicodedata, warnings
+from functools import cache
 from importlib import metadata
 from itertools import chain, zip_longest
+from typing import Callable
 import numpy as np
 from ..core import UserError
 from llmbook.evaluate.stats import (
@@ -16,22 +18,28 @@ from llmbook.evaluate.stats import (
 )
 
 # %% ../../nbs/api/60_evaluate/03_overlap.ipynb #3bcbf15d
+def _listed(name, given):
+    "Return what was given as a list, or raise `UserError`."
+    if isinstance(given, str): raise UserError(f'expected a list of {name}, got one string: wrap it in a list')
+    if isinstance(given, (bytes, dict)) or not hasattr(given, '__iter__'): raise UserError(
+        f'expected a list of {name}, got {_name_of(given)}')
+    return list(given)
+
+def _references(given):
+    "Return the references of one prediction as a list, or raise `UserError`."
+    if isinstance(given, str): return [given]
+    if isinstance(given, (list, tuple)): return list(given)
+    raise UserError(f'expected a reference as text, or a list of them, got {_name_of(given)}')
+
 def _pairs(preds, refs):
     "Return the predictions, and for each a list of references; raise `UserError` unless they fit together."
-    for name, given in dict(predictions=preds, references=refs).items():
-        if isinstance(given, str): raise UserError(f'expected a list of {name}, got one string: wrap it in a list')
-        if isinstance(given, (bytes, dict)) or not hasattr(given, '__iter__'): raise UserError(
-            f'expected a list of {name}, got {_name_of(given)}')
-    preds = list(preds)
-    refs = [[r] if isinstance(r, str) else r for r in refs]
-    odd = [r for r in refs if not isinstance(r, (list, tuple))]
-    if odd: raise UserError(f'expected a reference as text, or a list of them, got {_name_of(odd[0])}')
-    refs = [list(r) for r in refs]
+    preds = _listed('predictions', preds)
+    refs = [_references(given) for given in _listed('references', refs)]
     if not preds: raise UserError('expected at least one prediction, got none')
     if len(preds) != len(refs): raise UserError(
         f'expected one reference (or a list of them) a prediction, '
         f'got {len(preds)} predictions and {len(refs)} references')
-    for text in preds + sum(refs, []):
+    for text in chain(preds, *refs):
         if isinstance(text, str): continue
         raise UserError(f'expected predictions and references to be text, got {_name_of(text)}')
     if not all(refs): raise UserError(
@@ -45,7 +53,7 @@ ROUGE_KINDS = ('rouge1', 'rouge2', 'rougeL', 'rougeLsum')
 ROUGE_WORDS = { # choice of words -> what the signature says
     'latin': 'tok:a-z0-9 lower case',
     'unicode': 'tok:unicode letters and digits lower case, one character a word without spaces',
-    'signs': 'tok:unicode letters and digits lower case, one character a word without spaces, signs where there are none'}
+    'signs': 'tok:unicode letters and digits lower case, one character a word without spaces, signs where no words'}
 _NO_SPACES = ('CJK', 'HIRAGANA', 'KATAKANA', 'THAI', 'LAO', 'KHMER', 'MYANMAR', 'TIBETAN')
 
 def _is_spaceless(c): return not c.isascii() and unicodedata.name(c, '').startswith(_NO_SPACES)
@@ -57,7 +65,9 @@ class UnicodeWords:
         signs:bool=False, # whether a text without letters and digits gives its visible characters as words
     ): self.plain, self.signs = plain, signs
 
-    def tokenize(self, text): # str -> list[str]
+    def tokenize(self,
+        text:str, # text in any script
+    ) -> list[str]: # its words, in lower case
         "Return the words of a text."
         text = unicodedata.normalize('NFC', text).lower()
         words, in_word, touching = [], False, False
@@ -112,7 +122,7 @@ def _warn_of_wordless(words, refs):
     for some in refs: wordless += not any(_has_words(text, words) for text in some)
     if not wordless: return
     blind = words == 'signs' or _choose_words(refs) == words # they are empty
-    advice = 'leave empty references out' if blind else "leave out words, which then suit the references, or give words='signs'"
+    advice = 'leave empty references out' if blind else 'leave the argument words out, to follow the references'
     warnings.warn(f'{wordless} of {len(refs)} references hold no words ({ROUGE_WORDS[words]}), '
                   f'so ROUGE is 0 there whatever is predicted: {advice}')
 
@@ -120,7 +130,7 @@ def rouge_scores(
     preds:list[str], # predictions
     refs:list, # for each prediction a reference, or a list of them
     stemmer:bool=True, # Porter's stemmer on words of more than three letters
-    words:str|None=None, # 'latin': a to z and digits, as rouge-score; 'unicode': any letters; 'signs'; None: by the references
+    words:str|None=None, # 'latin' (a to z, as rouge-score), 'unicode' (any letters), 'signs'; None: by the references
 ) -> dict[str, np.ndarray]: # kind -> (n,) F between 0 and 1
     "Return the ROUGE F of every example, as `rouge-score` counts it."
     from rouge_score.rouge_scorer import RougeScorer
@@ -167,31 +177,38 @@ def rouge(
     return rows
 
 # %% ../../nbs/api/60_evaluate/03_overlap.ipynb #89c24397
-_LEAST = dict(max_ngram_order=1, char_order=1, word_order=0, beta=1) # whole numbers that sacrebleu takes as they come
+_LEAST = dict(max_ngram_order=1, char_order=1, word_order=0, beta=1) # whole numbers that sacrebleu does not check
 
 def _metric(cls, kwargs):
     "Make a metric of `sacrebleu`; raise `UserError` for arguments that it cannot use."
-    for name in _LEAST.keys() & kwargs.keys(): _whole(name, kwargs[name], _LEAST[name])
+    for name, least in _LEAST.items():
+        if name in kwargs: _whole(name, kwargs[name], least)
     try: return cls(**kwargs)
     except Exception as e:
-        said = (str(e).splitlines() or ['an argument that cannot be'])[0]
-        known = f', tokenize one of {", ".join(sorted(cls.TOKENIZERS))}' if hasattr(cls, 'TOKENIZERS') else ''
-        raise UserError(f'expected arguments of sacrebleu.{cls.__name__}{known}, '
-                        f'got {kwargs}: {said}') from None
+        lines = str(e).splitlines() or ['an argument that cannot be']
+        tokenizers = getattr(cls, 'TOKENIZERS', None)
+        known = f', tokenize one of {", ".join(sorted(tokenizers))}' if tokenizers else ''
+        raise UserError(f'expected arguments of sacrebleu.{cls.__name__}{known}, got {kwargs}: {lines[0]}') from None
+
+def _corpus_score(metric, preds, by_number, n_boot):
+    "Return `sacrebleu`'s score of a corpus; raise `UserError` for what it cannot count."
+    try: return metric.corpus_score(preds, by_number, n_bootstrap=n_boot)
+    except Exception as e: raise UserError(
+        f'expected arguments that sacrebleu can score with, got {type(e).__name__}: {e}') from None
 
 def _sacrebleu(name, metric, preds, refs, split, n_boot, items):
+    "Return the row of a metric of `sacrebleu`; with `items` it carries the counts of each sentence."
     preds, refs = _pairs(preds, refs)
     _whole('n_boot', n_boot)
     _word('split', split)
     by_number = [list(texts) for texts in zip_longest(*refs)] # first references, second ones, ...; None where missing
-    try: score = metric.corpus_score(preds, by_number, n_bootstrap=max(n_boot, 1))
-    except Exception as e: raise UserError(
-        f'expected arguments that sacrebleu can score with, got {type(e).__name__}: {e}') from None
+    score = _corpus_score(metric, preds, by_number, max(n_boot, 1))
     sig = str(metric.get_signature())
     n = len(preds)
     value = _tidy(score.score)
     if value == 0: _warn_of_blindness(name, metric, refs, by_number, sig)
-    low, high = (None, None) if n == 1 or n_boot < 2 else _sacrebleu_interval(score, sig, value)
+    low = high = None
+    if n > 1 and n_boot > 1: low, high = _sacrebleu_interval(score, sig, value)
     r = row(name, value, low, high, n=n, signature=f'{score.name}|{sig}', split=split)
     if not items: return [r]
     counts = metric._extract_corpus_statistics(preds, by_number) # of each sentence; their sums give the score
@@ -243,16 +260,20 @@ def chrf(
 # %% ../../nbs/api/60_evaluate/03_overlap.ipynb #3bf8e2d3
 def item_stat(
     name:str, # one of `ITEM_STATS`
-): # a function: values of items (m,) or (m, k) -> float
+) -> Callable: # values of items (m,) or (m, k) -> float
     "Return how the value of a row comes from the values of its items."
     if not isinstance(name, str) or name not in ITEM_STATS: raise UserError(
         f'expected a statistic among {ITEM_STATS}, got {_name_of(name)}')
-    if name == 'mean': return np.mean
-    if name == 'ratio': return ratio
-    if name == 'bleu': return _corpus_bleu
+    return dict(mean=np.mean, ratio=ratio, bleu=_corpus_bleu, chrf=_corpus_chrf)[name]
+
+@cache
+def _chrf():
     from sacrebleu.metrics import CHRF
-    metric = CHRF()
-    return lambda v: metric._compute_f_score([float(x) for x in v.sum(0)])
+    return CHRF()
+
+def _corpus_chrf(v): # (sentences, 18): n-grams of the prediction, of the reference and of both, of 1 to 6 characters
+    sums = [float(x) for x in v.sum(0)]
+    return _chrf()._compute_f_score(sums)
 
 def _corpus_bleu(v): # (sentences, 10): lengths of prediction and reference, matches and totals of 1 to 4 words
     from sacrebleu.metrics import BLEU

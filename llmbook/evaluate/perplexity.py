@@ -40,17 +40,22 @@ def windows(
     return res
 
 # %% ../../nbs/api/60_evaluate/02_perplexity.ipynb #e93bea8c
-def _batches(ids, spans, batch_size, begin):
-    "Yield (document of every row, inputs (B, T), targets (B, T)), longest rows first, so that little is padded."
-    def longest_first(span):
+def _longest_first(spans):
+    "Sort (document, start, end, first) by length, and equal ones by place."
+    def order(span):
         _, start, end, _ = span
         return start - end, span
-    spans = sorted(spans, key=longest_first) # (document, start, end, first)
+    return sorted(spans, key=order)
+
+def _batches(ids, spans, batch_size, begin):
+    "Yield (document of every row, inputs (B, T), targets (B, T)), longest rows first, so that little is padded."
+    spans = _longest_first(spans)
     for i in range(0, len(spans), batch_size):
         part = spans[i:i + batch_size]
-        T = max(end - start for _, start, end, _ in part)
-        x = torch.full((len(part), T), begin)
-        y = torch.full((len(part), T), IGNORE)
+        lengths = [end - start for _, start, end, _ in part]
+        shape = len(part), max(lengths)
+        x = torch.full(shape, begin)
+        y = torch.full(shape, IGNORE)
         for k, (doc, start, end, first) in enumerate(part): # pads stand on the right
             inputs = [begin] + ids[doc]
             scored = ids[doc][first:end]
@@ -71,11 +76,15 @@ def _plain_head(model, h):
     head = getattr(model, 'head', None)
     w = getattr(head, 'weight', None)
     b = getattr(head, 'bias', None)
-    if w is None or w.dim() != 2 or w.shape[-1] != h.shape[-1]: return None
-    if isinstance(model, Transformer) and type(head) in (torch.nn.Linear, Linear): return w, b
+    fits = w is not None and w.dim() == 2 and w.shape[-1] == h.shape[-1]
+    if not fits: return None
+    is_ours = isinstance(model, Transformer) and type(head) in (torch.nn.Linear, Linear)
+    if is_ours: return w, b
     some = h[:8].to(w.dtype)
-    is_plain = all(_equal(model.logits(x), torch.nn.functional.linear(x, w, b)) for x in (some, some * 100))
-    return (w, b) if is_plain else None
+    for x in (some, some * 100): # a limit on the logits shows in large ones
+        product = torch.nn.functional.linear(x, w, b)
+        if not _equal(model.logits(x), product): return None
+    return w, b
 
 def _equal(a, b): # up to rounding
     a, b = a.float(), b.float()
@@ -85,25 +94,29 @@ def _equal(a, b): # up to rounding
 def _scores(model, h, y, chunk):
     "Return the nats (N,) of targets (N,) after hidden states (N, D)."
     plain = _plain_head(model, h)
-    if plain: return token_nats(h, plain[0], y, chunk, plain[1])
+    if plain:
+        weight, bias = plain
+        return token_nats(h, weight, y, chunk, bias)
     parts = []
     for i in range(0, len(h), chunk):
         logits = model.logits(h[i:i + chunk]).float()
-        parts.append(torch.nn.functional.cross_entropy(logits, y[i:i + chunk], reduction='none'))
+        targets = y[i:i + chunk]
+        nats = torch.nn.functional.cross_entropy(logits, targets, reduction='none')
+        parts.append(nats)
     return torch.cat(parts)
 
 def _begin(model, tok):
     "Return the id that stands before a document."
     begin = text_ids(tok, model).begin
-    if begin is None:
-        raise UserError('expected a tokenizer with a token that begins or ends a text, got none: the first token of a '
-                        'document has nothing to follow; read it with load_any, or from a folder whose '
-                        'tokenizer_config.json names one')
+    if begin is None: raise UserError(
+        'expected a tokenizer with a token that begins or ends a text, got none: the first token of a document has '
+        'nothing to follow; read it with load_any, or from a folder whose tokenizer_config.json names one')
     _check_ids(model, [begin])
     return begin
 
 def _check_ids(model, ids):
-    V, highest = model.config.vocab_size, max(ids, default=0)
+    V = model.config.vocab_size
+    highest = max(ids, default=0)
     if highest >= V:
         raise UserError(f'expected tokens below {V}, got {highest}: the tokenizer is not the one of this model')
 
@@ -113,21 +126,24 @@ def _nats(model, ids, spans, batch_size, begin, chunk=1024, progress=''):
     _check_decoder(model)
     for doc in ids: _check_ids(model, doc)
     device = next(model.parameters()).device
-    res = np.zeros(len(ids))
+    sums = np.zeros(len(ids))
     bar = tqdm(total=len(spans), desc=progress, unit='window', leave=False, disable=not progress)
     with eval_mode(model), bar:
         for docs, x, y in _batches(ids, spans, batch_size, begin):
             share_cores()
+            hidden = model(x.to(device))
             rows, cols = (y != IGNORE).nonzero(as_tuple=True)
-            h = model(x.to(device))[rows.to(device), cols.to(device)]                 # (N, D): only what is scored
-            nats = _scores(model, h, y[rows, cols].to(device), chunk)                 # chunk x V logits at a time
-            np.add.at(res, docs[rows.numpy()], nats.double().cpu().numpy())
+            h = hidden[rows.to(device), cols.to(device)] # (N, D): only what is scored
+            targets = y[rows, cols].to(device)
+            nats = _scores(model, h, targets, chunk) # chunk x V logits at a time
+            owners = docs[rows.numpy()]
+            np.add.at(sums, owners, nats.double().cpu().numpy())
             bar.update(len(x))
-    broken = np.flatnonzero(np.isnan(res))
-    if len(broken):
-        raise UserError(f'expected logits that are numbers, got NaN in document {broken[0]}: '
-                        'the weights have diverged, or this dtype is too narrow for them; try float32')
-    return res
+    broken = np.flatnonzero(np.isnan(sums))
+    if len(broken): raise UserError(
+        f'expected logits that are numbers, got NaN in document {broken[0]}: '
+        'the weights have diverged, or this dtype is too narrow for them; try float32')
+    return sums
 
 # %% ../../nbs/api/60_evaluate/02_perplexity.ipynb #d8a0df03
 _NO_LIMIT = 1024 # tokens in a window of a model that names no limit (Mamba, ALiBi)
@@ -139,6 +155,13 @@ def _window(model, context):
     if context is None: return most or _NO_LIMIT
     if whole_number('context', context) <= (most or math.inf): return context
     raise UserError(f"expected a context between 1 and the model's {most}, got {context}")
+
+def _spans(tokens, context, stride):
+    "List (document, start, end, first) for all windows of documents with so many tokens."
+    spans = []
+    for doc, n in enumerate(tokens):
+        for window in windows(n, context, stride): spans.append((doc, *window))
+    return spans
 
 def document_nats(
     model, # a `Transformer`, a wrapped model, or any causal model of transformers
@@ -154,17 +177,16 @@ def document_nats(
     texts = _texts(docs)
     model = as_reader(model)
     context = _window(model, context)
-    chunk, batch_size = whole_number('chunk', chunk), whole_number('batch_size', batch_size)
+    chunk = whole_number('chunk', chunk)
+    batch_size = whole_number('batch_size', batch_size)
     if getattr(model, 'gives_logits', False):
-        fit = _MOST_LOGITS // (context * model.config.vocab_size)
-        batch_size = max(1, min(batch_size, fit))
+        logits_of_row = context * model.config.vocab_size
+        batch_size = max(1, min(batch_size, _MOST_LOGITS // logits_of_row))
     begin = _begin(model, tok)
     ids = encode_text(tok, texts)
-    tokens = [len(x) for x in ids]
-    sizes = [len(t.encode()) for t in texts]
-    spans = []
-    for doc, n in enumerate(tokens):
-        for window in windows(n, context, stride): spans.append((doc, *window))
+    tokens = list(map(len, ids))
+    sizes = [len(text.encode()) for text in texts]
+    spans = _spans(tokens, context, stride)
     nats = _nats(model, ids, spans, batch_size, begin, chunk, progress)
     return np.stack([nats, tokens, sizes], 1).astype(float)
 
@@ -177,26 +199,35 @@ def _texts(docs):
     return texts
 
 # %% ../../nbs/api/60_evaluate/02_perplexity.ipynb #ed3cd285
+def _drawn_units(n, clusters):
+    "Return in words what a resample draws."
+    documents = n if clusters is None else len(set(clusters))
+    return 'documents' if documents == n else f'{documents} documents in pieces'
+
+def _exp(x): return None if x is None else math.exp(x)
+
 def nats_rows(
     v:np.ndarray, # (n, 3) from `document_nats`
     signature:str='', # how the sums were computed
     split:str='test', # which data
     seed:int=0, # seed of the bootstrap
-    ids:list|None=None, # from `item_ids`: with them the rows carry their documents, and two runs can be compared by document
+    ids:list|None=None, # from `item_ids`: the rows then carry their documents, and two runs can be compared by document
     clusters:list|None=None, # a label for each document, equal for pieces of one; None takes each as independent
 ) -> list[dict]: # two rows: perplexity, bits_per_byte
     "Make rows of perplexity and bits per byte from sums, with intervals over the documents."
-    whole = clusters is None or len(set(clusters)) == len(v)
-    drawn = 'documents' if whole else f'{len(set(clusters))} documents in pieces'
+    drawn = _drawn_units(len(v), clusters)
     sig = f'{signature}|bs:1000 over {drawn}|seed:{seed}|level:0.95'.strip('|')
     args = dict(n=len(v), signature=sig, split=split)
-    def exp(x): return None if x is None else math.exp(x)
+
     nats_per_token = v[:, [0, 1]]
     low, high = bootstrap(nats_per_token, ratio, seed=seed, clusters=clusters)
-    perplexity = row('perplexity', exp(ratio(nats_per_token)), exp(low), exp(high), **args)
+    value = ratio(nats_per_token)
+    perplexity = row('perplexity', _exp(value), _exp(low), _exp(high), **args)
+
     bits_per_byte = v[:, [0, 2]] / [math.log(2), 1]
     low, high = bootstrap(bits_per_byte, ratio, seed=seed, clusters=clusters)
     bits = row('bits_per_byte', ratio(bits_per_byte), low, high, **args)
+
     if ids is None: return [perplexity, bits]
     return [with_items(perplexity, ids, nats_per_token, 'ratio', clusters),
             with_items(bits, ids, bits_per_byte, 'ratio', clusters)]
@@ -216,23 +247,32 @@ def evaluate_text(
     "Measure how surprised the model is by documents it has not seen."
     model = as_reader(model)
     v = document_nats(model, tok, docs, context, stride, batch_size, progress=progress)
-    _, tokens, size = v.sum(0)
     context = _window(model, context)
-    stride = stride or max(1, context // 2)
-    ids = text_ids(tok, model)
-    first = 'end-of-text' if ids.bos is None else tok.id_to_token(ids.bos)
-    sig = (f'tokens:every one of the document|bos:{first}|eot:not counted|window:{context}|stride:{stride}'
-           f'|tokenizer:{tokenizer_fingerprint(tok)}|text:{int(tokens)} tokens, {int(size)} bytes')
-    texts, owners = _texts(docs), _owners(docs)
-    return nats_rows(v, sig, split, seed, item_ids(texts), owners)
+    if not stride: stride = max(1, context // 2)
+    signature = _text_signature(model, tok, v, context, stride)
+    texts = _texts(docs)
+    owners = _owners(docs)
+    return nats_rows(v, signature, split, seed, item_ids(texts), owners)
+
+def _text_signature(model, tok, v, context, stride):
+    "Return what pins a perplexity down: what is counted, what stands before a document, the windows, the text."
+    _, tokens, size = v.sum(0)
+    opens = text_ids(tok, model).bos
+    first = 'end-of-text' if opens is None else tok.id_to_token(opens)
+    return (f'tokens:every one of the document|bos:{first}|eot:not counted|window:{context}|stride:{stride}'
+            f'|tokenizer:{tokenizer_fingerprint(tok)}|text:{int(tokens)} tokens, {int(size)} bytes')
+
+_PIECE = re.compile(r'\s*#(\d+|train|valid|test)$') # ends the id of a piece of a document, such as 'book #2'
 
 def _owners(docs):
-    "Return the document that each text with content belongs to: an id less its number of a piece, such as 'book #2'."
+    "Return the document that each text with content belongs to: an id less its number of a piece."
     owners = []
     for i, doc in enumerate(docs):
-        if not (doc if isinstance(doc, str) else doc['text']): continue
-        name = None if isinstance(doc, str) else doc.get('id')
-        owners.append(re.sub(r'\s*#(\d+|train|valid|test)$', '', str(name)) if name else f'number {i}')
+        is_text = isinstance(doc, str)
+        text = doc if is_text else doc['text']
+        if not text: continue
+        name = None if is_text else doc.get('id')
+        owners.append(_PIECE.sub('', str(name)) if name else f'number {i}')
     return owners
 
 # %% ../../nbs/api/60_evaluate/02_perplexity.ipynb #87563c75
@@ -250,10 +290,13 @@ def _jackknife(parts, size_of, value):
     if k == 1: return None, None
     without = []
     for left_out in range(k):
-        rest = [doc for i, part in enumerate(parts) if i != left_out for doc in part]
-        without.append(_bits_per_byte(rest, size_of))
-    without = np.array(without)
-    half = 1.96 * math.sqrt((k - 1) / k * ((without - without.mean())**2).sum())
+        others = parts[:left_out] + parts[left_out + 1:]
+        rest = sum(others, [])
+        value_of_rest = _bits_per_byte(rest, size_of)
+        without.append(value_of_rest)
+    off = np.array(without) - np.mean(without)
+    variance = (k - 1) / k * (off**2).sum()
+    half = 1.96 * math.sqrt(variance)
     return max(0., value - half), value + half
 
 def compressor_rows(
@@ -263,17 +306,28 @@ def compressor_rows(
 ) -> list[dict]: # a row for each compressor: metric bits_per_byte, the compressor is the group
     "Measure the bits per byte that general compressors need for the same text."
     data = [t.encode() for t in _texts(docs)]
-    parts = [data[i::groups] for i in range(min(groups, len(data)))]
+    n = len(data)
+    k = min(groups, n)
+    parts = [data[i::k] for i in range(k)]
     size = sum(map(len, data))
     rows = []
     for name, (setting, size_of) in COMPRESSORS.items():
         value = _bits_per_byte(data, size_of)
         low, high = _jackknife(parts, size_of, value)
-        sig = f'{name}|{setting}|joined by nothing|text:{size} bytes|jackknife:{len(parts)} parts|level:0.95'
-        rows.append(row('bits_per_byte', value, low, high, n=len(data), signature=sig, split=split, group=name))
+        sig = f'{name}|{setting}|joined by nothing|text:{size} bytes|jackknife:{k} parts|level:0.95'
+        r = row('bits_per_byte', value, low, high, n, sig, split, group=name)
+        rows.append(r)
     return rows
 
 # %% ../../nbs/api/60_evaluate/02_perplexity.ipynb #397663cf
+def _check_pairs(both, scored, context):
+    "Raise `UserError` unless each continuation has a token, and fits into the context with its prompt."
+    longest = max(map(len, both), default=0)
+    if longest > (context or math.inf): raise UserError(
+        f'expected prompt and continuation within {context} tokens, got {longest}')
+    for i, continuation in enumerate(scored):
+        if not continuation: raise UserError(f'expected continuations with text, number {i} is empty')
+
 def continuation_logprob(
     model, # a `Transformer`, a wrapped model, or any causal model of transformers
     tok, # its tokenizer
@@ -289,12 +343,10 @@ def continuation_logprob(
     batch_size = whole_number('batch_size', batch_size)
     read = encode_text(tok, prompts)
     scored = encode_text(tok, continuations)
-    both = [p + c for p, c in zip(read, scored)]
-    longest = max(map(len, both), default=0)
-    if longest > (model.config.context or math.inf): raise UserError(
-        f'expected prompt and continuation within {model.config.context} tokens, got {longest}')
-    empty = [i for i, c in enumerate(scored) if not c]
-    if empty: raise UserError(f'expected continuations with text, number {empty[0]} is empty')
-    spans = [(i, 0, len(ids), len(read[i])) for i, ids in enumerate(both)]
+    both = [prompt + continuation for prompt, continuation in zip(read, scored)]
+    _check_pairs(both, scored, model.config.context)
+    spans = []
+    for i, ids in enumerate(both): spans.append((i, 0, len(ids), len(read[i])))
     nats = _nats(model, both, spans, batch_size, begin)
-    return -nats / [len(c) for c in scored]
+    tokens = [len(ids) for ids in scored]
+    return -nats / tokens

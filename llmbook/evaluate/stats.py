@@ -58,10 +58,14 @@ def row(
 # %% ../../nbs/api/60_evaluate/01_stats.ipynb #117be14a
 def _is_row_of_numbers(r):
     "Return whether the parts of a row have the types that `row` gives them."
-    numbers = [r['value'], r['low'], r['high']]
-    right = all(x is None or isinstance(x, (int, float)) for x in numbers)
-    words = all(isinstance(r[key], str) for key in ('metric', 'split', 'signature'))
-    return right and words and isinstance(r['n'], int) and isinstance(r.get('group', ''), str)
+    numbers_fit = all(x is None or isinstance(x, (int, float)) for x in (r['value'], r['low'], r['high']))
+    texts_fit = all(isinstance(r[key], str) for key in ('metric', 'split', 'signature'))
+    group_fits = isinstance(r.get('group', ''), str)
+    return numbers_fit and texts_fit and group_fits and isinstance(r['n'], int)
+
+_KEYS = {'metric', 'value', 'low', 'high', 'n', 'split', 'signature'} # of every row
+
+def _is_row(r): return isinstance(r, dict) and _KEYS <= set(r) and _is_row_of_numbers(r)
 
 def _check_rows(rows):
     "Return a list of rows, or raise `UserError`."
@@ -69,10 +73,25 @@ def _check_rows(rows):
         f'expected a list of rows, got {_name_of(rows)}')
     rows = list(rows)
     for r in rows:
-        whole = isinstance(r, dict) and {'metric', 'value', 'low', 'high', 'n', 'split', 'signature'} <= set(r)
-        whole = whole and _is_row_of_numbers(r)
-        if not whole: raise UserError(f'expected rows as `row` makes them, got {_name_of(r)}')
+        if not _is_row(r): raise UserError(f'expected rows as `row` makes them, got {_name_of(r)}')
     return rows
+
+def _with_places(x, places):
+    "Write a number with this many decimal places; a rounded zero has no sign."
+    if x is None or not math.isfinite(x): return '-'
+    text = f'{x:,.{places}f}'
+    is_zero = float(text.replace(',', '')) == 0
+    return text.lstrip('-') if is_zero else text
+
+def _with_digits(x): return '-' if x is None else f'{x:.3g}'
+
+def _places(value, low, high):
+    "Return the decimal places that show three digits of a value, or of its interval if it is 0; None far from 1."
+    sizes = [abs(x) for x in (value, low, high) if x is not None and math.isfinite(x)]
+    largest = abs(value) if value else max(sizes, default=0)
+    if not 1e-4 <= largest < 1e15: return None
+    power = math.floor(math.log10(largest))
+    return max(0, 2 - power)
 
 def digits_of(
     value:float|None, # a number
@@ -82,16 +101,26 @@ def digits_of(
     "Write a value to three significant digits, and the ends of its interval to the same decimal place."
     for name, x in dict(value=value, low=low, high=high).items():
         if x is not None: _real(name, x)
-    known = [abs(x) for x in (value, low, high) if x is not None and math.isfinite(x)]
-    largest = abs(value) if value else max(known, default=0)
-    if not 1e-4 <= largest < 1e15: # far from 1: no decimal places that all three share
-        return tuple('-' if x is None else f'{x:.3g}' for x in (value, low, high))
-    places = max(0, 2 - math.floor(math.log10(largest)))
-    def write(x):
-        if x is None or not math.isfinite(x): return '-'
-        text = f'{x:,.{places}f}'
-        return text.lstrip('-') if float(text.replace(',', '')) == 0 else text
-    return write(value), write(low), write(high)
+    places = _places(value, low, high)
+    if places is None: return _with_digits(value), _with_digits(low), _with_digits(high)
+    return _with_places(value, places), _with_places(low, places), _with_places(high, places)
+
+def _cells(r, signature):
+    "Return what a table says of one row."
+    value, low, high = digits_of(r['value'], r['low'], r['high'])
+    group = r.get('group') or ''
+    cells = [r['metric'], group, value, low, high, str(r['n']), r['split']]
+    return [*cells, r['signature']] if signature else cells
+
+def _in_columns(lines):
+    "Return rows of cells as text, each column as wide as its widest cell."
+    columns = zip(*lines)
+    widths = [max(map(len, column)) for column in columns]
+    texts = []
+    for cells in lines:
+        padded = [cell.ljust(width) for cell, width in zip(cells, widths)]
+        texts.append('  '.join(padded).rstrip())
+    return '\n'.join(texts)
 
 def rows_text(
     rows:list[dict], # from `row`
@@ -100,25 +129,22 @@ def rows_text(
     "Set rows in the columns of a plain table."
     head = ['metric', 'group', 'value', 'low', 'high', 'n', 'split']
     if signature: head.append('signature')
-    lines = [head]
-    for r in _check_rows(rows):
-        numbers = digits_of(r['value'], r['low'], r['high'])
-        line = [r['metric'], r.get('group') or '', *numbers, str(r['n']), r['split']]
-        if signature: line.append(r['signature'])
-        lines.append(line)
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    padded = [[cell.ljust(width) for cell, width in zip(line, widths)] for line in lines]
-    return '\n'.join('  '.join(cells).rstrip() for cells in padded)
+    lines = [_cells(r, signature) for r in _check_rows(rows)]
+    return _in_columns([head, *lines])
 
 # %% ../../nbs/api/60_evaluate/01_stats.ipynb #141625e5
 def _values(v, name):
     "Return numbers as an array with one row for each example, or raise `UserError`."
     wrong = UserError(f'expected {name} to be a list of numbers, one or more for each example, got {_name_of(v)}')
-    if isinstance(v, (str, bytes, dict, set)) or not hasattr(v, '__iter__'): raise wrong
-    try: v = np.asarray(v if isinstance(v, np.ndarray) else list(v))
+    is_list = hasattr(v, '__iter__') and not isinstance(v, (str, bytes, dict, set))
+    if not is_list: raise wrong
+    if not isinstance(v, np.ndarray): v = list(v)
+    try: v = np.asarray(v)
     except (TypeError, ValueError): raise wrong from None
     if v.ndim and not v.size: raise UserError(f'expected at least one example in {name}, got none')
-    if v.dtype.kind not in 'biuf' or v.ndim not in (1, 2): raise wrong
+    is_numbers = v.dtype.kind in 'biuf' # bool, int, unsigned, float
+    if not is_numbers: raise wrong
+    if v.ndim not in (1, 2): raise wrong
     v = v.astype(float)
     bad = np.count_nonzero(~np.isfinite(v))
     if bad: raise UserError(f'expected finite numbers in {name}, got {bad} that are not')
@@ -150,10 +176,14 @@ def _middle(draws, level):
 def _members(clusters, n):
     "Return the positions of the examples of each cluster; None puts each example in a cluster of its own."
     if clusters is None: return [np.array([i]) for i in range(n)]
-    if isinstance(clusters, (str, bytes)) or not hasattr(clusters, '__len__') or len(clusters) != n: raise UserError(
+    is_list = hasattr(clusters, '__len__') and not isinstance(clusters, (str, bytes))
+    if not is_list or len(clusters) != n: raise UserError(
         f'expected clusters to be one label for each of {n} examples, got {_name_of(clusters)}')
     by_label = {}
-    for i, label in enumerate(clusters): by_label.setdefault(str(label), []).append(i)
+    for i, label in enumerate(clusters):
+        name = str(label)
+        if name not in by_label: by_label[name] = []
+        by_label[name].append(i)
     return [np.array(positions) for positions in by_label.values()]
 
 def bootstrap(
@@ -206,7 +236,8 @@ def clustered_error(
     variance = (off**2).sum() / (n - 1) / n
     for positions in members:
         within = off[positions]
-        variance += (within.sum()**2 - (within**2).sum()) / n**2
+        products = within.sum()**2 - (within**2).sum() # of each pair in the cluster, twice
+        variance += products / n**2
     return math.sqrt(max(variance, 0.))
 
 # %% ../../nbs/api/60_evaluate/01_stats.ipynb #450d694a
@@ -215,7 +246,8 @@ def sign_test(
     worse:int, # examples on which B is better; ties are left out
 ) -> float: # two-sided p
     "Return the exact p of a division as uneven as this one, if each example were a fair coin (McNemar's exact test)."
-    k, n = _whole('better', better), _whole('better', better) + _whole('worse', worse)
+    k = _whole('better', better)
+    n = k + _whole('worse', worse)
     if n == 0: return 1.
     from scipy.stats import binomtest
     return float(binomtest(k, n, .5).pvalue)
@@ -225,11 +257,12 @@ def fisher_exact(
     other_k:int, other_n:int, # the same of system B, on other examples
 ) -> float: # two-sided p
     "Return Fisher's exact p of two shares that were not measured on the same examples."
-    for k_name, n_name, some, of in (('k', 'n', k, n), ('other_k', 'other_n', other_k, other_n)):
-        if _whole(k_name, some) > _whole(n_name, of): raise UserError(
-            f'expected {k_name} of at most {n_name}, got {some} of {of}')
+    for name, some, of_name, of in (('k', k, 'n', n), ('other_k', other_k, 'other_n', other_n)):
+        if _whole(name, some) > _whole(of_name, of): raise UserError(
+            f'expected {name} of at most {of_name}, got {some} of {of}')
     from scipy.stats import fisher_exact as fisher
-    return float(fisher([[k, n - k], [other_k, other_n - other_k]])[1])
+    table = [[k, n - k], [other_k, other_n - other_k]]
+    return float(fisher(table)[1])
 
 EXACT = 12 # clusters up to which every fall of the coins is counted
 
@@ -254,33 +287,45 @@ def paired_difference(
     draws = []
     for _ in range(n_boot):
         chosen = _drawn(members, rng, clusters)
-        draws.append(stat(a[chosen]) - stat(b[chosen]))
-    low, high = _middle(draws, level)
-    p, method = _swap_p(a, b, stat, abs(value), n_boot, rng, members)
-    return {**result, 'low': low, 'high': high, 'p': p, 'method': method}
+        difference = stat(a[chosen]) - stat(b[chosen])
+        draws.append(difference)
+    result['low'], result['high'] = _middle(draws, level)
+    result['p'], result['method'] = _swap_p(a, b, stat, abs(value), n_boot, rng, members)
+    return result
 
 def _is_answers(a, b, stat, members):
     "Return whether these are means of right (1) and wrong (0), each on its own."
-    if stat is not np.mean or a.ndim != 1 or len(members) < len(a): return False
-    return bool(np.isin(np.concatenate([a, b]), (0, 1)).all())
+    is_plain_mean = stat is np.mean and a.ndim == 1 and len(members) == len(a)
+    if not is_plain_mean: return False
+    both = np.concatenate([a, b])
+    return bool(np.isin(both, (0, 1)).all())
 
 def _falls(k, n_boot, rng):
     "Return rows of k coins: every way in which few coins can fall, or as many draws as asked of many."
-    if k <= EXACT: return (np.arange(2**k)[:, None] >> np.arange(k)) % 2 == 1
-    return rng.integers(0, 2, (n_boot, k)) == 1
+    if k > EXACT: return rng.integers(0, 2, (n_boot, k)) == 1
+    numbers = np.arange(2**k)[:, None]
+    return (numbers >> np.arange(k)) % 2 == 1 # the digits of every number of k binary digits
+
+def _owners(members, n):
+    "Return the number of the cluster that each of n examples belongs to."
+    owner = np.empty(n, int)
+    for i, positions in enumerate(members): owner[positions] = i
+    return owner
 
 def _swap_p(a, b, stat, seen, n_boot, rng, members):
     "Return how often an exchange within the pairs gives a difference as large as the one seen, and how it was found."
     if _is_answers(a, b, stat, members):
-        return sign_test(int((a > b).sum()), int((a < b).sum())), 'McNemar, exact'
-    owner = np.empty(len(a), int)
-    for i, positions in enumerate(members): owner[positions] = i
+        better, worse = int((a > b).sum()), int((a < b).sum())
+        return sign_test(better, worse), 'McNemar, exact'
+    owner = _owners(members, len(a))
     enough = seen * (1 - 1e-9) - 1e-15 # equal up to rounding counts as equal
-    hits = 0
     falls = _falls(len(members), n_boot, rng)
+    hits = 0
     for coins in falls:
-        coin = coins[owner].reshape(-1, *[1] * (a.ndim - 1))
-        first, second = np.where(coin, a, b), np.where(coin, b, a)
+        coin = coins[owner]
+        if a.ndim == 2: coin = coin[:, None] # what belongs to an example is exchanged together
+        first = np.where(coin, a, b)
+        second = np.where(coin, b, a)
         hits += bool(abs(stat(first) - stat(second)) >= enough)
     if len(members) <= EXACT: return hits / len(falls), 'sign flips, exact'
     return (hits + 1) / (n_boot + 1), f'sign flips, {n_boot} drawn'
@@ -292,17 +337,21 @@ def _check_ps(ps):
     if ps.ndim != 1 or (ps < 0).any() or (ps > 1).any(): raise UserError('expected ps to be p-values between 0 and 1')
     return ps
 
+def _back_in_order(sorted_ps, order):
+    "Return p-values, at most 1, in the places that their tests had before they were sorted."
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.minimum(sorted_ps, 1)
+    return adjusted.tolist()
+
 def holm(
     ps, # (n,) p-values of n tests
 ) -> list[float]: # as many: below 0.05 is a finding, with at most 5 % chance of any false one
     "Adjust p-values for their number, as Holm does."
     ps = _check_ps(ps)
-    n = len(ps)
     order = np.argsort(ps, kind='stable')
-    raised = np.maximum.accumulate(ps[order] * (n - np.arange(n)))
-    adjusted = np.empty(n)
-    adjusted[order] = np.minimum(raised, 1)
-    return adjusted.tolist()
+    tests_left = len(ps) - np.arange(len(ps)) # this one and those with a larger p
+    raised = np.maximum.accumulate(ps[order] * tests_left)
+    return _back_in_order(raised, order)
 
 def benjamini_hochberg(
     ps, # (n,) p-values of n tests
@@ -311,10 +360,9 @@ def benjamini_hochberg(
     ps = _check_ps(ps)
     n = len(ps)
     order = np.argsort(ps, kind='stable')[::-1] # the largest first
-    lowered = np.minimum.accumulate(ps[order] * n / (n - np.arange(n)))
-    adjusted = np.empty(n)
-    adjusted[order] = np.minimum(lowered, 1)
-    return adjusted.tolist()
+    rank = n - np.arange(n) # n for the largest, 1 for the smallest
+    lowered = np.minimum.accumulate(ps[order] * n / rank)
+    return _back_in_order(lowered, order)
 
 # %% ../../nbs/api/60_evaluate/01_stats.ipynb #5f8eaa4d
 ITEM_STATS = ('mean', 'ratio', 'bleu', 'chrf') # how a row's value comes from the values of its items
@@ -327,11 +375,18 @@ def item_ids(
         f'expected a list of texts, got {_name_of(texts)}')
     ids, seen = [], {}
     for text in texts:
-        digest = hashlib.sha256(_word('every text', text).encode('utf-8', 'surrogatepass')).hexdigest()[:10]
+        data = _word('every text', text).encode('utf-8', 'surrogatepass')
+        digest = hashlib.sha256(data).hexdigest()[:10]
         times = seen.get(digest, 0)
         seen[digest] = times + 1
         ids.append(f'{digest}-{times}' if times else digest)
     return ids
+
+def _check_ids(ids, n):
+    "Raise `UserError` unless these are n names without spaces."
+    is_list = isinstance(ids, (list, tuple))
+    fits = is_list and len(ids) == n and all(isinstance(i, str) and i and ' ' not in i for i in ids)
+    if not fits: raise UserError(f'expected ids to hold one for each of {n} items, got {_name_of(ids)}')
 
 def with_items(
     r:dict, # from `row`
@@ -345,17 +400,16 @@ def with_items(
     if not isinstance(stat, str) or stat not in ITEM_STATS: raise UserError(
         f'expected stat to be one of {ITEM_STATS}, got {_name_of(stat)}')
     v = _values(values, 'values')
-    whole = isinstance(ids, (list, tuple)) and all(isinstance(i, str) and i and ' ' not in i for i in ids)
-    if not whole or len(ids) != len(v): raise UserError(
-        f'expected ids to hold one for each of {len(v)} items, got {_name_of(ids)}')
-    columns = v.reshape(len(v), -1)
-    numbers = [','.join(f'{x:.9g}' for x in some) for some in columns]
+    n = len(v)
+    _check_ids(ids, n)
+    numbers = []
+    for some in v.reshape(n, -1):
+        said = [f'{x:.9g}' for x in some]
+        numbers.append(','.join(said))
     items = dict(stat=stat, ids=' '.join(ids), values=' '.join(numbers))
-    members = _members(clusters, len(v))
-    if len(members) < len(v): # numbers say it as well as names, in less space
-        label = np.empty(len(v), int)
-        for i, positions in enumerate(members): label[positions] = i
-        items['clusters'] = ' '.join(map(str, label))
+    members = _members(clusters, n)
+    if len(members) < n: # numbers say it as well as names, in less space
+        items['clusters'] = ' '.join(map(str, _owners(members, n)))
     return {**r, 'items': items}
 
 def row_items(
@@ -366,18 +420,25 @@ def row_items(
     if not isinstance(items, dict) or items.get('stat') not in ITEM_STATS: return None
     try: parts = _read_items(items)
     except (KeyError, AttributeError, ValueError): return None # damaged, or written by hand
-    n = len(parts['ids'])
-    values = parts['values']
-    fits = n == len(values) > 0 and (parts['clusters'] is None or len(parts['clusters']) == n)
-    if not fits or values.ndim != 2 or not np.isfinite(values).all(): return None
-    if items['stat'] == 'mean': parts['values'] = values[:, 0]
+    if not _items_fit(**parts): return None
+    if items['stat'] == 'mean': parts['values'] = parts['values'][:, 0]
     return parts
+
+def _items_fit(stat, ids, values, clusters):
+    "Return whether items that were read have a row of finite numbers each, and a cluster where any has."
+    n = len(ids)
+    if n == 0 or len(values) != n: return False
+    if clusters is not None and len(clusters) != n: return False
+    return values.ndim == 2 and bool(np.isfinite(values).all())
 
 def _read_items(items):
     "Return the parts of items as lists and an array; raises whatever damage causes."
     values = []
-    for some in items['values'].split(): values.append([float(x) for x in some.split(',')])
-    clusters = items['clusters'].split() if items.get('clusters') else None
+    for some in items['values'].split():
+        numbers = [float(x) for x in some.split(',')]
+        values.append(numbers)
+    labels = items.get('clusters')
+    clusters = labels.split() if labels else None
     return dict(stat=items['stat'], ids=items['ids'].split(), values=np.array(values), clusters=clusters)
 
 # %% ../../nbs/api/60_evaluate/01_stats.ipynb #a1dcaef4
@@ -396,27 +457,31 @@ def wilson(
     variance = p*(1 - p)/n + z*z / (4*n*n)
     half = z * math.sqrt(variance)
     scale = 1 + z*z/n
-    low, high = (mid - half) / scale, (mid + half) / scale
-    if k == 0: low = 0. # the formula gives the same, up to rounding
+    low = (mid - half) / scale
+    high = (mid + half) / scale
+    # at the ends the formula gives the same, up to rounding
+    if k == 0: low = 0.
     if k == n: high = 1.
     return low, high
 
 # %% ../../nbs/api/60_evaluate/01_stats.ipynb #17b20f81
 def plot_rows(
     rows:list[dict], # rows of one metric; the group, or else the split, names the line
-    ax=None, # matplotlib axes; None makes one
-): # the axes
+    ax=None, # axes of matplotlib; None makes some
+) -> 'matplotlib.axes.Axes': # the axes, to add to
     "Draw values as dots and intervals as bars."
     rows = [r for r in _check_rows(rows) if r['value'] is not None]
     if not rows: raise UserError('expected at least one row with a value, got none')
     if ax is not None and not hasattr(ax, 'plot'): raise UserError(f'expected axes of matplotlib, got {_name_of(ax)}')
     import matplotlib.pyplot as plt
-    if ax is None: ax = plt.subplots(figsize=(5, .5 + .3 * len(rows)))[1]
+    n = len(rows)
+    if ax is None: _, ax = plt.subplots(figsize=(5, .5 + .3 * n))
     for y, r in enumerate(rows):
-        low, high = r['low'], r['high']
-        if low is not None: ax.plot([low, high], [y, y], color='tab:blue', lw=2, alpha=.5)
+        ends = [r['low'], r['high']]
+        if None not in ends: ax.plot(ends, [y, y], color='tab:blue', lw=2, alpha=.5)
         ax.plot(r['value'], y, 'o', color='tab:blue')
     names = [r.get('group', r['split']) for r in rows]
-    ax.set_yticks(range(len(rows)), names)
-    ax.set(xlabel=rows[0]['metric'], ylim=(len(rows) - .5, -.5))
+    ax.set_yticks(range(n), names)
+    ax.set_xlabel(rows[0]['metric'])
+    ax.set_ylim(n - .5, -.5) # the first row at the top
     return ax
