@@ -123,6 +123,38 @@ DB_PASSWORD=[[secret:s3cr3tP4ssw0rdX9]]
 POSTGRES_PASSWORD: [[secret:kJ8#mQ2$vL9p]]
 客服热线[[phone:400-820-8820]]
 連絡先は[[email:yamada.taro＠firma-abc.co.jp]]へ
+DB_PASS=[[secret:q8Zt3LmX0vR7kP2w]]
+db_pass: [[secret:q8Zt3LmX0vR7kP2w]]
+export smtpPass=[[secret:q8Zt3LmX0vR7kP2w]]
+'password' => '[[secret:q8Zt3LmX0vR7kP2w]]',
+:password => "[[secret:q8Zt3LmX0vR7kP2w]]"
+'db_pass'    => '[[secret:Zt3LmX0vQ9]]',
+password := "[[secret:q8Zt3LmX0vR7kP2w]]"
+ENV DB_PASS [[secret:q8Zt3LmX0vR7kP2w]]
+ARG API_TOKEN [[secret:q8Zt3LmX0vR7kP2w]]
+<password>[[secret:q8Zt3LmX0vR7kP2w]]</password>
+<db.password> [[secret:q8Zt3LmX0vR7kP2w]] </db.password>
+<add key="DbPassword" value="[[secret:q8Zt3LmX0vR7kP2w]]" />
+<property name="hibernate.connection.password">[[secret:q8Zt3LmX0vR7kP2w]]</property>
+<entry key='smtp.pass'>[[secret:q8Zt3LmX0vR7kP2w]]</entry>
+machine api.host login ada password [[secret:q8Zt3LmX0vR7kP2w]]
+  password [[secret:q8Zt3LmX0vR7kP2w]]
+pass: [[secret:q8Zt3LmX0vR7kP2w]]
+passphrase: [[secret:q8Zt3LmX0vR7kP2w]]
+wpa_passphrase=[[secret:q8Zt3LmX0vR7kP2w]]
+Passwort: [[secret:q8Zt3LmX0vR7kP2w]]
+Kennwort ist: [[secret:q8Zt3LmX0vR7kP2w]]
+contraseña: [[secret:q8Zt3LmX0vR7kP2w]]
+пароль: [[secret:q8Zt3LmX0vR7kP2w]]
+密码：[[secret:q8Zt3LmX0vR7kP2w]]
+setx DB_PASS [[secret:q8Zt3LmX0vR7kP2w]]
+setx /M DB_PASSWORD "[[secret:q8Zt3LmX0vR7kP2w]]"
+$env:DB_PASS = "[[secret:q8Zt3LmX0vR7kP2w]]"
+define('DB_PASSWORD', '[[secret:q8Zt3LmX0vR7kP2w]]');
+sshpass -p [[secret:q8Zt3LmX0vR7kP2w]] ssh ada@host
+curl -u ada:[[secret:q8Zt3LmX0vR7kP2w]] https://x.org/
+PGPASSWORD=[[secret:q8Zt3LmX0vR7kP2w]] psql
+dbPass: "[[secret:Zt3LmX0vQ9]]",
 '''.strip('\n').split('\n')
 
 LEFT = r'''
@@ -268,4 +300,31 @@ doi:10.1145/3292500.3330701 and arXiv:1706.03762
 root@ubuntu:/srv/data# apt update
 PASSWORD=$(cat /run/secrets/db)
 apiKey: process.env.API_KEY_V2
+the pass: a route over the mountains
+The pass: 2,300 metres above the sea
+PASS: g++.dg/cpp0x/auto7.C -std=c++11
+PASS: tests/gpu/test_x86_64.py::test_fp16x2
+password: 8-20chars
+pass: R2D2-C3PO
+bypass: A1b2C3d4E5f6G7
+compass: N45W120x7q
+passage: Gen1v2Lk3John
+The boarding pass: seat 14C gate B22
+ENV PATH /usr/local/bin
+ENV TOKENIZERS_PARALLELISM false
+  password required pam_unix.so
+password    sufficient    pam_unix.so sha512 shadow nullok try_first_pass use_authtok
+<password>changeme</password>
+<password>${db.password}</password>
+<add key="PasswordFormat" value="Hashed" />
+'password' => 'required|string|min:8',
+'password' => env('DB_PASSWORD'),
+define('DB_PASSWORD', 'your_password_here');
+pass: function(a) { return b2; }
+the 5.15.0.91 kernel
+5.15.0.91 kernel
+Postgres 9.6.24.100
+Ubuntu 22.84.120.91 is out
+with the 77.45.12.101 driver
+Chrome 91.64.72.114
 '''.strip('\n').split('\n')

@@ -146,6 +146,33 @@ def test_what_stands_around_an_article_goes(noise):
     assert text.startswith('The flood')
     assert text.count('the day of the flood') == 18
 
+TOPICS = """social-history category-theory menu-prices dinner-menu date-palms time-travel share-prices related-rates search-algorithms
+    comment-on-law tag-grammar advertising-history cookie-recipe profit-sharing subscript-notation socialHistory rating-scales
+    navigation-at-sea skip-lists credit-cards time-zone""".split()
+BLOCKS = {'div': '<p>The town grew around its market, and the river carried the grain to the sea.</p>',
+          'section': '<h2>The town</h2><p>The town grew around its market, and the river carried the grain to the sea.</p>',
+          'table': '<tr><td>Soup of the river</td><td>4.50</td></tr><tr><td>Bread</td><td>2</td></tr>'}
+
+@pytest.mark.parametrize('tag', BLOCKS)
+@pytest.mark.parametrize('name', TOPICS)
+def test_a_name_of_a_topic_is_no_name_of_furniture(name, tag):
+    block = f'<{tag} class="{name}">{BLOCKS[tag]}</{tag}>'
+    for page in (f'<article><h1>T</h1>{ARTICLE}{block}</article>', f'<div class="page"><h1>T</h1>{ARTICLE}{block}{ARTICLE}</div>'):
+        assert 'river' in extract_html(page)
+
+@pytest.mark.parametrize('name', ['social-share', 'related-posts', 'newsletter-box', 'site-footer', 'ads', 'socialIcons', 'widget_text'])
+def test_running_text_stays_whatever_its_name_is_and_short_furniture_goes(name):
+    short = extract_html(f'<div class="page"><h1>T</h1>{ARTICLE}<div class="{name}"><p>Tell your friends.</p></div>{ARTICLE}</div>')
+    assert 'friends' not in short
+    paragraphs = ''.join(f'<p>{i}: the river rose again. {LONG}</p>' for i in range(3))
+    assert 'rose again' in extract_html(f'<div class="page"><h1>T</h1>{ARTICLE}<div class="{name}">{paragraphs}</div>{ARTICLE}</div>')
+
+def test_a_menu_of_links_goes_and_a_menu_of_dishes_stays():
+    links = ''.join(f'<li><a href="/{i}">Department number {i}</a></li>' for i in range(5))
+    dishes = '<li>Soup 4.50</li><li>Bread 2.00</li>'
+    text = extract_html(f'<div><h1>T</h1>{ARTICLE}<ul class="main-menu">{links}</ul><ul class="menu">{dishes}</ul>{ARTICLE}</div>')
+    assert 'Soup' in text and 'Department' not in text
+
 @pytest.mark.parametrize('page', [
     ''.join(f'<p class="paywall">{i} {LONG}</p>' for i in range(6)),
     f'<div class="content with-sidebar">{ARTICLE}</div>',

@@ -1,9 +1,10 @@
 "The preparation over processes and over Ray: the same bytes, nothing done twice, nothing lost when a worker dies."
-import json, random
+import gzip, json, random
 import numpy as np
 import pytest
 from run_program import run_program
 from llmbook.core import UserError
+from llmbook.prepare.card import card_summary
 from llmbook.prepare.pipeline import prepare
 from llmbook.prepare.units import Sources, divide, unit_size, units
 from llmbook.prepare.workers import ProgressBar, choose_workers, run_units
@@ -286,3 +287,22 @@ def test_the_bar_never_goes_back():
     for stage, part in (('a', .5), ('b', 1), ('a', .1)): progress(stage, part)
     assert progress.at == 1000
 
+
+
+def test_what_could_not_be_read_has_a_place_and_a_size(tmp_path):
+    whole = [json.dumps(dict(text=text(i), id=f'd{i}')) for i in range(40)]
+    (tmp_path/'in').mkdir()
+    (tmp_path/'in/a.jsonl').write_text('\n'.join([*whole, '{"text": ', '{"text": "", "id": "void"}', '{"text": "1 2 3"}']))
+    (tmp_path/'in/b.txt.gz').write_bytes(gzip.compress(text(50).encode())[:-6])
+    (tmp_path/'in/c.jsonl.gz').write_bytes(gzip.compress('\n'.join(whole).encode())[:-100])
+    card = prepare(tmp_path/'in', tmp_path/'out', **OPTIONS)
+    reasons = card['funnel'][0]['reasons']
+    assert {name: (r['documents'], r['bytes'], r.get('unknown')) for name, r in reasons.items()} == {
+        'broken JSON': (1, 10, None), 'empty': (1, 27, None), 'truncated': (1, 0, 1)}
+    assert card['left_out'] == {'read: truncated': dict(parts=1, bytes=0, unknown=1)}
+    summary = '\n'.join(card_summary(card))
+    assert 'truncated 1 (size unknown)' in summary
+    assert 'by read: truncated: 1 parts (size unknown)' in summary
+    copies = [r for r in read_rows(tmp_path/'out/rejects.jsonl') if r['step'] == 'near-duplicates']
+    assert len(copies) == 39
+    assert all('c.jsonl.gz:' in r['place'] or 'a.jsonl:' in r['place'] for r in copies)

@@ -593,6 +593,12 @@ FREE_TEXT = ('Permission is hereby granted, free of charge, to any person obtain
     ('MIT License\n' + FREE_TEXT * 20 + '\nPictures: CC BY-ND 4.0', 'MIT AND CC-BY-ND-4.0')])
 def test_creative_commons_keeps_its_conditions(text, want): assert identify_licence(text) == want
 
+BSD_TEXT = ('Redistribution and use in source and binary forms, with or without modification, are permitted. Neither the name '
+            'of the owner may be used.')
+
+@pytest.mark.parametrize('text', ['NumPy License\n' + BSD_TEXT, 'Project licence\n' + BSD_TEXT, 'Source code of the mill\n' + BSD_TEXT])
+def test_a_project_may_head_a_common_licence_with_its_own_name(text): assert identify_licence(text) == 'BSD-3-Clause'
+
 @pytest.mark.parametrize('text,want', [
     ('Business Source License 1.1\nChange License: Mozilla Public License 2.0', 'BUSL-1.1'),
     ('Server Side Public License\nVERSION 1 ... GNU Affero General Public License', 'SSPL-1.0'),
@@ -609,7 +615,16 @@ def test_creative_commons_keeps_its_conditions(text, want): assert identify_lice
     ('Everything here is free for non-commercial use', 'LicenseRef-Not-Commercial'),
     (FREE_TEXT + ' For any purpose, commercial or non-commercial.', 'MIT'),
     ('Redistribution and use in source and binary forms ... not in a nuclear facility',
-     'LicenseRef-BSD-2-Clause-Modified')])
+     'LicenseRef-BSD-2-Clause-Modified'),
+    ('Upstream Compatibility License v. 1.0 (UCL-1.0)\n' + 'It applies to any work. ' * 200 + 'Apache License 2.0', 'UCL-1.0'),
+    ('SENDMAIL LICENSE The following terms apply.\n' + BSD_TEXT, 'Sendmail'),
+    ('-----\nUBUNTU FONT LICENCE Version 1.0\n-----\n' + FREE_TEXT, 'Ubuntu-font-1.0'),
+    ('The Licensed Fonts may be used.\n' + FREE_TEXT, 'LicenseRef-MIT-Modified'),
+    (FREE_TEXT + ' No copy of one or more of the fonts may be sold by itself.', 'LicenseRef-MIT-Modified'),
+    ('Redistributions must be allowed under substantially the same terms as this license. ' + BSD_TEXT,
+     'LicenseRef-BSD-3-Clause-Modified'),
+    ('Q PUBLIC LICENSE version 1.0\n' + BSD_TEXT, 'LicenseRef-Q-Public'),
+    ('The Reciprocal Public License 1.5\n' + BSD_TEXT, 'LicenseRef-Reciprocal-Public')])
 def test_a_condition_is_never_lost(text, want):
     assert identify_licence(text) == want
     if want != 'MIT': assert not is_permitted(want)
@@ -732,6 +747,8 @@ MILL = {
     'iso-8859-2': 'Młynarz poszedł wcześnie rano do młyna, bo woda była wysoka. Później przyniosła mu chleb i ser żółty.',
     'cp1251': 'Мельник рано утром пошёл к мельнице, потому что после дождя вода поднялась высоко.',
     'koi8-r': 'Мельник рано утром пошёл к мельнице, потому что после дождя вода поднялась высоко.',
+    'koi8-u': 'Їжак і лисиця жили біля річки, і їм було добре; ґава ж літала над млином і стежила за всіма.',
+    'cp1125': 'Їжак і лисиця жили біля річки, і їм було добре; ґава ж літала над млином і стежила за всіма.',
     'cp1253': 'Ο μυλωνάς πήγε νωρίς το πρωί στον μύλο γιατί το νερό ήταν ψηλά.',
     'shift_jis': '粉屋は朝早く水車小屋へ行った。雨のあとで川の水が増え、車輪がまた回り始めたからである。',
     'gb18030': '磨坊主清晨就去了水磨，因为下雨之后河水涨高了，轮子终于又转了起来。',
@@ -742,6 +759,15 @@ MILL = {
 def test_a_page_is_read_in_the_encoding_that_it_is_in(codec, declared):
     page = f'<html><head>{declared}</head><body><p>{MILL[codec]}</p></body></html>'
     assert decode_page(page.encode(codec), 'p') == page
+
+def test_drawn_tables_stay_what_they_are():
+    table = '╓──────╖ Мельник рано утром ╢ пошёл к мельнице ╟ потому что вода ╖ поднялась высоко'
+    assert decode_text(table.encode('koi8-r'), 'f') == table
+
+@pytest.mark.parametrize('label', ['koi8-r', 'koi8-u'])
+def test_ukrainian_is_read_right_whatever_the_page_says_of_its_encoding(label):
+    page = f'<meta charset="{label}"><p>{MILL["koi8-u"]}'
+    assert decode_page(page.encode('koi8-u'), 'p') == page
 
 def test_utf8_is_recognised_under_a_wrong_name():
     page = '<meta charset="iso-8859-1"><p>größer, früher, später, höher'
@@ -815,6 +841,8 @@ def chunked(data): return b'%x\r\n%s\r\n0\r\n\r\n' % (len(data), data)
     (['Transfer-Encoding: chunked'], PAGE), (['Transfer-Encoding: chunked'], chunked(PAGE)),
     (['Content-Encoding: gzip'], PAGE), (['Content-Encoding: GZIP'], gzip.compress(PAGE)),
     (['Content-Encoding: br'], PAGE), (['Content-Encoding: deflate'], zlib.compress(PAGE)),
+    (['Content-Encoding: deflate'], zlib.compress(PAGE)[2:-4]), (['Content-Encoding: x-gzip'], gzip.compress(PAGE)),
+    (['Transfer-Encoding: chunked', 'Content-Encoding: deflate'], chunked(zlib.compress(PAGE)[2:-4])),
     (['Transfer-Encoding: chunked', 'Content-Encoding: gzip'], PAGE),
     (['Transfer-Encoding: chunked', 'Content-Encoding: gzip'], chunked(PAGE)),
     (['Transfer-Encoding: chunked', 'Content-Encoding: gzip'], gzip.compress(PAGE)),
@@ -841,6 +869,83 @@ def test_a_record_that_another_swallowed_is_not_lost_in_silence(extra, want):
     assert reasons(got)[:len(want)] == want
     assert len(got) <= len(want) + 1
     assert all(text == PAGE.decode() for text in texts(got))
+
+
+@pytest.mark.parametrize('head,end', [
+    ('HTTP/1.1 200 OK\nContent-Type: text/html', '\n\n'), ('HTTP/1.1 200 OK\r\nContent-Type: text/html', '\n\n'),
+    ('HTTP/1.1 200 OK\nContent-Type: text/html\r\nX-Y: z', '\r\n\r\n'), ('HTTP/1.1 200 OK\nContent-Type: text/html', '\r\n\n')])
+def test_a_head_may_end_its_lines_as_it_likes(head, end):
+    page = PAGE + b'\n\nThe end.\r\n\r\n'
+    doc, = crawl(a_record('response', f'{head}{end}'.encode() + page, HTTP))
+    assert doc.text == page.decode()
+
+@pytest.mark.parametrize('packing', PACK)
+@pytest.mark.parametrize('where', [0, 1, 25, 'middle', -6])
+def test_a_damaged_archive_costs_one_record_of_a_crawl(tmp_path, packing, where):
+    pages = [b'<p>' + random.Random(i).randbytes(300).hex().encode() for i in range(7)]
+    archives = [PACK[packing](as_warc([page], prefix=str(i))) for i, page in enumerate(pages)]
+    for number in (0, 3, 6):
+        bad = bytearray(archives[number])
+        at = len(bad) // 2 if where == 'middle' else where
+        bad[at] ^= 0x55
+        bad[at + 1] ^= 0x33
+        f = tmp_path/f'crawl.warc.{packing}'
+        f.write_bytes(b''.join([*archives[:number], bytes(bad), *archives[number + 1:]]))
+        got = list(read_file(f))
+        others = [page.decode() for i, page in enumerate(pages) if i != number]
+        assert [t for t in texts(got) if t != pages[number].decode()] == others or packing == 'zst'
+        if packing == 'zst': assert len(got) == 7 # without a checksum not all damage shows
+        else:
+            lost, = [r for r in got if isinstance(r, Reject)]
+            assert (lost.reason, lost.n_bytes) == ('damaged', len(bad)) or number == 6
+            assert path_id(f) in lost.id
+
+def test_a_damaged_record_is_set_aside_although_its_text_came_out():
+    good = gzip.compress(as_warc([PAGE]))
+    f = io.BufferedReader(Unpacked(io.BytesIO(good[:-6] + b'??' + good[-4:] + good), 'gz'))
+    assert reasons(read_warc(f, 'f', 'f')) == ['damaged', 'read']
+
+def test_what_a_crawl_loses_names_the_file_and_the_place():
+    first = a_record('resource', PAGE, 'text/html')
+    got = crawl(first, a_record('resource', b'%PDF-1.7', 'application/pdf', 2))
+    assert (got[0].id, got[0].place, got[1].id) == ('urn:uuid:1', 'f:0', f'f:{len(first)}')
+
+
+# --- where it was, how much it was ---
+
+def test_records_with_names_of_their_own_say_where_they_are(tmp_path):
+    put(tmp_path, {'a.jsonl': b'{"text": "one", "id": 7}\n{"text": "two"}\n{"text": "three", "source": "wiki"}\n',
+                   'b.csv': b'id,text\nx,four\n'})
+    placed = {d.text: d.place.removeprefix(f'{path_id(tmp_path)}/') for d in read_sources(tmp_path)}
+    assert placed == {'one': 'a.jsonl:0', 'two': '', 'three': 'a.jsonl:41', 'four': 'b.csv:1'}
+
+@pytest.mark.parametrize('line,why', [
+    (b'{"text": null}', "expected a string in 'text', got null"), (b'{"text": 3}', "expected a string in 'text', got a number"),
+    (b'{"text": ["a"]}', "expected a string in 'text', got a list"), (b'[1]', 'expected an object, got a list'),
+    (b'{"body": "a", "n": 1}', "expected a field 'text', got body, n"), (b'{}', "expected a field 'text', got no field at all")])
+def test_a_record_without_a_text_says_what_stands_there(line, why):
+    got, = read_jsonl(stream(line + b'\n'), 'f', 'f')
+    assert (got.reason, got.value, got.n_bytes) == ('no text', why, len(line) + 1)
+
+def test_tables_say_what_is_missing(tmp_path):
+    import pyarrow as pa, pyarrow.parquet as pq
+    pq.write_table(pa.table({'text': ['one', None], 'n': [1, 2]}), tmp_path/'a.parquet')
+    lost = list(read_file(tmp_path/'a.parquet'))[1]
+    assert (lost.reason, lost.value) == ('no text', "expected a string in 'text', got null")
+    short = list(read_csv(stream(b'id,text\n7\n'), 'f', 'f'))[0]
+    assert short.value == "the row has 1 cells, and 'text' is column 2"
+
+@pytest.mark.parametrize('name', ['a.txt.gz', 'a.html.gz'])
+def test_a_text_without_its_end_is_one_document(tmp_path, name):
+    put(tmp_path, {name: gzip.compress(b'The mill stands by the river. ' * 50)[:-5]})
+    doc, lost = read_sources(tmp_path)
+    assert lost.part_of == doc.id and lost.reason == 'truncated' and lost.n_bytes is None
+
+def test_what_is_lost_has_a_size(tmp_path):
+    files = {'a.bin.txt': b'a\0b', 'b.jpg': b'picture', 'c.txt': b' \n', 'd.jsonl': b'{"text": \n', 'e.warc': b'no archive'}
+    put(tmp_path, files)
+    sizes = {r.id.split('/')[-1].split(':')[0]: r.n_bytes for f in sorted(tmp_path.iterdir()) for r in read_file(f)}
+    assert sizes == {name: len(data) for name, data in files.items()}
 
 
 # --- what may not be read ---

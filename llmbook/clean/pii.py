@@ -101,13 +101,21 @@ _VERSION = re.compile(r"""(?ix)(?: \b(?:
       versions? | versión | versão | versione | wersja | verze | ver | vers | release | rev | revision | v | build | patch
     | update | upgrade | firmware | driver | kernel | file | product | assembly | oid | asn | section | sec | chapter
     | chap | clause | article | appendix | annex | figure | fig | table | step | rfc | abschnitt | kapitel | absatz
-    | see | cf | раздел | глава | версия | версии )\.?
+    | see | cf | раздел | глава | версия | версии
+    | postgres(?:ql)? | mysql | mariadb | oracle | sqlite | redis | mongodb | db2 | elasticsearch | kafka | hadoop | spark
+    | nginx | apache | httpd | tomcat | jetty | iis | exchange | esxi | vmware | vcenter | docker | kubernetes | helm
+    | python | java | jdk | jre | php | ruby | perl | node(?:\.?js)? | dotnet | \.net | gcc | clang | cmake | cuda | cudnn
+    | openssl | openssh | bind | samba | git | qt | linux | ubuntu | debian | centos | rhel | fedora | windows | macos | ios
+    | android | chrome | chromium | firefox | safari | edge | opera | thunderbird | flash | acrobat | photoshop | office
+    | excel | outlook | unity | blender | wordpress | drupal | joomla | magento | typo3 | sap | matlab | vlc )\.?
     | 版本 | 版 | バージョン | 버전 | 第 | § | [<>=~!]= | (?<![A-Za-z])[<>~^] | @ | [A-Za-z0-9_)]/
     ) \s* ["'(:=]? \s* $""")
 _MACHINE = re.compile(r"""(?ix)
       \b(?: ip | ips | ipv4 | hosts? | servers? | dns | ping | addr | address | addresses | gateway | nameserver
     | client | resolver | router | proxy | peer | remote | ssh | adresse | dirección | сервер\w* | адрес\w* )\b
     | 服务器 | 伺服器 | サーバ | 地址 | アドレス | 서버 | 주소""")
+_IS_OF = re.compile(r"""(?ix) [ ] (?: (?:lts | linux | server | generic)[ ] )? (?: kernels? | drivers? | releases? | versions? | builds?
+    | firmware | patch | hotfix | service[ ]pack | bios )\b""").match # behind the number: "the 5.15.0.91 kernel"
 _HEADING = re.compile(r'\s*(?:#+\s*\[?|\[|\*\s|=+\s)\s*v?$').match
 _MADE_UP = frozenset("""1.2.3.4 4.3.2.1 5.6.7.8 11.22.33.44 12.34.56.78 123.45.67.8 123.45.67.89
     123.123.123.123""".split())
@@ -122,6 +130,7 @@ def _is_version(m):
     "Tell whether four numbers with dots between them are a version, a section or a network."
     before = _before(m)
     if _VERSION.search(before) and not before.endswith('://'): return True
+    if _IS_OF(_after(m, 40)): return True
     parts = [int(part) for part in m[0].split('.')]
     is_network = parts[-1] == 0 or parts.count(0) > 1
     if is_network or _is_in_heading(m, before): return True
@@ -256,14 +265,30 @@ _PRIVATE = re.compile(r'-----BEGIN ((?:[A-Z0-9]{1,12} ){0,3}PRIVATE KEY(?: BLOCK
 def _secret(m): return '<secret>'
 
 # %% ../../nbs/api/11_clean/01_pii.ipynb #ef9be1f7
-_ASSIGNED = re.compile(r'''[:=]\s?["']([A-Za-z0-9+/_.=~!@#$%^&*-]{16,200})["']''')
-_NAME = r'(?:api_?key|secret|token|passw(?:or)?d|pwd|access_?key|private_?key|account_?key|credentials?|auth)'
-_NAMED = re.compile(rf'''(?i){_NAME}(?:_\w{{1,12}})?["'\]]{{0,2}}\s?$''')
+_KEYS = (r'(?:api[_-]?key|secret|token|access[_-]?key|private[_-]?key|account[_-]?key|encryption[_-]?key|signing[_-]?key'
+         r'|master[_-]?key|credentials?|auth)')
+_PASSWORDS = (r'(?:passw(?:or[dt])?d?|passphrase|passcode|pwd|kennwort|contraseña|mot[ _-]de[ _-]passe|senha|wachtwoord|пароль'
+              r'|密码|密碼|パスワード|비밀번호'
+              r'|(?:(?<![a-z])|(?<=db)|(?<=sql)|(?<=user)|(?<=smtp)|(?<=ftp)|(?<=root)|(?<=admin))pass(?![a-z])'
+              r'|(?-i:(?<=[a-z])Pass(?![a-z])))')
+_NAME = f'(?:{_KEYS}|{_PASSWORDS})'
+_GIVES = r'[ \t]{0,8}(?:=>|:=|[:=：])\s{0,3}' # what stands between a name and its value
+_ASSIGNED = re.compile(rf"""(?:{_GIVES}|,[ ]?)["']([A-Za-z0-9+/_.=~!@#$%^&*-]{{8,200}})["']""")
+_NAMED = re.compile(rf"""(?i){_NAME}(?:[_-]\w{{1,12}})?["'\]]{{0,2}}$""")
+_CONSTANT = re.compile(rf"""(?i)define\(\s?["']\w{{0,30}}{_NAME}\w{{0,16}}["']$""") # of PHP, where a comma is in between
 _DUMMY = re.compile(r'(?i)example|your|dummy|change|placeholder|xxxx|test|sample|1234567|redacted')
 _UNQUOTED = re.compile(rf"""(?xim)
-    ( {_NAME.replace('_?', '[_-]?')} [a-z0-9_-]{{0,16}} ["']? [ ]? [:=] [ ]{{0,3}}
-      | \bbearer[ ] | --(?:password|token|secret|api-key)[ ] )
-    ([A-Za-z0-9+/_~!@\#^&*=.-][A-Za-z0-9+/_~!@\#$%?^&*=.-]{{11,200}}) (?=$|[\s;,"'&<}}\])])""")
+    ( {_NAME} [a-z0-9_-]{{0,16}} ["'\]]{{0,2}} (?:[ ]ist|[ ]is)? {_GIVES}
+      | \bbearer[ ] | --(?:pass|password|passphrase|token|secret|api-key)[ ]
+      | ^[ \t]*(?:env|arg|set|setx|setenv|export)[ ]+(?:/m[ ]+)? [\w.-]{{0,40}} {_NAME} [\w-]{{0,16}} [ \t]+ ["']?  # Docker, shells
+      | ^(?:[ \t]*|.{{0,120}}\blogin[ ]\S{{1,64}}[ ]+)password[ \t]+                                             # netrc
+      | \bsshpass[ ]-p[ ]? | \bcurl\b.{{0,80}}[ ](?:-u|--user)[ ]["']?[^\s:"']{{1,64}}:
+      | <[\w.:-]{{0,40}} {_NAME} [\w.:-]{{0,16}}>\s{{0,3}}                                                  # XML: a tag,
+      | \b(?:key|name)\s?=\s?["'][\w.: -]{{0,40}} {_NAME} [\w.-]{{0,16}}["'] (?: [^<>\n]{{0,60}}>\s{{0,3}}    # or an attribute
+                                                                       | \s{{1,3}}value\s?=\s?["'] ) )
+    ([A-Za-z0-9+/_~!@\#^&*=.-][A-Za-z0-9+/_~!@\#$%?^&*=.-]{{7,200}}) (?=$|[\s;,"'&<}}\])])""")
+_IS_PASSWORD = re.compile(f'(?i){_PASSWORDS}').search
+_BARE_PASS = re.compile(r'(?i)(?:^|[^_-])\bpass\s{0,8}:\s{0,3}$').search # in prose and in reports of tests
 _WORDY = re.compile(r'(?:[A-Z]?[a-z]{2,}|[A-Z]{2,}|[A-Z](?=[A-Z][a-z])|\d{1,4}|[_.:/@=-]|\b[a-zA-Z]\b)+').fullmatch
 _LOGIN = re.compile(r"""(?<=://)([^\s/:@"'<>{}$]{1,64}:)([^\s/@"'<>{}$]{4,100})(?=@[\w.-])""")
 _NO_PASSWORD = re.compile(
@@ -280,16 +305,32 @@ def _is_random(value):
     has_both = re.search(r'\d', value) and re.search(r'[A-Za-z]', value)
     return bool(has_both) and _entropy(value) > (3.3 if len(value) >= 16 else 3.2)
 
+_CLASSES = ('[a-z]', '[A-Z]', r'\d', '[+~!@#$%?^&*=]')
+
+def _is_short_password(value):
+    "Tell whether a value of 8 to 11 characters has three of four classes of them, as many sites ask for."
+    if _DUMMY.search(value) or _WORDY(value) or _NO_PASSWORD(value): return False
+    has_classes = [bool(re.search(chars, value)) for chars in _CLASSES]
+    return has_classes[2] and sum(has_classes) >= 3 and _entropy(value) > 2.5
+
+def _is_secret(name, value):
+    "Tell whether a value may be secret under such a name."
+    if len(value) >= 12: return _is_random(value)
+    return bool(_IS_PASSWORD(name)) and _is_short_password(value)
+
 def _assigned(m):
     "Mask a random value under a name that says it is secret; keep the quotes and the name."
-    before = m.string[max(0, m.start() - 40):m.start()].replace('-', '_')
-    if _NAMED.search(before) and _is_random(m[1]): return m[0].replace(m[1], '<secret>')
+    before = m.string[max(0, m.start() - 60):m.start()]
+    is_named = _CONSTANT.search(before) if m[0][0] == ',' else _NAMED.search(before)
+    if is_named and _is_secret(is_named[0], m[1]): return m[0].replace(m[1], '<secret>')
     return m[0]
 
 def _unquoted(m):
     "Mask a random value behind a name, an option or the word *bearer*; keep what stands before it."
-    is_place = m[2].startswith(('/', './', '~', 'http'))
-    return f'{m[1]}<secret>' if not is_place and _is_random(m[2]) else m[0]
+    label, value = m.groups()
+    if value.startswith(('/', './', '~', 'http')): return m[0]
+    if _BARE_PASS(label) and (len(value) < 12 or re.search('[/.:]', value)): return m[0]
+    return f'{label}<secret>' if _is_secret(label, value) else m[0]
 
 def _login(m):
     "Mask a password with digits in a web address; keep the user."
@@ -320,7 +361,8 @@ _LOOKS = { # name -> picture, and strings of which any line that is looked for h
     'colons': (_HEX, (b'0000:',)),
     'runs': (_RUNS, (b'a' * 16,)),
     'mixed': (_MIXED, (b'a0a', b'0a0'))}
-_NAMES_OF_SECRETS = (b'key', b'secret', b'token', b'passw', b'pwd', b'credential', b'auth', b'bearer')
+_NAMES_OF_SECRETS = (b'key', b'secret', b'token', b'pass', b'pwd', b'credential', b'auth', b'bearer', b'kennwort', b'contrase',
+                     b'senha', b'wachtwoord', b'curl', b'??') # ??: Cyrillic, Chinese, Japanese, Korean
 _PHONE_WORDS = (b'tel', b'fon', b'phone', b'fax', b'mobil', b'handy', b'cell', b'celular', b'portable', b'puh', b'tlf',
                 b'gsm', b'whatsapp', b'hotline', b'call', b'rufnummer', b'ruf an', b'movil', b'?') # ?: any other script
 _CARD_SHAPES = (b'0000 0000', b'0000-0000', b'00000000000000', b'0000 000000', b'0000-000000')

@@ -61,19 +61,21 @@ class Step:
         text:str='', # text, of which the beginning is kept as an example
         n_bytes:int|None=None, # bytes of the document; None: counted from `text`
         value='', # measured value, shown beside the example
+        unknown:bool=False, # True where nobody can tell how many bytes are lost; they count as none
     ):
         "Count a document that ends here."
         if n_bytes is None: n_bytes = len(text.encode('utf-8', 'replace'))
         self.documents_in += 1
         self.bytes_in += n_bytes
         example = dict(id=_storable(id), text=_storable(text[:300]), value=_storable(value))
-        self._lose(reason, 1, n_bytes, [example])
+        self._lose(reason, 1, n_bytes, [example], int(unknown))
 
-    def _lose(self, reason, documents, n_bytes, examples):
+    def _lose(self, reason, documents, n_bytes, examples, unknown=0):
         "Add to a reason; of its examples, those that rank first stay."
         entry = self.reasons.setdefault(reason, dict(documents=0, bytes=0, examples=[]))
         entry['documents'] += documents
         entry['bytes'] += n_bytes
+        if unknown: entry['unknown'] = entry.get('unknown', 0) + unknown # documents whose size is not known
         for example in examples:
             insort(entry['examples'], example, key=_rank)
             del entry['examples'][self.n_examples:]
@@ -112,7 +114,7 @@ def from_dict(cls:Step,
         examples = []
         for e in r.get('examples', []):
             examples.append(dict(id=e.get('id', ''), text=e.get('text', ''), value=e.get('value', '')))
-        step._lose(reason, r['documents'], r['bytes'], examples)
+        step._lose(reason, r['documents'], r['bytes'], examples, r.get('unknown', 0))
     return step
 
 @patch
@@ -124,7 +126,8 @@ def merge(self:Step,
     for name in (*_SUMS, 'ns'):
         total = getattr(self, name) + getattr(other, name)
         setattr(self, name, total)
-    for reason, r in other.reasons.items(): self._lose(reason, r['documents'], r['bytes'], r['examples'])
+    for reason, r in other.reasons.items():
+        self._lose(reason, r['documents'], r['bytes'], r['examples'], r.get('unknown', 0))
     return self
 
 # %% ../../nbs/api/15_prepare/01_account.ipynb #aeeca86f

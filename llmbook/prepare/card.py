@@ -242,18 +242,24 @@ def card_summary(
     if masked: lines.append(f'masked: {", ".join(masked)}')
     return lines
 
+def _lost_size(n):
+    "Say how many bytes are lost with a reason, as far as anybody can tell."
+    size = human_bytes(n['bytes'])
+    if not n.get('unknown'): return size
+    return f'at least {size}' if n['bytes'] else 'size unknown'
+
 def _dropped(card):
     "Yield a line for each step that left documents out."
     for s in card.get('funnel') or []:
         reasons = []
         for name, r in s.get('reasons', {}).items():
-            reasons.append(f'{name} {r["documents"]:,} ({human_bytes(r["bytes"])})')
+            reasons.append(f'{name} {r["documents"]:,} ({_lost_size(r)})')
         if reasons: yield f'left out by {s["step"]}: {", ".join(reasons)}'
 
 def _cut_out(card):
     "Yield a line for what was left out of documents that stay."
     for name, n in (card.get('left_out') or {}).items():
-        yield f'left out of long documents by {name}: {n["parts"]:,} parts ({human_bytes(n["bytes"])})'
+        yield f'left out of documents that stay, by {name}: {n["parts"]:,} parts ({_lost_size(n)})'
     repeats = card.get('repeats') or {}
     if repeats.get('lines'):
         yield f'left out of documents: {repeats["lines"]:,} repeated lines ({human_bytes(repeats["bytes"])})'
@@ -305,7 +311,7 @@ def _reason(step, name, r, most):
     "Return one reason, with examples to open and a bar that is full at `most` documents."
     n = r['documents']
     bar = tag('span', class_='bar', style=f'width:{8 * n / most:.2f}rem')
-    counts = f', {n:,} document{"" if n == 1 else "s"}, {human_bytes(r["bytes"])}'
+    counts = f', {n:,} document{"" if n == 1 else "s"}, {_lost_size(r)}'
     summary = concat([bar, f'{step}: ', tag('b', name), counts])
     return fold(summary, tag('div', *map(_example, r.get('examples', []))))
 

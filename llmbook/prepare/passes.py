@@ -88,16 +88,25 @@ class FirstPass:
         self.steps[step].drop(reason, doc.id, text, value=value, n_bytes=None if text else 0)
         self.rejects.add(doc, step, reason, value, text)
 
+    def reject(self, record):
+        "Account for a record that could not be read, or for the missing end of a document that stays."
+        if record.part_of: return self.leave_out('read', record.reason, record, record.value)
+        unknown = record.n_bytes is None
+        n_bytes = record.n_bytes or 0
+        self.steps['read'].drop(record.reason, record.id, value=record.value, n_bytes=n_bytes, unknown=unknown)
+        self.rejects.add(record, 'read', record.reason, record.value)
+
     def leave_out(self, step, reason, part, value=''):
         "Note a part of a long document that goes while the document stays."
         left_out = self.left_out.setdefault(f'{step}: {reason}', dict(parts=0, bytes=0))
         left_out['parts'] += 1
-        left_out['bytes'] += part.nbytes
-        self.rejects.add(part, step, reason, value, part.text)
+        if isinstance(part, Reject): left_out['unknown'] = left_out.get('unknown', 0) + 1
+        else: left_out['bytes'] += part.nbytes
+        self.rejects.add(part, step, reason, value, getattr(part, 'text', ''))
 
     def take(self, record):
         "Take in a record as it was read."
-        if isinstance(record, Reject): return self.drop('read', record.reason, record, record.value)
+        if isinstance(record, Reject): return self.reject(record)
         for doc in split_huge(record):
             raw = doc.text.encode('utf-8', 'replace')
             self.digests.append(document_digest(doc.id, raw))

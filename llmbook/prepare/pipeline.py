@@ -105,7 +105,7 @@ def _add_up(self:Preparation, summaries):
         self.personal.update(s['personal'])
         for reason, n in s['left_out'].items():
             total = self.left_out.setdefault(reason, dict(parts=0, bytes=0))
-            for key in total: total[key] += n[key]
+            for key, amount in n.items(): total[key] = total.get(key, 0) + amount
     self.languages = {}
     for s in summaries: _add_languages(self.languages, s['languages'])
     guard = Decontaminator.load(self.recipe.against) if self.recipe.against else None

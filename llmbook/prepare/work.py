@@ -120,6 +120,8 @@ class RejectLog:
     ):
         "Write a line."
         row = dict(id=doc.id, source=doc.source, step=step, reason=reason, value=value, text=text[:self.excerpt])
+        place = getattr(doc, 'place', '')
+        if place: row['place'] = place # the id does not say where it is
         self.file.write(json.dumps(row, ensure_ascii=False, default=str) + '\n')
 
     def close(self): self.file.close()

@@ -21,6 +21,7 @@ class Doc:
     language:str='' # such as 'en' or 'python'; '' if the source does not say
     licence:str='' # as its owner states it; '' if the owner does not
     meta:dict=field(default_factory=dict) # anything else, such as 'package'
+    place:str=field(default='', compare=False) # file:position, where `id` or `source` does not say it
 
     @property
     def nbytes(self) -> int: # bytes in UTF-8
@@ -37,3 +38,5 @@ class Reject:
     source:str # source that the user named
     reason:str # short name to count by, one of the list above
     value:str='' # where or what exactly
+    n_bytes:int|None=None # bytes that were lost, as they stand in the file; None where nobody can tell
+    part_of:str='' # id of the document that stays and lost this part of it; '' for a record that is lost whole

@@ -46,35 +46,81 @@ def _show(tree):
     for e in tree.body.query_selector_all('summary, legend').values(): e.after(tree.create_element('br'))
 
 # %% ../../nbs/api/10_read/06_html.ipynb #4b95edef
-_NOISE = """nav- navs- navbar navigation menu- menus- crumb breadcrumb pagination sidebar side-bar rail- rails- related
-    recommend recirc also-like also-read also-see you-may you-might most-read most-popular most-view most-comment
-    most-shared popular trending teaser promo sponsor advert ad- ads- adv- outbrain taboola revcontent zergnet
-    newsletter subscri signup sign-up mailing-list share sharing addthis addtoany social follow- disqus comments-
-    comment-list comment-form comment-section comment-area comment-thread comment-count comment-wrap respond- livefyre cookie consent
-    gdpr skip-link skiplink site-header site-footer page-footer foot- footer toolbar login- widget"""
-_PERHAPS = """bio- tag- tags- posted- date- time- byline dateline timestamp author- about-author about-the-author
-    published- meta- metadata vote- votes- rating credit- credits- thumb- thumbs- thumbnail print- like- likes- more-
-    readmore next- prev- previous- pager- paging- tools- utility- skip- modal popup comment- reply- replies-
-    overlay lightbox tooltip signin sign-in search copyright categor cat-links carousel slider paywall donate donation
-    masthead banner latest recent upcoming archive topics- keyword header- aside- right- rightcol right-col col-right
-    left- leftcol left-col col-left dropdown ranking"""
-_CONTENT = """article-body articlebody entry-content post-content story-body post-body main-content article-content
-    markdown-body"""
-
-def _any_of(words): return re.compile('-(?:' + '|'.join(words.split()) + ')')
-
-_IS_NOISE, _MAY_BE_NOISE, _IS_CONTENT = _any_of(_NOISE), _any_of(_PERHAPS), _any_of(_CONTENT)
+_NOISE = frozenset("""nav navs navbar navigation subnav topnav mainnav sitenav menu menus submenu megamenu crumb crumbs breadcrumb
+    breadcrumbs pagination sidebar sidebars side-bar rail rails related recommend recommended recommendation recommendations
+    recirc recirculation also-like also-read also-see you-may you-might most-read most-popular most-viewed most-commented
+    most-shared popular trending teaser teasers promo promos promotion promoted sponsor sponsors sponsored advert adverts
+    advertisement advertisements advertising ad ads adv adsense adsbygoogle outbrain taboola revcontent zergnet newsletter
+    newsletters subscribe subscription subscriptions signup sign-up mailing-list share shares shared sharing sharethis
+    sharedaddy addthis addtoany social socials follow disqus comments comment-list comment-form comment-section comment-area
+    comment-thread comment-count comment-wrap comment-wrapper respond livefyre cookie cookies consent gdpr skip-link skip-links
+    skiplink skiplinks site-header site-footer page-footer foot footer footers toolbar toolbars login widget
+    widgets""".split())
+_PERHAPS = frozenset("""bio tag tags tagged posted date dates time byline bylines dateline timestamp author authors published meta
+    metadata vote votes rating ratings credit credits thumb thumbs thumbnail thumbnails print like likes more readmore next
+    prev previous pager paging tools utility skip modal popup comment reply replies overlay lightbox tooltip signin sign-in
+    search copyright category categories categorized cat-links carousel slider paywall donate donation donations masthead
+    banner banners latest recent upcoming archive archives topics keyword keywords header headers aside right rightcol
+    right-col col-right left leftcol left-col col-left dropdown dropdowns ranking""".split())
+_TRADE = frozenset("""a about action actions active all alt anchor and anon app area article articles auto avatar b back background
+    bar bars base block blocks blog body bottom box boxes btn btns button buttons by c canvas card cards cell center chip
+    close closed col collapse collapsed collapsible collection column columns com component container containers content
+    contents control controls current custom d default desktop details div divider e editor el elem element elements email
+    end entries entry eu expand expanded facebook fade feed feeds field fields filter fixed flex float footer for form
+    forms frame full fw g global google grid group groups guest h head heading hero hidden hide holder home horizontal i icon
+    icons id image images img in info inline inner input instagram is item items js label labels large layout lg li
+    line link linkedin links list lists load lower main mask md me media middle mini mobile module modules mw n name net network
+    networks new news notice object of on open options outer overflow p page pages panel panels part pane parent pinterest
+    placeholder plugin popover portlet position post posts primary r reddit region related results row rows s scroll
+    secondary section sections sections separator services sh show side single site size slide slot sm small
+    start static sticky story stories sub subtitle svg t tab table tablet tabs target team telegram text the this title to
+    toggle top topic topics tray tumblr twitter type u ul unit upper url user v vertical video videos view views w wide width
+    window wp wrap wrapped wrapper wrappers x xl xs you your youtube your z zone""".split())
+_CONTENT = frozenset("""article-body articlebody entry-content post-content story-body post-body main-content article-content
+    markdown-body float-right float-left text-right text-left align-right align-left pull-right pull-left""".split())
+_LAYOUT = frozenset('with without has no not hide'.split()) # `with-sidebar` says what stands beside an element
 _BETWEEN_WORDS = re.compile('(?<=[a-z])(?=[A-Z])|[^a-zA-Z]+')
-_TEXT, _UNSURE, _NO_TEXT = 0, 1, 2
+_PAGE_BUILDER = re.compile('elementor-(?:widget-?)?') # the software that made a page, before each name
+_TEXT, _LINKS_ONLY, _UNSURE, _NO_TEXT = 0, 1, 2, 3
+
+def _of_trade(word): return word in _TRADE or len(word) < 3
+
+def _named_in(word, names):
+    "Return whether a word is one of some names, alone or joined to a word of the trade."
+    if word in names: return True
+    for n in range(3, len(word) - 2):
+        if word[:n] in names and word[n:] in _TRADE: return True
+    return False
+
+def _without_names(words, names):
+    "Return words without those, alone or in pairs, that are among some names."
+    rest = []
+    i = 0
+    while i < len(words):
+        is_pair = '-'.join(words[i:i + 2]) in names
+        if not is_pair and not _named_in(words[i], names): rest.append(words[i])
+        i += 1 + is_pair
+    return rest
+
+def _says(name):
+    "Return the verdict on one class, or on an id."
+    words = _BETWEEN_WORDS.sub('-', _PAGE_BUILDER.sub('', name)).lower().strip('-').split('-')
+    if _LAYOUT.intersection(words): return _TEXT
+    if len(_without_names(words, _CONTENT)) < len(words): return _TEXT
+    no_noise = _without_names(words, _NOISE)
+    rest = _without_names(no_noise, _PERHAPS)
+    if len(rest) == len(words): return _TEXT
+    if not all(map(_of_trade, rest)): return _LINKS_ONLY
+    is_certain = len(no_noise) < len(words) and not words[0].startswith('nav')
+    return _NO_TEXT if is_certain else _UNSURE
 
 @lru_cache(maxsize=1 << 14)
-def _verdict(name):
-    "Return what the class and the id of an element say of it."
-    words = '-' + _BETWEEN_WORDS.sub('-', name).lower() + '-'
-    if _IS_CONTENT.search(words): return _TEXT
-    m = _IS_NOISE.search(words)
-    if m: return _UNSURE if m[0].startswith('-nav') else _NO_TEXT
-    return _UNSURE if _MAY_BE_NOISE.search(words) else _TEXT
+def _verdict(names):
+    "Return what the classes and the id of an element say of it: the clearest of them counts."
+    names = names.split()
+    for name in names:
+        if _BETWEEN_WORDS.sub('-', name).lower().strip('-') in _CONTENT: return _TEXT
+    return max(map(_says, names), default=_TEXT)
 
 # %% ../../nbs/api/10_read/06_html.ipynb #7c0c38f3
 _NAMED = (':is(div, section, aside, ul, ol, dl, form, table, header, footer, li):is([class], [id])'
@@ -84,6 +130,7 @@ _MOST = .4 # of the text of a page: what holds more is not removed
 _FEW = 200 # characters that may always be removed
 _PARAGRAPH = 100 # characters
 _SENTENCES = 600 # characters: text of this length that is not links is read by somebody
+_RUNNING = 200 # characters: a paragraph as long as this is neither a teaser nor a notice
 _ENOUGH = 800 # characters of sentences that make an article
 _LINE = 60 # characters: less is a label, not a sentence
 _WITHOUT_BLOCKS = ':is(div, td, section, article):not(:has(div, p, ul, ol, table, section, dl))'
@@ -95,9 +142,9 @@ def _linked(e):
     "Return the characters in the links of an element."
     return sum(map(_size, e.query_selector_all('a').values()))
 
-def _prose(e, selectors=_SENTENCES_IN):
-    "Return the characters of sentences in an element, without links."
-    n = sum(size for size in map(_size, e.query_selector_all(selectors).values()) if size >= _LINE)
+def _prose(e, selectors=_SENTENCES_IN, least=_LINE):
+    "Return the characters in the sentences of an element, without links."
+    n = sum(size for size in map(_size, e.query_selector_all(selectors).values()) if size >= least)
     if n: n -= sum(map(_size, e.query_selector_all(f':is({selectors}) a').values()))
     return max(n, 0)
 
@@ -113,18 +160,34 @@ _NOT_ALPHANUMERIC = re.compile(r'[\W_]+')
 def _plain(name): return _NOT_ALPHANUMERIC.sub('', name).lower()
 
 def _is_section(e):
-    "Return whether the id of an element is made from the heading of a section that holds sentences."
-    heading = e.query_selector(_HEADINGS)
-    if heading is None or _plain(heading.text_content or '') != _plain(e.id): return False
+    "Return whether an element is a section that holds sentences."
     return e.query_selector('form, input') is None and _prose(e) >= _LINE
 
 def _what_it_says(e):
-    "Return the verdict on an element's class and id; the id of a section is a word of its text, and says nothing."
-    name = e.class_name or ''
-    verdict = _verdict(f"{name} {e.id or ''}")
-    if verdict == _TEXT or not e.id: return verdict
-    of_class = _verdict(name)
-    return of_class if of_class < verdict and _is_section(e) else verdict
+    "Return the verdict on an element's names; one that is made from the heading of a section is a word of its text."
+    of_class = e.class_name or ''
+    verdict = _verdict(f"{of_class} {e.id or ''}")
+    if verdict == _TEXT: return verdict
+    heading = e.query_selector(_HEADINGS)
+    if heading is None or not _is_section(e): return verdict
+    title = _plain(heading.text_content or '')
+    has_links = e.query_selector('a[href]:not([href^="#"])') is not None
+    names = of_class.split() if has_links else [name for name in of_class.split() if _plain(name) != title]
+    if _plain(e.id or '') != title: names.append(e.id or '')
+    return _verdict(' '.join(names))
+
+_OF_LINKS = re.compile(r'\bmenus?\b', re.I)
+_OF_READERS = re.compile('comment|respond|repl(?:y|ies)|disqus', re.I)
+
+def _is_running_text(e, n, verdict):
+    "Return whether what stands in an element of `n` characters says more than its name."
+    name = f"{e.class_name or ''} {e.id or ''}"
+    links = _linked(e)
+    may_be_data = verdict == _LINKS_ONLY or e.tag == 'table' or _OF_LINKS.search(name)
+    if may_be_data and links < .5 * n: return True
+    if n < _LINE or _OF_READERS.search(name): return False
+    if verdict == _UNSURE: return links < .1 * n and _prose(e, 'p') >= _LINE
+    return n > _SENTENCES and _prose(e, 'p', _RUNNING) > _SENTENCES
 
 def _named_noise(body, most):
     "Return elements whose names say that they are no text: {(verdict, tag, class): [(characters, element)]}."
@@ -135,6 +198,7 @@ def _named_noise(body, most):
         if verdict == _TEXT: continue
         if may_hold and e.query_selector(_HOLDS_TEXT) is not None: continue
         n = _size(e)
+        if _is_running_text(e, n, verdict): continue
         if verdict == _UNSURE and _may_hold_text(e, n, most): continue
         groups.setdefault((verdict, e.tag, e.class_name or ''), []).append((n, e))
     return groups
@@ -144,7 +208,7 @@ def _drop_by_name(body):
     most = max(_MOST * _size(body), _FEW)
     for (verdict, _, _), found in _named_noise(body, most).items():
         if sum(n for n, _ in found) > most:
-            if verdict == _UNSURE: continue
+            if verdict != _NO_TEXT: continue
             if _prose(body) - sum(_prose(e) for _, e in found) < _ENOUGH: continue
         for _, e in found: e.remove()
 

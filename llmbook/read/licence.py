@@ -52,7 +52,8 @@ _EITHER_USE = re.compile( # "for any purpose, commercial or non-commercial" is n
 _OTHER_CONDITIONS = re.compile(
     r'nuclear|military|weapon|branding|copyleft|complete source|source code must (also )?be (made )?available'
     r'|patent licenses? (or|are|is) (not )?granted|export (control|license|to)|same license'
-    r'|under the terms of this license')
+    r'|under the terms of this license|substantially the same terms|offer to provide a copy of the source'
+    r'|reserved font name|sold by itself|licensed fonts|renam(ed|ing) the font')
 
 # %% ../../nbs/api/10_read/03_licence.ipynb #36ffe86b
 _CC_ADDRESS = re.compile(r'creativecommons\.org/(?:licen[cs]es|publicdomain)/([a-z+-]+)(?:/(\d\.\d))?')
@@ -139,6 +140,12 @@ _TITLES = _phrases([
     (r'blue oak model license', 'BlueOak-1.0.0'),
     (r'universal permissive license', 'UPL-1.0'),
     (r'zope public license', 'ZPL-{}'),
+    (r'upstream compatibility licen[cs]e', 'UCL-{}'),
+    (r'openldap public licen[cs]e', 'OLDAP-{}'),
+    (r'sgi free software licen[cs]e', 'SGI-B-{}'),
+    (r'free public licen[cs]e', '0BSD'),
+    (r'sendmail licen[cs]e', 'Sendmail'),
+    (r'ubuntu font licen[cs]e', 'Ubuntu-font-1.0'),
     (r'parity public license', 'LicenseRef-Parity'),
     (r'cecill(-[bc])?\b', 'LicenseRef-CeCILL'),
     (r'do what the fuck you want to public license', 'WTFPL'),
@@ -207,9 +214,21 @@ def _numbered(family, s, at):
     return f'{name}-only' if is_only else name
 
 # %% ../../nbs/api/10_read/03_licence.ipynb #40af51fa
+_OWN_TITLE = re.compile(r'[\W\d_]*(?:the )?((?:[\w.&+-]+ ){1,6}?)licen[cs]e\b')
+_OF_LICENCES = frozenset('public source font fonts community reciprocal copyleft hardware publication art'.split())
+
+def _own_title(s):
+    "Return the name of a text that begins with the title of a licence of its own; '' for another beginning."
+    m = _OWN_TITLE.match(s[:200])
+    if not m or not _OF_LICENCES.intersection(m[1].split()): return ''
+    if any(pattern.search(m[0]) for pattern, _ in _TITLES): return ''
+    return 'LicenseRef-' + '-'.join(word.capitalize() for word in re.findall('[a-z0-9]+', m[1]))
+
 def _named(s): # {name: position}, in order
     "Find all licences that a text names; the words of a licence below its own title count as that title."
     hits = creative_commons(s)
+    own = _own_title(s)
+    if own: hits.append((0, own))
     for pattern, family in _TITLES:
         m = pattern.search(s)
         if m: hits.append((m.start(), _numbered(family, s, m.start())))

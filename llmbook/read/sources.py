@@ -18,7 +18,7 @@ from .doc import Doc, Reject
 from .filetype import FORMS, LANGUAGES, file_type, path_id
 from .licence import Licences
 from llmbook.read.formats import (
-    is_jsonl, open_parquet, plain, read_csv, read_html, read_jsonl, read_parquet, read_pdf, read_text, record
+    is_jsonl, open_parquet, plain, read_csv, read_html, read_jsonl, read_parquet, read_pdf, read_text, record, sized
 )
 from .streams import LIMIT, as_utf8, ended, is_utf8, open_stream
 from .warc import read_warc
@@ -38,7 +38,7 @@ def _by_form(f, kind, id, source, text_field, part, licence, limit):
         f = as_utf8(f)
         if not f.peek(1): return iter(ended(f, id, source) or [Reject(id, source, 'empty')]) # nothing but a mark
     if form == 'json' and not start and not is_jsonl(f):
-        return iter([Reject(id, source, 'unknown type', 'JSON, but not one object on each line')])
+        return iter([Reject(id, source, 'unknown type', 'one JSON value for the whole file, not an object on each line')])
     if form in ('jsonl', 'json'): return read_jsonl(f, id, source, text_field, start, end, limit)
     if form in ('csv', 'tsv'): return read_csv(f, id, source, text_field, form == 'tsv', limit)
     if form == 'parquet': return read_parquet(f, id, source, text_field, start, end, limit)
@@ -52,6 +52,21 @@ def _check_regular(path):
     if stat.S_ISREG(os.stat(path).st_mode): return
     if os.path.isdir(path): os.listdir(path)
     raise OSError('not a regular file')
+
+def _with_sizes(records, id, path):
+    "Yield records; the reject of a whole file is as long as the file on the disk."
+    is_first = True
+    for doc in records:
+        if is_first and isinstance(doc, Reject) and doc.id == id: sized(doc, os.path.getsize(path))
+        is_first = False
+        yield doc
+
+def _opened(path, id, source, kind, text_field, part, licence, limit):
+    "Yield what a file of a known type holds."
+    with open_stream(path) as f:
+        has_text = f.peek(1) or kind.form == 'warc' and ended(f, id, source) # a crawl goes on behind damage
+        if has_text: yield from _by_form(f, kind, id, source, text_field, part, licence, limit)
+        else: yield from ended(f, id, source) or [Reject(id, source, 'empty')]
 
 def read_file(
     path:str|Path, # file of any known type, also compressed
@@ -69,12 +84,9 @@ def read_file(
     def licence(head): return (licences or Licences()).of(os.fspath(path), head)
     try:
         _check_regular(path)
-        if kind is None:
-            yield Reject(id, source, 'unknown type', os.path.splitext(id)[1])
-            return
-        with open_stream(path) as f:
-            if f.peek(1): yield from _by_form(f, kind, id, source, text_field, (start, end), licence, limit)
-            else: yield from ended(f, id, source) or [Reject(id, source, 'empty')]
+        if kind is None: records = [Reject(id, source, 'unknown type', os.path.splitext(id)[1])]
+        else: records = _opened(path, id, source, kind, text_field, (start, end), licence, limit)
+        yield from _with_sizes(records, id, path)
     except OSError as e: yield Reject(id, source, 'unreadable', e.strerror or str(e))
 
 # %% ../../nbs/api/10_read/10_sources.ipynb #efc59c26

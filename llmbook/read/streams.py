@@ -33,6 +33,7 @@ def _unzstd():
 
 def _unxz(): return lzma.LZMADecompressor(memlimit=256 << 20)
 
+_BEGINS = {'gz': b'\x1f\x8b\x08', 'zst': b'\x28\xb5\x2f\xfd', 'bz2': b'BZh', 'xz': b'\xfd7zXZ\0'} # of an archive
 _UNPACK = {'gz': _Gunzip, 'zst': _unzstd, 'bz2': bz2.BZ2Decompressor, 'xz': _unxz}
 
 # %% ../../nbs/api/10_read/04_streams.ipynb #a6624c25
@@ -46,11 +47,14 @@ class Unpacked(io.RawIOBase):
     ):
         self.file = file
         self.new = _UNPACK[packing]
+        self.mark = _BEGINS[packing]
         self.ratio = ratio
         self.free = free
         self.unpacker = None
         self.n_in = 0
         self.n_out = 0
+        self.began = 0      # where the current archive begins in the file,
+        self.began_out = 0  # and where its bytes begin in the stream
         self.spent = False  # no more bytes in the file
         self.damage = ''    # 'truncated', 'damaged' or 'bomb'
         self.detail = ''
@@ -95,7 +99,42 @@ class Unpacked(io.RawIOBase):
             if not packed: return None
             if self.unpacker: packed = packed.lstrip(b'\0')
         self.unpacker = self.new()
+        self.began = self.n_in - len(packed)
+        self.began_out = self.n_out
         return packed
+
+    def _holds(self, at, begins):
+        "Return whether an archive that holds such bytes first begins at a position of the file."
+        self.file.seek(at)
+        try: return self.new().decompress(self.file.read(1 << 12), 1 << 10).startswith(begins)
+        except Exception: return False # each library has its own
+
+    def _next_archive(self, begins):
+        "Return where the next archive begins behind the beginning of the current one; None if there is none."
+        start = self.began + 1
+        while True:
+            self.file.seek(start)
+            block = self.file.read(1 << 16)
+            if len(block) < len(self.mark): return None
+            at = block.find(self.mark)
+            while at >= 0:
+                if self._holds(start + at, begins): return start + at
+                at = block.find(self.mark, at + 1)
+            start += len(block) - len(self.mark) + 1
+
+    def resume(self,
+        begins:bytes, # what the next archive has to hold first, so that no other bytes are taken for one
+    ) -> bool: # False where nothing follows, after a bomb, and for a file that cannot go back
+        "Continue behind damage with the next archive in the file."
+        if self.damage == 'bomb' or not self.file.seekable(): return False
+        at = self._next_archive(begins)
+        if at is None: return False
+        self.file.seek(at)
+        self.n_in = at
+        self.unpacker = None
+        self.spent = False
+        self._stop('', '')
+        return True
 
 # %% ../../nbs/api/10_read/04_streams.ipynb #d99f52e6
 def open_stream(
@@ -176,13 +215,28 @@ def _looks_wrong(text):
     odd = sum(1 for _ in _MIXED.finditer(text))
     return odd > 2 and odd * 50 > len(text.split())
 
+_SIBLINGS = { # encoding -> the one for Ukrainian, and what is read in place of its letters
+    'koi8-r': ('koi8-u', '╓╕╖╜╢╤╥╫'), # є і ї ґ Є І Ї Ґ
+    'cp866': ('cp1125', '∙°')}        # ї Ї
+
+def _decode(data, name):
+    "Decode bytes; in the encoding for Ukrainian where the one for Russian has signs in its words."
+    text = data.decode(name)
+    ukrainian, signs = _SIBLINGS.get(codecs.lookup(name).name, ('', ''))
+    if not ukrainian: return text
+    n_signs = sum(map(text.count, signs))
+    in_words = len(re.findall(f'(?i)(?<=[а-яё])[{signs}]|[{signs}](?=[а-яё])', text))
+    if 2 * in_words <= n_signs: return text # none, or a table drawn with them
+    try: return data.decode(ukrainian)
+    except UnicodeError: return text
+
 def _guess(data):
     "Return what bytes in an unknown encoding say, or None where no guess is safe."
     if len(data) < _ENOUGH: return None
     from resiliparse.parse.encoding import detect_encoding
     guess = _codec(detect_encoding(data, html5_compatible=False) or '')
     for name in (guess or 'utf-8', 'cp1252'):
-        try: text = data.decode(name)
+        try: text = _decode(data, name)
         except UnicodeError: continue
         if not _looks_wrong(text): return text
 
@@ -299,7 +353,7 @@ def _fitting(data, names):
     n_high = len(data) - len(data.translate(None, _HIGH))
     if text is not None and '\0' not in text and (not names or n_high >= _CERTAIN): return text, True
     for name in (*names, 'utf-8'):
-        try: return data.decode(name), name == 'utf-8'
+        try: return _decode(data, name), name == 'utf-8'
         except UnicodeError: continue
     return None, False
 

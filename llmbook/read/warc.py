@@ -6,7 +6,7 @@
 __all__ = ['read_warc']
 
 # %% ../../nbs/api/10_read/08_warc.ipynb #2c593613
-import io, re
+import io, re, zlib
 from typing import Iterator
 from .doc import Doc, Reject
 from .licence import linked_licence
@@ -72,6 +72,16 @@ def _decoding(http, body):
     if begin: return 'all' if is_packed else 'transfer'
     return 'content' if is_packed else 'none'
 
+_HEAD_END = re.compile(rb'\r?\n\r?\n')
+
+def _standard_head(raw):
+    "Return a server's answer with the line ends in its head that HTTP asks for; some servers and crawlers write \\n alone."
+    end = _HEAD_END.search(raw)
+    if not end: return raw
+    head = raw[:end.start()].replace(b'\r\n', b'\n')
+    body = raw[end.end():]
+    return head.replace(b'\n', b'\r\n') + b'\r\n\r\n' + body
+
 def _answer(raw, decoding):
     "Return a server's answer, read up to its body."
     from fastwarc.warc import WarcRecord
@@ -81,26 +91,46 @@ def _answer(raw, decoding):
     answer.parse_http(auto_decode=decoding)
     return answer
 
-def _gunzipped(body, record, limit):
-    "Return what a compressed body holds; `ValueError` if it is damaged and the crawl does not say that it cut it."
+def _gunzipped(body, is_cut, limit):
+    "Return what a body packed by gzip holds; `ValueError` if it is damaged and the crawl does not say that it cut it."
     stream = io.BufferedReader(Unpacked(io.BytesIO(body), 'gz', free=limit))
     data = stream.read(limit + 1)
-    if stream.raw.damage and not record.headers.get('WARC-Truncated'):
-        raise ValueError(f'{stream.raw.damage} {stream.raw.detail}')
+    if stream.raw.damage and not is_cut: raise ValueError(f'{stream.raw.damage} {stream.raw.detail}')
     return data
+
+def _inflated(body, is_cut, limit):
+    "Return what a body packed by `deflate` holds: in zlib's frame, as the standard says, or without it, as others do."
+    for bits in (zlib.MAX_WBITS, -zlib.MAX_WBITS):
+        unpacker = zlib.decompressobj(bits)
+        try: data = unpacker.decompress(body, limit + 1)
+        except zlib.error as e: error = e
+        else:
+            is_whole = unpacker.eof or is_cut or len(data) > limit
+            if is_whole: return data
+            error = f'truncated after {len(data):,} bytes'
+    raise ValueError(f'neither zlib nor raw deflate: {error}')
+
+_UNPACK_BODY = {'gzip': _gunzipped, 'x-gzip': _gunzipped, 'deflate': _inflated} # others are left to the library
+
+def _body(answer, raw, is_cut, limit):
+    "Return the body of an answer, with chunks put together and compression undone."
+    http = answer.http_headers
+    body = answer.reader.read()
+    decoding = _decoding(http, body)
+    packing = (http.get('Content-Encoding') or '').strip().lower()
+    unpack = _UNPACK_BODY.get(packing) if decoding in ('all', 'content') else None
+    if unpack: decoding = 'transfer' if decoding == 'all' else 'none'
+    if decoding != 'none': body = _answer(raw, decoding).reader.read(limit + 1)
+    return unpack(body, is_cut, limit) if unpack else body
 
 def _response(record, raw, id, source, limit):
     "Return a server's answer as a document."
     try:
+        raw = _standard_head(raw)
         answer = _answer(raw, 'none')
         http = answer.http_headers
         if http.status_code != 200: return Reject(id, source, 'no page', str(http.status_code or 'no HTTP status'))
-        body = answer.reader.read()
-        decoding = _decoding(http, body)
-        is_gzip = decoding in ('all', 'content') and 'gzip' in http.get('Content-Encoding').lower()
-        if is_gzip: decoding = 'transfer' if decoding == 'all' else 'none'
-        if decoding != 'none': body = _answer(raw, decoding).reader.read(limit + 1)
-        if is_gzip: body = _gunzipped(body, record, limit)
+        body = _body(answer, raw, bool(record.headers.get('WARC-Truncated')), limit)
     except (OSError, ValueError) as e: return Reject(id, source, 'damaged', str(e)[:120])
     declared = http.get('Content-Type') or record.headers.get('WARC-Identified-Payload-Type')
     return _content(record, body, _media_type(declared), http.get('Content-Language'), id, source, limit)
@@ -178,6 +208,37 @@ def _gap(id, source, start, end):
     lost = f'of {end - start:,} bytes before byte {end:,} no record could be made'
     return [Reject(f'{id}:{start}', source, 'damaged', lost)]
 
+def _placed(doc, place):
+    "Note where in the file a record stands; that is the id of a reject."
+    if isinstance(doc, Reject): doc.id = place
+    else: doc.place = place
+    return doc
+
+def _records(forward, id, source, limit):
+    "Yield (first byte, byte after it, what becomes of it) for each record up to the end or to damage of the stream."
+    from fastwarc.warc import ArchiveIterator
+    for r in ArchiveIterator(forward, parse_http=False, stream_detect=False, fsspec_args=False, quirks_mode=True):
+        at = r.stream_pos
+        name = (r.headers.get('WARC-Record-ID') or f'{id}:{at}').strip('<>')
+        found = [_placed(doc, f'{id}:{at}') for doc in _documents(r, name, source, limit)]
+        yield at, at + _length(r), found
+
+def _is_cut(doc): return isinstance(doc, Reject) and doc.reason == 'truncated'
+
+def _stopped(f, at, held, id, source):
+    "Return (what stays of the last record, at byte `at`, the reject of the damage, whether the stream was resumed)."
+    raw = f.raw
+    lost, = ended(f, f'{id}:{raw.began_out}', source)
+    began, damage = raw.began, raw.damage
+    if damage == 'damaged' and at >= raw.began_out: held = [] # its checksum would have come last
+    held = [doc for doc in held if not _is_cut(doc)] # the damage is the reason for that
+    resumed = raw.resume(b'WARC/')
+    if resumed:
+        lost.n_bytes = raw.n_in - began
+        lost.value += f'; the next record is at byte {raw.n_in:,}'
+    else: lost.id = id
+    return held, lost, resumed
+
 def read_warc(
     f:io.BufferedReader, # stream from `open_stream`
     id:str, # name of the file
@@ -185,21 +246,26 @@ def read_warc(
     limit:int=LIMIT, # bytes of a record, and of a page after it was unpacked
 ) -> Iterator[Doc|Reject]: # pages of kind 'html', extracted texts of kind 'prose'
     "Read the pages of a WARC file, or the texts of a WET file."
-    from fastwarc.warc import ArchiveIterator
-    options = dict(parse_http=False, stream_detect=False, fsspec_args=False, quirks_mode=True)
     forward = _Forward(f)
     end = 0
-    try:
-        for r in ArchiveIterator(forward, **options):
-            at = r.stream_pos
-            yield from _gap(id, source, end, at)
-            end = at + _length(r)
-            name = (r.headers.get('WARC-Record-ID') or f'{id}:{at}').strip('<>')
-            for doc in _documents(r, name, source, limit):
-                truncated = isinstance(doc, Reject) and doc.reason == 'truncated'
-                if truncated and ended(f, id, source): continue # reported below
-                yield doc
-    except (OSError, ValueError) as e: yield Reject(f'{id}:{end}', source, 'damaged', str(e)[:120])
-    if end: yield from _gap(id, source, end, forward.at)
-    else: yield Reject(id, source, 'damaged', 'no WARC record in it')
-    yield from ended(f, id, source)
+    resumed = True
+    while resumed:
+        at, held = 0, []
+        n_before = end
+        try:
+            for at, after, found in _records(forward, id, source, limit):
+                yield from held
+                yield from _gap(id, source, end, at)
+                end, held = after, found
+        except (OSError, ValueError) as e: held.append(Reject(f'{id}:{end}', source, 'damaged', str(e)[:120]))
+        is_damaged = bool(ended(f, id, source))
+        lost = []
+        resumed = False
+        if is_damaged:
+            held, stop, resumed = _stopped(f, at, held, id, source)
+            lost = [stop]
+        yield from held
+        if not end and not resumed: yield Reject(id, source, 'damaged', 'no WARC record in it')
+        elif not is_damaged: yield from _gap(id, source, end, forward.at)
+        yield from lost
+        end = forward.at
