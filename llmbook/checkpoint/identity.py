@@ -31,7 +31,8 @@ def run_facts(
         accumulate=_setting(learn, 'accumulate', 'n', 1),
         batch_warmup='batch_warmup' in vars(learn), # which checks its stages itself
         clip=_setting(learn, 'clip_grad', 'max_norm'),
-        precision=_setting(learn, 'precision', 'precision', 'fp32'))
+        precision=_setting(learn, 'precision', 'precision', 'fp32'),
+        base=getattr(getattr(learn.model, 'adapters', None), 'base', None)) # weights that adapters leave as they are
 
 def _setting(learn, callback, name, default=None): return getattr(vars(learn).get(callback), name, default)
 

@@ -53,8 +53,10 @@ def model_tensors(
 ) -> dict: # name -> tensor, not copied: parameters, and the buffers that belong to the model's state
     "Return a model's weights."
     saved = set(model.state_dict())
+    base = getattr(model, 'base_names', ())  # weights that adapters leave as they are come from the base model
+    weights = {k: p for k, p in model.named_parameters() if k not in base}
     buffers = {k: b for k, b in model.named_buffers() if k in saved}
-    return dict(model.named_parameters()) | buffers
+    return weights | buffers
 
 def optim_tensors(
     opt, # a fastai optimiser that wraps one of PyTorch

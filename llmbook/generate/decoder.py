@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from torch import nn, Tensor
 from ..core import UserError
 from ..model.config import ModelConfig
-from ..model.linear import times, way
+from ..model.linear import dense_weight, times, way
 from ..model.layers import KVCache, RMSNorm, attend
 from ..model.transformer import Transformer
 
@@ -53,7 +53,7 @@ class Product:
         pack:bool=False, # whether to copy the weights into oneDNN's order, for several rows
         join:bool=False, # whether to copy the weights into one matrix, so that a GPU starts one product
     ):
-        weights = [l.weight.detach() for l in layers]
+        weights = [dense_weight(l).detach() for l in layers]
         joined = torch.cat(weights) if len(layers) > 1 and (pack or join) else weights[0]
         self.ws = [joined] if join else weights
         self.bias = None if layers[0].bias is None else torch.cat([l.bias.detach() for l in layers])

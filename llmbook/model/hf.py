@@ -159,6 +159,9 @@ def save_pretrained(
     if not hasattr(model.config, 'traits'):
         raise UserError(f'expected a Transformer, got {type(model).__name__}: '
                         'a model of transformers writes itself, model.save_pretrained(folder)')
+    if getattr(model, 'adapters', None):
+        raise UserError('expected a model of plain layers, got one with adapters: merge_adapters(model) first, '
+                        'or write them alone with save_adapters(model, folder)')
     path, c = Path(path), model.config
     dtype = dtype or str(model.embed.weight.dtype).removeprefix('torch.')
     _check_dtype(dtype)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARGIN', 'choices_file', 'machine_key', 'fastest', 'way', 'product_ways', 'use_product_ways', 'fast_here',
-           'by_onednn', 'times', 'has_matrix_units', 'linear', 'Linear', 'gated_down']
+           'by_onednn', 'times', 'has_matrix_units', 'linear', 'Linear', 'dense_weight', 'gated_down']
 
 # %% ../../nbs/api/20_model/02_linear.ipynb #901c6340
 import math, os, time
@@ -172,6 +172,13 @@ def linear(
 class Linear(nn.Linear):
     "`nn.Linear` that computes its product by the faster way."
     def forward(self, x:Tensor) -> Tensor: return linear(x, self.weight, self.bias) # (..., K) -> (..., M)
+
+# %% ../../nbs/api/20_model/02_linear.ipynb #9d87f845
+def dense_weight(
+    layer:nn.Module, # linear layer, or one that has a method `dense`
+) -> Tensor: # (M, K)
+    "Return the matrix that a linear layer multiplies by, in whatever form it is held."
+    return layer.dense() if hasattr(layer, 'dense') else layer.weight
 
 # %% ../../nbs/api/20_model/02_linear.ipynb #a7805533
 class _GatedDown(torch.autograd.Function):

@@ -294,7 +294,8 @@ def lm_opt(
     embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
     heads = [getattr(model, 'head', None), getattr(model, 'lm_head', None)]
     heads = [m for m in heads if isinstance(m, nn.Linear)]
-    adamw_only = frozenset(id(m.weight) for m in embeddings + heads)
+    thin = [p for name, p in model.named_parameters() if name.endswith(('lora_A', 'lora_B'))] # factors of adapters
+    adamw_only = frozenset(id(p) for p in [*thin, *(m.weight for m in embeddings + heads)])
     return partial(LMOptim, muon=muon, adamw_only=adamw_only, **kwargs)
 
 def renewed_opt(
