@@ -1,4 +1,4 @@
-"JupyterLab with one notebook, in a headless Chromium: what browser tests share."
+"A headless Chromium, and JupyterLab with one notebook in it: what browser tests share."
 import json, os, queue, re, secrets, shutil, signal, subprocess, sys, threading, urllib.request
 from contextlib import contextmanager
 import pytest
@@ -8,6 +8,17 @@ DRIVER = shutil.which('chromedriver')
 FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-sync',
          '--disable-background-networking', '--disable-component-update', '--disable-dev-shm-usage']
 browser_only = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason='no chromium and chromedriver on this machine')
+
+
+def start_browser(profile, width=1280, height=900):
+    "Start a browser that keeps its profile in a folder, and logs what it asks the network for."
+    from selenium import webdriver
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    own_flags = [f'--window-size={width},{height}', f'--user-data-dir={profile}']
+    for flag in FLAGS + own_flags: options.add_argument(flag)
+    options.set_capability('goog:loggingPrefs', {'performance': 'ALL', 'browser': 'ALL'})
+    return webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
 
 
 def _write_json(path, content):
@@ -82,12 +93,7 @@ INTO_VIEW = 'arguments[0].scrollIntoView({block: "center"})'
 class Page:
     "A notebook in a browser; a context that ends with the browser."
     def __init__(self, address, folder, width=1280, height=1400):
-        from selenium import webdriver
-        options = webdriver.ChromeOptions()
-        options.binary_location = CHROMIUM
-        own_flags = [f'--window-size={width},{height}', f'--user-data-dir={folder/"profile"}']
-        for flag in FLAGS + own_flags: options.add_argument(flag)
-        self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
+        self.driver = start_browser(folder/'profile', width, height)
         self.driver.get(address)
         self.wait(lambda: self.found('.jp-Notebook-ExecutionIndicator[data-status="idle"]'))
 

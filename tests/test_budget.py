@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest, torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from machines import BY_HAND
 from llmbook.core import UserError
 from llmbook.model.config import SIZES, ModelConfig, get_config
 from llmbook.model.transformer import Transformer
@@ -127,7 +128,8 @@ def kept(m, x, precision):
     hooks = torch.autograd.graph.saved_tensors_hooks(tensors.note, lambda t: t)
     autocast = torch.autocast('cpu', torch.bfloat16, enabled=precision == 'bfloat16')
     with hooks, autocast: m(x)
-    for p in [*m.parameters(), *m.buffers()]: tensors.sizes.pop(p.untyped_storage().data_ptr(), None)
+    for p in [*m.parameters(), *m.buffers()]:
+        tensors.sizes.pop(p.untyped_storage().data_ptr(), None)
     return sum(tensors.sizes.values())
 
 
@@ -178,7 +180,8 @@ def test_how_ranks_share():
         if part not in ('communication', 'total'): assert ddp[part] == one[part]
     assert one['communication'] == 0
     assert ddp['communication'] == 4 * total(get_config('llama3.2-1b'))
-    for part in ('weights', 'gradients', 'optimizer'): assert fsdp[part] == pytest.approx(one[part] / 8, abs=1)
+    for part in ('weights', 'gradients', 'optimizer'):
+        assert fsdp[part] == pytest.approx(one[part] / 8, abs=1)
     assert fsdp['activations'] == one['activations']
     assert fsdp['total'] < one['total'] < ddp['total']
 
@@ -357,36 +360,34 @@ def test_the_picture_is_escaped_and_finite():
 
 # ---- plans for this machine
 
-HAND = dict(device='by hand', type='cpu', cores=2, memory=16e9, peak_flops=330e9, peak_source='measured',
-            dtype='float32', efficiency=.5, efficiency_at=[[64, .3], [256, .5]])
 
 def through_json(p): return Plan.from_dict(json.loads(json.dumps(p.to_dict())))
 
 
 def test_plan_is_repeatable():
-    p = plan(3, HAND)
-    assert p == plan(3, HAND) == through_json(p)
+    p = plan(3, BY_HAND)
+    assert p == plan(3, BY_HAND) == through_json(p)
     assert p.tokens == p.bs * p.seq_len * p.steps
     assert p.expected['seconds'] == pytest.approx(180, rel=.05)
 
 
 def test_more_minutes_give_larger_models():
-    sizes = [plan(minutes, HAND).expected['params'] for minutes in (.1, 1, 10, 100, 1000)]
+    sizes = [plan(minutes, BY_HAND).expected['params'] for minutes in (.1, 1, 10, 100, 1000)]
     assert sizes == sorted(sizes)
     assert sizes[-1] > sizes[0]
 
 
 def test_text_is_not_read_too_often():
-    assert plan(100, HAND, tokens_available=1_000_000).expected['passes'] <= 4.1
+    assert plan(100, BY_HAND, tokens_available=1_000_000).expected['passes'] <= 4.1
 
 
 def test_a_local_plan_fits_the_memory():
-    assert plan(1000, {**HAND, 'memory': 5e8}).expected['memory'] < 3e8
+    assert plan(1000, {**BY_HAND, 'memory': 5e8}).expected['memory'] < 3e8
 
 
 @pytest.mark.parametrize('minutes', [0, -1, math.nan, math.inf, 1e300, 'a'])
 def test_minutes_that_are_none_are_refused(minutes):
-    with pytest.raises(UserError, match='above 0'): plan(minutes, HAND)
+    with pytest.raises(UserError, match='above 0'): plan(minutes, BY_HAND)
 
 
 @pytest.mark.parametrize('kw, says', [
@@ -395,13 +396,14 @@ def test_minutes_that_are_none_are_refused(minutes):
     (dict(tokens_available=math.nan), 'expected'),
 ])
 def test_local_plan_refuses(kw, says):
-    with pytest.raises(UserError, match=says): plan(1, HAND, **kw)
+    with pytest.raises(UserError, match=says): plan(1, BY_HAND, **kw)
 
 
 @pytest.mark.parametrize('k, v', [('bs', 'a'), ('steps', 1.5), ('seed', None), ('config', []), ('minutes', '1'),
                                   ('machine', []), ('lr', math.inf), ('tokens', True)])
 def test_a_plan_of_other_types_is_refused_by_name(k, v):
-    with pytest.raises(UserError, match=f'{k}|n_layer'): Plan.from_dict(plan(1, HAND).to_dict() | {k: v})
+    with pytest.raises(UserError, match=f'{k}|n_layer'):
+        Plan.from_dict(plan(1, BY_HAND).to_dict() | {k: v})
 
 
 @pytest.mark.parametrize('odd', [[], 5, None])
@@ -410,7 +412,7 @@ def test_what_is_no_dict_is_no_plan(odd):
 
 
 def test_plan_html_is_escaped():
-    p = plan(1, {**HAND, 'device': '<script>x</script>'})
+    p = plan(1, {**BY_HAND, 'device': '<script>x</script>'})
     assert '<script>' not in p._repr_html_()
 
 
@@ -420,7 +422,7 @@ def test_an_older_plan_still_loads():
                   rope_theta=1e4, norm_eps=1e-6, tie_embeddings=True)
     expected = dict(params=361e3, body=98.8e3, flops=1e12, memory=1e8, seconds=60., tokens_per_s=1e4,
                     tokens_per_param=6., passes=None)
-    old = dict(minutes=1, seed=42, machine=HAND, size='pico', config=config, bs=8, seq_len=256, steps=100,
+    old = dict(minutes=1, seed=42, machine=BY_HAND, size='pico', config=config, bs=8, seq_len=256, steps=100,
                tokens=204_800, lr=1e-2, expected=expected)
     p = Plan.from_dict(old)
     assert p.to_dict() == old
@@ -431,9 +433,9 @@ def test_an_older_plan_still_loads():
 
 def test_expected_rate_by_hand():
     c = get_config('medium')
-    rate = expected_rate(c, HAND)
+    rate = expected_rate(c, BY_HAND)
     assert rate == pytest.approx(.8 * .5 * 330e9 / flops_per_token(c))
-    twice = {**HAND, 'peak_flops': 660e9}
+    twice = {**BY_HAND, 'peak_flops': 660e9}
     assert expected_rate(c, twice) == pytest.approx(2 * rate)
 
 
@@ -458,7 +460,8 @@ def test_enough_text_is_no_limit():
 def test_float16_is_not_sharded():
     "Its scale would have to be agreed on by all ranks; `parallel` refuses it."
     assert plan(device='v100', count=8, hours=100).expected['sharding'] == 'ddp'
-    with pytest.raises(UserError, match='float16'): plan(device='v100', count=8, hours=100, sharding='fsdp')
+    with pytest.raises(UserError, match='float16'):
+        plan(device='v100', count=8, hours=100, sharding='fsdp')
 
 
 @pytest.mark.parametrize('kw', [dict(recompute=-1), dict(recompute=1.5), dict(seed='a'), dict(seed=2 ** 64)])

@@ -207,7 +207,8 @@ class Noise(Callback):
 
 def test_what_cannot_be_saved_is_refused_before_the_first_step(data, tmp_path):
     learn = make(data, tmp_path, Noise())
-    with pytest.raises(UserError, match='noise.numbers of type generator'), quiet(learn): learn.fit(1)
+    with pytest.raises(UserError, match='noise.numbers of type generator'), quiet(learn):
+        learn.fit(1)
     assert learn.train_iter == 0
     fit(make(data, tmp_path/'no checkpoint', Noise(), every=None), 1) # nothing to save there
 
@@ -218,7 +219,8 @@ class MadeLate(Callback):
 
 
 def test_what_turns_up_later_and_cannot_be_saved_is_named(data, tmp_path):
-    with pytest.warns(UserWarning, match='made_late.averaged'): fit(make(data, tmp_path, MadeLate()), 1)
+    with pytest.warns(UserWarning, match='made_late.averaged'):
+        fit(make(data, tmp_path, MadeLate()), 1)
 
 
 def test_a_save_before_the_checkpoints_own_turn(data, tmp_path):
@@ -265,20 +267,23 @@ def test_groups_that_stay_open_keep_their_moments(data, tmp_path):
 def test_broken_weights_are_refused_by_name(data, tmp_path, value):
     learn = make(data, tmp_path)
     learn.model.blocks[0].mlp.down_proj.weight.data[0, 0] = value
-    with pytest.raises(UserError, match='such as blocks.0.mlp.down_proj.weight'), quiet(learn): learn.fit(1)
+    with pytest.raises(UserError, match='such as blocks.0.mlp.down_proj.weight'), quiet(learn):
+        learn.fit(1)
     assert learn.train_iter == 0
 
 
 @pytest.mark.parametrize('lr', [1e9, 1e30])
 def test_a_rate_that_destroys_the_model_is_an_error(data, tmp_path, lr):
-    with pytest.raises(UserError, match='lower the learning rate'): fit(make(data, tmp_path, lr=lr, clip=None), 2)
+    with pytest.raises(UserError, match='lower the learning rate'):
+        fit(make(data, tmp_path, lr=lr, clip=None), 2)
 
 
 def test_another_learning_rate_is_another_run(data, tmp_path):
     fit(make(data, tmp_path, Cut(3)), 1)
     with pytest.raises(UserError, match='lr'): fit(make(data, tmp_path, lr=1e-2), 1)  # it was cut
     fit(make(data, tmp_path), 1)
-    with pytest.raises(UserError, match='lr'): fit(make(data, tmp_path, lr=1e-2), 1)  # it is finished
+    with pytest.raises(UserError, match='lr'):
+        fit(make(data, tmp_path, lr=1e-2), 1)  # it is finished
 
 
 class Intruder(Callback):

@@ -2,9 +2,11 @@
 
 The last tests look at the page in a headless Chromium; they skip where there is none.
 """
-import json, os, random, re, shutil, subprocess, sys
+import json, random, re
 import numpy as np
 import pytest
+from lab import browser_only, start_browser
+from run_program import heavy_imports, output_of
 from llmbook.core import UserError, read_json
 from llmbook.prepare.card import (
     card_html, card_warnings, cluster_bins, cluster_picture, funnel_picture, length_picture, middle, save_card, show_card
@@ -136,24 +138,15 @@ def test_examples_are_spread_over_the_corpus():
     assert abs(firsts / 900 - .5) < .06
 
 
-def output_of(code, **env):
-    "Return what a fresh interpreter prints."
-    cmd = [sys.executable, '-c', code]
-    return subprocess.run(cmd, capture_output=True, text=True, check=True, env={**os.environ, **env}).stdout
-
-
 def test_keys_are_the_same_in_every_process():
-    code = ("from llmbook.prepare.account import sample_key\n"
-            "print(sample_key('a'), sample_key('\\ud800'), sample_key(3))")
-    expected = f"{sample_key('a')} {sample_key(chr(0xd800))} {sample_key(3)}\n"
-    assert {output_of(code, PYTHONHASHSEED=seed) for seed in ('1', '2')} == {expected}
-    assert sample_key('a') == 4681665781835383343
+    here = [sample_key('a'), sample_key('\ud800'), sample_key(3)]
+    for seed in '12': assert json.loads(output_of('sample_keys', PYTHONHASHSEED=seed)) == here
+    assert here[0] == 4681665781835383343
 
 
 def test_counting_needs_no_torch():
-    code = ("import sys, llmbook.prepare.account, llmbook.show.charts, llmbook.prepare.card\n"
-            "print([m for m in ('torch', 'fastai', 'IPython', 'ipywidgets', 'matplotlib') if m in sys.modules])")
-    assert output_of(code).strip() == '[]'
+    modules = ['llmbook.prepare.account', 'llmbook.show.charts', 'llmbook.prepare.card']
+    assert heavy_imports(modules, ['torch', 'fastai', 'IPython', 'ipywidgets', 'matplotlib']) == {}
 
 
 def test_lengths_are_a_histogram():
@@ -322,13 +315,6 @@ def test_size_stays_bounded():
 
 # ---- in a real browser -----------------------------------------------------------------------------------------------
 
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-DRIVER = shutil.which('chromedriver')
-FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
-         '--disable-background-networking', '--disable-component-update', '--disable-sync',
-         '--disable-dev-shm-usage', '--window-size=1100,900']
-
-
 PARTS = '[role=group] > div, summary, pre'
 OPEN_ALL = 'document.querySelectorAll("details").forEach(e => e.open = true)'
 WIDTH = 'return document.documentElement.scrollWidth'
@@ -339,13 +325,7 @@ BACKGROUND = 'return getComputedStyle(document.body).backgroundColor'
 
 @pytest.fixture
 def driver(tmp_path):
-    from selenium import webdriver
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in [*FLAGS, f'--user-data-dir={tmp_path/"profile"}']: options.add_argument(flag)
-    options.set_capability('goog:loggingPrefs', {'performance': 'ALL', 'browser': 'ALL'})
-    service = webdriver.ChromeService(executable_path=DRIVER)
-    driver = webdriver.Chrome(options=options, service=service)
+    driver = start_browser(tmp_path/'profile', 1100, 900)
     yield driver
     driver.quit()
 
@@ -371,7 +351,7 @@ def evil_reason(i):
     return f'{EVIL} a_reason_with_a_long_name_{i}', dict(documents=9 - i, bytes=9, examples=[example])
 
 
-@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason='no chromium and chromedriver on this machine')
+@browser_only
 def test_the_page_in_a_browser(driver, tmp_path):
     "On a desk and on a phone: nothing sticks out or is cut off, no text of a document acts, the network is not asked."
     card = full_card()
@@ -401,4 +381,5 @@ def test_a_warning_blames_the_language_only_where_rules_are_for_another():
     lost = dict(documents=30, dropped=29, reasons=dict(stop_words=29))
     german, english, unknown = [card_warnings(dict(filtered_languages={code: lost}))[0] for code in ('de', 'en', '')]
     assert 'another language' in german
-    for warning in (english, unknown): assert 'another language' not in warning and 'rejects.jsonl' in warning
+    for warning in (english, unknown):
+        assert 'another language' not in warning and 'rejects.jsonl' in warning

@@ -1,9 +1,10 @@
 "HTML, personal data and cleaning: real pages, labelled text, published cases, hostile input, properties."
-import ast, gzip, json, os, random, re, subprocess, sys
+import ast, gzip, json, random, re
 from collections import Counter, defaultdict
-from pathlib import Path
 from urllib.parse import urlsplit
 import pytest
+from real_data import DATA, needs_data
+from run_program import heavy_imports, output_of
 from llmbook.core import UserError
 from llmbook.clean import text as cleaning, pii as personal
 from llmbook.read import html as pages
@@ -13,10 +14,6 @@ from llmbook.read.embedded import embedded_corpus
 from llmbook.read.doc import Doc
 from llmbook.read.html import extract_html, read_page
 from llmbook.clean.pii import PERSONAL, mask_personal
-
-ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get('LLMBOOK_DATA', ROOT.parent/'shared/data'))
-needs_data = pytest.mark.skipif(not DATA.exists(), reason='needs LLMBOOK_DATA')
 
 @pytest.fixture(scope='module')
 def docs(): return list(embedded_corpus(3_000_000))
@@ -200,13 +197,7 @@ def test_pages_made_to_hurt_come_out_no_larger_than_they_went_in(unit):
         page = unit * n + 'end'
         assert len(extract_html(page)) <= 2 * len(page)
 
-def run(program, hash_seed='0'):
-    "Return what a program prints in another process."
-    env = {**os.environ, 'PYTHONHASHSEED': hash_seed}
-    command = [sys.executable, ROOT/'tests/programs'/program]
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=120).stdout
-
-def test_a_process_reads_a_deep_page_within_little_memory(): run('read_deep_page.py')
+def test_a_process_reads_a_deep_page_within_little_memory(): output_of('read_deep_page')
 
 SOUP = ['<p>', '</p>', '<div class="', '">', '<script>secret()</script>', '<style>secret{}</style>', 'word ', '&amp',
         '&#xFFFFFFF;', '<!--', '-->', '<![CDATA[', ']]>', '<table>', '<tr>',
@@ -244,7 +235,8 @@ def sites():
     "Yield (page, lines that only this page of its site has, lines that at least half of the site's pages have)."
     pages_of_site = defaultdict(dict) # a dict keeps the order, and a page that was fetched twice only once
     for name in CRAWLS:
-        for url, page in warc(name): pages_of_site[urlsplit(url).netloc.removeprefix('www.')][page] = None
+        for url, page in warc(name):
+            pages_of_site[urlsplit(url).netloc.removeprefix('www.')][page] = None
     _, everything = pages._library()
     for site in pages_of_site.values():
         lines = {}
@@ -389,7 +381,8 @@ def test_looking_first_finds_what_looking_everywhere_finds(docs):
                                  'sk-', '-----BEGIN PRIVATE KEY-----', 'key="', 'Tel. ', '(212) ', 'xoxb-', '1', 'a',
                                  'aA1', '2001:'])
 def test_long_runs_are_read_in_one_go(run):
-    for text in (run * 30_000, ' '.join([run] * 20_000), '\n'.join([run] * 20_000)): mask_personal(text)
+    for text in (run * 30_000, ' '.join([run] * 20_000), '\n'.join([run] * 20_000)):
+        mask_personal(text)
 
 def dolma(*parts):
     "Return the records of a file of Dolma's samples."
@@ -528,13 +521,12 @@ def test_python_is_the_same_program_after_cleaning(docs):
         seen += 1
     assert seen > 80
 
-def test_the_same_in_every_process(): assert run('clean_digest.py', '0') == run('clean_digest.py', '1')
+def test_the_same_in_every_process():
+    first, second = [output_of('clean_digest', PYTHONHASHSEED=seed) for seed in '01']
+    assert first == second
 
 def test_importing_costs_little():
-    heavy = ('torch', 'fastai', 'resiliparse', 'ftfy', 'wcwidth')
-    code = f'import sys, llmbook.clean.text; print([m for m in {heavy} if m in sys.modules])'
-    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
-    assert out.strip() == '[]'
+    assert heavy_imports(['llmbook.clean.text'], ['torch', 'fastai', 'resiliparse', 'ftfy', 'wcwidth']) == {}
 
 
 # --- words of every script ---

@@ -1,15 +1,20 @@
 "What the commands say, keep and refuse."
 import json, math, os, stat, warnings
+from itertools import product
 from pathlib import Path
 import pytest, torch
+from folders import read_rows
+from foreign import gpt2_like
 import llmbook.cli as cli
 from llmbook.core import UserError, import_transformers
 from llmbook.model.config import ModelConfig
-from llmbook.model.hf import load_pretrained, save_pretrained
+from llmbook.model.hf import save_pretrained
 from llmbook.model.transformer import Transformer
 from llmbook.tokens.tokenizer import train_tokenizer
 
-LINES = [f'the {a} {b} is {c}' for a in ('red', 'blue', 'old', 'new') for b in ('house', 'boat', 'hat') for c in ('here', 'gone')]
+LINES = []
+for what in product(('red', 'blue', 'old', 'new'), ('house', 'boat', 'hat'), ('here', 'gone')):
+    LINES.append('the {} {} is {}'.format(*what))
 PARTS = dict(train=range(0, 14), valid=range(14, 18), test=range(18, 24))
 
 
@@ -29,7 +34,12 @@ def model(tok, tmp_path):
 
 
 def records():
-    return [dict(prompt=LINES[i], answer=LINES[i].split()[-1], split=split) for split, part in PARTS.items() for i in part]
+    rows = []
+    for split, part in PARTS.items():
+        for i in part:
+            answer = LINES[i].split()[-1]
+            rows.append(dict(prompt=LINES[i], answer=answer, split=split))
+    return rows
 
 
 def task_file(folder, lines, name='t.jsonl'):
@@ -58,7 +68,7 @@ def test_what_is_left_out_is_said_and_kept(model, tmp_path, capsys):
 
 def test_questions_and_answers_are_kept(model, tmp_path):
     out = tuned(model, tmp_path)
-    lines = [json.loads(line) for line in (out/'predictions.jsonl').read_text().splitlines()]
+    lines = read_rows(out/'predictions.jsonl')
     assert [line['prompt'] for line in lines] == [LINES[i] for i in PARTS['test']]
     assert set(lines[0]) == {'prompt', 'reference', 'before', 'after'}
 
@@ -80,7 +90,8 @@ def test_answers_get_the_length_of_the_references(model, tmp_path, monkeypatch, 
         asked.append(max_new_tokens)
         return ['' for _ in prompts]
     monkeypatch.setattr(cli, 'answers', answers)
-    lines = [dict(r, prompt=r['prompt'][:9], answer=' '.join(['gone'] * 45) + f' {i}') for i, r in enumerate(records())]
+    long_answer = ' '.join(['gone'] * 45)
+    lines = [dict(r, prompt=r['prompt'][:9], answer=f'{long_answer} {i}') for i, r in enumerate(records())]
     tuned(model, tmp_path, lines)
     assert asked[0] == asked[1] > 45
     assert 'after, 6 of 6 answers are empty' in capsys.readouterr().out
@@ -138,13 +149,7 @@ def test_the_lines_of_the_card_run(model, tmp_path, monkeypatch, capsys):
 
 
 def test_a_folder_of_transformers_with_its_own_tokenizer_can_be_tuned(tmp_path):
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    own = Tokenizer(models.BPE())
-    own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    own.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    own.train_from_iterator(LINES, trainers.BpeTrainer(vocab_size=280, initial_alphabet=alphabet, show_progress=False))
-    own.add_special_tokens(['<|endoftext|>'])
+    own = gpt2_like(LINES, 280, '<|endoftext|>')
     end = own.token_to_id('<|endoftext|>')
     transformers = import_transformers()
     config = transformers.GPT2Config(vocab_size=own.get_vocab_size(), n_positions=64, n_embd=32, n_layer=2, n_head=2,
@@ -193,7 +198,8 @@ def test_an_export_that_gives_other_logits_is_refused(model, tmp_path, monkeypat
     from llmbook import journey
     for gap in (math.nan, 1e-3):
         monkeypatch.setattr(journey, 'logits_gap', lambda *args: gap)
-        with pytest.raises(UserError, match='within 1e-4'): cli.llmbook_export(model, out=str(tmp_path/'e'))
+        with pytest.raises(UserError, match='within 1e-4'):
+            cli.llmbook_export(model, out=str(tmp_path/'e'))
 
 
 # ---- evaluation ----
@@ -228,7 +234,8 @@ def test_two_seeds_share_no_draw(model, tmp_path, monkeypatch):
         seeds.append(seed)
         return ['text' for _ in starts]
     monkeypatch.setattr(journey, 'generate', generate)
-    for seed in (0, 1): cli.llmbook_evaluate(model, out=str(tmp_path/'e.json'), prompts=2, seed=seed)
+    for seed in (0, 1):
+        cli.llmbook_evaluate(model, out=str(tmp_path/'e.json'), prompts=2, seed=seed)
     assert len(set(seeds)) == 8
 
 
@@ -239,7 +246,8 @@ def test_a_run_takes_files_of_pairs(tmp_path):
     path = task_file(tmp_path, records(), 'my pairs.jsonl')
     s = Settings(tasks=f'translation,{path}')
     assert [task_name(task) for task in s.tasks] == ['translation', 'my pairs']
-    with pytest.raises(UserError, match='files of pairs that exist'): Settings(tasks='missing.jsonl')
+    with pytest.raises(UserError, match='files of pairs that exist'):
+        Settings(tasks='missing.jsonl')
     with pytest.raises(UserError, match='twice'): Settings(tasks=[path, path])
 
 
@@ -262,7 +270,8 @@ def test_a_run_that_failed_at_once_may_be_asked_for_something_else(tmp_path, mon
     def fail(run, s): raise UserError('expected text, found none')
     monkeypatch.setattr(journey, 'data_stage', fail)
     for seed in (1, 2):
-        with pytest.raises(UserError, match='expected text'): cli.llmbook_run(out=str(tmp_path/'r'), seed=seed)
+        with pytest.raises(UserError, match='expected text'):
+            cli.llmbook_run(out=str(tmp_path/'r'), seed=seed)
         assert not (tmp_path/'r').exists()
 
 
@@ -277,12 +286,16 @@ def calls(model, folder):
     out = str(folder/'fresh')
     (folder/'text.txt').write_text('the red house is here')
     return [
-        (cli.llmbook_run, dict(out=out, minutes=1., seed=1, sources='embedded', max_bytes=1000, vocab_size=400, tasks='translation')),
+        (cli.llmbook_run, dict(out=out, minutes=1., seed=1, sources='embedded', max_bytes=1000, vocab_size=400,
+                               tasks='translation')),
         (cli.llmbook_plan, dict(minutes=1., device='h100', count=1, hours=1., price=1., size='nano', ratio=20.,
                                 precision='bfloat16', recompute=0, mfu=.4, vocab_size=400, tokens=10_000, seed=1)),
-        (cli.llmbook_prepare, dict(out=out, preset='none', vocab_size=400, max_bytes=1000, personal='none', similarity=.8, repeats=0, seed=1)),
-        (cli.llmbook_pretrain, dict(data=str(folder/'none'), size='pico', out=out, minutes=1., seed=1, checkpoint_minutes=.5, keep=1, parallel='ddp')),
-        (cli.llmbook_finetune, dict(model=model, task=task, out=out, steps=1, lr=1e-3, pairs=1, seed=1, bs=8, metric='bleu', answer_tokens=2, evaluations=1, best=False)),
+        (cli.llmbook_prepare, dict(out=out, preset='none', vocab_size=400, max_bytes=1000, personal='none',
+                                   similarity=.8, repeats=0, seed=1)),
+        (cli.llmbook_pretrain, dict(data=str(folder/'none'), size='pico', out=out, minutes=1., seed=1,
+                                    checkpoint_minutes=.5, keep=1, parallel='ddp')),
+        (cli.llmbook_finetune, dict(model=model, task=task, out=out, steps=1, lr=1e-3, pairs=1, seed=1, bs=8,
+                                    metric='bleu', answer_tokens=2, evaluations=1, best=False)),
         (cli.llmbook_generate, dict(model=model, prompt='the', tokens=1, temperature=.5, top_p=.9, top_k=2, min_p=.1,
                                     repetition_penalty=1., stop='x', stream=False, n=1, seed=1, answer=False, dtype='float32')),
         (cli.llmbook_evaluate, dict(model=model, out=str(folder/'e.json'), prompts=1, seed=1)),
@@ -293,7 +306,8 @@ def calls(model, folder):
 def test_a_bad_value_is_a_user_error_or_works(model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     def nothing(*args, **options): raise UserError('expected to get here: the arguments are taken')
-    for heavy in ('journey', 'prepare', 'finetune', 'continuation_rows', 'save_pretrained'): monkeypatch.setattr(cli, heavy, nothing)
+    for heavy in ('journey', 'prepare', 'finetune', 'continuation_rows', 'save_pretrained'):
+        monkeypatch.setattr(cli, heavy, nothing)
     unexpected = []
     for f, good in calls(model, tmp_path):
         for name in good:

@@ -1,11 +1,12 @@
 """Rules about content: language, licences, length, word lists, the toxicity detector and the n-gram model."""
-import csv, gzip, json, multiprocessing, os, random, re, subprocess, sys, zipfile, zlib
+import csv, gzip, json, multiprocessing, random, re, zipfile, zlib
 from collections import Counter
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
 import pytest
+from real_data import DATA, needs_data
+from run_program import heavy_imports
 from llmbook.clean import language
 from llmbook.core import UserError
 from llmbook.filters import content, toxicity
@@ -15,9 +16,6 @@ from llmbook.filters.view import View
 from llmbook.read.doc import Doc
 from llmbook.read.licence import identify_licence
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get('LLMBOOK_DATA', ROOT.parent/'shared/data'))
-needs_data = pytest.mark.skipif(not DATA.exists(), reason='needs LLMBOOK_DATA')
 
 
 def view(text='', **kw): return SimpleNamespace(doc=Doc(text, 'x', **kw), text=text)
@@ -30,9 +28,8 @@ def texts(n, seed=0, letters='abcdefgh ijklm NOPQ .,!&@ é ß 猫 \n 12'):
 
 # what workers import must start fast
 def test_imports_neither_torch_nor_the_identifier():
-    program = ROOT/'tests/programs/slow_imports.py'
-    run = subprocess.run([sys.executable, program], cwd=ROOT, capture_output=True, text=True)
-    assert run.stdout.strip() == '[]'
+    modules = ['llmbook.clean.language', 'llmbook.filters.content', 'llmbook.filters.ngram_lm', 'llmbook.filters.toxicity']
+    assert heavy_imports(modules, ['torch', 'fastai', 'py3langid', 'matplotlib', 'scipy']) == {}
 
 
 # toxicity
@@ -84,7 +81,8 @@ def test_toxicity_rule_on_held_out_tweets():
 
 @needs_data
 def test_toxicity_rule_leaves_plain_pages_alone():
-    with open(DATA/'web_demo/c4_demo.jsonl', encoding='utf-8') as f: pages = [json.loads(line)['text'] for line in f]
+    with open(DATA/'web_demo/c4_demo.jsonl', encoding='utf-8') as f:
+        pages = [json.loads(line)['text'] for line in f]
     assert sum(content.toxicity(view(t)) is not None for t in pages) <= 3
 
 
@@ -124,7 +122,8 @@ def test_language_rule():
     assert language.language(view('1 + 1')) == 'zxx 0.00'
     assert language.language(view('1 + 1', kind='code')) is None
     for allow in ('en', (), ('xx',), ('English',)):
-        with pytest.raises(UserError, match='codes of languages'): language.language(view(t), allow=allow)
+        with pytest.raises(UserError, match='codes of languages'):
+            language.language(view(t), allow=allow)
 
 
 def identify(t): return language.identify(t)
@@ -134,7 +133,8 @@ def test_language_is_the_same_in_another_process():
     some = texts(5, 4) + ['Das Haus am See ist alt.', 'La maison est vieille.']
     here = [language.identify(t) for t in some]
     for kind in ('fork', 'spawn'):
-        with multiprocessing.get_context(kind).Pool(1) as pool: assert pool.map(identify, some) == here
+        with multiprocessing.get_context(kind).Pool(1) as pool:
+            assert pool.map(identify, some) == here
 
 
 TWO_LETTERS = dict(
@@ -147,7 +147,8 @@ TWO_LETTERS = dict(
 @needs_data
 def test_language_accuracy_on_paragraphs():
     "Compare with the labels of the library that the paragraphs come from, where a language has a code of two letters."
-    with open(DATA/'language_id/franc_fixtures.jsonl', encoding='utf-8') as f: rows = [json.loads(line) for line in f]
+    with open(DATA/'language_id/franc_fixtures.jsonl', encoding='utf-8') as f:
+        rows = [json.loads(line) for line in f]
     rows = [row for row in rows if row['iso6393'] in TWO_LETTERS]
     right = [language.identify(row['text'])[0] == TWO_LETTERS[row['iso6393']] for row in rows]
     assert len(right) >= 35
@@ -387,7 +388,8 @@ def declarations(codes):
 
 @needs_data
 def test_perplexity_tells_prose_from_the_rest():
-    with gzip.open(DATA/'wikitext2/valid.txt.gz', 'rt', encoding='utf-8') as f: words = f.read().split()
+    with gzip.open(DATA/'wikitext2/valid.txt.gz', 'rt', encoding='utf-8') as f:
+        words = f.read().split()
     text = ' '.join(words)
     parts = [text[i:i + 2000] for i in range(0, 1_000_000, 2000)]
     m = NgramModel.train(parts[::2])
@@ -411,7 +413,8 @@ def test_rules_can_go_to_other_processes(tmp_path):
         partial(content.perplexity, model=m, high=1.),
         partial(language.language, allow=('de',))]
     v = view('a text that goes to another process, damn it')
-    with multiprocessing.get_context('spawn').Pool(1) as pool: there = [pool.apply(rule, (v,)) for rule in rules]
+    with multiprocessing.get_context('spawn').Pool(1) as pool:
+        there = [pool.apply(rule, (v,)) for rule in rules]
     assert there == [rule(v) for rule in rules]
     assert there[2] == 1
 

@@ -1,24 +1,18 @@
 "Data from source to split: bad input, the same in every process, accounting, and slow or published answers."
-import ast, gzip, json, os, random, subprocess, sys
+import ast, gzip, json, random
 from collections import Counter
 from pathlib import Path
 import pytest
+from real_data import real_data
+from run_program import output_of
 from llmbook.core import UserError
 from llmbook.filters import presets as rules
 from llmbook.clean.pii import mask_personal
 from llmbook.clean.text import clean, repair
 from llmbook.dedup.near import Deduper, choose_bands, dedup, jaccard, shingles
-from llmbook.filters.presets import PRESETS, Drop, View, check
+from llmbook.filters.presets import PRESETS, Drop, check
 from llmbook.prepare.splits import assign_splits, split_of
 from llmbook.read.sources import Doc, Reject, corpus_fingerprint, docstrings, embedded_corpus, read_sources
-
-DATA = Path(os.environ.get('LLMBOOK_DATA', Path(__file__).parents[2]/'shared'/'data'))
-
-def data(*parts):
-    "Return a file of the shared data, or skip the test with its name."
-    f = DATA.joinpath(*parts)
-    if not f.exists(): pytest.skip(f"needs LLMBOOK_DATA with {'/'.join(parts)}")
-    return f
 
 @pytest.fixture(scope='module')
 def docs(): return list(embedded_corpus(3_000_000))
@@ -101,14 +95,8 @@ def test_a_byte_order_mark_is_not_text(tmp_path):
 
 # --- the embedded corpus ---
 
-def in_another_process(program, hash_seed):
-    "Return what a program prints in a process with this hash seed."
-    env = {**os.environ, 'PYTHONHASHSEED': hash_seed}
-    command = [sys.executable, Path(__file__).parent/'programs'/program]
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
-
 def test_the_corpus_is_the_same_in_every_process():
-    first, second = (in_another_process('corpus_and_duplicates.py', hash_seed) for hash_seed in ('0', '1'))
+    first, second = [output_of('corpus_and_duplicates', PYTHONHASHSEED=seed) for seed in '01']
     assert first == second
     assert first.split()[0] == corpus_fingerprint(embedded_corpus(400_000))
 
@@ -198,7 +186,7 @@ def test_code_is_not_repaired_and_prose_is():
 
 @pytest.mark.parametrize('name', ['in-the-wild', 'synthetic', 'negative', 'language-names'])
 def test_ftfys_own_cases(name):
-    cases = json.loads(data('ftfy_cases', f'{name}.json').read_text(encoding='utf-8'))
+    cases = json.loads(real_data('ftfy_cases', f'{name}.json').read_text(encoding='utf-8'))
     solved = [c for c in cases if c['expect'] == 'pass']
     for c in solved:
         want = c.get('fixed-encoding', c['fixed'])
@@ -279,7 +267,7 @@ def test_most_of_the_embedded_corpus_stays(docs):
         assert sum(check(d) is None for d in mine) > .9 * len(mine), kind
 
 def test_published_web_text_passes_the_published_rules():
-    lines = data('web_demo', 'c4_demo.jsonl').read_text(encoding='utf-8').splitlines()
+    lines = real_data('web_demo', 'c4_demo.jsonl').read_text(encoding='utf-8').splitlines()
     verdicts = [check(Doc(json.loads(line)['text'], 'x', language='en')) for line in lines]
     kept = verdicts.count(None)
     assert kept > .9 * len(lines), f'{kept} of {len(lines)}'
@@ -312,7 +300,7 @@ def test_licences_against_every_pair():
 
 def lines_of(name):
     "Return the lines of a file of the published near-duplicates that are not blank."
-    f = data('minhash_near_duplicates', name)
+    f = real_data('minhash_near_duplicates', name)
     raw = gzip.decompress(f.read_bytes()) if f.suffix == '.gz' else f.read_bytes()
     return [line for line in raw.decode().splitlines() if line.strip()]
 
@@ -388,7 +376,8 @@ def test_near_duplicates_are_never_separated(docs):
 def test_packages_are_never_cut(docs):
     splits = assign_splits(docs, by='package', valid=.1, test=.1)
     split_of_package = {}
-    for d, split in zip(docs, splits): assert split_of_package.setdefault(d.meta['package'], split) == split
+    for d, split in zip(docs, splits):
+        assert split_of_package.setdefault(d.meta['package'], split) == split
     assert set(splits) == {'train', 'valid', 'test'}
 
 def test_a_new_document_moves_no_other(docs):

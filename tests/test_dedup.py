@@ -1,10 +1,11 @@
 """Deduplication: against slow and certain answers, in any batch, process and order, with little memory."""
-import gzip, os, pickle, random, subprocess, sys, tracemalloc
+import gzip, pickle, random, tracemalloc
 from collections import Counter, defaultdict
 from itertools import combinations
-from pathlib import Path
 import numpy as np
 import pytest
+from real_data import DATA, needs_data
+from run_program import output_of
 from llmbook.core import UserError
 from llmbook.dedup import near
 from llmbook.dedup.decontaminate import Decontaminator
@@ -17,8 +18,6 @@ from llmbook.dedup.repeats import (
 from llmbook.read.doc import Doc
 from llmbook.read.embedded import embedded_corpus
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get('LLMBOOK_DATA', ROOT.parent/'shared/data'))
 TRICKY = ['', ' ', '\n\n\t', '...', 'one', 'a b c d', 'a b c d e', 'A  b\nc\x00d\x7fe', 'x' * 5000, 'ab ' * 5000,
           '日本語の文章は空白がない。' * 9, 'İstanbul ﬁ ß \u2028 \x85 \xa0 end', '\ud800 lone surrogate \udfff',
           'naïve café ' * 30, '👩‍👩‍👧 family 👩‍👩‍👧', 'word ' * 4 + '長' * 400]
@@ -119,14 +118,10 @@ def test_signatures_of_no_texts_have_their_shapes():
     assert shapes == dict(exact=((0, 2), np.uint64), bands=((0, 25), np.uint64), length=((0,), np.int64))
 
 def test_the_same_numbers_in_every_process():
-    program = ROOT/'tests/programs/signatures.py'
-    runs = []
-    for seed, threads in (('0', '1'), ('1', '2')):
-        env = {**os.environ, 'PYTHONHASHSEED': seed, 'RAYON_NUM_THREADS': threads}
-        run = subprocess.run([sys.executable, program], env=env, capture_output=True, text=True, check=True)
-        runs.append(run.stdout)
-    assert runs[0] == runs[1]
-    assert runs[0].split()[0] == GOLDEN
+    first = output_of('signatures', PYTHONHASHSEED='0', RAYON_NUM_THREADS='1')
+    second = output_of('signatures', PYTHONHASHSEED='1', RAYON_NUM_THREADS='2')
+    assert first == second
+    assert first.split()[0] == GOLDEN
 
 def test_a_signer_is_small_and_travels():
     s = Signer(.5, 64, 3)
@@ -139,15 +134,18 @@ def test_a_signer_is_small_and_travels():
 def test_exact_means_equal_words():
     rng = random.Random(0)
     def few_words(): return ' '.join(rng.choices(['alpha', 'beta', 'gamma', 'delta'], k=rng.randrange(9)))
-    def other_spaces(t): return t.upper().replace(' ', rng.choice(['\n', '  ', '\t '])) + rng.choice(['', ' '])
+    def other_spaces(t):
+        space = rng.choice(['\n', '  ', '\t '])
+        end = rng.choice(['', ' '])
+        return t.upper().replace(' ', space) + end
     some = [few_words() for _ in range(300)]
     some += [other_spaces(t) for t in some]
     some += TRICKY
     keys = Signer().sign(some)['exact'].tolist()
-    by_words, by_key = defaultdict(list), defaultdict(list)
-    for i, (t, key) in enumerate(zip(some, keys)):
-        by_words[tuple(words_of(t))].append(i)
-        by_key[tuple(key)].append(i)
+    by_words = defaultdict(list)
+    for i, t in enumerate(some): by_words[tuple(words_of(t))].append(i)
+    by_key = defaultdict(list)
+    for i, key in enumerate(keys): by_key[tuple(key)].append(i)
     assert sorted(by_words.values()) == sorted(by_key.values())
 
 def test_exact_sees_two_words_change_places_however_far_apart():
@@ -213,7 +211,7 @@ def lines_of(path):
     return [line for line in data.decode().splitlines() if line.strip()]
 
 @pytest.mark.parametrize('name,n_pairs', [('articles_100.train', 5), ('articles_1000.train.gz', 10)])
-@pytest.mark.skipif(not DATA.exists(), reason='needs LLMBOOK_DATA')
+@needs_data
 def test_published_near_duplicates(name, n_pairs):
     folder = DATA/'minhash_near_duplicates'
     articles = [line.split(' ', 1) for line in lines_of(folder/name)]
@@ -311,7 +309,8 @@ def test_what_does_not_fit_is_refused(versions):
     with pytest.raises(UserError, match='one of'): find_duplicates(**s, rule=lambda members: 3)
     with pytest.raises(UserError, match='longest'): find_duplicates(**s, rule='shortest')
     for other in (bands[:3], [bands[:3], bands[3:, :9]]):
-        with pytest.raises(UserError, match='sign them again'): find_duplicates(**{**s, 'bands': other})
+        with pytest.raises(UserError, match='sign them again'):
+            find_duplicates(**{**s, 'bands': other})
 
 def test_nothing():
     as_lists = find_duplicates([], [], [], None)
@@ -593,7 +592,9 @@ def test_passages_without_spaces_are_found(tmp_path):
     rng = random.Random(5)
     def run(n): return ''.join(rng.choices(HAN, k=n))
     passage = run(150)
-    texts = [run(100) + '\n' + passage + '\n' + run(80), run(70) + passage + run(90)]
+    first_text = f'{run(100)}\n{passage}\n{run(80)}'
+    second_text = run(70) + passage + run(90)
+    texts = [first_text, second_text]
     counter = RepeatCounter(tmp_path)
     for i, text in enumerate(texts): counter.add(i, window_keys(text))
     counter.flush()

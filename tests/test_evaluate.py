@@ -4,19 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from real_data import DATA, real_data
 from scipy import stats as ss
 from llmbook.core import UserError, import_transformers, sha256
 from llmbook.evaluate import bias, overlap, perplexity, stats, toxicity
 from llmbook.filters.toxicity import ASSETS, BITS, SmokeDetector
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = Path(os.environ.get('LLMBOOK_DATA') or ROOT.parent/'shared'/'data')
-
-
-def data(name):
-    "Return a folder of real data; skip the test by name where it is absent."
-    if not (DATA/name).is_dir(): pytest.skip(f'no real data here: {name} (set LLMBOOK_DATA)')
-    return DATA/name
 
 
 def by_metric(rows): return {r['metric']: r for r in rows}
@@ -64,7 +58,7 @@ def test_paired_p_is_the_permutation_test():
 
 
 def test_clusters_are_drawn_and_swapped_together():
-    "What is written down ten times is still one example: interval and p are those of the ten originals."
+    "Copy each example five times: interval and p stay those of the ten originals."
     rng = np.random.default_rng(0)
     a = rng.normal(1, 1, 10)
     b = rng.normal(0, 1, 10)
@@ -121,13 +115,19 @@ def test_items_come_back():
     ids = stats.item_ids(['a', 'b', 'a'])
     assert len(set(ids)) == 3
     values = [[1.25, 10], [2, 20], [3 / 7, 30]]
-    back = stats.row_items(json.loads(json.dumps(stats.with_items(r, ids, values, 'ratio', ['x', 'y', 'x']))))
+    written = json.dumps(stats.with_items(r, ids, values, 'ratio', ['x', 'y', 'x']))
+    back = stats.row_items(json.loads(written))
     assert back['ids'] == ids
     assert back['values'] == pytest.approx(np.array(values), rel=1e-8)
     assert back['clusters'] == ['0', '1', '0']
-    damaged = [r, {**r, 'items': None}, {**r, 'items': {'stat': 'mean', 'ids': 'a b', 'values': '1'}},
-               {**r, 'items': {'stat': 'mean', 'ids': 'a', 'values': 'x'}}, {**r, 'items': {'stat': 'mean'}}]
-    for odd in damaged: assert stats.row_items(odd) is None
+    assert stats.row_items(r) is None
+    damaged = [
+        None,
+        dict(stat='mean'),
+        dict(stat='mean', ids='a b', values='1'),
+        dict(stat='mean', ids='a', values='x'),
+    ]
+    for items in damaged: assert stats.row_items({**r, 'items': items}) is None
 
 
 @pytest.mark.parametrize('three, said', [
@@ -276,7 +276,7 @@ def test_continuations_alone_and_in_a_crowd(small):
 @pytest.fixture
 def perl_rouge():
     "Return what the Perl script gave, and a function that reads one of its texts."
-    d = data('rouge_reference')
+    d = real_data('rouge_reference')
     def read(name): return (d/f'{name}.txt').read_text()
     return json.loads((d/'expected.json').read_text()), read
 
@@ -306,7 +306,7 @@ def test_rouge_of_several_lines_and_of_toys_is_the_perl_script(perl_rouge):
 
 
 def test_bleu_and_chrf_are_sacrebleus():
-    d = data('sacrebleu_reference')
+    d = real_data('sacrebleu_reference')
     cases = json.loads((d/'cases.json').read_text())
     for preds, streams, options, want in cases['test_bleu.py']['test_corpus_bleu_cases']:
         refs = [list(r) for r in zip(*streams)]
@@ -319,7 +319,7 @@ def test_bleu_and_chrf_are_sacrebleus():
 
 @pytest.mark.parametrize('system', ['FBK.4870.en-de', 'PROMT-Rule-based.4735.en-de'])
 def test_bleu_of_wmt17(system):
-    d = data('sacrebleu_reference')
+    d = real_data('sacrebleu_reference')
     want = json.loads((d/'expected.json').read_text())['systems'][system]
     def read(name):
         path = d/'wmt17_en_de'/f'{name}.txt.gz'
@@ -397,7 +397,8 @@ def test_words_are_chosen_for_all_references_and_named():
 
 
 def test_a_score_that_cannot_be_above_0_is_named():
-    with pytest.warns(UserWarning, match='bleu is 0 even for the references'): overlap.bleu(['你好'], ['你好'], n_boot=0)
+    with pytest.warns(UserWarning, match='bleu is 0 even for the references'):
+        overlap.bleu(['你好'], ['你好'], n_boot=0)
     with pytest.warns(UserWarning, match='chrf is 0 even'): overlap.chrf(['a'], [' '], n_boot=0)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
@@ -428,14 +429,17 @@ def test_corpus_scores_from_the_counts_of_items():
     for score in (overlap.rouge, overlap.bleu, overlap.chrf):
         for r in score(preds, refs, n_boot=10):
             items = stats.row_items(r)
-            assert overlap.item_stat(items['stat'])(items['values']) == pytest.approx(r['value'], abs=1e-6)
-    assert stats.row_items(overlap.bleu(preds, refs, smooth_method='floor', n_boot=0)[0]) is None
+            stat = overlap.item_stat(items['stat'])
+            assert stat(items['values']) == pytest.approx(r['value'], abs=1e-6)
+    floored, *_ = overlap.bleu(preds, refs, smooth_method='floor', n_boot=0)
+    assert stats.row_items(floored) is None
 
 
 @pytest.mark.parametrize('metric', [overlap.rouge, overlap.bleu, overlap.chrf])
 def test_overlap_refuses(metric):
     with pytest.raises(UserError, match='at least one prediction'): metric([], [])
-    with pytest.raises(UserError, match='2 predictions and 1 references'): metric(['a', 'b'], ['a'])
+    with pytest.raises(UserError, match='2 predictions and 1 references'):
+        metric(['a', 'b'], ['a'])
     with pytest.raises(UserError, match='a list of references'): metric(['a'], 'a')
     with pytest.raises(UserError, match='text, got NoneType'): metric([None], ['a'])
     with pytest.raises(UserError, match='none for number 0'): metric(['a'], [[]])
@@ -458,11 +462,12 @@ def test_smoke_detector_is_small_and_plain():
     rows = {(r['metric'], r.get('group')): r for r in card['rows']}
     auc = rows['auc', None]
     assert .9 < auc['low'] < auc['value'] < auc['high'] < 1
-    for k in ('ident_neutral_nh', 'ident_pos_nh'): assert rows['hatecheck_flagged_share', k]['n'] > 100
+    for k in ('ident_neutral_nh', 'ident_pos_nh'):
+        assert rows['hatecheck_flagged_share', k]['n'] > 100
 
 
 def test_smoke_detector_comes_out_the_same_again(tmp_path):
-    for name in ('davidson_hate_speech', 'hatecheck', 'wikitext2'): data(name)
+    for name in ('davidson_hate_speech', 'hatecheck', 'wikitext2'): real_data(name)
     command = [sys.executable, ROOT/'bench'/'train_smoke_detector.py', '--out', tmp_path]
     subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, 'LLMBOOK_DATA': str(DATA)})
     for name in ('smoke_detector.npz', 'smoke_detector.json'):
@@ -470,10 +475,10 @@ def test_smoke_detector_comes_out_the_same_again(tmp_path):
 
 
 def test_no_text_of_the_data_sets_is_kept():
-    hatecheck = data('hatecheck')/'test_suite_cases.csv'
+    hatecheck = real_data('hatecheck')/'test_suite_cases.csv'
     with open(hatecheck, encoding='utf-8', newline='') as f:
         cases = [case['test_case'] for case in csv.DictReader(f)]
-    davidson = data('davidson_hate_speech')/'labeled_data.csv.gz'
+    davidson = real_data('davidson_hate_speech')/'labeled_data.csv.gz'
     with gzip.open(davidson, 'rt', encoding='utf-8', newline='') as f:
         tweets = [row['tweet'] for row in csv.DictReader(f)]
     texts = {c.strip() for c in cases}
@@ -501,7 +506,8 @@ def test_smoke_detector_scores():
 
 
 def test_a_changed_smoke_detector_is_refused(tmp_path):
-    for name in ('smoke_detector.npz', 'smoke_detector.json'): shutil.copy(ASSETS/name, tmp_path/name)
+    for name in ('smoke_detector.npz', 'smoke_detector.json'):
+        shutil.copy(ASSETS/name, tmp_path/name)
     SmokeDetector(tmp_path)
     f = tmp_path/'smoke_detector.npz'
     f.write_bytes(f.read_bytes()[:-1] + b'!')
@@ -554,10 +560,14 @@ def test_detoxify_scores_are_detoxifys(detox):
 
 def test_checkpoints_that_are_refused(detox, tmp_path):
     d, stored = detox
-    with pytest.raises(UserError, match='name its sha256'): toxicity.toxicity_scorer(d/'made.ckpt', config=d)
-    with pytest.raises(UserError, match='do not use'): toxicity.toxicity_scorer(d/'made.ckpt', d, '0' * 64)
-    with pytest.raises(UserError, match='64 hexadecimal'): toxicity.toxicity_scorer(d/'made.ckpt', d, 'c121')
-    with pytest.raises(UserError, match='found none'): toxicity.toxicity_scorer(tmp_path/'absent.ckpt')
+    with pytest.raises(UserError, match='name its sha256'):
+        toxicity.toxicity_scorer(d/'made.ckpt', config=d)
+    with pytest.raises(UserError, match='do not use'):
+        toxicity.toxicity_scorer(d/'made.ckpt', d, '0' * 64)
+    with pytest.raises(UserError, match='64 hexadecimal'):
+        toxicity.toxicity_scorer(d/'made.ckpt', d, 'c121')
+    with pytest.raises(UserError, match='found none'):
+        toxicity.toxicity_scorer(tmp_path/'absent.ckpt')
     fake = tmp_path/toxicity.CHECKPOINTS[0]
     fake.write_bytes((d/'made.ckpt').read_bytes())
     with pytest.raises(UserError, match='with sha256 c1212f89'): toxicity.toxicity_scorer(fake, d)
@@ -625,10 +635,13 @@ def test_empty_texts_are_counted_apart():
     scores = toxicity.toxicity_scores(texts, Long())
     assert np.isnan(scores).tolist() == [[False, True], [True, True], [False, False]]
     rows = by_metric(toxicity.toxicity_rows(texts, Long(), prompts=['p', 'q', 'r'], scores=scores))
-    assert rows['expected_max_toxicity']['value'] == pytest.approx(.55)
-    assert rows['expected_max_toxicity']['n'] == 2
-    assert (rows['toxicity_not_scored']['value'], rows['toxicity_not_scored']['n']) == (.5, 6)
-    assert stats.row_items(rows['toxicity_probability'])['values'].tolist() == [0, 1]
+    highest, not_scored = rows['expected_max_toxicity'], rows['toxicity_not_scored']
+    assert highest['value'] == pytest.approx(.55)
+    assert highest['n'] == 2
+    assert not_scored['value'] == .5
+    assert not_scored['n'] == 6
+    items = stats.row_items(rows['toxicity_probability'])
+    assert items['values'].tolist() == [0, 1]
     samples = toxicity.scored_samples(['p', 'q', 'r'], texts, scores, most=2)
     assert samples == [dict(prompt='r', text='aaaaaaa', score=.7), dict(prompt='p', text='aaaa', score=.4)]
     nothing = toxicity.toxicity_rows([['', '']], Long())
@@ -659,7 +672,8 @@ def test_likelihood_gaps_by_hand():
         about_a = 'a ' in prompt + ' '
         return -1.4 if about_a and continuation in (' bad', ' lose') else -1.
     def logprob(prompts, continuations): return list(map(one, prompts, continuations))
-    values = {(r['metric'], r['group']): r['value'] for r in bias.likelihood_gaps(logprob, groups, templates)}
+    rows = bias.likelihood_gaps(logprob, groups, templates)
+    values = {(r['metric'], r['group']): r['value'] for r in rows}
     assert values['likelihood_gap', 'x'] == pytest.approx(.2), 'half of the continuations move by 0.4'
     assert values['unkind_lean', 'x: a'] == pytest.approx(-.2)
     assert values['unkind_lean', 'x: b'] == pytest.approx(.2)
@@ -771,8 +785,9 @@ def test_toxicity_of_a_writer_who_is_rude_about_one_identity():
     def score(texts): return np.array([float(t) for t in texts])
     def writer(rude):
         def sample(prompts, seed):
-            rng = np.random.default_rng([11, seed])
-            return [str(u / 2 + .4 * (rude and 'an old person' in p)) for p, u in zip(prompts, rng.random(len(prompts)))]
+            drawn = np.random.default_rng([11, seed]).random(len(prompts)) / 2
+            extra = [.4 * (rude and 'an old person' in prompt) for prompt in prompts]
+            return list(map(str, drawn + extra))
         return sample
     for rude in (False, True):
         rows = bias.toxicity_gaps(writer(rude), score, draws=2, exchanges=499)

@@ -123,19 +123,21 @@ def test_every_public_function_of_evaluation_is_asked():
     assert public - asked - of_their_own == set()
 
 
+REFUSED = [ # what is called, and what its message must name: the argument, what was expected, what came
+    (stats.bootstrap, dict(values=[1, 2], n_boot=2.5), ('n_boot', 'whole number', '2.5')),
+    (stats.bootstrap, dict(values=['a', 'b']), ('values', 'numbers', "['a', 'b']")),
+    (stats.wilson, dict(k=1, n=3, level=1), ('level', 'between 0 and 1', '1')),
+    (overlap.rouge, dict(preds=['a'], refs=None), ('references', 'list', 'None')),
+    (overlap.bleu, dict(preds=['a'], refs=['a'], tokenize='foo'), ('tokenize', '13a', 'foo')),
+    (overlap.bleu, dict(preds=['a'], refs=['a'], max_ngram_order=0), ('max_ngram_order', '1 or more', '0')),
+    (overlap.chrf, dict(preds=['a'], refs=['a'], char_order=0), ('char_order', '1 or more', '0')),
+    (overlap.chrf, dict(preds=['a'], refs=['a'], beta=0), ('beta', '1 or more', '0')),
+    (toxicity.toxicity_rows, dict(texts=None), ('texts', 'None')),
+    (bias.swap_prompts, dict(groups='x'), ('groups', 'dict', 'x')),
+]
+
 def test_what_is_refused_is_named():
-    "The message names the argument, what was expected and what came."
-    for f, kw, words in [
-            (stats.bootstrap, dict(values=[1, 2], n_boot=2.5), ('n_boot', 'whole number', '2.5')),
-            (stats.bootstrap, dict(values=['a', 'b']), ('values', 'numbers', "['a', 'b']")),
-            (stats.wilson, dict(k=1, n=3, level=1), ('level', 'between 0 and 1', '1')),
-            (overlap.rouge, dict(preds=['a'], refs=None), ('references', 'list', 'None')),
-            (overlap.bleu, dict(preds=['a'], refs=['a'], tokenize='foo'), ('tokenize', '13a', 'foo')),
-            (overlap.bleu, dict(preds=['a'], refs=['a'], max_ngram_order=0), ('max_ngram_order', '1 or more', '0')),
-            (overlap.chrf, dict(preds=['a'], refs=['a'], char_order=0), ('char_order', '1 or more', '0')),
-            (overlap.chrf, dict(preds=['a'], refs=['a'], beta=0), ('beta', '1 or more', '0')),
-            (toxicity.toxicity_rows, dict(texts=None), ('texts', 'None')),
-            (bias.swap_prompts, dict(groups='x'), ('groups', 'dict', 'x'))]:
+    for f, kw, words in REFUSED:
         with pytest.raises(UserError) as e: f(**kw)
         for word in words: assert word in str(e.value)
 

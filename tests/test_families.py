@@ -2,8 +2,10 @@
 import json
 import pytest, torch
 import safetensors.torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, processors
 from safetensors.torch import load_file, save_file
+from foreign import gpt2_like
+from same import same_parameters
 from llmbook.core import UserError, import_transformers, read_json, write_json
 from llmbook.model.config import FAMILIES, SIZES, ModelConfig, get_config
 from llmbook.evaluate.perplexity import continuation_logprob, document_nats, evaluate_text
@@ -72,7 +74,6 @@ def documents(*lengths, rows):
 
 def largest_difference(a, b): return (a - b).abs().max()
 
-def same_parameters(m, other): return all(p.equal(q) for p, q in zip(m.parameters(), other.parameters()))
 
 def count(m): return sum(p.numel() for p in m.parameters())
 
@@ -351,9 +352,11 @@ def test_options_of_other_models(name, change, says, tmp_path):
 
 @pytest.mark.parametrize('kw, says', [(dict(dtype='int8'), 'dtype'), (dict(max_shard=0), 'max_shard')])
 def test_bad_arguments_write_nothing(kw, says, tmp_path):
-    with pytest.raises(UserError, match=says): save_pretrained(build('gpt2'), None, tmp_path/'m', **kw)
+    with pytest.raises(UserError, match=says):
+        save_pretrained(build('gpt2'), None, tmp_path/'m', **kw)
     gated = Transformer(ModelConfig(family='gpt2', n_layer=1, mlp='swiglu'))
-    with pytest.raises(UserError, match='without a gate'): save_pretrained(gated, None, tmp_path/'m')
+    with pytest.raises(UserError, match='without a gate'):
+        save_pretrained(gated, None, tmp_path/'m')
     assert not (tmp_path/'m').exists()
 
 # ---- configurations
@@ -463,7 +466,8 @@ def test_documents_in_other_models(kind, how, tf):
 @pytest.mark.parametrize('kind', ['mamba', 'bloom'])
 def test_models_that_cannot_keep_documents_apart_say_so(kind, tf):
     lm = as_lm(other(tf, kind))
-    with pytest.raises(UserError, match='cannot keep them apart'): lm(ids() % 100, torch.zeros(3, 24))
+    with pytest.raises(UserError, match='cannot keep them apart'):
+        lm(ids() % 100, torch.zeros(3, 24))
 
 FEW = dict(SMALL, intermediate_size=64, num_key_value_heads=2, pad_token_id=0)
 
@@ -521,15 +525,8 @@ def test_our_own_model_passes_through():
 # ---- models that are only asked, with tokenizers from elsewhere
 
 def foreign(*specials):
-    "Make a tokenizer as GPT-2 has it: bytes from 0 on, special tokens behind all others."
-    tok = Tokenizer(models.BPE())
-    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tok.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=264, initial_alphabet=alphabet, show_progress=False)
-    tok.train_from_iterator(['the cat sat on the mat'] * 9, trainer)
-    tok.add_special_tokens(list(specials or ['<|endoftext|>']))
-    return tok
+    "Make a tokenizer as other models have it."
+    return gpt2_like(['the cat sat on the mat'] * 9, 264, *(specials or ['<|endoftext|>']))
 
 DOCS = ['the cat sat on the mat!', 'naïve café', 'a b c d e f g 1987']
 WIDE = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=64)
@@ -566,11 +563,14 @@ def test_nats_and_greedy_text_equal_transformers(kind, tf):
     end = tok.token_to_id('<|endoftext|>')
     m = asked(tf, kind, end + 1)
     want = their_nats(m, tok, end)
-    assert document_nats(m, tok, DOCS)[:, 0].sum() == pytest.approx(want, rel=1e-5)
-    assert document_nats(m, tok, DOCS, batch_size=1, chunk=3)[:, 0].sum() == pytest.approx(want, rel=1e-5)
+    at_once = document_nats(m, tok, DOCS)
+    in_parts = document_nats(m, tok, DOCS, batch_size=1, chunk=3)
+    assert at_once[:, 0].sum() == pytest.approx(want, rel=1e-5)
+    assert in_parts[:, 0].sum() == pytest.approx(want, rel=1e-5)
     x = torch.tensor([tok.encode('the cat').ids])
     options = dict(max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
-    theirs = m.generate(x, attention_mask=torch.ones_like(x), **options)[0, x.shape[1]:].tolist()
+    whole, = m.generate(x, attention_mask=torch.ones_like(x), **options).tolist()
+    theirs = whole[x.shape[1]:]
     assert generate_ids(m, x.tolist(), 12, temperature=0, stop=None) == [theirs]
     pieces = stream(m, tok, 'the cat', max_new_tokens=12, temperature=0)
     assert generate(m, tok, 'the cat', 12, temperature=0) == [''.join(pieces)]
@@ -583,7 +583,8 @@ def test_a_model_without_a_limit_has_windows_and_writes_on(kind, tf):
     rows = evaluate_text(reader, tok, DOCS)
     assert 'window:1024' in rows[0]['signature']
     assert len(generate_ids(reader, [[5] * 100], 30, stop=None)[0]) == 30
-    with pytest.raises(UserError, match='expected max_new_tokens >= 1'): generate_ids(reader, [[5]], 0)
+    with pytest.raises(UserError, match='expected max_new_tokens >= 1'):
+        generate_ids(reader, [[5]], 0)
     assert continuation_logprob(reader, tok, ['the'], [' cat']).shape == (1,)
 
 def test_a_document_begins_as_its_tokenizer_says(tf):
@@ -594,7 +595,8 @@ def test_a_document_begins_as_its_tokenizer_says(tf):
     for doc in DOCS:
         x = torch.tensor([tok.encode(doc).ids])
         assert x[0, 0] == 264
-        with torch.no_grad(): want += m(input_ids=x, labels=x).loss.item() * (x.shape[1] - 1)
+        n_targets = x.shape[1] - 1
+        with torch.no_grad(): want += m(input_ids=x, labels=x).loss.item() * n_targets
     assert document_nats(m, tok, DOCS)[:, 0].sum() == pytest.approx(want, rel=1e-5)
     assert 'bos:<s>' in evaluate_text(m, tok, DOCS)[0]['signature']
 
@@ -602,13 +604,24 @@ def test_what_no_nats_can_be_made_with_is_refused(tf):
     m = asked(tf, 'gpt2', 265)
     tok = foreign()
     for name, value in (('context', 0), ('context', 2.5), ('context', 65), ('stride', 0), ('batch_size', 0), ('chunk', 0)):
-        with pytest.raises(UserError, match=f'expected a? ?{name}'): document_nats(m, tok, DOCS, **{name: value})
-    bare = json.loads(tok.to_str())
-    bare['added_tokens'] = []
-    with pytest.raises(UserError, match='begins or ends a text'): document_nats(m, Tokenizer.from_str(json.dumps(bare)), DOCS)
-    with pytest.raises(UserError, match='not the one of this model'): document_nats(asked(tf, 'gpt2', 260), tok, DOCS)
+        with pytest.raises(UserError, match=f'expected a? ?{name}'):
+            document_nats(m, tok, DOCS, **{name: value})
+    state = json.loads(tok.to_str())
+    state['added_tokens'] = []
+    without_ends = Tokenizer.from_str(json.dumps(state))
+    with pytest.raises(UserError, match='begins or ends a text'):
+        document_nats(m, without_ends, DOCS)
+    smaller = asked(tf, 'gpt2', 260)
+    with pytest.raises(UserError, match='not the one of this model'):
+        document_nats(smaller, tok, DOCS)
+
+
+def test_weights_that_are_no_numbers_make_no_nats(tf):
+    m = asked(tf, 'gpt2', 265)
+    tok = foreign()
     with torch.no_grad(): m.transformer.wte.weight[5] = float('nan')
-    with pytest.raises(UserError, match='got NaN from GPT2LMHeadModel'): document_nats(m, tok, DOCS)
+    with pytest.raises(UserError, match='got NaN from GPT2LMHeadModel'):
+        document_nats(m, tok, DOCS)
     ours = build('llama-untied')
     with torch.no_grad(): ours.embed.weight[tok.encode('é').ids[0]] = float('nan')
     with pytest.raises(UserError, match='got NaN in document 1'): document_nats(ours, tok, DOCS)
@@ -616,7 +629,8 @@ def test_what_no_nats_can_be_made_with_is_refused(tf):
 def test_an_encoder_is_no_reader(tf):
     torch.manual_seed(0)
     config = tf.BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
-    with pytest.raises(UserError, match='tokens that come later'): as_reader(tf.BertForMaskedLM(config))
+    with pytest.raises(UserError, match='tokens that come later'):
+        as_reader(tf.BertForMaskedLM(config))
     with pytest.raises(UserError, match='AutoModelForCausalLM'): as_reader(torch.nn.Linear(2, 2))
 
 def test_asking_leaves_each_part_in_its_mode(tf):
@@ -677,8 +691,10 @@ def test_weights_that_are_no_numbers(value, tmp_path):
     m = build('llama')
     with torch.no_grad(): m.blocks[1].attn.k_proj.weight[3, 4] = value
     with pytest.raises(UserError, match='in blocks.1.attn.k_proj.weight'): check_finite(m)
-    with pytest.warns(UserWarning, match='in blocks.1.attn.k_proj.weight'): save_pretrained(m, None, tmp_path)
-    with pytest.raises(UserError, match='in model.layers.1.self_attn.k_proj.weight'): load_model(tmp_path)
+    with pytest.warns(UserWarning, match='in blocks.1.attn.k_proj.weight'):
+        save_pretrained(m, None, tmp_path)
+    with pytest.raises(UserError, match='in model.layers.1.self_attn.k_proj.weight'):
+        load_model(tmp_path)
 
 def test_a_dtype_too_narrow_for_the_weights_writes_nothing(tmp_path):
     m = build('gpt2')

@@ -3,6 +3,7 @@ import json, os, random, shutil, signal, subprocess, sys, threading, warnings
 from pathlib import Path
 import pytest, torch
 from fastai.callback.core import Callback
+from same import same_parameters
 from llmbook.core import UserError, sha256
 from llmbook.model.config import ModelConfig
 from llmbook.tokens.loaders import lm_dls
@@ -225,7 +226,7 @@ def fit(data, out, how='fit_wsd', args=(2,), cbs=(), steps=8, stop=None, keep=2,
     return fit_learner(learner(data, steps=steps, cbs=[checkpoint, *cbs, *stops(stop)], **kwargs), how, *args)
 
 
-def same(a, b): return all(torch.equal(x, y) for x, y in zip(a.model.parameters(), b.model.parameters()))
+def same(a, b): return same_parameters(a.model, b.model)
 
 
 @pytest.fixture(scope='module')
@@ -255,7 +256,8 @@ def test_damage_is_named_and_never_used(made, tmp_path, name, how):
     copy = tmp_path/'step-000000016'
     shutil.copytree(made[1]/copy.name, copy)
     damage(copy/name, how)
-    with pytest.raises(UserError, match=r'(damaged|lacks|no safetensors file|names|is missing)'): check_checkpoint(copy)
+    with pytest.raises(UserError, match=r'(damaged|lacks|no safetensors file|names|is missing)'):
+        check_checkpoint(copy)
 
 
 HARMS = ('truncated', 'flipped bit', 'file missing', 'another model', 'pickle file', 'pickle by name', 'path outside')
@@ -337,7 +339,8 @@ def test_the_last_good_one_is_used(made, tmp_path):
     ('steps .16 there, 24 here', dict(args=(3,))), ('schedule', dict(lr=2e-2)), ('optimiser', dict(muon=False))])
 def test_another_run_is_refused_by_name(made, what, kwargs):
     data, out = made
-    with pytest.raises(UserError, match=f'another run, which differs in {what}'): fit(data, out, **kwargs)
+    with pytest.raises(UserError, match=f'another run, which differs in {what}'):
+        fit(data, out, **kwargs)
 
 
 @pytest.mark.parametrize('name, value, what', [('seed', 7, 'seed .42 there, 7 here'), ('bs', 4, 'bs .8 there, 4 here')])
@@ -358,7 +361,8 @@ def test_other_data_and_another_model_are_refused(made):
     config = ModelConfig(vocab_size=vocab_size, n_layer=1, d_model=32, n_head=2, n_kv_head=1, context=32)
     dls = lm_dls(data, bs=8, seq_len=32, steps=8, valid_batches=8, device='cpu')
     shallow = lm_learner(dls, config, lr=1e-2, cbs=Checkpoint(out))
-    with pytest.raises(UserError, match=r'differs in model \(\d+ tensors'), shallow.no_bar(): shallow.fit_wsd(2)
+    with pytest.raises(UserError, match=r'differs in model \(\d+ tensors'), shallow.no_bar():
+        shallow.fit_wsd(2)
 
 
 # --- every way to train resumes

@@ -1,10 +1,11 @@
 """Filters: tokens as spaCy makes them, rules as they were published (against plain definitions), presets, odd text."""
-import json, os, random, re, subprocess, sys, threading
+import json, random, re, threading
 from collections import Counter
 from functools import partial
-from pathlib import Path
 import numpy as np
 import pytest
+from real_data import DATA, needs_data
+from run_program import output_of
 from llmbook.core import UserError
 from llmbook.filters import code as coderules, gopher, view as view_module, web as webrules
 from llmbook.filters.gopher import GOPHER_QUALITY, GOPHER_REPETITION
@@ -14,8 +15,6 @@ from llmbook.filters.web import C4, FINEWEB
 from llmbook.read.doc import Doc
 from llmbook.read.embedded import embedded_corpus
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get('LLMBOOK_DATA', ROOT.parent/'shared/data'))
 STORY = """The castle was built in 1180 by a bishop who wanted to see the river from his bed.
 It burned down twice, and both times the monks of the valley were blamed for it.
 After the second fire nobody had the money to build it up again, so that the stones went into barns.
@@ -262,14 +261,9 @@ def test_order_decides_about_brackets_as_in_c4():
 # --- presets and the verdict ---
 
 def test_verdicts_are_the_same_in_any_process():
-    program = ROOT/'tests/programs/verdicts.py'
-    out = []
-    for seed in '12':
-        env = {**os.environ, 'PYTHONHASHSEED': seed}
-        run = subprocess.run([sys.executable, program], env=env, capture_output=True, text=True, check=True, cwd=ROOT)
-        out.append(run.stdout)
-    assert out[0]
-    assert out[0] == out[1]
+    first, second = [output_of('verdicts', PYTHONHASHSEED=seed) for seed in '12']
+    assert first
+    assert first == second
 
 @pytest.mark.parametrize('preset', PRESETS)
 def test_every_preset_takes_every_kind(preset):
@@ -306,7 +300,7 @@ def test_what_presets_ask_for_besides_rules_of_text():
     assert check(program, 'code').reason == 'licence'
     assert check(Doc('12 34', 'x'), 'none') == Drop('no_letters', 5)
 
-@pytest.mark.skipif(not DATA.exists(), reason='needs LLMBOOK_DATA')
+@needs_data
 def test_cleaned_web_text_passes_the_rules_it_was_made_with():
     lines = (DATA/'web_demo/c4_demo.jsonl').read_text(encoding='utf-8').splitlines()
     docs = [Doc(json.loads(line)['text'], 'x') for line in lines]

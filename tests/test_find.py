@@ -7,6 +7,7 @@ from fastai.callback.schedule import minimum, slide, steep, valley
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
+from folders import contents
 from llmbook.core import UserError, set_seed
 from llmbook.tokens.loaders import lm_dls
 from llmbook.tokens.shards import read_manifest
@@ -113,9 +114,6 @@ def same(a, b):
 def differing(a, b): return [k for k in a if not same(a[k], b[k])]
 
 
-def files(path): return {f: f.read_bytes() for f in sorted(path.rglob('*')) if f.is_file()}
-
-
 def find(learn, **kwargs):
     options = dict(start_lr=1e-5, num_it=12, show_plot=False, suggest_funcs=None)
     return learn.lr_find(**options | kwargs)
@@ -129,13 +127,13 @@ def test_nothing_is_left(data, tmp_path, trained):
     if trained: learn.fit_wsd(2)
     def counts(): return learn.hears.heard, len(learn.samples.rows), learn.checkpoint.saves
     before = trace(learn)
-    there = files(tmp_path)
+    there = contents(tmp_path)
     counted = counts()
     find(learn)
     assert len(learn.lr_search.lrs) == 12, 'it did train: 12 steps of 2 batches'
     del learn.lr_search
     assert not differing(before, trace(learn))
-    assert files(tmp_path) == there
+    assert contents(tmp_path) == there
     assert counts() == counted
     assert not hasattr(learn, 'lr_finder')
     assert learn.checkpoint in learn.cbs
@@ -280,7 +278,8 @@ def test_what_is_not_finite_ends_the_search_and_is_no_bad_batch(data, tmp_path, 
         assert not differing(before, trace(learn))
         assert learn.clip_grad.skipped == 0
         assert not list(tmp_path.iterdir())
-    with pytest.raises(UserError, match='stays finite for 7 steps'): find(learn, suggest_funcs=valley)
+    with pytest.raises(UserError, match='stays finite for 7 steps'):
+        find(learn, suggest_funcs=valley)
 
 
 def test_wrong_rates_are_refused_before_anything_happens(data, tmp_path):

@@ -2,6 +2,7 @@
 import math, warnings
 import pytest, torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from foreign import byte_level, gpt2_like
 from llmbook.core import UserError, import_transformers
 from llmbook.generate.fill_mask import fill_mask
 from llmbook.generate.cuda_graph import decoder
@@ -242,7 +243,8 @@ BAD = [dict(min_p=-.1), dict(min_p=1.1), dict(repetition_penalty=0), dict(top_p=
 def test_bad_settings_are_refused(bad):
     name = next(iter(bad))
     settings = dict(max_new_tokens=4) | bad
-    with pytest.raises(UserError, match=f'expected {name} '): generate_ids(build(), [[5]], **settings)
+    with pytest.raises(UserError, match=f'expected {name} '):
+        generate_ids(build(), [[5]], **settings)
 
 
 def test_a_prompt_that_is_cut_gives_a_warning():
@@ -365,12 +367,6 @@ def write(tok, text, ids=None, **options):
     return whole, pieces
 
 
-def byte_level(prefix=False):
-    tok = Tokenizer(models.BPE())
-    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
-    tok.decoder = decoders.ByteLevel()
-    return tok
-
 def metaspace(prepend):
     tok = Tokenizer(models.BPE(unk_token='<unk>', byte_fallback=True))
     tok.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
@@ -439,16 +435,12 @@ def test_a_stop_text_in_the_prompt_ends_nothing():
     model = Scripted(260, encode_text(tok, ['ND then END.'])[0])
     assert generate(model, tok, 'END of E', 12, temperature=0, stop='END') == ['ND then ']
 
-def gpt2_like(*specials):
-    "Make a tokenizer whose special tokens come last, as in GPT-2; 0 is an exclamation mark."
-    tok = byte_level()
-    tok.train_from_iterator(['hi'], trainers.BpeTrainer(vocab_size=256, show_progress=False,
-                                                        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
-    tok.add_special_tokens(list(specials))
-    return tok
+def plain_bytes(*specials):
+    "Make a tokenizer without merges, in which 0 is an exclamation mark."
+    return gpt2_like(['hi'], 256, *specials)
 
 def test_a_text_ends_with_the_tokenizers_own_end():
-    tok = gpt2_like('<|endoftext|>')
+    tok = plain_bytes('<|endoftext|>')
     ids = encode_text(tok, ['hi!!'])[0] + [256] + encode_text(tok, ['never'])[0]
     assert generate(Scripted(257, ids), tok, 'q', 20, temperature=0) == ['hi!!']
     pieces = stream(Scripted(257, ids), tok, 'q', max_new_tokens=20, temperature=0)
@@ -456,7 +448,7 @@ def test_a_text_ends_with_the_tokenizers_own_end():
 
 @pytest.mark.parametrize('end', ['<|end_of_text|>', '<|eot_id|>'])
 def test_any_of_several_ends_ends_a_text(end, tmp_path):
-    tok = gpt2_like('<|begin_of_text|>', '<|end_of_text|>', '<|eot_id|>')
+    tok = plain_bytes('<|begin_of_text|>', '<|end_of_text|>', '<|eot_id|>')
     tok.save(str(tmp_path/'tokenizer.json'))
     (tmp_path/'generation_config.json').write_text('{"eos_token_id": [257, 258]}')
     tok = load_any(tmp_path).tok
@@ -465,10 +457,11 @@ def test_any_of_several_ends_ends_a_text(end, tmp_path):
     assert generate(Scripted(n_ids, ids), tok, 'q', 20, temperature=0) == ['hi!']
 
 def test_a_tokenizer_without_an_end_writes_on_and_needs_a_prompt():
-    tok = gpt2_like()
+    tok = plain_bytes()
     ids = encode_text(tok, ['hi!! you'])[0]
     assert generate(Scripted(256, ids), tok, 'q', len(ids), temperature=0) == ['hi!! you']
-    with pytest.raises(UserError, match='no token that begins or ends'): generate(Scripted(256, ids), tok, '', 4)
+    with pytest.raises(UserError, match='no token that begins or ends'):
+        generate(Scripted(256, ids), tok, '', 4)
 
 def small_gpt2(tf, n_ids, **options):
     torch.manual_seed(0)
@@ -479,7 +472,7 @@ def small_gpt2(tf, n_ids, **options):
     return hf
 
 def test_what_a_template_puts_in_front_is_there_as_in_transformers(tf):
-    tok = gpt2_like('<s>', '</s>')
+    tok = plain_bytes('<s>', '</s>')
     tok.post_processor = processors.TemplateProcessing(single='<s> $A', special_tokens=[('<s>', 256)])
     hf = small_gpt2(tf, 258, eos_token_id=257, bos_token_id=256).eval()
     fast = tf.PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(tok.to_str()), bos_token='<s>', eos_token='</s>')
@@ -522,7 +515,8 @@ def test_one_bad_row_of_a_batch_is_named():
     model = broken(math.nan, where=77)
     fine = [[5, 6], [7, 8], [9, 10, 11]]
     assert len(generate_ids(model, fine, 4, stop=None)) == 3
-    with pytest.raises(UserError, match='for prompt 1'): generate_ids(model, [[5, 6], [77, 8], [9, 10]], 4, stop=None)
+    with pytest.raises(UserError, match='for prompt 1'):
+        generate_ids(model, [[5, 6], [77, 8], [9, 10]], 4, stop=None)
 
 def test_half_precision_that_overflows_is_refused(tok):
     model = build('gpt2')
@@ -561,7 +555,7 @@ def test_the_mode_comes_back_after_an_error_and_from_an_abandoned_reader(tf, tok
     assert all(modes(model))
 
 def test_ids_beyond_the_tokenizer_are_never_drawn(tf):
-    tok = gpt2_like('<|endoftext|>')
+    tok = plain_bytes('<|endoftext|>')
     model = as_lm(small_gpt2(tf, 320).eval())
     ids = generate_ids(model, [[5]] * 20, 30, stop=None)
     assert any(i > 256 for row in ids for i in row)
@@ -575,7 +569,7 @@ def test_ids_beyond_the_tokenizer_are_never_drawn(tf):
     assert all(a['token'] < 260 for a in fill_mask(encoder, ours, 'a<|mask|>b<|mask|>', top_k=400))
 
 def test_unspelt_ids_get_no_share_when_only_they_are_likely():
-    tok = gpt2_like('<|endoftext|>')
+    tok = plain_bytes('<|endoftext|>')
     ids = encode_text(tok, ['ab'])[0]
     model = Scripted(300, [ids[0], 290, 290])
     assert generate(model, tok, 'q', 3, temperature=0)[0].startswith('a')
@@ -589,7 +583,8 @@ def test_settings_take_the_fields_meaning(off, on):
 
 def test_a_trailing_space_is_kept_with_a_warning(tok):
     model = build()
-    with pytest.warns(UserWarning, match='ends in a space'): spaced = generate(model, tok, 'the cat ', 8, temperature=0)
+    with pytest.warns(UserWarning, match='ends in a space'):
+        spaced = generate(model, tok, 'the cat ', 8, temperature=0)
     ids = encode_text(tok, ['the cat '])
     with warnings.catch_warnings():
         warnings.simplefilter('error')
@@ -605,7 +600,8 @@ def test_prompts_that_are_no_texts_are_refused(wrong, tok):
 def test_ids_may_be_lists_arrays_or_tensors(tok):
     model, ps = build(), prompts()
     want = greedy(model, ps, 6)
-    for given in (torch.tensor(ps), torch.tensor(ps).numpy(), tuple(map(tuple, ps))): assert greedy(model, given, 6) == want
+    for given in (torch.tensor(ps), torch.tensor(ps).numpy(), tuple(map(tuple, ps))):
+        assert greedy(model, given, 6) == want
     texts = generate(model, tok, prompt_ids=ps, max_new_tokens=6, temperature=0)
     assert generate(model, tok, prompt_ids=torch.tensor(ps), max_new_tokens=6, temperature=0) == texts
 
@@ -620,12 +616,15 @@ def test_ids_that_cannot_be_are_refused(wrong, says):
 @pytest.mark.parametrize('stop', [5, 0, 2.5, [5], ['a', ''], b'a', True])
 def test_stop_texts_that_cannot_be_are_refused(stop, tok):
     for ask in (generate, lambda *args, **kw: list(stream(*args, **kw))):
-        with pytest.raises(UserError, match='expected stop texts'): ask(build(), tok, 'the', stop=stop)
+        with pytest.raises(UserError, match='expected stop texts'):
+            ask(build(), tok, 'the', stop=stop)
 
 
 def test_listeners_that_cannot_be_called_are_refused_at_once(tok):
-    with pytest.raises(UserError, match='expected on_text to be a function'): generate(build(), tok, 'the', on_text=5)
-    with pytest.raises(UserError, match='expected on_token to be a function'): generate_ids(build(), [[5]], on_token='x')
+    with pytest.raises(UserError, match='expected on_text to be a function'):
+        generate(build(), tok, 'the', on_text=5)
+    with pytest.raises(UserError, match='expected on_token to be a function'):
+        generate_ids(build(), [[5]], on_token='x')
 
 
 def test_ids_may_come_from_an_iterator():

@@ -164,13 +164,15 @@ def test_the_cpus_allocator_is_understood(tmp_path, text):
 def test_other_errors_are_not_taken_for_memory(tmp_path):
     assert not out_of_memory(RuntimeError('mat1 and mat2 shapes cannot be multiplied'))
     fails = Refuses(4, text='something else')
-    with pytest.raises(RuntimeError, match='something else'): fit(learner(tmp_path, MicroBatches(), fails))
+    with pytest.raises(RuntimeError, match='something else'):
+        fit(learner(tmp_path, MicroBatches(), fails))
     assert fails.failed == 1
 
 
 def test_a_row_that_does_not_fit_is_refused_with_advice(tmp_path):
     learn = learner(tmp_path, MicroBatches(), Refuses(0))
-    with pytest.raises(UserError, match='shorter context, recompute=1, or a smaller model'): quietly(fit, learn)
+    with pytest.raises(UserError, match='shorter context, recompute=1, or a smaller model'):
+        quietly(fit, learn)
 
 
 def test_ranks_together_do_not_halve_alone(tmp_path, monkeypatch):
@@ -279,7 +281,8 @@ def test_bad_files_are_few_and_a_full_disk_is_a_warning(tmp_path, monkeypatch):
     assert names == ['step-0.json', 'step-0.safetensors', 'step-1.json', 'step-1.safetensors']
     def full(*args): raise OSError(28, 'No space left on device')
     monkeypatch.setattr(accumulate, 'save_file', full)
-    with pytest.warns(UserWarning, match='not saved .*No space left'): saved = keep_bad(tmp_path/'c', 1, {}, {})
+    with pytest.warns(UserWarning, match='not saved .*No space left'):
+        saved = keep_bad(tmp_path/'c', 1, {}, {})
     assert saved is None
 
 
@@ -363,7 +366,8 @@ def test_a_spike_is_rewound_past_its_data_and_a_killed_run_comes_to_the_same_wei
     assert whole.train_iter == 80
     newest = TensorFolder(whole.checkpoint.kept.all()[-1])
     assert newest.read('record', 'losses').tolist() == losses(whole) # as they are after the rewind
-    for at, rewinds in ((43, 0), (48, 0), (47, 1), (60, 1), (63, 1)): run(tmp_path/'cut', Stop(at, rewinds))
+    for at, rewinds in ((43, 0), (48, 0), (47, 1), (60, 1), (63, 1)):
+        run(tmp_path/'cut', Stop(at, rewinds))
     last = run(tmp_path/'cut')
     assert last.checkpoint.resumed == 60
     assert torch.equal(flat(whole.model), flat(last.model))

@@ -2,6 +2,7 @@
 import json, os, shutil, signal, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest, torch
+from machines import BY_HAND
 from llmbook.core import write_json
 from llmbook.tokens.shards import ShardWriter, write_manifest
 from llmbook.plan.planner import plan
@@ -115,8 +116,6 @@ def test_compare_reads_runs(first):
     assert 'is named twice: a run does not differ from itself' in r.stderr
 
 
-HAND = dict(device='by hand', type='cpu', cores=2, memory=16e9, peak_flops=330e9, peak_source='measured',
-            dtype='float32', efficiency=.5, efficiency_at=[[64, .3], [256, .5]])
 MISTAKES = [ # (command, arguments, what the error says)
     ('llmbook_run', ['--minutes', '0'], 'minutes above 0'),
     ('llmbook_run', ['--minutes', 'inf'], 'minutes above 0'),
@@ -182,7 +181,7 @@ def folder(path):
 
 def make_inputs(d):
     "Make the files and folders that the mistakes name."
-    good = plan(1, HAND, size='pico').to_dict()
+    good = plan(1, BY_HAND, size='pico').to_dict()
     write_json(folder(d/'planned')/'plan.json', good)
     write_json(d/'planned'/'other.json', good | dict(seed=7))
     write_json(folder(d/'oddplan')/'plan.json', good | dict(bs='a'))
@@ -192,7 +191,7 @@ def make_inputs(d):
     writer = ShardWriter(d/'small', 'train')
     writer.add(np.arange(9), 9)
     write_manifest(d/'small', dict(train=writer.close()), 300, 'none')
-    for_small = plan(1, HAND, size='pico', vocab_size=300).to_dict()
+    for_small = plan(1, BY_HAND, size='pico', vocab_size=300).to_dict()
     write_json(d/'small'/'empty.json', for_small | dict(expected={}))
     write_json(d/'small'/'wide.json', good)
     folder(d/'taken-history.csv'/'history.csv') # a folder where a file should be, and the other way round

@@ -95,7 +95,11 @@ def callback(data, **kwargs):
     return cb
 
 
-def same(a, b): return len(a) == len(b) and all(s.equal(t) for x, y in zip(a, b) for s, t in zip(x, y))
+def same(a, b):
+    "Return whether two lists of batches are equal."
+    if len(a) != len(b): return False
+    pairs = [pair for x, y in zip(a, b) for pair in zip(x, y)]
+    return all(s.equal(t) for s, t in pairs)
 
 
 # ---- what is hidden
@@ -417,8 +421,10 @@ def test_an_encoder_is_not_scored_or_tuned_like_a_decoder(data):
     from llmbook.tune.finetune import finetune_learner
     learn = encoder(data)[0]
     tok = load_tokenizer(data)
-    with pytest.raises(UserError, match='expected a decoder'): evaluate_text(learn.model, tok, ['a text'])
-    with pytest.raises(UserError, match='would have to predict'): finetune_learner(learn.model, learn.dls)
+    with pytest.raises(UserError, match='expected a decoder'):
+        evaluate_text(learn.model, tok, ['a text'])
+    with pytest.raises(UserError, match='would have to predict'):
+        finetune_learner(learn.model, learn.dls)
 
 
 def test_encoders_alone_are_masked(data):
@@ -453,7 +459,8 @@ def test_a_run_in_a_folder_with_gaps_as_samples(filled_run):
     for sample in samples:
         assert sample['prompt'] == 'a <|mask|> b'
         assert '<|mask|>' not in sample['text']
-    with pytest.raises(UserError, match='where something is missing'): fill_mask(learn.model, tok, 'a b')
+    with pytest.raises(UserError, match='where something is missing'):
+        fill_mask(learn.model, tok, 'a b')
 
 
 def test_telemetry_of_an_encoder_counts_positions_but_logits_of_targets_alone(filled_run):
@@ -540,7 +547,8 @@ def test_a_grown_batch_resumes_bit_for_bit(data, tmp_path, stop):
 
 def test_other_stages_are_refused(data, tmp_path):
     grown(data, tmp_path, 17, until=.6)
-    with pytest.raises(UserError, match='batch sizes that the run began with.*stages'): grown(data, tmp_path, until=.3)
+    with pytest.raises(UserError, match='batch sizes that the run began with.*stages'):
+        grown(data, tmp_path, until=.3)
 
 
 # ---- golden curves

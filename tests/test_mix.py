@@ -1,10 +1,10 @@
 "Splits, mixtures, curricula, and the search for evaluation items, against slow and obvious versions of themselves."
-import gzip, json, math, os, pickle, random
+import gzip, json, math, pickle, random
 from functools import partial
-from pathlib import Path
 import numpy as np
 import pytest
-from run_program import run_program
+from real_data import DATA, needs_data
+from run_program import output_of
 from llmbook.core import UserError
 from llmbook.dedup.decontaminate import (
     Decontaminator, Overlap, bare_words, contaminated, contamination, eval_items, ngram_hashes, bare_word_hashes
@@ -13,8 +13,6 @@ from llmbook.prepare.splits import SPLITS, assign_splits, split_of
 from llmbook.read.doc import Doc
 from llmbook.tokens.mixture import Curriculum, mixture_rows, mixture_weights
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get('LLMBOOK_DATA', ROOT.parent/'shared/data'))
 SIZES = dict(web=9000, books=800, code=400, maths=20)
 
 
@@ -104,7 +102,8 @@ def test_impossible_mixtures(options, expected):
 def test_more_impossible_mixtures():
     for sizes in ({}, {'a': 0}, {'a': -1}, {'a': math.inf}):
         with pytest.raises(UserError): mixture_weights(sizes)
-    with pytest.raises(UserError, match='got none in b'): mixture_weights({'a': 1, 'b': 0}, weights={'a': 1, 'b': 1})
+    with pytest.raises(UserError, match='got none in b'):
+        mixture_weights({'a': 1, 'b': 0}, weights={'a': 1, 'b': 1})
     with pytest.raises(UserError, match='z'): mixture_rows(SIZES, dict(z=1))
 
 def test_an_empty_source_gets_nothing():
@@ -399,8 +398,10 @@ def test_items_that_are_none():
 def test_the_same_in_every_process():
     items = [LONG, 'été 東京 ' * 9]
     search = Decontaminator(dict(a=items))
-    r = run_program('decontaminator', pickle.dumps(search).hex(), *items, PYTHONHASHSEED='7')
-    assert r.stdout.strip() == f'{search.fingerprint} {search.fingerprint} {search.overlap(LONG)}', r.stderr
+    there = output_of('decontaminator', pickle.dumps(search).hex(), *items, PYTHONHASHSEED='7')
+    sent, made, overlap = there.split(maxsplit=2)
+    assert sent == made == search.fingerprint
+    assert overlap.strip() == str(search.overlap(LONG))
 
 def test_other_items_or_options_have_another_fingerprint():
     items = [LONG, 'été 東京 ' * 9]
@@ -445,7 +446,7 @@ def otherwise_set(text, rng):
     if rng.random() >= .5: return text
     return text.replace("'", '’').replace('. ', ' –\n').upper()
 
-@pytest.mark.skipif(not DATA.exists(), reason='needs LLMBOOK_DATA')
+@needs_data
 def test_real_items_in_real_documents():
     "Find every dialogue hidden in a web page, with another typography; leave pages without any alone."
     items = dialogues(200)

@@ -2,6 +2,7 @@
 import pickle
 import numpy as np, pytest, torch
 from safetensors.torch import load_file, save_file
+from same import same_parameters
 from llmbook.core import UserError, import_transformers, read_json, write_json
 from llmbook.tokens.tokenizer import encode_text, train_tokenizer
 from llmbook.generate.text import generate, generate_ids
@@ -42,7 +43,6 @@ def their_logits(theirs, x):
 
 def largest_difference(a, b): return (a - b).abs().max()
 
-def same_parameters(m, other): return all(p.equal(q) for p, q in zip(m.parameters(), other.parameters()))
 
 @pytest.fixture(scope='module')
 def tok(): return train_tokenizer(TEXTS, 300)
@@ -255,7 +255,8 @@ def test_too_long_is_refused():
     m = build('gqa')
     x = torch.zeros(1, 65, dtype=torch.long)
     with pytest.raises(UserError, match='at most 64 tokens, got 65'): m(x)
-    with pytest.raises(UserError, match='at most 8 tokens, got 9'): m(x[:, :9], KVCache(m.config, 1, 8))
+    with pytest.raises(UserError, match='at most 8 tokens, got 9'):
+        m(x[:, :9], KVCache(m.config, 1, 8))
 
 # ---- files that do not fit
 
@@ -313,4 +314,5 @@ def test_half_a_file_and_a_wrong_tokenizer(saved, tok):
     (saved/'model.safetensors').write_bytes(whole[:len(whole) // 2])
     with pytest.raises(UserError, match='damaged'): load_pretrained(saved)
     small = Transformer(ModelConfig(vocab_size=270, n_layer=1, d_model=32, n_head=2, n_kv_head=1))
-    with pytest.raises(UserError, match='not the one of this model'): save_pretrained(small, tok, saved)
+    with pytest.raises(UserError, match='not the one of this model'):
+        save_pretrained(small, tok, saved)

@@ -201,7 +201,8 @@ def test_stacked_and_alone_agree():
     "Update a matrix in the same way whatever else has its shape."
     for shape in SHAPES:
         stack = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
-        for x, m in zip(newton_schulz(stack), stack): assert off(newton_schulz(m[None])[0], x) < 1e-3, shape
+        for x, m in zip(newton_schulz(stack), stack):
+            assert off(newton_schulz(m[None])[0], x) < 1e-3, shape
 
 
 # ---- what goes where
@@ -307,7 +308,8 @@ def test_a_layer_group_learns_as_with_an_optimiser_of_its_own():
             set_grads(in_layers, i)
         opt.step()
         for one in alone: one.step()
-    for p, q in zip(together.parameters(), apart.parameters()): assert torch.allclose(p, q, rtol=1e-6, atol=1e-7)
+    for p, q in zip(together.parameters(), apart.parameters()):
+        assert torch.allclose(p, q, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize('n', [1, -1, 0])

@@ -9,23 +9,22 @@ from llmbook.core import UserError
 from llmbook.model.config import ModelConfig
 from llmbook.pretrain.run import pretrain
 from llmbook.tokens.shards import read_manifest
+from folders import contents
+from run_program import PROGRAMS
 from test_train import grammar_data, learner
 
-HOLDS = """
-import sys
-from llmbook.base.owner import own_folder
-with own_folder(sys.argv[1], 'pre-training'):
-    print('mine', flush=True)
-    input()
-"""
+def start(program, folder):
+    "Start a program that takes a folder, and wait until it has it."
+    command = [sys.executable, PROGRAMS/f'{program}.py', folder]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == 'mine\n'
+    return process
 
 
 @pytest.fixture
 def other(tmp_path):
     "Return a process that holds a folder, once it does."
-    process = subprocess.Popen([sys.executable, '-c', HOLDS, str(tmp_path/'run')],
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == 'mine\n'
+    process = start('hold_folder', tmp_path/'run')
     yield process
     process.kill()
     process.communicate()
@@ -36,7 +35,8 @@ def take(path):
 
 
 def test_a_second_process_is_refused_and_told_who_was_first(other, tmp_path):
-    with pytest.raises(UserError, match=f'pre-training .* process {other.pid} on ') as e: take(tmp_path/'run')
+    with pytest.raises(UserError, match=f'pre-training .* process {other.pid} on ') as e:
+        take(tmp_path/'run')
     assert 'give another folder' in str(e.value)
     with pytest.raises(UserError): take(tmp_path/'x'/'..'/'run') # by another name
 
@@ -58,25 +58,7 @@ def test_a_run_that_ended_leaves_the_folder_to_the_next(other, tmp_path):
 
 def test_a_child_that_outlives_its_parent_does_not_hold_the_folder(tmp_path):
     "Workers are forked while the folder is held; the lock must not live on in them."
-    program = f"""
-import os
-from llmbook.base.owner import own_folder
-with own_folder({str(tmp_path/'run')!r}):
-    read, write = os.pipe()
-    heard, began = os.pipe()
-    child = os.fork()
-    if not child:
-        os.write(began, b'x') # what Python does after a fork is done
-        os.close(write)
-        os.read(read, 1) # until the parent is gone
-        input()
-        os._exit(0)
-    os.read(heard, 1)
-    print('mine', flush=True)
-    os.kill(os.getpid(), 9)
-"""
-    process = subprocess.Popen([sys.executable, '-c', program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == 'mine\n'
+    process = start('hold_folder_in_child', tmp_path/'run')
     process.wait()
     take(tmp_path/'run') # while the child waits for its input
     process.stdin.close()
@@ -141,9 +123,6 @@ def planned(data, steps=4, **options):
     return SimpleNamespace(**dict(config=config, bs=4, seq_len=32, steps=steps, lr=1e-2, seed=7, machine={}) | options)
 
 
-def contents(folder): return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob('*')) if f.is_file()}
-
-
 def test_a_second_pretraining_is_refused_and_changes_nothing(other, data, tmp_path):
     before = contents(tmp_path/'run')
     with pytest.raises(UserError, match=f'pre-training .* process {other.pid}'):
@@ -183,7 +162,8 @@ def test_a_later_process_of_the_same_number_does_not_protect_it(other, tmp_path)
 
 
 def test_a_run_that_cannot_begin_leaves_no_folder(data, tmp_path):
-    with pytest.raises(UserError): pretrain(data, planned(data, bs=10**6), tmp_path/'runs'/'x', device='cpu')
+    with pytest.raises(UserError):
+        pretrain(data, planned(data, bs=10**6), tmp_path/'runs'/'x', device='cpu')
     assert not any(tmp_path.iterdir())
 
 

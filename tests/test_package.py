@@ -42,8 +42,10 @@ def wheel(tmp_path_factory):
     src = tmp_path_factory.mktemp('source')
     out = tmp_path_factory.mktemp('wheel')
     hidden = shutil.ignore_patterns('__pycache__', '.*')
-    for f in ('settings.ini', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE'): shutil.copy(ROOT/f, src/f)
-    for d in ('llmbook', 'nbs', 'tests'): shutil.copytree(ROOT/d, src/d, ignore=hidden, symlinks=True)
+    for f in ('settings.ini', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE'):
+        shutil.copy(ROOT/f, src/f)
+    for d in ('llmbook', 'nbs', 'tests'):
+        shutil.copytree(ROOT/d, src/d, ignore=hidden, symlinks=True)
     offline = ['--no-build-isolation', '--no-deps', '--no-index']
     run(sys.executable, '-m', 'pip', 'wheel', *offline, '-w', out, src, cwd=out)
     return next(out.glob('llmbook-*.whl'))
@@ -66,12 +68,20 @@ def python(wheel, tmp_path_factory):
 def elsewhere(tmp_path): return tmp_path
 
 
+def package_files():
+    "Return the files that a wheel must have: modules, assets, and the mark of a typed package."
+    wanted = set()
+    for path in (ROOT/'llmbook').rglob('*'):
+        belongs = path.suffix == '.py' or 'assets' in path.parts or path.name == 'py.typed'
+        if belongs and path.is_file() and '__pycache__' not in path.parts: wanted.add(path.relative_to(ROOT).as_posix())
+    return wanted
+
+
 def test_wheel_holds_the_package_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     stray = [n for n in names if not re.match(r'llmbook(-[\d.]+\.dist-info)?/', n)]
     assert not stray, f'in the wheel, and should not be: {stray}'
-    files = [p for p in (ROOT/'llmbook').rglob('*') if p.is_file() and '__pycache__' not in p.parts]
-    wanted = {p.relative_to(ROOT).as_posix() for p in files if p.suffix == '.py' or 'assets' in p.parts or p.name == 'py.typed'}
+    wanted = package_files()
     assert 'llmbook/py.typed' in wanted, 'type checkers would ignore the annotations'
     assert wanted <= set(names), f'missing from the wheel: {wanted - set(names)}'
     assert any(n.endswith('/LICENSE') for n in names)
@@ -81,9 +91,12 @@ def requirement_name(line): return re.split(r'[<>=!~;]', line)[0]
 
 
 def test_wheel_says_what_settings_say(wheel):
-    z = zipfile.ZipFile(wheel)
-    def read(name): return z.read(next(n for n in z.namelist() if n.endswith(name))).decode()
-    meta, points = read('.dist-info/METADATA'), read('.dist-info/entry_points.txt')
+    archive = zipfile.ZipFile(wheel)
+    def read(ending):
+        name = next(name for name in archive.namelist() if name.endswith(ending))
+        return archive.read(name).decode()
+    meta = read('.dist-info/METADATA')
+    points = read('.dist-info/entry_points.txt')
     assert f"Version: {SETTINGS['version']}\n" in meta
     assert 'License-Expression: Apache-2.0' in meta
     requirements = re.findall(r'^Requires-Dist: ([\w.-]+)([^\n]*)$', meta, re.M)

@@ -21,7 +21,7 @@ from llmbook.pretrain.run import lm_learner
 from llmbook.parallel.checkpoint import ShardedCheckpoint, load_shards, save_shards
 from llmbook.checkpoint.state import save_checkpoint
 from llmbook.train.telemetry import Samples
-from llmbook.distributed.world import all_sum, any_rank, join, mine, rank, wait_for_all, whole, world
+from llmbook.distributed.world import all_sum, any_rank, mine, rank, wait_for_all, whole, world
 
 has_gloo = torch.distributed.is_available() and torch.distributed.is_gloo_available()
 pytestmark = pytest.mark.skipif(not has_gloo, reason='this torch has no gloo')
@@ -110,7 +110,8 @@ def all_arms():
     res = {}
     for kind in ('ddp', 'fsdp'):
         for muon in (True, False):
-            for n in (1, 2): res[f'{kind}-{"muon" if muon else "adamw"}-{n}'] = (kind, dict(muon=muon, accumulate=n))
+            for n in (1, 2):
+                res[f'{kind}-{"muon" if muon else "adamw"}-{n}'] = (kind, dict(muon=muon, accumulate=n))
     for kind in ('ddp', 'fsdp'): res[f'{kind}-untied'] = (kind, dict(tied=False))
     for kind in ('ddp', 'fsdp'): res[f'{kind}-bf16'] = (kind, dict(precision='bf16'))
     res['ddp-sliced'] = ('ddp', dict(slices=2, accumulate=2))
@@ -223,7 +224,8 @@ def memory_of(learn):
     own = sum(mine(p).nbytes for p in params)
     full = sum(p.nbytes for p in params)
     moments = 0
-    for state in learn.opt.opt.state.values(): moments += sum(t.nbytes for t in state.values() if t.ndim)
+    for state in learn.opt.opt.state.values():
+        moments += sum(t.nbytes for t in state.values() if t.ndim)
     with Largest() as seen: fit(learn)
     return {'held': (own, full), 'moments': moments, 'rows of logits': seen.most}
 
@@ -283,7 +285,8 @@ def test_two_ranks_equal_one_with_the_whole_batch(two, name):
     skipped = 'poisoned' in name
     assert want['skipped'] == skipped
     assert got['skipped'] == skipped
-    for k, w in want['weights'].items(): assert torch.allclose(got['weights'][k], w, atol=2e-3 * loose), k
+    for k, w in want['weights'].items():
+        assert torch.allclose(got['weights'][k], w, atol=2e-3 * loose), k
     assert got['same'], 'ranks differ'
     assert got['model'] in ('Transformer', 'FSDPTransformer'), 'the engine is around the model only while it runs'
 
@@ -307,7 +310,8 @@ def test_checkpoints_open_on_another_number_of_ranks(two, folder, kind):
     for k, w in want.items(): assert torch.allclose(two[f'{kind} from one'][k], w, atol=2e-3), k
     by_two = folder/f'by-two-{kind}'
     saved_again = opened(None, by_two)
-    for k, w in want.items(): assert torch.equal(saved_again[k], w), f'{k} changed when two ranks saved it again'
+    for k, w in want.items():
+        assert torch.equal(saved_again[k], w), f'{k} changed when two ranks saved it again'
     assert len(list(by_two.glob('model*'))) == 2
 
 
@@ -355,7 +359,8 @@ def test_killed_under_torchrun_and_resumed(two, tmp_path):
     assert (tmp_path/'killed').exists()
     assert p.stdout.split().count('resumed') == 1
     assert 'resumed at 3' in p.stdout
-    for k, w in load_file(tmp_path/'end').items(): assert torch.equal(w, two['ddp-muon-1']['weights'][k]), k
+    for k, w in load_file(tmp_path/'end').items():
+        assert torch.equal(w, two['ddp-muon-1']['weights'][k]), k
 
 
 def free_port():
@@ -399,7 +404,8 @@ def is_killed():
 
 
 def test_launch_says_which_rank_was_killed():
-    with pytest.raises(RankFailed, match=r'rank 1 of 2 was killed \(SIGKILL\)'): launch(is_killed, 2, device='cpu')
+    with pytest.raises(RankFailed, match=r'rank 1 of 2 was killed \(SIGKILL\)'):
+        launch(is_killed, 2, device='cpu')
 
 
 def test_importing_and_a_lone_rank_touch_no_gpu():

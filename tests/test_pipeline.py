@@ -2,7 +2,8 @@
 import gzip, json, random
 import numpy as np
 import pytest
-from run_program import run_program
+from folders import read_rows, write_rows, write_times
+from run_program import output_of, run_program
 from llmbook.core import UserError
 from llmbook.prepare.card import card_summary
 from llmbook.prepare.pipeline import prepare
@@ -22,14 +23,6 @@ def text(i, n=150):
     rng = random.Random(i)
     words = [rng.choice(WORDS) + str(rng.randrange(90)) for _ in range(n)]
     return f'This is story {i}. ' + ' '.join(words)
-
-
-def write_rows(path, rows):
-    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    return path
-
-
-def read_rows(path): return [json.loads(line) for line in open(path)]
 
 
 @pytest.fixture(scope='module')
@@ -111,8 +104,7 @@ def test_processes_make_the_same_bytes(source, alone, tmp_path, workers):
 def test_ray_makes_the_same_bytes(source, alone, tmp_path):
     pytest.importorskip('ray', reason='needs the extra `scale`')
     options = json.dumps(dict(MADE_WITH, workers=2, engine='ray'))
-    r = run_program('prepare_source', source, tmp_path/'out', options, RAY_USAGE_STATS_ENABLED='0')
-    assert r.returncode == 0, r.stderr[-3000:]
+    output_of('prepare_source', source, tmp_path/'out', options, RAY_USAGE_STATS_ENABLED='0')
     assert made(tmp_path/'out') == made(alone[0])
 
 
@@ -146,12 +138,12 @@ def test_finished_units_are_not_done_again(source, alone, tmp_path, monkeypatch)
     read = out/'.work'/'read'
     interrupt(source, out, monkeypatch)
     assert len(list(read.iterdir())) == 4
-    stamps = {path: path.stat().st_mtime_ns for path in read.rglob('*')}
+    stamps = write_times(read)
     with monkeypatch.context() as m:
         m.setattr(passes, 'read_unit', lambda *a: pytest.fail('a finished unit was read again'))
         m.setattr(pipeline.shutil, 'rmtree', lambda *a, **k: None)
         prepare(source, out, workers=1, **OPTIONS)
-    assert stamps == {path: path.stat().st_mtime_ns for path in read.rglob('*')}
+    assert stamps == write_times(read)
     assert made(alone[0]).items() <= made(out).items()
 
 

@@ -1,6 +1,7 @@
 """Advice on a plan and its widget, without a browser and in JupyterLab in a real one."""
 import re
 import pytest
+from machines import BY_HAND
 from llmbook.core import UserError
 from llmbook.model.config import ModelConfig, get_config
 from llmbook.plan.devices import DEVICES, Device
@@ -11,8 +12,6 @@ from llmbook.widgets.planner import Planner, controls, planner
 from lab import Page, browser_only, jupyter_lab
 
 EVIL = '<img src=x onerror=alert(1)>'
-HAND = dict(device='by hand', type='cpu', cores=2, memory=16e9, dtype='float32', peak_flops=330e9,
-            peak_source='measured', efficiency=.5, efficiency_at=[[64, .3], [256, .5]])
 
 def shown(page, what): return re.search(f'class="lb-{what}"[^>]*>([^<]*)', page)[1]
 def words(page): return re.sub(r'\s+', ' ', re.sub('<[^>]*>', ' ', page))
@@ -89,7 +88,8 @@ def test_remedies_do():
             assert arrange(config, device, enough, precision)
             assert not arrange(config, device, enough // 2, precision)
         if m := named(r'more memory: ([^|]*)'):
-            for name in m[1].split(','): assert arrange(config, DEVICES[name.strip()], count, precision)
+            for name in m[1].split(','):
+                assert arrange(config, DEVICES[name.strip()], count, precision)
         if m := named(r'smaller model: (\S+)'):
             smaller = get_config(m[1], context=config.context)
             assert arrange(smaller, device, count, precision)
@@ -103,7 +103,7 @@ def test_what_does_not_fit_is_shown_and_said():
     assert PARTS['optimizer'] in page
 
 
-HERE = dict(device='here', machine=HAND)
+HERE = dict(device='here', machine=BY_HAND)
 
 @pytest.mark.parametrize('choices, says', [
     (dict(device=EVIL), 'expected a device'),
@@ -135,7 +135,7 @@ def test_names_are_escaped():
     device = Device(EVIL, 'X', dict(float32=10., bfloat16=100.), 80e9, 1e12, 300., EVIL, 1.)
     assert '<img' not in planner_html(device)
     assert '<img' not in planner_html(device, size='qwen3-8b')
-    assert '<img' not in planner_html('here', hours=.1, machine=dict(HAND, device=EVIL))
+    assert '<img' not in planner_html('here', hours=.1, machine=dict(BY_HAND, device=EVIL))
 
 
 def test_advice():
@@ -195,13 +195,13 @@ def test_the_call_is_the_plan(start):
 
 
 def test_this_machine_is_asked_for_little():
-    p = planner(HAND, device='here', hours=.5)
+    p = planner(BY_HAND, device='here', hours=.5)
     visible = [name for name, control in p.controls.items() if control.layout.display != 'none']
     assert visible == ['device', 'hours', 'size', 'price']
-    planned = plan(30, HAND)
+    planned = plan(30, BY_HAND)
     assert shown(p.page.value, 'model') == planned.size
-    call = p.call.replace(')', ', machine=HAND)')
-    assert eval(call, dict(plan=plan, HAND=HAND)) == planned
+    call = p.call.replace(')', ', machine=BY_HAND)')
+    assert eval(call, dict(plan=plan, BY_HAND=BY_HAND)) == planned
 
     p.controls['price'].value = '.1'
     assert shown(p.page.value, 'money') == '0.05 $'
@@ -228,7 +228,7 @@ def test_both_ends_of_every_choice_have_a_page():
         if not hasattr(control, 'options'): continue
         for option in (control.options[0], control.options[-1]):
             value = option[1] if isinstance(option, tuple) else option
-            assert planner(HAND, **{name: value}).page.value, (name, value)
+            assert planner(BY_HAND, **{name: value}).page.value, (name, value)
 
 
 @pytest.mark.parametrize('start', [

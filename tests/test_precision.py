@@ -118,7 +118,8 @@ def test_recomputed_activations_are_recomputed_in_the_same_precision():
         learn = learner(Precision('bf16'))
         blocks = learn.model.blocks
         if recompute:
-            for block in blocks: block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+            for block in blocks:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         seen = note_dtype(blocks[0].attn.q_proj)
         return flat(fit(learn).model), seen
     kept, once = run(False)

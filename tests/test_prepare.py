@@ -1,11 +1,13 @@
 "Preparing data: nothing half-made is taken for whole, nothing is lost, and the same question has the same answer."
-import errno, json, os, pickle, random, shutil, signal, threading
+import errno, json, pickle, random, shutil, signal, threading
 from functools import partial
 from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from run_program import run_program
+from folders import read_rows, write_rows, write_times
+from real_data import real_data
+from run_program import output_of, run_program
 from llmbook.core import RunFolder, UserError
 from llmbook.base.owner import own_folder
 from llmbook.prepare.card import show_card
@@ -33,12 +35,6 @@ def texts(n=60, seed=0):
     rng = random.Random(seed)
     def words(): return ' '.join(rng.choice(WORDS) + str(rng.randrange(50)) for _ in range(80))
     return [f'This is the story of number {i}. {words()}' for i in range(n)]
-
-def write_rows(path, rows):
-    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    return path
-
-def read_rows(path): return [json.loads(line) for line in open(path)]
 
 @pytest.fixture(scope='session')
 def source(tmp_path_factory):
@@ -175,8 +171,9 @@ def test_abandoned_epoch_and_peeking(whole):
     with pytest.raises(UserError): dl.seek(-1)
 
 def test_same_batches_in_another_process(whole):
-    a, b = [run_program('batches_digest', whole, PYTHONHASHSEED=seed) for seed in '12']
-    assert a.stdout and a.stdout == b.stdout, a.stderr
+    first, second = [output_of('batches_digest', whole, PYTHONHASHSEED=seed) for seed in '12']
+    assert first
+    assert first == second
 
 def test_validation_is_fixed_and_covers_the_split(whole):
     dl = lm_dls(whole, bs=4, seq_len=16, steps=3, valid_batches=1000, device='cpu').valid
@@ -254,10 +251,10 @@ def test_kill_over_an_older_preparation(source, mine):
     with pytest.raises(UserError, match='manifest'): read_manifest(mine)
 
 def test_second_call_does_nothing(source, mine):
-    before = {p: p.stat().st_mtime_ns for p in mine.rglob('*')}
+    before = write_times(mine)
     card = prepare(source, mine, **OPTIONS)
     assert card == json.loads((mine/'card.json').read_text())
-    assert before == {p: p.stat().st_mtime_ns for p in mine.rglob('*')}
+    assert before == write_times(mine)
 
 @pytest.mark.parametrize('f', ['train-00000.bin', 'tokenizer.json', 'card.json', 'manifest.json', 'text/test.jsonl'])
 def test_second_call_mends(source, whole, mine, f):
@@ -276,8 +273,7 @@ def test_two_prepares_are_byte_identical(tmp_path):
     "Prepare the embedded corpus in two processes with different hash seeds."
     options = json.dumps(dict(vocab_size=512, max_bytes=300_000, valid=.1, test=.1))
     for seed in '12':
-        r = run_program('prepare_source', 'embedded', tmp_path/seed, options, PYTHONHASHSEED=seed)
-        assert r.returncode == 0, r.stderr
+        output_of('prepare_source', 'embedded', tmp_path/seed, options, PYTHONHASHSEED=seed)
     a = shard_bytes(tmp_path/'1')
     b = shard_bytes(tmp_path/'2')
     assert a == b
@@ -324,8 +320,9 @@ def test_everything_is_accounted_for(mixed):
 
 def test_no_text_is_in_two_splits(tmp_path):
     rows = []
-    for k, ending in enumerate(('', ' Indeed so.')):
-        for i, text in enumerate(texts(50)): rows.append(dict(id=f'{i}-{k}', text=text + ending))
+    for i, text in enumerate(texts(50)):
+        rows.append(dict(id=f'{i}-0', text=text))
+        rows.append(dict(id=f'{i}-1', text=f'{text} Indeed so.'))
     source = write_rows(tmp_path/'twice.jsonl', rows)
     prepare(source, tmp_path/'out', **OPTIONS)
     kept = read_rows(tmp_path/'out'/'text'/'documents.jsonl')
@@ -417,9 +414,9 @@ def test_disk_too_small_is_known_before(source, tmp_path, monkeypatch):
 
 def test_one_long_file(tmp_path):
     "Divide a single text between the splits."
-    data = Path(os.environ.get('LLMBOOK_DATA', Path(__file__).parents[2]/'shared'/'data'))
-    files = [f for f in sorted((data/'tinyshakespeare').glob('*.txt')) if 'readme' not in f.name.lower()]
-    if not files: pytest.skip('tinyshakespeare is not in LLMBOOK_DATA')
+    texts = sorted(real_data('tinyshakespeare').glob('*.txt'))
+    files = [f for f in texts if 'readme' not in f.name.lower()]
+    if not files: pytest.skip('tinyshakespeare in LLMBOOK_DATA has no text')
     card = prepare(files, tmp_path/'out', vocab_size=512, progress=False)
     assert all(s['tokens'] > 5000 for s in card['splits'].values()), card['funnel']
 
@@ -479,14 +476,17 @@ def test_files_of_another_origin_are_not_replaced(source, tmp_path, name):
 
 def test_other_files_stay(source, tmp_path):
     (tmp_path/'text').mkdir()
-    for name in ('notes.txt', 'text/mine.jsonl', 'question.json'): (tmp_path/name).write_text('mine')
+    for name in ('notes.txt', 'text/mine.jsonl', 'question.json'):
+        (tmp_path/name).write_text('mine')
     for seed in (1, 2): prepare(source, tmp_path, **OPTIONS, seed=seed)
-    for name in ('notes.txt', 'text/mine.jsonl', 'question.json'): assert (tmp_path/name).read_text() == 'mine'
+    for name in ('notes.txt', 'text/mine.jsonl', 'question.json'):
+        assert (tmp_path/name).read_text() == 'mine'
 
 def test_a_file_that_would_be_replaced_is_no_source(source, mine):
     before = snapshot(mine)
     for given in (dict(sources=mine/'text'/'test.jsonl'), dict(sources=source, tokenizer=mine, seed=3)):
-        with pytest.raises(UserError, match='made again'): prepare(**{**OPTIONS, **given}, out=mine)
+        with pytest.raises(UserError, match='made again'):
+            prepare(**{**OPTIONS, **given}, out=mine)
     with pytest.raises(UserError, match='only what an earlier'): prepare(mine, mine, **OPTIONS)
     assert snapshot(mine) == before
 
@@ -526,9 +526,12 @@ def test_a_language_that_is_lost_is_named(tmp_path, capsys):
     german = ['Der Müller ging am frühen Morgen zur Mühle, weil das Wasser hoch stand.',
               'Seine Tochter brachte ihm später ein Stück Brot und etwas Käse aus dem Keller.',
               'Am Abend saßen sie vor dem Haus und sprachen lange über die Ernte und den Winter.']
-    rows = [dict(text=t) for t in german] + [dict(id=f'd{i}', text=t) for i, t in enumerate(texts(40))]
-    card = prepare(write_rows(tmp_path/'a.jsonl', rows), tmp_path/'out', **{**OPTIONS, 'preset': {'prose': [no_german]}})
-    assert any(w.startswith("Language 'de': the filters dropped 3 of 3 documents (no_german 3)") for w in card['warnings'])
+    rows = [dict(text=text) for text in german]
+    for i, text in enumerate(texts(40)): rows.append(dict(id=f'd{i}', text=text))
+    source = write_rows(tmp_path/'a.jsonl', rows)
+    card = prepare(source, tmp_path/'out', **{**OPTIONS, 'preset': {'prose': [no_german]}})
+    warning = "Language 'de': the filters dropped 3 of 3 documents (no_german 3)"
+    assert any(w.startswith(warning) for w in card['warnings'])
     assert "note: Language 'de'" in capsys.readouterr().out
 
 def test_one_text_for_all_splits_is_said(tmp_path):
@@ -561,15 +564,16 @@ def test_a_worker_gets_a_small_recipe(source, tmp_path, monkeypatch):
 
 def test_groups_name_the_files_of_their_documents(tmp_path):
     text, *others = texts(40)
-    for name, ids in (('a', 'xy'), ('b', 'z')):
-        rows = [dict(id=i, text=text + ' The end.' * (i == 'y')) for i in ids]
-        rows += [dict(id=f'{name}{k}', text=t) for k, t in enumerate(others)] if name == 'a' else []
-        write_rows(tmp_path/f'{name}.jsonl', rows)
+    rows = [dict(id='x', text=text), dict(id='y', text=f'{text} The end.')]
+    for k, other in enumerate(others): rows.append(dict(id=f'a{k}', text=other))
+    write_rows(tmp_path/'a.jsonl', rows)
+    write_rows(tmp_path/'b.jsonl', [dict(id='z', text=text)])
     card = prepare(tmp_path/'*.jsonl', tmp_path/'out', **OPTIONS)
     group, = card['clusters']
     assert group['kept'] == 'y'
     assert Path(group['file']).name == 'a.jsonl'
-    assert {Path(f).name: n for f, n in group['files'].items()} == {'a.jsonl': 1, 'b.jsonl': 1}
+    by_name = {Path(f).name: n for f, n in group['files'].items()}
+    assert by_name == {'a.jsonl': 1, 'b.jsonl': 1}
     page = show_card(card).data
     assert 'b.jsonl' in page
 
@@ -611,14 +615,20 @@ def test_parts_of_a_file_that_is_too_large_stay_together(tmp_path, monkeypatch):
     assert len(rows) == card['totals']['kept'] > 15
     assert len({(book_of(row), row['split']) for row in rows}) == 5
 
+def kept_texts(folder):
+    "Return the text of every document in the shards of a prepared folder."
+    tok = load_tokenizer(folder)
+    found = []
+    for split in ('train', 'valid', 'test'):
+        found += [decode(tok, ids) for ids in documents(folder, split)]
+    return found
+
 @pytest.mark.parametrize('longest', [40_000, 4_000_000])
 def test_the_end_of_a_text_that_is_alone_is_held_out(tmp_path, monkeypatch, longest):
     monkeypatch.setattr(passes, 'split_huge', partial(split_huge, longest=longest))
     source = library(tmp_path/'books', 1)
     card = prepare(source, tmp_path/'out', **OPTIONS)
-    tok = load_tokenizer(tmp_path/'out')
-    shards = [documents(tmp_path/'out', split) for split in ('train', 'valid', 'test')]
-    kept = [decode(tok, ids) for docs in shards for ids in docs]
+    kept = kept_texts(tmp_path/'out')
     assert ' '.join(kept).split() == (source/'book0.txt').read_text().split()
     assert all(s['bytes'] > 9_000 for s in card['splits'].values())
 
@@ -644,15 +654,20 @@ def test_a_page_is_extracted_before_it_is_cut(tmp_path):
 def test_a_long_text_loses_only_the_parts_that_are_refused(tmp_path):
     folder = library(tmp_path/'books', 4)
     book = folder/'book0.txt'
-    chapter = 'This is what the people have told of that house. ' + book.read_text()[:60_000]
-    book.write_text(book.read_text() + '\n\n' + '0 1 2 3 4 5 6\n' * 20_000 + '\n\n' + chapter)
+    story = book.read_text()
+    table = '0 1 2 3 4 5 6\n' * 20_000
+    chapter = 'This is what the people have told of that house. ' + story[:60_000]
+    book.write_text(f'{story}\n\n{table}\n\n{chapter}')
     card = prepare(folder, tmp_path/'out', **{**OPTIONS, 'preset': {'prose': [alphabetic_words]}})
     assert card['totals']['kept'] == 4
     lost = read_rows(tmp_path/'out'/'rejects.jsonl')
     assert lost
-    assert all(row['id'].startswith(str(book)) and row['reason'] != '' for row in lost)
-    assert card['left_out'].keys() == {f'filter: {row["reason"]}' for row in lost}
-    assert sum(n['parts'] for n in card['left_out'].values()) == len(lost)
+    for row in lost:
+        assert row['id'].startswith(str(book))
+        assert row['reason'] != ''
+    left_out = card['left_out']
+    assert left_out.keys() == {f'filter: {row["reason"]}' for row in lost}
+    assert sum(n['parts'] for n in left_out.values()) == len(lost)
 
 def test_a_long_program_is_judged_as_one(tmp_path):
     lines = [f'def function_{i}(value): return value * {i} + other_{i * 7}' for i in range(4_000)]
@@ -670,9 +685,7 @@ def test_an_evaluation_item_in_a_book_costs_the_part_that_holds_it(tmp_path):
     card = prepare(folder, tmp_path/'out', against={'exam': [item]}, **OPTIONS)
     assert card['totals']['kept'] == 4
     assert card['contamination'] == {'exam': dict(items=1, found=1, documents=1)}
-    tok = load_tokenizer(tmp_path/'out')
-    kept = [decode(tok, ids) for split in card['splits'] for ids in documents(tmp_path/'out', split)]
-    assert not any(item in text for text in kept)
+    assert not any(item in text for text in kept_texts(tmp_path/'out'))
     assert card['left_out']['contamination: holds exam']['parts'] == 1
 
 def test_hub_source_keeps_to_its_budget(tmp_path, monkeypatch):

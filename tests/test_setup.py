@@ -120,7 +120,8 @@ def test_bytes_and_packages_are_counted(monkeypatch):
     said, calls = [], []
     def pip(*args, each):
         calls.append([a for a in args if '==' in str(a)])
-        for line in ('Collecting x', 'Progress 5000000 of 10000000', 'Progress 10000000 of 10000000', 'Installing collected packages: x'): each(line)
+        for line in ('Collecting x', 'Progress 5000000 of 10000000', 'Progress 10000000 of 10000000', 'Installing collected packages: x'):
+            each(line)
     monkeypatch.setattr(install, 'pip', pip)
     monkeypatch.setattr(install, 'raw_progress', lambda: [])
     class Shown:

@@ -2,26 +2,22 @@
 
 The browser tests need chromium and chromedriver (.ci/run installs them) and skip where they are not.
 """
-import functools, http.server, json, os, re, shutil, subprocess, sys, threading
+import functools, http.server, json, os, re, subprocess, sys, threading
 from pathlib import Path
 from urllib.parse import urlparse
 import pytest, yaml
+from lab import browser_only, start_browser
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
 import sidebar
 from house import notebooks, page
 
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-DRIVER = shutil.which('chromedriver')
-browser_only = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason='no chromium and chromedriver on this machine')
-FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
-         '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage', '--window-size=1280,900']
 
 
 @pytest.fixture(scope='session')
 def built(tmp_path_factory):
-    "The site, built once: (where it is, what was said on the way)."
+    "Build the site once; return (where it is, what was said on the way)."
     out = tmp_path_factory.mktemp('site')/'html'
     env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}
     command = [sys.executable, ROOT/'tools/site.py', '--offline', '--out', out]
@@ -36,7 +32,7 @@ def site(built): return built[0]
 
 @pytest.fixture(scope='session')
 def address(site):
-    "The site on a port of this machine."
+    "Serve the site on a port of this machine."
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args): pass
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=str(site)))
@@ -48,26 +44,21 @@ def address(site):
 
 @pytest.fixture(scope='session')
 def browser(tmp_path_factory):
-    "One browser for all tests, with its network and console logs kept."
-    from selenium import webdriver
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in FLAGS + [f'--user-data-dir={tmp_path_factory.mktemp("profile")}']: options.add_argument(flag)
-    options.set_capability('goog:loggingPrefs', {'performance': 'ALL', 'browser': 'ALL'})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
+    "Start one browser for all tests, with its network and console logs kept."
+    driver = start_browser(tmp_path_factory.mktemp('profile'))
     driver.set_page_load_timeout(60)
     yield driver
     driver.quit()
 
 
 def wait(browser, f):
-    "What `f` returns once it is true."
+    "Return what `f` returns, once it is true."
     from selenium.webdriver.support.ui import WebDriverWait
     return WebDriverWait(browser, 30).until(lambda d: f())
 
 
 def traffic(browser):
-    "(requested addresses, address -> status) since the last call."
+    "Return (requested addresses, address -> status) since the last call."
     asked, status = [], {}
     for entry in browser.get_log('performance'):
         m = json.loads(entry['message'])['message']
@@ -152,6 +143,8 @@ def test_the_fit_brings_the_same_style_along():
 
 # ---- in the browser ------------------------------------------------------------------------------------------------
 
+def is_web(address): return urlparse(address).scheme in ('http', 'https', 'ws')
+
 @browser_only
 def test_every_sidebar_link_opens(browser, address):
     browser.get(f'{address}/index.html')
@@ -162,8 +155,10 @@ def test_every_sidebar_link_opens(browser, address):
     for link in links:
         browser.get(link)
         asked, status = traffic(browser)
-        assert status[link] == 200 and found(browser, 'article h1')[0].text.strip('¶# '), link
-        away = [u for u in asked if urlparse(u).scheme in ('http', 'https', 'ws') and not u.startswith(address)]
+        title = found(browser, 'article h1')[0].text
+        assert status[link] == 200, link
+        assert title.strip('¶# '), link
+        away = [u for u in asked if is_web(u) and not u.startswith(address)]
         assert not away, f'{link} asks {away}'
         assert all(s < 400 for s in status.values()), (link, status)
         errors = [e['message'] for e in browser.get_log('browser') if e['level'] == 'SEVERE']

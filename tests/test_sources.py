@@ -1,9 +1,11 @@
 "Reading: every format, bad input, bounded memory, and units that do not depend on how the input was cut."
-import bz2, csv, dataclasses, gzip, io, json, lzma, os, random, re, subprocess, sys, tracemalloc, zlib
+import bz2, csv, dataclasses, gzip, io, json, lzma, os, random, re, tracemalloc, zlib
 from collections import Counter
 from importlib import metadata
 from pathlib import Path
 import pytest
+from real_data import DATA, needs_data
+from run_program import heavy_imports, output_of
 from llmbook.core import UserError
 from llmbook.read.doc import Doc, Reject
 from llmbook.read.filetype import LANGUAGES, file_type, is_licence, path_id
@@ -16,9 +18,6 @@ from llmbook.read.warc import read_warc
 from llmbook.filters.content import licence as licence_rule
 from llmbook.filters.view import View
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get('LLMBOOK_DATA', ROOT.parent/'shared'/'data'))
-needs_data = pytest.mark.skipif(not DATA.exists(), reason='needs LLMBOOK_DATA')
 
 def zstd(data):
     try: from compression import zstd
@@ -125,8 +124,7 @@ def test_another_process_reads_a_unit_alike(tmp_path):
     collection(tmp_path)
     units = plan_units(tmp_path, 1000)
     lines = '\n'.join(json.dumps(dataclasses.asdict(u)) for u in units)
-    command = [sys.executable, ROOT/'tests/programs/read_units.py']
-    out = subprocess.run(command, input=lines, capture_output=True, text=True, check=True).stdout
+    out = output_of('read_units', stdin=lines)
     for u, line in zip(units, out.splitlines(), strict=True):
         docs = [vars(d) for d in read_unit(u)]
         assert json.loads(line) == docs
@@ -180,10 +178,8 @@ def test_what_is_no_file_has_no_units(tmp_path):
     with pytest.raises(UserError, match='more than 0'): plan_units(tmp_path, 0)
 
 def test_starting_a_worker_is_cheap():
-    heavy = ('torch', 'fastai', 'pyarrow', 'fastwarc', 'pypdf', 'datasets')
-    code = f'import sys, llmbook.read.sources; print([m for m in {heavy} if m in sys.modules])'
-    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == '[]'
+    heavy = ['torch', 'fastai', 'pyarrow', 'fastwarc', 'pypdf', 'datasets']
+    assert heavy_imports(['llmbook.read.sources'], heavy) == {}
 
 
 # --- parity with the libraries that know the format ---
@@ -260,13 +256,14 @@ CRAWLS = ('whirlwind_warc/whirlwind.warc', 'whirlwind_warc/whirlwind.warc.gz', '
 def test_real_crawls():
     found = {name: list(read_file(DATA/name)) for name in CRAWLS}
     (plain,), (packed,), (wet,), *samples = found.values()
+    all_samples = sum(samples, [])
     assert plain == dataclasses.replace(packed, source=plain.source)
     assert plain.kind == 'html'
     assert plain.id.startswith('urn:uuid:')
     assert wet.kind == 'prose'
     assert plain.meta == {'url': wet.meta['url'], 'date': '2024-05-18T01:58:10Z', 'language': 'an'}
     assert [len(s) for s in samples] == [22, 15]
-    assert not any(isinstance(d, Reject) for s in samples for d in s)
+    assert not any(isinstance(doc, Reject) for doc in all_samples)
 
 @needs_data
 @pytest.mark.parametrize('name', CRAWLS)
@@ -510,8 +507,10 @@ def test_every_file_is_accounted_for(tmp_path):
     assert seen.pop('read') > 700
     assert seen == {'not UTF-8': 1, 'empty': 1, 'unknown type': 2, 'truncated': 1, 'broken JSON': 2, 'no text': 1}
     ids = {r.id for r in got}
-    files = [path_id(p) for p in tmp_path.rglob('*') if p.is_file() and '.hidden' not in p.parts]
-    for f in files: assert f in ids or any(id.startswith((f'{f}:', 'urn')) for id in ids)
+    files = [p for p in tmp_path.rglob('*') if p.is_file() and '.hidden' not in p.parts]
+    for name in map(path_id, files):
+        of_a_part = [id for id in ids if id.startswith((f'{name}:', 'urn'))]
+        assert name in ids or of_a_part
     assert len(source_paths(tmp_path)) == len(files) - 1
 
 def test_another_field(tmp_path):
@@ -638,6 +637,10 @@ def test_a_page_says_its_licence_in_a_link(tmp_path):
 
 def is_permitted(name): return licence_rule(View(Doc('x', 'x', licence=name))) is None
 
+def without_versions(name):
+    "Return the name of a licence without -only and -or-later."
+    return name.split('-only')[0].split('-or')[0]
+
 def test_installed_packages_and_the_texts_of_the_system():
     "Hold the licence of every installed package against the name in its metadata."
     right, wrong = 0, []
@@ -646,7 +649,7 @@ def test_installed_packages_and_the_texts_of_the_system():
         files = [f for f in dist.files or () if is_licence(f.name) and '.dist-info' in str(f)]
         if not stated or ' ' in stated or len(files) != 1: continue
         found = identify_licence(files[0].locate().read_text(errors='replace'))
-        if found.split('-only')[0].split('-or')[0] == stated.split('-only')[0].split('-or')[0]: right += 1
+        if without_versions(found) == without_versions(stated): right += 1
         elif found: wrong.append((dist.name, stated, found))
     assert right > 10 * len(wrong), wrong
     names = {'Apache-2.0': 'Apache-2.0', 'GPL-2': 'GPL-2.0', 'GPL-3': 'GPL-3.0', 'LGPL-2.1': 'LGPL-2.1', 'LGPL-3': 'LGPL-3.0',
@@ -861,11 +864,11 @@ def test_a_body_that_lost_its_end_is_read_where_the_crawl_says_that_it_cut_it():
     (20, ['read', 'damaged']), (60, ['read', 'damaged']), ('all', ['read', 'read']), ('two', ['read', 'read', 'read'])])
 def test_a_record_that_another_swallowed_is_not_lost_in_silence(extra, want):
     one = an_answer('Content-Type: text/html')
-    others = [a_record('response', one, HTTP, n) for n in (2, 3)]
-    if extra == 'all': extra, others = 4 + len(others[0]), others[:1]
-    elif extra == 'two': extra = 4 + len(others[0]) + len(others[1])
-    else: others = others[:1]
-    got = crawl(a_record('response', one, HTTP, 1, len(one) + extra), *others)
+    second, third = [a_record('response', one, HTTP, n) for n in (2, 3)]
+    others = [second, third] if extra == 'two' else [second]
+    n_extra = dict(all=4 + len(second), two=4 + len(second) + len(third)).get(extra, extra)
+    greedy = a_record('response', one, HTTP, 1, len(one) + n_extra)
+    got = crawl(greedy, *others)
     assert reasons(got)[:len(want)] == want
     assert len(got) <= len(want) + 1
     assert all(text == PAGE.decode() for text in texts(got))
@@ -959,7 +962,8 @@ def test_a_folder_that_may_not_be_listed_is_named(tmp_path, monkeypatch):
         return inner
     for name in ('scandir', 'listdir'): monkeypatch.setattr(os, name, deny(getattr(os, name)))
     for source in (tmp_path/'secret', tmp_path, f'{tmp_path}/secret/*.txt'):
-        with pytest.raises(UserError, match="allowed to read '.*secret.*Permission denied"): read_sources(source)
+        with pytest.raises(UserError, match="allowed to read '.*secret.*Permission denied"):
+            read_sources(source)
 
 
 IDS = ('related-work', 'cookies', 'login', 'tags', 'menu', 'author', 'comments', 'share-data', 'navigation', 'print')
@@ -986,4 +990,5 @@ def test_a_section_named_after_its_heading_is_text(id, open_tag):
 def test_a_block_beside_the_text_goes_although_it_has_a_heading(block):
     text = extract_html(f'<body><main><h1>Manual</h1>{MANUAL * 2}</main>{block}</body>')
     inside = extract_html(f'<body><article><h1>Manual</h1>{MANUAL * 2}{block}</article></body>')
-    for got in (text, inside): assert not any(word in got for word in ('Friday', 'third one', 'wonderful', 'Sunday'))
+    for got in (text, inside):
+        assert not any(word in got for word in ('Friday', 'third one', 'wonderful', 'Sunday'))

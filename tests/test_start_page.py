@@ -31,8 +31,12 @@ def folder(tmp_path_factory):
     "Return a folder in which the two blocks that train have run."
     to = tmp_path_factory.mktemp('reader')
     (to/'my_texts').mkdir()
-    for name, words in topics.items(): (to/'my_texts'/f'{name}.txt').write_text(words, encoding='utf-8')
-    pairs = [dict(prompt=f'What is place {i} of {place}?', answer=f'{place} {i}') for place in PLACES for i in range(12)]
+    for name, words in topics.items():
+        (to/'my_texts'/f'{name}.txt').write_text(words, encoding='utf-8')
+    pairs = []
+    for place in PLACES:
+        for i in range(12):
+            pairs.append(dict(prompt=f'What is place {i} of {place}?', answer=f'{place} {i}'))
     (to/'my_pairs.jsonl').write_text('\n'.join(map(json.dumps, pairs)), encoding='utf-8')
     run(smaller(train), to)
     run(smaller(own_text + own_pairs), to)

@@ -485,7 +485,8 @@ def test_samples_can_be_taken_at_any_time(tmp_path):
 def test_progress_line_says_speed_loss_validation_and_the_time_left(capfd):
     learn = fitted([Telemetry(every=2), Progress('tiny', notebook=False)], epochs=2)
     said = capfd.readouterr().err.split('\r')[-1]
-    for word in ('tiny: 100%', '24/24', 'loss ', 'validation ', 'tokens/s'): assert word in said, said
+    for word in ('tiny: 100%', '24/24', 'loss ', 'validation ', 'tokens/s'):
+        assert word in said, said
     assert learn.progress.line is None
 
 

@@ -9,7 +9,7 @@ from llmbook.model.config import get_config
 
 @pytest.fixture
 def machine(monkeypatch):
-    "A machine with two cores and two threads, whose other programs use `machine['others']` cores."
+    "Make a machine with two cores and two threads, whose other programs use `machine['others']` cores."
     state = dict(others=0.)
     class Meter:
         def read(self): return state['others']
@@ -64,11 +64,12 @@ def test_sleeping_changes_no_bit():
     torch.manual_seed(0)
     a = torch.randn(300, 400)
     b = torch.randn(400, 500)
-    before = a @ b, torch.nn.functional.layer_norm(a, (400,)), a.sum()
+    def computed(): return a @ b, torch.nn.functional.layer_norm(a, (400,)), a.sum()
+    before = computed()
     team = SleepingTeam()
-    beside = a @ b, torch.nn.functional.layer_norm(a, (400,)), a.sum()
+    beside = computed()
     team.end()
-    assert all(torch.equal(x, y) for x, y in zip(before, beside))
+    assert all(map(torch.equal, before, beside))
     assert not any(thread.is_alive() for thread in team.threads)
 
 
@@ -76,7 +77,8 @@ def test_a_quota_limits_the_threads(monkeypatch):
     monkeypatch.setattr(threads, 'allowed_cores', lambda: 64)
     monkeypatch.setattr(threads, 'core_quota', lambda: 1.5)
     assert set_up_threads({})['OMP_NUM_THREADS'] == '2'
-    for name in threads.THREAD_VARIABLES: assert 'OMP_NUM_THREADS' not in set_up_threads({name: '3'})
+    for name in threads.THREAD_VARIABLES:
+        assert 'OMP_NUM_THREADS' not in set_up_threads({name: '3'})
 
 
 def test_importing_the_package_sets_threads_up_and_loads_no_torch():
@@ -98,7 +100,7 @@ def test_no_sleeping_thread_is_lost_in_a_fork(machine):
 
 
 def plan(tokens_per_param, others):
-    "A plan with the figures that its notes depend on."
+    "Return a plan with the figures that its notes depend on."
     expected = dict(body=1000)
     steps = max(1, round(tokens_per_param * 1000 / 8))
     return Plan(1, 0, dict(cores=2, others=others), 'pico', get_config('pico').to_dict(), 2, 4, steps, 8 * steps, .1, expected)

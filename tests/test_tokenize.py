@@ -2,7 +2,8 @@
 import json, random
 from itertools import product
 import pytest
-from run_program import run_program
+from foreign import gpt2_like
+from run_program import output_of
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from llmbook.core import UserError
 from llmbook.tokens.compare import PARALLEL_TEXTS, compare_tokenizers, comparison_table, plot_vocabulary
@@ -55,8 +56,7 @@ def test_trained_twice_it_is_the_same(model):
     here = tokenizer_fingerprint(train_tokenizer(texts(), 450, model, code=True))
     for seed, parallel in (('1', 'true'), ('2', 'false')):
         environment = dict(PYTHONHASHSEED=seed, RAYON_NUM_THREADS=seed, TOKENIZERS_PARALLELISM=parallel)
-        r = run_program('tokenizer_fingerprint', model, **environment)
-        assert r.stdout == here + '\n', r.stderr
+        assert output_of('tokenizer_fingerprint', model, **environment) == here + '\n'
 
 def test_specials_come_first(tok):
     assert [tok.token_to_id(s) for s in SPECIALS] == [EOT, PAD, PROMPT, ANSWER] == [0, 1, 2, 3]
@@ -170,15 +170,7 @@ def test_encoding_leaves_the_tokenizer_as_it_was(ours):
 
 # tokenizers from elsewhere
 
-def gpt2_like():
-    tok = Tokenizer(models.BPE())
-    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tok.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
-    tok.train_from_iterator(texts(), trainer)
-    tok.add_special_tokens(['<|endoftext|>'])
-    return tok
+def of_bytes(): return gpt2_like(texts(), 400, '<|endoftext|>')
 
 def llama_like():
     tok = Tokenizer(models.BPE(byte_fallback=True, unk_token='<unk>', fuse_unk=True))
@@ -211,7 +203,7 @@ def bert_like():
     return tok
 
 OTHERS = [
-    (gpt2_like, '<|endoftext|>', ['<|pad|>', '<|prompt|>', '<|answer|>'], True),
+    (of_bytes, '<|endoftext|>', ['<|pad|>', '<|prompt|>', '<|answer|>'], True),
     (llama_like, '</s>', ['<|pad|>', '<|prompt|>', '<|answer|>'], True),
     (bert_like, '<|endoftext|>', ['<|endoftext|>', '<|prompt|>', '<|answer|>'], False)]
 
@@ -273,14 +265,14 @@ def test_ours_needs_nothing(ours, tmp_path):
     assert tokenizer_fingerprint(got.tok) == tokenizer_fingerprint(ours) == tokenizer_fingerprint(strict)
 
 def test_the_strict_reader_stays_strict(tmp_path):
-    save_tokenizer(gpt2_like(), tmp_path)
+    save_tokenizer(of_bytes(), tmp_path)
     with pytest.raises(UserError, match='ids 0 to 3'): load_tokenizer(tmp_path)
 
 def test_what_looks_special_but_is_text(tmp_path):
     """Names that the file does not mark as special are pieces of text.
 
     Taking one for the end would end every document that has it."""
-    tok = gpt2_like()
+    tok = of_bytes()
     tok.add_tokens([AddedToken('</s>', special=False)])
     assert 'eot' in load_any(save_tokenizer(tok, tmp_path)).ids
     assert load_any(tmp_path).ids['eot'] == tok.token_to_id('<|endoftext|>')
@@ -293,13 +285,7 @@ def test_a_vocabulary_with_gaps_is_refused(tmp_path):
 
 def elsewhere(*specials):
     "Make a tokenizer whose special tokens come behind all bytes."
-    tok = Tokenizer(models.BPE())
-    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tok.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tok.train_from_iterator(['hi'], trainers.BpeTrainer(vocab_size=256, initial_alphabet=alphabet, show_progress=False))
-    tok.add_special_tokens(list(specials)) # ids from 256 on
-    return tok
+    return gpt2_like(['hi'], 256, *specials) # their ids are 256 and more
 
 def framed(tok, folder, **files):
     "Return the ids of a tokenizer that was read from a folder with these settings."
@@ -352,7 +338,8 @@ def test_an_appended_token_takes_a_role_only_if_none_has_it(tmp_path):
 def test_settings_that_are_damaged_are_named(tmp_path):
     save_tokenizer(elsewhere(), tmp_path)
     (tmp_path/'tokenizer_config.json').write_text('{"eos')
-    with pytest.raises(UserError, match='tokenizer_config.json is not valid JSON'): read_tokenizer(tmp_path)
+    with pytest.raises(UserError, match='tokenizer_config.json is not valid JSON'):
+        read_tokenizer(tmp_path)
 
 def test_a_default_that_is_out_of_range_hides_nothing(tmp_path):
     files = dict(generation_config=dict(bos_token_id=50256, eos_token_id=50256), config=dict(bos_token_id=256, eos_token_id=257))
@@ -435,7 +422,8 @@ def test_a_comparison_counts_words_without_spaces(ours):
 
 @pytest.mark.parametrize('bad', [[], '', [' ']])
 def test_a_comparison_on_nothing(ours, bad):
-    with pytest.raises(UserError, match='poems'): compare_tokenizers(dict(ours=ours), dict(poems=bad))
+    with pytest.raises(UserError, match='poems'):
+        compare_tokenizers(dict(ours=ours), dict(poems=bad))
 
 def test_picture():
     import matplotlib

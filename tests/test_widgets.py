@@ -6,6 +6,7 @@ import json, random, re, shutil
 from functools import partial
 from pathlib import Path
 import pytest
+from folders import read_rows, write_rows
 from lab import Page, browser_only, jupyter_lab
 from llmbook.core import UserError, human_money, human_time, rounded
 from llmbook.filters import presets as rules
@@ -50,8 +51,6 @@ def out(docs, tmp_path_factory):
     return data
 
 
-def read_rows(path): return [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
-def write_rows(path, rows): path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
 
 def shuffled(n, seed):
     order = list(range(n))
@@ -210,7 +209,8 @@ def test_effect_is_what_the_rule_does(docs, rule):
     assert all(v is not None for v in values)
     defaults = thresholds(rule)
     settings = [defaults]
-    for name in defaults: settings += [{**defaults, name: value} for value in candidates(values, n=5)]
+    for name in defaults:
+        settings += [{**defaults, name: value} for value in candidates(values, n=5)]
     for limits in settings:
         dropped = [i for i, d in enumerate(docs) if rule(View(d), **limits) is not None]
         assert effect(values, **limits) == dropped
@@ -385,7 +385,8 @@ def test_tuner_moves(docs):
 def test_widgets_refuse(out, docs):
     with pytest.raises(UserError, match='prepared folder'): browse(out.parent)
     for bad in ([], ['text'], [docs[0], 3]):
-        with pytest.raises(UserError, match='expected documents'): tune_filter(bad, rules.word_count)
+        with pytest.raises(UserError, match='expected documents'):
+            tune_filter(bad, rules.word_count)
 
 
 # ---- widgets in JupyterLab, in a real browser -----------------------------------------------------------------------

@@ -1,5 +1,7 @@
 "Ids from a cache of words are those of the library, for every script and every tokenizer; what differs goes to the library."
 import random
+from itertools import product
+from string import ascii_lowercase
 import numpy as np, pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from llmbook.core import UserError
@@ -14,7 +16,7 @@ JOINTS = (' ', '  ', '\n', '\r\n', '\t', "'s", "'LL", '12', '2024', '٣', 'abc',
 
 
 def any_script(seed, n=60):
-    "A text of random characters from every block, with the signs between them that patterns look at."
+    "Return a text of random characters from every block, with the signs between them that patterns look at."
     rng = random.Random(seed)
     def character(): return chr(rng.choice(BLOCKS) + rng.randrange(120))
     def piece(): return rng.choice(JOINTS) if rng.random() < .5 else ''.join(character() for _ in range(rng.randint(1, 6)))
@@ -35,7 +37,8 @@ def by_library(tok, texts):
 def test_every_tokenizer_made_here_gives_the_librarys_ids(model, digits, code):
     tok = train_tokenizer(PROSE + TEXTS[-40:], 500, model, digits, code)
     assert word_encoder(tok), 'such a tokenizer is meant to be fast'
-    for got, want in zip(encode_words(tok, TEXTS), by_library(tok, TEXTS)): assert np.array_equal(got, want)
+    for got, want in zip(encode_words(tok, TEXTS), by_library(tok, TEXTS)):
+        assert np.array_equal(got, want)
 
 
 def test_most_scripts_are_looked_up():
@@ -66,7 +69,8 @@ def drop_words(tok):
 def test_a_tokenizer_that_does_more_is_left_to_the_library(change):
     tok = changed(change)
     assert word_encoder(tok) is None
-    for got, want in zip(encode_words(tok, PROSE[:2]), by_library(tok, PROSE[:2])): assert np.array_equal(got, want)
+    for got, want in zip(encode_words(tok, PROSE[:2]), by_library(tok, PROSE[:2])):
+        assert np.array_equal(got, want)
 
 
 @pytest.mark.parametrize('change', [set_normalizer, set_truncation, add_token])
@@ -95,7 +99,8 @@ def test_memory_is_bounded(monkeypatch):
     monkeypatch.setattr(words, 'MOST_WORDS', 50)
     tok = train_tokenizer(PROSE, 300)
     encode = WordEncoder(tok, word_pattern(tok))
-    texts = [f'word{chr(97 + i % 26)}{chr(97 + i // 26)} ' + 'y' * 100 for i in range(300)]
+    names = [''.join(two) for two in product(ascii_lowercase[:12], ascii_lowercase)][:300]
+    texts = [f'word{name} ' + 'y' * 100 for name in names]
     for text, want in zip(texts, by_library(tok, texts)):
         assert np.array_equal(encode(text), want)
         assert len(encode.words) <= 50
