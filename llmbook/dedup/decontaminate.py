@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from ..core import UserError, atomic_path, mix64
 from ..core import fingerprint as short_name
 from ..clean.words import space_words
+from .minhash import running_sums
 
 # %% ../../nbs/api/13_dedup/04_decontaminate.ipynb #2af8124b
 _PLAIN = bytes(c if chr(c).isalnum() or c >= 128 else 32 for c in range(256)) # ASCII: letters and digits stay
@@ -66,17 +67,21 @@ def _blocks(data):
         yield b' ' + data[at:end] + b' '
         at = end
 
-def _hash_block(block):
-    "Return the hash of each word of a block."
-    b = np.frombuffer(block, np.uint8)
+def _edges(b):
+    "Return where the words of a block start and end."
     in_word = b != 32
     is_edge = in_word[1:] != in_word[:-1]
     edges = np.flatnonzero(is_edge) + 1
-    start, end = edges[::2], edges[1::2]
+    return edges[::2], edges[1::2]
+
+def _hash_block(block):
+    "Return the hash of each word of a block."
+    b = np.frombuffer(block, np.uint8)
+    start, end = _edges(b)
     values = _BYTE[b] * _UP[:len(b)]
-    total = np.zeros(len(b) + 1, np.uint64)
-    np.cumsum(values, out=total[1:])
-    sums = (total[end] - total[start]) * _DOWN[start]
+    total = running_sums(values)
+    of_word = total[end] - total[start]
+    sums = of_word * _DOWN[start] # as if each word stood at the start
     return mix64(sums - _B) # mix64 begins by adding _B; without it, fingerprints stay those of 0.1.0
 
 def bare_word_hashes(
@@ -128,7 +133,9 @@ def eval_items(
     sets, # name -> texts, Docs, records, or the path of a .jsonl(.gz); a list or a path alone is one set
 ) -> dict[str, list[str]]: # name -> texts; UserError if a set is empty or holds something else
     "Return evaluation sets as texts by name."
-    if isinstance(sets, (str, Path)): sets = {Path(sets).name.split('.')[0]: sets}
+    if isinstance(sets, (str, Path)):
+        name = Path(sets).name.split('.')[0]
+        sets = {name: sets}
     if not isinstance(sets, dict): sets = {'eval': sets}
     res = {}
     for name, items in sets.items():
@@ -151,6 +158,13 @@ class Overlap(NamedTuple):
 # %% ../../nbs/api/13_dedup/04_decontaminate.ipynb #15b84b76
 _PLAIN_PARTS = ('n', 'shortest', 'common', 'least', 'items', 'sizes', 'short', 'lengths', 'left_out')
 _ARRAYS = ('keys', 'owner', 'start', 'total')
+
+def _with_owners(grams):
+    "Return the runs of all items in a row, and beside each the number of its item."
+    sizes = [len(g) for g in grams]
+    numbers = np.arange(len(grams), dtype=np.int32)
+    nothing = np.empty(0, np.uint64)
+    return np.concatenate([nothing, *grams]), np.repeat(numbers, sizes)
 
 class Decontaminator:
     "A search for evaluation items in documents; it can be pickled, and is the same in every process."
@@ -195,17 +209,17 @@ class Decontaminator:
         value, count = np.unique(h, return_counts=True)
         return value[count > self.common]
 
-    def _index(self, grams, is_new):
-        "Sort the hashes, note the items behind each, and set up the table of bits."
-        h = np.concatenate(grams) if grams else np.empty(0, np.uint64)
-        sizes = [len(g) for g in grams]
-        owner = np.repeat(np.arange(len(grams), dtype=np.int32), sizes)
-        once = h[is_new[owner]] if len(h) else h # an item that is there twice counts once
-        common = self._common_runs(once)
+    def _without_common(self, h, owner, is_new):
+        "Leave out the runs that too many items share; an item that is there twice counts once."
+        counts = is_new[owner]
+        common = self._common_runs(h[counts])
         self.left_out = len(common)
         keep = ~np.isin(h, common)
-        h, owner = h[keep], owner[keep]
+        return h[keep], owner[keep]
 
+    def _index(self, grams, is_new):
+        "Sort the hashes, note the items behind each, and set up the table of bits."
+        h, owner = self._without_common(*_with_owners(grams), is_new)
         order = np.argsort(h, kind='stable')
         self.owner = owner[order]
         self.keys, start = np.unique(h[order], return_index=True)
@@ -222,7 +236,7 @@ class Decontaminator:
 
     def save(self,
         path:str|Path, # file to write, NAME.npz
-    ):
+    ) -> None:
         "Write the search to a file, from which many processes can load it; it holds numbers and names, no code."
         about = {name: getattr(self, name) for name in _PLAIN_PARTS}
         arrays = {name: getattr(self, name) for name in _ARRAYS}
@@ -232,7 +246,7 @@ class Decontaminator:
     @classmethod
     def load(cls,
         path:str|Path, # file that `save` wrote
-    ):
+    ) -> 'Decontaminator':
         "Read a search from a file."
         new = cls.__new__(cls)
         with np.load(path, allow_pickle=False) as arrays:
@@ -287,27 +301,31 @@ def overlap(self:Decontaminator,
     if not len(self.keys): return None
     matches = list(self._matches(bare_word_hashes(text)))
     if not matches: return None
-    found = np.unique(np.concatenate([key for _, _, key in matches]))
-    keys, owners = self._owners(found)
+    found = np.concatenate([key for _, _, key in matches])
+    keys, owners = self._owners(np.unique(found))
     items, counts = np.unique(owners, return_counts=True)
     shares = counts / self.total[items]
-    most = int(np.argmax(shares)) # the first of equals
-    share, item = float(shares[most]), items[most]
+    best = int(np.argmax(shares)) # the first of equals
+    share = float(shares[best])
     if share < self.least: return None
-    name, position = self.items[item]
-    span = _longest_span(matches, keys[owners == item])
-    words = ' '.join(bare_words(text)[span])
+    is_best = owners == items[best]
+    span = _longest_span(matches, keys[is_best])
+    words = bare_words(text)[span]
     every_item = tuple(self.items[i] for i in items)
-    return Overlap(share, name, position, words, every_item)
+    name, position = every_item[best]
+    return Overlap(share, name, position, ' '.join(words), every_item)
 
 def _longest_span(matches, keys):
     "Return the longest span of a document that the runs of one item cover; these runs are all of one length."
     for n, position, key in matches:
         position = position[np.isin(key, keys)]
         if len(position): break
-    cut = np.flatnonzero(np.diff(position) > n) + 1 # a span begins after each gap
-    first, last = np.append(0, cut), np.append(cut, len(position)) - 1
-    start, end = position[first], position[last] + n
+    is_gap = np.diff(position) > n
+    cut = np.flatnonzero(is_gap) + 1 # a span begins after each gap
+    first = np.append(0, cut)
+    last = np.append(cut, len(position)) - 1
+    start = position[first]
+    end = position[last] + n
     longest = int(np.argmax(end - start))
     return slice(int(start[longest]), int(end[longest]))
 
@@ -335,5 +353,7 @@ def contamination(
         for name in names: documents[name] += 1
     res = {}
     for name, size in against.sizes.items():
-        res[name] = dict(items=size, short=against.short[name], found=len(found[name]), documents=documents[name])
+        n_short = against.short[name]
+        n_found = len(found[name])
+        res[name] = dict(items=size, short=n_short, found=n_found, documents=documents[name])
     return res

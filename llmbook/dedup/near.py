@@ -25,10 +25,11 @@ class DedupResult:
     reason:list # '' for what stays, else 'exact_duplicate' or 'near_duplicate'
     pairs:list # (index, index, similarity): links between documents
 
-    def lists(self): # DedupResult
+    def lists(self) -> 'DedupResult': # columns that print and compare like any list
         "Return the same result in plain lists."
         columns = (self.keep, self.cluster, self.kept_for, self.reason, self.pairs)
-        return DedupResult(*(np.asarray(x).tolist() for x in columns))
+        lists = [np.asarray(column).tolist() for column in columns]
+        return DedupResult(*lists)
 
     def __repr__(self):
         return f'DedupResult({len(self.keep)} documents, {sum(self.keep)} kept, {len(self.pairs)} links)'
@@ -37,7 +38,8 @@ class DedupResult:
 class _Clusters:
     "A union-find whose heads are the smallest indices, and the links that were made."
     def __init__(self, n):
-        self.parent, self.near = np.arange(n), []
+        self.parent = np.arange(n)
+        self.near = [] # (index, index, similarity) of each link
         self.view = memoryview(self.parent) # its items are Python numbers, three times as fast to get at
 
     def find(self, i):
@@ -58,18 +60,23 @@ class _Clusters:
 
 _LINK = [('i', np.int64), ('j', np.int64), ('similarity', np.float64)]
 
+def _group_starts(x):
+    "Return where the groups of equals start in a sorted array."
+    return np.flatnonzero(first_of_equals(x))
+
 def _link_equal(clusters, exact):
     "Join equal documents; return the first of each group, and the links."
     order = np.lexsort((exact[:, 1], exact[:, 0])) # stable: within a group, in order
     is_first = first_of_equals(exact[order])
-    firsts, repeats = order[is_first], order[~is_first]
-    group = np.cumsum(is_first) - 1
+    is_repeat = ~is_first
+    firsts = order[is_first]
+    group = np.cumsum(is_first) - 1 # of each document
     head = firsts[group]
     clusters.parent[order] = head
 
-    links = np.empty(len(repeats), _LINK)
-    links['i'] = head[~is_first]
-    links['j'] = repeats
+    links = np.empty(is_repeat.sum(), _LINK)
+    links['i'] = head[is_repeat]
+    links['j'] = order[is_repeat]
     links['similarity'] = 1
     return np.sort(firsts), np.sort(links, order='j')
 
@@ -77,22 +84,30 @@ def _link_equal(clusters, exact):
 def _buckets(key, members, clusters):
     "Yield the documents that agree in a band and are not yet all in one cluster, in order."
     order = np.argsort(key, kind='stable')
-    key, members = key[order], members[order]
-    start = np.flatnonzero(first_of_equals(key))
+    members = members[order]
+    start = _group_starts(key[order])
     end = np.append(start[1:], len(key))
-    head = clusters.heads()[members]
+    heads = clusters.heads()
+    head = heads[members]
     smallest = np.minimum.reduceat(head, start)
     largest = np.maximum.reduceat(head, start)
-    is_apart = smallest != largest
-    for a, z in zip(start[is_apart], end[is_apart]): yield members[a:z].tolist()
+    is_apart = smallest != largest # more than one cluster is in the bucket
+    for first, last in zip(start[is_apart], end[is_apart]):
+        yield members[first:last].tolist()
 
 # %% ../../nbs/api/13_dedup/02_near.ipynb #31ac0cf0
 class _Comparison:
     "Compares documents by their shingles, in bounded memory and linear time."
     def __init__(self, clusters, text_of, threshold, n, memory, limit):
-        self.clusters, self.text_of, self.threshold, self.n = clusters, text_of, threshold, n
-        self.memory, self.limit, self.most = memory, limit, 8 * limit
-        self.sets, self.held = OrderedDict(), 0                 # shingles by document, and their bytes
+        self.clusters = clusters
+        self.text_of = text_of
+        self.threshold = threshold
+        self.n = n
+        self.memory = memory
+        self.limit = limit
+        self.most = 8 * limit                                   # comparisons in vain that a document is allowed
+        self.sets = OrderedDict()                               # shingles by document
+        self.held = 0                                           # bytes of these
         self.unlike = OrderedDict()                             # pairs that were compared in vain
         self.tried = np.zeros(len(clusters.parent), np.uint16)  # comparisons in vain, by document
 
@@ -101,12 +116,14 @@ class _Comparison:
         if i in self.sets:
             self.sets.move_to_end(i)
             return self.sets[i]
-        s = self.sets[i] = shingles(self.text_of(i), self.n)
-        self.held += s.nbytes + 200
+        text = self.text_of(i)
+        found = shingles(text, self.n)
+        self.sets[i] = found
+        self.held += found.nbytes + 200
         while self.held > self.memory and len(self.sets) > 2:
             _, oldest = self.sets.popitem(last=False)
             self.held -= oldest.nbytes + 200
-        return s
+        return found
 
     def similarity(self, i, j):
         "Return the Jaccard similarity of two documents; 0 if their sizes alone keep it below the threshold."
@@ -131,10 +148,11 @@ class _Comparison:
 
     def representatives(self, bucket):
         "Return documents of the bucket that are not alike, up to the limit; link the others to those they are like."
-        heads, find = [], self.clusters.find
+        find = self.clusters.find
+        heads = []
         for i in bucket:
-            is_linked = any(find(h) == find(i) for h in heads)
-            if is_linked or any(self.same(h, i) for h in heads): continue
+            is_linked = any(find(head) == find(i) for head in heads)
+            if is_linked or any(self.same(head, i) for head in heads): continue
             if len(heads) < self.limit: heads.append(i)
         return heads
 
@@ -142,30 +160,34 @@ class _Comparison:
         "Compare the documents of one bucket: with its representatives, or with each other if they are few."
         heads = self.representatives(bucket)
         if len(heads) == 1: return
-        head = {i: self.clusters.find(i) for i in bucket}
-        few = len(bucket) <= self.limit
-        others = bucket if few else heads
+        cluster = {i: self.clusters.find(i) for i in bucket}
+        is_small = len(bucket) <= self.limit
+        others = bucket if is_small else heads
         for i in bucket:
             for j in others:
-                if few and j >= i: break # each pair once
-                if head[i] != head[j]: self.same(min(i, j), max(i, j))
+                if is_small and j >= i: break # each pair once
+                if cluster[i] == cluster[j]: continue
+                first, last = sorted((i, j))
+                self.same(first, last)
 
 # %% ../../nbs/api/13_dedup/02_near.ipynb #7c2374b1
 def _kept(head, length, rule):
     "Return the document that stays for each document."
     keys = (-length, head) if rule == 'longest' else (head,)
     order = np.lexsort(keys) # cluster by cluster, the best first
-    start = np.flatnonzero(first_of_equals(head[order]))
+    start = _group_starts(head[order])
     best = order[start]
     if callable(rule) and len(order):
         groups = np.split(order, start[1:])
-        best = np.array([_chosen(rule, group) for group in groups], best.dtype)
-    size = np.diff(np.append(start, len(order)))
+        chosen = [_chosen(rule, group) for group in groups]
+        best = np.array(chosen, best.dtype)
+    ends = np.append(start[1:], len(order))
     kept = np.empty_like(head)
-    kept[order] = np.repeat(best, size)
+    kept[order] = np.repeat(best, ends - start)
     return kept
 
 def _chosen(rule, group):
+    "Return the document of a cluster that a user's rule chooses."
     if len(group) < 2: return group[0]
     members = group.tolist()
     chosen = rule(members)
@@ -173,16 +195,18 @@ def _chosen(rule, group):
     return chosen
 
 def _result(clusters, exact, length, links, rule):
+    "Return what stays, for which reason the others go, and the links: those of equal documents first."
     head = clusters.heads()
     kept = _kept(head, length, rule)
     stays = kept == np.arange(len(head))
-    equal = (exact == exact[kept]).all(1)
-    reason = np.full(len(head), '', object)
-    reason[~stays & equal] = 'exact_duplicate'
-    reason[~stays & ~equal] = 'near_duplicate'
+    is_equal = (exact == exact[kept]).all(1)
+    reason = np.full(len(head), 'near_duplicate', object)
+    reason[is_equal] = 'exact_duplicate'
+    reason[stays] = ''
     by_second = sorted(clusters.near, key=lambda link: (link[1], link[0]))
-    all_links = np.concatenate([links, np.array(by_second, _LINK)])
-    return DedupResult(stays, head, kept, reason, all_links)
+    near_links = np.array(by_second, _LINK)
+    pairs = np.concatenate([links, near_links])
+    return DedupResult(stays, head, kept, reason, pairs)
 
 # %% ../../nbs/api/13_dedup/02_near.ipynb #16861a37
 def _column(parts, k=slice(None)):
@@ -191,18 +215,25 @@ def _column(parts, k=slice(None)):
     return np.ascontiguousarray(parts[:, k])
 
 def _flat(parts):
+    "Return the lengths as one array, of a list of arrays one after the other."
     if isinstance(parts, (list, tuple)) and len(parts): return np.concatenate([np.atleast_1d(p) for p in parts])
     return np.asarray(parts, np.int64)
 
 def _count_bands(exact, bands, length):
     "Return the number of bands; raise `UserError` unless the sizes agree."
     parts = bands if isinstance(bands, (list, tuple)) else [bands]
-    sizes = [len(exact), sum(map(len, parts)), len(length)]
-    widths = {p.shape[1] for p in parts}
-    if len(set(sizes)) > 1 or len(widths) > 1:
+    n_signed = sum(len(part) for part in parts)
+    widths = {part.shape[1] for part in parts}
+    sizes = [len(exact), n_signed, len(length)]
+    is_one_size = len(set(sizes)) == 1
+    if not is_one_size or len(widths) > 1:
         found = f'{sizes} documents and {sorted(widths)} bands'
         raise UserError(f'expected the numbers of the same documents from one Signer, got {found}: sign them again')
     return widths.pop() if widths else 0
+
+def _check_rule(rule):
+    if callable(rule) or rule in ('longest', 'first'): return
+    raise UserError(f"expected rule 'longest', 'first' or a function, got {rule!r}")
 
 def find_duplicates(
     exact:np.ndarray, # (n, 2) uint64 from `Signer.sign`; an array, a memmap, or a list of them
@@ -217,9 +248,9 @@ def find_duplicates(
     progress:Callable=lambda part: None, # called with the part that is done, 0 to 1
 ) -> DedupResult: # arrays, in the order of the documents; UserError if the sizes do not agree
     "Find documents that occur more than once, by the numbers of a `Signer`, and choose which copy stays."
-    if not callable(rule) and rule not in ('longest', 'first'):
-        raise UserError(f"expected rule 'longest', 'first' or a function, got {rule!r}")
-    exact = _column(exact) if len(exact) else np.empty((0, 2), np.uint64)
+    _check_rule(rule)
+    if not len(exact): exact = np.empty((0, 2), np.uint64)
+    exact = _column(exact)
     length = _flat(length)
     n_bands = _count_bands(exact, bands, length)
     clusters = _Clusters(len(length))
@@ -227,8 +258,8 @@ def find_duplicates(
     if len(firsts) > 1:
         comparison = _Comparison(clusters, text_of, threshold, n, memory, limit)
         for k in range(n_bands):
-            buckets = _buckets(_column(bands, k)[firsts], firsts, clusters)
-            for bucket in buckets: comparison.join(bucket)
+            key = _column(bands, k)[firsts]
+            for bucket in _buckets(key, firsts, clusters): comparison.join(bucket)
             progress((k + 1) / n_bands)
     return _result(clusters, exact, length, links, rule)
 
@@ -240,8 +271,11 @@ class Deduper:
         num_perm:int=128, # numbers in a MinHash signature
         batch:int=256, # documents that are signed in one call
     ):
-        self.signer, self.batch = Signer(threshold, num_perm), batch
-        self.ids, self.waiting, self.parts = [], [], []
+        self.signer = Signer(threshold, num_perm)
+        self.batch = batch
+        self.ids = []
+        self.waiting = []                                   # texts that are not yet signed
+        self.parts = []                                     # what the signer returned for each batch
         self.file = tempfile.SpooledTemporaryFile(16 << 20) # in memory while it is small
         self.at = [0]                                       # where each text starts in the file, and the end
         weakref.finalize(self, self.file.close)
@@ -249,7 +283,7 @@ class Deduper:
     def add(self,
         id:str, # identifier; decides between documents of equal length
         text:str, # cleaned
-    ):
+    ) -> None:
         "Take in one document."
         self.ids.append(id)
         self.waiting.append(text)
@@ -269,10 +303,13 @@ class Deduper:
     def result(self) -> DedupResult: # of lists
         "Keep one document of each cluster: the longest, and of equally long ones the one with the smallest id."
         self._flush()
-        exact, bands, length = (np.concatenate([p[k] for p in self.parts]) for k in ('exact', 'bands', 'length'))
-        def best(members): return min(members, key=lambda i: (-length[i], self.ids[i], i))
+        def column(name): return np.concatenate([part[name] for part in self.parts])
+        length = column('length')
+        def rank(i): return -length[i], self.ids[i], i
+        def best(members): return min(members, key=rank)
         threshold, n = self.signer.threshold, self.signer.n
-        return find_duplicates(exact, bands, length, self._text, threshold, n, best).lists()
+        r = find_duplicates(column('exact'), column('bands'), length, self._text, threshold, n, best)
+        return r.lists()
 
 # %% ../../nbs/api/13_dedup/02_near.ipynb #e4b7fff2
 def dedup(

@@ -10,7 +10,7 @@ __all__ = ['line_keys', 'RepeatCounter', 'repeated_keys', 'remove_repeats', 'dro
 import os, re, tempfile
 import numpy as np
 from dataclasses import replace
-from itertools import count
+from itertools import compress, count
 from pathlib import Path
 from typing import Callable, Iterable
 from ..core import UserError, mix64
@@ -21,7 +21,18 @@ from .minhash import part_sums, positions, run_hashes, word_hashes
 # %% ../../nbs/api/13_dedup/03_repeats.ipynb #cb9d8a36
 _IS_LETTER = np.array([chr(i).isalnum() or i >= 128 for i in range(256)])
 
+def _line_hashes(data, bounds):
+    "Return a number for each line: the sum of its words' numbers, each times a number for its position."
+    x, start, _ = word_hashes(data)
+    word_bounds = np.searchsorted(start, bounds)
+    factor = mix64(positions(word_bounds).astype(np.uint64))
+    return mix64(part_sums(x * factor, word_bounds))
 
+def _count_letters(data, bounds):
+    "Count the letters and digits of each line."
+    is_letter = _IS_LETTER[np.frombuffer(data, np.uint8)]
+    within = np.minimum(bounds, len(data)) # the last line has no separator behind it
+    return part_sums(is_letter.astype(np.int32), within)
 
 def line_keys(
     text:str, # cleaned
@@ -30,17 +41,12 @@ def line_keys(
 ) -> np.ndarray: # uint64, one for each piece of text.split(cut)
     "Return a number for each line, equal for lines of equal words."
     data = text.lower().encode('utf-8', 'replace')
-    sizes = [len(line) + len(cut) for line in data.split(cut.encode())]
+    lines = data.split(cut.encode())
+    sizes = [len(line) + len(cut) for line in lines]
     bounds = np.cumsum([0] + sizes) # of each line among the bytes
-    x, start, _ = word_hashes(data)
-    word_bounds = np.searchsorted(start, bounds)
-    factor = mix64(positions(word_bounds).astype(np.uint64))
-    keys = mix64(part_sums(x * factor, word_bounds))
-
-    is_letter = _IS_LETTER[np.frombuffer(data, np.uint8)]
-    within = np.minimum(bounds, len(data)) # the last line has no separator behind it
-    letters = part_sums(is_letter.astype(np.int32), within)
-    return np.where(letters < max(shortest, 1), np.uint64(0), keys)
+    keys = _line_hashes(data, bounds)
+    is_short = _count_letters(data, bounds) < max(shortest, 1)
+    return np.where(is_short, np.uint64(0), keys)
 
 # %% ../../nbs/api/13_dedup/03_repeats.ipynb #ffcf7d00
 class RepeatCounter:
@@ -52,18 +58,24 @@ class RepeatCounter:
     ):
         if not re.fullmatch(r'\w+', name):
             raise UserError(f'expected a name of letters and digits for a worker, got {name!r}')
-        self.folder, self.name, self.memory = Path(folder), name, memory
+        self.folder = Path(folder)
+        self.name = name
+        self.memory = memory
         self.folder.mkdir(parents=True, exist_ok=True)
         for f in self.folder.glob(f'{name}-*.run'): f.unlink()
         self.number = count()
         self._forget()
 
-    def _forget(self): self.docs, self.keys, self.held = [], [], 0
+    def _forget(self):
+        "Begin with an empty memory."
+        self.docs = [] # numbers of the documents that wait
+        self.keys = [] # an array for each of them
+        self.held = 0  # bytes that these take while they are sorted
 
     def add(self,
         doc:int, # number of the document, 0 or more; the smallest is the first
         keys:np.ndarray, # uint64, from `line_keys` or `window_keys`; 0 does not count
-    ):
+    ) -> None:
         "Take in the keys of one document, all at once."
         keys = np.unique(keys[keys > 0])
         if len(keys):
@@ -72,15 +84,10 @@ class RepeatCounter:
             self.held += 10 * keys.nbytes + 100
         if self.held >= self.memory: self.flush()
 
-    def flush(self): # number of bytes written
+    def flush(self) -> int: # number of bytes written
         "Write the keys that wait; call it after the last document."
         if not self.keys: return 0
-        keys = np.concatenate(self.keys)
-        sizes = [len(k) for k in self.keys]
-        docs = np.repeat(np.array(self.docs, np.uint64), sizes)
-        once = np.ones(len(keys), np.uint64)
-        columns = _added(keys, docs, once)
-        run = np.stack(columns, 1).astype('<u8') # rows of key, first document, number of documents
+        run = self._table()
         out = self.folder/f'{self.name}-{next(self.number):06}.run'
         tmp = out.with_suffix('.tmp')
         with open(tmp, 'wb') as f: f.write(run.tobytes())
@@ -88,12 +95,23 @@ class RepeatCounter:
         self._forget()
         return run.nbytes
 
+    def _table(self):
+        "Return a row for each key that waits: the key, its first document, the number of its documents."
+        keys = np.concatenate(self.keys)
+        sizes = [len(k) for k in self.keys]
+        docs = np.repeat(np.array(self.docs, np.uint64), sizes)
+        once = np.ones(len(keys), np.uint64)
+        columns = _added(keys, docs, once)
+        return np.stack(columns, 1).astype('<u8')
+
 def _added(keys, first, n):
     "Return each key once, in order, with its smallest `first` and the sum of its `n`."
     order = np.argsort(keys, kind='stable')
     keys, start = np.unique(keys[order], return_index=True)
     if not len(keys): return keys, first, n
-    return keys, np.minimum.reduceat(first[order], start), np.add.reduceat(n[order], start)
+    smallest = np.minimum.reduceat(first[order], start)
+    total = np.add.reduceat(n[order], start)
+    return keys, smallest, total
 
 # %% ../../nbs/api/13_dedup/03_repeats.ipynb #b850402f
 def repeated_keys(
@@ -104,35 +122,43 @@ def repeated_keys(
     "Find the keys that several documents share."
     if docs < 2: raise UserError(f'expected a repeat to be in at least 2 documents, got {docs}')
     runs = [f for f in sorted(Path(folder).glob('*.run')) if f.stat().st_size]
-    n_keys = sum(f.stat().st_size // 24 for f in runs)
+    n_keys = sum(_count_rows(f) for f in runs)
     n_ranges = 1 + 100 * n_keys // memory # a key takes about 100 bytes while it is counted
     cuts = [_cut(f, n_ranges) for f in runs]
 
-    nothing = np.empty(0, np.uint64)
-    found_keys, found_first = [nothing], [nothing]
+    found_keys = [np.empty(0, np.uint64)]
+    found_first = [np.empty(0, np.uint64)]
     for i in range(n_ranges):
-        rows = []
-        for f, cut in zip(runs, cuts):
-            start, end = cut[i], cut[i + 1]
-            if start < end: rows.append(_rows(f, start, end))
-        if not rows: continue
-        keys, first, n = _added(*np.concatenate(rows).T)
-        is_repeated = n >= docs
+        rows = [_rows(f, cut[i], cut[i + 1]) for f, cut in zip(runs, cuts)]
+        keys, first, n_docs = _added(*_below(rows).T)
+        is_repeated = n_docs >= docs
         found_keys.append(keys[is_repeated])
         found_first.append(first[is_repeated])
     return np.concatenate(found_keys), np.concatenate(found_first)
 
+def _count_rows(f):
+    "Return the number of keys in a run; raise `UserError` for one that was cut off."
+    n_bytes = f.stat().st_size
+    n_keys, odd = divmod(n_bytes, 24)
+    if odd: raise UserError(f'expected a whole run of keys in {f}, got {n_bytes} bytes: count that part again')
+    return n_keys
+
 def _cut(f, n_ranges):
     "Return where each range of keys starts in a run, and the end of the run."
-    n_bytes = f.stat().st_size
-    n, odd = divmod(n_bytes, 24)
-    if odd: raise UserError(f'expected a whole run of keys in {f}, got {n_bytes} bytes: count that part again')
-    bounds = np.array([i * 2**64 // n_ranges for i in range(n_ranges)], np.uint64)
-    keys = np.ascontiguousarray(_rows(f, 0, n)[:, 0])
-    starts = np.searchsorted(keys, bounds).tolist()
-    return [*starts, n]
+    n_keys = _count_rows(f)
+    smallest = [i * 2**64 // n_ranges for i in range(n_ranges)] # key of each range
+    keys = np.ascontiguousarray(_rows(f, 0, n_keys)[:, 0])
+    starts = np.searchsorted(keys, np.array(smallest, np.uint64))
+    return [*starts.tolist(), n_keys]
 
-def _rows(f, a, z): return np.fromfile(f, '<u8', 3 * (z - a), offset=24 * a).reshape(-1, 3)
+def _below(rows):
+    "Put rows of several runs below each other; no rows at all are an empty table."
+    return np.concatenate([np.empty((0, 3), np.uint64), *rows])
+
+def _rows(f, start, end):
+    "Read some rows of a run: (n, 3) numbers."
+    numbers = np.fromfile(f, '<u8', 3 * (end - start), offset=24 * start)
+    return numbers.reshape(-1, 3)
 
 # %% ../../nbs/api/13_dedup/03_repeats.ipynb #6c847325
 def remove_repeats(
@@ -144,12 +170,18 @@ def remove_repeats(
     cut:str='\n', # as in `line_keys`
 ) -> tuple: # the text, the number of lines removed, the bytes removed
     "Remove the lines that other documents have too."
-    gone, at = _looked_up(line_keys(text, shortest, cut), repeated)
-    if first is not None: gone[gone] = first[at[gone]] != doc
-    if not gone.any(): return text, 0, 0
-    kept = cut.join(line for line, is_gone in zip(text.split(cut), gone) if not is_gone)
-    kept = re.sub(r'\n\s*\n\s*\n', '\n\n', kept).strip('\n')
-    return kept, int(gone.sum()), _nbytes(text) - _nbytes(kept)
+    goes, at = _looked_up(line_keys(text, shortest, cut), repeated)
+    if first is not None: goes[goes] = first[at[goes]] != doc
+    n_lines = int(goes.sum())
+    if not n_lines: return text, 0, 0
+    stays = (~goes).tolist()
+    lines = compress(text.split(cut), stays)
+    kept = _closed_up(cut.join(lines))
+    return kept, n_lines, _nbytes(text) - _nbytes(kept)
+
+def _closed_up(text):
+    "Return a text with at most one empty line in a row, and none at its ends."
+    return re.sub(r'\n\s*\n\s*\n', '\n\n', text).strip('\n')
 
 def _looked_up(keys, table):
     "Tell which keys are in a sorted table, and where."
@@ -195,9 +227,14 @@ def window_keys(
     sample:int=50, # neighbouring windows of which the smallest is kept
 ) -> np.ndarray: # sorted uint64, each once; empty if the text has fewer than n words
     "Return a sample of the hashes of a text's windows, the same for the same words in any text."
-    return np.unique(_smallest(run_hashes(_words(text), n), sample))
+    h = run_hashes(_words(text), n)
+    return np.unique(_smallest(h, sample))
 
-def _words(text): return word_hashes(space_words(text.lower()).encode('utf-8', 'replace'))[0]
+def _words(text):
+    "Return the words of a text as numbers."
+    data = space_words(text.lower()).encode('utf-8', 'replace')
+    x, _, _ = word_hashes(data)
+    return x
 
 def _smallest(h, w):
     "Return the smallest of every `w` neighbours, in three passes whatever `w` is (van Herk and Gil-Werman)."
@@ -206,21 +243,25 @@ def _smallest(h, w):
     n_missing = -len(h) % w
     padding = np.full(n_missing, 2**64 - 1, np.uint64)
     rows = np.concatenate([h, padding]).reshape(-1, w)
-    from_row_start = np.minimum.accumulate(rows, axis=1).ravel()
+    from_row_start = np.minimum.accumulate(rows, axis=1)
     backwards = np.minimum.accumulate(rows[:, ::-1], axis=1)
-    to_row_end = backwards[:, ::-1].ravel()
+    to_row_end = backwards[:, ::-1]
     n_windows = len(h) - w + 1 # each is the end of one row and the start of the next
-    return np.minimum(to_row_end[:n_windows], from_row_start[w - 1:len(h)])
+    in_first_row = to_row_end.ravel()[:n_windows]
+    in_second_row = from_row_start.ravel()[w - 1:len(h)]
+    return np.minimum(in_first_row, in_second_row)
 
 # %% ../../nbs/api/13_dedup/03_repeats.ipynb #78497ee8
 def _grown(x, p, other, hashes, n, key):
     "Return the run of words around window p that another text has too; None if the other text lacks the window."
-    found = np.flatnonzero(hashes == key)
-    if not len(found): return None
-    q = int(found[0])
-    if (x[p:p + n] != other[q:q + n]).any(): return None
-    n_before = _agree(x[:p][::-1], other[:q][::-1])
+    places = np.flatnonzero(hashes == key)
+    if not len(places): return None
+    q = int(places[0])
     n_after = _agree(x[p:], other[q:])
+    if n_after < n: return None # other words, whose hash is the same
+    backwards = x[:p][::-1]
+    other_backwards = other[:q][::-1]
+    n_before = _agree(backwards, other_backwards)
     return p - n_before, p + n_after
 
 def _agree(a, b):
@@ -235,12 +276,14 @@ def _agree(a, b):
 def _characters(text, spans):
     "Convert spans of words to spans of characters."
     if not spans: return []
-    words, at = [], 0
+    starts, ends = [], []
+    end = 0
     for m in re.finditer(r'[^\x00-\x20]+', space_words(text)): # only spaces were added
-        start = text.index(m[0], at)
-        at = start + len(m[0])
-        words.append((start, at))
-    return [(words[a][0], words[z - 1][1]) for a, z in spans]
+        start = text.index(m[0], end)
+        end = start + len(m[0])
+        starts.append(start)
+        ends.append(end)
+    return [(starts[first], ends[last - 1]) for first, last in spans]
 
 # %% ../../nbs/api/13_dedup/03_repeats.ipynb #2b75959e
 def repeated_spans(
@@ -254,22 +297,29 @@ def repeated_spans(
     "Find where a text says word for word what an earlier document says."
     x = _words(text)
     h = run_hashes(x, n)
-    there, at = _looked_up(h, repeated)
-    there[there] = first[at[there]] < doc # what an earlier document has
-    spans, others = [], {}
-    for p in np.flatnonzero(there).tolist():
-        if spans and p + n <= spans[-1][1]: continue # inside the last one
-        earlier = int(first[at[p]])
+    others = {} # words and hashes of the earlier documents
+    spans, last_end = [], -1
+    for p, earlier in _seen_before(h, doc, repeated, first):
+        if p + n <= last_end: continue # inside the last span
         if earlier not in others:
             words = _words(text_of(earlier))
             others[earlier] = words, run_hashes(words, n)
-        span = _grown(x, p, *others[earlier], n, h[p])
+        words, hashes = others[earlier]
+        span = _grown(x, p, words, hashes, n, h[p])
         if span is None: continue
         start, end = span
-        if spans and start <= spans[-1][1]: # it overlaps the last one: one longer span
-            start, _ = spans.pop()
+        if start <= last_end: start, _ = spans.pop() # it overlaps the last one: one longer span
         spans.append((start, end))
+        last_end = end
     return _characters(text, spans)
+
+def _seen_before(h, doc, repeated, first):
+    "Yield each window that an earlier document has, with the first document that has it."
+    is_known, at = _looked_up(h, repeated)
+    windows = np.flatnonzero(is_known)
+    earliest = first[at[windows]]
+    for window, earlier in zip(windows.tolist(), earliest.tolist()):
+        if earlier < doc: yield window, earlier
 
 # %% ../../nbs/api/13_dedup/03_repeats.ipynb #cd6382e3
 def cut_spans(

@@ -12,14 +12,14 @@ from .view import View
 # %% ../../nbs/api/12_filters/04_code.ipynb #15a81cc8
 def mean_line(v:View,
     high:float=100, # most characters on average
-):
+) -> float|None: # None keeps the document; else what was measured
     "Allow lines of 100 characters on average (StarCoder)."
     x = len(v.text) / (v.text.count('\n') + 1)
     return None if x <= high else x
 
 def longest_line(v:View,
     high:int=1000, # most characters
-):
+) -> int|None: # None keeps the document; else what was measured
     "Allow lines of up to 1,000 characters (StarCoder)."
     x = max(map(len, v.text.split('\n')))
     return None if x <= high else x
@@ -30,14 +30,14 @@ _LETTERS = bytes(c for c in _ALNUM if c not in b'0123456789')
 
 def alphanumeric(v:View,
     low:float=.25, # smallest share of the bytes
-):
+) -> float|None: # None keeps the document; else what was measured
     "Require letters or digits in a quarter of the text (The Stack)."
     x = 1 - len(v.ascii.translate(None, _ALNUM)) / max(len(v.ascii), 1)
     return None if x >= low else x
 
 def letters(v:View,
     low:float=.5, # smallest share of the bytes that are not spaces
-):
+) -> float|None: # None keeps the document; else what was measured
     "Require letters in half of the text, spaces aside; a table of numbers is data and not code."
     seen = v.ascii.translate(None, b' \t\n')
     x = 1 - len(seen.translate(None, _LETTERS)) / max(len(seen), 1)
@@ -53,7 +53,7 @@ _ENCODED = re.compile('|'.join([
 def encoded_data(v:View,
     high:float=.5, # largest share of the characters
     longest:int=1024, # most characters in one run
-):
+) -> int|float|None: # None keeps the document; else what was measured
     "Refuse long runs of base64, hexadecimal bytes or escapes (StarCoder2)."
     runs = [len(m[0]) for m in _ENCODED.finditer(v.text)]
     if max(runs, default=0) > longest: return max(runs)
@@ -120,18 +120,22 @@ _COMMENT_MARKS = re.compile(r'(?m)^[\s#/*;%!{(<-]+')
 
 def generated(v:View,
     head:int=6000, # characters at the beginning that are looked at
-):
+) -> str|None: # None keeps the file; else the notice or the end of the name
     "Refuse files that say at their top, or by their name, that a program wrote them (StarCoder); nbdev's modules pass."
-    name = _NAMES.search(v.doc.id.split('#')[0])
-    if name: return name[0]
-    comments, docstrings = _top(v.text[:head])
+    file_name = v.doc.id.split('#')[0]
+    named = _NAMES.search(file_name)
+    if named: return named[0]
+    beginning = v.text[:head]
+    if 'File to edit:' in beginning: return None # a module that nbdev exported from a notebook
+    comments, docstrings = _top(beginning)
     comments = _COMMENT_MARKS.sub('', comments)
     notice = _ITSELF.search(comments) or _NO_SUBJECT.search(comments) or _ITSELF.search(docstrings)
-    if not notice or 'File to edit:' in v.text[:head]: return None
-    return ' '.join(notice[0].split())
+    if notice is None: return None
+    words = notice[0].split()
+    return ' '.join(words)
 
 def xml_head(v:View,
     head:int=100, # characters that count as the top
-):
+) -> str|None: # None keeps the file; else what it begins with
     "Refuse files that begin as XML (StarCoder)."
     return '<?xml' if v.text[:head].lstrip().startswith('<?xml version=') else None

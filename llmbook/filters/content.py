@@ -70,7 +70,8 @@ _NAMES = { # a statement in lower case, without what says nothing -> its SPDX na
 _ADDED = re.compile( # a condition in a statement; what is in brackets is otherwise taken for a comment
     r'non-?\s?commercial|\bnc\b|no-?\s?deriv|\bnd\b|share-?\s?alike|\bsa\b|commons clause|only for|purposes only', re.I)
 
-_SHARES_ALIKE = re.compile(r'(?<![a-z])(a?gpl|lgpl|gfdl|mpl|epl|cddl|eupl|osl|sspl|busl|cc[- ]by[- ](?:nc|nd|sa))(?![a-z])', re.I)
+_SHARES_ALIKE = re.compile(
+    r'(?<![a-z])(a?gpl|lgpl|gfdl|mpl|epl|cddl|eupl|osl|sspl|busl|cc[- ]by[- ](?:nc|nd|sa))(?![a-z])', re.I)
 
 def _family(stated):
     "Return the family of a licence with conditions whose version nobody published; '' for any other statement."
@@ -88,16 +89,18 @@ def spdx(
     try: return str(canonicalize_license_expression(stated))
     except InvalidLicenseExpression: pass
     if _ADDED.search(stated): return identify_licence(stated)
-    key = re.sub(r'\(.*?\)', ' ', stated.lower())
+    key = re.sub(r'\(.*?\)', ' ', stated.lower()) # without what is in brackets
     key = key.replace('-', ' ').replace('/', ' ').replace('+', ' or later')
-    key = ' '.join(_NOISE.sub(' ', key).split())
+    words = _NOISE.sub(' ', key).split()
+    key = ' '.join(words)
     if key in _NAMES: return _NAMES[key]
 
     parts = re.split(r'[,;]', stated)
     if len(parts) == 1: return _family(stated)
     names = dict.fromkeys(spdx(p) for p in parts) # each once, in order
     if '' in names: return ''
-    return ' AND '.join(f'({name})' if ' OR ' in name else name for name in names)
+    bracketed = [f'({name})' if ' OR ' in name else name for name in names]
+    return ' AND '.join(bracketed)
 
 # %% ../../nbs/api/12_filters/07_content.ipynb #081c1d5b
 PERMISSIVE = frozenset('''MIT MIT-0 MIT-CMU X11 ISC 0BSD BSD-1-Clause BSD-2-Clause BSD-3-Clause BSD-3-Clause-Clear
@@ -135,7 +138,7 @@ def _permits(expression, allow): return _either(re.findall(r'[()]|[^\s()]+', exp
 def licence(v, # a view of a document
     allow:frozenset=PERMISSIVE, # SPDX names
     unknown:str='drop', # 'drop' or 'keep': documents that state nothing, or nothing that can be read
-): # None, or the licence; UserError if `unknown` is neither
+) -> str|None: # None, or the licence; UserError if `unknown` is neither
     "Require a stated licence that is one of `allow`."
     if unknown not in ('drop', 'keep'): raise UserError(f"expected unknown='drop' or 'keep', got {unknown!r}")
     if isinstance(allow, str): raise UserError(f'expected a set of SPDX names, got one string: write {{{allow!r}}}')
@@ -148,7 +151,7 @@ def licence(v, # a view of a document
 def length(v, # a view of a document
     low:int=200, # fewest characters
     high:int=1_000_000, # most characters
-): # None, or the number of characters
+) -> int|None: # None, or the number of characters
     "Require 200 to 1,000,000 characters."
     return None if low <= len(v.text) <= high else len(v.text)
 
@@ -182,9 +185,12 @@ class WordList:
     ):
         if isinstance(words, str):
             raise UserError(f'expected a list of words, got one string: write [{words[:20]!r}]')
-        entries = sorted({_fold(w) for w in words} - {''})
+        folded = {_fold(word) for word in words}
+        entries = sorted(folded - {''})
         if not entries: raise UserError('expected at least one word to look for, got none')
-        self.anywhere, self.words, self.phrases = [], set(), []
+        self.anywhere = [] # entries of scripts without spaces
+        self.words = set() # single words
+        self.phrases = []  # what has a space or a mark inside
         for e in entries:
             if _UNSPACED(e): self.anywhere.append(e)
             elif _TOKEN.fullmatch(e): self.words.add(e)
@@ -200,7 +206,8 @@ class WordList:
         candidates = [e for e in self.phrases if e in text]
         if self.words: candidates += self.words.intersection(_TOKEN.findall(text))
         hits = [e for e in candidates if _alone(text, e)]
-        return sorted(hits + [e for e in self.anywhere if e in text])
+        hits += [e for e in self.anywhere if e in text]
+        return sorted(hits)
 
 # %% ../../nbs/api/12_filters/07_content.ipynb #3384f3a5
 @lru_cache(maxsize=16)
@@ -214,7 +221,7 @@ def _word_list(words):
 def bad_words(v, # a view of a document
     words=None, # a list of words, a file with one entry a line, or a `WordList`; there is no default list
     high:int=0, # different entries that are tolerated
-): # None, or how many different entries it holds; UserError without a list
+) -> int|None: # None, or how many different entries it holds; UserError without a list
     "Refuse documents with words of the user's own list (C4)."
     if words is None:
         raise UserError('expected a list of words or a file: this package has none of its own, '
@@ -237,7 +244,7 @@ def _is_foreign(v):
 
 def toxicity(v, # a view of a document
     high:float=.9, # highest score that passes
-): # None, or the score of the toxicity detector
+) -> float|None: # None, or the score of the toxicity detector
     "Refuse rude English by the toxicity detector, which is not a judge; programs and other languages pass."
     if v.doc.kind == 'code': return None
     x = float(_detector()([v.text])[0])
@@ -251,7 +258,7 @@ def perplexity(v, # a view of a document
     model, # an `NgramModel`, or the file of one
     low:float=0., # fewest bits per byte
     high:float=8., # most bits per byte
-): # None, or bits per byte
+) -> float|None: # None, or bits per byte
     "Require that the text costs `low` to `high` bits per byte under a small language model (CCNet)."
     if isinstance(model, (str, Path)): model = _model(str(model))
     if not isinstance(model, NgramModel):

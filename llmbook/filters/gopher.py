@@ -19,7 +19,7 @@ def _count(v, what): return int(np.count_nonzero(v.made & what))
 def gopher_words(v:View,
     low:int=50, # fewest words
     high:int=100_000, # most words
-):
+) -> int|None: # None keeps the document; else what was measured
     "Require 50 to 100,000 words (Gopher)."
     n = _count(v, WORD)
     return None if v.fits(n, low, high) else n
@@ -27,7 +27,7 @@ def gopher_words(v:View,
 def gopher_word_length(v:View,
     low:float=3, # fewest characters on average
     high:float=10, # most characters on average
-):
+) -> float|None: # None keeps the document; else what was measured
     "Require a mean word length of 3 to 10 characters (Gopher)."
     is_word = v.made & WORD > 0
     mean = float(v.lengths[is_word].sum() / max(_count(v, WORD), 1))
@@ -36,21 +36,21 @@ def gopher_word_length(v:View,
 # %% ../../nbs/api/12_filters/02_gopher.ipynb #caa6be56
 def gopher_hashes(v:View,
     high:float=.1, # most hash signs per token
-):
+) -> float|None: # None keeps the document; else what was measured
     "Allow one hash sign in ten tokens (Gopher)."
     x = v.text.count('#') / max(len(v.ids), 1)
     return None if x <= high else x
 
 def gopher_ellipses(v:View,
     high:float=.1, # most ellipses per token
-):
+) -> float|None: # None keeps the document; else what was measured
     "Allow one ellipsis in ten tokens (Gopher)."
     x = (v.text.count('...') + v.text.count('…')) / max(len(v.ids), 1)
     return None if x <= high else x
 
 def gopher_alphabetic(v:View,
     low:float=.8, # smallest share of the tokens
-):
+) -> float|None: # None keeps the document; else what was measured
     "Require a letter in four tokens of five (Gopher)."
     x = _count(v, LETTER) / max(len(v.ids), 1)
     return None if x >= low or x >= .875 * low and not v.english else x
@@ -68,7 +68,7 @@ def other_common_words(
 
 def gopher_stop_words(v:View,
     low:int=2, # fewest different ones of the eight
-):
+) -> int|None: # None keeps the document; else what was measured
     "Require two of eight common words of English, or two of another language's (Gopher)."
     if len(_STOP.intersection(v.words)) >= low: return None
     n = len(_STOP.intersection(v.tokens)) # only now: a word may have hidden behind a comma
@@ -79,7 +79,7 @@ def gopher_stop_words(v:View,
 # %% ../../nbs/api/12_filters/02_gopher.ipynb #83afa265
 def gopher_bullets(v:View,
     high:float=.9, # largest share of the lines
-):
+) -> float|None: # None keeps the document; else what was measured
     "Allow 90 % of the lines to start with a bullet or a dash (Gopher)."
     lines = v.text.splitlines()
     x = sum(l.lstrip().startswith(('•', '-')) for l in lines) / max(len(lines), 1)
@@ -87,7 +87,7 @@ def gopher_bullets(v:View,
 
 def gopher_ellipsis_lines(v:View,
     high:float=.3, # largest share of the lines
-):
+) -> float|None: # None keeps the document; else what was measured
     "Allow 30 % of the lines to end in an ellipsis (Gopher)."
     if '...' not in v.text and '…' not in v.text: return None
     lines = v.text.splitlines()
@@ -101,28 +101,28 @@ GOPHER_QUALITY = [gopher_words, gopher_word_length, gopher_hashes, gopher_ellips
 # %% ../../nbs/api/12_filters/02_gopher.ipynb #54b8ccf9
 def gopher_paragraphs(v:View,
     high:float=.3, # largest share of the paragraphs
-):
+) -> float|None: # None keeps the document; else what was measured
     "Allow 30 % of the paragraphs to be repeats (Gopher)."
     x = v.paragraph_repeats[0]
     return None if x <= high else x
 
 def gopher_paragraph_chars(v:View,
     high:float=.2, # largest share of the characters
-):
+) -> float|None: # None keeps the document; else what was measured
     "Allow 20 % of the characters in repeated paragraphs (Gopher)."
     x = v.paragraph_repeats[1] / max(len(v.text), 1)
     return None if x <= high else x
 
 def gopher_lines(v:View,
     high:float=.3, # largest share of the lines
-):
+) -> float|None: # None keeps the document; else what was measured
     "Allow 30 % of the lines to be repeats (Gopher)."
     x = v.line_repeats[0]
     return None if x <= high else x
 
 def gopher_line_chars(v:View,
     high:float=.2, # largest share of the characters
-):
+) -> float|None: # None keeps the document; else what was measured
     "Allow 20 % of the characters in repeated lines (Gopher)."
     x = v.line_repeats[1] / max(len(v.text), 1)
     return None if x <= high else x
@@ -139,7 +139,7 @@ def top_share(v:View,
 
 def gopher_top_ngrams(v:View,
     limits:tuple=((2, .2), (3, .18), (4, .16)), # pairs (tokens in a phrase, largest share of the characters)
-):
+) -> float|None: # None keeps the document; else what was measured
     "Allow the most frequent 2-, 3- and 4-gram to fill 20, 18 and 16 % of the text (Gopher)."
     for n, high in limits:
         x = top_share(v, n)
@@ -155,7 +155,7 @@ def repeated_share(v:View,
 
 def gopher_ngrams(v:View,
     limits:tuple=((5, .15), (6, .14), (7, .13), (8, .12), (9, .11), (10, .10)), # as above; the shortest phrase first
-):
+) -> float|None: # None keeps the document; else what was measured
     "Allow repeated phrases of 5 to 10 tokens to fill 15 to 10 % of the text (Gopher)."
     shortest = v.phrase(limits[0][0])
     strictest = min(high for _, high in limits)

@@ -93,7 +93,7 @@ def train(cls:NgramModel,
     bits:int=19, # 2**bits slots for the runs of each length: 4 MB each
     k:tuple=(1, 200, 100, 40, 20), # weight of the shorter context, in observations, for 0 to 4 bytes of context
     limit:int=4_000_000, # most bytes of text; more would overfill the table
-): # NgramModel; UserError without text
+) -> NgramModel: # UserError without text
     "Count the runs of one to five bytes in `texts`."
     if isinstance(texts, str): raise UserError('expected texts, got one string: wrap it in a list')
     parts, size = [], 0
@@ -130,7 +130,7 @@ def save(self:NgramModel,
 @patch(cls_method=True)
 def load(cls:NgramModel,
     path:str|Path, # a file from `save`
-): # NgramModel; UserError if there is none, or if it is damaged or something else
+) -> NgramModel: # UserError if there is none, or if it is damaged or something else
     "Read the counts, and check that they are what was written."
     if not Path(path).is_file(): raise UserError(f'expected an n-gram model at {path}, found no file')
     try:

@@ -26,21 +26,21 @@ _ELLIPSES = ('...', '…', '⋯', '。。。', '・・・')
 def word_count(v:View,
     low:int=50, # fewest words
     high:int=100_000, # most words
-):
+) -> int|None: # None keeps the document; else what was measured
     "Require 50 to 100,000 words between spaces (after Gopher)."
     return None if v.fits(len(v.words), low, high) else len(v.words)
 
 def word_length(v:View,
     low:float=3, # fewest characters on average
     high:float=10, # most characters on average
-):
+) -> float|None: # None keeps the document; else what was measured
     "Require words between spaces of 3 to 10 characters on average (after Gopher)."
     mean = sum(map(len, v.words)) / max(len(v.words), 1)
     return None if v.has_usual_words(mean, low, high) else mean
 
 def symbol_ratio(v:View,
     high:float=.1, # most symbols per word
-):
+) -> float|None: # None keeps the document; else what was measured
     "Allow one hash sign or ellipsis in ten words between spaces (after Gopher)."
     hashes = v.text.count('#') + v.text.count('＃')
     ellipses = sum(map(v.text.count, _ELLIPSES)) - v.text.count('……') # two signs are one ellipsis in Chinese
@@ -53,7 +53,7 @@ _ALONE = '« » : ; ! ? – — । ॥ 。 、'.split() # marks between two spa
 
 def alphabetic_words(v:View,
     low:float=.8, # smallest share of the words
-):
+) -> float|None: # None keeps the document; else what was measured
     "Require a letter in four of five words between spaces (after Gopher)."
     with_letter = sum(n for word, n in v.counts.items() if word.isalpha() or _LETTER(word))
     share = with_letter / max(len(v.words), 1)
@@ -66,7 +66,7 @@ _STOP = frozenset('the be to of and that have with'.split())
 
 def stop_words(v:View,
     low:int=2, # fewest different ones of the eight
-):
+) -> int|None: # None keeps the document; else what was measured
     "Require two of eight common words of English, in capitals or not, or two of another language's (after Gopher)."
     n = len(_STOP & {w.lower() for w in v.counts if len(w) <= 4})
     if n >= low: return None
@@ -82,14 +82,14 @@ def _share(v, ok):
 
 def bullet_lines(v:View,
     high:float=.9, # largest share of the lines
-):
+) -> float|None: # None keeps the document; else what was measured
     "Allow 90 % of the lines to start with a bullet, blank lines aside (after Gopher)."
     x = _share(v, lambda l: l.startswith(_BULLETS))
     return None if x <= high else x
 
 def ellipsis_lines(v:View,
     high:float=.3, # largest share of the lines
-):
+) -> float|None: # None keeps the document; else what was measured
     "Allow 30 % of the lines to end in an ellipsis, blank lines aside (after Gopher)."
     if not any(mark in v.text for mark in _ELLIPSES): return None
     x = _share(v, lambda l: l.endswith(_ELLIPSES))
@@ -98,14 +98,14 @@ def ellipsis_lines(v:View,
 # %% ../../nbs/api/12_filters/08_presets.ipynb #c33b66b8
 def duplicate_lines(v:View,
     high:float=.3, # largest share of the lines
-):
+) -> float|None: # None keeps the document; else what was measured
     "Allow 30 % of the lines to be repeats, blank lines aside (after Gopher)."
     x = 1 - len(set(v.lines)) / max(len(v.lines), 1)
     return None if x <= high else x
 
 def duplicate_line_chars(v:View,
     high:float=.2, # largest share of the characters in lines
-):
+) -> float|None: # None keeps the document; else what was measured
     "Allow 20 % of the characters in repeated lines (after Gopher)."
     once = sum(map(len, set(v.lines)))
     x = 1 - once / max(sum(map(len, v.lines)), 1)
@@ -113,7 +113,7 @@ def duplicate_line_chars(v:View,
 
 def top_ngram(v:View,
     limits=((2, .2), (3, .18), (4, .16)), # pairs (words in a phrase, largest share of the characters)
-):
+) -> float|None: # None keeps the document; else what was measured
     "Allow the most frequent repeated 2-, 3- and 4-gram of words to fill 20, 18 and 16 % (after Gopher)."
     for n, high in limits:
         chars, times = v.word_phrases.top(v.phrase(n))

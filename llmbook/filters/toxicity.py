@@ -63,27 +63,37 @@ def _plain(window):
     if not window.isascii() or _SPECIAL(window): return plain_text(window)
     return ' ' + b' '.join(window.encode().translate(_SMALL).split()).decode() + ' '
 
+def _window_buckets(plain, bits):
+    "Return a number for each run of the windows: the window's number and the run's bucket, one behind the other."
+    text = ''.join(plain)
+    c = np.frombuffer(text.encode('utf-32-le', 'replace'), np.uint32)
+    sizes = [len(p) for p in plain]
+    window = np.repeat(np.arange(len(plain), dtype=np.uint32), sizes) # of each character
+    res = []
+    for i, bucket in enumerate(_runs(c, bits)):
+        first = window[:len(bucket)] # the window in which a run starts
+        last = window[i + 1:]        # and the one in which it ends
+        number = first << np.uint32(bits) | bucket
+        res.append(number[first == last])
+    return np.concatenate(res).astype(np.intp)
+
+def _once(numbers, size):
+    "Return each of some numbers below `size` once, in no order."
+    place = np.arange(len(numbers), dtype=np.int32)
+    table = np.empty(size, np.int32)
+    table[numbers] = place
+    is_last = table[numbers] == place
+    return numbers[is_last]
+
 def _window_logits(
     plain, # n plain texts of more than two characters
     weights, # (2**bits,)
     bits=BITS
 ): # (n,) sums of weights, (n,) numbers of buckets
     "Sum the weights of the distinct buckets of each window, all windows at once."
-    c = np.frombuffer(''.join(plain).encode('utf-32-le', 'replace'), np.uint32)
-    sizes = [len(p) for p in plain]
-    window = np.repeat(np.arange(len(plain), dtype=np.uint32), sizes) # of each character
-    keys = []
-    for i, bucket in enumerate(_runs(c, bits)):
-        first, last = window[:len(bucket)], window[i + 1:] # the windows in which a run starts and ends
-        key = first << np.uint32(bits) | bucket
-        keys.append(key[first == last])
-    keys = np.concatenate(keys).astype(np.intp)
-
-    number = np.arange(len(keys), dtype=np.int32)
-    table = np.empty(len(plain) << bits, np.int32)
-    table[keys] = number
-    keys = keys[table[keys] == number] # each bucket once a window
-    window, bucket = keys >> bits, keys & ((1 << bits) - 1)
+    numbers = _once(_window_buckets(plain, bits), len(plain) << bits)
+    window = numbers >> bits
+    bucket = numbers & ((1 << bits) - 1)
     total = np.bincount(window, weights[bucket], len(plain))
     filled = np.bincount(window, minlength=len(plain))
     return total, filled
@@ -116,15 +126,16 @@ class ToxicityDetector:
         self.signature = f'scorer:smoke detector, not a judge|sha256:{digest[:8]}|windows:200 chars, max'
 
     def _one(self, text, chunk=64): # 64 windows: a table of 16 MB
-        plain = [p for p in map(_plain, _windows(text)) if len(p) > 2]
+        plain = [_plain(window) for window in _windows(text)]
+        plain = [p for p in plain if len(p) > 2] # two spaces: no words
         if not plain: return 0.
         worst = -np.inf
         for i in range(0, len(plain), chunk):
             total, filled = _window_logits(plain[i:i + chunk], self.w)
             logits = total / np.sqrt(filled)
             worst = max(worst, float(logits.max()))
-        logit = worst + self.bias
-        return float(1 / (1 + np.exp(-logit)))
+        odds_against = np.exp(-worst - self.bias)
+        return float(1 / (1 + odds_against))
 
     def __call__(self, texts): # list[str] -> (n,) scores between 0 and 1
         return np.array([self._one(t) for t in _texts(texts)], dtype=float)

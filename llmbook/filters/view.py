@@ -200,15 +200,19 @@ def _repeated(key, pos): # (N,) numbers of phrases, (N,) the positions in the te
     if not len(key): return pos, key, key > 0
     order = key.argsort()
     ranked = key[order]
-    new = np.ones(len(key), bool)
-    np.not_equal(ranked[1:], ranked[:-1], out=new[1:])
+    is_new = np.ones(len(key), bool) # is it another phrase than the one before?
+    np.not_equal(ranked[1:], ranked[:-1], out=is_new[1:])
     phrase = np.empty(len(key), np.int64)
-    phrase[order] = new.cumsum() - 1
-    first = np.zeros(len(key), bool)
-    earliest = np.minimum.reduceat(order, np.flatnonzero(new))
-    first[earliest] = True
-    keep = np.bincount(phrase)[phrase] > 1
-    return pos[keep], phrase[keep], first[keep]
+    phrase[order] = is_new.cumsum() - 1
+
+    starts = np.flatnonzero(is_new)
+    earliest = np.minimum.reduceat(order, starts)
+    is_first = np.zeros(len(key), bool)
+    is_first[earliest] = True
+
+    count = np.bincount(phrase)
+    keep = count[phrase] > 1
+    return pos[keep], phrase[keep], is_first[keep]
 
 # %% ../../nbs/api/12_filters/01_view.ipynb #0de97aee
 def _left_to_right(pos, phrase, ends, n):
@@ -229,22 +233,26 @@ class Phrases:
         ids:np.ndarray, # (T,) numbers of the tokens; equal tokens have equal numbers
         lengths:np.ndarray, # (T,) characters of each token
     ):
-        self.ids, self.ends, self._known = ids, np.append(0, lengths.cumsum()), []
+        self.ids = ids
+        self.ends = np.append(0, lengths.cumsum()) # characters before each token
+        self._known = [] # what `repeats` returned for 2, 3, ... tokens
 
-    def repeats(self, n):
+    def repeats(self, n) -> tuple:
         "Find the phrases of `n` > 1 tokens that occur more than once: arrays (position, phrase, is it the first?)."
-        n_tokens = len(self.ids)
-        size = int(self.ids.max(initial=0)) + 1
-        for k in range(len(self._known) + 2, n + 1):
+        n_numbers = int(self.ids.max(initial=0)) + 1
+        while len(self._known) < n - 1:
+            k = len(self._known) + 2 # tokens in the phrases that come next
             if self._known: pos, phrase, _ = self._known[-1]
-            else: pos, phrase = np.arange(n_tokens), self.ids
-            fits = pos < n_tokens - k + 1
-            pos, phrase = pos[fits], phrase[fits]
-            last_token = self.ids[pos + k - 1]
-            self._known.append(_repeated(phrase * size + last_token, pos))
+            else: pos, phrase = np.arange(len(self.ids)), self.ids
+            has_next = pos + k <= len(self.ids)
+            pos = pos[has_next]
+            phrase = phrase[has_next]
+            next_token = self.ids[pos + k - 1]
+            longer = phrase * n_numbers + next_token # one number for each phrase of k tokens
+            self._known.append(_repeated(longer, pos))
         return self._known[n - 2]
 
-    def top(self, n):
+    def top(self, n) -> tuple:
         "Return (characters, count) of the most frequent phrase of `n` tokens, the first of equals; (0, 0) if none."
         if len(self.ids) < n: return 0, 0
         pos, phrase, first = self.repeats(n)
@@ -253,7 +261,7 @@ class Phrases:
         p = pos[np.argmax(first * counts[phrase])]
         return int(self.ends[p + n] - self.ends[p]), int(counts.max())
 
-    def covered(self, n):
+    def covered(self, n) -> int:
         "Count the characters in all phrases of `n` tokens that were there before; those in several count once."
         pos, _, first = self.repeats(n)
         pos = pos[~first]
@@ -262,7 +270,7 @@ class Phrases:
         end = np.minimum(pos + n, following)
         return int((self.ends[end] - self.ends[pos]).sum())
 
-    def repeated(self, n, enough=0):
+    def repeated(self, n, enough=0) -> int:
         "Count the characters that repeat a phrase of `n` tokens, left to right; up to `enough` it is only a bound."
         most = self.covered(n)
         if most <= enough: return most
@@ -397,8 +405,11 @@ def count_sentences(
     "Count the sentences of a line."
     made = _VOCABULARY.measure(split_words(line))[2]
     is_stop = made & STOP > 0
-    if not is_stop.any() and _LETTERS_OF['thai_lao'](line): return max(len(line.split()), len(line) // 50)
+    if not is_stop.any() and _LETTERS_OF['thai_lao'](line):
+        n_clauses = len(line.split())
+        return max(n_clauses, len(line) // 50)
     is_text = made & MARK == 0
     stop = is_stop[is_stop | is_text] # without the other marks
-    inner_ends = np.count_nonzero(stop[:-1] & ~stop[1:])
-    return int(len(made) > 0) + int(inner_ends)
+    ends_inside = stop[:-1] & ~stop[1:] # a stop, and text behind it
+    n = int(np.count_nonzero(ends_inside))
+    return n + 1 if len(made) else 0

@@ -62,11 +62,12 @@ def _is_notice(line):
 
 def _without(v, phrases, notices):
     "Return the document without the lines that hold one of `phrases`; None if there are none."
-    if not any(p in v.lower for p in phrases): return None
+    def has_phrase(text): return any(phrase in text for phrase in phrases)
+    if not has_phrase(v.lower): return None
     kept = []
     for line in v.text.split('\n'):
         lower = line.lower()
-        goes = any(p in lower for p in phrases) and (not notices or _is_notice(lower))
+        goes = has_phrase(lower) and (not notices or _is_notice(lower))
         if not goes: kept.append(line)
     return _with_lines(v, kept)
 
@@ -84,15 +85,16 @@ def c4_policy(v:View,
     return _without(v, phrases, notices)
 
 # %% ../../nbs/api/12_filters/03_web.ipynb #6270bbfe
-_LOREM = frozenset('''lorem ipsum dolor sit amet consectetur consectetuer adipiscing adipisicing elit sed do diam eiusmod
-    tempor incididunt ut labore et dolore magna aliqua enim ad minim veniam quis nostrud exercitation ullamco laboris
-    nisi aliquip ex ea commodo consequat duis aute irure in reprehenderit voluptate velit esse cillum eu fugiat nulla
-    pariatur excepteur sint occaecat cupidatat non proident sunt culpa qui officia deserunt mollit anim id est
-    laborum'''.split())
+_LOREM = frozenset('''
+    lorem ipsum dolor sit amet consectetur consectetuer adipiscing adipisicing elit sed do diam eiusmod
+    tempor incididunt ut labore et dolore magna aliqua enim ad minim veniam quis nostrud exercitation
+    ullamco laboris nisi aliquip ex ea commodo consequat duis aute irure in reprehenderit voluptate
+    velit esse cillum eu fugiat nulla pariatur excepteur sint occaecat cupidatat non proident sunt culpa
+    qui officia deserunt mollit anim id est laborum'''.split())
 
 def lorem_ipsum(v:View,
     high:float=0, # largest share of the words that are of the placeholder text
-):
+) -> str|None: # None keeps the document; else what was found
     "Refuse placeholder text (C4)."
     if 'lorem ipsum' not in v.lower: return None
     words = [word.strip('.,;:') for word in v.lower.split()]
@@ -101,13 +103,13 @@ def lorem_ipsum(v:View,
 
 def curly_bracket(v:View,
     high:float=0, # most opening brackets per character
-):
+) -> str|None: # None keeps the document; else what was found
     "Refuse curly brackets (C4)."
     return '{' if v.text.count('{') > high * len(v.text) else None
 
 def c4_sentences(v:View,
     low:int=5, # fewest sentences
-):
+) -> int|None: # None keeps the document; else what was measured
     "Require five sentences (C4)."
     if len(v.lines) >= low: return None # each line has at least one
     for beginning in (1000, None): # the first characters of the lines are usually enough
@@ -132,7 +134,7 @@ def _ends_like_a_sentence(line):
 
 def fineweb_line_ends(v:View,
     low:float=.12, # smallest share of the lines
-):
+) -> float|None: # None keeps the document; else what was measured
     "Require punctuation at the end of 12 % of the lines (FineWeb)."
     rows = _rows(v)
     x = sum(map(_ends_like_a_sentence, rows)) / max(len(rows), 1)
@@ -142,7 +144,7 @@ def fineweb_line_ends(v:View,
 def fineweb_short_lines(v:View,
     high:float=.67, # largest share of the lines
     length:int=30, # most characters of a short line
-):
+) -> float|None: # None keeps the document; else what was measured
     "Allow 67 % of the lines to have 30 characters or fewer (FineWeb)."
     rows = _rows(v)
     x = sum(len(l) <= length and _width(l) <= length for l in rows) / max(len(rows), 1)
@@ -150,7 +152,7 @@ def fineweb_short_lines(v:View,
 
 def fineweb_repeats(v:View,
     high:float=.01, # largest share of the characters
-):
+) -> float|None: # None keeps the document; else what was measured
     "Allow 1 % of the characters in repeated lines (FineWeb)."
     _, chars = repeated_parts(_rows(v))
     x = chars / max(len(v.text) - v.text.count('\n'), 1)
@@ -158,7 +160,7 @@ def fineweb_repeats(v:View,
 
 def fineweb_list(v:View,
     high:float=.3, # most line breaks per token
-):
+) -> float|None: # None keeps the document; else what was measured
     "Allow three line breaks in ten tokens (FineWeb)."
     breaks = v.text.count('\n')
     if breaks <= high * len(v.words): return None # there are at least as many tokens as words
