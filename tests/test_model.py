@@ -297,11 +297,11 @@ def test_an_index_cannot_lead_outside(saved, tmp_path):
     with pytest.raises(UserError, match='found none'): load_model(saved)
 
 @pytest.mark.parametrize('change, says', [
-    (dict(model_type='mistral'), 'only these families'),
-    (dict(attention_bias=True), 'attention_bias'),
+    (dict(model_type='mixtral'), 'only these families'),
+    (dict(attention_bias=True), 'missing: model.layers.0.self_attn.q_proj.bias'),
     (dict(hidden_act='gelu_new'), 'hidden_act'),
-    (dict(use_sliding_window=True), 'use_sliding_window'),
-    (dict(rope_parameters=dict(rope_type='yarn', rope_theta=1e4)), 'yarn'),
+    (dict(use_sliding_window=True, sliding_window=8, layer_types=['full_attention', 'sliding_attention']), 'layer_types'),
+    (dict(rope_parameters=dict(rope_type='longrope', rope_theta=1e4)), 'longrope'),
     (dict(num_attention_heads=3), 'divide'),
     (dict(hidden_size='wide'), 'd_model'),
 ])

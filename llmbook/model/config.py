@@ -8,7 +8,7 @@ __all__ = ['FAMILIES', 'MLPS', 'ROPE_SCALING', 'ROPE_TYPES', 'YARN_OPTIONS', 'SI
 # %% ../../nbs/api/20_model/01_config.ipynb #ce4e6eb0
 import math
 from dataclasses import asdict, dataclass, fields
-from ..core import UserError
+from ..core import UserError, within
 
 # %% ../../nbs/api/20_model/01_config.ipynb #dcf2ba86
 @dataclass(frozen=True)
@@ -55,17 +55,21 @@ _REAL = ('rope_theta', 'norm_eps', 'local_theta')
 _NO_NUMBER = ('family', 'mlp', 'rope_scaling', 'tie_embeddings', 'attn_bias', 'mlp_bias')
 
 def _check_numbers(c):
+    "Raise `UserError` for the first value that is not a number of its kind."
     for f in fields(c):
         value = getattr(c, f.name)
         follows = value is None and f.name in ('head_dim', 'd_ff')
-        if f.name in _NO_NUMBER or follows: continue
-        least = 0 if f.name == 'window' else 1
-        wanted = 'a positive number' if f.name in _REAL else f'a whole number, {least} or more'
-        if isinstance(value, int) and not isinstance(value, bool): valid = value >= least
-        else: valid = f.name in _REAL and isinstance(value, float) and 0 < value < math.inf
-        if not valid: raise UserError(f'expected {f.name} to be {wanted}, got {value!r}')
+        if f.name not in _NO_NUMBER and not follows: _check_number(f.name, value)
+
+def _check_number(name, value):
+    least = 0 if name == 'window' else 1
+    valid, wanted = within(value, least, math.inf, int), f'a whole number, {least} or more'
+    if name in _REAL:
+        valid, wanted = within(value, 0, math.inf) and value > 0, 'a positive number'
+    if not valid: raise UserError(f'expected {name} to be {wanted}, got {value!r}')
 
 def _check_heads(c):
+    "Raise `UserError` unless the heads divide what they have to divide."
     if c.mlp not in MLPS: raise UserError(f'expected mlp to be one of {", ".join(MLPS)}, got {c.mlp!r}')
     if c.n_head % c.n_kv_head:
         raise UserError(f'expected n_kv_head to divide n_head, got {c.n_kv_head} and {c.n_head}')
@@ -74,15 +78,21 @@ def _check_heads(c):
                         'change one, or give head_dim')
 
 def _check_family(c):
-    if c.traits.rotary and c.head_dim % 2:
+    "Raise `UserError` for heads and windows that the family does not have."
+    traits = c.traits
+    if traits.rotary and c.head_dim % 2:
         raise UserError(f'expected an even head_dim (rotary positions turn pairs), got {c.head_dim}')
-    plain_heads = c.n_kv_head == c.n_head and c.n_head * c.head_dim == c.d_model
-    if not c.traits.grouped and not plain_heads:
-        got = f'{c.n_kv_head} of {c.n_head} heads, {c.head_dim} wide, at d_model {c.d_model}'
-        raise UserError(f'expected n_kv_head = n_head and head_dim = d_model / n_head in family {c.family}, '
-                        f'got {got}: leave n_kv_head and head_dim out')
-    if c.traits.causal and c.window and not c.traits.windowed:
+    if not traits.grouped: _check_plain_heads(c)
+    if c.window and traits.causal and not traits.windowed:
         raise UserError(f'expected window 0 in family {c.family}, got {c.window}: its layers see the whole text')
+
+def _check_plain_heads(c):
+    "Raise `UserError` unless each head has its own keys and values, and all heads together are as wide as the model."
+    is_plain = c.n_kv_head == c.n_head and c.n_head * c.head_dim == c.d_model
+    if is_plain: return
+    got = f'{c.n_kv_head} of {c.n_head} heads, {c.head_dim} wide, at d_model {c.d_model}'
+    raise UserError(f'expected n_kv_head = n_head and head_dim = d_model / n_head in family {c.family}, '
+                    f'got {got}: leave n_kv_head and head_dim out')
 
 def _check_biases(c):
     for name in ('attn_bias', 'mlp_bias'):
@@ -92,6 +102,7 @@ def _check_biases(c):
         raise UserError(f'expected {name} {known} in family {c.family}, got {value!r}: it has no other layout')
 
 def _check_rope_scaling(c):
+    "Raise `UserError` unless `rope_scaling` names a way of stretching that the family has, with its numbers."
     scaling = c.rope_scaling
     if scaling is None: return
     if not (c.traits.rotary and c.traits.causal):
@@ -102,10 +113,12 @@ def _check_rope_scaling(c):
     if kind not in ROPE_TYPES:
         raise UserError(f'expected a type of rope_scaling among {", ".join(ROPE_TYPES)}, got {kind!r}')
     needed = ROPE_TYPES[kind]
-    allowed = {'type', *needed, *(YARN_OPTIONS if kind == 'yarn' else ())}
-    numbers = [scaling.get(name) for name in needed]
-    if set(scaling) <= allowed and all(isinstance(v, (int, float)) and v > 0 for v in numbers): return
+    allowed = {'type', *needed}
+    if kind == 'yarn': allowed |= set(YARN_OPTIONS)
+    has_numbers = all(_is_positive(scaling.get(name)) for name in needed)
+    if has_numbers and set(scaling) <= allowed: return
     raise UserError(f'expected rope_scaling with {", ".join(needed)}, each above 0, got {scaling!r}')
+def _is_positive(value): return isinstance(value, (int, float)) and value > 0
 
 # %% ../../nbs/api/20_model/01_config.ipynb #bd4f26ac
 @dataclass
@@ -141,7 +154,7 @@ class ModelConfig:
         _check_numbers(self)
         _check_heads(self)
         if self.head_dim is None: self.head_dim = self.d_model // self.n_head
-        if self.d_ff is None: self.d_ff = -(-8 * self.d_model // 96) * 32 if self.gated else 4 * self.d_model
+        if self.d_ff is None: self.d_ff = _usual_d_ff(self.d_model, self.gated)
         _check_family(self)
         _check_biases(self)
         _check_rope_scaling(self)
@@ -171,6 +184,10 @@ class ModelConfig:
         if unknown:
             raise UserError(f'expected the names of ModelConfig, got {unknown}: see `ModelConfig()` for all of them')
         return cls(**d)
+def _usual_d_ff(d_model, gated):
+    "Return 4 D, or 8/3 D in a gated layer, rounded up to a multiple of 32."
+    if not gated: return 4 * d_model
+    return math.ceil(d_model / 12) * 32
 
 # %% ../../nbs/api/20_model/01_config.ipynb #33efc6a8
 _qwen3  = dict(head_dim=128, context=4096, vocab_size=151_936, rope_theta=1e6)

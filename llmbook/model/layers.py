@@ -70,11 +70,13 @@ def rotary_tables(
     head_dim:int, # d: width of a head
     theta:float=10_000., # base of the wavelengths
     scaling:dict|None=None, # `rope_scaling` of a configuration; None: no stretching
-) -> tuple[Tensor, Tensor]: # (cos, sin), each (T, d) float32; the halves of a row are equal, but the first half of sin has its sign turned
+) -> tuple[Tensor, Tensor]: # (cos, sin), each (T, d) float32, with two equal halves, but for the sign of sin in the first
     "Return cosines and sines of the angles of every position."
-    freq = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)  # (d/2)
+    pair = torch.arange(0, head_dim, 2, dtype=torch.float32)   # (d/2)
+    freq = theta ** -(pair / head_dim)                         # (d/2): angle of one position
     if scaling: freq = _stretched(freq, theta, scaling)
-    angle = torch.outer(torch.arange(length, dtype=torch.float32), freq)             # (T, d/2)
+    position = torch.arange(length, dtype=torch.float32)       # (T)
+    angle = torch.outer(position, freq)                        # (T, d/2)
     cos, sin = angle.cos(), angle.sin()
     gain = _yarn_gain(scaling)
     if gain != 1: cos, sin = cos * gain, sin * gain
@@ -98,22 +100,33 @@ def _llama3_keep(freq, scaling):
 def _yarn_keep(pairs, theta, scaling):
     "Return how much of each angle stays, where the blend is a straight line over the pairs (YaRN)."
     old = scaling['original_max_position_embeddings']
-    def pair_of(turns):  # the pair that makes so many turns in the old context
-        return pairs * math.log(old / (turns * 2 * math.pi)) / math.log(theta)
+    def pair_of(turns):
+        "Return the pair that makes so many turns in the old context."
+        wavelength = old / (turns * 2 * math.pi)
+        return pairs * math.log(wavelength) / math.log(theta)
+
     first = pair_of(scaling.get('beta_fast') or 32)
     last = pair_of(scaling.get('beta_slow') or 1)
     if scaling.get('truncate', True): first, last = math.floor(first), math.ceil(last)
-    first, last = max(first, 0), min(last, 2 * pairs - 1)
+    first = max(first, 0)
+    last = min(last, 2 * pairs - 1)
     if first == last: last += .001
-    return 1 - ((torch.arange(pairs, dtype=torch.float32) - first) / (last - first)).clamp(0, 1)
+    pair = torch.arange(pairs, dtype=torch.float32)
+    slowed = (pair - first) / (last - first)
+    return 1 - slowed.clamp(0, 1)
 
 def _yarn_gain(scaling):
     "Return the factor of cosines and sines, which sharpens attention over longer texts in YaRN; 1 elsewhere."
     if not scaling or scaling.get('type') != 'yarn': return 1.
     if scaling.get('attention_factor') is not None: return scaling['attention_factor']
-    def gain(weight): return .1 * weight * math.log(scaling['factor']) + 1 if scaling['factor'] > 1 else 1.
+    factor = scaling['factor']
+    def gain(weight):
+        if factor <= 1: return 1.
+        return .1 * weight * math.log(factor) + 1
+
     above, below = scaling.get('mscale'), scaling.get('mscale_all_dim')
-    return gain(above) / gain(below) if above and below else gain(1)
+    if above and below: return gain(above) / gain(below)
+    return gain(1)
 
 # %% ../../nbs/api/20_model/03_layers.ipynb #3f9372d1
 def rotate(
@@ -182,13 +195,16 @@ class KVCache:
         "Return which positions each new query may see: none ahead of it, none behind its window, and no padding."
         end = self.pos + T
         narrow = 0 < self.window < end
-        if self.pad is None and not narrow and (T == 1 or not self.pos): return None  # the fastest kernels take no mask
+        is_plain = T == 1 or self.pos == 0  # nothing is hidden but what `attend` hides by itself
+        if is_plain and self.pad is None and not narrow: return None  # the fastest kernels take no mask
         q = torch.arange(self.pos, end, device=self.kv.device)[:, None]
         k = torch.arange(end, device=self.kv.device)
         causal = (k <= q)[None, None]
         if narrow: causal = causal & (k > q - self.window)
         if self.pad is None: return causal
-        return causal & (k >= self.pad[:, None, None, None]) | (k == q)
+        is_real = k >= self.pad[:, None, None, None]
+        itself = k == q
+        return causal & is_real | itself
 
 # %% ../../nbs/api/20_model/03_layers.ipynb #22ce2045
 def document_positions(
@@ -265,8 +281,10 @@ class Attention(nn.Module):
         self.k_proj = Linear(c.d_model, keys, bias=bias)
         self.v_proj = Linear(c.d_model, keys, bias=bias)
         self.o_proj = Linear(queries, c.d_model, bias=c.attn_bias == 'all')
-        self.q_norm = RMSNorm(c.head_dim, c.norm_eps) if c.traits.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(c.head_dim, c.norm_eps) if c.traits.qk_norm else nn.Identity()
+        self.q_norm, self.k_norm = nn.Identity(), nn.Identity()
+        if c.traits.qk_norm:
+            self.q_norm = RMSNorm(c.head_dim, c.norm_eps)
+            self.k_norm = RMSNorm(c.head_dim, c.norm_eps)
 
     def forward(self,
         x:Tensor, # (B, T, D)
@@ -276,16 +294,20 @@ class Attention(nn.Module):
         mask:Tensor|None=None, # as in `attend`; None: nothing ahead, or everything in an encoder
     ) -> Tensor: # (B, T, D)
         x = as_autocast(x)
-        q = self.q_norm(self._heads(self.q_proj(x))).transpose(1, 2)  # (B, H, T, d)
-        k = self.k_norm(self._heads(self.k_proj(x))).transpose(1, 2)  # (B, K, T, d)
-        v = self._heads(self.v_proj(x)).transpose(1, 2)               # (B, K, T, d)
+        q = self.q_norm(self._heads(self.q_proj(x)))     # (B, T, H, d)
+        k = self.k_norm(self._heads(self.k_proj(x)))     # (B, T, K, d)
+        v = self._heads(self.v_proj(x))                  # (B, T, K, d)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if cos is not None:
             cos, sin = cos.to(q.dtype), sin.to(q.dtype)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if cache is not None: k, v = cache.add(self.layer, k, v)
-        causal = self.causal and mask is None and (cache is None or x.shape[1] > 1)  # a bool, as a compiler wants it
-        o = attend(q, k, v, mask, causal, cache is not None)
-        return self.o_proj(o.transpose(1, 2).flatten(2))
+        cached = cache is not None
+        if cached: k, v = cache.add(self.layer, k, v)    # (B, K, S, d)
+        several = not cached or x.shape[1] > 1           # a single new token may see all that is cached
+        causal = self.causal and mask is None and several
+        o = attend(q, k, v, mask, causal, cached)        # (B, H, T, d)
+        joined = o.transpose(1, 2).flatten(2)            # (B, T, H*d)
+        return self.o_proj(joined)
 
     def _heads(self, x): return x.unflatten(-1, (-1, self.head_dim))  # (B, T, H*d) -> (B, T, H, d)
 

@@ -61,6 +61,7 @@ def way(
     return known
 
 def _remembered(kind, ways):
+    "Return the way that the file names for this machine; measure and write it down if there is none."
     if os.environ.get('LLMBOOK_PRODUCTS') == 'first': return next(iter(ways()))
     file, key, options = choices_file(), machine_key(), ways()
     machines = _read_choices(file)
@@ -106,8 +107,11 @@ def fast_here(
 
 def _layout(a, w):
     "Return which of a linear layer's three products this is, from how its factors lie in memory; '' for none of them."
-    if a.is_contiguous(): return 'output' if w.is_contiguous() else 'input' if w.T.is_contiguous() else ''
-    return 'weight' if a.T.is_contiguous() and w.T.is_contiguous() else ''
+    if a.is_contiguous():
+        if w.is_contiguous(): return 'output'
+        if w.T.is_contiguous(): return 'input'
+    elif a.T.is_contiguous() and w.T.is_contiguous(): return 'weight'
+    return ''
 
 def _examples(layout):
     "Return the ways to compute a product of middle size with factors that lie like this."
@@ -128,9 +132,10 @@ def times(
     w:Tensor, # (M, K)
 ) -> Tensor: # (N, M)
     "Return a @ w.T, without a gradient."
-    if not (fast_here(a, w) and min(a.shape)): return a @ w.T
-    layout = _layout(a, w)
-    return _onednn(a, w, None, 'none', [], '') if layout and by_onednn(layout) else a @ w.T
+    if fast_here(a, w) and min(a.shape) > 0:
+        layout = _layout(a, w)
+        if layout and by_onednn(layout): return _onednn(a, w, None, 'none', [], '')
+    return a @ w.T
 
 # %% ../../nbs/api/20_model/02_linear.ipynb #cba2e6e5
 def has_matrix_units(

@@ -24,12 +24,13 @@ def init_weights(
 ) -> None:
     "Draw all matrices from torch's generator; set biases to zero and leave the gains of norms at one."
     c = model.config
-    std = min(.02, c.d_model ** -.5)
+    usual = min(.02, c.d_model ** -.5)
+    smaller = usual / math.sqrt(2 * c.n_layer)
     for name, p in model.named_parameters():
         if name.endswith('bias'): p.zero_()
         if p.dim() < 2: continue
         writes = name.endswith(('o_proj.weight', 'down_proj.weight'))
-        p.normal_(std=std / math.sqrt(2 * c.n_layer) if writes else std)
+        p.normal_(std=smaller if writes else usual)
 
 # %% ../../nbs/api/20_model/04_transformer.ipynb #e5a5b69b
 class Predict(nn.Module):
@@ -50,8 +51,9 @@ class Transformer(nn.Module):
         config:ModelConfig, # its numbers
     ):
         super().__init__()
-        self.config = c = config
+        self.config = config
         self.recompute = 0
+        c = config
         encoder = not c.traits.causal
         self.embed = nn.Embedding(c.vocab_size, c.d_model)
         self.pos = None if c.traits.rotary else nn.Embedding(c.context, c.d_model)
@@ -70,12 +72,16 @@ class Transformer(nn.Module):
         "Make the rotary tables; they are float32 and not saved."
         c = self.config
         if not c.traits.rotary: return
-        kinds = [('', c.rope_theta, c.rope_scaling)]
-        if c.window and not c.traits.causal: kinds.append(('near_', c.local_theta, None))
-        for prefix, theta, scaling in kinds:
-            cos, sin = rotary_tables(c.context, c.head_dim, theta, scaling)
-            self.register_buffer(f'{prefix}cos', cos.to(device), persistent=False)
-            self.register_buffer(f'{prefix}sin', sin.to(device), persistent=False)
+        self._make_table('', c.rope_theta, c.rope_scaling, device)
+        if self._has_local_layers: self._make_table('near_', c.local_theta, None, device)
+
+    @property
+    def _has_local_layers(self): return self.config.window > 0 and not self.config.traits.causal
+
+    def _make_table(self, prefix, theta, scaling, device):
+        cos, sin = rotary_tables(self.config.context, self.config.head_dim, theta, scaling)
+        self.register_buffer(f'{prefix}cos', cos.to(device), persistent=False)
+        self.register_buffer(f'{prefix}sin', sin.to(device), persistent=False)
 
     def set_recompute(self,
         every:int=1, # recompute blocks 0, every, 2 every...; 0: none
@@ -90,38 +96,50 @@ class Transformer(nn.Module):
         x:Tensor, # (B, T) int64 token ids
         seen:KVCache|Tensor|None=None, # cache of earlier tokens; or (B, T): document of each token; false for padding
     ) -> Tensor: # (B, T, D), input of `logits`; UserError if there are too many tokens
-        docs, cache = (seen, None) if isinstance(seen, Tensor) else (None, seen)
+        docs, cache = None, seen
+        if isinstance(seen, Tensor): docs, cache = seen, None
         positions, mask = self._where(x, docs, cache)
         h = self._embed(x, positions)                 # (B, T, D)
         tables = self._tables(positions, mask, x)     # of layers that see everything, and of local ones
         for i, block in enumerate(self.blocks):
             cos, sin, m = tables[block.local]
-            if self.recompute and i % self.recompute == 0 and torch.is_grad_enabled():
-                # nothing random happens in a block, so no random state has to be kept
-                h = checkpoint(block, h, cos, sin, cache, m, use_reentrant=False, preserve_rng_state=False)
-            else: h = block(h, cos, sin, cache, m)
+            h = self._through(i, h, cos, sin, cache, m)
         if cache is not None: cache.pos += x.shape[1]
         return self.predict(self.norm(h))
 
+    def _through(self, i, h, cos, sin, cache, mask):
+        "Send hidden states through block `i`; it may keep its input alone and compute the rest again."
+        block = self.blocks[i]
+        again = self.recompute > 0 and i % self.recompute == 0 and torch.is_grad_enabled()
+        if not again: return block(h, cos, sin, cache, mask)
+        # nothing random happens in a block, so no random state has to be kept
+        return checkpoint(block, h, cos, sin, cache, mask, use_reentrant=False, preserve_rng_state=False)
     def logits(self, h:Tensor) -> Tensor: return self.head(h) # (..., D) -> (..., V)
 
 # %% ../../nbs/api/20_model/04_transformer.ipynb #4f6637a3
 @patch
 def _where(self:Transformer, x, docs, cache):
     "Return positions, as a slice, (T) or (B, 1, T), and a mask or None."
-    T, causal = x.shape[1], self.config.traits.causal
-    if cache is not None and not causal:
+    self._check_input(x, docs, cache)
+    T = x.shape[1]
+    if cache is not None: return cache.positions(T), cache.mask(T)
+    positions, mask = slice(T), None
+    if docs is not None:
+        positions = document_positions(docs)[:, None]
+        mask = document_mask(docs, self.config.traits.causal)
+    return positions, self._narrowed(mask, x)
+
+@patch
+def _check_input(self:Transformer, x, docs, cache):
+    "Raise `UserError` for too many tokens, documents of another shape, and a cache for an encoder."
+    if cache is not None and not self.config.traits.causal:
         raise UserError('expected documents or None, got a cache: an encoder reads whole texts')
     if docs is not None and docs.shape != x.shape:
         raise UserError(f'expected a document for each token, {tuple(x.shape)}, got {tuple(docs.shape)}')
-    need, most = T, self.config.context
-    if cache is not None: need, most = cache.pos + T, cache.length
+    need, most = x.shape[1], self.config.context
+    if cache is not None: need, most = cache.pos + need, cache.length
     if need > most:
         raise UserError(f'expected at most {most} tokens, got {need}: cut the text, or use a longer context')
-    if cache is not None: return cache.positions(T), cache.mask(T)
-    positions, mask = slice(T), None
-    if docs is not None: positions, mask = document_positions(docs)[:, None], document_mask(docs, causal)
-    return positions, self._narrowed(mask, x)
 
 @patch
 def _narrowed(self:Transformer, mask, x):
@@ -136,22 +154,27 @@ def _embed(self:Transformer, x, positions): # (B, T, D)
     h = self.embed(x)
     if self.pos is not None:
         if isinstance(positions, slice): positions = torch.arange(positions.stop, device=x.device)
-        h = h + self.pos(positions).view(-1, *h.shape[1:])  # (1 or B, T, D)
+        learned = self.pos(positions)
+        h = h + learned.view(-1, *h.shape[1:])  # (1 or B, T, D)
     return self.embed_norm(h)
 
 @patch
 def _tables(self:Transformer, positions, mask, x):
     "Return (cos, sin, mask) of layers that see everything, and of local ones if there are any."
-    if self.pos is not None: return [(None, None, self._added(mask))]
-    far = self.cos[positions], self.sin[positions], self._added(mask)  # (T, d) or (B, 1, T, d)
-    if not self.config.window or self.config.traits.causal: return [far]
+    added = self._added(mask)
+    if self.pos is not None: return [(None, None, added)]
+    far = self.cos[positions], self.sin[positions], added  # (T, d) or (B, 1, T, d)
+    if not self._has_local_layers: return [far]
     window = window_mask(x.shape[1], self.config.window, x.device)
     if mask is not None: window = window & mask
-    return [far, (self.near_cos[positions], self.near_sin[positions], self._added(window))]
+    near = self.near_cos[positions], self.near_sin[positions], self._added(window)
+    return [far, near]
 
 @patch
 def _added(self:Transformer, mask):
     "Return the mask as numbers to add, which a GPU would otherwise make of it in every layer."
     if mask is None or not mask.is_cuda: return mask
-    dtype = torch.get_autocast_dtype('cuda') if torch.is_autocast_enabled('cuda') else self.embed.weight.dtype
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -math.inf)
+    dtype = self.embed.weight.dtype
+    if torch.is_autocast_enabled('cuda'): dtype = torch.get_autocast_dtype('cuda')
+    zeros = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return zeros.masked_fill_(~mask, -math.inf)
