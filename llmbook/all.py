@@ -25,13 +25,13 @@ __all__ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'huma
            'Telemetry', 'TrackioCallback', 'tensorboard', 'wandb_tracker', 'Checkpoint', 'LMLearner', 'load_checkpoint',
            'save_checkpoint', 'lm_learner', 'pretrain', 'MaskTokens', 'masked_table', 'BatchWarmup', 'parallel',
            'ShardedCheckpoint', 'cosine', 'compile_model', 'generate', 'generate_ids', 'fill_mask', 'TASKS', 'Example',
-           'Task', 'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune', 'finetune_learner', 'layer_groups',
-           'check_groups', 'layerwise_decay', 'show_groups', 'quantise_base', 'adapter_table', 'add_adapters',
-           'drop_adapters', 'load_adapters', 'merge_adapters', 'merge_gap', 'save_adapters', 'set_merged', 'bootstrap',
-           'paired_difference', 'plot_rows', 'row', 'rows_text', 'wilson', 'compressor_rows', 'evaluate_text', 'bleu',
-           'chrf', 'rouge', 'toxicity_rows', 'toxicity_scorer', 'identity_swap', 'swap_summary', 'write_report',
-           'history_picture', 'compare_runs', 'headline', 'read_run', 'model_card', 'browse', 'tune_filter',
-           'Dashboard', 'planner', 'Settings', 'journey']
+           'Task', 'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune', 'finetune_learner', 'AnswerLoss',
+           'ChatLoader', 'chat_dls', 'layer_groups', 'check_groups', 'layerwise_decay', 'show_groups', 'quantise_base',
+           'adapter_table', 'add_adapters', 'drop_adapters', 'load_adapters', 'merge_adapters', 'merge_gap',
+           'save_adapters', 'set_merged', 'bootstrap', 'paired_difference', 'plot_rows', 'row', 'rows_text', 'wilson',
+           'compressor_rows', 'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows', 'toxicity_scorer',
+           'identity_swap', 'swap_summary', 'write_report', 'history_picture', 'compare_runs', 'headline', 'read_run',
+           'model_card', 'browse', 'tune_filter', 'Dashboard', 'planner', 'Settings', 'journey']
 
 # %% ../nbs/api/80_app/03_all.ipynb #3b60e48f
 from pathlib import Path
@@ -107,6 +107,7 @@ from .train.compile import compile_model
 from .generate.text import generate, generate_ids
 from .generate.fill_mask import fill_mask
 from .tune.tasks import TASKS, Example, Task, get_task, task_dls
+from .tune.pack import AnswerLoss, ChatLoader, chat_dls
 from .tune.groups import GradualUnfreeze, check_groups, layer_groups, layerwise_decay, show_groups
 from .tune.quantised import quantise_base
 from llmbook.tune.adapters import (
@@ -150,7 +151,7 @@ _all_ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'human_
          'load_checkpoint', 'save_checkpoint', 'lm_learner', 'pretrain', 'MaskTokens', 'masked_table', 'BatchWarmup',
          'parallel', 'ShardedCheckpoint', 'cosine', 'compile_model', 'generate', 'generate_ids', 'fill_mask', 'TASKS',
          'Example', 'Task', 'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune', 'finetune_learner',
-         'layer_groups', 'check_groups', 'layerwise_decay', 'show_groups', 'quantise_base', 'adapter_table',
+         'AnswerLoss', 'ChatLoader', 'chat_dls', 'layer_groups', 'check_groups', 'layerwise_decay', 'show_groups', 'quantise_base', 'adapter_table',
          'add_adapters', 'drop_adapters', 'load_adapters', 'merge_adapters', 'merge_gap', 'save_adapters', 'set_merged',
          'bootstrap', 'paired_difference', 'plot_rows', 'row', 'rows_text', 'wilson',
          'compressor_rows', 'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows', 'toxicity_scorer',
