@@ -7,7 +7,7 @@ __all__ = ['ROLES', 'CHATML', 'PROMPT_ANSWER', 'CHAT_FILE', 'TEMPLATES', 'messag
            'find_template', 'ChatRow', 'RoleView', 'show_roles', 'ChatFormat', 'HistoryRewritten', 'Conversation',
            'without_oldest_turn', 'encode_chats']
 
-# %% ../../nbs/api/50_tune/00_chat.ipynb #f1f02b5b
+# %% ../../nbs/api/50_tune/00_chat.ipynb #69029368
 import json, re
 from collections import Counter
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from ..show.html import tag
 from ..tokens.template import TemplateError, render_template
 from ..tokens.tokenizer import PROMPT, decode, read_tokenizer, special_ids, text_ids
 
-# %% ../../nbs/api/50_tune/00_chat.ipynb #8c5bdb1e
+# %% ../../nbs/api/50_tune/00_chat.ipynb #18ff969b
 ROLES = ('mark', 'system', 'user', 'assistant', 'tool', 'other') # of a token; a mark is what the template writes
 _ROLE_OF = dict(system='system', developer='system', user='user', assistant='assistant', tool='tool',
                 function='tool', ipython='tool')
@@ -71,7 +71,7 @@ def check_messages(
     if not why: return list(messages)
     raise UserError(f'expected messages like {{"role": "user", "content": "..."}}, got {why}')
 
-# %% ../../nbs/api/50_tune/00_chat.ipynb #2e73706a
+# %% ../../nbs/api/50_tune/00_chat.ipynb #10dcbdaa
 CHATML = """\
 {%- for message in messages -%}
 {{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}
@@ -90,7 +90,7 @@ PROMPT_ANSWER = """\
 {%- if add_generation_prompt -%}{{ 'ANSWER' }}{%- endif -%}
 """
 
-# %% ../../nbs/api/50_tune/00_chat.ipynb #ef426559
+# %% ../../nbs/api/50_tune/00_chat.ipynb #a17ffabe
 CHAT_FILE = 'chat_template.jinja'
 
 def _template_of(config):
@@ -150,7 +150,7 @@ def find_template(
         if _template_of(config): return _template_of(config)
     return _default_template(source)
 
-# %% ../../nbs/api/50_tune/00_chat.ipynb #feb5b205
+# %% ../../nbs/api/50_tune/00_chat.ipynb #7d4941ea
 _PRIVATE = range(0xE000, 0xF8FF) # characters that have no meaning in Unicode
 
 def _free_characters(texts):
@@ -225,7 +225,7 @@ class _Placeholders:
         pieces.append(text[at:])
         return ''.join(pieces), spans, hidden
 
-# %% ../../nbs/api/50_tune/00_chat.ipynb #cc84cd74
+# %% ../../nbs/api/50_tune/00_chat.ipynb #ca59bb35
 class _TextEncoder:
     "Turns rendered chats into ids."
     def __init__(self, tok):
@@ -277,7 +277,7 @@ class _TextEncoder:
         add(at, text[at:], True)
         return ids, ends
 
-# %% ../../nbs/api/50_tune/00_chat.ipynb #b0b8a6a5
+# %% ../../nbs/api/50_tune/00_chat.ipynb #cc7df532
 @dataclass
 class ChatRow:
     "A chat as tokens: what each is, who wrote it, and how much it is trained on."
@@ -299,7 +299,7 @@ class ChatRow:
     def __repr__(self): return f'ChatRow of {len(self)} tokens, {self.n_targets} of them trained on'
     def _repr_html_(self): return show_roles(self)._repr_html_()
 
-# %% ../../nbs/api/50_tune/00_chat.ipynb #d3acc2a5
+# %% ../../nbs/api/50_tune/00_chat.ipynb #c8a408ca
 _HUES = dict(mark=0, system=280, user=210, assistant=140, tool=35, other=0)
 _VISIBLE = str.maketrans({'\n': '\u21b5\n', '\t': '\u2192\t'})
 
@@ -381,7 +381,7 @@ def show_roles(
     if isinstance(row, ChatRow): return RoleView(row, max_tokens)
     raise UserError(f'expected a ChatRow, got {type(row).__name__}: ChatFormat.encode makes one')
 
-# %% ../../nbs/api/50_tune/00_chat.ipynb #949d638a
+# %% ../../nbs/api/50_tune/00_chat.ipynb #21af76c3
 _PROBE = [dict(role='user', content='question7'), dict(role='assistant', content='answer7')]
 _ALIASES = ('reasoning_content', 'thinking', 'reasoning')
 
@@ -508,7 +508,7 @@ class ChatFormat:
         messages = [_with_aliases(message) for message in check_messages(messages)]
         return self._text(self._render([(messages, prompt, tools)])[0])
 
-# %% ../../nbs/api/50_tune/00_chat.ipynb #b6c416ac
+# %% ../../nbs/api/50_tune/00_chat.ipynb #a86ddc63
 def _extended(encoder, done, text, hidden):
     "Return (text, ids, ends) of a longer text; `done` is that of its beginning, which keeps its ids."
     before, old_ids, old_ends = done
@@ -585,7 +585,7 @@ def _weights(messages, train):
         weights[k] = 1. if own is None else float(own)
     return weights
 
-# %% ../../nbs/api/50_tune/00_chat.ipynb #5afe1658
+# %% ../../nbs/api/50_tune/00_chat.ipynb #373c1220
 class HistoryRewritten(UserError):
     "Says that a template writes earlier turns otherwise once others follow."
 
@@ -628,7 +628,7 @@ class _Spans:
             "on both: use encode_turns, which makes a row for each answer, or train='last'")
         self.found = []
 
-# %% ../../nbs/api/50_tune/00_chat.ipynb #f3896bb7
+# %% ../../nbs/api/50_tune/00_chat.ipynb #af05cace
 @patch
 def encode(self:ChatFormat,
     messages:list, # a chat
@@ -671,6 +671,23 @@ def encode_turns(self:ChatFormat,
     return [self.encode(messages[:k + 1], 'last', tools) for k, weight in weights.items() if weight]
 
 @patch
+def encode_text(self:ChatFormat,
+    text:str, # a text without turns
+) -> ChatRow: # every token is trained on but the begin mark; it ends with the end of text
+    "Turn a plain text into a row, as in pre-training."
+    if not isinstance(text, str) or not _is_unicode(text): raise UserError(f'expected a text, got {text!r:.40}')
+    known = text_ids(self.tok)
+    begin = [known.bos] if known.bos in known.front else []
+    words, _ = self.encoder.encode(text, as_text=True)
+    end = known.end[0] if known.end else self.end
+    ids = np.array([*begin, *words, end], np.int32)
+    roles = np.full(len(ids), ROLES.index('mark'), np.uint8)
+    roles[len(begin):-1] = ROLES.index('other')
+    weights = np.ones(len(ids), np.float32)
+    weights[:len(begin)] = 0
+    return ChatRow(ids, roles, weights, self.tok)
+
+@patch
 def prompt_ids(self:ChatFormat,
     messages:list, # a chat whose last message waits for an answer
     tools:list|None=None, # JSON schemas of the tools that may be called
@@ -692,7 +709,7 @@ def read_answer(self:ChatFormat,
     stops = [n for n, i in enumerate(ids) if i in self.stop_ids]
     return decode(self.tok, ids[:stops[0]] if stops else ids).strip()
 
-# %% ../../nbs/api/50_tune/00_chat.ipynb #21f34c03
+# %% ../../nbs/api/50_tune/00_chat.ipynb #eacf9b69
 @patch
 def save(self:ChatFormat,
     folder:str|Path, # an exported model
@@ -710,7 +727,7 @@ def _change_json(path, defaults, changes):
     old = read_json(path) if path.is_file() else defaults
     write_json(path, {**old, **changes})
 
-# %% ../../nbs/api/50_tune/00_chat.ipynb #abadf1f0
+# %% ../../nbs/api/50_tune/00_chat.ipynb #ed80ca16
 @dataclass
 class Conversation:
     "A chat with what is known about it."
@@ -720,6 +737,8 @@ class Conversation:
     split:str='' # 'train', 'valid', 'test', or '' if the record names none
     rejected:list|None=None # messages of the worse answer, of a preference pair
     tools:list|None=None # JSON schemas of tools
+    text:str='' # a text without turns, instead of messages
+    label:bool|None=None # whether the answer is a good one, if the record says so
 
 def without_oldest_turn(
     messages:list, # a chat
@@ -734,8 +753,15 @@ def _rows_of(fmt, messages, train, tools):
     try: return [fmt.encode(messages, train, tools)]
     except HistoryRewritten: return fmt.encode_turns(messages, train, tools)
 
+def _text_rows(fmt, text, seq_len):
+    "Return (the row of a text, why there is none)."
+    row = fmt.encode_text(text)
+    if seq_len is None or len(row) - 1 <= seq_len: return [row], ''
+    return [], f'longer than {seq_len} tokens'
+
 def _fitted(fmt, chat, seq_len, train, cut):
     "Return (rows, why there are none)."
+    if chat.text: return _text_rows(fmt, chat.text, seq_len)
     messages = chat.messages
     while messages:
         rows = _rows_of(fmt, messages, train, chat.tools)
@@ -759,11 +785,11 @@ def encode_chats(
     rows, rejects = [], []
     for i, chat in enumerate(chats):
         if not isinstance(chat, Conversation): chat = Conversation(chat)
-        why = message_fault(chat.messages)
+        why = '' if chat.text else message_fault(chat.messages)
         found = []
         if not why:
             try: found, why = _fitted(fmt, chat, seq_len, train, too_long == 'cut')
             except UserError as e: why = str(e)
         rows += found
-        if why: rejects.append(Reject(chat.id or f'chat {i}', chat.group, why, str(chat.messages)[:80]))
+        if why: rejects.append(Reject(chat.id or f'chat {i}', chat.group, why, str(chat.messages or chat.text)[:80]))
     return rows, rejects

@@ -1,0 +1,393 @@
+"Formats: every shape from every source, bad input in one line, records in = used + set aside."
+import csv, gzip, json, os, warnings
+from pathlib import Path
+import numpy as np, pandas as pd, pytest, torch
+from llmbook.core import UserError
+from llmbook.tokens.loaders import IGNORE
+from llmbook.tokens.tokenizer import decode, train_tokenizer
+from llmbook.tune.chat import ChatFormat, Conversation, encode_chats
+from llmbook.tune.formats import conversation_of, iter_chats, load_chats, read_records
+from llmbook.read.doc import Reject
+from llmbook.tune.tasks import ChatLoader, chat_dls, load_task_file, split_chats, task_dls
+from llmbook.tune.pairs import Example
+
+Q, A = '2 + 2?', '4'
+CHAT = [dict(role='user', content=Q), dict(role='assistant', content=A)]
+BRIEF = dict(role='system', content='Be brief.')
+WORSE = [CHAT[0], dict(role='assistant', content='5')]
+SHARE = [{'from': 'human', 'value': Q}, {'from': 'gpt', 'value': A}]
+
+SHAPES = {
+    'messages': (dict(messages=CHAT), 'messages', CHAT),
+    'messages and system': (dict(messages=CHAT, system='Be brief.'), 'messages', [BRIEF, *CHAT]),
+    'messages as JSON': (dict(messages=json.dumps(CHAT)), 'messages', CHAT),
+    'empty keys of a table': (dict(messages=[dict(m, tool_calls=None, weight=None) for m in CHAT]), 'messages', CHAT),
+    'conversations': (dict(conversations=CHAT), 'messages', CHAT),
+    'sharegpt': (dict(conversations=SHARE, id='x'), 'sharegpt', CHAT),
+    'sharegpt and system': (dict(conversations=SHARE, system='Be brief.'), 'sharegpt', [BRIEF, *CHAT]),
+    'alpaca': (dict(instruction=Q, input='', output=A), 'alpaca', CHAT),
+    'alpaca with an input': (dict(instruction='Add.', input=Q, output=A), 'alpaca', [dict(role='user', content=f'Add.\n\n{Q}'), CHAT[1]]),
+    'alpaca with history': (dict(instruction=Q, output=A, history=[[Q, A]], system='Be brief.'), 'alpaca', [BRIEF, *CHAT, *CHAT]),
+    'dolly': (dict(instruction=Q, context='', response=A, category='math'), 'alpaca', CHAT),
+    'prompt and completion': (dict(prompt=Q, completion=A), 'pair', CHAT),
+    'both lists of messages': (dict(prompt=[BRIEF, CHAT[0]], completion=[CHAT[1]]), 'pair', [BRIEF, *CHAT]),
+    'question and answer': (dict(question=Q, answer=A), 'pair', CHAT),
+    'any case': ({'Question ': Q, 'ANSWER': A}, 'pair', CHAT),
+    'summary': (dict(dialogue=Q, summary=A, topic='x'), 'pair', CHAT),
+    'prompt only': (dict(prompt=Q), 'prompt', CHAT[:1]),
+    'prompt of messages': (dict(prompt=[BRIEF, CHAT[0]]), 'prompt', [BRIEF, CHAT[0]]),
+    'text': (dict(text='Once.', label=1), 'text', []),
+    'chosen and rejected': (dict(prompt=Q, chosen=A, rejected='5'), 'preference', CHAT),
+    'chats chosen and rejected': (dict(chosen=CHAT, rejected=WORSE), 'preference', CHAT),
+    'answers chosen and rejected': (dict(prompt=[CHAT[0]], chosen=CHAT[1:], rejected=WORSE[1:]), 'preference', CHAT),
+    'an instruction, chosen and rejected': (dict(instruction=Q, input='', output=A, chosen=A, rejected='5'), 'preference', CHAT)}
+
+
+@pytest.mark.parametrize('name', SHAPES)
+def test_every_shape_is_found(name):
+    record, shape, messages = SHAPES[name]
+    chat, found, why = conversation_of(record)
+    assert (found, why) == (shape, '')
+    assert chat.messages == messages
+    if shape == 'preference': assert chat.rejected == WORSE
+    if shape == 'text': assert chat.text == 'Once.'
+
+
+def test_more_than_messages_is_kept():
+    tools = [dict(type='function', function=dict(name='f'))]
+    chat, _, _ = conversation_of(dict(messages=CHAT, tools=json.dumps(tools), split='test', group=7))
+    assert (chat.tools, chat.split, chat.group) == (tools, 'test', '7')
+    assert conversation_of(dict(prompt=Q, completion=A, label=False))[0].label is False
+    weighted = [CHAT[0], dict(CHAT[1], weight=0)]
+    assert conversation_of(dict(messages=weighted))[0].messages == weighted
+
+
+BAD_RECORDS = {
+    'a text': ('hello', 'not an object'), 'a list': ([1], 'not an object'), 'nothing': ({}, 'no prompt and answer'),
+    'unknown names': (dict(sentence='a', label=1), 'its keys (sentence, label)'),
+    'empty answer': (dict(prompt=Q, answer=' '), 'no text in answer'), 'no answer': (dict(prompt=Q, answer=None), 'no text in answer'),
+    'a number': (dict(prompt=Q, answer=4), 'no text in answer'), 'empty prompt': (dict(prompt='', answer=A), 'no text in prompt'),
+    'half a pair': (dict(prompt='\ud800', answer=A), 'not UTF-8'), 'no messages': (dict(messages=[]), 'no list of messages'),
+    'messages of text': (dict(messages=['a', 'b']), 'not a list of objects'), 'messages as text': (dict(messages='a'), 'not a list of objects'),
+    'no role': (dict(messages=[dict(content='a')]), 'message 0 has no role'), 'no content': (dict(messages=[dict(role='user')]), 'no text in content'),
+    'empty content': (dict(messages=[CHAT[0], dict(role='assistant', content='')]), 'no text in message 1 (assistant)'),
+    'a picture': (dict(messages=[dict(role='user', content=[dict(type='image')])]), 'no text'),
+    'weight in words': (dict(messages=[CHAT[0], dict(CHAT[1], weight='much')]), 'weight'),
+    'history': (dict(instruction=Q, output=A, history='a'), 'history'),
+    'the same twice': (dict(prompt=Q, chosen=A, rejected=A), 'are the same'), 'two questions': (dict(chosen=CHAT, rejected=[dict(CHAT[0], content='a'), WORSE[1]]), 'different questions'),
+    'no question': (dict(chosen=A, rejected='5'), 'no text in prompt'), 'no last answer': (dict(chosen=CHAT[:1], rejected=CHAT), 'does not end with an answer'),
+    'tools': (dict(messages=CHAT, tools='none'), 'tools'), 'split': (dict(prompt=Q, answer=A, split='dev'), 'split is not')}
+
+
+@pytest.mark.parametrize('name', BAD_RECORDS)
+def test_bad_records_are_set_aside_with_their_reason(name):
+    record, reason = BAD_RECORDS[name]
+    chat, shape, why = conversation_of(record)
+    assert (chat, shape) == (None, '')
+    assert reason in why
+    data = load_chats([record, dict(messages=CHAT)] + [dict(prompt=Q, answer=A)] * 9)
+    assert (len(data.chats), len(data.rejects), data.total) == (10, 1, 11)
+    assert (data.rejects[0].id, data.rejects[0].reason) == ('record:1', why)
+
+
+# ---- sources ----
+
+ROWS = [dict(frage=f'Was ist {i}; "{i}",\n{i}?', antwort=f'Es ist ä{i}.') for i in range(6)]
+NAMED = dict(prompt='frage', answer='antwort')
+
+
+def write_rows(path, rows):
+    kind = path.name.removesuffix('.gz').rpartition('.')[2]
+    plain = path.with_name('plain.' + kind)
+    if kind == 'parquet': pd.DataFrame(rows).to_parquet(plain)
+    elif kind in ('csv', 'tsv'):
+        with open(plain, 'w', newline='', encoding='utf-8') as f:
+            writer = csv.DictWriter(f, list(rows[0]), delimiter='\t' if kind == 'tsv' else ',')
+            writer.writeheader()
+            writer.writerows(rows)
+    elif kind == 'jsonl': plain.write_text('\n'.join(map(json.dumps, rows)))
+    else: plain.write_text(json.dumps(rows))
+    data = plain.read_bytes()
+    plain.unlink()
+    path.write_bytes(gzip.compress(data) if path.suffix == '.gz' else data)
+
+
+FILES = [f'a.{kind}{packed}' for kind in ('jsonl', 'json', 'csv', 'tsv', 'parquet') for packed in ('', '.gz')]
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_every_file_gives_the_same_chats(name, tmp_path):
+    write_rows(tmp_path/name, ROWS)
+    data = load_chats(tmp_path/name, NAMED)
+    assert data.chats[3].messages[0]['content'] == ROWS[3]['frage']
+    assert data.chats[3].messages[1]['content'] == 'Es ist ä3.'
+    assert (len(data), data.shapes) == (6, dict(pair=6))
+    assert str(tmp_path/name) in repr(data)
+    assert len(load_chats(str(tmp_path/name), NAMED, limit=4)) == 4
+
+
+def sources():
+    from datasets import Dataset, DatasetDict
+    frame = pd.DataFrame(ROWS)
+    return dict(list=ROWS, tuple=tuple(ROWS), generator=(row for row in ROWS), frame=frame, columns={k: [r[k] for r in ROWS] for k in ROWS[0]},
+                dataset=Dataset.from_list(ROWS), stream=Dataset.from_list(ROWS).to_iterable_dataset())
+
+
+@pytest.mark.parametrize('name', ['list', 'tuple', 'generator', 'frame', 'columns', 'dataset', 'stream'])
+def test_every_table_gives_the_same_chats(name):
+    data = load_chats(sources()[name], NAMED)
+    assert [c.messages[0]['content'] for c in data.chats] == [r['frage'] for r in ROWS]
+    assert not data.rejects
+
+
+def test_splits_of_a_data_set_are_kept():
+    from datasets import Dataset, DatasetDict
+    rows = Dataset.from_list(ROWS)
+    for both in (DatasetDict(train=rows, validation=rows), dict(train=ROWS, dev=ROWS)):
+        data = load_chats(both, NAMED)
+        assert [c.split for c in data.chats] == ['train'] * 6 + ['valid'] * 6
+
+
+def test_messages_come_through_pandas_and_parquet(tmp_path):
+    rows = [dict(messages=CHAT), dict(messages=[BRIEF, *CHAT])]
+    frame = pd.DataFrame(rows)
+    frame.to_parquet(tmp_path/'a.parquet')
+    for source in (frame, tmp_path/'a.parquet', pd.read_parquet(tmp_path/'a.parquet')):
+        assert [c.messages for c in load_chats(source).chats] == [r['messages'] for r in rows]
+    missing = pd.DataFrame(dict(prompt=[Q, None, pd.NA, float('nan')], answer=[A] * 4), dtype=object)
+    assert [r.reason for r in load_chats(missing).rejects] == ['no text in prompt'] * 3
+
+
+def test_a_stream_is_read_as_it_comes():
+    read = []
+    def rows():
+        for i in range(10**9):
+            read.append(i)
+            yield dict(prompt=Q, answer=A)
+    stream = iter_chats(rows())
+    for _ in range(5): next(stream)
+    assert len(read) <= 6
+    assert len(load_chats(rows(), limit=20)) == 20
+
+
+def test_other_forms_of_json_and_tables(tmp_path):
+    def load(name, data):
+        (tmp_path/name).write_bytes(data if isinstance(data, bytes) else data.encode())
+        return load_chats(tmp_path/name)
+    line = json.dumps(dict(question=Q, answer=A))
+    assert len(load('lines.json', f'{line}\n{line}')) == 2
+    assert len(load('one.json', line)) == 1
+    assert len(load('inside.json', f'{{"version": 1, "data": [{line}, {line}]}}')) == 2
+    assert load('chat.json', json.dumps(dict(messages=CHAT))).chats[0].messages == CHAT
+    assert load('semicolons.csv', 'question;answer\n2 + 2?;4\n').chats[0].messages == CHAT
+    assert load('tabs.csv', 'question\tanswer\n2 + 2?\t4\n').chats[0].messages == CHAT
+    assert load('marked.csv', b'\xef\xbb\xbfquestion,answer\n2 + 2?,4\n').chats[0].messages == CHAT
+    assert load('marked.jsonl', b'\xef\xbb\xbf' + line.encode()).chats[0].messages == CHAT
+    long = 'a' * 300_000
+    assert load('long.csv', f'question,answer\n{long},4\n').chats[0].messages[0]['content'] == long
+
+
+def test_places_and_beginnings_of_rejects(tmp_path):
+    (tmp_path/'a.csv').write_bytes(b'question,answer\na,b\nc,\n\xff,d\n1,2,3\n"x\ny",e\nf,\n')
+    with pytest.warns(UserWarning, match='4 of 6 records'): data = load_chats(tmp_path/'a.csv')
+    assert [(r.id, r.reason) for r in data.rejects] == [
+        ('a.csv:3', 'no text in answer'), ('a.csv:4', 'not UTF-8'), ('a.csv:5', 'more fields than the header names'), ('a.csv:8', 'no text in answer')]
+    assert data.rejects[2].value.startswith('1, 2')
+    assert '4 set aside (2 no text in answer, 1 not UTF-8' in repr(data)
+
+
+def write(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+BAD_SOURCES = {
+    'no file': (lambda d: d/'none.jsonl', None, 'expected a file (.jsonl'),
+    'no file of this name': (lambda d: str(d/'none.csv'), None, 'expected a file (.jsonl'),
+    'a folder': (lambda d: d, None, 'found another'),
+    'a spreadsheet': (lambda d: write(d/'a.xlsx', b'PK'), None, 'found another'),
+    'plain text': (lambda d: write(d/'a.txt', 'hello'), None, 'found another'),
+    'an empty file': (lambda d: write(d/'a.jsonl', ''), None, 'it is empty'),
+    'an empty table': (lambda d: write(d/'a.csv', ''), None, 'it is empty'),
+    'only a header': (lambda d: write(d/'a.csv', 'prompt,answer\n'), None, 'it is empty'),
+    'an empty list': (lambda d: [], None, 'it is empty'),
+    'broken lines': (lambda d: write(d/'a.jsonl', '{"prompt": \n{'), None, '2 not JSON'),
+    'broken JSON': (lambda d: write(d/'a.json', '[{"prompt": '), None, 'expected a list of objects'),
+    'JSON of a number': (lambda d: write(d/'a.json', '3'), None, 'expected a list of objects'),
+    'no parquet': (lambda d: write(d/'a.parquet', b'hello'), None, 'no parquet file, or damaged'),
+    'half a parquet': (lambda d: write(d/'a.parquet', b'PAR1' + bytes(50)), None, 'no parquet file, or damaged'),
+    'no gzip': (lambda d: write(d/'a.jsonl.gz', '{}'), None, 'is damaged'),
+    'half a gzip': (lambda d: write(d/'a.jsonl.gz', gzip.compress(b'{"prompt": "a", "answer": "b"}\n' * 99)[:40]), None, 'is damaged'),
+    'UTF-16': (lambda d: write(d/'a.csv', 'prompt,answer\na,b\n'.encode('utf-16')), None, 'save it again as CSV UTF-8'),
+    'Latin-1': (lambda d: write(d/'a.csv', 'prompt,answer\nä,ö\n'.encode('latin-1')), None, '1 not UTF-8'),
+    'one name twice': (lambda d: write(d/'a.csv', 'prompt,prompt,answer\na,b,c\n'), None, 'rename one'),
+    'other columns': (lambda d: write(d/'a.csv', 'frage,antwort\na,b\n'), None, 'name the columns'),
+    'columns that are not there': (lambda d: write(d/'a.csv', 'frage,antwort\na,b\n'), dict(prompt='Frage', answer='antwort'), 'no column Frage (frage, antwort)'),
+    'columns the wrong way round': (lambda d: ROWS, dict(frage='prompt'), 'names among prompt, input, answer'),
+    'columns in a list': (lambda d: ROWS, ['frage', 'antwort'], 'expected columns as dict'),
+    'no columns': (lambda d: ROWS, {}, 'expected columns as dict'),
+    'only an answer': (lambda d: ROWS, dict(answer='antwort'), 'columns that name prompt'),
+    'a chosen answer alone': (lambda d: ROWS, dict(prompt='frage', chosen='antwort', rejected='nichts'), 'no column nichts'),
+    'a number': (lambda d: 7, None, 'expected a file, a list of records'),
+    'nothing': (lambda d: None, None, 'expected a file, a list of records'),
+    'bytes': (lambda d: b'{}', None, 'expected a file, a list of records'),
+    'columns of two lengths': (lambda d: dict(prompt=['a'], answer=['b', 'c']), None, 'columns of one length'),
+    'texts': (lambda d: ['a', 'b'], None, '2 not an object'),
+    'the hub without a network': (lambda d: 'nobody/nothing-at-all', None, 'nobody/nothing-at-all'),
+    'a sentence': (lambda d: 'my chat data', None, 'my chat data')}
+
+
+@pytest.mark.parametrize('name', BAD_SOURCES)
+def test_bad_sources_are_one_line_that_says_what_to_do(name, tmp_path):
+    make, columns, message = BAD_SOURCES[name]
+    source = make(tmp_path)
+    with pytest.raises(UserError) as error: load_chats(source, columns)
+    assert message in str(error.value)
+    assert '\n' not in str(error.value)
+    assert len(str(error.value)) < 600
+
+
+def test_a_limit_is_a_number():
+    with pytest.raises(UserError, match='limit'): load_chats(ROWS, NAMED, limit=0)
+
+
+# ---- loaders ----
+
+@pytest.fixture(scope='module')
+def fmt(): return ChatFormat(train_tokenizer(['Was ist 1? Es ist 2. What is 2 + 2? It is 4.'] * 20, 300, specials=['<|im_start|>', '<|im_end|>']), 'chatml')
+
+
+def chats(n): return [Conversation([dict(role='user', content=f'Was ist {i}?'), dict(role='assistant', content=f'Es ist {i}.')]) for i in range(n)]
+
+
+def test_targets_are_answers_shifted_once(fmt):
+    dls = chat_dls(chats(40), fmt, bs=4, seq_len=64, device='cpu')
+    seen = 0
+    for x, y in dls.train:
+        for inputs, targets in zip(x, y):
+            learned = targets != IGNORE
+            text = decode(fmt.tok, targets[learned], skip_special=False)
+            assert text.startswith('Es ist ') and text.endswith('.<|im_end|>')
+            first = int(learned.nonzero()[0])
+            assert decode(fmt.tok, inputs[:first + 1], skip_special=False).endswith('<|im_start|>assistant\n')
+            seen += 1
+    assert seen + len(dls.valid.dataset) == 40
+
+
+def test_a_row_without_targets_changes_no_weight(fmt):
+    "Soup#532: one row without targets made every weight NaN: its gradient is zero, and the weights stay what they are."
+    from llmbook.model.config import ModelConfig
+    from llmbook.model.transformer import Transformer
+    from llmbook.train.loss import LMLoss
+    rows, _ = encode_chats(fmt, chats(3))
+    empty = fmt.encode([dict(m, weight=0) if m['role'] == 'assistant' else m for m in chats(1)[0].messages])
+    assert empty.n_targets == 0
+    torch.manual_seed(1)
+    model = Transformer(ModelConfig(vocab_size=fmt.tok.get_vocab_size(), n_layer=1, d_model=32, n_head=2, context=64))
+    def gradients(rows):
+        model.zero_grad()
+        x, y = ChatLoader(rows, bs=len(rows), tok=fmt.tok, shuffle=False, fixed=True, multiple=64, seq_len=64).one_batch()
+        loss = LMLoss(model.head)(model(x), y)
+        loss.backward()
+        return loss.item(), [p.grad.clone() for p in model.parameters()]
+    loss, alone = gradients([empty])
+    assert loss == 0
+    assert all((g == 0).all() for g in alone)
+    optimiser = torch.optim.SGD(model.parameters(), lr=1.)
+    before = [p.detach().clone() for p in model.parameters()]
+    optimiser.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+    _, among = gradients([*rows, empty])
+    _, without = gradients(rows)
+    assert all(torch.isfinite(g).all() and torch.allclose(g, h, atol=1e-6) for g, h in zip(among, without))
+
+
+def test_the_loader_shows_roles(fmt, capsys, monkeypatch):
+    import IPython, IPython.display
+    dls = chat_dls(chats(20), fmt, bs=4, seq_len=64, device='cpu')
+    dls.show_batch(max_n=2)
+    assert capsys.readouterr().out.count('assistant* | Es ist') == 2
+    shown = []
+    monkeypatch.setattr(IPython, 'get_ipython', lambda: True)
+    monkeypatch.setattr(IPython.display, 'display', shown.append)
+    dls.show_batch(max_n=3)
+    assert len(shown) == 3 and all('trained on' in view._repr_html_() for view in shown)
+
+
+def test_splits_of_chats(fmt):
+    many = split_chats(chats(400), valid=.1, test=.1)
+    assert 15 < len(many['valid']) < 70 and 15 < len(many['test']) < 70
+    twice = split_chats(chats(50) + chats(50))
+    for split in ('train', 'valid'): assert len(twice[split]) % 2 == 0, 'two chats with one question stay together'
+    for n in range(2, 12): assert all(split_chats(chats(n))[split] for split in ('train', 'valid'))
+    named = [Conversation(c.messages, split='test') for c in chats(3)]
+    assert len(split_chats(named + chats(9))['test']) == 3
+
+
+def test_what_does_not_fit_is_counted(fmt):
+    long = Conversation([dict(role='user', content='Was? ' * 100), dict(role='assistant', content='a')])
+    dls = chat_dls(dict(train=[*chats(8), long], valid=chats(2)), fmt, bs=4, seq_len=64, device='cpu')
+    assert [r.reason for r in dls.set_aside['train']] == ['longer than 64 tokens']
+    with pytest.raises(UserError, match='1 longer than 64 tokens'): chat_dls(dict(train=[long], valid=chats(2)), fmt, seq_len=64)
+    with pytest.raises(UserError, match='split, got none'): chat_dls(chats(1), fmt)
+    with pytest.raises(UserError, match='weights of 0 and 1'):
+        ChatLoader([fmt.encode([CHAT[0], dict(CHAT[1], weight=.5)])])
+    with pytest.raises(UserError, match='ChatRow'): ChatLoader([([1, 2], 1)])
+    with pytest.raises(UserError, match='give chats that fit'): ChatLoader([])
+
+
+def test_plain_texts_are_trained_on_whole(fmt):
+    rows, rejects = encode_chats(fmt, load_chats([dict(text='Es ist <|im_end|> 2.'), dict(text='Es ' * 200)]).chats, seq_len=64)
+    assert [r.reason for r in rejects] == ['longer than 64 tokens']
+    assert rows[0].n_targets == len(rows[0])
+    assert fmt.tok.token_to_id('<|im_end|>') not in rows[0].ids
+    assert rows[0].ids[-1] == fmt.tok.token_to_id('<|endoftext|>')
+
+
+# ---- task files ----
+
+@pytest.mark.parametrize('n', range(3, 25))
+def test_few_pairs_leave_no_split_empty(n, tmp_path):
+    write_rows(tmp_path/'a.jsonl', [dict(prompt=f'q{i}', answer=f'a{i}') for i in range(n)])
+    splits = load_task_file(tmp_path/'a.jsonl').splits
+    assert all(splits.values())
+    assert sum(map(len, splits.values())) == n
+
+
+def test_only_prompts_with_other_answers_are_mentioned(tmp_path):
+    def record(prompt, answer, split): return dict(prompt=prompt, answer=answer, split=split)
+    records = [record(f'q{i}', 'a', split) for split in ('train', 'valid') for i in range(5)] + [record('q', 'a', 'test')]
+    write_rows(tmp_path/'a.jsonl', records)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        load_task_file(tmp_path/'a.jsonl')
+    assert not [w for w in said if 'other answers' in str(w.message)]
+    write_rows(tmp_path/'a.jsonl', [*records, record('r', 'a', 'train'), record('r', 'b', 'valid')])
+    with pytest.warns(UserWarning, match='1 prompts of .* with other answers'): load_task_file(tmp_path/'a.jsonl')
+
+
+def test_pairs_of_python_that_are_trained_on_and_validated_are_mentioned():
+    tok = train_tokenizer(['a b c'] * 9, 300)
+    pairs = [Example(f'a {i}', f'b {i}') for i in range(5)]
+    with pytest.warns(UserWarning, match='3 of 3 pairs of valid are in train too'):
+        task_dls(dict(train=pairs, valid=pairs[:3]), tok, bs=2, device='cpu')
+
+
+def test_a_task_file_with_columns_of_its_own(tmp_path):
+    write_rows(tmp_path/'a.csv', ROWS)
+    task = load_task_file(tmp_path/'a.csv', columns=NAMED)
+    assert sum(map(len, task.splits.values())) == len(ROWS)
+
+
+DATA = Path(os.environ.get('LLMBOOK_DATA', 'nowhere'))
+
+
+@pytest.mark.parametrize('name, shape, count', [
+    ('raschka_instruction/instruction-data.json', 'alpaca', 1100), ('raschka_instruction/instruction-data-with-preference.json', 'preference', 1100),
+    ('dialogsum/dialogsum.dev.jsonl', 'pair', 500), ('dialogsum/dialogsum.train.jsonl.gz', 'pair', 12460)])
+def test_real_files(name, shape, count):
+    if not (DATA/name).is_file(): pytest.skip('no real data at LLMBOOK_DATA')
+    data = load_chats(DATA/name)
+    assert data.total == count
+    assert set(data.shapes) == {shape}
+    assert len(data.rejects) < count / 100
