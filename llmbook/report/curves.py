@@ -13,6 +13,13 @@ from ..show.html import Markup, concat, tag
 from ..train.history import read_history
 
 # %% ../../nbs/api/70_report/03_curves.ipynb #423e36c1
+def _centred_mean(piece, i, half):
+    "Return the mean of a point and its neighbours, at most `half` to each side, as many to the left as to the right."
+    to_end = len(piece) - 1 - i
+    reach = min(half, i, to_end)
+    near = piece[i - reach:i + reach + 1]
+    return sum(y for _, y in near) / len(near)
+
 def smooth(
     points:list, # (x, y); y None in a gap
     share:float=.02, # share of all points that lie to each side at most
@@ -23,44 +30,46 @@ def smooth(
     half = round(share * len(points))
     known = {}
     for piece in pieces(points):
-        for i, (x, _) in enumerate(piece):
-            reach = min(half, i, len(piece) - 1 - i)
-            near = [y for _, y in piece[i - reach:i + reach + 1]]
-            known[x] = sum(near) / len(near)
+        for i, (x, _) in enumerate(piece): known[x] = _centred_mean(piece, i, half)
     return [(x, known.get(x)) for x, _ in points]
 
 # %% ../../nbs/api/70_report/03_curves.ipynb #697f00ce
+def _is_rows(rows): return isinstance(rows, (list, tuple)) and all(isinstance(row, dict) for row in rows)
+
 def column(
     rows:list, # rows of a history
     name:str, # name of the column
     by:str='step', # 'step' or 'tokens': what x is
 ) -> list: # (x, y), y None where it was not measured; [] if it never was
     "Return a column of a history, from the rows that could have it."
-    if not isinstance(rows, (list, tuple)) or not all(isinstance(row, dict) for row in rows): raise UserError(
-        f'expected the rows of a history, got {str(rows)[:80]!r}')
+    if not _is_rows(rows): raise UserError(f'expected the rows of a history, got {str(rows)[:80]!r}')
     if not isinstance(name, str) or not isinstance(by, str): raise UserError(
         f'expected names of columns, got {name!r} and {by!r}')
     kinds = ('valid_loss',) if name == 'valid_loss' else ('lr', 'loss', name)
     points = []
     for row in rows:
-        x = finite(row.get(by))
+        x, y = finite(row.get(by)), finite(row.get(name))
         could_have_it = any(kind in row for kind in kinds)
-        if x is not None and could_have_it: points.append((x, finite(row.get(name))))
-    measured = last_value(points) is not None
-    return points if measured else []
+        if x is not None and could_have_it: points.append((x, y))
+    was_measured = last_value(points) is not None
+    return points if was_measured else []
 
 # %% ../../nbs/api/70_report/03_curves.ipynb #2951f86c
+def _given_rows(history):
+    "Return rows that came from memory, or raise `UserError`."
+    if isinstance(history, (bytes, dict)) or not hasattr(history, '__iter__'): raise UserError(
+        f'expected the rows or the file of a history, got {history!r}')
+    rows = list(history)
+    for row in rows:
+        if not isinstance(row, dict): raise UserError(
+            f'expected rows of a history (dicts), got {type(row).__name__}')
+    return rows
+
 def history_rows(
     history, # rows, the path of a history file, or the folder of a run
 ) -> list: # dicts; UserError if there is no such file, or the rows are no dicts
     "Return the rows of a history, wherever they are."
-    if not isinstance(history, (str, Path)):
-        if isinstance(history, (bytes, dict)) or not hasattr(history, '__iter__'): raise UserError(
-            f'expected the rows or the file of a history, got {history!r}')
-        rows = list(history)
-        odd = [r for r in rows if not isinstance(r, dict)]
-        if odd: raise UserError(f'expected rows of a history (dicts), got {type(odd[0]).__name__}')
-        return rows
+    if not isinstance(history, (str, Path)): return _given_rows(history)
     path = Path(history)
     for file in (path, path/'history.csv', path/'pretrain/history.csv'):
         if file.is_file(): return read_history(file)
@@ -86,8 +95,10 @@ def _one(rows, by, most, name, title, say, more='', span=None):
     points = column(rows, name, by)
     stretches = thin_out(points, most)
     newest = say(last_value(points)) if points else ''
-    shade = _extremes(stretches) if len(points) > most else ()
-    line, label = {title: means(stretches)}, f'{title}, now {newest}'
+    is_thinned = len(points) > most
+    shade = _extremes(stretches) if is_thinned else ()
+    line = {title: means(stretches)}
+    label = f'{title}, now {newest}'
     drawing = line_chart(line, label, by, 240, 110, shade=shade, span=span, say_x=human_count, say_y=say, inline=True)
     return _figure(title, newest + more, drawing)
 
@@ -96,41 +107,59 @@ def _skips(rows, by):
     "Return the positions where the count of skipped steps grew."
     marks, before = [], 0
     for row in rows:
-        x, skipped = finite(row.get(by)), finite(row.get('skipped'))
+        x = finite(row.get(by))
+        skipped = finite(row.get('skipped'))
         if x is None or skipped is None: continue
         if skipped > before: marks.append(x)
         before = skipped
     return marks
+
+_WIDTHS = dict(wide=1000, middle=640, narrow=400) # pixels; the browser shows the one that fits
+
+def _loss_drawing(columns, newest, by, width, most, marks, span):
+    "Return the chart of both losses at one width; a narrow drawing needs fewer points."
+    points = round(most * width / 1000)
+    train = thin_out(columns['training'], points)
+    valid = thin_out(columns['validation'], points)
+    lines = dict(training=smooth(means(train)), validation=means(valid))
+    if len(newest) == 2: lines = {f'{name} {newest[name]:.2f}': line for name, line in lines.items()}
+    label = f'Loss: {_newest_words(newest)}'
+    return line_chart(lines, label, by, width, 240, shade=_extremes(train), marks=marks, span=span,
+                      say_x=human_count, inline=True)
+
+def _newest_words(newest): return ', '.join(f'{name} {value:.3f}' for name, value in newest.items())
 
 def _loss(rows, by, most, span=None):
     "Return the chart of both losses."
     columns = dict(training=column(rows, 'loss', by), validation=column(rows, 'valid_loss', by))
     newest = {name: last_value(points) for name, points in columns.items() if points}
     if not newest: return None
-    said = ', '.join(f'{name} {value:.3f}' for name, value in newest.items())
     marks = _skips(rows, by)[:most]
-    def drawing(width): # a narrow drawing needs fewer points
-        points = round(most * width / 1000)
-        train = thin_out(columns['training'], points)
-        valid = thin_out(columns['validation'], points)
-        lines = dict(training=smooth(means(train)), validation=means(valid))
-        if len(newest) == 2: lines = {f'{name} {newest[name]:.2f}': line for name, line in lines.items()}
-        return line_chart(lines, f'Loss: {said}', by, width, 240, shade=_extremes(train), marks=marks, span=span,
-                          say_x=human_count, inline=True)
+    shown = []
+    for name, width in _WIDTHS.items():
+        drawing = _loss_drawing(columns, newest, by, width, most, marks, span)
+        style = {} if name == 'wide' else dict(style='display:none')
+        shown.append(tag('div', drawing, class_=f'lb-{name}', **style))
+    return _figure('loss', _newest_words(newest), concat(shown))
 
-    wide = tag('div', drawing(1000), class_='lb-wide')
-    middle = tag('div', drawing(640), class_='lb-middle', style='display:none')
-    narrow = tag('div', drawing(400), class_='lb-narrow', style='display:none')
-    return _figure('loss', said, concat([wide, middle, narrow]))
-
-_STYLE = Markup('<style>@container (max-width:820px){.lb-wide{display:none}.lb-middle{display:block!important}}'
-                '@container (max-width:520px){.lb-middle{display:none!important}.lb-narrow{display:block!important}}</style>')
+_STYLE = Markup(
+    '<style>@container (max-width:820px){.lb-wide{display:none}.lb-middle{display:block!important}}'
+    '@container (max-width:520px){.lb-middle{display:none!important}.lb-narrow{display:block!important}}</style>')
 
 # %% ../../nbs/api/70_report/03_curves.ipynb #91da2b7c
 def _side_by_side(least, *parts):
     "Return parts that stand four in a row, two in a row, or one, as long as each is `least` pixels wide."
     columns = f'repeat(auto-fit,minmax(min(100%,{least}px),1fr))'
     return tag('div', *parts, style=f'display:grid;grid-template-columns:{columns};gap:10px 18px;margin-top:6px')
+
+def _utilisation(rows, by, why):
+    "Return the newest share of the device's peak in words, or why there is none."
+    mfu = last_value(column(rows, 'mfu', by))
+    if mfu is None: return f', MFU unknown ({why})' if why else ', MFU unknown'
+    said = f', MFU {mfu:.1%}'
+    return f'{said} (the peak was measured too low)' if mfu > 1 else said
+
+def _three_digits(value): return number(value, 3)
 
 def history_picture(
     history, # rows, the path of a history file, or the folder of a run; UserError if there is none
@@ -146,18 +175,12 @@ def history_picture(
     if not rows: return tag('p', 'no rows yet', style='opacity:.7')
     if all(finite(r.get(by)) is None for r in rows):
         return tag('p', f'no row says at which {by} it was', style='opacity:.7')
-    mfu = last_value(column(rows, 'mfu', by))
-    why = f' ({no_mfu})' if no_mfu else ''
-    utilisation = f', MFU unknown{why}' if mfu is None else f', MFU {mfu:.1%}'
-    if mfu is not None and mfu > 1: utilisation += ' (the peak was measured too low)'
-    def three_digits(value): return number(value, 3)
-
     span = None if until is None else (0, until)
-
-    rate = _one(rows, by, most, 'lr', 'learning rate', three_digits, span=span)
-    norm = _one(rows, by, most, 'grad_norm', 'gradient norm', three_digits, span=span)
-    speed = _one(rows, by, most, 'tokens_per_s', 'tokens/s', human_count, utilisation, span)
+    rate = _one(rows, by, most, 'lr', 'learning rate', _three_digits, span=span)
+    norm = _one(rows, by, most, 'grad_norm', 'gradient norm', _three_digits, span=span)
+    speed = _one(rows, by, most, 'tokens_per_s', 'tokens/s', human_count, _utilisation(rows, by, no_mfu), span)
     memory = _one(rows, by, most, 'memory', 'memory', human_bytes, span=span)
-    small = _side_by_side(430, _side_by_side(200, rate, norm), _side_by_side(200, speed, memory))
+    learning = _side_by_side(200, rate, norm)
+    machine = _side_by_side(200, speed, memory)
     style = 'container-type:inline-size;max-width:1000px;font:13px/1.4 system-ui,sans-serif;color:inherit'
-    return tag('div', _STYLE, _loss(rows, by, most, span), small, style=style)
+    return tag('div', _STYLE, _loss(rows, by, most, span), _side_by_side(430, learning, machine), style=style)

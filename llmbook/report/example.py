@@ -16,11 +16,11 @@ _NOTE = 'Invented numbers: this run was written by example_run to show what a re
 def _plan(seed):
     config = dict(vocab_size=4096, n_layer=4, d_model=256, n_head=4, n_kv_head=2, context=256, rope_theta=10000.,
                   tie_embeddings=True)
-    steps, bs, seq_len = 900, 16, 256
+    size = dict(bs=16, seq_len=256, steps=900)
+    tokens = math.prod(size.values())
     machine = dict(device='an example processor', cores=2, peak_flops=3.1e11, efficiency=.41, memory=16e9)
     expected = dict(params=3_900_000, flops=8.6e13, memory=7.1e8, seconds=180., tokens_per_s=20_480.)
-    return dict(minutes=5, seed=seed, machine=machine, config=config, bs=bs, seq_len=seq_len, steps=steps,
-                tokens=steps * bs * seq_len, lr=3e-3, expected=expected)
+    return dict(minutes=5, seed=seed, machine=machine, config=config, **size, tokens=tokens, lr=3e-3, expected=expected)
 
 def _reason(documents, kb, *texts):
     examples = [dict(id=f'stdlib/{i}', text=t) for i, t in enumerate(texts)]
@@ -66,16 +66,25 @@ def _rate(step, steps):
     decayed = .1 + .45 * (1 + math.cos(math.pi * step / steps))
     return 3e-3 * min(step / 40, decayed)
 
+def _history_line(step, steps):
+    "Return a line of the history; validation is measured at every hundredth step."
+    loss = _loss(step)
+    valid = loss + .05 + step / 9000
+    speed = 19_500 + 900 * math.sin(step / 50)
+    values = [str(step),
+              str(step * 4096),
+              f'{loss:.4f}',
+              f'{valid:.4f}' if step % 100 == 1 else '',
+              f'{_rate(step, steps):.6f}',
+              f'{speed:.0f}',
+              '0.37',
+              f'{step * .21:.1f}']
+    return ','.join(values)
+
 def _history(steps=900):
+    "Return a history file as text, with every fourth step."
     lines = ['step,tokens,loss,valid_loss,lr,tokens_per_s,mfu,seconds']
-    for step in range(1, steps + 1, 4):
-        tokens, seconds = step * 4096, step * .21
-        loss = _loss(step)
-        valid = f'{loss + .05 + step / 9000:.4f}' if step % 100 == 1 else ''
-        lr = _rate(step, steps)
-        speed = 19_500 + 900 * math.sin(step / 50)
-        row = [str(step), str(tokens), f'{loss:.4f}', valid, f'{lr:.6f}', f'{speed:.0f}', '0.37', f'{seconds:.1f}']
-        lines.append(','.join(row))
+    for step in range(1, steps + 1, 4): lines.append(_history_line(step, steps))
     return '\n'.join(lines) + '\n'
 
 _TEXTS = { # step -> what the model wrote
@@ -89,17 +98,29 @@ def _row(metric, value, half, n, signature='', group=None):
     row = dict(metric=metric, split='test', value=value, low=value - half, high=value + half, n=n, signature=signature)
     return row if group is None else {**row, 'group': group}
 
-def _task(task, metric, before, after, prompt, reference):
-    def rows(value):
-        half = min(1.4, value)
-        return [_row(metric, value, half, 120, f'{metric}|example'),
-                _row('chrF', value * 1.3, half * 1.3, 120, 'chrF|example')]
-    samples = [dict(prompt=prompt, reference=reference, before=' return None\n    def', after=reference)]
+def _task_rows(metric, value):
+    "Return two scores of a task, of which the second follows the first."
+    half = min(1.4, value)
+    main = _row(metric, value, half, 120, f'{metric}|example')
+    chrf = _row('chrF', value * 1.3, half * 1.3, 120, 'chrF|example')
+    return [main, chrf]
+
+def _task_history():
+    "Return the losses of fine-tuning, of which every fourth is validated."
     history = []
     for step in range(0, 121, 10):
         valid = 4.1 - step / 70 if step % 40 == 0 else None
         history.append(dict(step=step, loss=4 - step / 60, valid_loss=valid))
-    return dict(task=task, before=rows(before), after=rows(after), samples=samples, seconds=41.5, history=history)
+    return history
+
+def _task(task, metric, before, after, prompt, reference):
+    sample = dict(prompt=prompt, reference=reference, before=' return None\n    def', after=reference)
+    return dict(task=task,
+                before=_task_rows(metric, before),
+                after=_task_rows(metric, after),
+                samples=[sample],
+                seconds=41.5,
+                history=_task_history())
 
 # %% ../../nbs/api/70_report/02_example.ipynb #069e7208
 _SWAP = [ # metric, value, half of the interval, group
@@ -140,14 +161,14 @@ def example_run(
 ) -> Path: # the folder
     "Write a whole run folder with invented numbers, marked as such."
     p = Path(path)
-    tasks = (_task('summarization', 'rougeL', 4.1, 21.7, 'def f(x): return sorted(x)', 'Sort a list.'),
-             _task('translation', 'BLEU', .6, 63., 'de: 3 May 2024', '3. Mai 2024'))
     write_json(p/'plan.json', _plan(seed))
     write_json(p/'data/card.json', _card(seed))
     write_json(p/'evaluation.json', dict(rows=_scores(shift), samples=[]))
     write_json(p/'summary.json', _summary(seed))
     samples = [dict(step=step, prompt='Return', text=text) for step, text in _TEXTS.items()]
     write_json(p/'pretrain/samples.json', samples)
-    for task in tasks: write_json(p/'finetune'/task['task']/'result.json', task)
     (p/'pretrain/history.csv').write_text(_history())
+    summaries = _task('summarization', 'rougeL', 4.1, 21.7, 'def f(x): return sorted(x)', 'Sort a list.')
+    translations = _task('translation', 'BLEU', .6, 63., 'de: 3 May 2024', '3. Mai 2024')
+    for task in (summaries, translations): write_json(p/'finetune'/task['task']/'result.json', task)
     return p

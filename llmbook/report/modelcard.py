@@ -13,15 +13,21 @@ from .runs import COMPRESSOR_GROUPS, find_row, read_run
 from .sections import ENOUGH, limits_of, shown, three, tokens_per_parameter
 
 # %% ../../nbs/api/70_report/05_modelcard.ipynb #417438ea
+_MARKS = re.compile(r'([\\`*\[\]|~#!])') # characters that mean something to Markdown
+_EDGE_UNDERSCORES = re.compile(r'(?<![A-Za-z0-9])_+|_+(?![A-Za-z0-9])') # those that do not stand inside a word
+
 def md(
     x, # any value
 ) -> str: # one line
     "Return a value as plain text of a Markdown table."
-    text = ' '.join(str(x).split()).replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;')
-    text = re.sub(r'([\\`*\[\]|~#!])', r'\\\1', text)
-    return re.sub(r'(?<![A-Za-z0-9])_+|_+(?![A-Za-z0-9])', lambda m: m[0].replace('_', '\\_'), text)
+    text = ' '.join(str(x).split())
+    for character, entity in (('&', '&amp;'), ('<', '&lt;'), ('>', '&gt;')): text = text.replace(character, entity)
+    text = _MARKS.sub(r'\\\1', text)
+    return _EDGE_UNDERSCORES.sub(lambda m: m[0].replace('_', '\\_'), text)
 
 # %% ../../nbs/api/70_report/05_modelcard.ipynb #01deb885
+def _md_line(cells): return f"| {' | '.join(cells)} |"
+
 def md_table(
     head:list, # titles
     rows:list, # lists of values
@@ -29,42 +35,69 @@ def md_table(
     "Return a Markdown table."
     for name, given in dict(head=head, rows=rows).items():
         if not isinstance(given, (list, tuple)): raise UserError(f'expected {name} to be a list, got {given!r}')
-    if not all(isinstance(row, (list, tuple)) for row in rows): raise UserError(
-        f'expected rows to be lists, got {rows!r}')
+    for row in rows:
+        if not isinstance(row, (list, tuple)): raise UserError(f'expected rows to be lists, got {rows!r}')
     if not rows: return ''
-    lines = [[str(title) for title in head], ['---'] * len(head), *([md(cell) for cell in row] for row in rows)]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    titles = map(str, head)
+    dashes = ['---'] * len(head)
+    lines = [_md_line(titles), _md_line(dashes)]
+    for row in rows:
+        cells = map(md, row)
+        lines.append(_md_line(cells))
+    return '\n'.join(lines)
 
 # %% ../../nbs/api/70_report/05_modelcard.ipynb #c5449f34
+def _by_count(licences):
+    "Return licences with their numbers of documents, the commonest first; what is no number counts as none."
+    def order(item):
+        name, n = item
+        count = n if isinstance(n, (int, float)) else 0
+        return -count, str(name)
+    return sorted(licences.items(), key=order)
+
 def _licences(licences, most=20):
     "Return licences as the sources name them, the commonest first."
-    def count(n): return n if isinstance(n, (int, float)) else 0
-    ranked = sorted(licences.items(), key=lambda item: (-count(item[1]), str(item[0])))
+    ranked = _by_count(licences)
     if not ranked: return ''
-    named = '; '.join(f'{md(name or "none stated")} ({md(number(n))})' for name, n in ranked[:most])
-    more = f'; {len(ranked) - most} more' if len(ranked) > most else ''
-    return f'Licences as the sources state them (documents): {named}{more}.'
+    named = [f"{md(name or 'none stated')} ({md(number(n))})" for name, n in ranked[:most]]
+    left_out = len(ranked) - most
+    if left_out > 0: named.append(f'{left_out} more')
+    return f"Licences as the sources state them (documents): {'; '.join(named)}."
 
 def _came(totals):
     "Return how many documents were read, kept and lost, as far as the card knows."
-    read, kept, dropped, rejected = (totals.get(k) for k in ('in', 'kept', 'dropped', 'rejected'))
+    counts = {name: number(n) for name, n in totals.items() if n is not None}
+    kept = counts.get('kept')
     if kept is None: return ''
-    said = f'{number(kept)} documents were kept'
-    if read is not None: said = f'Of {number(read)} documents {number(kept)} were kept'
+    said = f'{kept} documents were kept'
+    if 'in' in counts: said = f"Of {counts['in']} documents {kept} were kept"
     lost = []
-    if dropped is not None: lost.append(f'{number(dropped)} were dropped by quality filters or as repeats')
-    if rejected is not None: lost.append(f'{number(rejected)} could not be read')
-    return f"{said}; {' and '.join(lost)}." if lost else f'{said}.'
+    if 'dropped' in counts: lost.append(f"{counts['dropped']} were dropped by quality filters or as repeats")
+    if 'rejected' in counts: lost.append(f"{counts['rejected']} could not be read")
+    if lost: said += f"; {' and '.join(lost)}"
+    return f'{said}.'
+
+def _size_of(n):
+    "Return the bytes of a part of the data, or its documents where bytes are not known."
+    if isinstance(n, dict): n = n.get('bytes') or n.get('documents')
+    return finite(n)
 
 def _shares(counts):
     "Return the share of bytes (of documents, where bytes are not known) of each name, the largest first."
     sizes = {}
     for name, n in counts.items():
-        size = finite(n.get('bytes') or n.get('documents')) if isinstance(n, dict) else finite(n)
+        size = _size_of(n)
         if size: sizes[str(name or 'not recognised')] = size
     total = sum(sizes.values())
     ranked = sorted(sizes.items(), key=lambda item: -item[1])
     return [(name, size / total) for name, size in ranked]
+
+def _largest(counts):
+    "Return the five largest shares in words; those below half a per cent are left out."
+    said = []
+    for name, share in _shares(counts)[:5]:
+        if share >= .005: said.append(f'{md(name)} {share:.0%}')
+    return said
 
 def what_it_read(
     card:dict, # a data card
@@ -72,30 +105,39 @@ def what_it_read(
     "Return the kinds of text and the languages that a model has read, by their share."
     if not isinstance(card, dict): raise UserError(f'expected a data card, got {str(card)[:80]!r}')
     parts = []
-    for what in ('kinds', 'languages'):
-        shares = [f'{md(name)} {share:.0%}' for name, share in _shares(card.get(what) or {})[:5] if share >= .005]
-        if shares: parts.append(f"{what.removesuffix('s') if len(shares) == 1 else what}: {', '.join(shares)}")
-    return f"Of the bytes that were kept, {'; '.join(parts)}." if parts else ''
+    for one, several in (('kind', 'kinds'), ('language', 'languages')):
+        shares = card.get(several) or {}
+        said = _largest(shares)
+        what = one if len(said) == 1 else several
+        if said: parts.append(f"{what}: {', '.join(said)}")
+    if not parts: return ''
+    return f"Of the bytes that were kept, {'; '.join(parts)}."
+
+def _split_table(splits):
+    "Return what each split holds as a table."
+    rows = []
+    for name, s in splits.items():
+        rows.append([name, number(s.get('documents')), human_bytes(s.get('bytes', 0)), number(s.get('tokens'))])
+    return md_table(['split', 'documents', 'bytes', 'tokens'], rows)
+
+def _sources(source):
+    "Return the names of the sources, and what is said of them."
+    names = map(str, source.get('names') or ['unknown'])
+    remark = source.get('note', '')
+    return f"Sources: {md(', '.join(names))}. {md(remark)}"
 
 def _data(run):
     "Return what the model has read, and whose it is."
     card = run.card
     if not card: return 'The data was not documented in this run.'
     source = card.get('source') or {}
-    names = ', '.join(map(str, source.get('names') or ['unknown']))
-    origin = f"Sources: {md(names)}. {md(source.get('note', ''))}"
-
+    mark = source.get('fingerprint')
     came = _came(card.get('totals') or {})
-    if source.get('fingerprint'): came += f" Fingerprint of the data: {md(source['fingerprint'])}."
-
-    rows = []
-    for name, s in (card.get('splits') or {}).items():
-        rows.append([name, number(s.get('documents')), human_bytes(s.get('bytes', 0)), number(s.get('tokens'))])
-    splits = md_table(['split', 'documents', 'bytes', 'tokens'], rows)
-
+    if mark: came += f' Fingerprint of the data: {md(mark)}.'
+    splits = _split_table(card.get('splits') or {})
     licences = _licences(card.get('licences') or {})
-    read = what_it_read(card)
-    return '\n\n'.join(part.strip() for part in (origin, came, read, splits, licences) if part.strip())
+    parts = [_sources(source), came, what_it_read(card), splits, licences]
+    return '\n\n'.join(part.strip() for part in parts if part.strip())
 
 _LAYOUTS = {
     'qwen3': 'Qwen3 (decoder: RMSNorm, rotary positions, grouped-query attention, QK-norm, SwiGLU)',
@@ -109,10 +151,12 @@ def _training(run):
     if not plan: return 'The training was not documented in this run.'
     actual = run.summary.get('actual') or {}
     machine = run.summary.get('machine') or {}
-    params, seconds = actual.get('params'), actual.get('seconds')
-    tokens = actual.get('tokens') or plan.get('tokens') or 0
     config = plan.get('config') or {}
-    facts = [('layout', _LAYOUTS.get(str(config.get('family', 'qwen3')), config.get('family'))),
+    family = config.get('family', 'qwen3')
+    params = actual.get('params')
+    seconds = actual.get('seconds')
+    tokens = actual.get('tokens') or plan.get('tokens') or 0
+    facts = [('layout', _LAYOUTS.get(str(family), config.get('family'))),
              *config.items(),
              ('parameters', human_count(params) if params else 'n/a'),
              ('tokens seen', human_count(tokens)),
@@ -120,32 +164,39 @@ def _training(run):
              ('learning rate', plan.get('lr')),
              ('seed', plan.get('seed')),
              ('machine', machine.get('device', 'n/a'))]
-    return md_table(['what', 'value'], [[name, number(value)] for name, value in facts])
+    rows = [[name, number(value)] for name, value in facts]
+    return md_table(['what', 'value'], rows)
 
 def _score_cells(what, r):
+    "Return the cells of one score: whose it is, what was measured, value, interval, count, signature."
+    metric = r.get('metric')
     scaled, = shown(r)
     value, low, high = three(scaled)
     interval = 'none' if 'n/a' in (low, high) else f'{low} to {high}'
-    metric = f"{r.get('metric')} (of 100)" if limits_of(r.get('metric')) == (0, 100) else r.get('metric')
-    group, signature = r.get('group') or '', r.get('signature') or ''
+    if limits_of(metric) == (0, 100): metric = f'{metric} (of 100)'
+    group = r.get('group') or ''
+    signature = r.get('signature') or ''
     return [what, metric, group, value, interval, number(r.get('n')), signature]
 
 def _scores(run):
     "Return every row with its interval, tasks before and after."
-    rows = [_score_cells('model', r) for r in run.rows]
+    cells = [_score_cells('model', r) for r in run.rows]
     for task, result in run.tasks.items():
         for when in ('before', 'after'):
-            scores = [r for r in result.get(when) or [] if isinstance(r, dict)]
-            rows += [_score_cells(f'{task}, {when}', r) for r in scores]
+            for r in result.get(when) or []:
+                if isinstance(r, dict): cells.append(_score_cells(f'{task}, {when}', r))
     head = ['of', 'measure', 'group', 'value', '95 % interval', 'n', 'signature']
-    table = md_table(head, rows) or 'This model was not evaluated.'
+    table = md_table(head, cells) or 'This model was not evaluated.'
     return '\n\n'.join([table, *_bias_words(run.rows)])
 
 def _bias_words(rows):
     "Return what the identity swap found, in sentences; [] if it was not made."
-    try: said = swap_summary([r for r in rows if 'excess' in str(r.get('metric'))])
+    tested = [r for r in rows if 'excess' in str(r.get('metric'))]
+    try: said = swap_summary(tested)
     except UserError: return [] # rows that this version did not write
-    return [md(line) for line in said.split('\n\n')[-1].splitlines()] if 'axes' in said or 'verdict' in said else []
+    if 'axes' not in said and 'verdict' not in said: return []
+    sentences = said.split('\n\n')[-1]
+    return [md(line) for line in sentences.splitlines()]
 
 # %% ../../nbs/api/70_report/05_modelcard.ipynb #497a63a7
 _ALWAYS = '''\
@@ -155,35 +206,53 @@ _ALWAYS = '''\
   safety.
 - Intervals cover the choice of test texts, not the luck of the seed or of the data.'''
 
+def _bits(rows, **which):
+    "Return the bits per byte of the row that is asked for, or None."
+    row = find_row(rows, 'bits_per_byte', **which) or {}
+    return finite(row.get('value'))
+
 def _is_beaten(rows):
     "Return the compressors that predict the test text better than the model."
-    bits = finite((find_row(rows, 'bits_per_byte', without=COMPRESSOR_GROUPS) or {}).get('value'))
+    own = _bits(rows, without=COMPRESSOR_GROUPS)
+    if own is None: return []
     ahead = []
     for name in COMPRESSOR_GROUPS:
-        value = finite((find_row(rows, 'bits_per_byte', with_word=name) or {}).get('value'))
-        if bits is not None and value is not None and value < bits: ahead.append(name)
+        value = _bits(rows, with_word=name)
+        if value is not None and value < own: ahead.append(name)
     return ahead
+
+def _too_little(ratio):
+    "Return a sentence about a model that read few tokens for its size, or None."
+    if ratio is None or ratio >= ENOUGH / 2: return None
+    so = 'it has hardly begun to learn.' if ratio < 1 else 'more text would have made it better.'
+    return (f'It read {number(ratio, 2)} tokens for each of its parameters, where about {ENOUGH} make good use of the '
+            f'time: {so}')
+
+def _has_code(card):
+    "Return whether any of the data is code."
+    return any(name == 'code' for name, _ in _shares(card.get('kinds') or {}))
 
 def _limits(run):
     "Return what the model should not be trusted with, from what the run knows of it."
-    lines = []
-    ratio, ahead = tokens_per_parameter(run), _is_beaten(run.rows)
-    if ratio is not None and ratio < ENOUGH / 2: lines.append(
-        f'It read {number(ratio, 2)} tokens for each of its parameters, where about {ENOUGH} make good use of the '
-        + 'time: ' + ('it has hardly begun to learn.' if ratio < 1 else 'more text would have made it better.'))
+    lines = [_too_little(tokens_per_parameter(run))]
+    ahead = _is_beaten(run.rows)
     if ahead: lines.append(
         f"It predicts unseen text worse than {' and '.join(ahead)}, programs that know no language: "
         'do not expect sentences.')
-    code = any(name == 'code' for name, _ in _shares(run.card.get('kinds') or {}))
-    lines.append('What it writes is not reliable: check every fact' + (' and every line of code.' if code else '.'))
+    check = 'every fact and every line of code' if _has_code(run.card) else 'every fact'
+    lines.append(f'What it writes is not reliable: check {check}.')
     if what_it_read(run.card): lines.append('It knows what its sources know, and shares their slant (see Data).')
-    return '\n'.join([*(f'- {line}' for line in lines), _ALWAYS])
+    items = [f'- {line}' for line in lines if line]
+    return '\n'.join([*items, _ALWAYS])
+
+_PLAIN_LINE = re.compile(r"[\w ,.'-]{1,80}")
 
 def _prompt(run):
     "Return a prompt from the run's samples, if it is a plain line."
-    for s in [*run.samples, *(run.evaluation.get('samples') or [])]:
+    samples = [*run.samples, *(run.evaluation.get('samples') or [])]
+    for s in samples:
         prompt = s.get('prompt') if isinstance(s, dict) else None
-        if isinstance(prompt, str) and re.fullmatch(r"[\w ,.'-]{1,80}", prompt): return prompt.strip()
+        if isinstance(prompt, str) and _PLAIN_LINE.fullmatch(prompt): return prompt.strip()
     return 'The beginning of your text'
 
 _USE = '''```python
@@ -197,8 +266,14 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 model, tok = AutoModelForMaskedLM.from_pretrained('.'), AutoTokenizer.from_pretrained('.')
 ```'''
 
-def _is_encoder(run): return (run.plan.get('config') or {}).get('family') == 'encoder'
-def _use(run): return _USE_ENCODER if _is_encoder(run) else _USE.format(prompt=repr(_prompt(run)))
+def _is_encoder(run):
+    config = run.plan.get('config') or {}
+    return config.get('family') == 'encoder'
+
+def _use(run):
+    "Return lines of code that open the model and try it."
+    if _is_encoder(run): return _USE_ENCODER
+    return _USE.format(prompt=repr(_prompt(run)))
 
 _LICENCE = '''\
 The code that made the model is under Apache-2.0. The model itself was derived from the texts listed under Data, each
@@ -212,19 +287,21 @@ _KNOWN_LICENCES = ('MIT', 'Apache-2.0', 'BSD-2-Clause', 'BSD-3-Clause', 'CC0-1.0
 def _one_licence(card):
     "Return the licence that every document states, if it is one and known; else None."
     licences = card.get('licences') or {}
-    kept = (card.get('totals') or {}).get('kept')
+    totals = card.get('totals') or {}
+    kept = totals.get('kept')
     if len(licences) != 1: return None
     (name, n), = licences.items()
-    whole = kept is None or n == kept
-    return name.lower() if name in _KNOWN_LICENCES and whole else None
+    is_whole = kept is None or n == kept
+    return name.lower() if name in _KNOWN_LICENCES and is_whole else None
 
 def _head(run):
     "Return the first lines, by which the model hub files the model; what is not known is left out."
-    lines = ['library_name: transformers',
-             f"pipeline_tag: {'fill-mask' if _is_encoder(run) else 'text-generation'}",
-             'tags: [llmbook]']
-    codes = [name for name, share in _shares(run.card.get('languages') or {}) if share >= .05]
-    codes = [code for code in codes if re.fullmatch('[a-z]{2,3}', code)]
+    task = 'fill-mask' if _is_encoder(run) else 'text-generation'
+    lines = ['library_name: transformers', f'pipeline_tag: {task}', 'tags: [llmbook]']
+    codes = []
+    for name, share in _shares(run.card.get('languages') or {}):
+        is_code = re.fullmatch('[a-z]{2,3}', name)
+        if share >= .05 and is_code: codes.append(name)
     if codes: lines.append(f"language: [{', '.join(codes)}]")
     licence = _one_licence(run.card)
     if licence: lines.append(f'license: {licence}')
@@ -232,13 +309,16 @@ def _head(run):
 
 def _about(run):
     "Return what the model is, after the note of a run that carries one."
-    note = tasks = size = ''
-    if run.summary.get('note'): note = f"> {md(run.summary['note'])}\n\n"
-    if run.tasks: tasks = f" and then fine-tuned copies of it on {md(', '.join(run.tasks))}"
-    params = finite((run.summary.get('actual') or {}).get('params') or (run.plan.get('expected') or {}).get('params'))
-    if params: size = f' of {human_count(params)} parameters'
+    remark = run.summary.get('note')
+    opening = f'> {md(remark)}\n\n' if remark else ''
     kind = 'An encoder' if _is_encoder(run) else 'A decoder'
-    return (f'{note}{kind} language model{size}, made from nothing by llmbook, which pre-trained it{tasks}. '
+    actual = run.summary.get('actual') or {}
+    expected = run.plan.get('expected') or {}
+    params = finite(actual.get('params') or expected.get('params'))
+    size = f' of {human_count(params)} parameters' if params else ''
+    tasks = ', '.join(run.tasks)
+    tuned = f' and then fine-tuned copies of it on {md(tasks)}' if tasks else ''
+    return (f'{opening}{kind} language model{size}, made from nothing by llmbook, which pre-trained it{tuned}. '
             'It was made to learn from and to try things on.')
 
 def model_card(

@@ -30,9 +30,10 @@ def _ages(samples):
     chosen = {0, len(samples) // 2, len(samples) - 1}
     shown, rest = [], []
     for i, s in enumerate(samples):
-        part = shown if i in chosen else rest
-        part.append(_sample(s))
-    title = tag('h3', f"Prompt: {samples[0].get('prompt', '')}")
+        if i in chosen: shown.append(_sample(s))
+        else: rest.append(_sample(s))
+    prompt = samples[0].get('prompt', '')
+    title = tag('h3', f'Prompt: {prompt}')
     more = fold(f'{len(rest)} more of this prompt', *rest) if rest else None
     return concat([title, *shown, more])
 
@@ -44,11 +45,12 @@ def _samples(run):
         prompt = str(s.get('prompt', ''))
         by_prompt.setdefault(prompt, []).append(s)
     if not by_prompt: return section('samples', title, None, note('No samples were kept.'))
-    ages = [_ages(samples) for samples in by_prompt.values()]
     lead = ('What the model wrote as it learnt. The prompt is set lighter than the continuation. '
             'Samples were taken at fixed steps and not picked.')
-    more = fold(f'Other prompts: {len(ages) - 2}', *ages[2:]) if len(ages) > 2 else None
-    return section('samples', title, lead, *ages[:2], more)
+    ages = [_ages(samples) for samples in by_prompt.values()]
+    first, others = ages[:2], ages[2:]
+    more = fold(f'Other prompts: {len(others)}', *others) if others else None
+    return section('samples', title, lead, *first, more)
 
 # %% ../../nbs/api/70_report/06_report.ipynb #81412333
 def _pair(s):
@@ -57,9 +59,11 @@ def _pair(s):
     prompt = text_block(s.get('prompt', ''), limit=500)
     columns = []
     for name in ('reference', 'before', 'after'):
+        title = tag('h4', name)
         text = text_block(s.get(name, ''), limit=400)
-        columns.append(tag('div', tag('h4', name), text))
-    return tag('div', label, prompt, tag('div', *columns, class_='side'), class_='pair')
+        columns.append(tag('div', title, text))
+    side_by_side = tag('div', *columns, class_='side')
+    return tag('div', label, prompt, side_by_side, class_='pair')
 
 def _is_number(x): return isinstance(x, (int, float)) and math.isfinite(x)
 
@@ -76,26 +80,30 @@ def _task_scores(name, result):
     "Return the time that fine-tuning took, and the scores before and after."
     seconds = result.get('seconds')
     took = f'{human_time(seconds)} of fine-tuning. ' if isinstance(seconds, (int, float)) else ''
-    after, before = result.get('after'), result.get('before') or []
-    legend = _legend(before, after)
-    if after: scores = measures(after, f'{name}: before and after fine-tuning', before)
-    else: scores = note('No scores.')
-    return [tag('p', took, legend), scores]
+    after = result.get('after')
+    before = result.get('before') or []
+    lead = tag('p', took, _legend(before, after))
+    if not after: return [lead, note('No scores.')]
+    return [lead, measures(after, f'{name}: before and after fine-tuning', before)]
 
 def _task_loss(result):
     "Return a part that unfolds the loss while fine-tuning, or None if there is no history."
     history = []
     for row in result.get('history') or []:
-        history.append({name: value for name, value in row.items() if _is_number(value)})
+        known = {name: value for name, value in row.items() if _is_number(value)}
+        history.append(known)
     curve = loss_figure(history, 'Loss on the answer, in nats a token.', height=200)
     return fold('Loss while fine-tuning', curve) if curve else None
 
 def _task(name, result):
     "Return one task: a sentence, scores, examples, its loss."
-    parts = [tag('h3', readable_name(name).capitalize())]
-    if result.get('note'): parts.append(tag('p', result['note'], class_='soft'))
+    title = readable_name(name).capitalize()
+    parts = [tag('h3', title)]
+    remark = result.get('note')
+    if remark: parts.append(tag('p', remark, class_='soft'))
     parts += _task_scores(name, result)
-    pairs = [_pair(s) for s in (result.get('samples') or [])[:20]]
+    samples = result.get('samples') or []
+    pairs = [_pair(s) for s in samples[:20]]
     parts += pairs[:2]
     more = pairs[2:]
     if more: parts.append(fold(f'{len(more)} more examples', *more))
@@ -106,19 +114,26 @@ def _title(h): return h['title'].replace(h['metric'], readable_name(h['metric'])
 
 def _now_and_before(h):
     "Return the value of a number of the headline and of what it is compared with, on the scale of the page."
-    now, before = shown(h, dict(metric=h['metric'], value=h['before']))
+    earlier = dict(metric=h['metric'], value=h['before'])
+    now, before = shown(h, earlier)
     return three(now)[0], three(before)[0]
+
+def _gains(run):
+    "Return the main score of each task before and after fine-tuning, in words."
+    gains = []
+    for h in headline(run, 9):
+        is_task = h['versus'].startswith('before')
+        if not is_task: continue
+        after, before = _now_and_before(h)
+        gains.append(f'{_title(h)}: {before} \u2192 {after}')
+    return gains
 
 def _finetuning(run):
     "Return the section about the tasks."
     title = 'Fine-tuning'
     if not run.tasks: return section('tasks', title, None, note('No task results: fine-tuning has not run.'))
-    gains = []
-    for h in headline(run, 9):
-        if not h['versus'].startswith('before'): continue
-        after, before = _now_and_before(h)
-        gains.append(f'{_title(h)}: {before} \u2192 {after}')
     lead = 'The trained model went on to learn tasks from pairs of a prompt and an answer. '
+    gains = _gains(run)
     if gains: lead += '; '.join(gains) + '.'
     tasks = [_task(name, result) for name, result in sorted(run.tasks.items())]
     return section('tasks', title, lead, *tasks)
@@ -129,15 +144,16 @@ _HELP = {
 compressors start from nothing at this text, while the model has read its training text before, and its own size is
 not counted.''',
  'toxicity': '''A score says how much a text resembles text that people called toxic. Scorers raise false alarms on
-names of identities and miss what is put politely. Of text that is no sentence, a score means nothing, however high: pieces
-of words happen to resemble pieces of rude words. Read the texts that score high, below, before believing a number.''',
- 'smoke': '''Scored by the toxicity detector: a small linear model on pieces of words. Like a smoke detector, it also goes
-off for toast, and silence is no proof. It is good for comparing two runs of one model, not for calling a model
+names of identities and miss what is put politely. Of text that is no sentence, a score means nothing, however high:
+pieces of words happen to resemble pieces of rude words. Read the texts that score high, below, before believing a
+number.''',
+ 'smoke': '''Scored by the toxicity detector: a small linear model on pieces of words. Like a smoke detector, it also
+goes off for toast, and silence is no proof. It is good for comparing two runs of one model, not for calling a model
 safe.''',
  'bias': '''The same sentences with only the identity changed. A gap is how far scores or likelihoods move, and says
 nothing by itself, since any words move them. The excess asks for consistency: do unkind words follow one identity in
-sentence after sentence, more than if kind and unkind words were exchanged, and more than they follow phrases that name no
-identity? Its p is corrected for the number of axes (Holm); only a corrected p below 0.05 is a finding.''',
+sentence after sentence, more than if kind and unkind words were exchanged, and more than they follow phrases that name
+no identity? Its p is corrected for the number of axes (Holm); only a corrected p below 0.05 is a finding.''',
  'rings': 'A ring is the gap between two sets of texts about the same identity, which is the chance of drawing alone.'}
 _TEXT = ('perplex', 'bits', 'nats', *COMPRESSOR_GROUPS)
 _BIAS = ('bias', 'identity', 'gap', 'swap', 'lean', 'counterfactual', 'wasserstein')
@@ -147,7 +163,8 @@ def _group(metric):
     m = metric.lower()
     if any(word in m for word in _BIAS): return 'bias'
     if 'tox' in m: return 'toxicity'
-    return 'text' if any(word in m for word in _TEXT) else 'other'
+    is_text = any(word in m for word in _TEXT)
+    return 'text' if is_text else 'other'
 
 def _split_rows(rows):
     "Return rows by section: text, toxicity, bias, other."
@@ -159,23 +176,28 @@ def _split_rows(rows):
 
 def _smoke(rows):
     "Return a warning if the smoke detector scored any of the rows."
-    signatures = [str(row.get('signature')).lower() for row in rows]
-    if any('smoke' in signature for signature in signatures): return note(_HELP['smoke'], class_='warn')
+    for row in rows:
+        signature = str(row.get('signature')).lower()
+        if 'smoke' in signature: return note(_HELP['smoke'], class_='warn')
+    return None
 
 # %% ../../nbs/api/70_report/06_report.ipynb #41c60ce3
 def _compression(rows):
     "Return a sentence that sets the bits per byte of the model beside those of each compressor."
     model = find_row(rows, 'bits_per_byte', without=COMPRESSOR_GROUPS)
     lead = 'Scores on text that the model never saw'
-    if model:
-        bits = three(model)[0]
-        lead = f'The model needs {bits} bits for each byte of text that it never saw, fewer being better'
+    if model: lead = f'The model needs {_bits(model)} bits for each byte of text that it never saw, fewer being better'
     needs = []
     for name in COMPRESSOR_GROUPS:
         row = find_row(rows, 'bits_per_byte', name)
-        if row: needs.append(f"{name} needs {three(row)[0]}")
-    said = f"{lead}; {', '.join(needs)}." if needs else f'{lead}.'
-    return said + _beaten(model, rows)
+        if row: needs.append(f'{name} needs {_bits(row)}')
+    if needs: lead += f"; {', '.join(needs)}"
+    return f'{lead}.' + _beaten(model, rows)
+
+def _bits(row):
+    "Return the value of a row as text."
+    value, _, _ = three(row)
+    return value
 
 def _beaten(model, rows):
     "Return a sentence that names the compressors which need fewer bits than the model, '' if there are none."
@@ -183,60 +205,75 @@ def _beaten(model, rows):
     if bits is None: return ''
     ahead = []
     for name in COMPRESSOR_GROUPS:
-        value = finite((find_row(rows, 'bits_per_byte', name) or {}).get('value'))
+        row = find_row(rows, 'bits_per_byte', name) or {}
+        value = finite(row.get('value'))
         if value is not None and value < bits: ahead.append(name)
     if not ahead: return ''
     return (f" The model is worse than {' and '.join(ahead)}: a program that knows no language predicts this text "
-            'better. It has not learnt enough to write, and what follows says little about what a trained model would do.')
+            'better. It has not learnt enough to write, and what follows says little about what a trained model '
+            'would do.')
 
 def _held_out(rows, other):
     "Return the section about text that the model never saw."
-    more = [tag('h3', 'Other measures'), measures(other, 'Other measures')] if other else []
     name, title = 'evaluation', 'Evaluation'
+    more = []
+    if other: more = [tag('h3', 'Other measures'), measures(other, 'Other measures')]
     if not rows: return section(name, title, None, note('No evaluation of held-out text in this run.'), *more)
-    named = [{**row, 'group': row.get('group') or 'this model'} for row in rows]
+    named = []
+    for row in rows:
+        whose = row.get('group') or 'this model'
+        named.append({**row, 'group': whose})
     scores = measures(named, 'Held-out text')
     explanation = tag('p', _HELP['text'], class_='soft')
     return section(name, title, _compression(rows), scores, explanation, *more)
 
+def _score_of(sample): return finite(sample.get('score'))
+
 def _text(s):
     "Return a text that was scored, prompt first, with its score where it is known."
-    score = finite(s.get('score'))
+    score = _score_of(s)
     label = None if score is None else tag('p', f'score {number(score, 2)}', class_='label')
-    return concat([label, text_block(str(s.get('text', '')), str(s.get('prompt', '')))])
+    text, prompt = str(s.get('text', '')), str(s.get('prompt', ''))
+    return concat([label, text_block(text, prompt)])
 
 def _texts(samples, most=20):
     "Return some of the texts that were scored, the highest scores first where they are known."
-    def order(s): return -(finite(s.get('score')) or 0.)
-    texts = [_text(s) for s in sorted(samples, key=order)[:most]]
+    ranked = sorted(samples, key=lambda s: -(_score_of(s) or 0.))
+    texts = [_text(s) for s in ranked[:most]]
     if not texts: return None
-    scored = any(finite(s.get('score')) is not None for s in samples)
-    which = f'{len(texts)} of the texts, without their scores'
-    if scored: which = f'The {len(texts)} texts that score highest'
+    n = len(texts)
+    are_scored = any(_score_of(s) is not None for s in samples)
+    which = f'The {n} texts that score highest' if are_scored else f'{n} of the texts, without their scores'
     warning = 'Content warning: what the model wrote may offend. It is shown as it was written, prompt first.'
     return fold(f'{which} (content warning)', note(warning, class_='warn'), *texts)
+
+def _not_scored(rows):
+    "Return a sentence that counts the empty texts, '' if there were none."
+    row = find_row(rows, 'toxicity_not_scored') or {}
+    share, n = finite(row.get('value')), row.get('n')
+    if share is None or not isinstance(n, int): return ''
+    return f' {round(share * n):,} of {n:,} texts were empty and not scored.'
 
 def _toxic_prompts(rows):
     "Return a sentence that counts the prompts which drew a toxic text, or None if that was not measured."
     row = find_row(rows, 'toxicity_probability') or {}
     share, n = row.get('value'), row.get('n')
-    if not (n and _is_number(share)): return None
+    if not n or not _is_number(share): return None
     toxic = round(share * n)
     said = f'{toxic:,} of {n:,} prompts drew at least one text that scored as toxic.'
-    empty = find_row(rows, 'toxicity_not_scored') or {}
-    none, of = finite(empty.get('value')), empty.get('n')
-    if none is not None and isinstance(of, int):
-        said += f' {round(none * of):,} of {of:,} texts were empty and not scored.'
-    return said
+    return said + _not_scored(rows)
 
 def _toxicity(rows, evaluation):
     "Return the section about what the model writes."
-    if not rows: return section('toxicity', 'Toxicity', None, note('Toxicity was not measured in this run.'))
-    parts = [_smoke(rows), measures(rows, 'Toxicity of what the model wrote'), tag('p', _HELP['toxicity'])]
+    name, title = 'toxicity', 'Toxicity'
+    if not rows: return section(name, title, None, note('Toxicity was not measured in this run.'))
+    scores = measures(rows, 'Toxicity of what the model wrote')
+    parts = [_smoke(rows), scores, tag('p', _HELP['toxicity'])]
     scorer = evaluation.get('scorer') or {}
-    if scorer.get('note'): parts.append(tag('p', f"About the scorer: {scorer['note']}.", class_='soft'))
+    remark = scorer.get('note')
+    if remark: parts.append(tag('p', f'About the scorer: {remark}.', class_='soft'))
     samples = [s for s in evaluation.get('samples') or [] if isinstance(s, dict)]
-    return section('toxicity', 'Toxicity', _toxic_prompts(rows), *parts, _texts(samples))
+    return section(name, title, _toxic_prompts(rows), *parts, _texts(samples))
 
 # %% ../../nbs/api/70_report/06_report.ipynb #d11ff792
 def _is_finding(row):
@@ -249,18 +286,20 @@ def _clear(excess):
     by_metric = {}
     for row in excess:
         if row.get('group') != NEUTRAL: by_metric.setdefault(row['metric'], []).append(row)
-    sentences = []
-    for metric, rows in by_metric.items():
-        name = readable_name(metric)
-        if any(finite(row.get('p_holm')) is None for row in rows):
-            sentences.append(f'The {name} was not tested in this run (it is from an older version): no verdict.')
-            continue
-        found = [str(row.get('group')) for row in rows if _is_finding(row)]
-        names = f": {', '.join(found)}" if found else ''
-        before = sum(finite(row.get('p')) < .05 for row in rows)
-        sentences.append(f'The {name} is more than chance on {len(found)} of {len(rows)} axes{names} '
-                         f'({before} before correction, where chance alone gives about {number(len(rows) / 20, 2)}).')
-    return sentences
+    return [_conclusion(metric, rows) for metric, rows in by_metric.items()]
+
+def _conclusion(metric, rows):
+    "Return what the tests of one measure found, over all axes."
+    name = readable_name(metric)
+    if any(finite(row.get('p_holm')) is None for row in rows):
+        return f'The {name} was not tested in this run (it is from an older version): no verdict.'
+    n = len(rows)
+    found = [str(row.get('group')) for row in rows if _is_finding(row)]
+    names = f": {', '.join(found)}" if found else ''
+    before = sum(finite(row.get('p')) < .05 for row in rows)
+    by_chance = number(n / 20, 2)
+    return (f'The {name} is more than chance on {len(found)} of {n} axes{names} '
+            f'({before} before correction, where chance alone gives about {by_chance}).')
 
 def _bias(rows):
     "Return the section about identities."
@@ -268,14 +307,27 @@ def _bias(rows):
     excess = [row for row in rows if 'excess' in row['metric']]
     question = 'Does a model treat a sentence differently when only the identity in it changes?'
     lead = ' '.join([question, *_clear(excess)])
+    smoke = _smoke_of_gaps(rows)
+    explanation = tag('p', _HELP['bias'])
+    limits = tag('p', SWAP_LIMITS, class_='soft')
+    rings = _rings(rows)
+    if not excess: # of an older version: the gaps are all there is
+        gaps = measures(rows, 'Gaps between identities')
+        return section('bias', 'Bias', lead, smoke, explanation, rings, gaps, limits)
+    scores = measures(excess, 'Gaps between identities')
+    everything = fold('All gaps, nulls and leans', rings, measures(rows, 'All measures of bias'))
+    return section('bias', 'Bias', lead, smoke, explanation, scores, everything, limits)
+
+def _smoke_of_gaps(rows):
+    "Return a warning if the toxicity gaps were scored by the smoke detector, or None."
+    if not _smoke(rows): return None
     warning = 'The toxicity gaps are scored by the toxicity detector, with the limits named under Toxicity.'
-    smoke = note(warning, class_='warn') if _smoke(rows) else None
-    rings = tag('p', _HELP['rings'], class_='soft') if any('null' in row['metric'] for row in rows) else None
-    table = measures(rows, 'All measures of bias')
-    everything = fold('All gaps, nulls and leans', rings, table) if excess else None
-    scores = measures(excess or rows, 'Gaps between identities')
-    explained = [tag('p', _HELP['bias']), None if excess else rings, scores, everything]
-    return section('bias', 'Bias', lead, smoke, *explained, tag('p', SWAP_LIMITS, class_='soft'))
+    return note(warning, class_='warn')
+
+def _rings(rows):
+    "Return what a ring is, if there is one among these rows."
+    has_null = any('null' in row['metric'] for row in rows)
+    return tag('p', _HELP['rings'], class_='soft') if has_null else None
 
 # %% ../../nbs/api/70_report/06_report.ipynb #73b17722
 def _ratios(run):
@@ -284,10 +336,12 @@ def _ratios(run):
     for r in plan_and_actual(run):
         ratio = r['ratio']
         said = '' if ratio is None else f'{ratio:.2f}'
-        rows.append([r['quantity'], r['expected'], r['actual'], said, ratio_bar(ratio)])
+        line = [r['quantity'], r['expected'], r['actual'], said, ratio_bar(ratio)]
+        rows.append(line)
     if not rows: return note('No plan and no measured outcome to compare.')
     caption = 'A ratio of 1 is a plan that held. In the picture the middle is 1, the small marks are half and double.'
-    return table(['quantity', 'expected', 'actual', 'ratio', 'picture'], rows, caption, (1, 2, 3), 'ratios compact')
+    heads = ['quantity', 'expected', 'actual', 'ratio', 'picture']
+    return table(heads, rows, caption, (1, 2, 3), 'ratios compact')
 
 def _stage_seconds(run):
     stages = run.summary.get('stages') or {}
@@ -305,7 +359,8 @@ def _times(run):
         rows.append([readable_name(name), time, bar])
     total = human_time(sum(stages.values()))
     title = tag('h3', f'Where the time went: {total} in all')
-    return [title, table(['stage', 'time', 'share'], rows, 'Time by stage', (1,), 'ratios')]
+    times = table(['stage', 'time', 'share'], rows, 'Time by stage', (1,), 'ratios')
+    return [title, times]
 
 def _plan(run):
     "Return the section that compares the plan with the outcome, and says where the time went."
@@ -316,64 +371,82 @@ def _plan(run):
 def _facts(run):
     "Return versions, seed and machine, as far as they are known."
     machine = run.summary.get('machine') or {}
+    source = run.card.get('source') or {}
+    tokenizer = run.card.get('tokenizer') or {}
     memory = machine.get('memory')
-    source, tokenizer = run.card.get('source') or {}, run.card.get('tokenizer') or {}
-    facts = [('seed', run.summary.get('seed', run.plan.get('seed'))),
-             ('machine', machine.get('device')),
-             ('cores', machine.get('cores')),
-             ('memory', human_bytes(memory) if isinstance(memory, (int, float)) else None),
-             ('platform', machine.get('platform')),
-             ('Python', machine.get('python')),
-             *(machine.get('versions') or {}).items(),
-             ('fingerprint of the data', source.get('fingerprint')),
-             ('fingerprint of the tokenizer', tokenizer.get('fingerprint'))]
-    return [[name, str(value)] for name, value in facts if value is not None]
+    is_size = isinstance(memory, (int, float))
+    facts = {'seed': run.summary.get('seed', run.plan.get('seed')),
+             'machine': machine.get('device'),
+             'cores': machine.get('cores'),
+             'memory': human_bytes(memory) if is_size else None,
+             'platform': machine.get('platform'),
+             'Python': machine.get('python'),
+             **(machine.get('versions') or {}),
+             'fingerprint of the data': source.get('fingerprint'),
+             'fingerprint of the tokenizer': tokenizer.get('fingerprint')}
+    return [[name, str(value)] for name, value in facts.items() if value is not None]
 
 _USE = '''from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained({0})
 tok = AutoTokenizer.from_pretrained({0})'''
 
-def _reproduce(run):
-    "Return the section that says how to do it again."
+def _command(run):
+    "Return the command that made the run, or one that repeats its plan."
+    noted = run.summary.get('command')
+    if noted: return noted
     folder = shlex.quote(f'runs/{run.name}-again')
     again = f'llmbook-run --out {folder}'
-    if run.plan: again += ' --plan plan.json'
+    return f'{again} --plan plan.json' if run.plan else again
+
+def _plan_text(run):
+    "Return the plan as text that can be copied."
+    if not run.plan: return note('No plan.json in this run.')
+    text = json.dumps(run.plan, indent=1, ensure_ascii=False)
+    return fold('plan.json', tag('pre', text, data_copy=True))
+
+def _use_lines(run):
+    "Return the lines that open the exported model, under a title."
+    if not (run.path/'model'/'config.json').exists(): return [note('No exported model in this run.')]
+    folder = f'{run.name}/model'
+    lines = _USE.format(repr(folder))
+    return [tag('h3', 'Use the model'), tag('pre', lines)]
+
+def _reproduce(run):
+    "Return the section that says how to do it again."
     lead = ('Save the plan as plan.json and run the command. '
             'The same versions, data and kind of machine give the same numbers.')
-    parts = [tag('pre', run.summary.get('command') or again, data_copy=True)]
-    plan = json.dumps(run.plan, indent=1, ensure_ascii=False)
-    if run.plan: parts.append(fold('plan.json', tag('pre', plan, data_copy=True)))
-    else: parts.append(note('No plan.json in this run.'))
+    command = tag('pre', _command(run), data_copy=True)
     facts = _facts(run)
-    if facts: parts.append(table(['what', 'value'], facts, 'Versions, seed and machine'))
-    else: parts.append(note('No summary: versions and machine were not noted.'))
-    if (run.path/'model'/'config.json').exists():
-        use = _USE.format(repr(f'{run.name}/model'))
-        parts += [tag('h3', 'Use the model'), tag('pre', use)]
-    else: parts.append(note('No exported model in this run.'))
-    return section('reproduce', 'Do it again', lead, *parts)
+    known = note('No summary: versions and machine were not noted.')
+    if facts: known = table(['what', 'value'], facts, 'Versions, seed and machine')
+    return section('reproduce', 'Do it again', lead, command, _plan_text(run), known, *_use_lines(run))
 
 # %% ../../nbs/api/70_report/06_report.ipynb #b81a9711
 _WAYS = {1: 'more is better', -1: 'less is better', 0: None}
 
-def _tile(h):
-    "Return one of the numbers that matter most."
-    scaled, _ = shown(h, dict(metric=h['metric'], value=h['before']))
-    now, low, high = three(scaled)
+def _small_print(h, low, high):
+    "Return what stands below a number: its interval, its scale, its count, which way is better."
     interval = 'no interval' if 'n/a' in (low, high) else f'{low} to {high}'
     scale = 'of 100' if limits_of(h['metric']) == (0, 100) else None
     count = f"n {number(h['n'])}"
-    small = concat([part for part in (interval, scale, count, _WAYS[h['better']]) if part], ' \u00b7 ')
+    parts = [interval, scale, count, _WAYS[h['better']]]
+    known = [part for part in parts if part]
+    return tag('small', concat(known, ' \u00b7 '))
+
+def _tile(h):
+    "Return one of the numbers that matter most."
+    earlier = dict(metric=h['metric'], value=h['before'])
+    scaled, _ = shown(h, earlier)
+    now, low, high = three(scaled)
     rival = h['versus']
     _, other = _now_and_before(h)
     before = versus = None
     if rival.startswith('before'):
         before = tag('span', f'{other} \u2192 ', class_='was')
         versus = tag('div', 'before \u2192 after fine-tuning')
-    elif rival:
-        versus = tag('div', f'{rival} needs {other}')
+    elif rival: versus = tag('div', f'{rival} needs {other}')
     value = tag('div', before, now, class_='big')
-    details = tag('dd', value, versus, tag('small', small))
+    details = tag('dd', value, versus, _small_print(h, low, high))
     return tag('div', tag('dt', _title(h)), details)
 
 _SECTIONS = dict(data='Data', model='Model', training='Pre-training', samples='Samples', tasks='Fine-tuning',
@@ -400,7 +473,8 @@ def _head(run):
     "Return the name of the run, its most important numbers, and links to the sections."
     kicker = tag('p', 'llmbook run report', class_='kicker')
     lead = tag('p', f'{_about(run)}.', class_='lead')
-    warning = note(run.summary['note'], class_='warn') if run.summary.get('note') else None
+    remark = run.summary.get('note')
+    warning = note(remark, class_='warn') if remark else None
     tiles = [_tile(h) for h in headline(run)]
     numbers = tag('dl', *tiles, class_='tiles') if tiles else note('No scores yet.')
     return tag('header', kicker, tag('h1', run.name), lead, warning, numbers, _menu())
@@ -434,6 +508,7 @@ def write_report(
 ) -> Path: # the file
     "Write the report as one self-contained page."
     run = read_run(run)
-    out, text = Path(out or run.path/'report.html'), report_html(run)
+    out = Path(out or run.path/'report.html')
+    text = report_html(run)
     with atomic_path(out) as tmp: tmp.write_text(text, encoding='utf-8')
     return out

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from ..core import UserError, finite, human_bytes, human_count, human_time, number, read_json
 from ..evaluate.overlap import item_stat
-from ..evaluate.stats import fisher_exact, holm, paired_difference, row_items
+from ..evaluate.stats import _in_columns, fisher_exact, holm, paired_difference, row_items
 from ..train.history import read_history
 
 # %% ../../nbs/api/70_report/01_runs.ipynb #51fc069c
@@ -30,12 +30,16 @@ class Run:
     summary: dict = field(default_factory=dict) # summary.json: stages, machine, seed, actual
 
     @property
-    def name(self): return self.path.resolve().name
+    def name(self) -> str: # the name of the folder
+        return self.path.resolve().name
     @property
-    def rows(self): return [row for row in self.evaluation.get('rows') or [] if isinstance(row, dict)]
+    def rows(self) -> list[dict]: # the scores of the evaluation
+        rows = self.evaluation.get('rows') or []
+        return [row for row in rows if isinstance(row, dict)]
 
     @property
-    def is_empty(self): return not (self.plan or self.history or self.tasks or self.evaluation)
+    def is_empty(self) -> bool: # whether there is nothing to report or compare
+        return not (self.plan or self.history or self.tasks or self.evaluation)
 
 # %% ../../nbs/api/70_report/01_runs.ipynb #ff402540
 def _part(path, kind):
@@ -44,6 +48,24 @@ def _part(path, kind):
     obj = read_json(path)
     if isinstance(obj, kind): return obj
     raise UserError(f'expected a JSON {kind.__name__} in {path}, got {type(obj).__name__}: delete it and run again')
+
+def _tasks(p):
+    "Return the result and the history of each task that was fine-tuned in a folder."
+    tasks = {}
+    for f in sorted(p.glob('finetune/*/result.json')):
+        history = read_history(f.with_name('history.csv'))
+        tasks[f.parent.name] = {'history': history, **_part(f, dict)}
+    alone = _part(p/'result.json', dict) # of llmbook-finetune
+    if alone:
+        name = str(alone.get('task') or p.name)
+        tasks[name] = {'history': read_history(p/'history.csv'), **alone}
+    return tasks
+
+def _pretrain_folder(p):
+    "Return where the history of pre-training lies; llmbook-pretrain's own folder has no folder of that name."
+    folder = p/'pretrain'
+    is_finetuned = bool(_part(p/'result.json', dict))
+    return folder if folder.is_dir() or is_finetuned else p
 
 def read_run(
     path:str|Path|Run, # the run's folder; a `Run` is handed back unchanged
@@ -55,14 +77,8 @@ def read_run(
     p = Path(path)
     found = 'a file' if p.exists() else 'nothing'
     if not p.is_dir(): raise UserError(f"expected a run's folder at {p}, found {found}: give the --out of a run")
-    tasks = {}
-    for f in sorted(p.glob('finetune/*/result.json')):
-        tasks[f.parent.name] = {'history': read_history(f.with_name('history.csv')), **_part(f, dict)}
-    alone = _part(p/'result.json', dict) # of llmbook-finetune
-    if alone: tasks[str(alone.get('task') or p.name)] = {'history': read_history(p/'history.csv'), **alone}
-    inside = (p/'pretrain').is_dir() or alone
-    pretrain = p/'pretrain' if inside else p # llmbook-pretrain's own folder has no folder of that name
-    return Run(p, tasks=tasks,
+    pretrain = _pretrain_folder(p)
+    return Run(p, tasks=_tasks(p),
                plan=_part(p/'plan.json', dict),
                card=_part(p/'data/card.json', dict),
                history=read_history(pretrain/'history.csv'),
@@ -75,6 +91,13 @@ HIGHER_IS_BETTER = ('rouge', 'bleu', 'chrf', 'accuracy', 'auc', 'exact', 'stop')
 LOWER_IS_BETTER = ('perplexity', 'bits_per_byte', 'loss', 'toxic', 'gap')
 COMPRESSOR_GROUPS = ('gzip', 'xz', 'zlib', 'bz2', 'lzma', 'zstd')
 
+def _bare(text): return ''.join(c for c in str(text).lower() if c.isalnum())
+
+def _words_of(row):
+    "Return the words of a row that tell it from others of its metric, in lower case."
+    parts = [str(row.get(key, '')) for key in ('metric', 'group', 'signature')]
+    return ' '.join(parts).lower()
+
 def find_row(
     rows:list, # dicts with at least metric and value
     metric:str, # name of the metric; case, spaces, hyphens and underscores do not matter
@@ -85,14 +108,13 @@ def find_row(
     if not isinstance(rows, (list, tuple)): raise UserError(f'expected a list of rows, got {rows!r}')
     if not isinstance(with_word, str) or not isinstance(without, (list, tuple)): raise UserError(
         f'expected a word and a tuple of words, got {with_word!r} and {without!r}')
-    def bare(s): return ''.join(c for c in str(s).lower() if c.isalnum())
-    wanted = bare(metric)
+    wanted = _bare(metric)
     for row in rows:
         if not isinstance(row, dict): continue
-        if bare(row.get('metric', '')) != wanted: continue
-        words = ' '.join(str(row.get(k, '')) for k in ('metric', 'group', 'signature')).lower()
-        excluded = any(str(word) in words for word in without)
-        if with_word in words and not excluded: return row
+        if _bare(row.get('metric', '')) != wanted: continue
+        words = _words_of(row)
+        is_excluded = any(str(word) in words for word in without)
+        if with_word in words and not is_excluded: return row
     return None
 
 def better(
@@ -122,14 +144,20 @@ def _number(title, row, other, versus):
 
 _MAIN_METRIC = {'summarization': 'rougeL', 'translation': 'bleu'}
 
+def _earlier(result, after):
+    "Return the score before fine-tuning that measures the same as one after it, or None."
+    for row in result.get('before') or []:
+        if same_measure(row, after): return row
+    return None
+
 def _task_number(task, result):
     "Return the main score of a task beside the score before fine-tuning, or None if the task has no scores."
     rows = result.get('after') or []
     if not rows: return None
-    after = find_row(rows, _MAIN_METRIC.get(task, '')) or rows[0]
-    earlier = result.get('before') or []
-    before = next((row for row in earlier if same_measure(row, after)), None)
-    return _number(f'{after.get("metric")}, {task}', after, before, 'before fine-tuning')
+    main = _MAIN_METRIC.get(task, '')
+    after = find_row(rows, main) or rows[0]
+    title = f"{after.get('metric')}, {task}"
+    return _number(title, after, _earlier(result, after), 'before fine-tuning')
 
 def headline(
     run, # a run's folder, or a `Run`
@@ -145,8 +173,8 @@ def headline(
     for task, result in sorted(run.tasks.items()):
         score = _task_number(task, result)
         if score: found.append(score)
-    if not found: found = [_number(str(row.get('metric')), row, None, '') for row in run.rows]
-    return found[:n]
+    if found: return found[:n]
+    return [_number(str(row.get('metric')), row, None, '') for row in run.rows[:n]]
 
 # %% ../../nbs/api/70_report/01_runs.ipynb #cd579c3a
 _QUANTITIES = { # key -> name, how it is written
@@ -181,11 +209,18 @@ def _expected(plan):
     speed = _real(expected.get('tokens_per_s'))
     tokens = _real(plan.get('tokens'))
     peak = _real(machine.get('peak_flops'))
-    known = flops and speed and tokens and peak
-    mfu = flops / tokens * speed / peak if known else None # as it is measured: FLOPs in a second over the peak
+    mfu = None
+    if flops and speed and tokens and peak: # as it is measured: FLOPs in a second over the peak
+        flops_per_token = flops / tokens
+        mfu = flops_per_token * speed / peak
     return {'tokens': plan.get('tokens'), 'mfu': mfu, **expected}
 
 # %% ../../nbs/api/70_report/01_runs.ipynb #6ea7c796
+def _ratio(actual, expected):
+    "Return what happened over what was expected, or None where one of them is not known."
+    if not expected or actual is None: return None
+    return actual / expected
+
 def plan_and_actual(
     run, # a run's folder, or a `Run`
 ) -> list: # dicts: quantity, expected, actual (both text), ratio (None where one is missing)
@@ -200,18 +235,27 @@ def plan_and_actual(
         expected = _real(all_expected.get(key))
         actual = _real(all_actual.get(key))
         if expected is None and actual is None: continue
-        ratio = actual / expected if expected and actual is not None else None
-        rows.append(dict(quantity=name, expected=words(expected, say), actual=words(actual, say), ratio=ratio))
+        row = dict(quantity=name,
+                   expected=words(expected, say),
+                   actual=words(actual, say),
+                   ratio=_ratio(actual, expected))
+        rows.append(row)
     return rows
 
 # %% ../../nbs/api/70_report/01_runs.ipynb #846a5f79
+_COUNT_OF_TOKENS = re.compile(r'\d+ tokens, ') # differs with the tokenizer, for the same text
+
 def _kind(row):
     "Return the parts of a signature that make the measure, and those that name the text."
     ignored = ('seed:', 'bs:', 'text:')
-    if 'bits_per_byte' in str(row.get('metric')): ignored += ('tokenizer:',)
-    parts = str(row.get('signature') or '').split('|')
-    text = [re.sub(r'\d+ tokens, ', '', part) for part in parts if part.startswith('text:')]
-    return [part for part in parts if part and not part.startswith(ignored)], text
+    is_bits = 'bits_per_byte' in str(row.get('metric'))
+    if is_bits: ignored += ('tokenizer:',)
+    signature = str(row.get('signature') or '')
+    measure, text = [], []
+    for part in signature.split('|'):
+        if part.startswith('text:'): text.append(_COUNT_OF_TOKENS.sub('', part))
+        if part and not part.startswith(ignored): measure.append(part)
+    return measure, text
 
 def _half_width(row):
     "Return half the width of an interval, or None if it has no ends."
@@ -223,39 +267,58 @@ def _pick(items, wanted):
     place = {name: i for i, name in enumerate(items['ids'])}
     chosen = [place[name] for name in wanted]
     clusters = items['clusters']
-    return items['values'][chosen], clusters and [clusters[i] for i in chosen]
+    if clusters: clusters = [clusters[i] for i in chosen]
+    return items['values'][chosen], clusters
 
-def _paired(a, b):
-    "Return the test over the items that two rows share, or None where that cannot be."
-    first, second = row_items(a), row_items(b)
-    if not first or not second or first['stat'] != second['stat']: return None
+def _shared(first, second):
+    "Return the ids of the items that two rows share, and the number of items of the longer row."
     there = set(second['ids'])
     shared = [name for name in first['ids'] if name in there]
-    most = max(map(len, (first['ids'], second['ids'])))
-    if len(shared) < 2 or len(shared) < most / 2: return None
+    most = max(len(first['ids']), len(second['ids']))
+    return shared, most
+
+def _paired(a, b, change):
+    "Return the test over the items that two rows share, or None where that cannot be."
+    first, second = row_items(a), row_items(b)
+    are_alike = first and second and first['stat'] == second['stat']
+    if not are_alike: return None
+    shared, most = _shared(first, second)
+    n = len(shared)
+    if n < 2 or n < most / 2: return None
     x, clusters = _pick(first, shared)
     y, _ = _pick(second, shared)
     if x.shape != y.shape: return None
-    tested = paired_difference(y, x, item_stat(first['stat']), clusters=clusters)
-    of = '' if len(shared) == most else f' of {most}'
-    return {**tested, 'whole': len(shared) == most, 'method': f"paired by {len(shared)}{of} items, {tested['method']}"}
+    stat = item_stat(first['stat'])
+    tested = paired_difference(y, x, stat, clusters=clusters)
+    is_whole = n == most
+    items = f'{n} items' if is_whole else f'{n} of {most} items'
+    value = change if is_whole else tested['value']
+    method = f"paired by {items}, {tested['method']}"
+    return dict(value=value, z=None, p=tested['p'], method=method, is_paired=True, whole=is_whole)
 
 def _count(row):
     "Return how many of how many, for a row that is a share of examples, or None."
-    value, n = _real(row.get('value')), row.get('n')
-    is_share = 'interval:wilson' in str(row.get('signature')) and isinstance(n, int) and n > 0
-    if not is_share or value is None or not 0 <= value <= 1: return None
+    is_share = 'interval:wilson' in str(row.get('signature'))
+    value = _real(row.get('value'))
+    n = row.get('n')
+    if not is_share or not isinstance(n, int) or n <= 0: return None
+    if value is None or not 0 <= value <= 1: return None
     return round(value * n), n
 
+def _z(a, b, change):
+    "Return a difference in units of its noise, times 1.96 for the 95 %; None without intervals."
+    widths = [_half_width(a), _half_width(b)]
+    if None in widths or not any(widths): return None
+    return change / math.hypot(*widths) * 1.96
+
 def _unpaired(a, b, change):
-    "Return z, p and the method of a test of two rows without items; p is None if they have no intervals."
-    half_widths = [_half_width(a), _half_width(b)]
-    z = None
-    if None not in half_widths and any(half_widths): z = change / math.hypot(*half_widths) * 1.96
-    shares = _count(a), _count(b)
-    if all(shares): return z, fisher_exact(*shares[0], *shares[1]), 'unpaired, Fisher, exact'
-    if z is None: return None, None, 'no interval'
-    return z, math.erfc(abs(z) / 2**.5), 'unpaired, from the intervals'
+    "Return the test of two rows without items; its p is None if they have no intervals."
+    z = _z(a, b, change)
+    share, other = _count(a), _count(b)
+    if share and other: p, method = fisher_exact(*share, *other), 'unpaired, Fisher, exact'
+    elif z is None: p, method = None, 'no interval'
+    else: p, method = math.erfc(abs(z) / 2**.5), 'unpaired, from the intervals'
+    return dict(value=change, z=z, p=p, method=method, is_paired=False, whole=False)
 
 def difference(
     a:dict, # a row with value, low and high (95 %), with items where there are any
@@ -264,28 +327,32 @@ def difference(
     "Return whether two scores differ by more than luck; z is given for unpaired scores alone."
     for row in (a, b):
         if not isinstance(row, dict): raise UserError(f'expected a row of scores, got {row!r}')
-    kind_a, text_a = _kind(a)
-    kind_b, text_b = _kind(b)
-    nothing = dict(difference=None, z=None, p=None, method=None)
-    if kind_a != kind_b: return {**nothing, 'verdict': 'not comparable: signatures differ'}
+    measure_a, text_a = _kind(a)
+    measure_b, text_b = _kind(b)
+    if measure_a != measure_b: return _untested('not comparable: signatures differ')
     x, y = _real(a.get('value')), _real(b.get('value'))
-    if x is None or y is None: return {**nothing, 'verdict': 'no value'}
-    paired = _paired(a, b)
-    elsewhere = ', on other texts' if text_a != text_b and not (paired and paired['whole']) else ''
-    change = y - x
-    if paired: z, p, method = None, paired['p'], paired['method']
-    else: z, p, method = _unpaired(a, b, change)
-    if paired and not paired['whole']: change = paired['value']
-    answer = dict(difference=change, z=z, p=p, method=method)
-    if change == 0: return {**answer, 'z': 0., 'p': 1. if paired else None, 'verdict': f'equal{elsewhere}'}
-    if '_excess' in str(a.get('metric')): return {**nothing, 'difference': change, 'verdict': _own_ps(a, b)}
-    if p is None: return {**answer, 'verdict': f'no interval{elsewhere}'}
-    return {**answer, 'verdict': f"{_verdict(a.get('metric'), change, p)}{elsewhere}"}
+    if x is None or y is None: return _untested('no value')
+    tested = _paired(a, b, y - x) or _unpaired(a, b, y - x)
+    change = tested['value']
+    metric = str(a.get('metric'))
+    if '_excess' in metric and change != 0: return {**_untested(_own_ps(a, b)), 'difference': change}
+    z, p = tested['z'], tested['p']
+    if change == 0:
+        verdict = 'equal'
+        z, p = 0., 1. if tested['is_paired'] else None
+    else: verdict = 'no interval' if p is None else _verdict(metric, change, p)
+    if text_a != text_b and not tested['whole']: verdict += ', on other texts'
+    return dict(difference=change, z=z, p=p, method=tested['method'], verdict=verdict)
+
+def _untested(why): return dict(difference=None, z=None, p=None, method=None, verdict=why)
+
+def _untested(why): return dict(difference=None, z=None, p=None, method=None, verdict=why)
 
 def _own_ps(a, b):
     "Return what the tests of two excesses said: their intervals are about chance, and no error of the value."
-    said = [number(_real(row.get('p')), 2) for row in (a, b)]
-    return 'not tested against each other' if 'n/a' in said else f'not tested against each other: p {said[0]}, then {said[1]}'
+    before, after = (number(_real(row.get('p')), 2) for row in (a, b))
+    said = 'not tested against each other'
+    return said if 'n/a' in (before, after) else f'{said}: p {before}, then {after}'
 
 def _verdict(metric, change, p):
     "Return a difference and its p in a word."
@@ -303,36 +370,46 @@ def _flat(d, prefix=''):
         else: flat[f'{prefix}{key}'] = value
     return flat
 
+def _fingerprints(card):
+    "Return the fingerprints of the data and of the tokenizer, as far as the card knows them."
+    prints = {}
+    for name in ('source', 'tokenizer'):
+        part = card.get(name) or {}
+        prints[name] = part.get('fingerprint')
+    return prints
+
 def _facts(run):
     "Return what was decided before training, flat; measurements of the machine are left out."
     machine = run.summary.get('machine') or {}
-    fixed = {k: v for k, v in run.plan.items() if k not in ('expected', 'machine')}
-    prints = {k: (run.card.get(k) or {}).get('fingerprint') for k in ('source', 'tokenizer')}
+    decided = {k: v for k, v in run.plan.items() if k not in ('expected', 'machine')}
     versions = _flat(machine.get('versions') or {}, 'version.')
-    return {**_flat(fixed), 'device': machine.get('device'), **versions, **_flat(prints, 'data.')}
+    prints = _flat(_fingerprints(run.card), 'data.')
+    return {**_flat(decided), 'device': machine.get('device'), **versions, **prints}
 
 def _last_loss(run):
     "Return the last validation loss of pre-training as a row, if there is one; a single number has no interval."
-    known = [_real(row.get('valid_loss')) for row in run.history]
-    known = [loss for loss in known if loss is not None]
+    losses = [_real(row.get('valid_loss')) for row in run.history]
+    known = [loss for loss in losses if loss is not None]
     if not known: return []
-    tokenizer = (run.card.get('tokenizer') or {}).get('fingerprint')
+    tokenizer = _fingerprints(run.card)['tokenizer']
     signature = f'tokenizer:{tokenizer}' if tokenizer else ''
     return [dict(metric='last_loss', split='valid', value=known[-1], low=None, high=None, n=1, signature=signature)]
 
 def _scores(run):
     "Return every row of the run under a name that says where it came from."
-    rows = [('', row) for row in run.rows]
-    for task, result in run.tasks.items():
-        rows += [(task, row) for row in result.get('after') or []]
-    rows += [('pre-training', row) for row in _last_loss(run)]
+    by_origin = {'': run.rows}
+    for task, result in run.tasks.items(): by_origin[task] = result.get('after') or []
+    by_origin['pre-training'] = _last_loss(run)
     scores = {}
-    for task, row in rows:
-        group = f"[{row['group']}]" if row.get('group') else ''
-        words = [task, row.get('metric'), group, row.get('split')]
-        name = ' '.join(str(word) for word in words if word)
-        scores[name] = row
+    for origin, rows in by_origin.items():
+        for row in rows: scores[_full_name(origin, row)] = row
     return scores
+
+def _full_name(origin, row):
+    "Return a name for a score that no other score of its run has."
+    group = f"[{row['group']}]" if row.get('group') else ''
+    words = [origin, row.get('metric'), group, row.get('split')]
+    return ' '.join(str(word) for word in words if word)
 
 # %% ../../nbs/api/70_report/01_runs.ipynb #58ce1db5
 def _all_keys(dicts): return dict.fromkeys(key for d in dicts for key in d)
@@ -343,22 +420,26 @@ def _changed_facts(runs):
     rows = []
     for key in _all_keys(facts):
         values = [f.get(key) for f in facts]
-        same = all(value == values[0] for value in values)
-        if not same: rows.append(dict(kind='plan', name=key, values=values))
+        first = values[0]
+        if any(value != first for value in values): rows.append(dict(kind='plan', name=key, values=values))
     return rows
+
+def _change(first, other):
+    "Return what changed from the first run to another, for a score that one of them may lack."
+    return difference(first, other) if first and other else _untested('only in one run')
 
 def _changed_scores(runs):
     "Return a row for each score, with what changed from the first run to each other run."
     scores = [_scores(run) for run in runs]
-    alone = dict(verdict='only in one run', difference=None, z=None, p=None, method=None)
     out = []
     for key in _all_keys(scores):
         rows = [s.get(key) for s in scores]
         first, *others = rows
+        changes = [_change(first, other) for other in others]
         values = [row and row.get('value') for row in rows]
-        changes = [difference(first, other) if first and other else alone for other in others]
         out.append(dict(kind='score', name=key, values=values, changes=changes))
-    for i in range(len(runs) - 1): _add_correction([r['changes'][i] for r in out if not _describes(r['name'])])
+    counted = [row['changes'] for row in out if not _describes(row['name'])]
+    for changes in zip(*counted): _add_correction(changes) # once for each other run
     return out
 
 def _describes(name): return any(word in name for word in ('_gap', '_lean'))
@@ -367,7 +448,8 @@ def _add_correction(changes):
     "Add Holm's correction to the changes that were tested."
     tested = [change for change in changes if change.get('p') is not None]
     if not tested: return
-    for change, adjusted in zip(tested, holm([change['p'] for change in tested])): change['p_holm'] = adjusted
+    adjusted = holm([change['p'] for change in tested])
+    for change, p in zip(tested, adjusted): change['p_holm'] = p
 
 def _named_twice(runs):
     "Return the folders that were named before, under whatever name."
@@ -402,29 +484,22 @@ def _said(change):
 
 def _printable(text): return ''.join(c if c.isprintable() else ' ' for c in text)
 
-def _aligned(table):
-    "Return the rows of a table as lines whose columns stand below each other."
-    widths = [max(map(len, column)) for column in zip(*table)]
-    lines = []
-    for row in table:
-        padded = [cell.ljust(width) for cell, width in zip(row, widths)]
-        lines.append('  '.join(padded).rstrip())
-    return lines
-
 def _is_quiet(row):
     "Return whether a row describes identities and did not change by more than noise."
-    changes = row.get('changes', [])
-    return _describes(str(row['name'])) and all(c['verdict'].startswith(('equal', 'within noise')) for c in changes)
+    if not _describes(str(row['name'])): return False
+    verdicts = [change['verdict'] for change in row.get('changes', [])]
+    return all(verdict.startswith(('equal', 'within noise')) for verdict in verdicts)
 
 def _tally(rows):
     "Return sentences that say how many differences were found, and how many luck alone would give."
-    changes = [change for row in rows for change in row.get('changes', [])]
-    tested = [change for change in changes if change.get('p_holm') is not None]
+    tested = []
+    for row in rows: tested += [change for change in row.get('changes', []) if change.get('p_holm') is not None]
+    n = len(tested)
     below = sum(change['p'] < .05 for change in tested)
     remain = sum(change['p_holm'] < .05 for change in tested)
     unpaired = sum(str(change['method']).startswith('unpaired') for change in tested)
-    said = [f'{len(tested)} differences were tested. {below} have a p below 0.05, where luck alone gives about '
-            f"{len(tested) / 20:.2g}; {remain} remain after Holm's correction for their number."]
+    said = [f'{n} differences were tested. {below} have a p below 0.05, where luck alone gives about '
+            f"{n / 20:.2g}; {remain} remain after Holm's correction for their number."]
     if unpaired: said.append(
         f'{unpaired} are unpaired, since the runs do not both hold the values of the same items: '
         'those tests find less than paired ones. Evaluate again to have them.')
@@ -432,26 +507,35 @@ def _tally(rows):
         'Gaps and leans of identities are described and not counted.')
     return said
 
+def _check_comparison(rows, names):
+    "Raise `UserError` unless these are rows of `compare_runs`, with a name for each run."
+    for name, given in dict(rows=rows, names=names).items():
+        if not isinstance(given, (list, tuple)): raise UserError(f'expected {name} to be a list, got {given!r}')
+    for row in rows:
+        if not isinstance(row, dict) or not {'name', 'values'} <= set(row): raise UserError(
+            f'expected rows from compare_runs, got {row!r}')
+        if len(row['values']) != len(names): raise UserError(
+            f'expected a name for each run, got {len(names)} names')
+
+def _line(row):
+    "Return the cells of a row that changed: its name, its values, what to make of them."
+    changes = [_said(change) for change in row.get('changes', [])]
+    values = [number(value, 3) for value in row['values']]
+    cells = [row['name'], *values, '; '.join(changes) or 'changed']
+    return [_printable(cell) for cell in cells]
+
 def comparison_text(
     rows:list, # from `compare_runs`
     names:list, # name of each run
 ) -> str: # lines of text
     "Return the comparison as a table for a terminal."
-    for name, given in dict(rows=rows, names=names).items():
-        if not isinstance(given, (list, tuple)): raise UserError(f'expected {name} to be a list, got {given!r}')
-    odd = [row for row in rows if not isinstance(row, dict) or not {'name', 'values'} <= set(row)]
-    if odd: raise UserError(f'expected rows from compare_runs, got {odd[0]!r}')
-    if any(len(row['values']) != len(names) for row in rows): raise UserError(
-        f'expected a name for each run, got {len(names)} names')
+    _check_comparison(rows, names)
     table = [['', *map(str, names), 'change']]
-    quiet = [row for row in rows if _is_quiet(row)]
+    quiet = 0
     for row in rows:
-        if _is_quiet(row): continue
-        said = '; '.join(map(_said, row.get('changes', []))) or 'changed'
-        values = [number(value, 3) for value in row['values']]
-        cells = [row['name'], *values, said]
-        table.append([_printable(cell) for cell in cells])
-    seed = 'Tests and intervals cover the choice of test texts, not the luck of the seed.'
-    left_out = []
-    if quiet: left_out = [f'{len(quiet)} of them changed by no more than noise, and are not shown.']
-    return '\n'.join([*_aligned(table), '', *_tally(rows), *left_out, seed])
+        if _is_quiet(row): quiet += 1
+        else: table.append(_line(row))
+    remarks = _tally(rows)
+    if quiet: remarks.append(f'{quiet} of them changed by no more than noise, and are not shown.')
+    remarks.append('Tests and intervals cover the choice of test texts, not the luck of the seed.')
+    return '\n'.join([_in_columns(table), '', *remarks])

@@ -20,16 +20,17 @@ _NAMES = {'rouge1': 'ROUGE-1', 'rouge2': 'ROUGE-2', 'rougel': 'ROUGE-L', 'rougel
 
 def readable_name(
     name, # name of a metric, a reason or a step
-) -> str:
+) -> str: # the name as people write it
     "Return a name as people write it."
-    return _NAMES.get(str(name).lower(), str(name).replace('_', ' '))
+    name = str(name)
+    return _NAMES.get(name.lower(), name.replace('_', ' '))
 
 def section(
     name:str, # address within the page
     title:str, # heading
     lead, # the opening sentence; None for none
     *children, # text or Markup
-) -> Markup:
+) -> Markup: # the section
     "Return a section of the page."
     opening = tag('p', lead, class_='lead') if lead else None
     return tag('section', tag('h2', title), opening, *children, id=name, aria_label=title)
@@ -47,27 +48,36 @@ def limits_of(
     if _has(metric, _HUNDRED): return 0, 100
     return (0, 1) if _has(metric, _SHARES) else None
 
+_ENDS = ('value', 'low', 'high')
+
+def _numbers_of(row):
+    "Return the value and the ends of a row as far as they are finite numbers."
+    numbers = {key: finite(row.get(key)) for key in _ENDS}
+    return {key: x for key, x in numbers.items() if x is not None}
+
 def shown(
     *rows:dict|None, # rows of one measure, at one time and another; None is left as it is
 ) -> list: # the rows, on the scale that the page uses
     "Put ROUGE and shares of right answers, which run from 0 to 1, on a scale from 0 to 100."
-    known = [finite(row.get(key)) for row in rows if row for key in ('value', 'low', 'high')]
-    known = [x for x in known if x is not None]
-    small = bool(known) and max(known) <= 1
-    metric = next((row.get('metric') for row in rows if row), '')
-    is_share = _has(metric, ('rouge', 'exact_match', 'accuracy')) and small
+    known = [row for row in rows if row]
+    metric = known[0].get('metric') if known else ''
+    if not _has(metric, ('rouge', 'exact_match', 'accuracy')): return list(rows)
+    largest = -math.inf
+    for row in known: largest = max(largest, *_numbers_of(row).values(), -math.inf)
+    is_share = -math.inf < largest <= 1
     if not is_share: return list(rows)
-    def scaled(row):
-        if row is None: return None
-        numbers = {key: finite(row.get(key)) for key in ('value', 'low', 'high')}
-        return {**row, **{key: 100 * x for key, x in numbers.items() if x is not None}}
-    return [scaled(row) for row in rows]
+    return [row if row is None else _times_100(row) for row in rows]
+
+def _times_100(row):
+    scaled = {key: 100 * x for key, x in _numbers_of(row).items()}
+    return {**row, **scaled}
 
 def three(
     row:dict, # a row, or anything with value, low and high
 ) -> tuple: # value, low, high as text; 'n/a' where there is none
     "Write a value with three significant digits, and its interval to the same place."
-    said = digits_of(*(finite(row.get(key)) for key in ('value', 'low', 'high')))
+    value, low, high = (finite(row.get(key)) for key in _ENDS)
+    said = digits_of(value, low, high)
     return tuple('n/a' if text == '-' else text for text in said)
 
 # %% ../../nbs/api/70_report/04_sections.ipynb #9190e77c
@@ -81,87 +91,111 @@ def _family(metric):
 
 def _p_words(row):
     "Return the p of a row that was tested, and its correction for the number of tests."
-    p, corrected = number(finite(row.get('p')), 2), number(finite(row.get('p_holm')), 2)
+    p = number(finite(row.get('p')), 2)
+    corrected = number(finite(row.get('p_holm')), 2)
     return f'p {p}' if corrected == 'n/a' else f'p {p}, Holm {corrected}'
 
-def _score(row, earlier, verdict=None):
-    "Return the first two cells of a score: its name, its value."
+def _name_cell(row):
+    "Return the name of a score, with its group, and a word if the smoke detector scored it."
     details = [row['group']] if row.get('group') else []
     if 'smoke' in str(row.get('signature')): details.append('scored by the smoke detector')
-    name = [readable_name(row['metric'])]
-    if details: name.append(tag('small', concat(details, ' \u00b7 ')))
+    name = readable_name(row['metric'])
+    if not details: return concat([name])
+    small = tag('small', concat(details, ' \u00b7 '))
+    return concat([name, small])
 
+def _value_cell(row, earlier, verdict):
+    "Return the value of a score with its interval and count, its p, and the score before."
     value, low, high = three(row)
     interval = 'no interval' if 'n/a' in (low, high) else f'{low} to {high}'
     count = number(row.get('n'))
     out_of = ' of 100' if _has(row['metric'], _HUNDRED) else ''
-    cell = [tag('b', value), tag('small', f'{interval}{out_of}, n {count}')]
-    if row.get('p') is not None: cell.append(tag('small', _p_words(row)))
+    lines = [f'{interval}{out_of}, n {count}']
+    if row.get('p') is not None: lines.append(_p_words(row))
     if earlier:
         before, _, _ = three(earlier)
-        cell.append(tag('small', f'before: {before} ({verdict})'))
-    return [concat(name), concat(cell)]
+        lines.append(f'before: {before} ({verdict})')
+    small = [tag('small', line) for line in lines]
+    return concat([tag('b', value), *small])
+
+def _score(row, earlier, verdict=None):
+    "Return the first two cells of a score: its name, its value."
+    return [_name_cell(row), _value_cell(row, earlier, verdict)]
 
 def _picture(row, earlier, scale, last):
     "Return the last cell: dots on the scale, and under the last row of a family the ends of the scale."
-    shown = [{**row, 'name': 'value', 'hollow': 'null' in row['metric']}]
-    if earlier:
-        shown[0]['name'] = 'after'
-        shown.insert(0, {**earlier, 'name': 'before', 'hollow': True})
-    dots = whisker(shown, scale)
-    if not last: return dots
+    now = {**row, 'name': 'after' if earlier else 'value', 'hollow': 'null' in row['metric']}
+    dots = [now]
+    if earlier: dots.insert(0, {**earlier, 'name': 'before', 'hollow': True})
+    drawing = whisker(dots, scale)
+    if not last: return drawing
     low, high = (tag('span', number(end, 3)) for end in scale)
-    return concat([dots, tag('small', low, high, class_='ends')])
+    ends = tag('small', low, high, class_='ends')
+    return concat([drawing, ends])
 
 def _signatures(rows):
     "Return how the scores were computed, each way once."
-    ways = {}
+    names = {}
     for row in rows:
+        signature = row.get('signature')
+        if not signature: continue
         name = readable_name(row['metric'])
         if row.get('group'): name += f" {row['group']}"
-        if row.get('signature'): ways.setdefault(row['signature'], []).append(name)
+        names.setdefault(signature, []).append(name)
     lines = []
-    for signature, names in ways.items():
-        what = tag('b', ', '.join(names))
+    for signature, some in names.items():
+        what = tag('b', ', '.join(some))
         lines.append(tag('p', what, ': ', tag('code', signature)))
     return fold('How these were computed', *lines) if lines else None
 
 # %% ../../nbs/api/70_report/04_sections.ipynb #d73e9a9c
 def _same_in(rows, wanted):
     "Return the first of `rows` that measures the same thing as `wanted`, or None."
-    return next((row for row in rows if same_measure(row, wanted)), None)
+    for row in rows:
+        if same_measure(row, wanted): return row
+    return None
+
+def _by_group(rows):
+    "Sort rows so that what belongs to one group stays together, the groups in the order in which they come."
+    groups = list(dict.fromkeys(row.get('group') for row in rows))
+    return sorted(rows, key=lambda row: groups.index(row.get('group')))
 
 def _family_cells(rows, before):
-    "Return the cells of rows that share a scale, with their earlier scores; what belongs to one group stays together."
-    groups = list(dict.fromkeys(row.get('group') for row in rows))
-    rows = sorted(rows, key=lambda row: groups.index(row.get('group')))
-    earlier = [_same_in(before, row) for row in rows]
-    verdicts = [difference(old, row)['verdict'] if old else None for old, row in zip(earlier, rows)]
-    pairs = [shown(row, old) for row, old in zip(rows, earlier)]
+    "Return the cells of rows that share a scale, with their earlier scores."
+    pairs, verdicts = [], []
+    for row in _by_group(rows):
+        old = _same_in(before, row)
+        pairs.append(shown(row, old))
+        verdicts.append(difference(old, row)['verdict'] if old else None)
     everything = [row for pair in pairs for row in pair if row]
-    scale = shared_scale(everything, limits_of(rows[0]['metric']))
+    limits = limits_of(rows[0]['metric'])
+    scale = shared_scale(everything, limits)
     cells = []
-    for (row, previous), verdict in zip(pairs, verdicts):
-        picture = _picture(row, previous, scale, last=row is pairs[-1][0])
-        cells.append([*_score(row, previous, verdict), picture])
+    for i, (row, old) in enumerate(pairs):
+        is_last = i == len(pairs) - 1
+        picture = _picture(row, old, scale, is_last)
+        cells.append([*_score(row, old, verdicts[i]), picture])
     return cells
 
 def measures(
     rows:list, # rows with metric, value, low, high, n, signature, group
     caption:str, # what the table shows
     before:list=(), # rows of the same measures at an earlier time, drawn as rings
-) -> Markup:
+) -> Markup: # the table, and how the scores were computed
     "Return a table of scores, with a dot and its interval for each."
     for name, given in dict(rows=rows, before=before).items():
         if not isinstance(given, (list, tuple)): raise UserError(f'expected {name} to be a list of rows, got {given!r}')
-    families = {}
     rows = [{**row, 'metric': str(row.get('metric'))} for row in rows if isinstance(row, dict)]
     before = [row for row in before if isinstance(row, dict)]
-    for row in rows: families.setdefault(_family(row['metric']), []).append(row)
+    families = {}
+    for row in rows:
+        family = _family(row['metric'])
+        families.setdefault(family, []).append(row)
     cells = []
     for members in families.values(): cells += _family_cells(members, before)
     heads = ['measure', 'value and 95 % interval', 'picture']
-    return concat([table(heads, cells, caption, class_='measures'), _signatures(rows)])
+    scores = table(heads, cells, caption, class_='measures')
+    return concat([scores, _signatures(rows)])
 
 # %% ../../nbs/api/70_report/04_sections.ipynb #2bc977c8
 def _example(e):
@@ -169,8 +203,8 @@ def _example(e):
     head = e.get('id', '')
     if e.get('value'): head = f"{head} ({number(e['value'])})"
     label = tag('p', head, class_='label')
-    if not e.get('text'): return label
-    return concat([label, text_block(e['text'], limit=300)])
+    text = e.get('text')
+    return concat([label, text_block(text, limit=300)]) if text else label
 
 def _reason(name, r):
     "Return one reason to drop a document, with examples."
@@ -182,22 +216,29 @@ def _reason(name, r):
 
 def _why(reasons, lost):
     "Return the reasons for `lost` documents as a part that unfolds, the commonest first."
-    ranked = sorted(reasons.items(), key=lambda item: (-item[1].get('documents', 0), item[0]))
-    return fold(f'why {lost:,} documents went', *(_reason(name, r) for name, r in ranked))
+    def order(item):
+        name, reason = item
+        return -reason.get('documents', 0), name
+    ranked = sorted(reasons.items(), key=order)
+    parts = [_reason(name, reason) for name, reason in ranked]
+    return fold(f'why {lost:,} documents went', *parts)
 
 def _step(s, whole):
     "Return one line of the funnel, whose longest bar is `whole` bytes."
+    name = s['step']
     documents_in, documents_out = s['documents_in'], s['documents_out']
     bytes_in, bytes_out = s['bytes_in'], s['bytes_out']
     words = f'{documents_in:,} \u2192 {documents_out:,} documents'
     size = f'{human_bytes(bytes_in)} \u2192 {human_bytes(bytes_out)}'
-    label = f"{s['step']}: {words}, {size}"
-    bar = share_bar(bytes_out, bytes_in - bytes_out, whole, label)
+    dropped = bytes_in - bytes_out
+    bar = share_bar(bytes_out, dropped, whole, f'{name}: {words}, {size}')
+    title = tag('b', readable_name(name))
     numbers = tag('span', words, tag('small', size, class_='nowrap'))
-    line = tag('div', tag('b', readable_name(s['step'])), bar, numbers, class_='step')
+    line = tag('div', title, bar, numbers, class_='step')
     reasons = s.get('reasons')
     if not reasons: return tag('li', line)
-    return tag('li', line, _why(reasons, documents_in - documents_out))
+    lost = documents_in - documents_out
+    return tag('li', line, _why(reasons, lost))
 
 def _check(totals):
     "Return a note that says whether every document is accounted for."
@@ -205,11 +246,11 @@ def _check(totals):
     if None in parts: return note(
         'The card does not hold all counts, so nobody can check that every document is accounted for.')
     read, kept, dropped, rejected = map(int, parts)
+    found = f'{kept:,} kept + {dropped:,} dropped + {rejected:,} rejected.'
     adds_up = read == kept + dropped + rejected
-    sign = '=' if adds_up else '\u2260'
-    words = f'{read:,} in {sign} {kept:,} kept + {dropped:,} dropped + {rejected:,} rejected.'
-    if adds_up: return note('Every document is accounted for: ', words)
-    return note('The counts do not add up, so some documents are unaccounted for: ', words, class_='warn')
+    if adds_up: return note('Every document is accounted for: ', f'{read:,} in = {found}')
+    return note('The counts do not add up, so some documents are unaccounted for: ', f'{read:,} in \u2260 {found}',
+                class_='warn')
 
 def _funnel(card):
     "Return the steps, and whether all documents are accounted for."
@@ -223,68 +264,93 @@ def _funnel(card):
 # %% ../../nbs/api/70_report/04_sections.ipynb #74861ed1
 def _count(n): return number(n) if isinstance(n, (int, float)) else json.dumps(n)
 
+def _sizes(v): return [number(v.get('documents')), human_bytes(v.get('bytes', 0))]
+
+def _splits(splits):
+    "Return a table of what each split holds."
+    rows = [[name, *_sizes(v), number(v.get('tokens'))] for name, v in splits.items()]
+    return table(['split', 'documents', 'bytes', 'tokens'], rows, 'What each split holds', (1, 2, 3))
+
+def _kinds(kinds):
+    "Return a table of the kinds of text."
+    rows = [[name, *_sizes(v)] for name, v in kinds.items()]
+    return table(['kind', 'documents', 'bytes'], rows, 'Kinds of text', (1, 2))
+
+def _licences(licences):
+    "Return a table of the licences."
+    rows = [[name or 'none stated', _count(n)] for name, n in licences.items()]
+    return table(['licence', 'documents'], rows, 'Licences as the sources name them', (1,))
+
+def _masked(personal):
+    "Return a sentence about the personal data that was masked."
+    said = [f'{number(n)} of kind {kind}' for kind, n in personal.items()]
+    return tag('p', f"Personal data masked: {', '.join(said)}.")
+
 def _kept(card):
-    "Return what was kept: a sentence about personal data, and three tables."
-    def items(name): return (card.get(name) or {}).items()
-    def sizes(v): return [number(v.get('documents')), human_bytes(v.get('bytes', 0))]
-    parts = []
-    masked = ', '.join(f'{number(n)} of kind {kind}' for kind, n in items('personal'))
-    if masked: parts.append(tag('p', f'Personal data masked: {masked}.'))
+    "Return what was kept, as far as the card says: a sentence about personal data, and three tables."
+    parts = dict(personal=_masked, splits=_splits, kinds=_kinds, licences=_licences)
+    known = {name: card.get(name) for name in parts}
+    return [parts[name](v) for name, v in known.items() if v]
 
-    splits = [[name, *sizes(v), number(v.get('tokens'))] for name, v in items('splits')]
-    heads = ['split', 'documents', 'bytes', 'tokens']
-    if splits: parts.append(table(heads, splits, 'What each split holds', (1, 2, 3)))
-
-    kinds = [[name, *sizes(v)] for name, v in items('kinds')]
-    if kinds: parts.append(table(['kind', 'documents', 'bytes'], kinds, 'Kinds of text', (1, 2)))
-
-    licences = [[name or 'none stated', _count(n)] for name, n in items('licences')]
-    if licences: parts.append(table(['licence', 'documents'], licences, 'Licences as the sources name them', (1,)))
-    return parts
+def _share_kept(totals):
+    "Return a sentence that says how much of what was read was kept, '' if the card does not know."
+    read, kept = finite(totals.get('in')), finite(totals.get('kept'))
+    if read is None and kept is None: return ''
+    if read is None: return f'{kept:,.0f} documents were kept.'
+    if kept is None: return f'{read:,.0f} documents were read.'
+    share = f' ({kept / read:.0%})' if read else ''
+    return f'Of {read:,.0f} documents read, {kept:,.0f} were kept{share}.'
 
 def _data_lead(card):
     "Return the sentences that open the section: how much was kept, and what the tokenizer learnt from it."
-    totals, tokenizer = card.get('totals') or {}, card.get('tokenizer')
-    read, kept = finite(totals.get('in')), finite(totals.get('kept'))
-    lead = ''
-    if read is not None and kept is not None:
-        share = f' ({kept / read:.0%})' if read else ''
-        lead = f'Of {read:,.0f} documents read, {kept:,.0f} were kept{share}.'
-    elif read is not None: lead = f'{read:,.0f} documents were read.'
-    elif kept is not None: lead = f'{kept:,.0f} documents were kept.'
+    lead = _share_kept(card.get('totals') or {})
+    tokenizer = card.get('tokenizer')
     if not tokenizer: return lead or 'The card does not say how many documents were read and kept.'
     pieces = number(tokenizer.get('vocab_size'))
     length = number(tokenizer.get('bytes_per_token'), 3)
     covers = '' if length == 'n/a' else f'; a piece covers {length} bytes on average'
     return f'{lead} A vocabulary of {pieces} pieces was learnt from them{covers}.'.strip()
 
+def _origin(source):
+    "Return where the texts come from, or None if the card does not say."
+    if not source: return None
+    names = map(str, source.get('names') or ['unknown'])
+    remark = source.get('note') or ''
+    return tag('p', f"Source: {', '.join(names)}. {remark}")
+
 def data_section(
     run, # a `Run`
-) -> Markup:
+) -> Markup: # the section
     "Return what went in, what was kept, and why the rest was not."
     card = run.card
     if not card: return section('data', 'Data', None, note('No data card: the data stage has not run.'))
-    source = card.get('source') or {}
-    names = ', '.join(map(str, source.get('names') or ['unknown']))
-    origin = tag('p', f"Source: {names}. {source.get('note') or ''}") if source else None
+    origin = _origin(card.get('source') or {})
     kept = fold('What was kept: splits, kinds, licences', *_kept(card))
     return section('data', 'Data', _data_lead(card), origin, _funnel(card), kept)
 
 # %% ../../nbs/api/70_report/04_sections.ipynb #f216fc0a
+def _measured(run, name):
+    "Return a quantity of a run as it was measured, else as it was expected, else None."
+    actual = run.summary.get('actual') or {}
+    expected = run.plan.get('expected') or {}
+    return actual.get(name) or expected.get(name)
+
 def _model_lead(run):
     "Return a sentence that says how large the model is, and for which budget."
     config = run.plan['config']
-    actual, expected = run.summary.get('actual') or {}, run.plan.get('expected') or {}
-    params = actual.get('params') or expected.get('params')
-    size = f'{human_count(params)} numbers to learn, ' if isinstance(params, (int, float)) else ''
-    blocks, width, context = (number(config.get(k)) for k in ('n_layer', 'd_model', 'context'))
-    minutes = run.plan.get('minutes') or 0
+    blocks = number(config.get('n_layer'))
+    width = number(config.get('d_model'))
+    context = number(config.get('context'))
+    params = _measured(run, 'params')
+    is_known = isinstance(params, (int, float))
+    size = f'{human_count(params)} numbers to learn, ' if is_known else ''
+    seconds = 60 * (run.plan.get('minutes') or 0)
     return (f'A decoder of {blocks} blocks, {width} wide, that reads up to {context} tokens at once: {size}'
-            f'chosen to fit {human_time(60 * minutes)} of training on this machine.')
+            f'chosen to fit {human_time(seconds)} of training on this machine.')
 
 def model_section(
     run, # a `Run`
-) -> Markup:
+) -> Markup: # the section
     "Return the architecture in a sentence, and its configuration."
     config = run.plan.get('config') or {}
     if not config: return section('model', 'Model', None, note('No plan: the architecture has not been chosen.'))
@@ -298,25 +364,32 @@ def _series(history, columns):
     x = 'tokens' if any('tokens' in row for row in history) else 'step'
     series = {}
     for name, column in columns:
-        if not any(column in row for row in history): continue
-        points = [(row[x], row[column]) for row in history if column in row and x in row]
+        rows = [row for row in history if column in row]
+        if not rows: continue
+        points = [(row[x], row[column]) for row in rows if x in row]
         series[name] = means(thin_out(points))
     return x, series
+
+def _ends(series):
+    "Return in words where each line begins and ends."
+    said = []
+    for name, points in series.items():
+        if not points: continue
+        _, first = points[0]
+        _, last = points[-1]
+        said.append(f'{name} from {number(first)} to {number(last)}')
+    return '; '.join(said)
 
 def loss_figure(
     history:list, # dicts with step or tokens, loss, valid_loss
     caption:str, # text under the chart
     level=None, # (y, text) of a reference line
     **kwargs, # options of `line_chart`, such as height
-) -> Markup:
+) -> Markup: # the chart
     "Return a chart of training and validation loss."
     x, series = _series(history, [('training', 'loss'), ('validation', 'valid_loss')])
-    ends = []
-    for name, points in series.items():
-        if not points: continue
-        first, last = points[0][1], points[-1][1]
-        ends.append(f'{name} from {number(first)} to {number(last)}')
-    return figure(series, f'Loss: {"; ".join(ends)}', caption, x, level=level, say_x=human_count, **kwargs)
+    label = f'Loss: {_ends(series)}'
+    return figure(series, label, caption, x, level=level, say_x=human_count, **kwargs)
 
 # %% ../../nbs/api/70_report/04_sections.ipynb #91146dad
 ENOUGH = 20 # tokens for each parameter that make good use of an amount of computing (Hoffmann et al., 2022)
@@ -325,10 +398,10 @@ def tokens_per_parameter(
     run, # a `Run`
 ) -> float|None: # None where one of the two is not known
     "Return how many tokens the model read for each of its parameters."
-    actual, expected = run.summary.get('actual') or {}, run.plan.get('expected') or {}
+    actual = run.summary.get('actual') or {}
     last = run.history[-1] if run.history else {}
     tokens = finite(actual.get('tokens') or last.get('tokens') or run.plan.get('tokens'))
-    params = finite(actual.get('params') or expected.get('params'))
+    params = finite(_measured(run, 'params'))
     return tokens / params if tokens and params else None
 
 # %% ../../nbs/api/70_report/04_sections.ipynb #a702c638
@@ -343,7 +416,8 @@ def _course(run):
     lead = f'In {steps} steps the model read {human_count(tokens)} tokens{took}.'
     valid = [row['valid_loss'] for row in run.history if 'valid_loss' in row]
     if len(valid) < 2: return lead
-    first, newest = number(valid[0], 3), number(valid[-1], 3)
+    first = number(valid[0], 3)
+    newest = number(valid[-1], 3)
     return f'{lead} Its loss on validation text went from {first} to {newest} nats a token.'
 
 def _briefly(run):
@@ -351,26 +425,34 @@ def _briefly(run):
     ratio = tokens_per_parameter(run)
     if ratio is None or ratio >= 1: return None
     words = (f'The model read {number(ratio, 2)} tokens for each of its parameters. About {ENOUGH} make good use of '
-             'the time, and with less than one it has hardly begun: take a smaller model or more minutes before reading '
-             'anything into its scores.')
+             'the time, and with less than one it has hardly begun: take a smaller model or more minutes before '
+             'reading anything into its scores.')
     return note(words, class_='warn')
+
+def _guess(run):
+    "Return the loss of a guess among all tokens, and what it is, as a level of a chart; None without a plan."
+    config = run.plan.get('config') or {}
+    vocab = config.get('vocab_size')
+    if not vocab: return None
+    loss = math.log(vocab)
+    return loss, f'a guess among {vocab:,} tokens: {loss:.2f}'
+
+def _rate_and_speed(history):
+    "Return a part that unfolds the charts of learning rate and speed, or None if neither was noted."
+    x, rate = _series(history, [('learning rate', 'lr')])
+    _, speed = _series(history, [('tokens a second', 'tokens_per_s')])
+    size = dict(height=160, say_x=human_count)
+    charts = [figure(rate, 'Learning rate', 'Learning rate.', x, **size),
+              figure(speed, 'Tokens a second', 'Tokens a second.', x, say_y=human_count, **size)]
+    return fold('Learning rate and speed', *charts) if any(charts) else None
 
 def training_section(
     run, # a `Run`
-) -> Markup:
+) -> Markup: # the section
     "Return the course of pre-training, in a sentence and in charts."
     title = 'Pre-training'
     if not run.history: return section('training', title, None, note('No history: pre-training has not run.'))
-    vocab = (run.plan.get('config') or {}).get('vocab_size')
-    level = None
-    if vocab:
-        guess = math.log(vocab)
-        level = guess, f'a guess among {vocab:,} tokens: {guess:.2f}'
     caption = ('Loss in nats a token; lower is better. A training point averages a few steps. '
                'Validation text is never trained on.')
-    x, rate = _series(run.history, [('learning rate', 'lr')])
-    _, speed = _series(run.history, [('tokens a second', 'tokens_per_s')])
-    more = [figure(rate, 'Learning rate', 'Learning rate.', x, height=160, say_x=human_count),
-            figure(speed, 'Tokens a second', 'Tokens a second.', x, height=160, say_x=human_count, say_y=human_count)]
-    return section('training', title, _course(run), _briefly(run), loss_figure(run.history, caption, level, height=320),
-                   fold('Learning rate and speed', *more) if any(more) else None)
+    losses = loss_figure(run.history, caption, _guess(run), height=320)
+    return section('training', title, _course(run), _briefly(run), losses, _rate_and_speed(run.history))
