@@ -118,6 +118,7 @@ def _check_rope_scaling(c):
     has_numbers = all(_is_positive(scaling.get(name)) for name in needed)
     if has_numbers and set(scaling) <= allowed: return
     raise UserError(f'expected rope_scaling with {", ".join(needed)}, each above 0, got {scaling!r}')
+
 def _is_positive(value): return isinstance(value, (int, float)) and value > 0
 
 # %% ../../nbs/api/20_model/01_config.ipynb #bd4f26ac
@@ -184,6 +185,7 @@ class ModelConfig:
         if unknown:
             raise UserError(f'expected the names of ModelConfig, got {unknown}: see `ModelConfig()` for all of them')
         return cls(**d)
+
 def _usual_d_ff(d_model, gated):
     "Return 4 D, or 8/3 D in a gated layer, rounded up to a multiple of 32."
     if not gated: return 4 * d_model

@@ -103,6 +103,7 @@ def find_device(
     for d in DEVICES.values():
         if re.fullmatch(d.pattern, bare): return d
     return None
+
 def get_device(
     name:str, # as in `find_device`
 ) -> Device: # UserError if it is not in the table
@@ -199,6 +200,7 @@ def measure_machine(
         efficiency_at=efficiency_at,
         others=others,
     )
+
 def _others():
     "Return the cores that other programs use, and let torch's threads adapt to them."
     share_cores(now=True)

@@ -196,6 +196,7 @@ def _ratio(p):
     "Return the tokens a parameter: of all parameters in a cluster plan, of those of the blocks in a local one."
     if 'ranks' in p.expected: return f"{p.tokens / p.expected['params']:.1f} (all)"
     return f"{p.expected['tokens_per_param']:.1f} (blocks)"
+
 def _cluster_rows(p):
     e = p.expected
     rows = []
@@ -248,6 +249,7 @@ def size_rows(self:Plan) -> list: # a row of texts for each size, under SIZE_COL
             rounded(s['hours']),
         ])
     return rows
+
 def _largest_step(s, ranks):
     if not s['fits']: return 'does not fit'
     sharding = f", {s['sharding'].upper()}" if ranks > 1 else ''

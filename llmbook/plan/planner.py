@@ -50,6 +50,7 @@ def arrange(
     for way in ways:
         if way['rows'] * c.context >= MICRO_TOKENS: return way
     return max(ways, key=lambda way: way['rows'], default=None)
+
 def _memory_precision(precision):
     "Return the precision by which a GPU keeps activations."
     return 'tf32' if precision == 'float32' else precision

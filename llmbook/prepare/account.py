@@ -156,14 +156,11 @@ class Funnel:
         n_in:int, # records that came in, counted independently
     ) -> dict: # the totals; AssertionError if a document is lost or counted twice
         "Assert that in = kept + dropped + rejected, and that nothing vanishes between two steps."
-        t = self.totals()
         for a, b in zip(self.steps, self.steps[1:]):
             _check_through(a, b, 'documents', a.documents_out, b.documents_in)
             _check_through(a, b, 'bytes', a.bytes_out, b.bytes_in)
-        for s in self.steps:
-            gone = sum(r['documents'] for r in s.reasons.values())
-            account = f'{s.documents_in} in, {s.documents_out} out, {gone} with a reason'
-            assert s.documents_in == s.documents_out + gone, f'{s.name}: {account}'
+        for step in self.steps: _check_reasons(step)
+        t = self.totals()
         assert t['in'] == n_in, f'{n_in} records came in, {t["in"]} were counted'
         assert t['in'] == t['kept'] + t['dropped'] + t['rejected'], f'the account does not add up: {t}'
         return t
@@ -193,6 +190,11 @@ class Funnel:
 
 def _check_through(a, b, what, n_out, n_in):
     assert n_out == n_in, f'{a.name} let {n_out} {what} through, {b.name} got {n_in}'
+
+def _check_reasons(step):
+    gone = sum(r['documents'] for r in step.reasons.values())
+    account = f'{step.documents_in} in, {step.documents_out} out, {gone} with a reason'
+    assert step.documents_in == step.documents_out + gone, f'{step.name}: {account}'
 
 # %% ../../nbs/api/15_prepare/01_account.ipynb #3454d5a3
 class Lengths:

@@ -39,7 +39,10 @@ def _is_run(folder):
     "Return whether a folder is that of a run: `stages.json` holds an answer for each stage."
     try: stages = read_json(folder/'stages.json')
     except (UserError, OSError): return False
-    return isinstance(stages, dict) and all(isinstance(s, dict) and 'answer' in s for s in stages.values())
+    if not isinstance(stages, dict): return False
+    for stage in stages.values():
+        if not isinstance(stage, dict) or 'answer' not in stage: return False
+    return True
 
 class Outputs:
     "Tells files that a preparation or a run made from all others."
@@ -64,8 +67,15 @@ class Outputs:
         in_text = path.parent.name == 'text' and f'text/{path.name}' in TEXT_FILES
         if in_text and self.is_prepared(path.parent.parent): return True
         if OUR_NAMES.fullmatch(path.name) and self.is_prepared(path.parent): return True
-        below = [(folder, child.name) for child, folder in zip((path, *path.parents), path.parents)]
-        return any(name in _RUN and self.is_run(folder) for folder, name in below)
+        return self._is_in_run(path)
+
+    def _is_in_run(self, path):
+        "Return whether one of the folders above is a run, and the file lies in what a run makes there."
+        child = path
+        for folder in path.parents:
+            if child.name in _RUN and self.is_run(folder): return True
+            child = folder
+        return False
 
 # %% ../../nbs/api/15_prepare/00_outputs.ipynb #e1cfe6b1
 def check_place(
@@ -74,8 +84,12 @@ def check_place(
     "Raise `UserError` if a preparation would overwrite what it did not make."
     out = Path(out)
     if not out.is_dir() or is_prepared(out): return
-    taken = [path.name for path in sorted(out.iterdir()) if OUR_NAMES.fullmatch(path.name)]
+    taken = []
+    for path in sorted(out.iterdir()):
+        if OUR_NAMES.fullmatch(path.name): taken.append(path.name)
     if any('question.json' not in path.name for path in out.glob('.work/*')): taken.append('.work')
-    taken += [name for name in TEXT_FILES if '/' in name and (out/name).exists()]
-    if taken: raise UserError(f'expected a folder that is new or that prepare has made, got {out}, which holds '
-                              f'{", ".join(taken[:4])} of another origin: give another --out, or move them')
+    for name in TEXT_FILES:
+        if '/' in name and (out/name).exists(): taken.append(name)
+    if not taken: return
+    raise UserError(f'expected a folder that is new or that prepare has made, got {out}, which holds '
+                    f'{", ".join(taken[:4])} of another origin: give another --out, or move them')

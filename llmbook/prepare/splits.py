@@ -48,16 +48,20 @@ def assign_splits(
     "Assign a split to every document, so that what belongs together stays together."
     if clusters is None: clusters = range(len(docs))
     keys = _keys(docs, clusters, by)
-    split = {k: split_of(k, seed, valid, test) for k in sorted(set(keys))}
+    split = {key: split_of(key, seed, valid, test) for key in sorted(set(keys))}
+    shares = dict(train=1., valid=valid, test=test)
     ends = dict(train=1., valid=valid, test=valid + test) # of the span of each split
-    for name, share in (('train', 1.), ('valid', valid), ('test', test)):
-        if not share or name in split.values(): continue
-        giver = _giver(list(split.values()), name)
-        if not giver: continue
-        distance = {k: abs(split_place(k, seed) - ends[name]) for k, of in split.items() if of == giver}
-        closest = min(distance, key=distance.get)
-        split[closest] = name
-    return [split[k] for k in keys]
+    for name, share in shares.items():
+        if share and name not in split.values(): _fill(split, name, ends[name], seed)
+    return [split[key] for key in keys]
+
+def _fill(split, name, end, seed):
+    "Give an empty split the key that lies closest to the end of its span, from a split that can spare one."
+    giver = _giver(list(split.values()), name)
+    if not giver: return
+    spare = [key for key, of in split.items() if of == giver]
+    closest = min(spare, key=lambda key: abs(split_place(key, seed) - end))
+    split[closest] = name
 
 def _giver(splits, name):
     "Return the split that can spare a key for `name`: training, or else the largest; '' if there is none."

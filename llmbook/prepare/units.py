@@ -42,15 +42,18 @@ class Sources:
         self.hub = [name for name in self.names if name.startswith('hub:')]
         self.embedded = [name for name in self.names if name.startswith('embedded:')]
         self.local = [name for name in self.names if not name.startswith(('hub:', 'embedded:'))]
-        files = set() # a file that two sources name is read once
-        for name in self.local: files.update(source_paths(name, self.outputs))
-        self.files = sorted(files)
+        self.files = self._find_files()
         self.stats = _stats(self.files)
         self.n_outputs = self.outputs.n_found
-        if self.local and not self.files: raise UserError(
-            f'expected text in {", ".join(self.local)}, found only what an earlier preparation or run made: '
-            'name its files one by one, if they are to be read')
         for name in self.embedded: embedded_corpus(_budget(name), seed) # reports mistakes; `units` reads it
+
+    def _find_files(self):
+        "Return the paths of all files, each once; UserError if there are none but outputs."
+        files = set()
+        for name in self.local: files.update(source_paths(name, self.outputs))
+        if files or not self.local: return sorted(files)
+        raise UserError(f'expected text in {", ".join(self.local)}, found only what an earlier preparation or run '
+                        'made: name its files one by one, if they are to be read')
 
     @property
     def n_bytes(self): # bytes that are expected
@@ -101,11 +104,18 @@ def units(
     "Cut the input into units."
     size = unit_size(src.n_bytes)
     if src.local: yield from plan_units(src.local, size, src.text_field, src.outputs)
-    embedded = [embedded_corpus(_budget(name), src.seed) for name in src.embedded]
-    field = {} if src.text_field == 'text' else dict(text_field=src.text_field)
-    hub = [_within(hub_dataset(name.removeprefix('hub:'), **field), src.max_bytes) for name in src.hub]
     paths = (Path(work)/f'{i:06d}.jsonl' for i in count())
-    for records in embedded + hub: yield from _written(records, paths, size)
+    for records in _streams(src): yield from _written(records, paths, size)
+
+def _streams(src):
+    "Return the documents of each source that is not a file."
+    streams = []
+    for name in src.embedded: streams.append(embedded_corpus(_budget(name), src.seed))
+    field = {} if src.text_field == 'text' else dict(text_field=src.text_field)
+    for name in src.hub:
+        docs = hub_dataset(name.removeprefix('hub:'), **field)
+        streams.append(_within(docs, src.max_bytes))
+    return streams
 
 def _written(records, paths, size):
     "Write records to files of about `size` characters; yield the unit of each file."
@@ -192,20 +202,28 @@ def divide(
     first, member = _grouped(place, group)
     place, rank = place[first], rank[first]
     sizes = np.bincount(member, sizes, len(first)).astype(np.int64)
-    shares = {name: share for name, share in (('valid', valid), ('test', test)) if share}
-    if len(place) <= len(shares):
-        names = ', '.join(['train', *shares])
-        raise UserError(f'expected at least {len(shares) + 1} documents, one for each of {names}, '
-                        f'got {len(place)} with {int(sum(sizes)):,} bytes: give more text')
+    shares = {}
+    if valid: shares['valid'] = valid
+    if test: shares['test'] = test
+    _check_enough(shares, sizes)
     split = np.full(len(place), _TRAIN, np.uint8)
-    split[place < valid + test] = SPLITS.index('test')
-    split[place < valid] = SPLITS.index('valid')
+    split[place < valid + test] = _TEST
+    split[place < valid] = _VALID
     _fill_empty(split, place, shares)
     _fill_small(split, rank, sizes, shares)
     _keep_training(split, sizes, (1 - valid - test) / 2)
     return split[member]
 
 _TRAIN = SPLITS.index('train')
+_VALID = SPLITS.index('valid')
+_TEST = SPLITS.index('test')
+
+def _check_enough(shares, sizes):
+    "Raise `UserError` unless there is a document for each split."
+    if len(sizes) > len(shares): return
+    names = ', '.join(['train', *shares])
+    raise UserError(f'expected at least {len(shares) + 1} documents, one for each of {names}, '
+                    f'got {len(sizes)} with {int(sum(sizes)):,} bytes: give more text')
 
 def _grouped(place, group): # (numbers of the first documents, number of each document's group)
     "Return the groups; a document without a number is a group of its own."
@@ -215,7 +233,8 @@ def _grouped(place, group): # (numbers of the first documents, number of each do
     group = np.asarray(group, np.uint64)
     is_alone = group == 0
     key = np.where(is_alone, alone.astype(np.uint64), group)
-    _, first, member = np.unique(np.stack([is_alone, key], 1), axis=0, return_index=True, return_inverse=True)
+    rows = np.stack([is_alone, key], 1)
+    _, first, member = np.unique(rows, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(first) # in the order of the documents
     number = np.empty_like(order)
     number[order] = np.arange(len(order))
@@ -258,9 +277,10 @@ def _keep_training(split, sizes, least):
         trained = np.flatnonzero(split == _TRAIN)
         shortest = trained[np.argmin(sizes[trained])]
         if sizes[longest] <= sizes[shortest]: return
-        i = split[longest]
+        held_out = split[longest]
         split[longest] = _TRAIN
-        if not (split == i).any(): split[shortest] = i
+        is_empty = not (split == held_out).any()
+        if is_empty: split[shortest] = held_out
 
 # %% ../../nbs/api/15_prepare/03_units.ipynb #8de5c16e
 def divide_in_order(
@@ -290,11 +310,15 @@ def passages(
 ) -> Iterator[tuple[Doc, int]]: # passage with the id ID#SPLIT, and index into `SPLITS`
     "Cut a document into one passage for each split, in order."
     text = doc.text
-    reach = int(len(text) * min(share for share in (valid, test, 1) if share) / 2)
-    bounds = [0]
-    for share in (valid + test, test):
-        at = int(len(text) * (1 - share))
-        bounds.append(_cut_near(text, at, min(reach, 4_000)) if share else len(text))
-    bounds.append(len(text))
-    for i, (start, end) in enumerate(zip(bounds, bounds[1:])):
-        if end > start: yield replace(doc, text=text[start:end], id=f'{doc.id}#{SPLITS[i]}'), i
+    smallest = min(share for share in (valid, test, 1) if share)
+    reach = min(int(len(text) * smallest / 2), 4_000) # no passage loses more than half of itself to a neat cut
+    def cut(held_out):
+        "Return where the passages that are held out begin."
+        if not held_out: return len(text)
+        at = int(len(text) * (1 - held_out))
+        return _cut_near(text, at, reach)
+
+    bounds = [0, cut(valid + test), cut(test), len(text)]
+    for i, split in enumerate(SPLITS):
+        passage = text[bounds[i]:bounds[i + 1]]
+        if passage: yield replace(doc, text=passage, id=f'{doc.id}#{split}'), i

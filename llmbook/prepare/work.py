@@ -54,14 +54,19 @@ class StoredDocuments:
     ):
         self.work = Path(work)
         self.counts = [s['documents'] for s in summaries]
-        self.starts = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int64) # first number of each unit
-        folders = [unit_folder(work, 'read', i) for i in range(len(summaries))]
-        parts = [np.load(folder/'columns.npz') for folder in folders]
-        names = parts[0].files if parts else []
-        self.columns = {} # name -> array with an entry for each document
-        for name in names: self.columns[name] = np.concatenate([part[name] for part in parts])
+        ends = np.cumsum(self.counts)
+        self.starts = np.concatenate([[0], ends]).astype(np.int64) # first number of each unit
+        self.columns = self._load_columns(len(summaries)) # name -> array with an entry for each document
         self._files = {}
 
+    def _load_columns(self, n_units):
+        "Return the columns of all units, one unit after the other."
+        parts = []
+        for i in range(n_units):
+            path = unit_folder(self.work, 'read', i)/'columns.npz'
+            parts.append(np.load(path))
+        names = parts[0].files if parts else []
+        return {name: np.concatenate([part[name] for part in parts]) for name in names}
     def __len__(self): return int(self.starts[-1])
 
     def __getitem__(self, i):
@@ -150,9 +155,10 @@ def what_changed(
     "Describe what differs between a call and the one that made a folder."
     try:
         card = read_json(Path(out)/'card.json')
-        if card['question'] == question: return None # a file is damaged
+        is_same = card['question'] == question # then a file is damaged
         before = card['options'] | dict(sources=card['source']['names'])
     except (UserError, KeyError, TypeError): return None
+    if is_same: return None
     differences = []
     for name, value in now.items():
         if name in before and _as_json(before[name]) != _as_json(value):

@@ -7,6 +7,7 @@ __all__ = ['WORTH_A_PROCESS', 'ENGINES', 'n_cores', 'choose_workers', 'run_units
 
 # %% ../../nbs/api/15_prepare/05_workers.ipynb #e29aec10
 import json, os, sys
+from itertools import chain
 from typing import Callable, Iterable, Iterator
 from fastcore.imports import IN_NOTEBOOK
 from ..core import UserError
@@ -49,10 +50,12 @@ def _in_processes(f, items, workers):
     from joblib.externals.loky.process_executor import TerminatedWorkerError
     source = _Recorded(items)
     for is_last_try in (False, True):
-        done, again = 0, list(source.given) # nothing at the first try
+        done = 0
+        again = list(source.given) # nothing at the first try
+        calls = (delayed(f)(item) for item in chain(again, source))
         parallel = Parallel(workers, return_as='generator_unordered', batch_size=1, max_nbytes=None)
         try:
-            for result in parallel(delayed(f)(item) for part in (again, source) for item in part):
+            for result in parallel(calls):
                 done += 1
                 yield result
             if source.error: raise source.error
