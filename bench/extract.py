@@ -69,20 +69,26 @@ def compare(pages, worst):
     "Print the table and return the seconds that each extractor took."
     seconds = {}
     print(f'{"":28}{"pages":>6}{"F1":>8}{"precision":>11}{"recall":>8}{"ms a page":>11}')
-    for name, extract in extractors().items():
-        extract(pages[0][2])
+    groups, names, sources, wanted = zip(*pages)
+    for side, extract in extractors().items():
+        extract(sources[0]) # warm up
         start = time.process_time()
-        texts = [extract(page) for _, _, page, _ in pages]
-        seconds[name] = time.process_time() - start
-        rows = [score(words(text), wanted) for text, (_, _, _, wanted) in zip(texts, pages)]
-        show(name, rows, seconds[name])
-        for group in sorted({group for group, *_ in pages} - {''}):
-            show(f'  {group}', [row for row, page in zip(rows, pages) if page[0] == group])
-        if name != 'llmbook': continue
-        ranked = sorted(zip(rows, (page[1] for page in pages)))
-        for (f1, precision, recall), page in ranked[:worst]:
-            print(f'    {page[:24]:24}{"":6}{f1:8.3f}{precision:11.3f}{recall:8.3f}')
+        texts = [extract(source) for source in sources]
+        seconds[side] = time.process_time() - start
+        rows = [score(words(text), want) for text, want in zip(texts, wanted)]
+        show(side, rows, seconds[side])
+        for group in sorted(set(groups) - {''}):
+            of_group = [row for row, its_group in zip(rows, groups) if its_group == group]
+            show(f'  {group}', of_group)
+        if side == 'llmbook': show_worst(rows, names, worst)
     return seconds
+
+
+def show_worst(rows, names, n):
+    "Print the n pages with the lowest F1."
+    ranked = sorted(zip(rows, names))
+    for (f1, precision, recall), name in ranked[:n]:
+        print(f'    {name[:24]:24}{"":6}{f1:8.3f}{precision:11.3f}{recall:8.3f}')
 
 
 def main(args):

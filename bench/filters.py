@@ -138,15 +138,17 @@ def compare(title, names, texts, their_verdict, clear):
     "Run some filters on both sides, print a row; return the decisions and how many times faster ours are."
     seconds, ours = our_pass(names, texts)
     clear()
-    their_seconds, theirs = timed(lambda t: [their_verdict(name, t) for name in names], texts)
+    def their_verdicts(text): return [their_verdict(name, text) for name in names]
+    their_seconds, theirs = timed(their_verdicts, texts)
     decisions = []
     for our_row, their_row in zip(ours, theirs):
         decisions += [Decision(*row) for row in zip(names, our_row, their_row)]
-    size, ratio = megabytes(texts), their_seconds / seconds
+    size = megabytes(texts)
+    ratio = their_seconds / seconds
+    speed = f'{size / seconds:8.2f} {size / their_seconds:8.2f} {ratio:7.1f}'
     our_drops = sum(d.ours.reason is not None for d in decisions)
     their_drops = sum(d.theirs.reason is not None for d in decisions)
-    print(f'{title:18} {size / seconds:8.2f} {size / their_seconds:8.2f} {ratio:7.1f} {agreement(decisions):8.2%}   '
-          f'{our_drops}, {their_drops}', flush=True)
+    print(f'{title:18} {speed} {agreement(decisions):8.2%}   {our_drops}, {their_drops}', flush=True)
     return decisions, ratio
 
 def agreement(decisions): return sum(d.same for d in decisions) / len(decisions)

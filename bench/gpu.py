@@ -117,22 +117,37 @@ def trained(arm, size):
     return dict(rate=rate, memory=torch.cuda.max_memory_allocated() if ON_GPU else 0)
 
 
+def median_rate(results, arm): return statistics.median(r[arm]['rate'] for r in results)
+
+
+def mfu(results, arm, size, card):
+    "Return the share of the card's promised operations that an arm uses."
+    _, T = SIZES[size]
+    per_token = flops_per_token(config(size), T)
+    return median_rate(results, arm) * per_token / card.peak('bfloat16')
+
+
+def arm_line(results, arm, size, card):
+    "Return what an arm reached, in words; `card` is None where its figures are not known."
+    share = f'{mfu(results, arm, size, card):.1%}' if card else 'unknown'
+    gigabytes = max(r[arm]['memory'] for r in results) / 1e9
+    return f'{median_rate(results, arm):,.0f} tokens/s, MFU {share}, {gigabytes:.1f} GB'
+
+
 def train_table(card, rounds):
     "Print a line an arm, and the ratios, for each size."
     for size in SIZES:
-        results = [{arm: child(arm, size) for arm in ARMS} for _ in range(rounds)]
-        rates = {arm: statistics.median(r[arm]['rate'] for r in results) for arm in ARMS}
-        _, T = SIZES[size]
-        per_token = flops_per_token(config(size), T)
-        mfu = {arm: rate * per_token / card.peak('bfloat16') for arm, rate in rates.items()} if card else {}
-        peaks = {arm: max(r[arm]['memory'] for r in results) for arm in ARMS}
+        results = []
+        for _ in range(rounds): results.append({arm: child(arm, size) for arm in ARMS})
         for arm, name in ARMS.items():
-            share = f'{mfu[arm]:.1%}' if card else 'unknown'
-            gigabytes = peaks[arm] / 1e9
-            print(f'{size}, {name}: {rates[arm]:,.0f} tokens/s, MFU {share}, {gigabytes:.1f} GB', flush=True)
+            reached = arm_line(results, arm, size, card)
+            print(f'{size}, {name}: {reached}', flush=True)
         key = 'gpu_' + size.replace('-', '_')
-        if card: print(f"{key}_mfu: ratio {mfu['ours']:.2f} goal 0.5")
-        ratio = statistics.median(r['ours']['rate'] / max(r['theirs']['rate'], 1e-9) for r in results)
+        if card:
+            share = mfu(results, 'ours', size, card)
+            print(f'{key}_mfu: ratio {share:.2f} goal 0.5')
+        ratios = [r['ours']['rate'] / max(r['theirs']['rate'], 1e-9) for r in results]
+        ratio = statistics.median(ratios)
         print(f'{key}: ratio {ratio:.2f} goal 1.2', flush=True)
 
 

@@ -10,9 +10,6 @@ import psutil
 from _corpus import documents, shuffled, write
 
 MB, TIMES = 12, 10
-RUN = '''import sys
-from llmbook.prepare.pipeline import prepare
-prepare(sys.argv[1], sys.argv[2], workers=2, preset="default", progress=False)'''
 
 
 def resident(process):
@@ -26,8 +23,11 @@ def resident(process):
 
 def peak(path, out):
     "Return the highest of many measurements while `prepare` runs."
-    child = subprocess.Popen([sys.executable, '-c', RUN, str(path), str(out)])
-    process, highest, never = psutil.Process(child.pid), 0, threading.Event()
+    program = Path(__file__).parent/'_prepare.py'
+    child = subprocess.Popen([sys.executable, program, path, out])
+    process = psutil.Process(child.pid)
+    highest = 0
+    never = threading.Event()
     while child.poll() is None:
         try: highest = max(highest, resident(process))
         except psutil.NoSuchProcess: break

@@ -149,18 +149,31 @@ def with_step(r):
         guessed=tokens / r['expected'])
 
 
+HEADS = { # heading of a column -> its width
+    'parameters': 11, 'context': 9, 'words': 8, 'tokens/s': 10, 'GFLOP/s': 9, 'of best': 9, 'update': 8,
+    'step, s': 9, 'expected s': 11, 'MB': 8, 'expected MB': 12}
+
+
 def table(rows):
     "Return the sizes as text."
     best = max(r['speed'] for r in rows)
-    heads = [
-        ('parameters', 11), ('context', 9), ('words', 8), ('tokens/s', 10), ('GFLOP/s', 9), ('of best', 9),
-        ('update', 8), ('step, s', 9), ('expected', 10), ('MB', 8), ('expected', 10)]
-    lines = ['size    ' + ''.join(head.rjust(width) for head, width in heads)]
+    heads = [head.rjust(width) for head, width in HEADS.items()]
+    lines = ['size    ' + ''.join(heads)]
     for r in rows:
-        size = f"{r['size']:8}{r['params'] / 1e6:10.1f}M{r['context']:9,}{r['vocab']:8,}"
-        speed = f"{r['rate']:10,.0f}{r['speed'] / 1e9:9.0f}{r['speed'] / best:9.2f}{r['share']:8.1%}"
-        against = f"{r['step']:9.2f}{r['guessed']:10.2f}{r['peak'] / 1e6:8,.0f}{r['guess'] / 1e6:10,.0f}"
-        lines.append(size + speed + against)
+        cells = [
+            f"{r['params'] / 1e6:.1f}M",
+            f"{r['context']:,}",
+            f"{r['vocab']:,}",
+            f"{r['rate']:,.0f}",
+            f"{r['speed'] / 1e9:.0f}",
+            f"{r['speed'] / best:.2f}",
+            f"{r['share']:.1%}",
+            f"{r['step']:.2f}",
+            f"{r['guessed']:.2f}",
+            f"{r['peak'] / 1e6:,.0f}",
+            f"{r['guess'] / 1e6:,.0f}"]
+        padded = [cell.rjust(width) for cell, width in zip(cells, HEADS.values(), strict=True)]
+        lines.append(f"{r['size']:8}" + ''.join(padded))
     return '\n'.join(lines)
 
 

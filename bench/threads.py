@@ -1,7 +1,8 @@
-"""Training and writing while another program keeps one core busy, and while none does: torch's own waiting against `share_cores`.
+"""Training and writing while another program keeps one core busy, and while none does.
 
-Each figure is that of a fresh process, since OpenMP reads its settings once. GOMP_SPINCOUNT=300000 is what GNU's OpenMP does by default;
-set by a user, it also keeps llmbook from changing how threads wait.
+torch's own way of waiting stands against `share_cores`. Each figure is that of a fresh process, since OpenMP reads its
+settings once. GOMP_SPINCOUNT=300000 is what GNU's OpenMP does by default; set by a user, it also keeps llmbook from
+changing how threads wait.
 """
 import math, os, statistics, subprocess, sys, time
 

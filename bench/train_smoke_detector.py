@@ -53,17 +53,22 @@ def features(texts): # -> (n, 2**BITS) sparse, rows of length 1
 def fit(X, y): # -> weights (2**BITS,), both classes weighing the same
     "Fit L2-regularised logistic regression by Nesterov's accelerated gradient."
     share = np.where(y, .5 / y.sum(), .5 / (~y).sum())
-    XT, t = X.T.tocsr(), 1.
+    XT = X.T.tocsr()
     lr = 1 / (.5 + L2) # rows have length 1, so the right step is known
     W = V = np.zeros(X.shape[1] + 1) # the last one is the bias
+    t = 1.
     for _ in range(STEPS):
-        p = 1 / (1 + np.exp(-(X @ V[:-1] + V[-1])))
+        logit = X @ V[:-1] + V[-1]
+        p = 1 / (1 + np.exp(-logit))
         error = share * (p - y)
-        gradient = np.append(XT @ error, error.sum()) + L2 * np.append(V[:-1], 0)
+        decay = L2 * np.append(V[:-1], 0) # none for the bias
+        gradient = np.append(XT @ error, error.sum()) + decay
         W_next = V - lr * gradient
         t_next = (1 + (1 + 4 * t * t)**.5) / 2
-        V = W_next + (t - 1) / t_next * (W_next - W)
-        W, t = W_next, t_next
+        momentum = (t - 1) / t_next
+        V = W_next + momentum * (W_next - W)
+        W = W_next
+        t = t_next
     return W[:-1]
 
 
@@ -101,10 +106,12 @@ def prose_rows(score, path):
 def hatecheck_rows(score, path):
     cases = read_csv(path)
     scores = score([c['test_case'] for c in cases])
-    gold, kind, who = (np.array([c[k] for c in cases]) for k in ('label_gold', 'functionality', 'target_ident'))
+    def column(name): return np.array([c[name] for c in cases])
+    gold, kind, who = column('label_gold'), column('functionality'), column('target_ident')
     def flagged(chosen, split, group): return share_row('hatecheck_flagged_share', scores[chosen] >= .5, split, group)
 
-    yield auc_row('hatecheck_auc', np.c_[scores, gold == 'hateful'], split='hatecheck', group='all cases')
+    pairs = np.c_[scores, gold == 'hateful']
+    yield auc_row('hatecheck_auc', pairs, split='hatecheck', group='all cases')
     for g in ('hateful', 'non-hateful'): yield flagged(gold == g, 'hatecheck', f'all cases, {g}')
     harmless = ('ident_neutral_nh', 'ident_pos_nh')
     for f in harmless: yield flagged(kind == f, 'hatecheck', f)
@@ -151,7 +158,8 @@ def rounded(r):
 def main(out):
     tweets, hatecheck, prose = data_files()
     rows = read_csv(tweets)
-    texts, label = [r['tweet'] for r in rows], np.array([int(r['class']) for r in rows])
+    texts = [r['tweet'] for r in rows]
+    label = np.array([int(r['class']) for r in rows])
     is_rude = label != 2
     tenth = np.array([zlib.crc32(plain_text(t).encode()) % 10 for t in texts])
     train, calibration, test = tenth < 8, tenth == 8, tenth == 9

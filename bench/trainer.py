@@ -93,10 +93,11 @@ def compare():
     of_learner, of_trainer = zip(*rounds)
     show('Learner', of_learner)
     show('Trainer', of_trainer)
-    memory = statistics.median(b['step'] / a['step'] for a, b in rounds)
-    rate = statistics.median(a['rate'] / b['rate'] for a, b in rounds)
-    print(f'trainer_memory: ratio {memory:.2f} goal 1.0')
-    print(f'trainer: ratio {rate:.2f} goal 1.3')
+    memory = [theirs['step'] / ours['step'] for ours, theirs in rounds]
+    rate = [ours['rate'] / theirs['rate'] for ours, theirs in rounds]
+    memory_ratio, rate_ratio = statistics.median(memory), statistics.median(rate)
+    print(f'trainer_memory: ratio {memory_ratio:.2f} goal 1.0')
+    print(f'trainer: ratio {rate_ratio:.2f} goal 1.3')
 
 
 if __name__ == '__main__': measure(sys.argv[1]) if len(sys.argv) > 1 else compare()

@@ -32,7 +32,7 @@ def applies(req, extras):
 
 
 def earlier(name):
-    "Return the version that constraints.txt names today, of a package that set-up took out again (see tools/install.py)."
+    "Return the version that constraints.txt has today, for a package that set-up took out again (tools/install.py)."
     lines = (ROOT/'constraints.txt').read_text().splitlines()
     return next(line.split('==')[1] for line in lines if line.startswith(f'{name}=='))
 

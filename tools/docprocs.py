@@ -31,7 +31,7 @@ class Processors(processors.FilterDefaults):
     def base_procs(self): return [exec_show_docs if p is processors.exec_show_docs else p for p in super().base_procs()]
 
 
-# ---- a name's signature and its table ----------------------------------------------------------------------------------
+# ---- a name's signature and its table --------------------------------------------------------------------------------
 
 @cache
 def meanings():
@@ -56,8 +56,10 @@ def signature(name, sig, is_class):
     for p in sig.parameters.values():
         if p.name == 'self': continue
         default = shown_default(p)
-        words.append(stars(p) + p.name + (f'={default}' if default else ''))
-    line = f"{'class ' if is_class else ''}{name}({', '.join(words)})"
+        ending = f'={default}' if default else ''
+        words.append(stars(p) + p.name + ending)
+    start = 'class ' if is_class else ''
+    line = f"{start}{name}({', '.join(words)})"
     return '\n    '.join(textwrap.wrap(line, 84, break_long_words=False, break_on_hyphens=False))
 
 
@@ -94,12 +96,14 @@ def parameter_table(said, sig):
     "Return a table of the parameters and of what is returned; '' if there is nothing to say."
     rows = [parameter_row(p, said) for p in sig.parameters.values()]
     rows.append(returned_row(said, sig))
-    for name, meaning in said.fields.items(): rows.append((cell(name, code=True), '', '', cell(meaning)))
-    rows = [row for row in rows if row]
-    if not rows: return ''
+    for name, meaning in said.fields.items():
+        row = (cell(name, code=True), '', '', cell(meaning))
+        rows.append(row)
     lines = ['| parameter | type | default | meaning |', '|---|---|---|---|']
-    for row in rows: lines.append(f"| {' | '.join(row)} |")
-    return '\n'.join(lines)
+    for row in filter(None, rows): # a parameter or a result without a word has no row
+        cells = ' | '.join(row)
+        lines.append(f'| {cells} |')
+    return '\n'.join(lines) if len(lines) > 2 else ''
 
 
 class TableRenderer(showdoc.BasicMarkdownRenderer):

@@ -187,14 +187,17 @@ def beside_each(source, found, closing):
 def of_function(source, node, is_method=False):
     "Return what a function's comments say; the first argument of a method is left out."
     closing = source.closing_line(node)
-    found = arguments(node)[1 if is_method else 0:]
+    found = arguments(node)
+    if is_method: found = found[1:]
     comments = beside_each(source, found, closing)
     meanings = {}
     for arg, name, last in found:
         kind = ast.unparse(arg.annotation) if arg.annotation else ''
-        meanings[name] = comments[last] or TYPES.get(kind) or NAMES.get(name, '')
+        usual = TYPES.get(kind) or NAMES.get(name, '')
+        meanings[name] = comments[last] or usual
     says_returned = node.returns or closing > node.lineno # else the comment on a `def` line is about the body
-    return Described(meanings, source.comments.get(closing, '') if says_returned else '')
+    returned = source.comments.get(closing, '') if says_returned else ''
+    return Described(meanings, returned)
 
 
 # ---- a class ---------------------------------------------------------------------------------------------------------
@@ -215,9 +218,9 @@ def of_fields(source, node):
 def of_class(source, node, classes):
     "Return what a class says: its own `__init__` and fields, else what the class says that it inherits from."
     fields = of_fields(source, node)
-    start = next((x for x in node.body if isinstance(x, FUNCTION) and x.name == '__init__'), None)
-    if start:
-        said = of_function(source, start, is_method=True)
+    methods = {x.name: x for x in node.body if isinstance(x, FUNCTION)}
+    if '__init__' in methods:
+        said = of_function(source, methods['__init__'], is_method=True)
         return Described(said.parameters, fields=fields)
     if is_decorated(node, 'dataclass'): return Described(fields)
     above = [classes[name] for name in map(ast.unparse, node.bases) if name in classes]
@@ -234,19 +237,27 @@ def patched_class(node):
 
 # ---- the package -----------------------------------------------------------------------------------------------------
 
+def of_methods(source, node):
+    "Return Class.method -> what its comments say, for the methods that stand in the class."
+    found = {}
+    for method in node.body:
+        if not isinstance(method, FUNCTION) or is_decorated(method, '.setter'): continue
+        is_static = is_decorated(method, 'staticmethod')
+        found[f'{node.name}.{method.name}'] = of_function(source, method, not is_static)
+    return found
+
+
 def of_module(source, classes):
     "Return name -> what its comments say, for public functions, classes and methods; adds the classes to `classes`."
     found = {}
     for node in source.tree.body:
         if isinstance(node, FUNCTION):
             owner = patched_class(node)
-            found[f'{owner}.{node.name}' if owner else node.name] = of_function(source, node, bool(owner))
+            name = f'{owner}.{node.name}' if owner else node.name
+            found[name] = of_function(source, node, bool(owner))
         if isinstance(node, ast.ClassDef):
             found[node.name] = classes[node.name] = of_class(source, node, classes)
-            for method in node.body:
-                if not isinstance(method, FUNCTION) or is_decorated(method, '.setter'): continue
-                is_static = is_decorated(method, 'staticmethod')
-                found[f'{node.name}.{method.name}'] = of_function(source, method, not is_static)
+            found |= of_methods(source, node)
     return {name: said for name, said in found.items() if is_public(name)}
 
 

@@ -14,15 +14,17 @@ LOG = VENV/'install.log'
 PORTION = 150e6 # bytes that are fetched and installed together; a larger package is a portion of its own
 SILENCE = 15 # seconds between two lines where the output is not a terminal
 CPU_INDEX = 'https://download.pytorch.org/whl/cpu'
-NETWORK = ('connection (broken|refused|reset|error)|name resolution|Failed to establish|unreachable|timed out|ProxyError'
-           '|Could not fetch URL|nodename nor servname|Max retries|IncompleteRead|Connection aborted|incomplete-download')
+NETWORK = '|'.join([ # what pip says of a network that fails
+    'connection (broken|refused|reset|error)', 'name resolution', 'Failed to establish', 'unreachable', 'timed out',
+    'ProxyError', 'Could not fetch URL', 'nodename nor servname', 'Max retries', 'IncompleteRead', 'Connection aborted',
+    'incomplete-download'])
 
 
 class Stopped(Exception):
     "The installation cannot go on; the message is one line that says what to do."
 
 
-# ---- words -------------------------------------------------------------------------------------------------------------
+# ---- words -----------------------------------------------------------------------------------------------------------
 
 def size(n):
     "Write a number of bytes."
@@ -83,7 +85,11 @@ class Progress:
 def where_full():
     "Return how much room there is where pip writes."
     places = {str(VENV): 'the environment', tempfile.gettempdir(): "pip's temporary files (TMPDIR)"}
-    return '; '.join(f'{size(shutil.disk_usage(p).free)} free in {p} for {what}' for p, what in places.items())
+    words = []
+    for place, what in places.items():
+        free = shutil.disk_usage(place).free
+        words.append(f'{size(free)} free in {place} for {what}')
+    return '; '.join(words)
 
 
 def reason(said):
@@ -93,14 +99,15 @@ def reason(said):
     if re.search(NETWORK, said, re.I):
         host = re.search(r"host='([^']+)'|https?://([^/\s'\"]+)", said)
         at = f' ({host[1] or host[2]})' if host else ''
-        return (f"the package index cannot be reached{at}: check the network (or pip's proxy and index settings), then run "
-                f"make again, which goes on where it stopped; pip's own words are in {os.path.relpath(LOG)}")
+        return (f"the package index cannot be reached{at}: check the network (or pip's proxy and index settings), "
+                'then run make again, which goes on where it stopped; '
+                f"pip's own words are in {os.path.relpath(LOG)}")
     errors = re.findall(r'^ *ERROR: *(.*)', said, re.M)
     last = errors[-1][:200] if errors else 'it gave no reason'
     return f"pip could not install: {last}; pip's other words are in {os.path.relpath(LOG)}"
 
 
-# ---- pip ---------------------------------------------------------------------------------------------------------------
+# ---- pip -------------------------------------------------------------------------------------------------------------
 
 def pip(*args, each=lambda line: None):
     "Run pip, hand each line that it says to `each`, and raise `Stopped` if it fails."
@@ -145,51 +152,76 @@ def found(args, progress):
     pip('install', '--dry-run', '--report', report, '-c', 'constraints.txt', *args, each=each)
     items = json.loads(report.read_text(encoding='utf-8'))['install']
     report.unlink()
-    wanted = [x for x in items if 'dir_info' not in x['download_info']] # without the folder that is installed itself
-    return [(f"{x['metadata']['name']}=={x['metadata']['version']}", x['download_info']['url']) for x in wanted]
+    packages = []
+    for item in items:
+        download, metadata = item['download_info'], item['metadata']
+        if 'dir_info' in download: continue # the folder that is installed itself
+        packages.append((f"{metadata['name']}=={metadata['version']}", download['url']))
+    return packages
 
 
 def bytes_of(address):
     "Return the size of a file to fetch, 0 if its server does not tell."
     try:
-        if address.startswith('file:'): return Path(unquote(urlparse(address).path)).stat().st_size
+        if address.startswith('file:'):
+            path = unquote(urlparse(address).path)
+            return Path(path).stat().st_size
         request = urllib.request.Request(address, method='HEAD')
-        with urllib.request.urlopen(request, timeout=10) as answer: return int(answer.headers.get('Content-Length', 0))
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return int(answer.headers.get('Content-Length', 0))
     except (OSError, ValueError): return 0
 
 
 def portions(packages):
     "Return lists of (name==version, bytes) that are fetched together: the large ones alone, the small ones in groups."
-    groups, current = [], []
-    for package in sorted(packages, key=lambda package: package[1]):
-        if current and sum(n for _, n in current) + package[1] > PORTION:
-            groups.append(current)
-            current = []
-        current.append(package)
-    return groups + [current] if current else groups
+    groups = []
+    room = 0 # bytes that the last group may still take
+    for name, n_bytes in sorted(packages, key=lambda package: package[1]):
+        if not groups or n_bytes > room:
+            groups.append([])
+            room = PORTION
+        groups[-1].append((name, n_bytes))
+        room -= n_bytes
+    return groups
+
+
+class Fetched:
+    "Counts the bytes of a portion from what pip says of its files."
+    def __init__(self): self.finished = self.on_the_way = 0
+
+    @property
+    def bytes(self): return self.finished + self.on_the_way
+
+    def hear(self, line):
+        "Take in one line of pip, such as 'Progress 500 of 1000'."
+        step = re.match(r'Progress (\d+) of (\d+)', line)
+        if not step: return
+        self.on_the_way, whole = map(int, step.groups())
+        if self.on_the_way == whole:
+            self.finished += whole
+            self.on_the_way = 0
 
 
 def fetch(packages, extra, progress):
     "Fetch and install packages, portion by portion."
-    total, done = sum(n for _, n in packages), 0
+    total = sum(n for _, n in packages)
+    done = 0 # bytes of the portions that are installed
     installed = 0
     show_bytes = raw_progress()
     for portion in portions(packages):
-        behind = [done, 0] # bytes of finished files of this portion, bytes of the file on the way
+        fetched = Fetched()
         def each(line):
-            step = re.match(r'Progress (\d+) of (\d+)', line)
-            if step and step[1] == step[2]: behind[:] = [behind[0] + int(step[2]), 0]
-            elif step: behind[1] = int(step[1])
+            fetched.hear(line)
             doing = 'installing' if line.startswith('Installing') else 'fetching'
-            fetched = min(sum(behind), total)
-            progress.show(f'{doing}: {size(fetched)} of {size(total)}, {installed} of {len(packages)} packages installed')
+            share = f'{size(min(done + fetched.bytes, total))} of {size(total)}'
+            progress.show(f'{doing}: {share}, {installed} of {len(packages)} packages installed')
         names = [name for name, _ in portion]
         pip('install', '--no-deps', *show_bytes, *extra, *names, each=each)
         done += sum(n for _, n in portion)
         installed += len(portion)
 
 
-# ---- torch and its companion -------------------------------------------------------------------------------------------
+# ---- torch and its companion -----------------------------------------------------------------------------------------
 
 def has_gpu():
     "Return whether this machine shows an NVIDIA GPU."
@@ -200,50 +232,64 @@ def torch_words(packages, gpu):
     "Return a line on the build of torch among the packages, or None."
     torch = next((name for name, _ in packages if name.startswith('torch==')), None)
     if not torch: return None
+    version = torch.split('==')[1]
+    has_cuda = any(name.startswith('nvidia-') for name, _ in packages)
+    if not has_cuda: return f'torch {version}, a build without CUDA'
     cuda = sum(n for name, n in packages if name.startswith(('nvidia-', 'cuda-', 'triton', 'torch==')))
-    if not any(name.startswith('nvidia-') for name, _ in packages): return f"torch {torch.split('==')[1]}, a build without CUDA"
-    words = f"torch {torch.split('==')[1]} with CUDA, {size(cuda)} of it"
+    words = f'torch {version} with CUDA, {size(cuda)} of it'
     if gpu: return words
-    return (f'{words}; this machine shows no NVIDIA GPU, for which a build of about 200 MB is enough: stop here (Ctrl-C) and '
-            f'run make TORCH_INDEX={CPU_INDEX} to take that one')
+    return (f'{words}; this machine shows no NVIDIA GPU, for which a build of about 200 MB is enough: '
+            f'stop here (Ctrl-C) and run make TORCH_INDEX={CPU_INDEX} to take that one')
+
+
+IMPORT = """
+import importlib.util, sys
+if importlib.util.find_spec(sys.argv[1]) is None: sys.exit(2)
+__import__(sys.argv[1])
+"""
 
 
 def imports(name):
     "Return whether a package can be imported here; None if it is not installed."
-    code = f"import importlib.util as u, sys; sys.exit(2) if u.find_spec('{name}') is None else __import__('{name}')"
-    status = subprocess.run([sys.executable, '-c', code], capture_output=True).returncode
+    command = [sys.executable, '-c', IMPORT, name]
+    status = subprocess.run(command, capture_output=True).returncode
     return None if status == 2 else status == 0
 
 
 def mend_torchvision(index=''):
-    "Replace a torchvision that was built for another torch, or take it out: broken, it stops `transformers` as a whole."
+    "Replace a torchvision that was built for another torch, or take it out: broken, it stops all of `transformers`."
     if imports('torchvision') is not False: return None
     from importlib.metadata import version
     local = version('torch').partition('+')[2]
     if local or index:
-        wanted = version('torchvision').partition('+')[0] + (f'+{local}' if local else '')
+        wanted = version('torchvision').partition('+')[0]
+        if local: wanted += f'+{local}'
         where = index or f'https://download.pytorch.org/whl/{local}'
-        try: pip('install', '--no-deps', '--force-reinstall', '--retries', 0, '--timeout', 15, '--index-url', where, f'torchvision=={wanted}')
+        options = ['--no-deps', '--force-reinstall', '--retries', 0, '--timeout', 15, '--index-url', where]
+        try: pip('install', *options, f'torchvision=={wanted}')
         except Stopped: pass
         if imports('torchvision'): return f'torchvision {wanted} taken from {where}, to fit torch'
     pip('uninstall', '--yes', 'torchvision')
     return 'torchvision fits another build of torch and was taken out (only fastai.vision needs it)'
 
 
-# ---- all of it ---------------------------------------------------------------------------------------------------------
+# ---- all of it -------------------------------------------------------------------------------------------------------
 
 def install(args, extra, progress, what):
     "Find, announce, fetch and install what some arguments of pip ask for."
-    packages = found(args, progress)
-    with ThreadPoolExecutor(16) as pool: sizes = list(pool.map(bytes_of, [address for _, address in packages]))
-    packages = [(name, n) for (name, _), n in zip(packages, sizes)]
+    to_fetch = found(args, progress)
+    addresses = [address for _, address in to_fetch]
+    with ThreadPoolExecutor(16) as pool: sizes = list(pool.map(bytes_of, addresses))
+    packages = [(name, n_bytes) for (name, _), n_bytes in zip(to_fetch, sizes)]
     total = sum(sizes)
     progress.finish(f'{len(packages)} {what} to fetch, {size(total)}')
     torch = torch_words(packages, has_gpu())
     if torch: print(f'llmbook: {torch}', flush=True)
     free = shutil.disk_usage(VENV).free
-    if 3 * total > free: # the files, and about twice as much unpacked
-        raise Stopped(f'the disk is too small: about {size(3 * total)} are needed for {VENV}, {size(free)} are free: free some room, then run make again')
+    needed = 3 * total # the files, and about twice as much unpacked
+    if needed > free:
+        raise Stopped(f'the disk is too small: about {size(needed)} are needed for {VENV}, {size(free)} are free: '
+                      'free some room, then run make again')
     fetch(packages, extra, progress)
 
 

@@ -51,6 +51,9 @@ def purpose(name):
     return next((folders[name] for folders in STAGES.values() if name in folders), '')
 
 
+HEADS = dict(book='The book', records='Records')
+
+
 def contents(root=ROOT):
     "Return the sidebar as Quarto reads it: the start page, then sections of files or of sections."
     start = []
@@ -61,8 +64,9 @@ def contents(root=ROOT):
         elif part(p) == 'api':
             folders = tree.setdefault(stage(p), {})
             folders.setdefault(folder(p), []).append(name)
-        else: tree.setdefault({'book': 'The book', 'records': 'Records'}[part(p)], []).append(name)
-    return start + [dict(section=head, contents=listed(inside)) for head, inside in tree.items()]
+        else: tree.setdefault(HEADS[part(p)], []).append(name)
+    sections = [dict(section=head, contents=listed(inside)) for head, inside in tree.items()]
+    return start + sections
 
 
 def listed(inside):

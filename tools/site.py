@@ -81,8 +81,8 @@ def shown_name(source):
 
 def documentation(name, mod, outputs, sources, names):
     "Return a name's entry: target, heading, signature, one line, and its source to unfold."
-    text = next((''.join(o['data']['text/markdown']) for o in outputs if 'text/markdown' in o.get('data', {})), '')
-    text = tidy_documentation(text)
+    written = [o['data']['text/markdown'] for o in outputs if 'text/markdown' in o.get('data', {})]
+    text = tidy_documentation(''.join(written[0]) if written else '')
     source = sources.get(name) or sources.get(name.split('.')[0])
     if source:
         text += f'\n\n<details class="source"><summary>source</summary>\n\n```python\n{source}\n```\n\n</details>'
@@ -114,14 +114,17 @@ def convert(processed, original, names):
     mod = module(original)
     sources = exported_sources(original)
     out = []
-    for c in nb['cells']:
-        src = ''.join(c['source'])
-        if c['cell_type'] == 'raw': out.append(md_cell(heading(front(src), mod)))
-        elif c['cell_type'] == 'markdown': out.append(md_cell(markdown(src, names)))
-        else: out += code_cells(c, src, mod, sources, names)
-    out = [c for c in out if c['source'].strip() and not c['source'].startswith('<!-- WARNING')]
+    for cell in nb['cells']:
+        kind, src = cell['cell_type'], ''.join(cell['source'])
+        if kind == 'raw': out.append(md_cell(heading(front(src), mod)))
+        elif kind == 'markdown': out.append(md_cell(markdown(src, names)))
+        else: out += code_cells(cell, src, mod, sources, names)
+    shown = []
+    for cell in out:
+        is_warning = cell['source'].startswith('<!-- WARNING')
+        if cell['source'].strip() and not is_warning: shown.append(cell)
     kernel = dict(name='python3', language='python', display_name='python3')
-    return dict(nbformat=4, nbformat_minor=4, cells=out, metadata=dict(kernelspec=kernel))
+    return dict(nbformat=4, nbformat_minor=4, cells=shown, metadata=dict(kernelspec=kernel))
 
 
 def md_cell(text): return dict(cell_type='markdown', metadata={}, source=text)
@@ -180,8 +183,8 @@ class Section:
         indent, lines = '  ' * level, []
         for x in self.inside:
             if isinstance(x, Section):
-                lines.append(f'{indent}- [{x.title}](/{x.path}.md): {purpose(x.title)}')
-                lines.append(x.listing(level + 1))
+                link = f'[{x.title}](/{x.path}.md): {purpose(x.title)}'
+                lines += [f'{indent}- {link}', x.listing(level + 1)]
             else: lines.append(f'{indent}- {notebook_link(x)}')
         return '\n'.join(lines)
 
@@ -203,17 +206,18 @@ def toctree(entries):
 
 def stage(processed, folder):
     "Write what Sphinx reads: every page in the sidebar, the pages of its headings, and the files beside them."
-    contents = yaml.safe_load((ROOT/'nbs/sidebar.yml').read_text())['website']['sidebar']['contents']
-    entries = [Section(x) if isinstance(x, dict) else x for x in contents]
+    sidebar = yaml.safe_load((ROOT/'nbs/sidebar.yml').read_text())['website']['sidebar']
+    entries = [Section(x) if isinstance(x, dict) else x for x in sidebar['contents']]
     sections = [x for x in entries if isinstance(x, Section)]
-    listed = ['index.ipynb'] + [p for x in sections for p in x.pages()]
+    listed = ['index.ipynb']
+    for section in sections: listed += section.pages()
     copy_other_files(processed, folder)
-    for x in sections: x.write(folder)
+    for section in sections: section.write(folder)
     names = documented_names(processed, listed)
     for p in listed:
         nb = convert(processed/p, ROOT/'nbs'/p, names)
         if p == 'index.ipynb': nb['cells'].append(md_cell(toctree(entries)))
-        to = folder/(page(p) + '.ipynb')
+        to = folder/f'{page(p)}.ipynb'
         to.parent.mkdir(parents=True, exist_ok=True)
         to.write_text(json.dumps(nb), encoding='utf-8')
 

@@ -35,8 +35,9 @@ def split(path):
     cell = nb['cells'][i]
     source = ''.join(cell['source'])
     head, body = rest(source)
-    digest = hashlib.sha1(f'markdown{body}'.encode()).hexdigest()
-    new = dict(cell, id=digest[:8], source=body.splitlines(True))
+    digest = hashlib.sha1(f'markdown{body}'.encode())
+    name = digest.hexdigest()[:8]
+    new = dict(cell, id=name, source=body.splitlines(True))
     cell['source'] = head.splitlines(True)
     nb['cells'].insert(i + 1, new)
     text = json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True)

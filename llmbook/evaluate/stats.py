@@ -468,7 +468,7 @@ def wilson(
 def plot_rows(
     rows:list[dict], # rows of one metric; the group, or else the split, names the line
     ax=None, # axes of matplotlib; None makes some
-) -> 'matplotlib.axes.Axes': # the axes, to add to
+): # axes of matplotlib, to add to
     "Draw values as dots and intervals as bars."
     rows = [r for r in _check_rows(rows) if r['value'] is not None]
     if not rows: raise UserError('expected at least one row with a value, got none')
