@@ -39,6 +39,7 @@ _RUN = re.compile(rf'[{UNSPACED}](?:[{UNSPACED}]|[^\w\s])*')
 
 KOREAN_RUN = r'[\uac00-\ud7a3]{12,}' # Korean without spaces: between spaces, few words have more than 8 letters
 _ANY_KOREAN_RUN = re.compile(r'[\uac00-\ud7a3][\uac00-\ud7a3]{11,}').search # the same; one class first makes it fast
+_MAY_BE_UNSPACED = re.compile(rf'[{UNSPACED}\uac00-\ud7a3]').search # one look is enough for most texts
 _KOREAN_AND_MARKS = re.compile(KOREAN_RUN + r'[^\w\s]*')
 _KOREAN_LETTER = re.compile(r'[\uac00-\ud7a3][^\w\s]*').findall
 
@@ -47,7 +48,7 @@ def has_unspaced(
     text:str, # any text
 ) -> bool: # False for a text of spaced words alone
     "Return whether a text has a letter of a script that is written without spaces, or Korean without spaces."
-    if text.isascii(): return False
+    if text.isascii() or not _MAY_BE_UNSPACED(text): return False
     return _ANY_UNSPACED(text) is not None or _ANY_KOREAN_RUN(text) is not None
 
 def _spaced(m): return f" {' '.join(_PIECE.findall(m[0]))} "
@@ -60,6 +61,7 @@ def space_words(
     "Put spaces around the words of scripts that are written without them."
     if text.isascii(): return text
     if '፡' in text: text = text.replace('፡', '፡ ') # Ethiopic has a mark of its own between words
+    if not _MAY_BE_UNSPACED(text): return text
     if _ANY_UNSPACED(text): text = _RUN.sub(_spaced, text)
     if _ANY_KOREAN_RUN(text): text = _KOREAN_AND_MARKS.sub(_spaced_korean, text)
     return text

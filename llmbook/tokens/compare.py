@@ -68,14 +68,12 @@ def comparison_table(
     kinds = list(dict.fromkeys(row['kind'] for row in rows))
     names = list(dict.fromkeys(row['tokenizer'] for row in rows))
     cells = {(row['tokenizer'], row['kind']): f'{row[value]:,.2f}' for row in rows}
-    left = max(map(len, [value, *names]))
+    widest_name = max(map(len, [value, *names]))
+    widths = [max(len(kind), 6) for kind in kinds]
 
     def line(name, row):
-        columns = []
-        for kind, cell in zip(kinds, row):
-            width = max(len(kind), 6)
-            columns.append(f'{cell:>{width}}')
-        return f'{name:<{left}} ' + ' '.join(columns)
+        columns = [f'{cell:>{width}}' for cell, width in zip(row, widths)]
+        return f'{name:<{widest_name}} ' + ' '.join(columns)
 
     lines = [line(value, kinds)]
     for name in names:
@@ -89,7 +87,7 @@ def plot_vocabulary(
     texts:dict[str, Sequence[str]|str], # kind -> held-out texts
     width:int=256, # width of the model that would use them
     body:float=3e6, # other parameters of that model
-): # the figure
+) -> 'Figure': # of matplotlib
     "Plot bytes per token as the vocabulary grows, and the cost of training on a megabyte."
     import matplotlib.pyplot as plt
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 2.9))

@@ -9,6 +9,7 @@ __all__ = ['IGNORE', 'SeekLoader', 'NoData', 'read_ahead', 'TokenLoader', 'docum
 # %% ../../nbs/api/14_tokens/05_loaders.ipynb #b26adae4
 import queue, threading
 from html import escape
+from typing import Iterator
 from pathlib import Path
 import numpy as np
 import torch
@@ -37,22 +38,22 @@ class SeekLoader(DataLoader):
 
     def seek(self,
         batch:int, # number of a batch: epoch * len(dl) + step
-    ): # the loader itself
+    ) -> 'SeekLoader': # the loader itself
         "Let the next iteration start at a batch and end with its epoch."
         if batch < 0: raise UserError(f'expected a batch number of 0 or more, got {batch}')
         self.position = int(batch)
         return self
 
-    def host(self, *shape): # int64, not yet filled
+    def host(self, *shape) -> torch.Tensor: # int64, not yet filled
         "Return memory for ids; it is pinned if a copy to a GPU follows."
         return torch.empty(shape, dtype=torch.int64, pin_memory=getattr(self.device, 'type', 'cpu') == 'cuda')
 
-    def sent(self, t):
+    def sent(self, t) -> torch.Tensor:
         "Return a tensor on the loader's device."
         if getattr(self.device, 'type', 'cpu') == 'cpu': return t
         return t.to(self.device, non_blocking=True)
 
-    def batch(self, i): raise NotImplementedError('a subclass says what batch i is')
+    def batch(self, i) -> tuple: raise NotImplementedError('a subclass says what batch i is')
     def batches(self, start, end): return map(self.batch, range(start, end))
 
     def __iter__(self):
@@ -65,13 +66,13 @@ class SeekLoader(DataLoader):
         for b in found: yield self.after_batch(b)
         self.after_iter()
 
-    def one_batch(self): return self.after_batch(self.batch(self.position))
+    def one_batch(self) -> tuple: return self.after_batch(self.batch(self.position))
 
     @property
     def items(self): raise UserError('expected a table of single items, got a loader of rows of tokens: '
                                      'use learn.top_losses(k) for the texts that are predicted worst')
 
-    def new(self, dataset=None, cls=None, **kwargs): # a loader at position 0
+    def new(self, dataset=None, cls=None, **kwargs) -> 'SeekLoader': # at position 0
         "Return the same loader with some arguments changed, as `Learner.get_preds` and `show_results` need it."
         if isinstance(dataset, NoTokens): return NoData.like(self)
         dataset = self.dataset if dataset is None else dataset
@@ -94,7 +95,7 @@ class NoData(SeekLoader):
     @classmethod
     def like(cls,
         dl, # any loader
-    ):
+    ) -> 'NoData':
         "Return what is kept of a loader."
         return cls(getattr(dl, 'tok', None), getattr(dl, 'bs', None) or 1, getattr(dl, 'device', None))
 
@@ -107,7 +108,7 @@ class NoData(SeekLoader):
 def read_ahead(
     batches, # an iterable
     n:int=2, # number of batches that may wait
-): # yields the same batches
+) -> Iterator: # the same batches
     "Let a thread read up to `n` batches ahead; it ends with the loop."
     free, ready, stop = threading.Semaphore(n), queue.SimpleQueue(), threading.Event()
 
@@ -166,15 +167,13 @@ class TokenLoader(SeekLoader):
         self.ahead = ahead
         self.n_inp = 1 + document_mask
         if isinstance(tokens, TokenView): tokens.expect_jumps()
-        big = bs * world
-        n = self.count_rows(tokens, big if shuffle else None)
-        self.n_windows = n # in a pass
-        if not steps: steps = max(n // big, 1) if shuffle else -(-n // big)
-        self.rows = steps * big if shuffle else min(n, steps * big) # in an epoch, of all ranks
+        big = bs * world # rows of a batch, of all ranks
+        self.n_windows = self.count_rows(tokens, big if shuffle else None) # in a pass
+        self.rows = _rows_of_epoch(self.n_windows, big, steps, shuffle) # of all ranks
         self.steps = -(-self.rows // big)
         super().__init__(dataset=tokens, bs=bs, shuffle=shuffle, n=self.rows, device=device, **kwargs)
 
-    def count_rows(self, tokens, big): # rows in a pass
+    def count_rows(self, tokens, big) -> int: # rows in a pass
         "Count the windows; one less than fit leaves some tokens to move the cuts by."
         T = self.seq_len
         n = (len(tokens) - 1) // T
@@ -182,6 +181,13 @@ class TokenLoader(SeekLoader):
             raise UserError(f'expected at least {T + 1:,} tokens for one window of {T:,}, found {len(tokens):,}: '
                             'give more text, or a smaller seq_len')
         return n - 1 if big and n > big else n
+
+def _rows_of_epoch(n, big, steps, shuffle):
+    "Return the rows of an epoch: whole batches in training, at most one pass of `n` windows in validation."
+    if shuffle:
+        if not steps: steps = max(n // big, 1)
+        return steps * big
+    return min(n, steps * big) if steps else n
 
 # %% ../../nbs/api/14_tokens/05_loaders.ipynb #b5a0d23a
 @patch
@@ -209,7 +215,7 @@ def places(self:TokenLoader,
     return window * T + offset.astype(np.int64)
 
 @patch
-def shuffled(self:TokenLoader, rows): # (n) what comes at these rows of training, and the key of each one's pass
+def shuffled(self:TokenLoader, rows) -> tuple: # (n) what comes at these rows of training, (n) keys of their passes
     "Look rows up in the order of their pass."
     n = self.n_windows
     number = (rows // n).astype(np.uint64) # of the pass
@@ -228,7 +234,7 @@ def starts(self:TokenLoader,
 def document_ids(
     x, # (B, T) ids
     eot:int=EOT, # id of the end marker
-): # (B, T) int64: 0, 1, 2, ... along each row
+) -> torch.Tensor: # (B, T) int64: 0, 1, 2, ... along each row
     "Label each token with the number of its document; a marker counts to the document that follows it."
     return (x == eot).cumsum(-1)
 
@@ -236,27 +242,28 @@ def document_ids(
 @patch
 def batch(self:TokenLoader,
     i:int, # number of a batch
-): # x, y or x, docs, y: (B, T) int64 on the loader's device
+) -> tuple: # x, y or x, docs, y: (B, T) int64 on the loader's device
     "Read batch `i`, and touch no other."
     return self.read(self.starts(i))
 
 @patch
-def batches(self:TokenLoader, start, end):
+def batches(self:TokenLoader, start, end) -> Iterator[tuple]:
     "Read the batches from `start` to before `end`."
     for i in range(start, end, 64):
         rows = [self.rows_of(j) for j in range(i, min(i + 64, end))]
         places = self.places(np.concatenate(rows))
         ends = np.cumsum([len(r) for r in rows])
-        for part in np.split(places, ends[:-1]): yield self.read(part)
+        of_batches = np.split(places, ends[:-1])
+        for part in of_batches: yield self.read(part)
 
 @patch
-def read(self:TokenLoader, places):
+def read(self:TokenLoader, places) -> tuple: # as from `batch`
     "Read the windows that begin at `places`."
     if not len(places): return self.ignored()
     return self.to_batch(self.dataset.windows(places, self.seq_len + 1))
 
 @patch
-def to_batch(self:TokenLoader, windows): # windows: (B, T + 1)
+def to_batch(self:TokenLoader, windows) -> tuple: # windows: (B, T + 1)
     "Send input and target to the device."
     host = self.host(2, len(windows), windows.shape[1] - 1)
     ids = host.numpy()
@@ -266,13 +273,13 @@ def to_batch(self:TokenLoader, windows): # windows: (B, T + 1)
     return (x, document_ids(x, self.eot), y) if self.document_mask else (x, y)
 
 @patch
-def ignored(self:TokenLoader):
+def ignored(self:TokenLoader) -> tuple: # as from `batch`
     "Read a row without targets, for a rank that has none of its own."
     *inputs, y = self.read(self.places(np.zeros(1, np.int64)))
     return *inputs, torch.full_like(y, IGNORE)
 
 @patch
-def get_idxs(self:TokenLoader): # as many numbers as rows come out of one epoch
+def get_idxs(self:TokenLoader) -> list[int]: # as many numbers as rows come out of one epoch
     "Return the order of the rows, for `Learner.get_preds`: as they come."
     counts = [max(len(self.rows_of(i)), 1) for i in range(self.steps)]
     return list(range(sum(counts)))
@@ -302,13 +309,15 @@ def batch_table(
         row = [_cut(decode(tok, ids, False), trunc_at) for ids in (x[i], target)]
         if preds is not None:
             pred = preds[i][is_target]
-            right = (pred == target).float().mean()
-            row += [_compared(tok, pred, target, trunc_at), f'{right:.0%}']
+            share = (pred == target).float().mean()
+            row += [_compared(tok, pred, target, trunc_at), f'{share:.0%}']
         rows.append(row)
-    lines = [_line(heads, 'th'), *(_line(row, 'td') for row in rows)]
-    return f'<table>{"".join(lines)}</table>'
+    head = _line(heads, 'th')
+    body = ''.join(_line(row, 'td') for row in rows)
+    return f'<table>{head}{body}</table>'
 
 def _line(cells, tag):
+    "Return a line of the table."
     cells = [f'<{tag} style="{_CELL}">{cell}</{tag}>' for cell in cells]
     return f'<tr>{"".join(cells)}</tr>'
 
@@ -331,7 +340,7 @@ def show_batch(self:SeekLoader,
     b=None, # a batch, inputs first and targets last; None takes the next
     max_n:int=6, # rows
     **kwargs # arguments of `batch_table`
-):
+) -> None:
     "Show a batch as text."
     _show(self, b if b is not None else self.one_batch(), None, max_n, **kwargs)
 
@@ -341,11 +350,12 @@ def show_results(self:SeekLoader,
     out, # the model's predictions for it: ids or scores
     max_n:int=6, # rows
     **kwargs # arguments of `batch_table`
-):
+) -> None:
     "Show predictions beside what they should have been."
     _show(self, b, out, max_n, **kwargs)
 
 def _show(dl, b, preds, max_n, show=True, ctxs=None, unique=False, **kwargs):
+    "Show a batch as a table in a notebook, and as lines of text elsewhere."
     from IPython import get_ipython
     from IPython.display import HTML, display
     if dl.tok is None: raise UserError('expected a loader with a tokenizer, to show ids as text: pass tok=')
@@ -378,8 +388,8 @@ def lm_dls(
     check_positive(bs=bs, seq_len=seq_len, steps=steps, valid_batches=valid_batches)
     train = open_tokens(data, 'train')
     valid = open_tokens(data, 'valid')
-    rows = bs * kwargs.get('world', 1)
-    _check_enough(len(train), len(valid), rows, seq_len, data)
+    n_ranks = kwargs.get('world', 1)
+    _check_enough(len(train), len(valid), bs * n_ranks, seq_len, data)
     common = dict(seed=seed, tok=tok, eot=manifest['eot'], **kwargs)
     training = TokenLoader(train, bs, seq_len, steps, **common)
     validation = TokenLoader(valid, bs, seq_len, valid_batches, shuffle=False, **common)

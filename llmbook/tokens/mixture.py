@@ -14,8 +14,8 @@ def _positive(values, what):
     "Return the numbers by name; raise `UserError` for a negative one, for NaN, or where all are 0."
     res = {name: float(v) for name, v in values.items()}
     bad = [f'{name}: {values[name]}' for name, v in res.items() if not 0 <= v < math.inf]
-    if bad or not sum(res.values()) > 0:
-        raise UserError(f'expected {what} from 0, not all 0, got {", ".join(bad) or dict(values)}')
+    if bad: raise UserError(f'expected {what} from 0, not all 0, got {", ".join(bad)}')
+    if not any(res.values()): raise UserError(f'expected {what} from 0, not all 0, got {dict(values)}')
     return res
 
 def _normal(weights):
@@ -23,8 +23,8 @@ def _normal(weights):
     total = math.fsum(weights.values())
     return {name: w / total for name, w in weights.items()}
 
-def _capped(share, sizes, epoch_cap, total):
-    "Limit shares so that no source is drawn more than `epoch_cap` times; what is over goes to the others."
+def _limits(share, sizes, epoch_cap, total):
+    "Return the largest share of each source that is drawn; raise `UserError` if all together are too few."
     if not epoch_cap > 0 or not total > 0:
         raise UserError(f'expected a cap and a total over 0, got epoch_cap={epoch_cap}, total={total}')
     limit = {name: epoch_cap * sizes[name] / total for name, w in share.items() if w}
@@ -32,10 +32,16 @@ def _capped(share, sizes, epoch_cap, total):
     if most < 1 - 1e-9:
         raise UserError(f'expected at most {most * total:,.0f} tokens, {epoch_cap:g} times what the sources hold, '
                         f'got a total of {total:,.0f}: draw fewer, allow more epochs, or add text')
+    return limit
+
+def _capped(share, sizes, epoch_cap, total):
+    "Limit shares so that no source is drawn more than `epoch_cap` times; what is over goes to the others."
+    limit = _limits(share, sizes, epoch_cap, total)
     res = {} # shares that are settled
     free = {name: share[name] for name in limit}
     while free:
-        scale = (1 - math.fsum(res.values())) / math.fsum(free.values())
+        left = 1 - math.fsum(res.values())
+        scale = left / math.fsum(free.values())
         over = [name for name, w in free.items() if w * scale > limit[name]]
         if not over:
             res |= {name: w * scale for name, w in free.items()}
@@ -56,16 +62,21 @@ def mixture_weights(
     "Compute how much of what is read comes from each source."
     sizes = _positive(sizes, 'sizes')
     if not temperature > 0: raise UserError(f'expected a temperature over 0, got {temperature}')
-    if weights is not None and set(weights) != set(sizes):
-        raise UserError(f'expected weights for {", ".join(sizes)}, got them for {", ".join(map(str, weights))}: '
-                        'name every source, with 0 for what is left out')
     if weights is None: weights = _by_size(sizes, temperature)
+    _check_names(weights, sizes)
     share = _normal(_positive(weights, 'weights'))
     empty = [name for name, w in share.items() if w and not sizes[name]]
     if empty: raise UserError(f'expected text in every source with a weight, got none in {", ".join(empty)}')
     if epoch_cap is None: return share
     if total is None: total = sum(sizes.values())
     return _capped(share, sizes, epoch_cap, total)
+
+def _check_names(weights, sizes):
+    "Raise `UserError` unless every source has a weight, and nothing else has one."
+    if set(weights) == set(sizes): return
+    given = ', '.join(map(str, weights))
+    raise UserError(f'expected weights for {", ".join(sizes)}, got them for {given}: '
+                    'name every source, with 0 for what is left out')
 
 def _by_size(sizes, temperature):
     "Compute weights from sizes; dividing by the largest keeps the powers within range."
@@ -88,7 +99,8 @@ def mixture_rows(
     for name, n in sizes.items():
         share = shares.get(name, 0.)
         drawn = share * total
-        rows.append(dict(source=name, tokens=n, share=share, drawn=drawn, epochs=drawn / n if n else 0.))
+        epochs = drawn / n if n else 0.
+        rows.append(dict(source=name, tokens=n, share=share, drawn=drawn, epochs=epochs))
     return rows
 
 # %% ../../nbs/api/14_tokens/08_mixture.ipynb #84030651

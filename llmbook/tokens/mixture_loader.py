@@ -29,17 +29,14 @@ class MixedLoader(TokenLoader):
         **kwargs # arguments of `TokenLoader`: steps, tok, device, rank, world, document_mask, eot, ahead
     ):
         if not sources: raise UserError('expected at least one source, got none')
-        self.readers = {}
-        for name, view in sources.items():
-            own_seed = int(fingerprint([seed, name]), 16)
-            try: self.readers[name] = TokenLoader(view, 1, seq_len, seed=own_seed)
-            except UserError as e: raise UserError(f'{name}: {e}') from None
+        self.readers = {name: _reader(name, view, seq_len, seed) for name, view in sources.items()}
         if weights is None: weights = {name: len(view) for name, view in sources.items()}
         self.weights = dict(weights)
         self.order = MixedOrder(list(sources), self.weights, seed=seed)
         super().__init__(sources, bs, seq_len, seed=seed, **kwargs)
 
-    def count_rows(self, tokens, big): return sum(reader.n_windows for reader in self.readers.values())
+    def count_rows(self, tokens, big) -> int: # windows of all sources
+        return sum(reader.n_windows for reader in self.readers.values())
 
     def places(self,
         rows:np.ndarray, # (n) row numbers
@@ -52,7 +49,7 @@ class MixedLoader(TokenLoader):
             if mine.any(): places[mine, 1] = reader.places(number[mine])
         return places
 
-    def read(self, places):
+    def read(self, places) -> tuple: # what `TokenLoader.batch` returns
         "Read the windows at `places`."
         if not len(places): return self.ignored()
         windows = np.empty((len(places), self.seq_len + 1), np.uint32)
@@ -64,15 +61,21 @@ class MixedLoader(TokenLoader):
     def set_weights(self,
         parts, # shares by source, or a list of them for equal parts of the run
         batches:int=0, # batches of the run; needed for a list
-    ): # the loader itself
+    ) -> 'MixedLoader': # the loader itself
         "Choose the shares of the whole run; what was drawn is counted again from its start."
         self.order = MixedOrder(list(self.readers), parts, batches * self.bs * self.world, self.seed)
         return self
 
-    def new(self, *args, **kwargs):
+    def new(self, *args, **kwargs) -> 'MixedLoader': # with the shares of this one
         dl = super().new(*args, **kwargs)
         dl.order = self.order
         return dl
+
+def _reader(name, view, seq_len, seed):
+    "Return a loader of single windows of a source, in an order of its own."
+    own_seed = int(fingerprint([seed, name]), 16)
+    try: return TokenLoader(view, 1, seq_len, seed=own_seed)
+    except UserError as e: raise UserError(f'{name}: {e}') from None
 
 # %% ../../nbs/api/14_tokens/09_mixture_loader.ipynb #b3307199
 @patch
@@ -80,17 +83,18 @@ def passes(self:MixedLoader,
     batch:int, # number of batches of training
 ) -> dict: # name -> passes over its windows
     "Compute how often each source has been read by then."
-    rows = batch * self.bs * self.world
-    block = rows // self.order.block
-    drawn = self.order.counts(np.array([block]))[0]
-    source, _ = self.order.draw(np.arange(drawn.sum(), rows)) # the rest, in the block that has begun
-    drawn = drawn + np.bincount(source, minlength=len(drawn))
-    passes = {}
-    for (name, reader), n in zip(self.readers.items(), drawn.tolist()): passes[name] = n / reader.n_windows
-    return passes
+    n_rows = batch * self.bs * self.world
+    n_blocks = n_rows // self.order.block
+    in_blocks = self.order.counts(np.array([n_blocks]))[0]
+    rest = np.arange(in_blocks.sum(), n_rows) # rows of the block that has begun
+    source, _ = self.order.draw(rest)
+    in_rest = np.bincount(source, minlength=len(in_blocks))
+    drawn = (in_blocks + in_rest).tolist()
+    readers = zip(self.readers.items(), drawn)
+    return {name: n / reader.n_windows for (name, reader), n in readers}
 
 @patch
-def show_batch(self:MixedLoader, b=None, max_n=6, **kwargs):
+def show_batch(self:MixedLoader, b=None, max_n=6, **kwargs) -> None:
     "Show a batch as text, and where the rows of the next one come from."
     if b is None:
         names = list(self.readers)
@@ -113,13 +117,15 @@ def mixed_dls(
     "Make fastai `DataLoaders` that mix several prepared folders."
     if not folders: raise UserError('expected at least one prepared folder, got none')
     manifest, tok = _open_together(folders)
-    train = {name: open_tokens(folder) for name, folder in folders.items()}
+    sources = {name: open_tokens(folder) for name, folder in folders.items()}
     valid_shards = []
-    for folder in folders.values(): valid_shards += open_tokens(folder, 'valid').shards
-    kwargs.update(tok=tok, eot=manifest['eot'])
-    training = MixedLoader(train, weights, bs, seq_len, seed, steps=steps, **kwargs)
-    validation = TokenLoader(TokenView(valid_shards), bs, seq_len, valid_batches, seed, False, **kwargs)
-    first = next(iter(folders.values()))
+    for folder in folders.values():
+        view = open_tokens(folder, 'valid')
+        valid_shards += view.shards
+    common = dict(kwargs, seed=seed, tok=tok, eot=manifest['eot'])
+    training = MixedLoader(sources, weights, bs, seq_len, steps=steps, **common)
+    validation = TokenLoader(TokenView(valid_shards), bs, seq_len, valid_batches, shuffle=False, **common)
+    first, *_ = folders.values()
     return DataLoaders(training, validation, path=Path(first), device=pick_device(device))
 
 def _open_together(folders): # manifest and tokenizer of the first

@@ -29,16 +29,12 @@ class PackedLoader(TokenLoader):
         document_mask:bool=True, # False: batches (x, y), and the pieces of a row see each other
         **kwargs # arguments of `TokenLoader`: steps, seed, shuffle, tok, device, rank, world, eot, ahead
     ):
+        _check_packing(packing, edges, len(tokens))
         self.edges = edges
         self.packing = packing
-        n = len(edges) - 1
-        n_packed = int(packing.doc.max()) + 1 if len(packing) else 0
-        if n_packed and (n_packed > n or edges[-1] != len(tokens)):
-            raise UserError(f'expected a packing of the {n:,} documents of these {len(tokens):,} tokens, got one of '
-                            f'{n_packed:,} documents and edges up to {edges[-1]:,}')
         super().__init__(tokens, bs, packing.size, document_mask=document_mask, **kwargs)
 
-    def count_rows(self, tokens, big):
+    def count_rows(self, tokens, big) -> int: # rows in a pass
         if not len(self.packing): raise UserError('expected at least one document, found none: give more text')
         return len(self.packing)
 
@@ -48,7 +44,7 @@ class PackedLoader(TokenLoader):
         "Find the packed rows that are read; every pass shuffles them."
         return self.shuffled(rows)[0] if self.shuffle else rows * self.n_windows // self.rows
 
-    def read(self, places):
+    def read(self, places) -> tuple: # x, docs, y: (B, T) each; x, y without a document mask
         "Read packed rows."
         if not len(places): return self.ignored()
         host = self.host(3, len(places), self.packing.size)
@@ -56,7 +52,8 @@ class PackedLoader(TokenLoader):
         x[:] = PAD
         docs[:] = -1
         y[:] = IGNORE
-        for b, row in enumerate(np.asarray(places).tolist()): self._fill(row, x[b], docs[b], y[b])
+        rows = np.asarray(places).tolist()
+        for b, row in enumerate(rows): self._fill(row, x[b], docs[b], y[b])
         x, docs, y = self.sent(host)
         return (x, docs, y) if self.document_mask else (x, y)
 
@@ -76,6 +73,15 @@ class PackedLoader(TokenLoader):
         if start: return self.dataset[start - 1:start + n]
         return np.append(self.eot, self.dataset[:n])
 
+def _check_packing(packing, edges, n_tokens):
+    "Raise `UserError` for a packing of other documents than those that lie between the edges."
+    if not len(packing): return
+    n_documents = len(edges) - 1
+    n_packed = int(packing.doc.max()) + 1
+    if n_packed <= n_documents and edges[-1] == n_tokens: return
+    raise UserError(f'expected a packing of the {n_documents:,} documents of these {n_tokens:,} tokens, got one of '
+                    f'{n_packed:,} documents and edges up to {edges[-1]:,}')
+
 # %% ../../nbs/api/14_tokens/07_packed_loader.ipynb #dbceea93
 def packed_dls(
     data:str|Path, # prepared folder
@@ -92,12 +98,13 @@ def packed_dls(
     manifest, tok = open_prepared(data)
     check_positive(bs=bs, seq_len=seq_len, steps=steps, valid_batches=valid_batches)
     common = dict(tok=tok, eot=manifest['eot'], **kwargs)
-    dls = []
-    for split, n in (('train', steps), ('valid', valid_batches)):
+
+    def loader(split, n, shuffle):
         edges = document_edges(data, split)
         packing = pack(np.diff(edges), seq_len)
         tokens = open_tokens(data, split)
-        is_train = split == 'train'
-        dl = PackedLoader(tokens, edges, packing, bs, steps=n, seed=seed, shuffle=is_train, **common)
-        dls.append(dl)
-    return DataLoaders(*dls, path=Path(data), device=pick_device(device))
+        return PackedLoader(tokens, edges, packing, bs, steps=n, seed=seed, shuffle=shuffle, **common)
+
+    training = loader('train', steps, shuffle=True)
+    validation = loader('valid', valid_batches, shuffle=False)
+    return DataLoaders(training, validation, path=Path(data), device=pick_device(device))

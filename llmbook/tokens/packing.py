@@ -32,13 +32,15 @@ class Packing:
     def quality(self) -> dict: # documents, rows; shares: cut and cut_needlessly of documents, padding of positions
         "Measure what the packing costs."
         if not len(self.doc): return dict(documents=0, rows=0, cut=0., cut_needlessly=0., padding=0.)
-        pieces, lengths = np.bincount(self.doc), np.bincount(self.doc, self.length)
-        n_documents = (pieces > 0).sum()
-        cut = pieces > 1
+        n_pieces = np.bincount(self.doc) # of each document
+        lengths = np.bincount(self.doc, self.length)
+        n_documents = int(np.count_nonzero(n_pieces))
+        cut = n_pieces > 1
         needlessly = cut & (lengths <= self.size)
-        filled = self.length.sum() / (len(self) * self.size)
+        n_positions = len(self) * self.size
+        filled = self.length.sum() / n_positions
         return dict(
-            documents=int(n_documents),
+            documents=n_documents,
             rows=len(self),
             cut=float(cut.sum() / n_documents),
             cut_needlessly=float(needlessly.sum() / n_documents),
@@ -83,18 +85,21 @@ class _Heaps:
         self.rows = [[] for _ in range(size + 1)] # arrays of row numbers
         self.count = np.zeros(size + 1, np.int64) # how many rows these arrays hold
 
-    def put(self, free, rows):
+    def put(self, free, rows) -> None:
+        "Note rows that have this many free tokens."
         if not len(rows): return
         self.rows[free].append(rows)
         self.count[free] += len(rows)
 
-    def take(self, free):
+    def take(self, free) -> np.ndarray:
+        "Return all rows that have this many free tokens, and forget them."
         rows = np.concatenate(self.rows[free])
         self.rows[free] = []
         self.count[free] = 0
         return rows
 
-    def with_space(self, n): # numbers of free tokens, from n on, that some row has
+    def with_space(self, n) -> np.ndarray:
+        "Return the numbers of free tokens, from `n` on, that some row has."
         return np.flatnonzero(self.count[n:]) + n
 
 def _place(
@@ -127,12 +132,13 @@ def _fill(heaps, free, n, row, start, end):
     each = free // n # documents that one row takes
     n_docs = min(end - start, len(rows) * each)
     n_used = -(-n_docs // each)
-    used, unused = rows[:n_used], rows[n_used:]
-    row[start:start + n_docs] = np.repeat(used, each)[:n_docs]
-    in_last = n_docs - (n_used - 1) * each # the last row may take fewer
-    heaps.put(free, unused)
+    used = rows[:n_used]
+    row_of_each = np.repeat(used, each)
+    row[start:start + n_docs] = row_of_each[:n_docs]
+    n_in_last = n_docs - (n_used - 1) * each # the last row may take fewer
+    heaps.put(free, rows[n_used:])
     heaps.put(free - each * n, used[:-1])
-    heaps.put(free - in_last * n, used[-1:])
+    heaps.put(free - n_in_last * n, used[-1:])
     return start + n_docs
 
 # %% ../../nbs/api/14_tokens/06_packing.ipynb #3e5ef845
@@ -145,13 +151,20 @@ def best_fit(
     n_full, rest = np.divmod(lengths, size)
     full_doc, full_offset = _full_rows(n_full, size)
     n_rows = len(full_doc)
+    full_row = np.arange(n_rows)
+    full_length = np.full(n_rows, size)
+
     docs = np.flatnonzero(rest)
-    docs = docs[np.argsort(-rest[docs], kind='stable')] # the longest rest first
+    longest_first = np.argsort(-rest[docs], kind='stable')
+    docs = docs[longest_first]
     rest = rest[docs]
-    row = np.concatenate((np.arange(n_rows), n_rows + _place(rest, size)))
+    rest_row = n_rows + _place(rest, size)
+    rest_offset = n_full[docs] * size
+
+    row = np.concatenate((full_row, rest_row))
     doc = np.concatenate((full_doc, docs))
-    offset = np.concatenate((full_offset, n_full[docs] * size))
-    length = np.concatenate((np.full(n_rows, size), rest))
+    offset = np.concatenate((full_offset, rest_offset))
+    length = np.concatenate((full_length, rest))
     return _packing(size, row, doc, offset, length)
 
 def _full_rows(n_full, size): # (rows) document and offset of each full row

@@ -29,7 +29,7 @@ def token_dtype(
 @contextmanager
 def disk_errors(
     where:str|Path, # folder, named in the message
-): # raises UserError instead of OSError where the disk is full or the quota used up
+) -> Iterator[None]: # UserError instead of OSError where the disk is full or the quota used up
     "Turn a full disk into an error that a user can act on."
     try: yield
     except OSError as e:
@@ -61,23 +61,31 @@ class ShardWriter:
     def add(self,
         ids, # ids of one document, without an end marker
         n_bytes:int=0, # length of its text in UTF-8, for the manifest
-    ):
+    ) -> None: # UserError for ids that the type cannot hold
         "Add a document and its end marker."
         ids = np.asarray(ids, dtype=np.int64)
-        highest = np.iinfo(self.dtype).max
-        if len(ids) and (ids.min() < 0 or ids.max() > highest):
-            raise UserError(f'expected ids from 0 to {highest}, got {ids.min()} to {ids.max()}: use a wider dtype')
-        self.parts.append(np.append(ids, self.eot).astype(self.dtype))
+        self._check(ids)
+        with_end = np.append(ids, self.eot)
+        self.parts.append(with_end.astype(self.dtype))
         self.begins.append(self.held)
         self.held += len(ids) + 1
         self.n_bytes += n_bytes
         if self.held >= self.tokens_per_shard: self._flush()
 
+    def _check(self, ids):
+        "Raise `UserError` unless the type can hold the ids."
+        if not len(ids): return
+        lowest, highest = ids.min(), ids.max()
+        largest = np.iinfo(self.dtype).max
+        if lowest < 0 or highest > largest:
+            raise UserError(f'expected ids from 0 to {largest}, got {lowest} to {highest}: use a wider dtype')
+
     def close(self) -> dict: # tokens, documents, bytes, shards
         "Write the last shard."
         self._flush()
-        totals = {name: sum(s[name] for s in self.shards) for name in ('tokens', 'documents')}
-        return dict(**totals, bytes=self.n_bytes, shards=self.shards)
+        n_tokens = sum(shard['tokens'] for shard in self.shards)
+        n_documents = sum(shard['documents'] for shard in self.shards)
+        return dict(tokens=n_tokens, documents=n_documents, bytes=self.n_bytes, shards=self.shards)
 
     def _flush(self):
         "Write what is held as one shard and its index."
@@ -185,20 +193,26 @@ class TokenView:
 
     def __getitem__(self, i):
         if not isinstance(i, slice):
-            k = range(len(self))[i]
-            return self[k:k + 1][0]
+            position = range(len(self))[i] # also for a negative one, or an IndexError
+            return self._read(position, position + 1)[0]
         start, stop, step = i.indices(len(self))
         assert step > 0, 'a TokenView is read forwards'
-        if stop <= start: return np.empty(0, self.shards[0].dtype if self.shards else np.uint16)
+        ids = self._read(start, stop)
+        return ids if step == 1 else ids[::step]
+
+    def _read(self, start, stop):
+        "Read the ids from `start` to before `stop`: a view of the map inside one shard, else a copy."
+        if stop <= start: return self._nothing()
+        if len(self.shards) == 1: return self.shards[0][start:stop]
         first, last = np.searchsorted(self.ends, (start, stop - 1), side='right').tolist()
-        if first == last:
-            before = int(self.starts[first])
-            return self.shards[first][start - before:stop - before:step]
         parts = []
         for k in range(first, last + 1):
             before = int(self.starts[k])
-            parts.append(self.shards[k][max(start - before, 0):stop - before])
-        return np.concatenate(parts)[::step]
+            begin = max(start - before, 0)
+            parts.append(self.shards[k][begin:stop - before])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _nothing(self): return np.empty(0, self.shards[0].dtype if self.shards else np.uint16)
 
     def windows(self,
         starts:np.ndarray, # (n,) positions; start + length must stay within the view
@@ -208,16 +222,18 @@ class TokenView:
         if len(self.shards) == 1: return _rows(self.shards[0], starts, length)
         out = np.empty((len(starts), length), self.shards[0].dtype)
         shard = np.searchsorted(self.ends, starts, side='right')
-        inside = starts + length <= self.ends[shard]
+        is_inside = starts + length <= self.ends[shard]
         for k in np.unique(shard):
-            rows = inside & (shard == k)
-            if rows.any(): out[rows] = _rows(self.shards[k], starts[rows] - self.starts[k], length)
-        for row in np.flatnonzero(~inside):
+            is_here = is_inside & (shard == k)
+            if not is_here.any(): continue
+            begins = starts[is_here] - self.starts[k]
+            out[is_here] = _rows(self.shards[k], begins, length)
+        for row in np.flatnonzero(~is_inside): # from one shard into the next
             start = int(starts[row])
-            out[row] = self[start:start + length]
+            out[row] = self._read(start, start + length)
         return out
 
-    def new_empty(self): # what `Learner.export` puts in its place
+    def new_empty(self) -> 'NoTokens': # what `Learner.export` puts in its place
         "Return a view of no ids."
         return NoTokens([])
 
@@ -229,7 +245,7 @@ def _rows(ids, starts, length):
 
 # %% ../../nbs/api/14_tokens/03_shards.ipynb #6557982b
 @patch
-def expect_jumps(self:TokenView):
+def expect_jumps(self:TokenView) -> None:
     "Tell the operating system not to read ahead: what is read next lies somewhere else."
     for shard in self.shards:
         mapped = getattr(shard.base, 'base', None) # array -> numpy's memory map -> the map itself
@@ -250,7 +266,7 @@ def open_tokens(
 # %% ../../nbs/api/14_tokens/03_shards.ipynb #086493af
 def open_prepared(
     data:str|Path, # prepared folder
-): # (manifest, tokenizer); UserError if they do not belong together
+) -> tuple: # (manifest, tokenizer); UserError if they do not belong together
     "Read the manifest of a prepared folder, and the tokenizer that made it."
     m = read_manifest(data)
     tok = load_tokenizer(data)

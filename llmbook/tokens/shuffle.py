@@ -18,26 +18,32 @@ def permuted(
     key, # uint64, one or one for each position; another key is another order
 ) -> np.ndarray: # int64, what lies at these positions of the shuffled range(n)
     "Look up positions of a shuffled `range(n)` that is never written down."
-    rows = isqrt(max(n - 1, 0)) + 1
-    cols = -(-n // rows)
-    grid = np.uint64(rows), np.uint64(cols)
-    key = np.broadcast_to(np.asarray(key, np.uint64), np.shape(i))
-    out = _rounds(np.asarray(i, np.uint64), grid, key)
-    outside = out >= n
-    while outside.any():
-        out[outside] = _rounds(out[outside], grid, key[outside])
-        outside = out >= n
+    n_rows = isqrt(max(n - 1, 0)) + 1
+    n_cols = -(-n // n_rows)
+    grid = np.uint64(n_rows), np.uint64(n_cols)
+    i = np.asarray(i, np.uint64)
+    key = np.asarray(key, np.uint64)
+    key = np.broadcast_to(key, i.shape)
+    out = _rounds(i, grid, key)
+    is_outside = out >= n
+    while is_outside.any():
+        out[is_outside] = _rounds(out[is_outside], grid, key[is_outside])
+        is_outside = out >= n
     return out.astype(np.int64)
 
 def _rounds(x, grid, key, n_rounds=6):
     "Send numbers through the network: rows and columns shift each other in turns."
-    rows, cols = grid
-    r, c = np.divmod(x, cols)
+    n_rows, n_cols = grid
+    row, col = np.divmod(x, n_cols)
     for k in range(n_rounds):
         key = mix64(key)
-        if k % 2: c = (c + mix64(r ^ key) % cols) % cols
-        else: r = (r + mix64(c ^ key) % rows) % rows
-    return r * cols + c
+        if k % 2: col = _shifted(col, row ^ key, n_cols)
+        else: row = _shifted(row, col ^ key, n_rows)
+    return row * n_cols + col
+
+def _shifted(x, by, n):
+    "Move numbers below `n` on by a hash of other numbers, around the end."
+    return (x + mix64(by) % n) % n
 
 # %% ../../nbs/api/14_tokens/04_shuffle.ipynb #2485b159
 _UNIT = 1 << 24 # shares are whole multiples of 1 / _UNIT
@@ -46,18 +52,20 @@ def _units(
     shares:dict, # by source
     names:list, # all sources, in their order
 ) -> np.ndarray: # int64, (S,), the sum is _UNIT; UserError for shares that make no sense
+    "Return shares as whole multiples of 1 / _UNIT; what rounding leaves over goes to the largest remainders."
     unknown = sorted(set(shares) - set(names))
     if unknown:
         raise UserError(f"expected shares for the sources {', '.join(names)}, got {', '.join(unknown)} too")
     w = np.array([shares.get(name, 0.) for name in names], float)
-    if not np.isfinite(w).all() or (w < 0).any() or w.sum() <= 0:
+    is_usable = np.isfinite(w).all() and w.min() >= 0 and w.sum() > 0
+    if not is_usable:
         found = dict(zip(names, w.tolist()))
         raise UserError(f'expected shares of 0 or more and not all of them 0, got {found}')
     exact = w / w.sum() * _UNIT
     units = np.floor(exact).astype(np.int64)
-    left = _UNIT - units.sum()
-    largest_remainders = np.argsort(units - exact, kind='stable')[:left]
-    units[largest_remainders] += 1
+    n_left = _UNIT - units.sum()
+    by_remainder = np.argsort(units - exact, kind='stable')
+    units[by_remainder[:n_left]] += 1
     return units
 
 # %% ../../nbs/api/14_tokens/04_shuffle.ipynb #4d4c46ee
@@ -84,10 +92,14 @@ class MixedOrder:
         self.units = _merged(units, n_blocks) # (K, S)
         n_parts = len(self.units)
         self.first = np.arange(n_parts) * n_blocks // n_parts # (K) first block of each part
-        part_rows = np.diff(self.first) * self.block # (K - 1)
-        drawn = part_rows[:, None] * self.units[:-1] # (K - 1, S) in each part, in units
-        none = np.zeros_like(self.units[:1])
-        self.before = np.concatenate((none, drawn.cumsum(0))) # (K, S) before each part
+        self.before = self._drawn_before()
+
+    def _drawn_before(self): # (K, S)
+        "Return what is drawn from each source before each part, in units."
+        n_rows = np.diff(self.first) * self.block # (K - 1) of each part but the last
+        drawn = n_rows[:, None] * self.units[:-1]
+        nothing = np.zeros_like(self.units[:1])
+        return np.concatenate((nothing, drawn.cumsum(0)))
 
     def __repr__(self): return f"MixedOrder({', '.join(self.names)}; {len(self.parts)} parts, {self.rows:,} rows)"
 
@@ -112,22 +124,27 @@ def _merged(units, most):
 @patch
 def draw(self:MixedOrder,
     rows:np.ndarray, # (n) row numbers of the run
-): # source (n) and number of the row in that source (n), both int64, from 0
+) -> tuple: # source (n) and number of the row in that source (n), both int64, from 0
     "Find the source of each row, and the number that the row has in that source."
     rows = np.asarray(rows, np.int64)
-    block = rows // self.block
-    block_ends = self.counts(block + 1).sum(1)
-    block = block + (rows >= block_ends) # whole parts leave a row or two to the next block
-    blocks, back = np.unique(block, return_inverse=True)
+    blocks, back = np.unique(self._block_of(rows), return_inverse=True)
     before = self.counts(blocks) # (U, S) drawn before each block
     held = self.counts(blocks + 1) - before
     table = self._shuffled(blocks, held)[back] # (n, W) sources of each row's block, in order
-    place = rows - before.sum(1)[back] # (n) position of each row in its block
+    rows_before = before.sum(1)
+    place = rows - rows_before[back] # (n) position of each row in its block
     source = table[np.arange(len(rows)), place]
-    same = table == source[:, None]
-    earlier = np.arange(table.shape[1]) < place[:, None]
-    number = before[back, source] + (same & earlier).sum(1)
-    return source, number
+    is_same = table == source[:, None]
+    is_earlier = np.arange(table.shape[1]) < place[:, None]
+    n_earlier = (is_same & is_earlier).sum(1) # rows of the same source before it in its block
+    return source, before[back, source] + n_earlier
+
+@patch
+def _block_of(self:MixedOrder, rows):
+    "Return the block of each row; whole parts leave a row or two to the next block."
+    block = rows // self.block
+    ends = self.counts(block + 1).sum(1)
+    return block + (rows >= ends)
 
 @patch
 def _shuffled(self:MixedOrder,

@@ -29,29 +29,35 @@ def _cut(step):
     isolates = step['type'] == 'Split' and step['behavior'] == 'Isolated' and not step['invert']
     return ('Split', step['pattern'].get('Regex')) if isolates else None
 
-def _gpt2(number, after): return _GPT2.replace('NUMBER', number).replace('AFTER', after)
+def _gpt2(number, after):
+    "Return GPT-2's pattern with what a number is, and what may not follow white space."
+    return _GPT2.replace('NUMBER', number).replace('AFTER', after)
 
 def word_pattern(
     tok:Tokenizer, # any tokenizer
 ) -> str|None: # a pattern of `regex`; None if the tokenizer cuts in a way that is not known here
     "Return the pattern by which a byte-level tokenizer cuts text into words."
     if tok.pre_tokenizer is None: return None
-    *first, last = _steps(json.loads(tok.pre_tokenizer.__getstate__()))
+    state = json.loads(tok.pre_tokenizer.__getstate__())
+    *first, last = _steps(state)
     is_bytes = last['type'] == 'ByteLevel' and not last['add_prefix_space']
     if not is_bytes or len(first) > 1: return None
-    by_gpt2 = last.get('use_regex', True)
-    if not first: return _gpt2(r' ?\p{N}+', r'\S') if by_gpt2 else None
-    kind, what = _cut(first[0]) or (None, None)
-    if not by_gpt2: return what if kind == 'Split' else None
-    number = _NUMBERS_FIRST.get((kind, what))
-    return _gpt2(number, r'[^\s\p{N}]') if number else None
+    cuts_like_gpt2 = last.get('use_regex', True)
+    if not first: return _gpt2(r' ?\p{N}+', r'\S') if cuts_like_gpt2 else None
+    cut = _cut(first[0])
+    if cut is None: return None
+    if cuts_like_gpt2:
+        number = _NUMBERS_FIRST.get(cut)
+        return _gpt2(number, r'[^\s\p{N}]') if number else None
+    kind, pattern = cut
+    return pattern if kind == 'Split' else None
 
 # %% ../../nbs/api/14_tokens/00_word_encoder.ipynb #294a492d
 LONGEST_WORD = 64 # characters: longer ones are not kept
 MOST_WORDS = 500_000 # words in the cache
 
 def _byte_signs():
-    "Return the character by which byte-level tokenizers write each byte: printable ones themselves, others from 256 on."
+    "Return the characters by which byte-level tokenizers write bytes: printable ones themselves, others from 256 on."
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
@@ -109,11 +115,13 @@ _KEEP = 4 # encoders
 
 def _facts(tok):
     "Return what may change in a tokenizer and would change its ids."
-    added = [(token.content, token.special) for token in tok.get_added_tokens_decoder().values()]
+    tokens = tok.get_added_tokens_decoder().values()
+    added = [(token.content, token.special) for token in tokens]
     cut = tok.pre_tokenizer and tok.pre_tokenizer.__getstate__()
     return cut, added, tok.normalizer is None, tok.truncation is None, tok.padding is None, tok.get_vocab_size()
 
 def _new_encoder(tok, facts):
+    "Return an encoder, or None for a tokenizer that does more to a text than cut it and look up its words."
     _, added, *is_plain, _ = facts
     takes_words = isinstance(tok.model, (models.BPE, models.Unigram))
     only_special = all(special for _, special in added)
@@ -146,6 +154,8 @@ def encode_words(
     texts = list(texts)
     encoder = word_encoder(tok)
     found = [encoder(text) if encoder else None for text in texts]
-    left = [text for text, ids in zip(texts, found) if ids is None]
-    encoded = iter(tok.encode_batch_fast(left, add_special_tokens=False) if left else ())
-    return [np.array(next(encoded).ids, '<u4') if ids is None else ids for ids in found]
+    left = [i for i, ids in enumerate(found) if ids is None]
+    if not left: return found
+    encodings = tok.encode_batch_fast([texts[i] for i in left], add_special_tokens=False)
+    for i, encoding in zip(left, encodings): found[i] = np.array(encoding.ids, '<u4')
+    return found
