@@ -52,10 +52,9 @@ def real_number(
     "Return `x`, or raise `UserError` unless it is a finite number above one bound and up to another."
     is_number = isinstance(x, (int, float, np.number)) and not isinstance(x, bool)
     if is_number and math.isfinite(x) and above < x <= most: return x
-    limits = []
-    if above > -math.inf: limits.append(f'above {above:g}')
-    if most < math.inf: limits.append(f'up to {most:g}')
-    allowed = ' '.join(['a number', *limits])
+    allowed = 'a number'
+    if above > -math.inf: allowed += f' above {above:g}'
+    if most < math.inf: allowed += f' up to {most:g}'
     raise UserError(f'expected {name} to be {allowed}, got {x!r}: give one')
 
 def within(
@@ -180,7 +179,7 @@ def _plain(x):
 def read_json(
     path:str|Path, # JSON file
     remedy:str='delete it and run again', # what the user should do if the file is damaged
-): # the object; UserError with the position of the damage
+) -> object: # what the file holds; UserError with the position of the damage
     "Read a JSON file, or raise a `UserError` that says what is wrong with it."
     path = Path(path)
     try: return json.loads(path.read_text(encoding='utf-8'))
@@ -230,13 +229,14 @@ class RunFolder:
     def __repr__(self): return f'RunFolder({str(self.path)!r}, done={sorted(self._marks())})'
 
     def _marks(self):
+        "Return the markers of all stages that finished: stage -> question and answer."
         f = self.path/'stages.json'
         return read_json(f) if f.exists() else {}
 
     def done(self,
         stage:str, # name of the stage
         question, # options that the stage would be given now
-    ): # what `mark` stored, or None if the stage has to run
+    ) -> object: # what `mark` stored, or None if the stage has to run
         "Return the stored answer of a stage that finished with the same options."
         marker = self._marks().get(stage)
         return marker['answer'] if marker and marker['question'] == fingerprint(question) else None
@@ -245,7 +245,7 @@ class RunFolder:
         stage:str, # name of the stage
         question, # options that the stage was given
         answer, # anything JSON can hold, except None
-    ): # `answer`
+    ) -> object: # `answer`
         "Record that a stage finished."
         marker = dict(question=fingerprint(question), answer=answer)
         write_json(self.path/'stages.json', {**self._marks(), stage: marker})
@@ -313,7 +313,7 @@ def derived_seed(
 # %% ../nbs/api/00_base/00_core.ipynb #c30751c8
 def pick_device(
     name:str|None=None, # 'cpu', 'cuda' or 'cuda:1'; None takes the GPU where there is one
-): # torch.device
+) -> 'torch.device': # UserError for a device that is not here
     "Return the device to use, and make a numbered GPU the current one."
     import torch
     if name is None: name = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -331,15 +331,22 @@ def machine(
 ) -> dict: # device, cores, memory in bytes, platform, python, versions
     "Describe the machine that this run uses, for the report and the records."
     import psutil, torch
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    names = ('llmbook', 'torch', 'fastai', 'fastcore', 'tokenizers', 'transformers', 'numpy')
-    versions = {name: _version(name) for name in names}
-    return dict(device=gpu or cpu_name(), cores=cores, memory=psutil.virtual_memory().total,
-                platform=platform.platform(), python=platform.python_version(),
-                versions={name: v for name, v in versions.items() if v})
+    versions = {}
+    for name in ('llmbook', 'torch', 'fastai', 'fastcore', 'tokenizers', 'transformers', 'numpy'):
+        version = _version(name)
+        if version: versions[name] = version
+    return dict(
+        device=device,
+        cores=cores,
+        memory=psutil.virtual_memory().total,
+        platform=platform.platform(),
+        python=platform.python_version(),
+        versions=versions)
 
 def _version(name):
+    "Return the version of a library; None if it is not installed."
     try: return metadata.version(name)
     except metadata.PackageNotFoundError: return None
 
@@ -370,7 +377,7 @@ class eval_mode:
 
 # %% ../nbs/api/00_base/00_core.ipynb #4c75ba2c
 def import_transformers(
-): # the module
+) -> object: # the module
     "Import `transformers`, hiding a torchvision that does not fit the installed torch."
     if 'transformers' not in sys.modules and sys.modules.get('torchvision', 0) == 0:
         try: import torchvision

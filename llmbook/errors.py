@@ -7,6 +7,7 @@ __all__ = ['check_arguments', 'no_empty_folder', 'plain_errors', 'check_free']
 
 # %% ../nbs/api/00_base/02_errors.ipynb #79aa0004
 import inspect, os, sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -53,7 +54,7 @@ def check_arguments(
 @contextmanager
 def no_empty_folder(
     path:str|Path|None, # folder that the block may make; None: nothing is done
-): # a context; folders that were there before stay
+) -> Iterator[None]: # for `with`; folders that were there before stay
     "Remove the folder after an error if the block has made it and put nothing into it."
     missing = []
     folder = Path(path) if path else None
@@ -70,7 +71,7 @@ def no_empty_folder(
 # %% ../nbs/api/00_base/02_errors.ipynb #35f14105
 def plain_errors(
     f, # command
-): # the command, which in a shell ends with one line instead of a traceback
+) -> Callable: # the command, which in a shell ends with one line instead of a traceback
     "Check the arguments of a command, and turn the errors that a user can fix into one line."
     def run(*args, **kwargs):
         given = check_arguments(f, args, kwargs)

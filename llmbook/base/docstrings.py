@@ -71,7 +71,8 @@ class ExplainingFinder(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if not name.startswith('llmbook.'): return None
         spec = PathFinder.find_spec(name, path, target)
-        if spec and type(spec.loader) is SourceFileLoader: spec.loader = ExplainingLoader(spec.loader.name, spec.loader.path)
+        is_source = spec and type(spec.loader) is SourceFileLoader
+        if is_source: spec.loader = ExplainingLoader(spec.loader.name, spec.loader.path)
         return spec
 
 def explain_parameters() -> None:

@@ -162,20 +162,28 @@ RENAMED = { # names that are called something else today
 }
 
 # %% ../../nbs/api/00_base/03_moved.ipynb #dd8cea30
+def _places(old, name):
+    "Return (modules of today in which a name may be, the name that it has there)."
+    renamed = RENAMED.get(f'{old}.{name}')
+    if not renamed: return MOVED[old].split(), name
+    module, _, today = renamed.rpartition('.')
+    return [module], today
+
 def moved_name(
     old:str, # module of 0.1.0, without `llmbook.`
     name:str, # of a function, a class or a constant in it
-): # what the name stands for today
+) -> object: # what the name stands for today
     "Return what a name of a moved module stands for; raise AttributeError if it is in none of today's modules."
     if name.startswith('__'): raise AttributeError(name)
-    where, _, today = RENAMED.get(f'{old}.{name}', f'.{name}').rpartition('.')
-    for new in [where] if where else MOVED[old].split():
+    modules, today = _places(old, name)
+    for new in modules:
         module = import_module(f'llmbook.{new}')
         if today not in vars(module): continue
         text = f'llmbook.{old}.{name} is llmbook.{new}.{today} now: import it from there'
         warnings.warn(text, DeprecationWarning, stacklevel=2)
         return vars(module)[today]
-    raise AttributeError(f'llmbook.{old} has no name {name!r}: it moved to llmbook.{MOVED[old].split()[0]}')
+    first = MOVED[old].split()[0]
+    raise AttributeError(f'llmbook.{old} has no name {name!r}: it moved to llmbook.{first}')
 
 # %% ../../nbs/api/00_base/03_moved.ipynb #68628839
 class MovedFinder(MetaPathFinder, Loader):

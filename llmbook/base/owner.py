@@ -7,6 +7,7 @@ __all__ = ['LOCK', 'NOTE', 'owner_note', 'owner', 'own_folder']
 
 # %% ../../nbs/api/00_base/04_owner.ipynb #6a87bb39
 import os, platform, sys, threading, warnings
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -45,7 +46,7 @@ _changing = threading.Lock()
 def own_folder(
     path:str|Path, # folder, made if it does not exist
     what:str='a run', # what is done there, for others that want it
-): # yields the path; UserError with who holds it if that is another process or thread
+) -> Iterator[Path]: # the path, for `with`; UserError with who holds it if that is another process or thread
     "Hold a folder for this thread until the block ends."
     folder = Path(path).resolve()
     made = _missing(folder)
@@ -73,18 +74,21 @@ def _take(folder, what):
         return lock
 
 def _lock(folder, what):
+    "Take the lock of a folder and leave a note beside it; `UserError` if another process holds it."
     from filelock import FileLock, Timeout
     RunFolder(folder) # refuses a file, and a folder that cannot be written
     lock = FileLock(folder/LOCK, thread_local=False)
     try: lock.acquire(timeout=0)
     except Timeout: raise UserError(_in_use(folder)) from None
-    before, mine = owner(folder), owner_note(what)
+    before = owner(folder)
+    mine = owner_note(what)
     if before.get('host', mine['host']) != mine['host']:
         warnings.warn(f'{folder} was not left in order by {_words(before)}: if that still runs, stop one of the two')
     write_json(folder/NOTE, mine)
     return lock
 
 def _give_back(folder, lock):
+    "End one block that holds a folder; with the last one the note and the lock go."
     with _changing:
         _held[folder][1] -= 1
         if lock is None: return
@@ -94,6 +98,7 @@ def _give_back(folder, lock):
         lock.release()
 
 def _words(note):
+    "Return a note as a part of a sentence."
     if not note: return 'another process'
     return (f"{note.get('what')} ({note.get('command')}), process {note.get('pid')} on {note.get('host')}, "
             f"since {note.get('since')}")

@@ -109,12 +109,21 @@ _AROUND = '.,;:!?…()[]{}«»„“”‘’"\'–—-।॥،؛؟¿¡。'
 
 def _count_anywhere(text, listed, enough):
     "Return how many different words of a list occur in a text, and the share of its letters that they fill."
-    letters = sum(map(str.isalpha, text)) or 1
-    signs = {c: n for c, n in Counter(text).items() if c in listed and c.isalpha()}
-    share = sum(signs.values()) / letters
-    if share > enough: return len(signs), share # Chinese and Japanese prose; longer words take a search each
-    longer = {word: n for word in listed if len(word) > 1 and (n := text.count(word))}
-    return len(signs) + len(longer), share + sum(n * len(word) for word, n in longer.items()) / letters
+    n_letters = sum(map(str.isalpha, text)) or 1
+    n_words, filled = 0, 0
+    for sign, n in Counter(text).items():
+        if sign not in listed or not sign.isalpha(): continue
+        n_words += 1
+        filled += n
+    share = filled / n_letters
+    if share > enough: return n_words, share # Chinese and Japanese prose; longer words take a search each
+    filled_by_longer = 0
+    for word in listed:
+        n = text.count(word) if len(word) > 1 else 0
+        if n == 0: continue
+        n_words += 1
+        filled_by_longer += n * len(word)
+    return n_words, share + filled_by_longer / n_letters
 
 _KOREAN = re.compile('[\uac00-\ud7a3]').findall
 
@@ -123,7 +132,11 @@ def _count_korean(text, listed):
     letters = _KOREAN(text)
     if not letters: return None
     common = [letter for letter in letters if letter in listed]
-    return len(set(common)) if len(common) > .18 * len(letters) else 0
+    return _different(common, .18 * len(letters))
+
+def _different(common, enough):
+    "Return how many different words there are among some; 0 if there are too few in all."
+    return len(set(common)) if len(common) > enough else 0
 
 def count_common(
     text:str, # any text; of a long one a sample is read
@@ -139,10 +152,10 @@ def count_common(
         n, share = _count_anywhere(text, listed, .35)
         return n if share > .35 else 0
     endings = _ENDINGS.get(code, ())
-    enough = .2 if endings else .05
     words = [word.strip(_AROUND) for word in text.split()]
     common = [word for word in words if word in listed or word.endswith(endings)]
-    return len(set(common)) if len(common) > enough * len(words) else 0
+    share = .2 if endings else .05
+    return _different(common, share * len(words))
 
 # %% ../../nbs/api/11_clean/02_language.ipynb #ff650ce1
 @lru_cache
@@ -156,9 +169,11 @@ def _allowed(allow):
 def language(v, # view of a document
     allow:tuple=('en',), # ISO 639 codes of the wanted languages
     low:float=.65, # lowest probability
-): # None, or the language found and its probability; UserError for an unknown code
+) -> str|None: # None, or the language found and its probability; UserError for an unknown code
     "Drop a text that is in none of the wanted languages, or not surely so (FineWeb); programs stay."
-    allow = _allowed(allow if isinstance(allow, str) else tuple(allow))
+    if not isinstance(allow, str): allow = tuple(allow) # for the cache; a text is refused
+    wanted = _allowed(allow)
     if v.doc.kind == 'code': return None
     found, p = identify(v.text)
-    return None if found in allow and p >= low else f'{found} {p:.2f}'
+    if found in wanted and p >= low: return None
+    return f'{found} {p:.2f}'

@@ -27,8 +27,9 @@ def _plain_digits(text):
 
 def _before(m, n=40):
     "Return up to `n` characters before a match, in its own line."
-    start = m.string.rfind('\n', max(0, m.start() - n), m.start()) + 1
-    return m.string[max(start, m.start() - n):m.start()]
+    first = max(0, m.start() - n)
+    line_start = m.string.rfind('\n', first, m.start()) + 1
+    return m.string[max(line_start, first):m.start()]
 
 def _after(m, n=20):
     "Return up to `n` characters behind a match, in its own line."
@@ -78,9 +79,11 @@ def _real_domain(domain):
     while len(labels) > 2 and labels[-1].istitle() and labels[-2] in _DOMAINS:
         labels.pop() # a full stop without a space behind it
     last = labels[-1]
-    is_odd = not (last.islower() or last.isupper() or last.istitle()) and last.isascii() # `mT` of a tensor
-    known = last.lower() in _DOMAINS or last.lower().startswith('xn--')
-    return '.'.join(labels) if known and not is_odd else ''
+    is_usual = last.islower() or last.isupper() or last.istitle()
+    if last.isascii() and not is_usual: return '' # `mT` of a tensor
+    top = last.lower()
+    if top not in _DOMAINS and not top.startswith('xn--'): return ''
+    return '.'.join(labels)
 
 def _email(m):
     "Mask an address, unless its domain does not exist or is reserved, or nobody is behind it."
@@ -98,24 +101,25 @@ _IPV4 = re.compile(rf"""(?x)(?<![{_LATIN}.])(?<![A-Za-z]-)
 _IPV6 = re.compile(r'(?<![A-Za-z0-9_:.])[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,34}(?<!:)(?:::)?'
                    r'(?![A-Za-z0-9_:]|\.[0-9])')
 _VERSION = re.compile(r"""(?ix)(?: \b(?:
-      versions? | versión | versão | versione | wersja | verze | ver | vers | release | rev | revision | v | build | patch
-    | update | upgrade | firmware | driver | kernel | file | product | assembly | oid | asn | section | sec | chapter
-    | chap | clause | article | appendix | annex | figure | fig | table | step | rfc | abschnitt | kapitel | absatz
-    | see | cf | раздел | глава | версия | версии
-    | postgres(?:ql)? | mysql | mariadb | oracle | sqlite | redis | mongodb | db2 | elasticsearch | kafka | hadoop | spark
-    | nginx | apache | httpd | tomcat | jetty | iis | exchange | esxi | vmware | vcenter | docker | kubernetes | helm
-    | python | java | jdk | jre | php | ruby | perl | node(?:\.?js)? | dotnet | \.net | gcc | clang | cmake | cuda | cudnn
-    | openssl | openssh | bind | samba | git | qt | linux | ubuntu | debian | centos | rhel | fedora | windows | macos | ios
-    | android | chrome | chromium | firefox | safari | edge | opera | thunderbird | flash | acrobat | photoshop | office
-    | excel | outlook | unity | blender | wordpress | drupal | joomla | magento | typo3 | sap | matlab | vlc )\.?
+      versions? | versión | versão | versione | wersja | verze | ver | vers | release | rev | revision | v | build |
+    patch | update | upgrade | firmware | driver | kernel | file | product | assembly | oid | asn | section | sec
+    | chapter | chap | clause | article | appendix | annex | figure | fig | table | step | rfc | abschnitt |
+    kapitel | absatz | see | cf | раздел | глава | версия | версии | postgres(?:ql)? | mysql | mariadb | oracle |
+    sqlite | redis | mongodb | db2 | elasticsearch | kafka | hadoop | spark | nginx | apache | httpd | tomcat |
+    jetty | iis | exchange | esxi | vmware | vcenter | docker | kubernetes | helm | python | java | jdk | jre |
+    php | ruby | perl | node(?:\.?js)? | dotnet | \.net | gcc | clang | cmake | cuda | cudnn | openssl | openssh |
+    bind | samba | git | qt | linux | ubuntu | debian | centos | rhel | fedora | windows | macos | ios | android |
+    chrome | chromium | firefox | safari | edge | opera | thunderbird | flash | acrobat | photoshop | office |
+    excel | outlook | unity | blender | wordpress | drupal | joomla | magento | typo3 | sap | matlab | vlc )\.?
     | 版本 | 版 | バージョン | 버전 | 第 | § | [<>=~!]= | (?<![A-Za-z])[<>~^] | @ | [A-Za-z0-9_)]/
     ) \s* ["'(:=]? \s* $""")
 _MACHINE = re.compile(r"""(?ix)
       \b(?: ip | ips | ipv4 | hosts? | servers? | dns | ping | addr | address | addresses | gateway | nameserver
     | client | resolver | router | proxy | peer | remote | ssh | adresse | dirección | сервер\w* | адрес\w* )\b
     | 服务器 | 伺服器 | サーバ | 地址 | アドレス | 서버 | 주소""")
-_IS_OF = re.compile(r"""(?ix) [ ] (?: (?:lts | linux | server | generic)[ ] )? (?: kernels? | drivers? | releases? | versions? | builds?
-    | firmware | patch | hotfix | service[ ]pack | bios )\b""").match # behind the number: "the 5.15.0.91 kernel"
+_IS_OF = re.compile(r"""(?ix) [ ] (?: (?: lts | linux | server | generic )[ ] )?
+    (?: kernels? | drivers? | releases? | versions? | builds? | firmware | patch | hotfix | service[ ]pack | bios )\b
+    """).match # behind the number: "the 5.15.0.91 kernel"
 _HEADING = re.compile(r'\s*(?:#+\s*\[?|\[|\*\s|=+\s)\s*v?$').match
 _MADE_UP = frozenset("""1.2.3.4 4.3.2.1 5.6.7.8 11.22.33.44 12.34.56.78 123.45.67.8 123.45.67.89
     123.123.123.123""".split())
@@ -123,19 +127,22 @@ _MADE_UP = frozenset("""1.2.3.4 4.3.2.1 5.6.7.8 11.22.33.44 12.34.56.78 123.45.6
 def _is_in_heading(m, before):
     "Tell whether a number stands at the start of its line behind a mark of a heading, or in brackets."
     start = m.start() - len(before)
-    if start > 0 and m.string[start - 1] != '\n' or not _HEADING(before): return False
-    return before.strip() != '[' or _after(m)[:1] == ']'
+    begins_line = start == 0 or m.string[start - 1] == '\n'
+    if not begins_line or not _HEADING(before): return False
+    if before.strip() == '[': return _after(m).startswith(']')
+    return True
 
 def _is_version(m):
     "Tell whether four numbers with dots between them are a version, a section or a network."
     before = _before(m)
-    if _VERSION.search(before) and not before.endswith('://'): return True
-    if _IS_OF(_after(m, 40)): return True
+    is_address = before.endswith('://')
+    if _VERSION.search(before) and not is_address: return True
+    if _IS_OF(_after(m, 40)) or _is_in_heading(m, before): return True
     parts = [int(part) for part in m[0].split('.')]
     is_network = parts[-1] == 0 or parts.count(0) > 1
-    if is_network or _is_in_heading(m, before): return True
-    are_small = max(parts) < 40 and len(set(parts)) > 1
-    return are_small and not _MACHINE.search(before)
+    if is_network: return True
+    are_alike = len(set(parts)) == 1
+    return max(parts) < 40 and not are_alike and not _MACHINE.search(before)
 
 def _ip(m):
     "Mask an address that is routed, unless it is a version or a section."
@@ -196,12 +203,14 @@ def _digits_needed(label, number):
 
 def _phone(m):
     "Mask a telephone number, unless it is too short or too long, something else, or from a novel."
-    label, number = m.groups() if m.re is _LABELLED else ('', m[0])
+    label, number = '', m[0]
+    if m.re is _LABELLED: label, number = m.groups()
     bare = re.split('[xe]', number)[0] # without an extension
-    low, high = _digits_needed(label, bare)
-    digits = sum(c.isdigit() for c in bare)
-    is_right = low <= digits <= high and not _NOVEL.search(bare)
-    return f'{label}<phone>' if is_right and not _is_other_number(label, bare, _before(m)) else m[0]
+    fewest, most = _digits_needed(label, bare)
+    n_digits = sum(c.isdigit() for c in bare)
+    if not fewest <= n_digits <= most or _NOVEL.search(bare): return m[0]
+    if _is_other_number(label, bare, _before(m)): return m[0]
+    return f'{label}<phone>'
 
 # %% ../../nbs/api/11_clean/01_pii.ipynb #1ea9824a
 _CARD = re.compile(rf'(?<![{_LATIN}.,+-])(?:62\d\d([ -]?)\d{{4}}\1\d{{4}}\1\d{{4}}\1\d{{3}}'
@@ -211,15 +220,22 @@ _CARD = re.compile(rf'(?<![{_LATIN}.,+-])(?:62\d\d([ -]?)\d{{4}}\1\d{{4}}\1\d{{4
 _NETWORK = re.compile(r'4|5[1-5]|2[2-7]|3[0-8]|6(?:011|5|4[4-9]|2)')
 
 def _luhn(digits):
-    "Return whether the check digit fits; every second digit counts twice."
-    return sum(sum(divmod(int(d) * (1 + i % 2), 10)) for i, d in enumerate(reversed(digits))) % 10 == 0
+    "Return whether the check digit fits; every second digit counts twice, and of two digits the sum."
+    total = 0
+    for i, digit in enumerate(reversed(digits)):
+        value = int(digit)
+        if i % 2: value *= 2
+        total += value // 10 + value % 10
+    return total % 10 == 0
 
 def _card(m):
     "Mask a network's number with the right check digit, unless it is the bare argument of a call."
     digits = re.sub(r'\D', '', m[0])
     before = m.string[max(0, m.start() - 1):m.start()]
     if digits == m[0] and before == '(': return m[0]
-    return '<card>' if _NETWORK.match(digits) and len(set(digits)) > 1 and _luhn(digits) else m[0]
+    is_one_digit = len(set(digits)) == 1
+    is_card = _NETWORK.match(digits) and not is_one_digit and _luhn(digits)
+    return '<card>' if is_card else m[0]
 
 # %% ../../nbs/api/11_clean/01_pii.ipynb #8ca2423c
 _IBAN = re.compile(rf'(?<![{_LATIN}-])[A-Z]{{2}}\d{{2}}(?: ?[A-Z0-9]){{11,30}}')
@@ -231,18 +247,24 @@ _LENGTH = {s[:2]: int(s[2:]) for s in '''
 
 def _iban(m):
     "Mask as many letters and digits as the country has, if the check digits fit; keep the rest of the match."
-    size = _LENGTH.get(m[0][:2], 99)
+    found = m[0]
+    size = _LENGTH.get(found[:2], 99)
     compact = ''
     end = 0
-    while len(compact) < size and end < len(m[0]):
-        compact += m[0][end].strip()
+    while len(compact) < size and end < len(found):
+        compact += found[end].strip()
         end += 1
-    if len(compact) < size: return m[0]
-    rest = m[0][end:]
-    after = (rest or m.string[m.end():m.end() + 1])[:1]
-    if after.isalnum() and after.isascii(): return m[0]
-    number = ''.join(str(int(c, 36)) for c in compact[4:] + compact[:4])
-    return '<iban>' + rest if int(number) % 97 == 1 else m[0]
+    if len(compact) < size: return found
+    rest = found[end:]
+    next_character = rest[:1] or m.string[m.end():m.end() + 1]
+    if next_character.isalnum() and next_character.isascii(): return found
+    return f'<iban>{rest}' if _fits(compact) else found
+
+def _fits(account):
+    "Return whether the check digits fit: letters count from 10, and the first four characters go to the end."
+    turned = account[4:] + account[:4]
+    number = ''.join(str(int(c, 36)) for c in turned)
+    return int(number) % 97 == 1
 
 # %% ../../nbs/api/11_clean/01_pii.ipynb #7a81c414
 _TOKEN = re.compile(r'''(?x)(?<![A-Za-z0-9_])(?:
@@ -265,27 +287,28 @@ _PRIVATE = re.compile(r'-----BEGIN ((?:[A-Z0-9]{1,12} ){0,3}PRIVATE KEY(?: BLOCK
 def _secret(m): return '<secret>'
 
 # %% ../../nbs/api/11_clean/01_pii.ipynb #ef9be1f7
-_KEYS = (r'(?:api[_-]?key|secret|token|access[_-]?key|private[_-]?key|account[_-]?key|encryption[_-]?key|signing[_-]?key'
-         r'|master[_-]?key|credentials?|auth)')
-_PASSWORDS = (r'(?:passw(?:or[dt])?d?|passphrase|passcode|pwd|kennwort|contraseña|mot[ _-]de[ _-]passe|senha|wachtwoord|пароль'
-              r'|密码|密碼|パスワード|비밀번호'
+_KEYS = (r'(?:api[_-]?key|secret|token|access[_-]?key|private[_-]?key|account[_-]?key|encryption[_-]?key'
+         r'|signing[_-]?key|master[_-]?key|credentials?|auth)')
+_PASSWORDS = (r'(?:passw(?:or[dt])?d?|passphrase|passcode|pwd|kennwort|contraseña|mot[ _-]de[ _-]passe|senha'
+              r'|wachtwoord|пароль|密码|密碼|パスワード|비밀번호'
               r'|(?:(?<![a-z])|(?<=db)|(?<=sql)|(?<=user)|(?<=smtp)|(?<=ftp)|(?<=root)|(?<=admin))pass(?![a-z])'
               r'|(?-i:(?<=[a-z])Pass(?![a-z])))')
 _NAME = f'(?:{_KEYS}|{_PASSWORDS})'
 _GIVES = r'[ \t]{0,8}(?:=>|:=|[:=：])\s{0,3}' # what stands between a name and its value
 _ASSIGNED = re.compile(rf"""(?:{_GIVES}|,[ ]?)["']([A-Za-z0-9+/_.=~!@#$%^&*-]{{8,200}})["']""")
 _NAMED = re.compile(rf"""(?i){_NAME}(?:[_-]\w{{1,12}})?["'\]]{{0,2}}$""")
-_CONSTANT = re.compile(rf"""(?i)define\(\s?["']\w{{0,30}}{_NAME}\w{{0,16}}["']$""") # of PHP, where a comma is in between
+_CONSTANT = re.compile(rf"""(?i)define\(\s?["']\w{{0,30}}{_NAME}\w{{0,16}}["']$""") # of PHP, where a comma follows
 _DUMMY = re.compile(r'(?i)example|your|dummy|change|placeholder|xxxx|test|sample|1234567|redacted')
 _UNQUOTED = re.compile(rf"""(?xim)
     ( {_NAME} [a-z0-9_-]{{0,16}} ["'\]]{{0,2}} (?:[ ]ist|[ ]is)? {_GIVES}
       | \bbearer[ ] | --(?:pass|password|passphrase|token|secret|api-key)[ ]
-      | ^[ \t]*(?:env|arg|set|setx|setenv|export)[ ]+(?:/m[ ]+)? [\w.-]{{0,40}} {_NAME} [\w-]{{0,16}} [ \t]+ ["']?  # Docker, shells
-      | ^(?:[ \t]*|.{{0,120}}\blogin[ ]\S{{1,64}}[ ]+)password[ \t]+                                             # netrc
+      | ^[ \t]*(?:env|arg|set|setx|setenv|export)[ ]+(?:/m[ ]+)?                  # Docker, shells
+        [\w.-]{{0,40}} {_NAME} [\w-]{{0,16}} [ \t]+ ["']?
+      | ^(?:[ \t]*|.{{0,120}}\blogin[ ]\S{{1,64}}[ ]+)password[ \t]+                   # netrc
       | \bsshpass[ ]-p[ ]? | \bcurl\b.{{0,80}}[ ](?:-u|--user)[ ]["']?[^\s:"']{{1,64}}:
-      | <[\w.:-]{{0,40}} {_NAME} [\w.:-]{{0,16}}>\s{{0,3}}                                                  # XML: a tag,
-      | \b(?:key|name)\s?=\s?["'][\w.: -]{{0,40}} {_NAME} [\w.-]{{0,16}}["'] (?: [^<>\n]{{0,60}}>\s{{0,3}}    # or an attribute
-                                                                       | \s{{1,3}}value\s?=\s?["'] ) )
+      | <[\w.:-]{{0,40}} {_NAME} [\w.:-]{{0,16}}>\s{{0,3}}                                # XML: a tag,
+      | \b(?:key|name)\s?=\s?["'][\w.: -]{{0,40}} {_NAME} [\w.-]{{0,16}}["']            # or an attribute
+        (?: [^<>\n]{{0,60}}>\s{{0,3}} | \s{{1,3}}value\s?=\s?["'] ) )
     ([A-Za-z0-9+/_~!@\#^&*=.-][A-Za-z0-9+/_~!@\#$%?^&*=.-]{{7,200}}) (?=$|[\s;,"'&<}}\])])""")
 _IS_PASSWORD = re.compile(f'(?i){_PASSWORDS}').search
 _BARE_PASS = re.compile(r'(?i)(?:^|[^_-])\bpass\s{0,8}:\s{0,3}$').search # in prose and in reports of tests
@@ -334,9 +357,11 @@ def _unquoted(m):
 
 def _login(m):
     "Mask a password with digits in a web address; keep the user."
-    value = re.sub('%[0-9A-Fa-f]{2}', '', m[2])
+    user, password = m.groups()
+    value = re.sub('%[0-9A-Fa-f]{2}', '', password)
     is_word = value.isalpha() or value.isdigit() or _NO_PASSWORD(value) or _DUMMY.search(value)
-    return m[0] if is_word or ',' in value or not re.search(r'\d', value) else f'{m[1]}<secret>'
+    if is_word or ',' in value or not re.search(r'\d', value): return m[0]
+    return f'{user}<secret>'
 
 # %% ../../nbs/api/11_clean/01_pii.ipynb #a52c2169
 _DIGIT, _UPPER, _LOWER = '0123456789', 'ABCDEFGHIJKLMNOPQRSTUVWXYZ', 'abcdefghijklmnopqrstuvwxyz'
@@ -361,8 +386,8 @@ _LOOKS = { # name -> picture, and strings of which any line that is looked for h
     'colons': (_HEX, (b'0000:',)),
     'runs': (_RUNS, (b'a' * 16,)),
     'mixed': (_MIXED, (b'a0a', b'0a0'))}
-_NAMES_OF_SECRETS = (b'key', b'secret', b'token', b'pass', b'pwd', b'credential', b'auth', b'bearer', b'kennwort', b'contrase',
-                     b'senha', b'wachtwoord', b'curl', b'??') # ??: Cyrillic, Chinese, Japanese, Korean
+_NAMES_OF_SECRETS = (b'key', b'secret', b'token', b'pass', b'pwd', b'credential', b'auth', b'bearer', b'kennwort',
+                     b'contrase', b'senha', b'wachtwoord', b'curl', b'??') # ??: Cyrillic, Chinese, Japanese, Korean
 _PHONE_WORDS = (b'tel', b'fon', b'phone', b'fax', b'mobil', b'handy', b'cell', b'celular', b'portable', b'puh', b'tlf',
                 b'gsm', b'whatsapp', b'hotline', b'call', b'rufnummer', b'ruf an', b'movil', b'?') # ?: any other script
 _CARD_SHAPES = (b'0000 0000', b'0000-0000', b'00000000000000', b'0000 000000', b'0000-000000')

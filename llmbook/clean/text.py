@@ -56,13 +56,24 @@ def normalise(
     code:bool=False, # True keeps accented letters as they were composed: a program may compare them
 ) -> str: # '\n' line ends, no invisible characters, and composed letters (NFC) unless it is code
     "Give the same spelling to what looks the same."
-    if _odd(text):
-        text = _TERMINAL.sub('', text)
-        if code: text = _PAGE.sub('', text.replace('\r\n', '\n').replace('\r', '\n'))
-        text = _LINE_ENDS.sub(' ' if code else '\n', text)
-        text = _INVISIBLE.sub('', text)
-        if not text.isascii(): text = _STRAY.sub('', _TAGS.sub(r'\1', text))
-    return text if code or text.isascii() else unicodedata.normalize('NFC', text)
+    if _odd(text): text = _readable(text, code)
+    if code or text.isascii(): return text
+    return unicodedata.normalize('NFC', text)
+
+def _readable(text, code):
+    "Return a text without what is not there to be read, and with one kind of line end."
+    text = _TERMINAL.sub('', text)
+    if code:
+        text = _unix_lines(text)
+        text = _PAGE.sub('', text) # a page break on a line of its own
+    text = _LINE_ENDS.sub(' ' if code else '\n', text) # in code only those within a line are left
+    text = _INVISIBLE.sub('', text)
+    if not text.isascii():
+        text = _TAGS.sub(r'\1', text)
+        text = _STRAY.sub('', text)
+    return text
+
+def _unix_lines(text): return text.replace('\r\n', '\n').replace('\r', '\n')
 
 # %% ../../nbs/api/11_clean/03_text.ipynb #8071d203
 _SPACES = re.compile('[\xa0\u2000-\u200a\u202f\u205f]')
@@ -71,16 +82,15 @@ _PROSE_GAP, _CODE_GAP = re.compile('\n{3,}'), re.compile('\n{4,}')
 def _trim(text, code):
     "Remove spaces at line ends, long gaps, and empty lines at either end."
     text = text.strip('\n')
-    if not text.isascii() or ' \n' in text or '\t\n' in text or text[-1:].isspace():
-        text = '\n'.join([line.rstrip() for line in text.split('\n')]).strip('\n')
-    gap = '\n\n\n' if code else '\n\n'
-    if gap + '\n' not in text: return text
-    return (_CODE_GAP if code else _PROSE_GAP).sub(gap, text)
+    may_have_spaces = not text.isascii() or ' \n' in text or '\t\n' in text or text[-1:].isspace()
+    if may_have_spaces: text = '\n'.join([line.rstrip() for line in text.split('\n')]).strip('\n')
+    gap, longer = '\n\n', _PROSE_GAP
+    if code: gap, longer = '\n\n\n', _CODE_GAP
+    return longer.sub(gap, text) if gap + '\n' in text else text
 
 def _once(text, code):
     "Apply all steps, one after the other."
-    if not code and not text.isascii():
-        text = repair(text.replace('\r\n', '\n').replace('\r', '\n'))
+    if not code and not text.isascii(): text = repair(_unix_lines(text))
     text = normalise(text, code)
     if not code and not text.isascii(): text = _SPACES.sub(' ', text)
     return _trim(text, code)

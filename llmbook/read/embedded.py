@@ -33,32 +33,47 @@ def _stdlib():
     "Yield the standard library's files: (part, name, path)."
     root = Path(sysconfig.get_paths()['stdlib'])
     for folder, dirs, files in os.walk(root):
-        here = Path(folder).relative_to(root).as_posix()
-        dirs[:] = [d for d in dirs if not _SKIP.search(f'{here}/{d}/') and not d.startswith('config-')]
+        folder = Path(folder)
+        here = folder.relative_to(root)
+        dirs[:] = [name for name in dirs if _is_visited(here/name)] # what `os.walk` goes into next
         for file in files:
-            name = file if here == '.' else f'{here}/{file}'
+            name = (here/file).as_posix()
             part = _part(name)
-            if part: yield part, name, Path(folder)/file
+            if part: yield part, name, folder/file
+
+def _is_visited(folder):
+    "Return whether a folder of the standard library may hold files that are of use."
+    return not folder.name.startswith('config-') and not _SKIP.search(f'{folder.as_posix()}/')
 
 def _record_files(dist):
     "Yield a package's files, as it lists them itself: (part, name, path)."
-    for row in csv.reader((dist.read_text('RECORD') or '').splitlines()):
-        part = _part(row[0]) if row else None
-        if part: yield part, row[0], dist.locate_file(row[0])
+    listed = dist.read_text('RECORD') or ''
+    for row in csv.reader(listed.splitlines()):
+        if not row: continue
+        name = row[0]
+        part = _part(name)
+        if part: yield part, name, dist.locate_file(name)
 
 # %% ../../nbs/api/10_read/09_embedded.ipynb #86523480
 _Package = namedtuple('_Package', 'name licence readme files')
 
 def _licence(m):
     "Return the licence a package states: expression, else classifier, else the first line of the field."
-    classifiers = [c for c in m.get_all('Classifier') or [] if c.startswith('License ::')]
-    stated = ', '.join(c.split('::')[-1].strip() for c in classifiers)
-    return m.get('License-Expression') or stated or (m.get('License') or '').strip().split('\n')[0][:60]
+    expression = m.get('License-Expression')
+    if expression: return expression
+    classified = []
+    for classifier in m.get_all('Classifier') or []:
+        kind, *_, name = classifier.split('::')
+        if kind.strip() == 'License': classified.append(name.strip())
+    if classified: return ', '.join(classified)
+    field = (m.get('License') or '').strip()
+    return field.split('\n')[0][:60]
 
 def _package(dist):
+    "Return what the metadata of an installed package say of it."
     m = dist.metadata
-    body = m.get_payload()
-    readme = body if isinstance(body, str) and body.strip() else m.get('Description') or ''
+    readme = m.get_payload()
+    if not isinstance(readme, str) or not readme.strip(): readme = m.get('Description') or ''
     readme = readme.encode('utf-8', 'replace').decode()
     return _Package(m['Name'].lower(), _licence(m), readme, sorted(_record_files(dist)))
 
@@ -84,7 +99,8 @@ def _fair(
         doc = next(queues[name], None)
         if doc is None: continue
         yield doc
-        heapq.heappush(heap, (used + doc.nbytes / shares.get(name, 1), i, name))
+        used += doc.nbytes / shares.get(name, 1)
+        heapq.heappush(heap, (used, i, name))
 
 # %% ../../nbs/api/10_read/09_embedded.ipynb #8d6a049e
 _DOCSTRING = re.compile(r'''^[ \t]*(?:async[ ]+)?(?:def|class)[ ]+(?P<name>\w+)
@@ -126,17 +142,24 @@ def _load(package, part, name, path):
 
 def _queue(package, part, seed):
     "Yield a package's documents of one part, in seeded order."
-    about = dict(package=package.name, part=part)
     if part == 'readme' and len(package.readme) >= _SMALL:
+        about = dict(package=package.name, part=part)
         yield Doc(package.readme, f'{package.name}/README', 'embedded', 'prose', 'en', package.licence, about)
-    source = part in ('code', 'docstrings') # two parts that share the files of source
-    wanted = 'code' if source else part
-    files = [(name, path) for p, name, path in package.files if p == wanted]
-    for rank, name, path in sorted((_rank(seed, f'{package.name}/{name}'), name, path) for name, path in files):
-        half = 'code' if rank[-1] % 2 == 0 else 'docstrings'
-        if source and part != half: continue
+    for name, path in _files_of(package, part, seed):
         doc = _load(package, part, name, path)
         if doc: yield doc
+
+def _files_of(package, part, seed):
+    "Return a package's files of one part in seeded order: (name, path); code and docstrings share those of source."
+    is_source = part in ('code', 'docstrings')
+    wanted = 'code' if is_source else part
+    ranked = []
+    for own_part, name, path in package.files:
+        if own_part != wanted: continue
+        rank = _rank(seed, f'{package.name}/{name}')
+        half = 'code' if rank[-1] % 2 == 0 else 'docstrings'
+        if not is_source or part == half: ranked.append((rank, name, path))
+    return [(name, path) for _, name, path in sorted(ranked)]
 
 # %% ../../nbs/api/10_read/09_embedded.ipynb #a489bbe1
 def _topics(seed):
@@ -158,6 +181,7 @@ def embedded_corpus(
     return _embedded(max_bytes, seed)
 
 def _embedded(max_bytes, seed):
+    "Yield documents of all parts, each in its share, until there are enough."
     packages = sorted(_packages().values(), key=lambda package: _rank(seed, package.name))
     parts = {'topics': _topics(seed)}
     for part in SHARES:

@@ -29,21 +29,23 @@ _NAMES = {'makefile': 'make', 'gnumakefile': 'make', 'dockerfile': 'docker', 'cm
 
 # %% ../../nbs/api/10_read/02_filetype.ipynb #65ad8fdf
 _LICENCE = re.compile(r'((?:un)?licen[cs]es?|copying|copyrights?|notices?)(?![a-z])', re.I)
-_AFTER = set('''txt text md markdown rst adoc org html htm en us uk de fr mit expat bsd isc apache asl al gpl lgpl agpl gplv2
-    gplv3 gpl2 gpl3 lgplv2 lgplv3 lgpl2 lgpl21 lgpl3 agplv3 mpl mpl2 epl cc cc0 by nc nd sa zero ofl psf
-    python unlicense zlib boost bsl busl sspl elastic artistic eupl cddl ecl afl wtfpl odc odbl clause
-    simplified new only or later v lib lesser library affero exception exceptions runtime linking llvm
-    classpath third party thirdparty 3rdparty dependencies vendored vendor bundled additional other original
-    upstream combined full short all doc docs documentation code source software content data dataset model
-    models weights font fonts icons images media assets art examples tests test samples preamble header notice
-    notices license licence licenses licences copyright'''.split())
+_AFTER = set('''
+    txt text md markdown rst adoc org html htm en us uk de fr mit expat bsd isc apache asl al gpl lgpl agpl gplv2
+    gplv3 gpl2 gpl3 lgplv2 lgplv3 lgpl2 lgpl21 lgpl3 agplv3 mpl mpl2 epl cc cc0 by nc nd sa zero ofl psf python
+    unlicense zlib boost bsl busl sspl elastic artistic eupl cddl ecl afl wtfpl odc odbl clause simplified new
+    only or later v lib lesser library affero exception exceptions runtime linking llvm classpath third party
+    thirdparty 3rdparty dependencies vendored vendor bundled additional other original upstream combined full
+    short all doc docs documentation code source software content data dataset model models weights font fonts
+    icons images media assets art examples tests test samples preamble header notice notices license licence
+    licenses licences copyright'''.split())
 
 def is_licence(
     name:str, # file name without its folder
 ) -> bool: # False for programs and data with such a name, and for texts about something else
     "Return whether a file's name says that it holds a licence."
     m = _LICENCE.match(name)
-    if not m or name.rpartition('.')[2].lower() in {*LANGUAGES, 'json', 'pyc'}: return False
+    suffix = name.rpartition('.')[2].lower()
+    if not m or suffix in LANGUAGES or suffix in ('json', 'pyc'): return False
     if m[1].isupper() and not m[1].startswith(('COPYRIGHT', 'NOTICE')): return True
     words = re.findall('[a-z0-9]+', name[m.end():].lower())
     return all(word in _AFTER or word.strip('v').isdigit() for word in words)
@@ -65,13 +67,18 @@ def file_type(
     packing = ''
     stem, _, last = name.rpartition('.')
     if stem and last.lower() in PACKINGS:
-        name, packing = stem, last.lower()
-    suffix = name.rpartition('.')[2].lower() if '.' in name else ''
-    if is_licence(name) and FORMS.get(suffix, 'text') == 'text': return FileType('text', 'licence', '', packing)
+        name = stem
+        packing = last.lower()
+    suffix = ''
+    if '.' in name: suffix = name.rpartition('.')[2].lower()
+    form = FORMS.get(suffix)
+    if is_licence(name) and form in (None, 'text'): return FileType('text', 'licence', '', packing)
     language = _NAMES.get(name.lower()) or LANGUAGES.get(suffix)
     if language: return FileType('text', 'code', language, packing)
-    form = 'text' if name.lower() == 'readme' else FORMS.get(suffix)
-    if form: return FileType(form, 'html' if form == 'html' else 'prose', '', packing)
+    if name.lower() == 'readme': form = 'text'
+    if form is None: return None
+    kind = 'html' if form == 'html' else 'prose'
+    return FileType(form, kind, '', packing)
 
 # %% ../../nbs/api/10_read/02_filetype.ipynb #ba976835
 _CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]')
@@ -83,4 +90,7 @@ def path_id(
     s = os.fspath(path)
     if os.sep != '/': s = s.replace(os.sep, '/')
     s = s.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace')
-    return s if s.isprintable() else _CONTROL.sub(lambda m: m[0].encode('unicode_escape').decode(), s)
+    if s.isprintable(): return s
+    return _CONTROL.sub(_escaped, s)
+
+def _escaped(m): return m[0].encode('unicode_escape').decode()

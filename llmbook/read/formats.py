@@ -97,12 +97,12 @@ _JSON_NAMES = {type(None): 'null', bool: 'true or false', int: 'a number', float
 
 def _why_no_text(row, text_field):
     "Return why a record has no text, as a sentence without its end."
-    if not isinstance(row, dict): return f'expected an object, got {_JSON_NAMES.get(type(row), type(row).__name__)}'
-    if text_field in row:
-        kind = type(row[text_field])
-        return f"expected a string in '{text_field}', got {_JSON_NAMES.get(kind, kind.__name__)}"
+    if not isinstance(row, dict): return f'expected an object, got {_json_name(row)}'
+    if text_field in row: return f"expected a string in '{text_field}', got {_json_name(row[text_field])}"
     fields = ', '.join(map(str, row)) or 'no field at all'
     return f"expected a field '{text_field}', got {fields}"
+
+def _json_name(value): return _JSON_NAMES.get(type(value), type(value).__name__)
 
 def record(
     row, # what was read; anything but a dict with a text is a reject
@@ -114,15 +114,20 @@ def record(
     body = row.get(text_field) if isinstance(row, dict) else None
     if not isinstance(body, str): return Reject(id, source, 'no text', _why_no_text(row, text_field)[:200])
     if not body or body.isspace(): return Reject(id, source, 'empty')
+    doc = Doc(body, str(row.get('id') or id), source, meta=_other_fields(row, text_field))
+    for field in _FIELDS:
+        value = row.get(field)
+        is_known = field != 'kind' or value in KINDS
+        if value and is_known: setattr(doc, field, str(value))
+    if doc.id != id or doc.source != source: doc.place = id
+    return doc
+
+def _other_fields(row, text_field):
+    "Return the fields of a record that a document has no place for, and what stands in its `meta`."
     meta = {k: v for k, v in row.items() if k not in _OWN and k != text_field}
     more = row.get('meta')
     if isinstance(more, dict): meta |= more
-    doc = Doc(body, str(row.get('id') or id), source, meta=meta)
-    for field in _FIELDS:
-        value = row.get(field)
-        if value and (field != 'kind' or value in KINDS): setattr(doc, field, str(value))
-    if (doc.id, doc.source) != (id, source): doc.place = id
-    return doc
+    return meta
 
 # %% ../../nbs/api/10_read/07_formats.ipynb #ec62f7f0
 def _refuse(name): raise ValueError(f'{name} is not JSON')
@@ -252,7 +257,7 @@ def read_csv(
 # %% ../../nbs/api/10_read/07_formats.ipynb #09191348
 def plain(
     v, # whatever a table holds
-): # text, number, bool or None, or lists and dicts of them
+) -> object: # text, number, bool or None, or lists and dicts of them
     "Return a value that JSON can hold: dates and the like become text, nan and infinity become None."
     if v is None or isinstance(v, (str, int, bool)): return v
     if isinstance(v, float): return v if v - v == 0 else None # infinity minus itself is nan
@@ -264,7 +269,7 @@ def plain(
 def open_parquet(
     f:io.BufferedReader, # stream from `open_stream`; a compressed one is unpacked into memory
     limit:int=LIMIT, # bytes that may be unpacked
-): # a pyarrow ParquetFile; ValueError (pyarrow's own is one) if it is damaged
+) -> 'pyarrow.parquet.ParquetFile': # ValueError (pyarrow's own is one) if it is damaged
     "Open a parquet file, ready to read its groups."
     import pyarrow as pa
     from pyarrow.parquet import ParquetFile
@@ -280,23 +285,26 @@ def _opened(f, id, source, text_field, limit):
     head = f.peek(4)[:4]
     try:
         table = open_parquet(f, limit)
-        sizes = [table.metadata.row_group(g).num_rows for g in range(table.num_row_groups)]
+        groups = [table.metadata.row_group(i) for i in range(table.num_row_groups)]
         columns = table.schema_arrow.names
     except (OSError, ValueError, pa.ArrowException) as e:
-        reason = 'truncated' if head == b'PAR1' and 'footer' in str(e) else 'damaged'
-        return None, [], ended(f, id, source) or [Reject(id, source, reason, str(e)[:120])]
-    if text_field in columns: return table, sizes, []
-    return None, [], [_no_column(id, source, text_field, columns)]
+        stopped = ended(f, id, source)
+        if stopped: return None, [], stopped
+        begins_well = head == b'PAR1'
+        reason = 'truncated' if begins_well and 'footer' in str(e) else 'damaged'
+        return None, [], [Reject(id, source, reason, str(e)[:120])]
+    if text_field not in columns: return None, [], [_no_column(id, source, text_field, columns)]
+    return table, [group.num_rows for group in groups], []
 
 def _rows(batch, at, id, source, text_field):
     "Yield the documents of a batch whose first row is number `at`; one row at a time if a text in it is not UTF-8."
     try: rows = batch.to_pylist()
-    except UnicodeDecodeError:
-        if len(batch) == 1: yield Reject(f'{id}:{at}', source, 'not UTF-8', 'a value of the row')
-        else:
-            for i in range(len(batch)): yield from _rows(batch.slice(i, 1), at + i, id, source, text_field)
-    else:
+    except UnicodeDecodeError: rows = None
+    if rows is not None:
         for n, row in enumerate(rows, at): yield record(plain(row), f'{id}:{n}', source, text_field)
+    elif len(batch) == 1: yield Reject(f'{id}:{at}', source, 'not UTF-8', 'a value of the row')
+    else:
+        for i in range(len(batch)): yield from _rows(batch.slice(i, 1), at + i, id, source, text_field)
 
 # %% ../../nbs/api/10_read/07_formats.ipynb #c6fe20d2
 def read_parquet(
@@ -352,5 +360,7 @@ def read_pdf(
         return
     text = '\n\n'.join(pages).encode('utf-8', 'replace').decode()
     if text.strip(): yield Doc(text, id, source, meta={'pages': len(pages)})
-    else: yield Reject(id, source, 'no text', f'{len(pages)} pages without a letter: pictures, perhaps a scan', len(data))
+    else:
+        what = f'{len(pages)} pages without a letter: pictures, perhaps a scan'
+        yield Reject(id, source, 'no text', what, len(data))
     yield from _missing_end(f, id, id, source)

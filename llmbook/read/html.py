@@ -37,8 +37,9 @@ _TEXT_BUTTONS = ':is(h1, h2, h3, h4, h5, h6, summary, dt, legend) button'
 
 def _show(tree):
     "Turn into text what a page shows in elements that are no text elsewhere."
-    for e in tree.body.query_selector_all(_TEXT_BUTTONS).values():
-        e.replace_with(tree.create_text_node(' '.join((e.text_content or '').split())))
+    for button in tree.body.query_selector_all(_TEXT_BUTTONS).values():
+        text = ' '.join((button.text_content or '').split())
+        button.replace_with(tree.create_text_node(text))
     for e in tree.body.query_selector_all('iframe[srcdoc]').values():
         block = tree.create_element('div')
         block.inner_html = e['srcdoc']
@@ -46,42 +47,50 @@ def _show(tree):
     for e in tree.body.query_selector_all('summary, legend').values(): e.after(tree.create_element('br'))
 
 # %% ../../nbs/api/10_read/06_html.ipynb #4b95edef
-_NOISE = frozenset("""nav navs navbar navigation subnav topnav mainnav sitenav menu menus submenu megamenu crumb crumbs breadcrumb
-    breadcrumbs pagination sidebar sidebars side-bar rail rails related recommend recommended recommendation recommendations
-    recirc recirculation also-like also-read also-see you-may you-might most-read most-popular most-viewed most-commented
-    most-shared popular trending teaser teasers promo promos promotion promoted sponsor sponsors sponsored advert adverts
-    advertisement advertisements advertising ad ads adv adsense adsbygoogle outbrain taboola revcontent zergnet newsletter
-    newsletters subscribe subscription subscriptions signup sign-up mailing-list share shares shared sharing sharethis
-    sharedaddy addthis addtoany social socials follow disqus comments comment-list comment-form comment-section comment-area
-    comment-thread comment-count comment-wrap comment-wrapper respond livefyre cookie cookies consent gdpr skip-link skip-links
-    skiplink skiplinks site-header site-footer page-footer foot footer footers toolbar toolbars login widget
-    widgets""".split())
-_PERHAPS = frozenset("""bio tag tags tagged posted date dates time byline bylines dateline timestamp author authors published meta
-    metadata vote votes rating ratings credit credits thumb thumbs thumbnail thumbnails print like likes more readmore next
-    prev previous pager paging tools utility skip modal popup comment reply replies overlay lightbox tooltip signin sign-in
-    search copyright category categories categorized cat-links carousel slider paywall donate donation donations masthead
-    banner banners latest recent upcoming archive archives topics keyword keywords header headers aside right rightcol
-    right-col col-right left leftcol left-col col-left dropdown dropdowns ranking""".split())
-_TRADE = frozenset("""a about action actions active all alt anchor and anon app area article articles auto avatar b back background
-    bar bars base block blocks blog body bottom box boxes btn btns button buttons by c canvas card cards cell center chip
-    close closed col collapse collapsed collapsible collection column columns com component container containers content
-    contents control controls current custom d default desktop details div divider e editor el elem element elements email
-    end entries entry eu expand expanded facebook fade feed feeds field fields filter fixed flex float footer for form
-    forms frame full fw g global google grid group groups guest h head heading hero hidden hide holder home horizontal i icon
-    icons id image images img in info inline inner input instagram is item items js label labels large layout lg li
-    line link linkedin links list lists load lower main mask md me media middle mini mobile module modules mw n name net network
-    networks new news notice object of on open options outer overflow p page pages panel panels part pane parent pinterest
-    placeholder plugin popover portlet position post posts primary r reddit region related results row rows s scroll
-    secondary section sections sections separator services sh show side single site size slide slot sm small
-    start static sticky story stories sub subtitle svg t tab table tablet tabs target team telegram text the this title to
-    toggle top topic topics tray tumblr twitter type u ul unit upper url user v vertical video videos view views w wide width
-    window wp wrap wrapped wrapper wrappers x xl xs you your youtube your z zone""".split())
-_CONTENT = frozenset("""article-body articlebody entry-content post-content story-body post-body main-content article-content
+_NOISE = frozenset("""
+    nav navs navbar navigation subnav topnav mainnav sitenav menu menus submenu megamenu crumb crumbs breadcrumb
+    breadcrumbs pagination sidebar sidebars side-bar rail rails related recommend recommended recommendation
+    recommendations recirc recirculation also-like also-read also-see you-may you-might most-read most-popular
+    most-viewed most-commented most-shared popular trending teaser teasers promo promos promotion promoted sponsor
+    sponsors sponsored advert adverts advertisement advertisements advertising ad ads adv adsense adsbygoogle
+    outbrain taboola revcontent zergnet newsletter newsletters subscribe subscription subscriptions signup sign-up
+    mailing-list share shares shared sharing sharethis sharedaddy addthis addtoany social socials follow disqus
+    comments comment-list comment-form comment-section comment-area comment-thread comment-count comment-wrap
+    comment-wrapper respond livefyre cookie cookies consent gdpr skip-link skip-links skiplink skiplinks site-header
+    site-footer page-footer foot footer footers toolbar toolbars login widget widgets""".split())
+_PERHAPS = frozenset("""
+    bio tag tags tagged posted date dates time byline bylines dateline timestamp author authors published meta
+    metadata vote votes rating ratings credit credits thumb thumbs thumbnail thumbnails print like likes more
+    readmore next prev previous pager paging tools utility skip modal popup comment reply replies overlay lightbox
+    tooltip signin sign-in search copyright category categories categorized cat-links carousel slider paywall donate
+    donation donations masthead banner banners latest recent upcoming archive archives topics keyword keywords
+    header headers aside right rightcol right-col col-right left leftcol left-col col-left dropdown dropdowns
+    ranking""".split())
+_TRADE = frozenset("""
+    a about action actions active all alt anchor and anon app area article articles auto avatar b back background
+    bar bars base block blocks blog body bottom box boxes btn btns button buttons by c canvas card cards cell center
+    chip close closed col collapse collapsed collapsible collection column columns com component container
+    containers content contents control controls current custom d default desktop details div divider e editor el
+    elem element elements email end entries entry eu expand expanded facebook fade feed feeds field fields filter
+    fixed flex float footer for form forms frame full fw g global google grid group groups guest h head heading hero
+    hidden hide holder home horizontal i icon icons id image images img in info inline inner input instagram is item
+    items js label labels large layout lg li line link linkedin links list lists load lower main mask md me media
+    middle mini mobile module modules mw n name net network networks new news notice object of on open options outer
+    overflow p page pages panel panels part pane parent pinterest placeholder plugin popover portlet position post
+    posts primary r reddit region related results row rows s scroll secondary section sections sections separator
+    services sh show side single site size slide slot sm small start static sticky story stories sub subtitle svg t
+    tab table tablet tabs target team telegram text the this title to toggle top topic topics tray tumblr twitter
+    type u ul unit upper url user v vertical video videos view views w wide width window wp wrap wrapped wrapper
+    wrappers x xl xs you your youtube your z zone""".split())
+_CONTENT = frozenset("""
+    article-body articlebody entry-content post-content story-body post-body main-content article-content
     markdown-body float-right float-left text-right text-left align-right align-left pull-right pull-left""".split())
 _LAYOUT = frozenset('with without has no not hide'.split()) # `with-sidebar` says what stands beside an element
 _BETWEEN_WORDS = re.compile('(?<=[a-z])(?=[A-Z])|[^a-zA-Z]+')
 _PAGE_BUILDER = re.compile('elementor-(?:widget-?)?') # the software that made a page, before each name
 _TEXT, _LINKS_ONLY, _UNSURE, _NO_TEXT = 0, 1, 2, 3
+
+def _hyphenated(name): return _BETWEEN_WORDS.sub('-', name).lower().strip('-')
 
 def _of_trade(word): return word in _TRADE or len(word) < 3
 
@@ -104,22 +113,22 @@ def _without_names(words, names):
 
 def _says(name):
     "Return the verdict on one class, or on an id."
-    words = _BETWEEN_WORDS.sub('-', _PAGE_BUILDER.sub('', name)).lower().strip('-').split('-')
+    words = _hyphenated(_PAGE_BUILDER.sub('', name)).split('-')
     if _LAYOUT.intersection(words): return _TEXT
-    if len(_without_names(words, _CONTENT)) < len(words): return _TEXT
+    if _without_names(words, _CONTENT) != words: return _TEXT
     no_noise = _without_names(words, _NOISE)
     rest = _without_names(no_noise, _PERHAPS)
-    if len(rest) == len(words): return _TEXT
+    if rest == words: return _TEXT
     if not all(map(_of_trade, rest)): return _LINKS_ONLY
-    is_certain = len(no_noise) < len(words) and not words[0].startswith('nav')
-    return _NO_TEXT if is_certain else _UNSURE
+    if no_noise == words or words[0].startswith('nav'): return _UNSURE
+    return _NO_TEXT
 
 @lru_cache(maxsize=1 << 14)
 def _verdict(names):
     "Return what the classes and the id of an element say of it: the clearest of them counts."
     names = names.split()
     for name in names:
-        if _BETWEEN_WORDS.sub('-', name).lower().strip('-') in _CONTENT: return _TEXT
+        if _hyphenated(name) in _CONTENT: return _TEXT
     return max(map(_says, names), default=_TEXT)
 
 # %% ../../nbs/api/10_read/06_html.ipynb #7c0c38f3
@@ -159,20 +168,25 @@ _NOT_ALPHANUMERIC = re.compile(r'[\W_]+')
 
 def _plain(name): return _NOT_ALPHANUMERIC.sub('', name).lower()
 
+def _names_of(e):
+    "Return the classes and the id of an element."
+    return f"{e.class_name or ''} {e.id or ''}"
+
 def _is_section(e):
     "Return whether an element is a section that holds sentences."
     return e.query_selector('form, input') is None and _prose(e) >= _LINE
 
 def _what_it_says(e):
     "Return the verdict on an element's names; one that is made from the heading of a section is a word of its text."
-    of_class = e.class_name or ''
-    verdict = _verdict(f"{of_class} {e.id or ''}")
+    verdict = _verdict(_names_of(e))
     if verdict == _TEXT: return verdict
     heading = e.query_selector(_HEADINGS)
     if heading is None or not _is_section(e): return verdict
     title = _plain(heading.text_content or '')
     has_links = e.query_selector('a[href]:not([href^="#"])') is not None
-    names = of_class.split() if has_links else [name for name in of_class.split() if _plain(name) != title]
+    names = []
+    for name in (e.class_name or '').split():
+        if has_links or _plain(name) != title: names.append(name)
     if _plain(e.id or '') != title: names.append(e.id or '')
     return _verdict(' '.join(names))
 
@@ -181,12 +195,11 @@ _OF_READERS = re.compile('comment|respond|repl(?:y|ies)|disqus', re.I)
 
 def _is_running_text(e, n, verdict):
     "Return whether what stands in an element of `n` characters says more than its name."
-    name = f"{e.class_name or ''} {e.id or ''}"
-    links = _linked(e)
+    name = _names_of(e)
     may_be_data = verdict == _LINKS_ONLY or e.tag == 'table' or _OF_LINKS.search(name)
-    if may_be_data and links < .5 * n: return True
+    if may_be_data and _linked(e) < .5 * n: return True
     if n < _LINE or _OF_READERS.search(name): return False
-    if verdict == _UNSURE: return links < .1 * n and _prose(e, 'p') >= _LINE
+    if verdict == _UNSURE: return _prose(e, 'p') >= _LINE and _linked(e) < .1 * n
     return n > _SENTENCES and _prose(e, 'p', _RUNNING) > _SENTENCES
 
 def _named_noise(body, most):
@@ -269,7 +282,9 @@ def _drop_links(body, is_article):
         links = e.query_selector_all('a[href]').values()
         sizes = [_size(a) for a in links]
         if not links: continue
-        if _is_dense(e, n, links, sizes) if is_article else _is_menu(e.tag, n, links, sizes): e.remove()
+        if is_article: goes = _is_dense(e, n, links, sizes)
+        else: goes = _is_menu(e.tag, n, links, sizes)
+        if goes: e.remove()
 
 # %% ../../nbs/api/10_read/06_html.ipynb #b8a8cde9
 _ALL_TEXT_IN = 'p, pre, blockquote, td, dd'

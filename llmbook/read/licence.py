@@ -77,8 +77,10 @@ _CC_ZERO = re.compile(r'\bcc0\b|creative commons zero')
 
 def _cc_name(words, version, first='CC-BY'):
     "Return the name of a Creative Commons licence from its words."
-    parts = [part for part, pattern in _CC_PARTS if re.search(rf'{pattern}|\b{part.lower()}\b', words)]
-    name = '-'.join([first, *parts])
+    name = first
+    for part, pattern in _CC_PARTS:
+        letters = part.lower()
+        if re.search(rf'{pattern}|\b{letters}\b', words): name += f'-{part}'
     return f'{name}-{version}' if version else f'LicenseRef-{name}'
 
 def _cc_from_address(kind, version):
@@ -92,11 +94,20 @@ def creative_commons(
 ) -> list[tuple[int, str]]: # position and SPDX name of each mention
     "Find the licences of Creative Commons that a text names."
     found = [(m.start(), _cc_from_address(m[1], m[2])) for m in _CC_ADDRESS.finditer(text)]
-    found += [(m.start(), _cc_name(m[1] or m[3] or '', m[2] or m[4])) for m in _CC_TITLE.finditer(text)]
+    found += _cc_titles(text)
     found += [(m.start(), _cc_name(m[1], m[2])) for m in _CC_LETTERS.finditer(text)]
     found += [(m.start(), _cc_name(m[1], m[2], 'CC')) for m in _CC_WITHOUT_BY.finditer(text)]
     found += [(m.start(), 'CC0-1.0') for m in _CC_ZERO.finditer(text)]
     return sorted(found)
+
+def _cc_titles(text):
+    "Return the licences whose title is written out: (position, name)."
+    found = []
+    for m in _CC_TITLE.finditer(text):
+        conditions = m[1] or m[3] or '' # either form of the title has groups of its own
+        version = m[2] or m[4]
+        found.append((m.start(), _cc_name(conditions, version)))
+    return found
 
 # %% ../../nbs/api/10_read/03_licence.ipynb #8fb54e50
 _LICENCE_LINK = re.compile(r'<(?:a|link)\b[^>]{0,300}\brel\s*=\s*["\']?[\w ]*\blicense\b[^>]{0,300}>', re.I)
@@ -169,16 +180,19 @@ _TEXTS = _phrases([
 _VERSION = re.compile(r'(?:version|\bv\.?|licen[cs]e,?|apache[- ]|[a-z]pl[- ]?v?)\s*(\d(?:\.\d+)?)\b|\b(\d\.\d)\b')
 
 def _mit(s):
+    "Return which edition of the text of MIT this is."
     if 'except as contained in this notice' in s: return 'X11'
     if 'redistributions of source code must retain' in s: return 'NCSA'
     if 'without warranty of any kind' in s and 'permission notice' not in s: return 'MIT-0'
     return 'MIT'
 
 def _isc(s):
+    "Return which edition of the text of ISC this is."
     if 'software and its documentation' in s: return 'HPND'
     return 'ISC' if 'provided that' in s or 'as is' not in s else '0BSD'
 
 def _bsd(s):
+    "Return which edition of the text of BSD this is."
     if 'all advertising materials' in s: return 'BSD-4-Clause'
     if 'no express or implied licenses' in s: return 'BSD-3-Clause-Clear'
     if 'neither the name' in s or 'endorse or promote' in s: return 'BSD-3-Clause'
@@ -224,8 +238,8 @@ def _own_title(s):
     if any(pattern.search(m[0]) for pattern, _ in _TITLES): return ''
     return 'LicenseRef-' + '-'.join(word.capitalize() for word in re.findall('[a-z0-9]+', m[1]))
 
-def _named(s): # {name: position}, in order
-    "Find all licences that a text names; the words of a licence below its own title count as that title."
+def _mentions(s):
+    "Return (position, name) of each licence that a text names or holds, in order."
     hits = creative_commons(s)
     own = _own_title(s)
     if own: hits.append((0, own))
@@ -234,10 +248,16 @@ def _named(s): # {name: position}, in order
         if m: hits.append((m.start(), _numbered(family, s, m.start())))
     for pattern, family in _TEXTS:
         m = pattern.search(s)
-        is_first = m and all(m.start() < at for at, _ in hits)
-        if is_first: hits.append((m.start(), _EDITIONS[family](s) if family in _EDITIONS else family))
+        is_first = m and all(m.start() < at for at, _ in hits) # below a title, the words are those of that licence
+        if not is_first: continue
+        edition = _EDITIONS.get(family)
+        hits.append((m.start(), edition(s) if edition else family))
+    return sorted(hits)
+
+def _named(s): # {name: position}, in order
+    "Return the licences that a text names, without relatives of the GPL and names that are there with a version, too."
     names = {}
-    for at, name in sorted(hits):
+    for at, name in _mentions(s):
         is_relative = 'GPL' in name and any('GPL' in other for other in names)
         if not is_relative: names.setdefault(name, at)
     return {name: at for name, at in names.items() if not _has_version(name, names)}
@@ -254,7 +274,7 @@ _IS_CHOICE = re.compile(r'dual[- ]licen|at your (option|choice)')
 def _bound(first, s):
     "Return the name of a free licence, or another one if the text adds a condition."
     if _BOUND.search(first): return first
-    if _NOT_COMMERCIAL.search(_EITHER_USE.sub(' ', s)): return 'LicenseRef-Not-Commercial'
+    if _is_not_commercial(s): return 'LicenseRef-Not-Commercial'
     is_text = first.startswith(('MIT', 'BSD', 'ISC', 'Zlib', 'X11', 'HPND', 'NCSA', '0BSD'))
     is_changed = is_text and len(s) < 6_000 and _OTHER_CONDITIONS.search(s)
     return f'LicenseRef-{first}-Modified' if is_changed else first
@@ -270,21 +290,34 @@ def identify_licence(
     text:str, # licence file, or a notice
 ) -> str: # SPDX name such as 'MIT', 'GPL-3.0' or 'MIT OR Apache-2.0'; '' if the text was not recognised
     "Recognise a licence text, roughly: conditions first, then the licence that is named first."
-    if found := spdx_line(text[:4000]) or _expression(text): return found
-    s = re.sub(r'[\s*#;]+', ' ', text[:40_000].lower().replace('//', ' '))
-    s = re.sub('["“”]', '', s).replace('’', "'")
+    stated = spdx_line(text[:4000]) or _expression(text)
+    if stated: return stated
+    s = _simplified(text)
     names = _named(s)
     first = next(iter(names), '')
     conditions = [name for pattern, name in _CONDITIONS if pattern.search(s)]
     if conditions == ['LicenseRef-Commons-Clause'] and first: return f'{first} AND {conditions[0]}'
     if conditions: return ' OR '.join(conditions)
-    if not first: return 'LicenseRef-Not-Commercial' if _NOT_COMMERCIAL.search(_EITHER_USE.sub(' ', s)) else ''
+    if not first: return 'LicenseRef-Not-Commercial' if _is_not_commercial(s) else ''
     bound = _bound(first, s)
     if bound != first: return bound
-    if len(s) > _LONG: names = {name: at for name, at in names.items() if name == first or _adds(name, first)}
-    if len(names) == 1: return first
-    at = list(names.values())[1]
-    before = s[max(at - 60, 0):at]
+    is_text = len(s) > _LONG # of a licence, and not a notice
+    if is_text: names = {name: at for name, at in names.items() if name == first or _adds(name, first)}
+    return _joined(names, s)
+
+def _simplified(text):
+    "Return the beginning of a text in small letters, without the marks of comments and quotations."
+    s = text[:40_000].lower().replace('//', ' ')
+    s = re.sub(r'[\s*#;]+', ' ', s)
+    return re.sub('["“”]', '', s).replace('’', "'")
+
+def _is_not_commercial(s): return _NOT_COMMERCIAL.search(_EITHER_USE.sub(' ', s)) is not None
+
+def _joined(names, s):
+    "Return the names of licences as one expression; what stands before the second says whether one may choose."
+    if len(names) == 1: return next(iter(names))
+    _, second, *_ = names.values()
+    before = s[max(second - 60, 0):second]
     is_choice = re.search(r'\bor( the)? $|\beither\b', before) or _IS_CHOICE.search(s)
     return (' OR ' if is_choice else ' AND ').join(names)
 
@@ -306,7 +339,8 @@ class Licences:
         head:str='', # beginning of its text
     ) -> str: # '' if the owner did not say
         "Return the licence in a file's SPDX line, else that of the nearest licence file upwards."
-        if found := spdx_line(head[:4000]): return found
+        stated = spdx_line(head[:4000])
+        if stated: return stated
         return self._near(os.path.dirname(path)) if self.root else ''
 
     def _near(self, folder):

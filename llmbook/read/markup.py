@@ -34,35 +34,44 @@ def _piece_as_html(m):
 
 def _fill_entities(page):
     "Return a page with the entities that it defines itself filled in."
-    m = _SUBSET.search(page, 0, 30_000)
-    if not m: return page
-    before, after = page[:m.start()], page[m.end():]
-    page = f'{before}{m[1]}>{after}'
-    values = {name: one or two for name, one, two in _ENTITY.findall(m[2])}
+    subset = _SUBSET.search(page, 0, 30_000)
+    if not subset: return page
+    doctype, definitions = subset.groups()
+    page = page[:subset.start()] + doctype + '>' + page[subset.end():]
+    values = {name: double or single for name, double, single in _ENTITY.findall(definitions)}
     if not values: return page
     names = '|'.join(map(re.escape, values))
-    filled = re.sub(f'&({names});', lambda m: values[m[1]], page)
-    return filled if len(filled) <= 2 * len(page) else page
+    def value(m): return values[m[1]]
+    filled = re.sub(f'&({names});', value, page)
+    is_bomb = len(filled) > 2 * len(page)
+    return page if is_bomb else filled
 
 def _closed_at_once(page):
     "Return the names of the elements that a page closes at once."
     return {name.lower() for name in _CLOSED_AT_ONCE.findall(page)}
 
 def _is_xhtml(page):
-    head = page[:2000]
-    return 'http://www.w3.org/1999/xhtml' in head or head.lstrip('\ufeff \r\n\t').startswith('<?xml')
+    "Return whether a page says of itself that it is XHTML."
+    head = page[:2000].lstrip('\ufeff \r\n\t')
+    return head.startswith('<?xml') or 'http://www.w3.org/1999/xhtml' in page[:2000]
 
 def as_html(
     page:str, # any web page
 ) -> str: # the same page if it is HTML already
     "Return a page of XHTML as HTML that means the same."
     page = page.removeprefix('\ufeff')
-    if _is_xhtml(page):
-        page = _fill_entities(page)
-        prefixes = '|'.join(map(re.escape, sorted({*_PREFIX.findall(page, 0, 20_000)})))
-        if prefixes: page = re.sub(rf'<(/?)(?:{prefixes}):', r'<\1', page)
-        if '<![CDATA[' in page or _closed_at_once(page) - _VOID: page = _PIECES.sub(_piece_as_html, page)
-    elif '/>' in page: page = _CLOSED_UNPARSED.sub(r'<\1\2></\1>', page)
+    if _is_xhtml(page): return _xhtml_as_html(page)
+    if '/>' in page: page = _CLOSED_UNPARSED.sub(r'<\1\2></\1>', page)
+    return page
+
+def _xhtml_as_html(page):
+    "Return a page of XHTML without entities of its own, prefixes of names, CDATA and elements that are closed at once."
+    page = _fill_entities(page)
+    prefixes = set(_PREFIX.findall(page, 0, 20_000))
+    if prefixes:
+        any_prefix = '|'.join(map(re.escape, sorted(prefixes)))
+        page = re.sub(rf'<(/?)(?:{any_prefix}):', r'<\1', page)
+    if '<![CDATA[' in page or _closed_at_once(page) - _VOID: page = _PIECES.sub(_piece_as_html, page)
     return page
 
 # %% ../../nbs/api/10_read/05_markup.ipynb #9c3ffd2d
@@ -87,12 +96,15 @@ def _tex(node):
     if node.tag == 'script': return node.text_content
     note = node.query_selector('annotation[encoding*="tex" i]')
     if note is not None: return note.text_content
+    candidates = []
     math = _math_in(node)
-    found = [math.getattr('alttext')] if math is not None else []
-    found += [node.getattr(name) for name in _TEX_ATTRIBUTES]
+    if math is not None: candidates.append(math.getattr('alttext'))
+    for name in _TEX_ATTRIBUTES: candidates.append(node.getattr(name))
     image = node if node.tag == 'img' else node.query_selector('img[alt]')
-    if image is not None: found.append(image.getattr('alt'))
-    return next(filter(None, found), '')
+    if image is not None: candidates.append(image.getattr('alt'))
+    for tex in candidates:
+        if tex: return tex
+    return ''
 
 def _is_display(node):
     "Return whether a formula stands on a line of its own."
@@ -108,28 +120,32 @@ _DEEPEST = 40 # levels of MathML that are spelled out; what is deeper comes as i
 def _compose(tag, parts):
     "Return an element of MathML from the spelling of its parts."
     if tag in _FORMS and len(parts) == 2: return _FORMS[tag].format(*parts)
-    if tag == 'msqrt': return r'\sqrt{' + ''.join(parts) + '}'
     if tag == 'mtr': return ' & '.join(parts)
     if tag == 'mtable': return r' \\ '.join(parts)
+    inside = ''.join(parts)
+    if tag == 'msqrt': return rf'\sqrt{{{inside}}}'
     signs = _SCRIPTS.get(tag, '')
-    if len(parts) != len(signs) + 1: return ''.join(parts)
-    res = parts[0]
-    for sign, part in zip(signs, parts[1:]): res += f'{sign}{{{part}}}'
-    return res
+    if len(parts) != len(signs) + 1: return inside
+    spelling, *scripts = parts
+    for sign, script in zip(signs, scripts): spelling += f'{sign}{{{script}}}'
+    return spelling
 
 def _spell(node, depth=0):
     "Return MathML as one line in the manner of TeX."
-    tag = node.tag
-    if tag in ('annotation', 'annotation-xml', 'mphantom'): return ''
-    children = [c for c in node.child_nodes.values() if c.tag not in ('#text', '#comment')]
-    if not children or depth > _DEEPEST: return ' '.join((node.text_content or '').split())
-    return _compose(tag, [_spell(c, depth + 1) for c in children])
+    if node.tag in ('annotation', 'annotation-xml', 'mphantom'): return ''
+    children = [child for child in node.child_nodes.values() if child.tag not in ('#text', '#comment')]
+    if not children or depth > _DEEPEST: return _one_spaced(node.text_content)
+    parts = [_spell(child, depth + 1) for child in children]
+    return _compose(node.tag, parts)
+
+def _one_spaced(text): return ' '.join((text or '').split())
 
 def _formula_text(node):
     "Return a formula as text."
-    tex = ' '.join((_tex(node) or '').split())
-    if tex[:1] == '$' or tex[:2] in (r'\(', r'\['): return tex
-    if tex: return f'$${tex}$$' if _is_display(node) else f'${tex}$'
+    tex = _one_spaced(_tex(node))
+    if tex.startswith(('$', r'\(', r'\[')): return tex
+    if tex and _is_display(node): return f'$${tex}$$'
+    if tex: return f'${tex}$'
     if node.hasattr('data-mathml'): node.inner_html = node['data-mathml']
     math = _math_in(node)
     if math is not None: return _spell(math)
@@ -195,15 +211,20 @@ def mark_numbers(
 ):
     "Mark the items of ordered lists that do not simply count from 1."
     for ol in tree.body.query_selector_all(_NUMBERED).values():
-        items = [c for c in ol.children.values() if c.tag == 'li']
-        step = -1 if ol.hasattr('reversed') else 1
-        n = _integer(ol.getattr('start'), len(items) if step < 0 else 1)
+        items = [child for child in ol.children.values() if child.tag == 'li']
+        step, first = 1, 1
+        if ol.hasattr('reversed'): step, first = -1, len(items)
+        n = _integer(ol.getattr('start'), first)
         for li in items:
             n = _integer(li.getattr('value'), n)
             style = li.getattr('type') or ol.getattr('type') or '1'
-            text = _first_text(li)
-            if text is not None: text.value = f'{_NUMBER}{_number(n, style)}{_END}{text.value.lstrip()}'
+            _mark_item(li, _number(n, style))
             n += step
+
+def _mark_item(li, number):
+    "Put a number between marks before the text of an item."
+    text = _first_text(li)
+    if text is not None: text.value = f'{_NUMBER}{number}{_END}{text.value.lstrip()}'
 
 _MARKED = re.compile(rf'(?:\d+\.[ \n]+)?{_NUMBER}(-?\w+){_END}')
 
@@ -222,8 +243,8 @@ _TAB = '\ufdd2' # stands for a tab until the layout is done, which takes one at 
 
 def _one_line(cell, lay_out):
     "Return a cell's text as one line."
-    text = lay_out(cell.inner_html) if cell.query_selector(_BLOCKS) is not None else cell.text_content
-    return ' '.join((text or '').split())
+    has_blocks = cell.query_selector(_BLOCKS) is not None
+    return _one_spaced(lay_out(cell.inner_html) if has_blocks else cell.text_content)
 
 def _spread(cells, width, below):
     "Return a row's texts, with '' where another cell reaches; `below` holds how many more rows each column is taken."
@@ -254,15 +275,26 @@ def _lines_of(table, lay_out):
     "Return the lines of a table of data; [] for a table of another kind."
     rows = [_cells_of(tr) for tr in table.query_selector_all('tr').values()]
     width = max(map(len, rows), default=0)
-    if width < 2 or any(_lines(pre) > 1 for pre in table.query_selector_all('pre').values()): return []
-    for row in rows:
-        if any(len(c.text_content or '') > _LONG for c in row): return []
+    if width < 2 or _has_blocks(table, rows): return []
     below = {}
     lines = []
     for row in rows:
-        spans = [(_one_line(c, lay_out), _span(c, 'colspan'), _span(c, 'rowspan')) for c in row]
-        lines.append(_TAB.join(_spread(spans, width, below)))
-    return [line for line in lines if line.strip(_TAB)]
+        cells = []
+        for cell in row:
+            text = _one_line(cell, lay_out)
+            cells.append((text, _span(cell, 'colspan'), _span(cell, 'rowspan')))
+        line = _TAB.join(_spread(cells, width, below))
+        if line.strip(_TAB): lines.append(line)
+    return lines
+
+def _has_blocks(table, rows):
+    "Return whether code of several lines or a long text stands in a table, which then lays out a page."
+    for pre in table.query_selector_all('pre').values():
+        if _lines(pre) > 1: return True
+    for row in rows:
+        for cell in row:
+            if len(cell.text_content or '') > _LONG: return True
+    return False
 
 def write_tables(
     tree, # parsed page; it is changed
@@ -275,7 +307,7 @@ def write_tables(
         caption = table.query_selector('caption')
         if caption is not None:
             block = tree.create_element('div')
-            block.text_content = ' '.join((caption.text_content or '').split())
+            block.text_content = _one_spaced(caption.text_content)
             table.before(block)
         text = tree.create_element('pre')
         text.append_child(tree.create_text_node('\n'.join(lines)))

@@ -36,15 +36,18 @@ def _by_form(f, kind, id, source, text_field, part, licence, limit):
     start, end = part
     if form in _BY_LINES and not start:
         f = as_utf8(f)
-        if not f.peek(1): return iter(ended(f, id, source) or [Reject(id, source, 'empty')]) # nothing but a mark
+        if not f.peek(1): return ended(f, id, source) or [Reject(id, source, 'empty')] # nothing but a mark
     if form == 'json' and not start and not is_jsonl(f):
-        return iter([Reject(id, source, 'unknown type', 'one JSON value for the whole file, not an object on each line')])
-    if form in ('jsonl', 'json'): return read_jsonl(f, id, source, text_field, start, end, limit)
-    if form in ('csv', 'tsv'): return read_csv(f, id, source, text_field, form == 'tsv', limit)
-    if form == 'parquet': return read_parquet(f, id, source, text_field, start, end, limit)
-    if form == 'html': return read_html(f, id, source, licence, limit)
-    if form == 'text': return read_text(f, id, source, kind.kind, kind.language, licence, limit)
-    return {'warc': read_warc, 'pdf': read_pdf}[form](f, id, source, limit)
+        return [Reject(id, source, 'unknown type', 'one JSON value for the whole file, not an object on each line')]
+    match form:
+        case 'text': return read_text(f, id, source, kind.kind, kind.language, licence, limit)
+        case 'html': return read_html(f, id, source, licence, limit)
+        case 'json' | 'jsonl': return read_jsonl(f, id, source, text_field, start, end, limit)
+        case 'csv': return read_csv(f, id, source, text_field, False, limit)
+        case 'tsv': return read_csv(f, id, source, text_field, True, limit)
+        case 'parquet': return read_parquet(f, id, source, text_field, start, end, limit)
+        case 'pdf': return read_pdf(f, id, source, limit)
+        case 'warc': return read_warc(f, id, source, limit)
 
 # %% ../../nbs/api/10_read/10_sources.ipynb #a80463a9
 def _check_regular(path):
@@ -116,8 +119,11 @@ def _visit(folder, real, found, links, seen):
 def _walk(folder):
     "Return (path, real path) of every real file under a folder, once, and of every folder that cannot be listed."
     folder = os.fspath(folder)
-    found, links, seen = {}, [], set()
-    _visit('' if folder == '.' else folder, os.path.realpath(folder), found, links, seen)
+    found = {} # real path -> path
+    links = [] # a heap, so that they are followed in the order of their names
+    seen = set() # real paths of folders
+    shown = '' if folder == '.' else folder
+    _visit(shown, os.path.realpath(folder), found, links, seen)
     while links:
         path = heapq.heappop(links)
         real = os.path.realpath(path)
@@ -134,16 +140,23 @@ def _matches(parts, patterns):
 
 def _globbed(pattern):
     "Return (path, real path) of all files that a pattern finds, and of those in the folders that it finds."
-    if '**' not in pattern:
-        found = []
-        for hit in sorted(glob.glob(pattern)):
-            if os.path.isdir(hit): found += _walk(hit)
-            else: found.append((hit, os.path.realpath(hit)))
-        return found
+    if '**' in pattern: return _globbed_below(pattern)
+    found = []
+    for hit in sorted(glob.glob(pattern)):
+        if os.path.isdir(hit): found += _walk(hit)
+        else: found.append((hit, os.path.realpath(hit)))
+    return found
+
+def _globbed_below(pattern):
+    "Return (path, real path) of the files below the fixed folders of a pattern that match the rest of it."
     parts = Path(pattern).parts
-    fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    walked = _walk(Path(*parts[:fixed]))
-    return [(path, real) for path, real in walked if _matches(Path(path).parts[fixed:], parts[fixed:])]
+    n_fixed = 0
+    while not glob.has_magic(parts[n_fixed]): n_fixed += 1
+    found = []
+    for path, real in _walk(Path(*parts[:n_fixed])):
+        below = Path(path).parts[n_fixed:]
+        if _matches(below, parts[n_fixed:]): found.append((path, real))
+    return found
 
 def _readable(path): return file_type(path) and os.path.isfile(path)
 
@@ -151,11 +164,18 @@ def _check_allowed(s, found):
     "Raise `UserError` if nothing was found because a folder or a file may not be read."
     fixed = s
     while glob.has_magic(fixed): fixed = os.path.dirname(fixed)
-    for path in dict.fromkeys((fixed or '.', *(path for path, _ in found))):
-        try: os.listdir(path) if os.path.isdir(path) else os.stat(path)
+    paths = [fixed or '.']
+    for path, _ in found: paths.append(path)
+    for path in dict.fromkeys(paths):
+        try: _look_at(path)
         except PermissionError as e:
             raise UserError(f"expected to be allowed to read '{path_id(path)}', got: {e.strerror or e}") from None
         except OSError: pass # not there, or not a folder: said below
+
+def _look_at(path):
+    "List a folder, or ask for the size of a file, so that the system raises what it has against it."
+    if os.path.isdir(path): os.listdir(path)
+    else: os.stat(path)
 
 def _found(source):
     "Return (path, real path) of all that a source names; UserError if nothing of it can be read."
@@ -267,12 +287,19 @@ def _cuts(path, n, size):
     if n <= size or not kind or kind.packing: return whole
     try:
         if kind.form == 'parquet': return _groups(path, size) or whole
-        if kind.form not in ('json', 'jsonl'): return whole
-        with open_stream(path) as f:
-            if not is_utf8(f): return whole # its lines end with other bytes
-            if kind.form == 'json' and not is_jsonl(f): return whole
+        if not _has_lines(path, kind.form): return whole
     except (OSError, ValueError): return whole # whoever reads it says what is wrong
-    return [(i, min(i + size, n), min(size, n - i)) for i in range(0, n, size)]
+    cuts = []
+    for start in range(0, n, size):
+        end = min(start + size, n)
+        cuts.append((start, end, end - start))
+    return cuts
+
+def _has_lines(path, form):
+    "Return whether a file can be cut at line breaks: jsonl, unless its lines end with other bytes than in UTF-8."
+    if form not in ('json', 'jsonl'): return False
+    with open_stream(path) as f:
+        return is_utf8(f) and (form == 'jsonl' or is_jsonl(f))
 
 # %% ../../nbs/api/10_read/10_sources.ipynb #181db5d3
 class _Group:

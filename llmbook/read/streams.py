@@ -65,7 +65,7 @@ class Unpacked(io.RawIOBase):
         self.file.close()
         super().close()
 
-    def readinto(self, buffer):
+    def readinto(self, buffer) -> int: # bytes that were put into the buffer
         data = b''
         while not data and not self.damage:
             packed = self._next()
@@ -82,9 +82,12 @@ class Unpacked(io.RawIOBase):
         buffer[:len(data)] = data
         return len(data)
 
-    def _stop(self, damage, detail): self.damage, self.detail = damage, detail
+    def _stop(self, damage, detail):
+        self.damage = damage
+        self.detail = detail
 
     def _take(self):
+        "Return some packed bytes of the file; none at its end."
         packed = self.file.read(1 << 16)
         self.n_in += len(packed)
         self.spent = not packed
@@ -274,10 +277,10 @@ def decode_text(
     if mark not in ('', 'utf-8-sig'): return _decode_marked(data, mark, id, source)
     if b'\0' in data: return Reject(id, source, 'binary', 'holds NUL bytes')
     try: return data.decode('utf-8-sig') or Reject(id, source, 'empty')
-    except UnicodeDecodeError as e:
-        guess = _guess(data)
-        if guess is not None: return guess
-        return Reject(id, source, 'not UTF-8', f'byte {e.start}: {data[e.start:e.start+1]!r}')
+    except UnicodeDecodeError as e: at = e.start
+    guess = _guess(data)
+    if guess is not None: return guess
+    return Reject(id, source, 'not UTF-8', f'byte {at}: {data[at:at + 1]!r}')
 
 # %% ../../nbs/api/10_read/04_streams.ipynb #d38ec8f4
 class Recoded(io.RawIOBase):
@@ -297,17 +300,22 @@ class Recoded(io.RawIOBase):
     damage = property(lambda self: self._damage or getattr(self.f.raw, 'damage', ''))
     detail = property(lambda self: self._detail or getattr(self.f.raw, 'detail', ''))
 
-    def readinto(self, buffer):
+    def readinto(self, buffer) -> int: # bytes that were put into the buffer
         while not self.waiting and not self._damage:
             data = self.f.read(1 << 16)
-            try: self.waiting = self.decoder.decode(data, final=not data).encode()
-            except UnicodeError as e:
-                self._damage, self._detail = 'not UTF-8', f'read as {self.encoding}: {e}'[:120]
+            self._decode(data)
             if not data: break
         n = min(len(buffer), len(self.waiting))
         buffer[:n] = self.waiting[:n]
         self.waiting = self.waiting[n:]
         return n
+
+    def _decode(self, data):
+        "Turn the next bytes into UTF-8; no bytes are the end, where nothing may be left over."
+        try: self.waiting = self.decoder.decode(data, final=not data).encode()
+        except UnicodeError as e:
+            self._damage = 'not UTF-8'
+            self._detail = f'read as {self.encoding}: {e}'[:120]
 
 def is_utf8(
     f:io.BufferedReader, # stream from `open_stream`, at its beginning; nothing is consumed
@@ -374,11 +382,17 @@ def decode_page(
 ) -> str|Reject: # the reject's reason is 'empty', 'binary' or 'not UTF-8'
     "Decode a web page in the encoding that it declares or, if that is wrong, is in; or say why it is no text."
     if not data or data.isspace(): return Reject(id, source, 'empty')
-    mark = _marked(data)
-    if mark == 'utf-8-sig': data, names = data[3:], []
-    elif mark: names = [mark]
-    else: names = [name for name in dict.fromkeys((_codec(declared), _declared(data))) if name]
+    data, names = _announced(data, declared)
     text = _page_text(data, names)
     if '\0' in text: return Reject(id, source, 'binary', 'holds NUL characters')
     if text.count('\ufffd') * 1000 <= len(data): return text
-    return Reject(id, source, 'not UTF-8', f"read as {names[0] if names else 'utf-8'}")
+    name = names[0] if names else 'utf-8'
+    return Reject(id, source, 'not UTF-8', f'read as {name}')
+
+def _announced(data, declared):
+    "Return the bytes of a page and the encodings that are announced: by its mark, else by the server and the page."
+    mark = _marked(data)
+    if mark == 'utf-8-sig': return data[3:], []
+    if mark: return data, [mark]
+    names = dict.fromkeys((_codec(declared), _declared(data)))
+    return data, [name for name in names if name]

@@ -41,17 +41,20 @@ def _content(record, body, media_type, language, id, source, limit):
     if len(body) > limit: return Reject(id, source, 'too long', f'a page of more than {limit:,} bytes')
     kind, charset = media_type
     if not kind and _LOOKS_LIKE_A_PAGE.match(body): kind = 'text/html'
-    language = language or record.headers.get('WARC-Identified-Content-Language')
-    if kind == 'text/plain':
-        text = decode_page(body, id, source, charset) if charset else decode_text(body, id, source)
-        return text if isinstance(text, Reject) else Doc(text, id, source, meta=_meta(record, language))
-    if kind not in _PAGES: return Reject(id, source, 'unknown type', kind or 'none declared')
-    text = decode_page(body, id, source, charset)
+    is_plain = kind == 'text/plain'
+    if not is_plain and kind not in _PAGES: return Reject(id, source, 'unknown type', kind or 'none declared')
+    if is_plain and not charset: text = decode_text(body, id, source)
+    else: text = decode_page(body, id, source, charset)
     if isinstance(text, Reject): return text
-    if not language:
-        m = _LANG.search(text, 0, 5000)
-        language = m[1] if m else None
-    return Doc(text, id, source, 'html', licence=linked_licence(text), meta=_meta(record, language))
+    language = language or record.headers.get('WARC-Identified-Content-Language')
+    if is_plain: return Doc(text, id, source, meta=_meta(record, language))
+    meta = _meta(record, language or _declared_language(text))
+    return Doc(text, id, source, 'html', licence=linked_licence(text), meta=meta)
+
+def _declared_language(page):
+    "Return the language in the first tag of a page; None without one."
+    m = _LANG.search(page, 0, 5000)
+    return m[1] if m else None
 
 # %% ../../nbs/api/10_read/08_warc.ipynb #41a7f932
 _CHUNK = re.compile(rb'([0-9a-fA-F]{1,8})[ \t]*(?:;[^\r\n]*)?\r?\n')
@@ -75,7 +78,7 @@ def _decoding(http, body):
 _HEAD_END = re.compile(rb'\r?\n\r?\n')
 
 def _standard_head(raw):
-    "Return a server's answer with the line ends in its head that HTTP asks for; some servers and crawlers write \\n alone."
+    "Return a server's answer with the line ends in its head that HTTP asks for; some write a line feed alone."
     end = _HEAD_END.search(raw)
     if not end: return raw
     head = raw[:end.start()].replace(b'\r\n', b'\n')
@@ -130,10 +133,12 @@ def _response(record, raw, id, source, limit):
         answer = _answer(raw, 'none')
         http = answer.http_headers
         if http.status_code != 200: return Reject(id, source, 'no page', str(http.status_code or 'no HTTP status'))
-        body = _body(answer, raw, bool(record.headers.get('WARC-Truncated')), limit)
+        is_cut = bool(record.headers.get('WARC-Truncated'))
+        body = _body(answer, raw, is_cut, limit)
     except (OSError, ValueError) as e: return Reject(id, source, 'damaged', str(e)[:120])
     declared = http.get('Content-Type') or record.headers.get('WARC-Identified-Payload-Type')
-    return _content(record, body, _media_type(declared), http.get('Content-Language'), id, source, limit)
+    language = http.get('Content-Language')
+    return _content(record, body, _media_type(declared), language, id, source, limit)
 
 # %% ../../nbs/api/10_read/08_warc.ipynb #bfc90883
 _ABOUT_THE_CRAWL = ('warcinfo', 'request', 'metadata')
@@ -191,11 +196,13 @@ def _inner_records(rest, id, source, limit):
 # %% ../../nbs/api/10_read/08_warc.ipynb #2b727ad7
 class _Forward:
     "What the library needs of a stream, for one that cannot go back."
-    def __init__(self, f): self.f, self.at = f, 0
+    def __init__(self, f):
+        self.f = f
+        self.at = 0
 
-    def tell(self): return self.at
+    def tell(self) -> int: return self.at # bytes that were read
 
-    def read(self, n=-1):
+    def read(self, n=-1) -> bytes:
         data = self.f.read(n)
         self.at += len(data)
         return data

@@ -9,6 +9,7 @@ __all__ = ['COLOURS', 'axis', 'ticks', 'is_points', 'thin_out', 'means', 'pieces
 
 # %% ../../nbs/api/05_show/02_charts.ipynb #f9a1fbe5
 import json, math
+from collections.abc import Callable
 from ..core import UserError, finite, number, within
 from .html import Markup, tag
 
@@ -21,10 +22,11 @@ def axis(
     high:float, # value at the end
     start:float, # position of the start
     end:float, # position of the end, which may lie before the start
-): # a function from a value to its position
+) -> Callable: # function from a value to its position
     "Return a linear scale."
     def position(value):
-        share = (value - low) / (high - low) if high > low else .5
+        if high <= low: return (start + end) / 2
+        share = (value - low) / (high - low)
         return start + share * (end - start)
     return position
 
@@ -35,15 +37,18 @@ def ticks(
     n:int=5, # approximate number of ticks
 ) -> list: # round values within [low, high]
     "Return round values for an axis."
-    raw = (high - low) / n
-    if not 1e-300 < raw < 1e302: return [low] # one value, or a span that floats cannot divide
-    power = 10 ** math.floor(math.log10(raw))
-    steps = [m * power for m in (1, 2, 5, 10)]
-    def far_off(step): return abs(math.log(step / raw))
-    step = min(steps, key=far_off)
+    exact = (high - low) / n
+    if not 1e-300 < exact < 1e302: return [low] # one value, or a span that floats cannot divide
+    step = _round_step(exact)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]
+
+def _round_step(exact):
+    "Return the power of ten times 1, 2 or 5 that is nearest to a step, as a ratio."
+    power = 10 ** math.floor(math.log10(exact))
+    def far_off(step): return abs(math.log(step / exact))
+    return min((power, 2 * power, 5 * power, 10 * power), key=far_off)
 
 # %% ../../nbs/api/05_show/02_charts.ipynb #76b651e1
 def is_points(
@@ -61,15 +66,18 @@ def thin_out(
     if not within(most, 1, kind=int): raise UserError(f'expected one point of a line or more, got most={most!r}')
     if not is_points(points): raise UserError(f'expected points as a list of (x, y), got {str(points)[:80]!r}')
     size = max(1, math.ceil(len(points) / most))
-    out = []
-    for i in range(0, len(points), size):
-        stretch = points[i:i + size]
-        last_x = stretch[-1][0]
-        ys = [finite(y) for _, y in stretch]
-        known = [y for y in ys if y is not None]
-        if known: out.append((last_x, sum(known) / len(known), min(known), max(known)))
-        else: out.append((last_x, None, None, None))
-    return out
+    starts = range(0, len(points), size)
+    return [_summary(points[i:i + size]) for i in starts]
+
+def _summary(stretch):
+    "Return (last x, mean, lowest, highest) of neighbouring points."
+    last_x, _ = stretch[-1]
+    ys = []
+    for _, y in stretch:
+        y = finite(y)
+        if y is not None: ys.append(y)
+    if not ys: return last_x, None, None, None
+    return last_x, sum(ys) / len(ys), min(ys), max(ys)
 
 def means(
     stretches:list, # from `thin_out`
@@ -92,9 +100,12 @@ def last_value(
     points:list, # (x, y); y None in a gap
 ) -> float|None: # None if nothing was measured
     "Return the newest known y."
-    return next((y for _, y in reversed(points) if y is not None), None)
+    for _, y in reversed(points):
+        if y is not None: return y
 
 # %% ../../nbs/api/05_show/02_charts.ipynb #c26a44a1
+def _tenth(position): return f'{position:.1f}'
+
 def svg_text(
     x:float, # position of the anchor
     y:float, # baseline
@@ -104,7 +115,7 @@ def svg_text(
 ) -> Markup:
     "Return a piece of text in a drawing."
     look = dict(fill='currentColor', fill_opacity=opacity, font_size=12, stroke='none')
-    return tag('text', text, x=f'{x:.1f}', y=f'{y:.1f}', text_anchor=anchor, **look)
+    return tag('text', text, x=_tenth(x), y=_tenth(y), text_anchor=anchor, **look)
 
 def svg_line(
     x1:float, y1:float, # one end
@@ -114,8 +125,8 @@ def svg_line(
     **attrs, # stroke_dasharray, stroke_opacity, visibility ...
 ) -> Markup:
     "Return a straight line."
-    return tag('line', x1=f'{x1:.1f}', y1=f'{y1:.1f}', x2=f'{x2:.1f}', y2=f'{y2:.1f}',
-               stroke=colour, stroke_width=width, **attrs)
+    ends = dict(x1=_tenth(x1), y1=_tenth(y1), x2=_tenth(x2), y2=_tenth(y2))
+    return tag('line', **ends, stroke=colour, stroke_width=width, **attrs)
 
 def svg_dot(
     x:float, y:float, # the centre
@@ -126,7 +137,7 @@ def svg_dot(
 ) -> Markup:
     "Return a filled circle."
     name = tag('title', title) if title else None
-    return tag('circle', name, cx=f'{x:.1f}', cy=f'{y:.1f}', r=radius, fill=colour, **attrs)
+    return tag('circle', name, cx=_tenth(x), cy=_tenth(y), r=radius, fill=colour, **attrs)
 
 def svg_curve(
     points:list, # (x, y): positions
@@ -136,8 +147,9 @@ def svg_curve(
 ) -> Markup: # a dot for a single point
     "Return a line through points."
     if len(points) == 1: return svg_dot(*points[0], colour, 2.5)
-    way = 'L'.join(f'{x:.1f},{y:.1f}' for x, y in points)
-    return tag('path', d=f'M{way}', fill='none', stroke=colour, stroke_width=width, stroke_linejoin='round', **attrs)
+    places = [f'{_tenth(x)},{_tenth(y)}' for x, y in points]
+    way = 'M' + 'L'.join(places)
+    return tag('path', d=way, fill='none', stroke=colour, stroke_width=width, stroke_linejoin='round', **attrs)
 
 # %% ../../nbs/api/05_show/02_charts.ipynb #1d97c846
 def svg(
@@ -178,17 +190,18 @@ def grid(
 def _apart(ys, least, top, bottom):
     "Return positions for labels, as near to `ys` as they can be without touching."
     if not ys: return []
-    order = sorted(range(len(ys)), key=ys.__getitem__)
-    out = list(ys)
-    for above, below in zip(order, order[1:]):
-        out[below] = max(out[below], out[above] + least)
-    lowest = out[order[-1]]
-    over = max(0., lowest - bottom)
-    return [max(y - over, top) for y in out]
+    places = list(ys)
+    highest_first = sorted(range(len(ys)), key=ys.__getitem__)
+    taken = -math.inf # up to here
+    for i in highest_first:
+        places[i] = max(ys[i], taken)
+        taken = places[i] + least
+    too_low = max(0., max(places) - bottom)
+    return [max(y - too_low, top) for y in places]
 
 def _end_names(ends, names, right, top, bottom):
     "Return a dot where each line ends and, if there are names, the name beside it; `ends` holds (x, y, colour)."
-    dots = [svg_dot(*end) for end in ends]
+    dots = [svg_dot(x, y, colour) for x, y, colour in ends]
     heights = _apart([y for _, y, _ in ends], 13, top, bottom)
     words = [svg_text(right + 8, y + 4, name, opacity=1) for name, y in zip(names, heights)]
     return dots + words
@@ -200,13 +213,15 @@ def _readout(series, at_x, x_title, say_x):
     for name, points in series.items():
         for x, y in points:
             if y is not None: values_at.setdefault(x, {})[name] = y
-    newest, out = {}, []
+    newest = {} # name -> y
+    pairs = []
     for x in sorted(values_at):
         newest.update(values_at[x])
         said = [f'{name} {number(newest[name])}' for name in series if name in newest]
-        line = f"{x_title} {say_x(x)}: {', '.join(said)}"
-        out.append([round(at_x(x), 1), line])
-    return json.dumps(out)
+        values = ', '.join(said)
+        position = round(at_x(x), 1)
+        pairs.append([position, f'{x_title} {say_x(x)}: {values}'])
+    return json.dumps(pairs)
 
 # %% ../../nbs/api/05_show/02_charts.ipynb #1da180f8
 def _is_level(level):
@@ -223,18 +238,24 @@ def _drawable(series):
     known = {name: _known(points) for name, points in series.items()}
     return {name: points for name, points in known.items() if last_value(points) is not None}
 
-def _spans(series, shade, level):
-    "Return ((lowest x, highest x), (lowest y, highest y)) of an area that holds everything with a little room."
-    points = list(shade)
-    for line in series.values(): points += line
-    xs = [x for x, y in points if y is not None]
-    ys = [y for _, y in points if y is not None]
-    if level: ys.append(level[0])
-    low, high = min(ys), max(ys)
+def _roomy(low, high):
+    "Return a range with a little room below and above, but not below zero for values that do not go there."
     room = (high - low) * .06 or abs(high) * .05 or 1
     bottom = low - room
     if low >= 0: bottom = max(0., bottom)
-    return (min(xs), max(xs)), (bottom, high + room)
+    return bottom, high + room
+
+def _spans(series, shade, level):
+    "Return ((lowest x, highest x), (lowest y, highest y)) of an area that holds everything."
+    points = list(shade)
+    for line in series.values(): points += line
+    xs, ys = [], []
+    for x, y in points:
+        if y is None: continue
+        xs.append(x)
+        ys.append(y)
+    if level: ys.append(level[0])
+    return (min(xs), max(xs)), _roomy(min(ys), max(ys))
 
 def _box(width, height, y_words, names):
     "Return left, top, right, bottom of the plotted area, with room for the numbers and the names."
@@ -287,30 +308,25 @@ def line_chart(
     inline:bool=False, # True: for a place without the page's style sheet and script
 ) -> Markup: # an <svg>; '' if there is nothing to draw
     "Return lines over a common axis, each named where it ends."
-    whole = isinstance(series, dict) and all(map(is_points, series.values())) and is_points(shade)
-    if not whole: raise UserError(f'expected series as a dict of name and [(x, y)], got {str(series)[:80]!r}')
-    if not within(width, 50) or not within(height, 40): raise UserError(
-        f'expected a width of 50 or more and a height of 40 or more, got {width!r} and {height!r}')
-    if level is not None and not _is_level(level): raise UserError(f'expected level as (y, text), got {level!r}')
-    series = {str(name): points for name, points in series.items()}
+    _check_chart(series, shade, level, width, height)
+    series = _drawable({str(name): points for name, points in series.items()})
     shade = _known(shade)
-    series = _drawable(series)
     if not series and last_value(shade) is None: return Markup('')
-    (x0, x1), (y0, y1) = _spans(series, shade, level)
-    if span: x0, x1 = min(x0, span[0]), max(x1, span[1])
-    y_ticks = ticks(y0, y1, max(3, height // 60))
+    (first, last), (lowest, highest) = _spans(series, shade, level)
+    if span: first, last = min(first, span[0]), max(last, span[1])
+    y_ticks = ticks(lowest, highest, max(3, height // 60))
     y_words = [say_y(value) for value in y_ticks]
     names = list(series) if len(series) > 1 else []
     box = _box(width, height, y_words, names)
     left, top, right, bottom = box
-    x_ticks = ticks(x0, x1, max(3, int(right - left) // 80))
-    at_x, at_y = axis(x0, x1, left, right), axis(y0, y1, bottom, top)
+    x_ticks = ticks(first, last, max(3, int(right - left) // 80))
+    at_x = axis(first, last, left, right)
+    at_y = axis(lowest, highest, bottom, top)
 
     parts = grid(box, at_x, at_y, x_ticks, y_ticks, say_x, say_y, x_title)
     if level: parts += _reference(level, at_y, left, right)
-    parts += [_mark(at_x(x), bottom) for x in marks]
-    for line in _lines(shade, at_x, at_y):
-        parts.append(svg_curve(line, COLOURS[0], 1, stroke_opacity=.4))
+    for x in marks: parts.append(_mark(at_x(x), bottom))
+    for line in _lines(shade, at_x, at_y): parts.append(svg_curve(line, COLOURS[0], 1, stroke_opacity=.4))
     ends = []
     for i, points in enumerate(series.values()):
         colour = COLOURS[i % len(COLOURS)]
@@ -320,8 +336,19 @@ def line_chart(
         ends.append((x, y, colour))
     parts += _end_names(ends, names, right, top, bottom)
     if inline: return svg(parts, width, height, label, inline=True)
-    parts.append(svg_line(0, top, 0, bottom, class_='cursor', visibility='hidden'))
-    return svg(parts, width, height, label, data_points=_readout(series, at_x, x_title, say_x))
+    cursor = svg_line(0, top, 0, bottom, class_='cursor', visibility='hidden')
+    readout = _readout(series, at_x, x_title, say_x)
+    return svg([*parts, cursor], width, height, label, data_points=readout)
+
+def _check_chart(series, shade, level, width, height):
+    "Raise `UserError` unless a chart can be drawn from this."
+    are_lines = isinstance(series, dict) and all(map(is_points, series.values()))
+    if not are_lines or not is_points(shade):
+        raise UserError(f'expected series as a dict of name and [(x, y)], got {str(series)[:80]!r}')
+    if not within(width, 50) or not within(height, 40):
+        wanted = 'expected a width of 50 or more and a height of 40 or more'
+        raise UserError(f'{wanted}, got {width!r} and {height!r}')
+    if level is not None and not _is_level(level): raise UserError(f'expected level as (y, text), got {level!r}')
 
 # %% ../../nbs/api/05_show/02_charts.ipynb #96da9e37
 def figure(
@@ -339,11 +366,9 @@ def figure(
     for name, points in _drawable(series).items():
         newest = last_value(points)
         last.append(f'{name} {number(newest)}')
-    return tag('figure',
-               tag('div', wide, class_='wide'),
-               tag('div', narrow, class_='narrow'),
-               tag('output', f"At the end: {', '.join(last)}"),
-               tag('figcaption', caption))
+    both = [tag('div', wide, class_='wide'), tag('div', narrow, class_='narrow')]
+    at_the_end = ', '.join(last)
+    return tag('figure', *both, tag('output', f'At the end: {at_the_end}'), tag('figcaption', caption))
 
 # %% ../../nbs/api/05_show/02_charts.ipynb #922d818f
 def _finite(x): return isinstance(x, (int, float)) and finite(x) is not None
@@ -355,19 +380,24 @@ def shared_scale(
     "Return one scale for several values."
     values = []
     for row in rows:
-        three = [row.get(name) for name in ('low', 'value', 'high')]
-        values += [x for x in three if _finite(x)]
+        for name in ('low', 'value', 'high'):
+            if _finite(row.get(name)): values.append(row[name])
     if not values: values = [0, 1]
     low, high = min(values), max(values)
-    alone, near_zero = len(rows) == 1, low < .5 * high
-    if low >= 0 and (alone or near_zero): low = 0
+    is_alone = len(rows) == 1
+    is_near_zero = low < .5 * high
+    if low >= 0 and (is_alone or is_near_zero): low = 0
     pad = (high - low) * .06 or abs(high) * .1 or 1
     if low != 0: low -= pad
     high += pad
+    return _within_limits(low, high, values, limits)
+
+def _within_limits(low, high, values, limits):
+    "Return (low, high) without what lies beyond some limits; as they are if the values themselves go further."
     if limits is None: return low, high
     least, most = limits
-    inside = least <= min(values) and max(values) <= most
-    return (max(low, least), min(high, most)) if inside else (low, high)
+    if min(values) < least or max(values) > most: return low, high
+    return max(low, least), min(high, most)
 
 # %% ../../nbs/api/05_show/02_charts.ipynb #a35818a4
 def _whisker(row, y, at_x):
@@ -377,17 +407,19 @@ def _whisker(row, y, at_x):
     low, high = row.get('low'), row.get('high')
     if not _finite(low): low = value
     if not _finite(high): high = value
-    hollow = row.get('hollow')
-    colour = COLOURS[1 if hollow else 0]
-    fill = 'var(--bg,#fff)' if hollow else colour
+    colour = fill = COLOURS[0]
+    if row.get('hollow'):
+        colour = COLOURS[1]
+        fill = 'var(--bg,#fff)'
     interval = svg_line(at_x(low), y, at_x(high), y, colour, 2)
     dot = svg_dot(at_x(value), y, fill, 3.6, stroke=colour, stroke_width=1.6)
     return [interval, dot]
 
 def _spoken(row):
     "Return a row in words."
-    value, low, high = (number(row.get(k)) for k in ('value', 'low', 'high'))
-    return f"{row.get('name', 'value')} {value}, from {low} to {high}"
+    name = row.get('name', 'value')
+    value, low, high = (number(row.get(key)) for key in ('value', 'low', 'high'))
+    return f'{name} {value}, from {low} to {high}'
 
 def whisker(
     rows:list, # dicts with value, low, high, drawn one above the other; hollow=True draws a ring
@@ -403,8 +435,11 @@ def whisker(
     if low < 0 < high:
         zero = at_x(0)
         parts.append(svg_line(zero, 0, zero, height, stroke_dasharray='2 2', stroke_opacity=.7))
-    for i, row in enumerate(rows): parts += _whisker(row, 16 * i + 8, at_x)
-    return svg(parts, 200, height, '; '.join(map(_spoken, rows)))
+    for i, row in enumerate(rows):
+        middle = 16 * i + 8
+        parts += _whisker(row, middle, at_x)
+    label = '; '.join(map(_spoken, rows))
+    return svg(parts, 200, height, label)
 
 # %% ../../nbs/api/05_show/02_charts.ipynb #66bcb6b5
 def inline_figure(
@@ -428,15 +463,23 @@ def _bars(counts, soft, log):
         left = 10 + i * width + gap
         height = 100 * size(n) / full
         if n: height = max(height, 1.5) # so that a single document can be seen
-        bar = tag('rect', tag('title', f'{n:,}'),
-                  x=f'{left:.1f}',
-                  y=f'{128 - height:.1f}',
-                  width=f'{width - 2 * gap:.1f}',
-                  height=f'{height:.1f}',
-                  fill=COLOURS[0],
-                  opacity=.35 if i in soft else None)
+        bar = tag(
+            'rect', tag('title', f'{n:,}'),
+            x=_tenth(left),
+            y=_tenth(128 - height),
+            width=_tenth(width - 2 * gap),
+            height=_tenth(height),
+            fill=COLOURS[0],
+            opacity=.35 if i in soft else None)
         bars.append(bar)
     return bars, width
+
+def _threshold(x, text):
+    "Return a vertical line and its text, which stands on the side that has more room."
+    line = svg_line(x, 12, x, 130, COLOURS[1], 2)
+    if x < 250: words = svg_text(x + 4, 11, text, opacity=1)
+    else: words = svg_text(x - 4, 11, text, 'end', opacity=1)
+    return [line, words]
 
 def bar_chart(
     counts:list[int], # height of each bar
@@ -458,12 +501,9 @@ def bar_chart(
         parts.append(svg_text(at(edge), 145, text, anchors.get(edge, 'middle')))
     most = max(counts)
     middle = at(counts.index(most) + .5)
-    parts.append(svg_text(min(max(middle, 30), 330), 22, f'{most:,}', 'middle'))
-    for edge, text in (marks or {}).items():
-        x = at(edge)
-        side, anchor = (4, 'start') if x < 250 else (-4, 'end')
-        parts.append(svg_line(x, 12, x, 130, COLOURS[1], 2))
-        parts.append(svg_text(x + side, 11, text, anchor, opacity=1))
+    inside = min(max(middle, 30), 330)
+    parts.append(svg_text(inside, 22, f'{most:,}', 'middle'))
+    for edge, text in (marks or {}).items(): parts += _threshold(at(edge), text)
     return inline_figure(title, svg(parts, 360, 150, title, inline=True), 360)
 
 # %% ../../nbs/api/05_show/02_charts.ipynb #defc3263
@@ -474,17 +514,19 @@ def share_bar(
     label:str, # spoken by a screen reader
 ) -> Markup: # an <svg> that takes the width it is given
     "Return what was kept and what went as parts of a whole."
-    def percent(amount): return 100 * max(0, amount) / whole if whole else 0
-    def box(x, width, fill, **attrs):
-        return tag('rect', x=f'{x:.2f}', y=0, width=f'{width:.2f}', height=10, fill=fill, **attrs)
-
-    solid, striped = percent(kept), percent(gone)
-    parts = [box(0, 100, 'currentColor', opacity=.1), box(0, solid, COLOURS[0])]
+    unit = 100 / whole if whole else 0
+    solid = unit * max(0, kept)
+    striped = unit * max(0, gone)
+    parts = [_bar_part(0, 100, 'currentColor', opacity=.1), _bar_part(0, solid, COLOURS[0])]
     if striped > 0:
         for i in range(8):
             x = solid + striped * (i + .5) / 8
-            parts.append(box(x, striped / 16, COLOURS[1]))
+            parts.append(_bar_part(x, striped / 16, COLOURS[1]))
     return svg(parts, 100, 10, label, preserveAspectRatio='none')
+
+def _bar_part(x, width, fill, **attrs):
+    "Return a rectangle as high as the bar."
+    return tag('rect', x=f'{x:.2f}', y=0, width=f'{width:.2f}', height=10, fill=fill, **attrs)
 
 # %% ../../nbs/api/05_show/02_charts.ipynb #63b034c7
 def ratio_bar(
@@ -494,9 +536,11 @@ def ratio_bar(
     if not _finite(ratio) or ratio <= 0: return Markup('')
     share = max(-1, min(1, math.log(ratio, 4)))
     x = 100 + 90 * share
-    parts = [svg_line(100, 0, 100, 16, width=1, stroke_opacity=.6)]
-    for at in (55, 145): # half and double
-        parts.append(svg_line(at, 5, at, 11, width=.7, stroke_opacity=.6))
-    parts.append(svg_line(100, 8, x, 8, COLOURS[0], 3))
-    parts.append(svg_dot(x, 8, COLOURS[0], 3.6))
-    return svg(parts, 200, 16, f'{number(ratio, 3)} times what was expected')
+    parts = [
+        svg_line(100, 0, 100, 16, stroke_opacity=.6), # as expected
+        svg_line(55, 5, 55, 11, width=.7, stroke_opacity=.6), # half of it
+        svg_line(145, 5, 145, 11, width=.7, stroke_opacity=.6), # twice as much
+        svg_line(100, 8, x, 8, COLOURS[0], 3),
+        svg_dot(x, 8, COLOURS[0], 3.6)]
+    label = f'{number(ratio, 3)} times what was expected'
+    return svg(parts, 200, 16, label)

@@ -38,14 +38,14 @@ def tag(
     **attrs, # class_='x', aria_label='y'; None leaves an attribute out, True writes its bare name
 ) -> Markup:
     "Return an HTML or SVG element around its children."
-    words = [name]
+    start = name
     for key, value in attrs.items():
         if value is None or value is False: continue
         attribute = key.rstrip('_').replace('_', '-')
-        words.append(attribute if value is True else f'{attribute}="{esc(value)}"')
-    start = f'<{" ".join(words)}>'
-    if name in _VOID: return Markup(start)
-    return Markup(f'{start}{concat(children)}</{name}>')
+        start += f' {attribute}'
+        if value is not True: start += f'="{esc(value)}"'
+    if name in _VOID: return Markup(f'<{start}>')
+    return Markup(f'<{start}>{concat(children)}</{name}>')
 
 # %% ../../nbs/api/05_show/01_html.ipynb #1db40bd7
 def _cell_text(x):
@@ -64,8 +64,8 @@ def _cell(name, x, right, inline, scope=None):
 
 def _numeric(rows):
     "Return the indices of the columns that hold numbers, as far as the first row tells."
-    first_row = rows[0] if rows else []
-    return {i for i, x in enumerate(first_row) if isinstance(x, (int, float))}
+    if not rows: return set()
+    return {i for i, x in enumerate(rows[0]) if isinstance(x, (int, float))}
 
 def _line(row, right, inline):
     "Return a row of a table; its first cell is a heading."
@@ -73,6 +73,11 @@ def _line(row, right, inline):
     name = _cell('th', first, 0 in right, inline, 'row')
     cells = [_cell('td', x, i in right, inline) for i, x in enumerate(rest, 1)]
     return tag('tr', name, *cells)
+
+def _head(titles, right, inline):
+    "Return the row of column titles."
+    cells = [_cell('th', x, i in right, inline, 'col') for i, x in enumerate(titles)]
+    return tag('thead', tag('tr', *cells))
 
 def table(
     head:list, # column titles; a table whose titles are all empty has no head
@@ -84,11 +89,12 @@ def table(
 ) -> Markup:
     "Return a table with a heading for every row and column."
     right = _numeric(rows) | set(numeric)
-    titles = [_cell('th', x, i in right, inline, 'col') for i, x in enumerate(head)]
-    top = tag('thead', tag('tr', *titles)) if any(head) else None
-    body = tag('tbody', *(_line(row, right, inline) for row in rows))
-    title = tag('caption', caption) if caption else None
-    whole = tag('table', title, top, body, class_=class_ or None)
+    parts = []
+    if caption: parts.append(tag('caption', caption))
+    if any(head): parts.append(_head(head, right, inline))
+    lines = [_line(row, right, inline) for row in rows]
+    parts.append(tag('tbody', *lines))
+    whole = tag('table', *parts, class_=class_ or None)
     if inline: return tag('div', whole, style='overflow-x:auto')
     return tag('div', whole, class_='scroll', tabindex='0', role='region', aria_label=caption or 'table')
 
@@ -294,11 +300,15 @@ def page(
     *children, # the body, text or Markup
 ) -> str: # a complete document
     "Return a self-contained page around `children`."
-    style, script = f'style-src {_allowed(STYLE)}', f'script-src {_allowed(SCRIPT)}'
-    policy = f"default-src 'none'; {style}; {script}; base-uri 'none'; form-action 'none'"
-    head = tag('head', tag('meta', charset='utf-8'),
-               tag('meta', http_equiv='Content-Security-Policy', content=policy),
-               tag('meta', name='viewport', content='width=device-width, initial-scale=1'),
-               tag('title', title), Markup(f'<style>{STYLE}</style>'))
+    allowed = [f'style-src {_allowed(STYLE)}', f'script-src {_allowed(SCRIPT)}']
+    policy = '; '.join(["default-src 'none'", *allowed, "base-uri 'none'", "form-action 'none'"])
+    head = tag(
+        'head',
+        tag('meta', charset='utf-8'),
+        tag('meta', http_equiv='Content-Security-Policy', content=policy),
+        tag('meta', name='viewport', content='width=device-width, initial-scale=1'),
+        tag('title', title),
+        Markup(f'<style>{STYLE}</style>'))
     body = tag('body', *children, Markup(f'<script>{SCRIPT}</script>'))
-    return '<!doctype html>\n' + tag('html', head, body, lang='en') + '\n'
+    whole = tag('html', head, body, lang='en')
+    return f'<!doctype html>\n{whole}\n'
