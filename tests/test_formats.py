@@ -8,7 +8,9 @@ from llmbook.tokens.tokenizer import decode, train_tokenizer
 from llmbook.tune.chat import ChatFormat, Conversation, encode_chats
 from llmbook.tune.formats import conversation_of, iter_chats, load_chats, read_records
 from llmbook.read.doc import Reject
-from llmbook.tune.tasks import ChatLoader, chat_dls, load_task_file, split_chats, task_dls
+from llmbook.tune.pack import AnswerLoss, ChatLoader, chat_dls
+from llmbook.tune.replay import mix_rows, replay_rows, with_replay
+from llmbook.tune.tasks import chat_rows, load_task_file, split_chats, task_dls
 from llmbook.tune.pairs import Example
 
 Q, A = '2 + 2?', '4'
@@ -261,7 +263,8 @@ def chats(n): return [Conversation([dict(role='user', content=f'Was ist {i}?'), 
 
 
 def test_targets_are_answers_shifted_once(fmt):
-    dls = chat_dls(chats(40), fmt, bs=4, seq_len=64, device='cpu')
+    rows, _ = chat_rows(chats(40), fmt, seq_len=64)
+    dls = chat_dls(rows, fmt.tok, 256, 64, device='cpu', packed=False)
     seen = 0
     for x, y in dls.train:
         for inputs, targets in zip(x, y):
@@ -278,7 +281,6 @@ def test_a_row_without_targets_changes_no_weight(fmt):
     "Soup#532: one row without targets made every weight NaN: its gradient is zero, and the weights stay what they are."
     from llmbook.model.config import ModelConfig
     from llmbook.model.transformer import Transformer
-    from llmbook.train.loss import LMLoss
     rows, _ = encode_chats(fmt, chats(3))
     empty = fmt.encode([dict(m, weight=0) if m['role'] == 'assistant' else m for m in chats(1)[0].messages])
     assert empty.n_targets == 0
@@ -286,8 +288,8 @@ def test_a_row_without_targets_changes_no_weight(fmt):
     model = Transformer(ModelConfig(vocab_size=fmt.tok.get_vocab_size(), n_layer=1, d_model=32, n_head=2, context=64))
     def gradients(rows):
         model.zero_grad()
-        x, y = ChatLoader(rows, bs=len(rows), tok=fmt.tok, shuffle=False, fixed=True, multiple=64, seq_len=64).one_batch()
-        loss = LMLoss(model.head)(model(x), y)
+        x, y = ChatLoader(rows, bs=len(rows), shuffle=False, packed=False).one_batch()
+        loss = AnswerLoss(model.head)(model(x), y)
         loss.backward()
         return loss.item(), [p.grad.clone() for p in model.parameters()]
     loss, alone = gradients([empty])
@@ -303,15 +305,15 @@ def test_a_row_without_targets_changes_no_weight(fmt):
 
 
 def test_the_loader_shows_roles(fmt, capsys, monkeypatch):
-    import IPython, IPython.display
-    dls = chat_dls(chats(20), fmt, bs=4, seq_len=64, device='cpu')
-    dls.show_batch(max_n=2)
-    assert capsys.readouterr().out.count('assistant* | Es ist') == 2
+    import IPython.display
     shown = []
-    monkeypatch.setattr(IPython, 'get_ipython', lambda: True)
     monkeypatch.setattr(IPython.display, 'display', shown.append)
-    dls.show_batch(max_n=3)
-    assert len(shown) == 3 and all('trained on' in view._repr_html_() for view in shown)
+    rows, _ = chat_rows(chats(20), fmt, seq_len=64)
+    chat_dls(rows, fmt.tok, 256, 64, device='cpu', packed=False).show_batch(max_n=2)
+    assert len(shown) == 2
+    for view in shown:
+        assert 'trained on' in view._repr_html_()
+        assert 'assistant* | Es ist' in repr(view)
 
 
 def test_splits_of_chats(fmt):
@@ -326,14 +328,20 @@ def test_splits_of_chats(fmt):
 
 def test_what_does_not_fit_is_counted(fmt):
     long = Conversation([dict(role='user', content='Was? ' * 100), dict(role='assistant', content='a')])
-    dls = chat_dls(dict(train=[*chats(8), long], valid=chats(2)), fmt, bs=4, seq_len=64, device='cpu')
-    assert [r.reason for r in dls.set_aside['train']] == ['longer than 64 tokens']
-    with pytest.raises(UserError, match='1 longer than 64 tokens'): chat_dls(dict(train=[long], valid=chats(2)), fmt, seq_len=64)
-    with pytest.raises(UserError, match='split, got none'): chat_dls(chats(1), fmt)
-    with pytest.raises(UserError, match='weights of 0 and 1'):
-        ChatLoader([fmt.encode([CHAT[0], dict(CHAT[1], weight=.5)])])
-    with pytest.raises(UserError, match='ChatRow'): ChatLoader([([1, 2], 1)])
-    with pytest.raises(UserError, match='give chats that fit'): ChatLoader([])
+    rows, rejects = chat_rows(dict(train=[*chats(8), long], valid=chats(2)), fmt, seq_len=64)
+    assert [r.reason for r in rejects] == ['longer than 64 tokens']
+    assert {split: len(found) for split, found in rows.items()} == dict(train=8, valid=2)
+    with pytest.raises(UserError, match='1 longer than 64 tokens'): chat_rows(dict(train=[long], valid=chats(2)), fmt, seq_len=64)
+    with pytest.raises(UserError, match='train split is empty'): chat_rows(dict(train=[], valid=chats(2)), fmt, seq_len=64)
+
+
+def test_in_is_rows_and_rejects_from_a_file_on(fmt, tmp_path):
+    bad = [dict(prompt='a', answer=None), dict(sentence='a'), dict(prompt='Was? ' * 200, answer='a'), dict(prompt='Was?')]
+    write_rows(tmp_path/'a.jsonl', [dict(prompt=f'Was ist {i}?', answer=f'Es ist {i}.') for i in range(30)] + bad)
+    rows, rejects = chat_rows(tmp_path/'a.jsonl', fmt, seq_len=64)
+    assert sum(map(len, rows.values())) == 30
+    assert sorted(r.reason for r in rejects) == ['longer than 64 tokens', 'no prompt and answer among its keys (sentence)', 'no text in answer', 'nothing to train on']
+    assert {r.id for r in rejects} == {f'a.jsonl:{i}' for i in range(31, 35)}
 
 
 def test_plain_texts_are_trained_on_whole(fmt):
@@ -342,6 +350,73 @@ def test_plain_texts_are_trained_on_whole(fmt):
     assert rows[0].n_targets == len(rows[0])
     assert fmt.tok.token_to_id('<|im_end|>') not in rows[0].ids
     assert rows[0].ids[-1] == fmt.tok.token_to_id('<|endoftext|>')
+
+
+# ---- mixtures and replay ----
+
+def positions(rows): return sum(len(row) - 1 for row in rows)
+
+
+def test_mixtures_have_the_shares_that_were_asked_for(fmt):
+    short, _ = encode_chats(fmt, chats(60))
+    long, _ = encode_chats(fmt, [Conversation([dict(role='user', content='Was? ' * 20), dict(role='assistant', content='Es ist 2. ' * (1 + i % 7))]) for i in range(25)])
+    for weights in (dict(a=1, b=1), dict(a=9, b=1), dict(a=1, b=9)):
+        mixed, table = mix_rows(dict(a=short, b=long), weights, positions=9000, seed=3)
+        share = positions([row for row in mixed if any(row is r for r in short)]) / positions(mixed)
+        assert share == pytest.approx(weights['a'] / 10 if sum(weights.values()) == 10 else .5, abs=.02)
+        assert positions(mixed) == pytest.approx(9000, rel=.02)
+        counts = [sum(row is r for row in mixed) for r in short]
+        assert max(counts) - min(counts) <= 1, 'no row comes again before all have come'
+        assert [r['source'] for r in table] == ['a', 'b']
+    again, _ = mix_rows(dict(a=short, b=long), dict(a=1, b=9), positions=9000, seed=3)
+    assert all(r is s for r, s in zip(mixed, again))
+    whole, _ = mix_rows(dict(a=short, b=long))
+    assert sorted(map(id, whole)) == sorted(map(id, short + long))
+    with pytest.raises(UserError, match='3 times what the sources hold'): mix_rows(dict(a=short), positions=1e6, epoch_cap=3)
+    with pytest.raises(UserError, match='weights for a'): mix_rows(dict(a=short), dict(b=1))
+    with pytest.raises(UserError, match='none in a'): mix_rows(dict(a=[]))
+
+
+TEXTS = [f'Es ist {i}. What is {i} + 2? ' * 9 for i in range(60)]
+
+
+def test_replay_is_a_share_of_all_positions_and_of_each_batch(fmt):
+    rows, _ = encode_chats(fmt, chats(300))
+    both = with_replay(rows, TEXTS, fmt, share=.2, seq_len=32)
+    assert both[:300] == rows
+    text = both[300:]
+    assert positions(text) / positions(both) == pytest.approx(.2, abs=.005)
+    assert all(row.n_targets == 33 for row in text)
+    assert len({row.ids.tobytes() for row in text}) > .9 * len(text), 'windows differ'
+    shares = []
+    for x, _, y in ChatLoader(both, bs=16, seq_len=96, seed=1):
+        learned = (y != IGNORE).float().mean().item()
+        shares.append(learned)
+    assert np.std(shares[:-1]) < .1, 'every batch has some of it'
+
+
+def test_replay_from_a_prepared_folder(fmt, tmp_path):
+    from llmbook.tune import replay
+    ids = np.concatenate([fmt.encode_text(text).ids for text in TEXTS]).astype(np.uint16)
+    folder = tmp_path/'data'
+    folder.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replay, 'open_prepared', lambda folder: (dict(eot=0), fmt.tok))
+        patch.setattr(replay, 'open_tokens', lambda folder: ids)
+        windows = replay_rows(folder, fmt, 320, seq_len=32)
+        assert len(windows) == 10
+        for row in windows: assert row.ids.tobytes() in ids.astype(np.int32).tobytes()
+        patch.setattr(replay, 'open_prepared', lambda folder: (dict(eot=0), train_tokenizer(['other words here'] * 20, 290)))
+        with pytest.raises(UserError, match='prepare the text again'): replay_rows(folder, fmt, 320)
+
+
+def test_bad_replay_is_refused(fmt):
+    rows, _ = encode_chats(fmt, chats(30))
+    for share in (0, 1, 2, -1, 'x', None, float('nan')):
+        with pytest.raises(UserError, match='share'): with_replay(rows, TEXTS, fmt, share=share)
+    with pytest.raises(UserError, match='a smaller share'): with_replay(rows, TEXTS[:3], fmt, share=.9, seq_len=32)
+    with pytest.raises(UserError, match='list of texts'): replay_rows('no folder', fmt, 100)
+    with pytest.raises(UserError, match='to replay, got 0'): replay_rows([], fmt, 100)
 
 
 # ---- task files ----

@@ -7,7 +7,7 @@ __all__ = ['ROLES', 'CHATML', 'PROMPT_ANSWER', 'CHAT_FILE', 'TEMPLATES', 'messag
            'find_template', 'ChatRow', 'RoleView', 'show_roles', 'ChatFormat', 'HistoryRewritten', 'Conversation',
            'without_oldest_turn', 'encode_chats']
 
-# %% ../../nbs/api/50_tune/00_chat.ipynb #69029368
+# %% ../../nbs/api/50_tune/00_chat.ipynb #ca310fe6
 import json, re
 from collections import Counter
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from ..show.html import tag
 from ..tokens.template import TemplateError, render_template
 from ..tokens.tokenizer import PROMPT, decode, read_tokenizer, special_ids, text_ids
 
-# %% ../../nbs/api/50_tune/00_chat.ipynb #18ff969b
+# %% ../../nbs/api/50_tune/00_chat.ipynb #f6d18f62
 ROLES = ('mark', 'system', 'user', 'assistant', 'tool', 'other') # of a token; a mark is what the template writes
 _ROLE_OF = dict(system='system', developer='system', user='user', assistant='assistant', tool='tool',
                 function='tool', ipython='tool')
@@ -71,7 +71,7 @@ def check_messages(
     if not why: return list(messages)
     raise UserError(f'expected messages like {{"role": "user", "content": "..."}}, got {why}')
 
-# %% ../../nbs/api/50_tune/00_chat.ipynb #10dcbdaa
+# %% ../../nbs/api/50_tune/00_chat.ipynb #6cb0f521
 CHATML = """\
 {%- for message in messages -%}
 {{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}
@@ -90,7 +90,7 @@ PROMPT_ANSWER = """\
 {%- if add_generation_prompt -%}{{ 'ANSWER' }}{%- endif -%}
 """
 
-# %% ../../nbs/api/50_tune/00_chat.ipynb #a17ffabe
+# %% ../../nbs/api/50_tune/00_chat.ipynb #ef4a8336
 CHAT_FILE = 'chat_template.jinja'
 
 def _template_of(config):
@@ -118,7 +118,7 @@ def named_template(
     lacking = [mark for mark in ('<|im_start|>', '<|im_end|>') if mark not in special]
     if lacking: raise UserError(
         f'expected a tokenizer with <|im_start|> and <|im_end|> for ChatML, got one without {" and ".join(lacking)}: '
-        'give a chat template, or add them to the tokenizer and rows for them to the model')
+        'give a chat template, or add the two with extend_vocabulary')
     ids = text_ids(tok)
     begins = ids.bos is not None and ids.bos in ids.front
     return '{{- bos_token -}}\n' + CHATML if begins else CHATML
@@ -150,7 +150,7 @@ def find_template(
         if _template_of(config): return _template_of(config)
     return _default_template(source)
 
-# %% ../../nbs/api/50_tune/00_chat.ipynb #7d4941ea
+# %% ../../nbs/api/50_tune/00_chat.ipynb #cc9f39c7
 _PRIVATE = range(0xE000, 0xF8FF) # characters that have no meaning in Unicode
 
 def _free_characters(texts):
@@ -225,7 +225,7 @@ class _Placeholders:
         pieces.append(text[at:])
         return ''.join(pieces), spans, hidden
 
-# %% ../../nbs/api/50_tune/00_chat.ipynb #ca59bb35
+# %% ../../nbs/api/50_tune/00_chat.ipynb #9624f3d6
 class _TextEncoder:
     "Turns rendered chats into ids."
     def __init__(self, tok):
@@ -277,7 +277,7 @@ class _TextEncoder:
         add(at, text[at:], True)
         return ids, ends
 
-# %% ../../nbs/api/50_tune/00_chat.ipynb #cc7df532
+# %% ../../nbs/api/50_tune/00_chat.ipynb #76ce3269
 @dataclass
 class ChatRow:
     "A chat as tokens: what each is, who wrote it, and how much it is trained on."
@@ -299,7 +299,7 @@ class ChatRow:
     def __repr__(self): return f'ChatRow of {len(self)} tokens, {self.n_targets} of them trained on'
     def _repr_html_(self): return show_roles(self)._repr_html_()
 
-# %% ../../nbs/api/50_tune/00_chat.ipynb #c8a408ca
+# %% ../../nbs/api/50_tune/00_chat.ipynb #1a02b6a5
 _HUES = dict(mark=0, system=280, user=210, assistant=140, tool=35, other=0)
 _VISIBLE = str.maketrans({'\n': '\u21b5\n', '\t': '\u2192\t'})
 
@@ -381,7 +381,7 @@ def show_roles(
     if isinstance(row, ChatRow): return RoleView(row, max_tokens)
     raise UserError(f'expected a ChatRow, got {type(row).__name__}: ChatFormat.encode makes one')
 
-# %% ../../nbs/api/50_tune/00_chat.ipynb #21af76c3
+# %% ../../nbs/api/50_tune/00_chat.ipynb #f7d5575d
 _PROBE = [dict(role='user', content='question7'), dict(role='assistant', content='answer7')]
 _ALIASES = ('reasoning_content', 'thinking', 'reasoning')
 
@@ -508,7 +508,7 @@ class ChatFormat:
         messages = [_with_aliases(message) for message in check_messages(messages)]
         return self._text(self._render([(messages, prompt, tools)])[0])
 
-# %% ../../nbs/api/50_tune/00_chat.ipynb #a86ddc63
+# %% ../../nbs/api/50_tune/00_chat.ipynb #6399295e
 def _extended(encoder, done, text, hidden):
     "Return (text, ids, ends) of a longer text; `done` is that of its beginning, which keeps its ids."
     before, old_ids, old_ends = done
@@ -585,7 +585,7 @@ def _weights(messages, train):
         weights[k] = 1. if own is None else float(own)
     return weights
 
-# %% ../../nbs/api/50_tune/00_chat.ipynb #373c1220
+# %% ../../nbs/api/50_tune/00_chat.ipynb #9e171570
 class HistoryRewritten(UserError):
     "Says that a template writes earlier turns otherwise once others follow."
 
@@ -628,7 +628,7 @@ class _Spans:
             "on both: use encode_turns, which makes a row for each answer, or train='last'")
         self.found = []
 
-# %% ../../nbs/api/50_tune/00_chat.ipynb #af05cace
+# %% ../../nbs/api/50_tune/00_chat.ipynb #1655085d
 @patch
 def encode(self:ChatFormat,
     messages:list, # a chat
@@ -709,7 +709,7 @@ def read_answer(self:ChatFormat,
     stops = [n for n, i in enumerate(ids) if i in self.stop_ids]
     return decode(self.tok, ids[:stops[0]] if stops else ids).strip()
 
-# %% ../../nbs/api/50_tune/00_chat.ipynb #eacf9b69
+# %% ../../nbs/api/50_tune/00_chat.ipynb #ab0d4ddf
 @patch
 def save(self:ChatFormat,
     folder:str|Path, # an exported model
@@ -727,7 +727,7 @@ def _change_json(path, defaults, changes):
     old = read_json(path) if path.is_file() else defaults
     write_json(path, {**old, **changes})
 
-# %% ../../nbs/api/50_tune/00_chat.ipynb #ed80ca16
+# %% ../../nbs/api/50_tune/00_chat.ipynb #4931c8ca
 @dataclass
 class Conversation:
     "A chat with what is known about it."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METRICS', 'TASKS', 'check_metric', 'Task', 'summarization_task', 'translation_task', 'pair_of', 'load_task_file',
            'get_task', 'format_prompt', 'write_chat_template', 'encode_examples', 'TaskLoader', 'task_dls',
-           'ChatLoader', 'split_chats', 'chat_dls']
+           'split_chats', 'chat_rows']
 
 # %% ../../nbs/api/50_tune/03_tasks.ipynb #01438ccd
 import warnings
@@ -23,7 +23,7 @@ from ..prepare.splits import SPLITS, assign_splits
 from ..read.doc import Doc, Reject
 from ..tokens.tokenizer import PAD, decode, encode_text, special_ids
 from ..tokens.loaders import IGNORE
-from .chat import CHAT_FILE, ChatFormat, ChatRow, Conversation, check_messages, encode_chats, show_roles
+from .chat import CHAT_FILE, ChatFormat, Conversation, check_messages, encode_chats, show_roles
 from .formats import PAIR_KEYS, TASK_FILES, ChatData, check_columns, conversation_of, is_task_file
 from .formats import load_chats, read_records, reasons_text, warn_of_rejects
 from .pairs import Example, summarization_examples, translation_examples
@@ -319,7 +319,10 @@ class TaskLoader(SeekLoader):
         pad:int|None=None, # id that fills a row; None: the tokenizer's own, 1 without a tokenizer
         **kwargs # fastai's own arguments
     ):
-        self.check_rows(rows)
+        if not isinstance(rows, (list, tuple)) or not rows: raise UserError(
+            'expected rows from encode_examples, got none: give pairs that fit')
+        if not all(isinstance(row, (list, tuple)) and len(row) == 2 for row in rows): raise UserError(
+            f'expected rows of (ids, length of the prompt), got {rows[0]!r:.80}: see encode_examples')
         whole_number('bs', bs)
         whole_number('multiple', multiple)
         for name, n in dict(seq_len=seq_len, steps=steps).items():
@@ -327,7 +330,7 @@ class TaskLoader(SeekLoader):
         check_seed(seed)
         if pad is None: pad = _marks(tok)['pad'] if tok else PAD
         self.pad = whole_number('pad', pad, 0)
-        self.lengths = np.array([len(self.ids_of(row)) - 1 for row in rows])
+        self.lengths = np.array([len(ids) - 1 for ids, _ in rows])
         longest = int(self.lengths.max())
         if (seq_len or longest) < longest: raise UserError(
             f'expected rows of at most {seq_len} tokens, got one of {longest}')
@@ -339,22 +342,6 @@ class TaskLoader(SeekLoader):
         self.seed, self.tok = seed, tok
         self.multiple, self.fixed = multiple, fixed
         super().__init__(rows, bs=bs, shuffle=shuffle, device=device, **kwargs)
-
-    def check_rows(self, rows):
-        "Raise `UserError` unless there are rows of pairs."
-        if not isinstance(rows, (list, tuple)) or not rows: raise UserError(
-            'expected rows from encode_examples, got none: give pairs that fit')
-        if not all(isinstance(row, (list, tuple)) and len(row) == 2 for row in rows): raise UserError(
-            f'expected rows of (ids, length of the prompt), got {rows[0]!r:.80}: see encode_examples')
-
-    def ids_of(self, row): return row[0]
-
-    def targets_of(self, row): # (T,) the ids, `IGNORE` where nothing is learned
-        "Return what is learned of a row."
-        ids, n = row
-        targets = np.full(len(ids), IGNORE)
-        targets[n:] = ids[n:]
-        return targets
 
     def order(self,
         number:int, # which pass over the rows, from 0
@@ -373,16 +360,15 @@ class TaskLoader(SeekLoader):
         number, step = divmod(i, self.per_pass)
         rows = [self.dataset[j] for j in self.order(number)[step]]
         if self.fixed: longest = int(self.lengths.max())
-        else: longest = max(len(self.ids_of(row)) for row in rows) - 1
+        else: longest = max(len(ids) for ids, _ in rows) - 1
         rounded_up = -(-longest // self.multiple) * self.multiple
         T = min(rounded_up, self.seq_len)
         x = np.full((len(rows), T), self.pad)
         y = np.full((len(rows), T), IGNORE)
-        for b, row in enumerate(rows):
-            ids = self.ids_of(row)
+        for b, (ids, n) in enumerate(rows):
             end = len(ids) - 1
             x[b, :end] = ids[:-1]
-            y[b, :end] = self.targets_of(row)[1:]
+            y[b, n - 1:end] = ids[n:]
         batch = torch.from_numpy(x), torch.from_numpy(y)
         return to_device(batch, self.device or 'cpu')
 
@@ -463,34 +449,7 @@ def task_dls(
     dls.set_aside = aside
     return dls
 
-# %% ../../nbs/api/50_tune/03_tasks.ipynb #91d877f5
-class ChatLoader(TaskLoader):
-    "Batches of chats, padded; `y` is -100 wherever nothing is to be learned."
-    def check_rows(self, rows):
-        "Raise `UserError` unless there are rows of chats, each learned or not."
-        if not isinstance(rows, (list, tuple)) or not rows: raise UserError(
-            'expected rows from encode_chats, got none: give chats that fit')
-        for row in rows:
-            if not isinstance(row, ChatRow): raise UserError(
-                f'expected rows of ChatRow, got {type(row).__name__}: see encode_chats')
-            if not np.isin(row.weights, (0, 1)).all(): raise UserError(
-                f'expected weights of 0 and 1, got {row.weights.max():g}: the loss of this loader knows no others')
-
-    def ids_of(self, row): return row.ids
-    def targets_of(self, row): return np.where(row.trained, row.ids, IGNORE)
-
-    def show_batch(self, b=None, max_n=6, **kwargs):
-        "Show the rows of the next batch token by token, or a batch as text."
-        if b is not None: return super().show_batch(b, max_n, **kwargs)
-        from IPython import get_ipython
-        from IPython.display import display
-        number, step = divmod(self.position, self.per_pass)
-        for i in self.order(number)[step][:max_n]:
-            view = show_roles(self.dataset[i])
-            if get_ipython(): display(view)
-            else: print(view)
-
-# %% ../../nbs/api/50_tune/03_tasks.ipynb #75c6ce7b
+# %% ../../nbs/api/50_tune/03_tasks.ipynb #aa84fd87
 def _first_question(chat):
     "Return the text that decides which split a conversation belongs to."
     for message in chat.messages:
@@ -511,36 +470,32 @@ def split_chats(
     for chat in chats: splits[chat.split or next(assigned)].append(chat)
     return splits
 
-def chat_dls(
-    data, # a `ChatData`, a list of chats, {'train': [...], 'valid': [...]}, or a source for `load_chats`
+def chat_rows(
+    data, # a `ChatData`, a list of `Conversation`s, {'train': [...], 'valid': [...]}, or a source for `load_chats`
     fmt:ChatFormat, # the model's chat format
-    bs:int=16, # rows in a batch
     seq_len:int|None=256, # the model's context; None: no limit
     train:str='all', # which answers are trained on: 'all', or the 'last' of each chat
     too_long:str='aside', # what happens to a longer chat: 'aside', or 'cut' drops its oldest turns
     valid:float=.1, # share of the chats that name no split
-    seed:int=42, # seed of the splits and of the order of training
-    steps:int|None=None, # batches in an epoch; None: one pass over the chats
-    device=None, # device of the batches; None takes the best there is
-) -> DataLoaders: # UserError if a split is empty, or nothing fits
-    "Make fastai `DataLoaders` for conversations, in which the loss sees only what is trained on."
-    if not isinstance(data, (ChatData, list, dict)): data = load_chats(data)
-    is_split = isinstance(data, dict) and 'train' in data
-    if isinstance(data, ChatData): data = data.chats
-    splits = data if is_split else split_chats(data, seed, valid)
-    loaders = []
-    aside = {}
-    for split in ('train', 'valid'):
-        rows, aside[split] = encode_chats(fmt, splits.get(split, []), seq_len, train, too_long)
-        if not rows: raise UserError(_no_rows(split, aside[split]))
-        is_train = split == 'train'
-        loader = ChatLoader(rows, bs, seq_len, steps if is_train else None, seed, is_train, fmt.tok, pad=fmt.pad)
-        loaders.append(loader)
-    dls = DataLoaders(*loaders, device=pick_device(device))
-    dls.set_aside = aside
-    return dls
+    test:float=0., # share of the chats that name no split
+    seed:int=42, # seed of the splits
+) -> tuple[dict, list]: # ({'train' | 'valid' | 'test': [ChatRow]}, `Reject`s); UserError if nothing can be trained on
+    "Turn a source into rows for each split, ready for `chat_dls`."
+    rejects = []
+    splits = data
+    has_splits = isinstance(data, dict) and all(_are_conversations(chats) for chats in data.values())
+    if not has_splits:
+        if not _are_conversations(data) and not isinstance(data, ChatData): data = load_chats(data)
+        if isinstance(data, ChatData):
+            rejects += data.rejects
+            data = data.chats
+        splits = split_chats(data, seed, valid, test)
+    rows = {}
+    for split, chats in splits.items():
+        rows[split], aside = encode_chats(fmt, chats, seq_len, train, too_long)
+        rejects += aside
+    if not rows.get('train'): raise UserError(
+        f'expected chats that can be trained on, got none: {reasons_text(rejects) or "the train split is empty"}')
+    return rows, rejects
 
-def _no_rows(split, aside):
-    "Return what to say if no chat of a split can be used."
-    if not aside: return f'expected chats in the {split} split, got none: give more, or name their "split"'
-    return f'expected chats in the {split} split that can be used, got none: {reasons_text(aside)}'
+def _are_conversations(data): return isinstance(data, list) and all(isinstance(chat, Conversation) for chat in data)
