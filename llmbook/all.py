@@ -26,12 +26,13 @@ __all__ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'huma
            'save_checkpoint', 'lm_learner', 'pretrain', 'MaskTokens', 'masked_table', 'BatchWarmup', 'parallel',
            'ShardedCheckpoint', 'cosine', 'compile_model', 'generate', 'generate_ids', 'fill_mask', 'TASKS', 'Example',
            'Task', 'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune', 'finetune_learner', 'AnswerLoss',
-           'ChatLoader', 'chat_dls', 'layer_groups', 'check_groups', 'layerwise_decay', 'show_groups', 'quantise_base',
-           'adapter_table', 'add_adapters', 'drop_adapters', 'load_adapters', 'merge_adapters', 'merge_gap',
-           'save_adapters', 'set_merged', 'bootstrap', 'paired_difference', 'plot_rows', 'row', 'rows_text', 'wilson',
-           'compressor_rows', 'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows', 'toxicity_scorer',
-           'identity_swap', 'swap_summary', 'write_report', 'history_picture', 'compare_runs', 'headline', 'read_run',
-           'model_card', 'browse', 'tune_filter', 'Dashboard', 'planner', 'Settings', 'journey']
+           'ChatLoader', 'chat_dls', 'ChatWatch', 'chat_answers', 'role_loss', 'text_bits', 'chat_learner',
+           'prepare_chats', 'set_method', 'sft', 'layer_groups', 'check_groups', 'layerwise_decay', 'show_groups',
+           'quantise_base', 'adapter_table', 'add_adapters', 'drop_adapters', 'load_adapters', 'merge_adapters',
+           'merge_gap', 'save_adapters', 'set_merged', 'bootstrap', 'paired_difference', 'plot_rows', 'row',
+           'rows_text', 'wilson', 'compressor_rows', 'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows',
+           'toxicity_scorer', 'identity_swap', 'swap_summary', 'write_report', 'history_picture', 'compare_runs',
+           'headline', 'read_run', 'model_card', 'browse', 'tune_filter', 'Dashboard', 'planner', 'Settings', 'journey']
 
 # %% ../nbs/api/80_app/03_all.ipynb #3b60e48f
 from pathlib import Path
@@ -113,7 +114,9 @@ from .tune.quantised import quantise_base
 from llmbook.tune.adapters import (
     adapter_table, add_adapters, drop_adapters, load_adapters, merge_adapters, merge_gap, save_adapters, set_merged
 )
+from .tune.watch import ChatWatch, chat_answers, role_loss, text_bits
 from .tune.finetune import answers, finetune, finetune_learner
+from .tune.sft import chat_learner, prepare_chats, set_method, sft
 from .evaluate.stats import bootstrap, paired_difference, plot_rows, row, rows_text, wilson
 from .evaluate.perplexity import compressor_rows, evaluate_text
 from .evaluate.overlap import bleu, chrf, rouge
@@ -151,7 +154,8 @@ _all_ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'human_
          'load_checkpoint', 'save_checkpoint', 'lm_learner', 'pretrain', 'MaskTokens', 'masked_table', 'BatchWarmup',
          'parallel', 'ShardedCheckpoint', 'cosine', 'compile_model', 'generate', 'generate_ids', 'fill_mask', 'TASKS',
          'Example', 'Task', 'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune', 'finetune_learner',
-         'AnswerLoss', 'ChatLoader', 'chat_dls', 'layer_groups', 'check_groups', 'layerwise_decay', 'show_groups', 'quantise_base', 'adapter_table',
+         'AnswerLoss', 'ChatLoader', 'chat_dls', 'ChatWatch', 'chat_answers', 'role_loss', 'text_bits',
+         'chat_learner', 'prepare_chats', 'set_method', 'sft', 'layer_groups', 'check_groups', 'layerwise_decay', 'show_groups', 'quantise_base', 'adapter_table',
          'add_adapters', 'drop_adapters', 'load_adapters', 'merge_adapters', 'merge_gap', 'save_adapters', 'set_merged',
          'bootstrap', 'paired_difference', 'plot_rows', 'row', 'rows_text', 'wilson',
          'compressor_rows', 'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows', 'toxicity_scorer',

@@ -54,7 +54,8 @@ class _Rms(torch.autograd.Function):
         n, r, w = ctx.saved_tensors
         gn = g * n
         along = (gn @ w).unsqueeze(-1).div_(-n.shape[-1])  # removes the part of the gradient along n
-        return torch.addcmul(g * w, n, along).mul_(r), gn.flatten(0, -2).sum(0), None
+        gw = gn.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None  # a frozen gain needs none
+        return torch.addcmul(g * w, n, along).mul_(r), gw, None
 
 # %% ../../nbs/api/20_model/03_layers.ipynb #ef04e5f0
 def make_norm(

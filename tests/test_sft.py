@@ -1,0 +1,227 @@
+"Tuning on chats: what is divided, trained, looked at, written and refused."
+import copy, json
+from pathlib import Path
+import pytest, torch
+from fastai.callback.core import Callback
+from llmbook.core import UserError, import_transformers, set_seed
+from llmbook.model.config import ModelConfig
+from llmbook.model.hf import load_pretrained
+from llmbook.model.hf_wrap import as_lm
+from llmbook.model.transformer import Transformer
+from llmbook.tokens.tokenizer import train_tokenizer
+from llmbook.tune.adapters import adapted_layers, load_adapters
+from llmbook.tune.chat import ChatFormat
+from llmbook.tune.groups import show_groups
+from llmbook.tune.sft import METHODS, chat_learner, prepare_chats, set_method, sft, usual_rate
+from llmbook.tune.watch import ChatWatch, chat_answers, role_loss, text_bits
+
+WORDS = 'red green blue one two three four five'.split()
+RECORDS = [dict(prompt=f'say {w} {i}', answer=f'{w}!') for w in WORDS for i in range(6)]
+
+
+@pytest.fixture(scope='module')
+def tok(): return train_tokenizer([f'{r["prompt"]} {r["answer"]}' for r in RECORDS], 330)
+
+
+@pytest.fixture(scope='module')
+def fmt(tok): return ChatFormat(tok)
+
+
+@pytest.fixture
+def model(tok): return small(tok)
+
+
+def small(tok, **options):
+    set_seed(0)
+    sizes = dict(vocab_size=tok.get_vocab_size(), n_layer=2, d_model=64, n_head=2, n_kv_head=1, context=64)
+    return Transformer(ModelConfig(**(sizes | options)))
+
+
+def neox(tok):
+    transformers = import_transformers()
+    set_seed(0)
+    config = transformers.GPTNeoXConfig(vocab_size=tok.get_vocab_size(), hidden_size=32, num_hidden_layers=2,
+                                        num_attention_heads=2, intermediate_size=64, max_position_embeddings=64)
+    return transformers.GPTNeoXForCausalLM(config)
+
+
+# ---- data
+
+def test_in_is_used_and_set_aside(fmt):
+    bad = [dict(prompt='no answer'), 'text', dict(prompt='x' * 900, answer='y')]
+    data = prepare_chats([*RECORDS, *bad], fmt, seq_len=64)
+    assert data.total == len(RECORDS) + 3
+    assert sum(map(len, data.rows.values())) + len(data.rejects) == data.total
+    assert len({r.id for r in data.rejects}) == 3
+
+
+def test_a_question_stands_in_one_split_alone(fmt):
+    twice = [dict(r, answer=a) for r in RECORDS for a in ('yes', 'no')]
+    data = prepare_chats(twice, fmt)
+    asked = {split: {chat.messages[0]['content'] for chat in chats} for split, chats in data.chats.items()}
+    assert not asked['train'] & asked['valid']
+
+
+@pytest.mark.parametrize('n', [2, 3, 10])
+def test_few_chats_leave_no_split_empty(fmt, n):
+    data = prepare_chats(RECORDS[:n], fmt)
+    assert data.rows['train'] and data.rows['valid']
+
+
+def test_named_splits_are_kept(fmt):
+    records = [dict(r, split='valid' if i < 5 else 'train') for i, r in enumerate(RECORDS)]
+    data = prepare_chats(records, fmt)
+    assert {split: len(chats) for split, chats in data.chats.items()} == dict(train=len(RECORDS) - 5, valid=5)
+
+
+# ---- training
+
+@pytest.mark.parametrize('method', METHODS)
+def test_every_method_learns_in_the_same_learner(tok, fmt, model, method):
+    data = prepare_chats(RECORDS, fmt, 64)
+    learn = chat_learner(set_method(model, method), data, fmt, lr=1e-2, tokens=256, device='cpu')
+    learn.fit(3)
+    nats = learn.chat_watch.table()['assistant nats']
+    assert nats.iloc[-1] < nats.iloc[0] - .1
+    assert set(show_groups(learn).state) == {'trained'}
+
+
+@pytest.mark.parametrize('base', ['int8', 'nf4'])
+def test_adapters_over_a_quantised_base(fmt, model, base):
+    data = prepare_chats(RECORDS, fmt, 64)
+    learn = chat_learner(set_method(model, 'lora', base), data, fmt, lr=1e-2, tokens=256, device='cpu')
+    learn.fit(2)
+    nats = learn.chat_watch.table()['assistant nats']
+    assert nats.iloc[-1] < nats.iloc[0]
+
+
+@pytest.mark.parametrize('method', ['full', 'lora'])
+def test_a_wrapped_model(tok, fmt, method):
+    data = prepare_chats(RECORDS, fmt, 64)
+    learn = chat_learner(set_method(neox(tok), method), data, fmt, lr=1e-2, tokens=256, device='cpu', precision='float32')
+    assert len(learn.dls.train.one_batch()) == 3  # packed
+    learn.fit(2)
+    nats = learn.chat_watch.table()['assistant nats']
+    assert nats.iloc[-1] < nats.iloc[0]
+
+
+def test_a_model_that_cannot_pack_says_so_and_trains(tok, fmt):
+    transformers = import_transformers()
+    set_seed(0)
+    bloom = transformers.BloomForCausalLM(transformers.BloomConfig(vocab_size=tok.get_vocab_size(), hidden_size=32,
+                                                                   n_layer=2, n_head=2))
+    data = prepare_chats(RECORDS, fmt, 64)
+    with pytest.warns(UserWarning, match='cannot keep several chats'):
+        learn = chat_learner(set_method(bloom, 'full'), data, fmt, lr=1e-2, tokens=256, device='cpu', precision='float32')
+    assert len(learn.dls.train.one_batch()) == 2
+    learn.fit(1)
+
+
+class Stop(Exception): pass
+
+
+class StopAt(Callback):
+    order, run_valid = 90, False
+    def __init__(self, step): self.step = step
+    def after_batch(self):
+        if self.learn.train_iter == self.step: raise Stop
+
+
+@pytest.mark.parametrize('method, step', [('full', 5), ('full', 13), ('lora', 7), ('dora', 13), ('pissa', 6)])
+def test_a_run_that_was_cut_ends_in_the_same_bits(tok, tmp_path, method, step):
+    "accelerate#4071, ms-swift#10050: a resume in a later epoch repeats or skips data."
+    def run(folder, *cbs):
+        options = dict(method=method, steps=16, lr=1e-2, tokens=128, device='cpu', cbs=list(cbs))
+        return sft(small(tok), tok, RECORDS, folder, **options)
+    whole = run(tmp_path/'whole')
+    with pytest.raises(Stop): run(tmp_path/'cut', StopAt(step))
+    resumed = run(tmp_path/'cut')
+    for (name, a), b in zip(whole.model.named_parameters(), resumed.model.parameters()): assert torch.equal(a, b), name
+    assert whole.chat_watch.looks == resumed.chat_watch.looks
+    looks = json.loads((tmp_path/'cut'/'looks.json').read_text())
+    assert [look['step'] for look in looks] == [0, 4, 8, 12, 16]
+
+
+# ---- looks
+
+def test_roles_cost_what_the_whole_row_costs(fmt, model):
+    rows = [fmt.encode([dict(role='user', content='say red'), dict(role='assistant', content='red!')])]
+    table = role_loss(model, rows)
+    x = torch.tensor(rows[0].ids[None].astype('int64'))
+    nats = torch.nn.functional.cross_entropy(model.logits(model(x[:, :-1]))[0], x[0, 1:])
+    assert (table.tokens * table.nats).sum() / table.tokens.sum() == pytest.approx(nats.item(), rel=1e-5)
+
+
+def test_bits_of_a_text_by_hand(tok, model):
+    text = 'say red 1 say blue 2'
+    ids = torch.tensor([[0, *tok.encode(text).ids]])
+    nats = torch.nn.functional.cross_entropy(model.logits(model(ids[:, :-1]))[0], ids[0, 1:], reduction='sum')
+    assert text_bits(model, tok, [text]) == pytest.approx(nats.item() / 0.6931471805599453 / len(text), rel=1e-5)
+
+
+def test_answers_of_a_batch_are_those_of_each_alone(fmt, model):
+    "transformers#22707: batched answers differ from single ones."
+    chats = [[dict(role='user', content='say ' * n + 'red')] for n in (1, 7, 3, 12)]
+    together = chat_answers(model, fmt, chats, max_new_tokens=8)
+    alone = [chat_answers(model, fmt, [chat], max_new_tokens=8)[0] for chat in chats]
+    assert together == alone
+
+
+def test_a_chat_too_long_for_the_context_keeps_its_last_question(fmt, model):
+    turn = [dict(role='user', content='say ' * 15), dict(role='assistant', content='red ' * 10)]
+    chat = [*turn, *turn, dict(role='user', content='say blue')]
+    assert chat_answers(model, fmt, [chat], max_new_tokens=8) == chat_answers(model, fmt, [chat[4:]], max_new_tokens=8)
+
+
+def test_what_never_ends_and_what_is_forgotten_is_said(fmt, model):
+    watch = ChatWatch(fmt, [[dict(role='user', content='say red')]], [], keep=['say red'])
+    watch.fitting = True
+    watch.learn = type('Learn', (), dict(opt=None))()
+    watch.looks = [dict(step=0, nats={}, answers=['a'], stops=1., bits=2.), dict(step=9, nats={}, answers=['b'], stops=0., bits=3.)]
+    with pytest.warns(UserWarning) as said: watch.after_fit()
+    texts = [str(w.message) for w in said]
+    assert any('none of 1 answers ended' in t for t in texts) and any('the model forgets' in t for t in texts)
+
+
+# ---- what is written
+
+def test_the_written_model_answers_as_the_trained_one(tok, fmt, tmp_path):
+    learn = sft(small(tok), tok, RECORDS, tmp_path, method='full', steps=24, lr=1e-2, tokens=128, device='cpu')
+    loaded, tok2 = load_pretrained(tmp_path/'model', device='cpu')
+    chats = [[dict(role='user', content=f'say {w} 3')] for w in WORDS]
+    assert chat_answers(loaded, ChatFormat(tok2), chats, 8) == chat_answers(learn.model.eval(), fmt, chats, 8)
+
+
+def test_an_adapter_is_opened_over_its_base(tok, fmt, tmp_path):
+    learn = sft(small(tok), tok, RECORDS, tmp_path, method='lora', steps=8, lr=1e-2, tokens=128, device='cpu', merge=True)
+    opened = load_adapters(small(tok), tmp_path/'adapter').eval()
+    merged, _ = load_pretrained(tmp_path/'model', device='cpu')
+    x = torch.arange(20)[None]
+    with torch.no_grad(): wanted, got, plain = (m.logits(m(x)) for m in (learn.model.eval(), opened, merged))
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(plain, wanted, atol=1e-5, rtol=1e-5)
+    assert adapted_layers(learn.model)  # merging for the file left the trained model as it is
+
+
+def test_another_run_in_the_same_folder_is_refused(tok, tmp_path):
+    options = dict(source=RECORDS, out=tmp_path, method='lora', steps=4, lr=1e-2, tokens=128, device='cpu')
+    sft(small(tok), tok, **options)
+    with pytest.raises(Exception, match='differs in method'): sft(small(tok), tok, **(options | dict(method='rslora')))
+    with pytest.raises(Exception, match='differs in .*weights|differs in .*base'): sft(small(tok, n_head=4), tok, **options)
+
+
+def test_usual_rates(): assert usual_rate('lora') == 10 * usual_rate('full')
+
+
+@pytest.mark.parametrize('options, message', [
+    (dict(method='qlora'), 'method of full'), (dict(method='full', base='nf4'), 'with adapters only'),
+    (dict(base='q4'), 'int8 or nf4'), (dict(steps=0), 'steps'), (dict(steps='x'), 'steps'), (dict(evaluations=0), 'evaluations'),
+    (dict(lr=-1), 'lr'), (dict(tokens=0), 'tokens'), (dict(patience=1.5), 'patience'), (dict(data=dict(valid=2)), 'valid'),
+    (dict(data=dict(train='none')), 'train'), (dict(data=dict(too_long='drop')), 'too_long'),
+    (dict(source=[]), 'found none'), (dict(source='nothing.csv'), 'nothing.csv'), (dict(source=RECORDS[:1]), 'validate with'),
+    (dict(adapter=dict(r=0)), 'r to be a whole number'), (dict(ratio=0), 'ratio'),
+])
+def test_bad_input_is_refused_in_words_before_work_starts(tok, tmp_path, options, message):
+    call = dict(source=RECORDS, out=tmp_path/'run', method='lora', steps=4, device='cpu') | options
+    with pytest.raises(UserError, match=message): sft(small(tok), tok, **call)
+    assert not (tmp_path/'run'/'checkpoints').exists()
