@@ -7,6 +7,7 @@ __all__ = ['FixedStep', 'record_graph', 'Replayed', 'can_generate', 'decoder']
 
 # %% ../../nbs/api/40_generate/03_cuda_graph.ipynb #7d10aa03
 import math
+from typing import Callable
 import torch
 from torch import nn, Tensor
 from ..core import UserError
@@ -29,24 +30,15 @@ class FixedStep:
         self.x = zeros(B)   # ids of the tokens
         self.pos = zeros(1) # their position in the cache
         self.pad = zeros(B) if cache.pad is None else cache.pad
-        self.places = torch.arange(S, device=device)[None]
+        places = torch.arange(S, device=device)
+        self.places = places[None]
         self.zero = torch.zeros((), dtype=cache.kv.dtype, device=device)
 
     def __call__(self) -> Tensor: # (B, V) logits
+        "Read the tokens in `x` at the position in `pos`."
         d = self.decoder
-        model = d.model
-        p = (self.pos - self.pad).clamp(min=0)                                           # (B)
-        h = model.embed(self.x)                                                          # (B, D)
-        if d.rotary:
-            cos = model.cos[p].to(h.dtype)[:, None, None]                                # (B, 1, 1, d)
-            sin = model.sin[p].to(h.dtype)[:, None, None]
-        else:
-            h = h + model.pos(p)
-            cos, sin = None, None
-        shut = (self.places > self.pos) | (self.places < self.pad[:, None])              # (B, S)
-        if d.cache.window: shut = shut | (self.places <= self.pos - d.cache.window)
-        mask = self.zero.where(~shut, -math.inf)
-        mask = mask.repeat_interleave(d.K, 0)[:, None]                                   # (B*K, 1, S)
+        h, cos, sin = self._embedded()
+        mask = self._mask()
         for i, layer in enumerate(d.layers):
             q, k, v = d._heads(layer, h, len(h), cos, sin)
             o = self._attend(i, q, k, v, mask)
@@ -54,22 +46,42 @@ class FixedStep:
             h = layer.mlp(h) + h
         return d.head(d.norm(h))
 
+    def _embedded(self): # (B, D), and cos and sin (B, 1, 1, d) where positions rotate
+        "Return what the first block reads."
+        d, model = self.decoder, self.decoder.model
+        h = model.embed(self.x)
+        p = (self.pos - self.pad).clamp(min=0) # (B)
+        if not d.rotary: return h + model.pos(p), None, None
+        cos = model.cos[p].to(h.dtype)
+        sin = model.sin[p].to(h.dtype)
+        return h, cos[:, None, None], sin[:, None, None]
+
+    def _mask(self): # (B*K, 1, S)
+        "Return what to add to scores: nothing where a token was written, minus infinity elsewhere."
+        not_yet = self.places > self.pos
+        empty = self.places < self.pad[:, None]
+        shut = not_yet | empty # (B, S)
+        mask = self.zero.where(~shut, -math.inf)
+        return mask.repeat_interleave(self.decoder.K, 0)[:, None]
+
     def _attend(self, i, q, k, v, mask): # (B, 1, heads, d) -> (B, H*d)
+        "Write the keys and values of layer `i` to the cache, and attend over all of it."
         d = self.decoder
+        B = len(q)
         keys, values, flat_keys, flat_values = d.kv[i]
         keys.index_copy_(2, self.pos, k.transpose(1, 2))
         values.index_copy_(2, self.pos, v.transpose(1, 2))
-        B = len(q)
-        q = q.reshape(B * d.K, -1, d.d)                                                  # (B*K, H/K, d)
-        kt = flat_keys.transpose(1, 2)                                                   # (B*K, d, S)
-        scores = torch.baddbmm(mask, q, kt, alpha=d.d ** -.5)                            # (B*K, H/K, S)
+        q = q.reshape(B * d.K, -1, d.d) # (B*K, H/K, d)
+        kt = flat_keys.transpose(1, 2) # (B*K, d, S)
+        scale = d.d ** -.5
+        scores = torch.baddbmm(mask, q, kt, alpha=scale) # (B*K, H/K, S)
         weights = scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
         return torch.bmm(weights, flat_values).view(B, -1)
 
 # %% ../../nbs/api/40_generate/03_cuda_graph.ipynb #7d10aa0a
 def record_graph(
-    f, # a function without arguments over tensors of the current CUDA device; it returns a tensor
-): # (a function that runs `f` again, the tensor that then holds the result)
+    f:Callable, # a function without arguments over tensors of the current CUDA device; it returns a tensor
+) -> tuple[Callable, Tensor]: # a function that runs `f` again, and the tensor that then holds the result
     "Record a CUDA graph."
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
@@ -94,17 +106,20 @@ class Replayed(Decoder):
     def __call__(self,
         x:Tensor, # (B, T) ids of the next tokens
     ) -> Tensor: # (B, V) logits after the last of them
+        "Read tokens into the cache; a full cache is refused."
         cache = self.cache
-        if x.shape[1] > 1 or cache.pos >= cache.length: return super().__call__(x) # a prompt, or a full cache
+        is_prompt = x.shape[1] > 1
+        is_full = cache.pos >= cache.length
+        if is_prompt or is_full: return super().__call__(x)
         with torch.cuda.device_of(cache.kv): return self._next(x, cache)
 
     def _next(self, x, cache):
         if cache.grow(cache.pos + 1): self._look()
-        new = self.step is None
-        if new: self.step = FixedStep(self)
+        is_new = self.step is None
+        if is_new: self.step = FixedStep(self)
         self.step.x.copy_(x[:, 0])
         self.step.pos.fill_(cache.pos)
-        if new: self.again, self.out = self.record(self.step)
+        if is_new: self.again, self.out = self.record(self.step)
         self.again()
         cache.pos += 1
         return self.out.clone() # the next token overwrites it
@@ -113,11 +128,14 @@ class Replayed(Decoder):
 _KNOWN = {Transformer, Block, Attention, MLP, RMSNorm, Linear,
           nn.Linear, nn.LayerNorm, nn.Embedding, nn.ModuleList, nn.Identity}
 
+def _is_known(module): # and does nothing but what its class does
+    return type(module) in _KNOWN and not module._forward_hooks and not module._forward_pre_hooks
+
 def _plain(model):
-    "Tell whether a model is made of the layers that a Decoder knows, and of no others."
-    if type(model) is not Transformer or any(type(b) is not Block for b in model.blocks): return False
-    def plain(m): return type(m) in _KNOWN and not m._forward_hooks and not m._forward_pre_hooks
-    return all(map(plain, model.modules()))
+    "Return whether a model is made of the layers that a Decoder knows, and of no others."
+    if type(model) is not Transformer: return False
+    if any(type(block) is not Block for block in model.blocks): return False
+    return all(map(_is_known, model.modules()))
 
 def can_generate(
     model:nn.Module, # any model
@@ -130,17 +148,21 @@ def can_generate(
     return isinstance(model, Transformer)
 
 # %% ../../nbs/api/40_generate/03_cuda_graph.ipynb #7d12230e
+def _has_one_type(model):
+    "Return whether all weights have one type, and autocast does not compute in another."
+    types = {p.dtype for p in model.parameters()}
+    device = model.embed.weight.device
+    return len(types) == 1 and not torch.is_autocast_enabled(device.type)
+
 def decoder(
     model:nn.Module, # a decoder
     batch:int=1, # number of rows
     start:int=64, # positions set aside at first
     pad:Tensor|None=None, # (batch) int64: empty positions at the left of each row
-): # a function from (B, T) new ids to (B, V) logits of the next token, with a method `keep(rows)`
+) -> Cached|Reread: # a function from (B, T) new ids to (B, V) logits of the next token, with a method `keep(rows)`
     "Return the fastest decoder that computes what the model does."
     if not can_generate(model): return Reread(model)
-    w = model.embed.weight
-    one_type = len({p.dtype for p in model.parameters()}) == 1
-    autocast = torch.is_autocast_enabled(w.device.type)
-    if autocast or not one_type or not _plain(model): return Cached(model, batch, start, pad)
-    if w.is_cuda: return Replayed(model, batch, start, pad)
+    is_plain = _has_one_type(model) and _plain(model)
+    if not is_plain: return Cached(model, batch, start, pad)
+    if model.embed.weight.is_cuda: return Replayed(model, batch, start, pad)
     return Decoder(model, batch, start, pad)

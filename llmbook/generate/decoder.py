@@ -19,9 +19,10 @@ from ..model.transformer import Transformer
 # %% ../../nbs/api/40_generate/02_decoder.ipynb #177a7f0d
 def _split(w): # (O, I) -> views (n, O/n, I)
     "Cut a matrix into equal parts, about one for each thread."
+    rows, columns = w.shape
     most = max(2, torch.get_num_threads())
-    n = max(i for i in range(1, most + 1) if len(w) % i == 0)
-    return w.view(n, -1, w.shape[1])
+    fitting = [n for n in range(1, most + 1) if rows % n == 0]
+    return w.view(fitting[-1], -1, columns)
 
 def _quick(w): return w.device.type == 'cpu' and w.dtype == torch.float32 and w.is_contiguous()
 
@@ -43,9 +44,17 @@ def _row_examples():
     x, w = torch.ones(1, 768), torch.ones(2048, 768)
     views, out = _split(w), torch.empty(1, 2048)
     parts = out.view(len(views), -1, 1)
-    return dict(parts=lambda: _in_parts(x, views, parts), torch=lambda: torch.mm(x, w.T, out=out))
+    def in_parts(): return _in_parts(x, views, parts)
+    def by_torch(): return torch.mm(x, w.T, out=out)
+    return dict(parts=in_parts, torch=by_torch)
 
 # %% ../../nbs/api/40_generate/02_decoder.ipynb #2c4e6d79
+def _joined_bias(layers):
+    "Return the biases of layers one after the other, or None if they have none."
+    biases = [layer.bias for layer in layers]
+    if biases[0] is None: return None
+    return torch.cat([bias.detach() for bias in biases])
+
 class Product:
     "Linear layers that read the same input, as one product."
     def __init__(self,
@@ -53,22 +62,28 @@ class Product:
         pack:bool=False, # whether to copy the weights into oneDNN's order, for several rows
         join:bool=False, # whether to copy the weights into one matrix, so that a GPU starts one product
     ):
-        weights = [dense_weight(l).detach() for l in layers]
-        joined = torch.cat(weights) if len(layers) > 1 and (pack or join) else weights[0]
+        weights = [layer.weight.detach() for layer in layers]
+        joined = weights[0]
+        if len(layers) > 1 and (pack or join): joined = torch.cat(weights)
         self.ws = [joined] if join else weights
-        self.bias = None if layers[0].bias is None else torch.cat([l.bias.detach() for l in layers])
+        self.bias = _joined_bias(layers)
         self.packed = _pack(joined) if pack else None
-        self.views = None
+        self.views = None # set for one row at a time
         if not pack and all(map(_quick, self.ws)): self._prepare_row()
 
     def _prepare_row(self):
-        self.views = [_split(w) for w in self.ws]
+        "Set aside the result of one row, and cut the matrices as they are multiplied fastest on this machine."
+        first = self.ws[0]
         sizes = [len(w) for w in self.ws]
-        self.out = self.ws[0].new_empty(1, sum(sizes))
-        outs = self.out.split(sizes, 1)
-        self.in_parts = way('row', _row_examples) == 'parts'
-        self.outs = [o.view(len(v), -1, 1) for o, v in zip(outs, self.views)] if self.in_parts else outs
+        self.out = first.new_empty(1, sum(sizes))
+        self.outs = self.out.split(sizes, 1)
         self.columns = [w.T for w in self.ws]
+        self.views = [_split(w) for w in self.ws]
+        self.in_parts = way('row', _row_examples) == 'parts'
+        if not self.in_parts: return
+        parts = []
+        for out, views in zip(self.outs, self.views): parts.append(out.view(len(views), -1, 1))
+        self.outs = parts
 
     def __call__(self, x:Tensor) -> Tensor: # (M, I) -> (M, O of all layers)
         if self.packed is not None: return _packed_product(x, self.packed, self.bias)
@@ -107,9 +122,12 @@ def _head_norm(attn, H, K):
     "Return the norm of H query heads and K key heads side by side, or None if there is none."
     q, k = attn.q_norm, attn.k_norm
     if not isinstance(q, RMSNorm): return None
-    gain = torch.cat((q.weight.detach().expand(H, -1), k.weight.detach().expand(K, -1))) # (H + K, d)
+    of_queries = q.weight.detach()
+    of_keys = k.weight.detach()
+    gain = torch.cat((of_queries.expand(H, -1), of_keys.expand(K, -1))) # (H + K, d)
     if _quick(gain): return _Rms(gain, q.eps)
-    return lambda x: F.rms_norm(x, x.shape[-1:], None, q.eps) * gain
+    def norm(x): return F.rms_norm(x, x.shape[-1:], None, q.eps) * gain
+    return norm
 
 # %% ../../nbs/api/40_generate/02_decoder.ipynb #be91753c
 class GrowingCache(KVCache):
@@ -135,7 +153,12 @@ class GrowingCache(KVCache):
         self.kv = F.pad(self.kv, (0, 0, 0, size - have))
         return True
 
-    def add(self, layer, k, v): # as in KVCache
+    def add(self,
+        layer:int, # number of the layer
+        k:Tensor, # (B, K, T, d) keys of new tokens
+        v:Tensor, # (B, K, T, d) their values
+    ) -> tuple[Tensor, Tensor]: # all keys and values so far
+        "Add keys and values, as `KVCache` does, after making room for them."
         self.grow(self.pos + k.shape[2])
         return super().add(layer, k, v)
 
@@ -155,7 +178,11 @@ class Cached:
     def __call__(self, x:Tensor) -> Tensor: # (B, T) new ids -> (B, V) logits of the next token
         return self.model.logits(self.model(x, self.cache)[:, -1])
 
-    def keep(self, rows:Tensor): self.cache.keep(rows) # continue with these rows alone
+    def keep(self,
+        rows:Tensor, # numbers of rows
+    ) -> None:
+        "Continue with these rows alone."
+        self.cache.keep(rows)
 
 class Reread:
     "Next tokens by a model without a cache; its rows have one length."
@@ -167,7 +194,11 @@ class Reread:
         self.x = x if self.x is None else torch.cat((self.x, x), 1)
         return self.model.logits(self.model(self.x)[:, -1])
 
-    def keep(self, rows:Tensor): self.x = self.x[rows] # continue with these rows alone
+    def keep(self,
+        rows:Tensor, # numbers of rows
+    ) -> None:
+        "Continue with these rows alone."
+        self.x = self.x[rows]
 
 # %% ../../nbs/api/40_generate/02_decoder.ipynb #b0e5fdf1
 class _Layer:
@@ -193,11 +224,17 @@ class _Layer:
 # %% ../../nbs/api/40_generate/02_decoder.ipynb #23508d1a
 _COPY = 2 << 30 # bytes: the largest second copy of the weights on a CPU
 
+def _copy_size(model): # in float32
+    "Return the bytes of a second copy of the weights."
+    return 4 * sum(p.numel() for p in model.parameters())
+
 def _weights_fit_twice(model): # on a GPU, which gains from copies
+    "Return whether the free memory of a GPU holds a second copy of the weights, with as much to spare."
     device = model.embed.weight.device
     if device.type != 'cuda': return False
-    free = torch.cuda.mem_get_info(device)[0]
-    return free / 2 > sum(p.nbytes for p in model.parameters())
+    free, _ = torch.cuda.mem_get_info(device)
+    size = sum(p.nbytes for p in model.parameters())
+    return free / 2 > size
 
 class Decoder(Cached):
     "Next tokens of a plain decoder, prepared for few rows at a time."
@@ -212,36 +249,40 @@ class Decoder(Cached):
         c = model.config
         self.H, self.K, self.d = c.n_head, c.n_kv_head, c.head_dim
         self.rotary = getattr(model, 'pos', None) is None
-        if pack is None:
-            copy_size = 4 * sum(p.numel() for p in model.parameters())
-            pack = batch > 1 and copy_size <= _COPY
+        if pack is None: pack = batch > 1 and _copy_size(model) <= _COPY
         pack = pack and _quick(model.embed.weight) and _onednn()
         join = _weights_fit_twice(model)
         def product(*layers): return Product(*layers, pack=pack, join=join)
-        self.layers = [_Layer(b, product, self.H, self.K) for b in model.blocks]
+        self.layers = [_Layer(block, product, self.H, self.K) for block in model.blocks]
         self.norm = _norm(model.norm)
         self.head = product(model.head)
         self._look()
 
-    def keep(self, rows:Tensor): # continue with these rows alone
+    def keep(self,
+        rows:Tensor, # numbers of rows
+    ) -> None:
+        "Continue with these rows alone."
         super().keep(rows)
         self._look()
 
     def _look(self):
         "Make views of the cache: keys and values of each layer as (B, K, S, d), and as (B*K, S, d)."
-        kv, pad = self.cache.kv, self.cache.pad
+        kv = self.cache.kv
         self.kv = []
         for layer in kv.unbind(0):
             keys, values = layer.unbind(0)
             flat_keys, flat_values = layer.flatten(1, 2).unbind(0)
             self.kv.append((keys, values, flat_keys, flat_values))
-        self.shut = None # what to add to the scores of empty positions: (B*K, 1, S)
-        if pad is None: return
+        self.shut = self._shut(kv, self.cache.pad)
+
+    def _shut(self, kv, pad):
+        "Return what to add to the scores of empty positions, (B*K, 1, S), or None if there are none."
+        if pad is None: return None
         positions = torch.arange(kv.shape[4], device=pad.device)
-        empty = positions < pad[:, None]                       # (B, S)
-        shut = torch.zeros(empty.shape, dtype=kv.dtype, device=pad.device)
-        shut.masked_fill_(empty, -math.inf)
-        self.shut = shut.repeat_interleave(self.K, 0)[:, None]
+        is_empty = positions < pad[:, None]                    # (B, S)
+        shut = torch.zeros(is_empty.shape, dtype=kv.dtype, device=pad.device)
+        shut.masked_fill_(is_empty, -math.inf)
+        return shut.repeat_interleave(self.K, 0)[:, None]
 
 # %% ../../nbs/api/40_generate/02_decoder.ipynb #233bbc53
 @patch
@@ -255,20 +296,22 @@ def _heads(self:Decoder, layer, h, B, cos, sin): # (B*T, D) -> queries (B, T, H,
 @patch
 def _one(self:Decoder, i, q, k, v): # one token of each row: (B, 1, heads, d) -> (B, H*d)
     "Write one token's keys and values to the cache of layer `i`, and attend over it."
-    B = len(q)
+    # as few operations as possible: each costs a microsecond, and this runs for every layer and token
     position = self.cache.pos
     end = position + 1
-    start = max(0, end - self.cache.window) if self.cache.window else 0
-    scale = self.d ** -.5
     keys, values, flat_keys, flat_values = self.kv[i]
     keys.select(2, position).copy_(k[:, 0])
     values.select(2, position).copy_(v[:, 0])
+    B = len(q)
     q = q.reshape(B * self.K, -1, self.d)                  # (B*K, H/K, d)
-    kt = flat_keys.narrow(1, start, end - start).transpose(1, 2)  # (B*K, d, S)
-    v = flat_values.narrow(1, start, end - start)                 # (B*K, S, d)
+    keys = flat_keys.narrow(1, 0, end)                     # (B*K, S, d)
+    values = flat_values.narrow(1, 0, end)                 # (B*K, S, d)
+    kt = keys.transpose(1, 2)                              # (B*K, d, S)
+    scale = self.d ** -.5
     if self.shut is None: scores = torch.bmm(q, kt).mul_(scale)
-    else: scores = torch.baddbmm(self.shut.narrow(2, start, end - start), q, kt, alpha=scale)
-    return torch.bmm(scores.softmax(-1), v).view(B, -1)
+    else: scores = torch.baddbmm(self.shut.narrow(2, 0, end), q, kt, alpha=scale)
+    weights = scores.softmax(-1)                           # (B*K, H/K, S)
+    return torch.bmm(weights, values).view(B, -1)
 
 @patch
 def _many(self:Decoder, i, q, k, v, mask): # any number of tokens: (B, T, heads, d) -> (B*T, H*d)
@@ -292,16 +335,7 @@ def __call__(self:Decoder,
     if cache.grow(end): self._look()
     one = T == 1 and _quick(model.embed.weight)
     mask = None if one else cache.mask(T)
-    h = model.embed(x)
-    p = cache.positions(T)
-    if p.dim() > 1: p = p[:, 0]                            # (B, T), otherwise (T)
-    if self.rotary:
-        cos = model.cos[p].to(h.dtype).unsqueeze(-2)       # (B, T, 1, d) or (T, 1, d)
-        sin = model.sin[p].to(h.dtype).unsqueeze(-2)
-    else:
-        h = h + model.pos(p)
-        cos, sin = None, None
-    h = h.view(B * T, -1)
+    h, cos, sin = self._embedded(x)
     for i, layer in enumerate(self.layers):
         q, k, v = self._heads(layer, h, B, cos, sin)
         o = self._one(i, q, k, v) if one else self._many(i, q, k, v, mask)
@@ -310,3 +344,17 @@ def __call__(self:Decoder,
     cache.pos = end
     last = h.view(B, T, -1)[:, -1]
     return self.head(self.norm(last)).clone() # the next token would overwrite one row's result
+
+@patch
+def _embedded(self:Decoder, x): # (B, T) ids -> (B*T, D), and cos and sin (.., 1, d) of their positions, if they rotate
+    "Return what the first block reads."
+    model = self.model
+    h = model.embed(x)
+    p = self.cache.positions(x.shape[1])
+    if p.dim() > 1: p = p[:, 0]                            # (B, T), otherwise (T)
+    cos = sin = None
+    if self.rotary:
+        cos = model.cos[p].to(h.dtype).unsqueeze(-2)       # (B, T, 1, d) or (T, 1, d)
+        sin = model.sin[p].to(h.dtype).unsqueeze(-2)
+    else: h = h + model.pos(p)
+    return h.view(x.numel(), -1), cos, sin

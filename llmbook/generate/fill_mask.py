@@ -17,16 +17,16 @@ from ..model.transformer import Transformer
 GAP = '<|mask|>'
 
 def gap_ids(
-    tok:Tokenizer,
+    tok:Tokenizer, # tokenizer, of which `mask_id` names the mask token
     text:str, # text with one or more gaps; what looks like another special token stays text
 ) -> list[int]: # ids, with the mask token in each gap; UserError if there is no gap
     "Encode a text with gaps."
     if not isinstance(text, str) or GAP not in text: raise UserError(
         f'expected a text with {GAP} where something is missing, got {text!r:.60}')
     *before_gaps, last = text.split(GAP)
-    parts = [part.removesuffix(' ') for part in before_gaps] + [last]
+    parts = [part.removesuffix(' ') for part in before_gaps]
+    first, *others = encode_text(tok, [*parts, last])
     mask = mask_id(tok)
-    first, *others = encode_text(tok, parts)
     ids = list(first)
     for part in others: ids += [mask, *part]
     return ids
@@ -40,30 +40,34 @@ def fill_mask(
     top_k:int=5, # answers for each gap
 ) -> list[dict]: # gap (from 0), score (probability), token (id), token_str, sequence; each gap's likeliest first
     "Return what an encoder would put into each gap while the other gaps stay open."
-    if model.config.traits.causal:
-        raise UserError(f'expected an encoder, got family {model.config.family}: it continues texts, see `generate`')
+    config = model.config
+    if config.traits.causal:
+        raise UserError(f'expected an encoder, got family {config.family}: it continues texts, see `generate`')
     top_k = whole_number('top_k', top_k)
-    check_vocab(tok, model.config)
+    check_vocab(tok, config)
     mask = mask_id(tok)
     ids = gap_ids(tok, text)
     gaps = [at for at, i in enumerate(ids) if i == mask]
     spelt = max(tok.get_vocab().values()) + 1 # rows behind it are there for speed alone
-    best = _probabilities(model, ids, gaps)[:, :spelt].topk(min(top_k, spelt))
+    known = _probabilities(model, ids, gaps)[:, :spelt]
+    best = known.topk(min(top_k, spelt))
     answers = []
     for gap, at in enumerate(gaps):
         others = [g for g in gaps if g != at]
-        scores, tokens = best.values[gap].tolist(), best.indices[gap].tolist()
-        for score, token in zip(scores, tokens):
+        for score, token in zip(best.values[gap].tolist(), best.indices[gap].tolist()):
             filled_ids = [*ids[:at], token, *ids[at + 1:]]
-            sequence = _text_with_gaps(tok, filled_ids, others)
-            token_str = decode(tok, [token], False)
-            answers.append(dict(gap=gap, score=score, token=token, token_str=token_str, sequence=sequence))
+            answer = dict(gap=gap, score=score, token=token,
+                          token_str=decode(tok, [token], False),
+                          sequence=_text_with_gaps(tok, filled_ids, others))
+            answers.append(answer)
     return answers
 
 def _probabilities(model, ids, gaps):
     "Return the probabilities (gaps, V) of the tokens at some positions."
     x = torch.tensor([ids], device=model.embed.weight.device)
-    with eval_mode(model): logits = model.logits(model(x)[0, gaps]).float()
+    with eval_mode(model):
+        hidden = model(x)[0, gaps]
+        logits = model.logits(hidden).float()
     if not logits.amax(-1).isfinite().all():
         raise UserError('expected logits that are numbers, got NaN or infinity: the weights have diverged')
     return logits.softmax(-1)
@@ -89,7 +93,8 @@ def filled(
     mask = mask_id(tok)
     out = []
     for text in texts:
-        best = iter([answer['token'] for answer in fill_mask(model, tok, text, top_k=1)])
-        ids = [next(best) if i == mask else i for i in gap_ids(tok, text)]
+        answers = fill_mask(model, tok, text, top_k=1)
+        best = iter(answers)
+        ids = [next(best)['token'] if i == mask else i for i in gap_ids(tok, text)]
         out.append(decode(tok, ids))
     return out

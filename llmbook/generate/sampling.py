@@ -26,17 +26,22 @@ def shares(
     top_k:int=0, # 0 keeps all
     top_p:float=1., # 1 keeps all, 0 the most likely token
     min_p:float=0., # 0 keeps all
-): # (probabilities (B, n) float64, which sum to less than 1 where some were cut; their ids (B, n), None: all in order)
+) -> tuple[Tensor, Tensor|None]: # probabilities (B, n) float64, below 1 in sum where some were cut; ids, None: in order
     "Return what is left to draw from."
     logits = logits.double() / temperature
-    ids = None
     V = logits.shape[-1]
-    if top_k or top_p < 1: logits, ids = logits.topk(min(top_k or V, V)) # sorted
+    ids = None
+    if top_k or top_p < 1:
+        most = min(top_k or V, V)
+        logits, ids = logits.topk(most) # the most likely first
     p = logits.softmax(-1)
     if top_p < 1:
         before = p.cumsum(-1) - p # probability of the more likely tokens
-        p = p * ((before < top_p) | (before == 0)) # the likeliest stays, also with a top_p of 0
-    if min_p: p = p * (p >= min_p * p.amax(-1, keepdim=True))
+        is_kept = (before < top_p) | (before == 0) # the likeliest stays, also with a top_p of 0
+        p = p * is_kept
+    if min_p:
+        highest = p.amax(-1, keepdim=True)
+        p = p * (p >= min_p * highest)
     return p, ids
 
 # %% ../../nbs/api/40_generate/01_sampling.ipynb #b033e959
@@ -52,8 +57,10 @@ def choose(
     if temperature == 0: return logits.argmax(-1)
     p, ids = shares(logits, temperature, top_k, top_p, min_p)
     line = p.cumsum(-1)
-    point = u.to(line) * line[:, -1]
-    i = torch.searchsorted(line, point[:, None], right=True)
-    i.clamp_(max=p.shape[-1] - 1)
-    if ids is not None: i = ids.gather(1, i)
-    return i.squeeze(1)
+    length = line[:, -1]
+    point = u.to(line) * length
+    place = torch.searchsorted(line, point[:, None], right=True)
+    last = p.shape[-1] - 1
+    place.clamp_(max=last)
+    if ids is not None: place = ids.gather(1, place)
+    return place.squeeze(1)

@@ -89,44 +89,57 @@ def _batch(
         x = x[:, None]
 
 # %% ../../nbs/api/40_generate/04_text.ipynb #a90a5c8f
+def _is_share(x): return within(x, 0, 2) and x <= 1
+def _is_whole(x, least): return within(x, least, math.inf, int)
+def _is_above_0(x): return within(x, 0) and x > 0
+
 def _check(context, max_new_tokens, temperature, top_k, top_p, batch_size, min_p, repetition_penalty):
     "Refuse settings that no text can be made with."
-    def share(value): return within(value, 0, 2) and value <= 1
-    new_fit = within(max_new_tokens, 1, context, int)
-    most = f'from 1 to {context - 1} (the context, less one)' if context < math.inf else '>= 1, a whole number'
-    positive_penalty = within(repetition_penalty, 0) and repetition_penalty > 0
-    rules = [('max_new_tokens', max_new_tokens, new_fit, most),
+    most = '>= 1, a whole number'
+    if context < math.inf: most = f'from 1 to {context - 1} (the context, less one)'
+    rules = [('max_new_tokens', max_new_tokens, within(max_new_tokens, 1, context, int), most),
              ('temperature', temperature, within(temperature, 0), '>= 0'),
-             ('top_k', top_k, within(top_k, 0, math.inf, int), '>= 0'),
-             ('top_p', top_p, share(top_p), 'from 0 to 1'),
-             ('min_p', min_p, share(min_p), 'from 0 to 1'),
-             ('batch_size', batch_size, within(batch_size, 1, math.inf, int), '>= 1'),
-             ('repetition_penalty', repetition_penalty, positive_penalty, '> 0')]
+             ('top_k', top_k, _is_whole(top_k, 0), '>= 0'),
+             ('top_p', top_p, _is_share(top_p), 'from 0 to 1'),
+             ('min_p', min_p, _is_share(min_p), 'from 0 to 1'),
+             ('batch_size', batch_size, _is_whole(batch_size, 1), '>= 1'),
+             ('repetition_penalty', repetition_penalty, _is_above_0(repetition_penalty), '> 0')]
     for name, value, ok, allowed in rules:
         if not ok: raise UserError(f'expected {name} {allowed}, got {value!r}: give another')
 
 def _cut_prompts(prompt_ids, limit, max_new_tokens, context, begin):
     "Keep the last `limit` tokens of each prompt, with a warning if any are lost; an empty one becomes `begin`."
     longest = max(map(len, prompt_ids), default=0)
-    if longest > limit: warnings.warn(f'a prompt has {longest} tokens, and the model sees the last {limit} '
-                                      f'(its context is {context}, {max_new_tokens} are for new ones)')
+    if longest > limit: warnings.warn(
+        f'a prompt has {longest} tokens, and the model sees the last {limit} '
+        f'(its context is {context}, {max_new_tokens} are for new ones)')
     if limit < math.inf: prompt_ids = [list(p)[-limit:] for p in prompt_ids]
     return [list(p) or [begin] for p in prompt_ids]
 
+def _by_length(prompts):
+    "Return the numbers of the prompts of each length."
+    groups = {}
+    for i, prompt in enumerate(prompts): groups.setdefault(len(prompt), []).append(i)
+    return [groups[length] for length in sorted(groups)]
+
 def _batches(prompts, n, padded):
     "Put `n` rows of similar length together, or of equal length where the model knows no padding."
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    groups = [order]
-    if not padded:
-        lengths = sorted({len(p) for p in prompts})
-        groups = [[i for i in order if len(prompts[i]) == length] for length in lengths]
-    return [g[i:i + n] for g in groups for i in range(0, len(g), n)]
+    groups = _by_length(prompts)
+    if padded: groups = [sum(groups, [])]
+    batches = []
+    for group in groups:
+        for i in range(0, len(group), n): batches.append(group[i:i + n])
+    return batches
 
 # %% ../../nbs/api/40_generate/04_text.ipynb #ab034aa3
 class _Over:
     "The set of rows that are over, for a batch that counts its own rows from 0."
-    def __init__(self, done, rows): self.done, self.rows = done, rows
+    def __init__(self, done, rows):
+        self.done = done
+        self.rows = rows
+
     def __contains__(self, i): return self.rows[i] in self.done
+
     def add(self, i): self.done.add(self.rows[i])
 
 def _whole_ids(prompt_ids):
@@ -146,9 +159,9 @@ def _own_frame(model): # (id that stands before a document, ids that end one)
     settings = getattr(model, 'settings', None)
     if settings is None: return EOT, [EOT]
     V = model.config.vocab_size
-    ends = [i for i in listed_ids(settings, 'eos_token_id') if i < V]
-    opens = [i for i in listed_ids(settings, 'bos_token_id') if i < V]
-    begin = [*opens, *ends, EOT][0]
+    def known(key): return [i for i in listed_ids(settings, key) if i < V]
+    ends = known('eos_token_id')
+    begin, *_ = [*known('bos_token_id'), *ends, EOT]
     return begin, ends
 
 def _ends(stop, own):
@@ -161,32 +174,42 @@ def _ends(stop, own):
     stop = list(stop) if isinstance(stop, (list, tuple, set, frozenset)) else [stop]
     return [whole_number('stop', i, 0) for i in stop]
 
+def _check_range(prompts, V):
+    "Raise `UserError` unless every token of the prompts is one of V."
+    for prompt in prompts:
+        for token in (min(prompt), max(prompt)):
+            if not 0 <= token < V: raise UserError(
+                f'expected tokens from 0 to {V - 1}, got {token}: the prompt is of another tokenizer')
+
 def _tokens(model, prompt_ids, done, now, *, # then arguments of `generate_ids`
             max_new_tokens=None, seed=0, stop='own', batch_size=32, repetition_penalty=1., temperature=1.,
             top_k=0, top_p=1., min_p=0., unspelt=None):
     "Yield (row, id) for each new token, batch after batch."
     model = as_reader(model)
     context = model.config.context or math.inf
-    options = dict(temperature=temperature, top_k=top_k or 0, top_p=1. if top_p is None else top_p, min_p=min_p)
+    if top_k is None: top_k = 0
+    if top_p is None: top_p = 1.
+    options = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     if max_new_tokens is None: max_new_tokens = min(64, context // 2)
     _check(context, max_new_tokens, batch_size=batch_size, repetition_penalty=repetition_penalty, **options)
     check_seed(whole_number('seed', seed, 0))
     begin, own = _own_frame(model)
     ends = frozenset(_ends(stop, own))
-    prompts = _cut_prompts(_whole_ids(prompt_ids), context - max_new_tokens, max_new_tokens, context, begin)
-    V = model.config.vocab_size
-    for wrong in (i for prompt in prompts for i in (min(prompt), max(prompt)) if not 0 <= i < V):
-        raise UserError(f'expected tokens from 0 to {V - 1}, got {wrong}: the prompt is of another tokenizer')
+    limit = context - max_new_tokens
+    prompts = _cut_prompts(_whole_ids(prompt_ids), limit, max_new_tokens, context, begin)
+    _check_range(prompts, model.config.vocab_size)
     device = model.embed.weight.device
     if unspelt is not None: unspelt = unspelt.to(device)
     for rows in _batches(prompts, batch_size, can_generate(model)):
         numbers = np.stack([_numbers(seed, row, max_new_tokens) for row in rows])
         u = torch.tensor(numbers, device=device)
-        some, over = [prompts[row] for row in rows], _Over(done, rows)
+        some = [prompts[row] for row in rows]
+        over = _Over(done, rows)
         steps = _batch(model, some, max_new_tokens, ends, options, repetition_penalty, u, over, now, unspelt)
         for i, token in steps:
-            if token < 0: _refuse_logits(model, rows[i])
-            yield rows[i], token
+            row = rows[i]
+            if token < 0: _refuse_logits(model, row)
+            yield row, token
 
 def _refuse_logits(model, row):
     dtype = str(model.embed.weight.dtype).removeprefix('torch.')
@@ -239,7 +262,8 @@ _NEAR = 8 # tokens of a prompt that new ones are read together with
 class _Reader:
     "Reads new tokens as the text that they add to a prompt."
     def __init__(self, tok, prompt=()):
-        self.tok, self.near = tok, list(prompt)[-_NEAR:]
+        self.tok = tok
+        self.near = list(prompt)[-_NEAR:]
         self.before = decode(tok, self.near).rstrip('\ufffd')
 
     def __call__(self, ids):
@@ -250,23 +274,30 @@ def _letters(): # letter of a byte-level vocabulary -> byte
     "Return GPT-2's way to write any byte as a visible letter: most are themselves, the others follow from 256 on."
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in visible]
-    return {chr(b): b for b in visible} | {chr(256 + n): b for n, b in enumerate(others)}
+    letters = {chr(b): b for b in visible}
+    for n, b in enumerate(others): letters[chr(256 + n)] = b
+    return letters
 
 _LETTERS = _letters()
 
+_ONE_BYTE = re.compile('<0x([0-9A-F]{2})>')
+
 def _bytes(token):
     "Return the bytes of a token of a byte-level tokenizer, or of one that falls back to bytes."
-    one = re.fullmatch('<0x([0-9A-F]{2})>', token)
+    one = _ONE_BYTE.fullmatch(token)
     if one: return bytes([int(one[1], 16)])
     if all(c in _LETTERS for c in token): return bytes(_LETTERS[c] for c in token)
     return token.encode()
 
 def _unfinished(tok, ids): # number of replacement characters at the end of the text
     "Return how many marks at the end of a text stand for a character whose last bytes did not come."
-    tokens = [tok.id_to_token(i) for i in ids[-4:] if decode(tok, [i])] # a character has four bytes at most
+    last = ids[-4:] # a character has four bytes at most
+    tokens = [tok.id_to_token(i) for i in last if decode(tok, [i])]
+    data = b''.join(_bytes(token) for token in tokens if token)
     reader = codecs.getincrementaldecoder('utf-8')('replace')
-    reader.decode(b''.join(_bytes(t) for t in tokens if t))
-    half = len(reader.getstate()[0])
+    reader.decode(data)
+    waiting, _ = reader.getstate()
+    half = len(waiting)
     in_bytes = half and tokens[-1].startswith('<0x')
     return half if in_bytes else min(half, 1)
 
@@ -279,12 +310,18 @@ def _whole(tok, ids, text):
 class _Text:
     "The text of a row as its tokens come; what may still become a character or a stop text is held back."
     def __init__(self, tok, stop, prompt=()):
-        self.tok, self.stop, self.read = tok, stop, _Reader(tok, prompt)
-        self.ids, self.text = [], ''
+        self.tok = tok
+        self.stop = stop
+        self.read = _Reader(tok, prompt)
+        self.ids = []
+        self.text = ''
         self.told = 0 # characters that were given out
         self.over = False # whether a stop text came
 
-    def add(self, token): # (new text that is safe to show, whether the row is over)
+    def add(self,
+        token:int, # id of the next token
+    ) -> tuple[str, bool]: # new text that is safe to show, and whether the row is over
+        "Read one token."
         if not self.over:
             self.ids.append(token)
             self._look()
@@ -293,7 +330,8 @@ class _Text:
         self.told = max(self.told, end)
         return piece, self.over
 
-    def rest(self): # what was held back, when no more tokens come
+    def rest(self) -> str: # what was held back
+        "Return the rest of the text when no more tokens come."
         if not self.over: self.text = _whole(self.tok, self.ids, self.text)
         piece = self.text[self.told:]
         self.told = len(self.text)
@@ -301,8 +339,8 @@ class _Text:
 
     def _look(self):
         self.text = self.read(self.ids)
-        found = [self.text.find(s) for s in self.stop]
-        found = [at for at in found if at >= 0]
+        places = [self.text.find(s) for s in self.stop]
+        found = [at for at in places if at >= 0]
         if not found: return
         self.text = self.text[:min(found)]
         self.over = True
@@ -347,13 +385,15 @@ def _unspelt(tok, V): # (V) bool, None: it knows all
 
 def _frame(model, tok, prompt_ids, stop_at_eot):
     "Return the arguments of `_tokens` that depend on the tokenizer."
-    ids, prompt_ids = text_ids(tok, model), _whole_ids(prompt_ids)
-    if ids.begin is None and not all(prompt_ids):
-        raise UserError('expected a prompt, got an empty one, and this tokenizer has no token that begins or ends a '
-                        'text: write the beginning of one')
-    prompt_ids = [p or [ids.begin] for p in prompt_ids]
+    ids = text_ids(tok, model)
+    prompt_ids = _whole_ids(prompt_ids)
+    if ids.begin is None and not all(prompt_ids): raise UserError(
+        'expected a prompt, got an empty one, and this tokenizer has no token that begins or ends a text: '
+        'write the beginning of one')
+    prompt_ids = [prompt or [ids.begin] for prompt in prompt_ids]
+    stop = ids.end if stop_at_eot else None
     unspelt = _unspelt(tok, model.config.vocab_size)
-    return dict(prompt_ids=prompt_ids, stop=ids.end if stop_at_eot else None, unspelt=unspelt)
+    return dict(prompt_ids=prompt_ids, stop=stop, unspelt=unspelt)
 
 # %% ../../nbs/api/40_generate/04_text.ipynb #be322731
 def generate(
@@ -405,9 +445,11 @@ def stream(
     **kw # max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed: as in `generate_ids`
 ) -> Iterator[str]: # pieces of what the model adds; joined, they are what `generate` returns
     "Continue one text, piece by piece."
-    model, stop = as_reader(model), _stops(stop)
+    model = as_reader(model)
+    stops = _stops(stop)
     frame = _frame(model, tok, _encoded(tok, [prompt]), stop_at_eot)
-    text = _Text(tok, stop, frame['prompt_ids'][0])
+    only, = frame['prompt_ids']
+    text = _Text(tok, stops, only)
     done = set()
     for row, token in _tokens(model, done=done, now=True, **frame, **kw):
         piece, over = text.add(token)
@@ -417,6 +459,8 @@ def stream(
     if piece: yield piece
 
 # %% ../../nbs/api/40_generate/04_text.ipynb #4813bd4d
+_SHOWN = '<div style="white-space:pre-wrap"><b>{}</b>{}</div>'
+
 def show_generate(
     model:Transformer, # a decoder
     tok:Tokenizer, # the tokenizer it was trained with
@@ -424,10 +468,11 @@ def show_generate(
     **kw # arguments of `stream`
 ) -> str: # what the model added
     "Continue one text in the notebook, and show it while it is written."
-    prompt, = _prompts([prompt])
     from IPython.display import HTML, display
-    def page(text): return HTML(f'<div style="white-space:pre-wrap"><b>{escape(prompt)}</b>{escape(text)}</div>')
-    text, shown = '', display(page(''), display_id=True)
+    prompt, = _prompts([prompt])
+    def page(text): return HTML(_SHOWN.format(escape(prompt), escape(text)))
+    text = ''
+    shown = display(page(text), display_id=True)
     for piece in stream(model, tok, prompt, **kw):
         text += piece
         if shown: shown.update(page(text))
