@@ -11,6 +11,7 @@ from llmbook.model.config import ModelConfig
 from llmbook.model.hf import save_pretrained
 from llmbook.model.transformer import Transformer
 from llmbook.tokens.tokenizer import train_tokenizer
+from broken_weights import break_weight
 
 LINES = []
 for what in product(('red', 'blue', 'old', 'new'), ('house', 'boat', 'hat'), ('here', 'gone')):
@@ -176,9 +177,8 @@ def test_a_run_that_gets_no_better_can_stop(model, tmp_path):
 
 @pytest.fixture
 def broken(tok, tmp_path):
-    bad = small(tok)
-    bad.blocks[0].attn.q_proj.weight.data[0, 0] = math.nan
-    save_pretrained(bad, tok, tmp_path/'bad')
+    save_pretrained(small(tok), tok, tmp_path/'bad')
+    break_weight(tmp_path/'bad', 'model.layers.0.self_attn.q_proj.weight', math.nan)
     return str(tmp_path/'bad')
 
 

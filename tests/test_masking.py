@@ -21,7 +21,7 @@ from llmbook.train.loss import token_nats
 from llmbook.train.masking import MaskTokens, choose_spans, choose_tokens, span_lengths
 from llmbook.train.warmup import BatchWarmup, SequenceWarmup, growing
 from test_faults import stopped_command
-from test_train import CONFIG, grammar_data
+from test_train import CONFIG, grammar_data, losses_of_fives
 
 HERE = Path(__file__).parent
 ENCODER = dict(family='encoder', n_layer=2, d_model=32, n_head=2, context=32)
@@ -569,7 +569,7 @@ def test_golden_curve(data, family, one_thread):
     learn = lm_learner(dls, config, lr=1e-2, precision='fp32')
     learn.telemetry.every = 5
     fit(learn)
-    losses = [row['loss'] for row in learn.telemetry.rows if 'loss' in row]
+    losses = losses_of_fives(learn)
     golden = HERE/'golden'/f'loss_{family}.json'
     if os.environ.get('LLMBOOK_GOLDEN') == 'write':
         golden.write_text(json.dumps([round(loss, 5) for loss in losses]) + '\n')

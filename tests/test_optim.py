@@ -290,7 +290,7 @@ def test_a_slice_gives_the_last_group_its_rate_and_the_others_a_tenth():
     opt = lm_opt(m)(layers(m), lr=1e-3)
     opt.set_hypers(lr=slice(1e-2))
     assert [h['lr'] for h in opt.hypers] == pytest.approx([1e-3, 1e-3, 1e-3, 1e-2])
-    with pytest.raises(AssertionError, match='2 values for lr'): opt.set_hypers(lr=[1., 2.])
+    with pytest.raises(UserError, match='one for each of the 4 layer groups, got 2'): opt.set_hypers(lr=[1., 2.])
 
 
 def test_a_layer_group_learns_as_with_an_optimiser_of_its_own():

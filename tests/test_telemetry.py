@@ -102,14 +102,22 @@ def test_loss_is_the_mean_of_all_targets(accumulate):
     if accumulate > 1: cbs.append(Accumulate(accumulate))
     learn = fitted(cbs)
     rows = training_rows(learn)
-    assert [r['step'] for r in rows] == [5, 10, 12]
+    assert [r['step'] for r in rows] == [1, 5, 10, 12]
     seen = learn.losses.seen
-    for r, part in zip(rows, (seen[:5], seen[5:10], seen[10:])):
+    for r, part in zip(rows, (seen[:1], seen[1:5], seen[5:10], seen[10:])):
         total = sum(n for _, n in part)
         nats = sum(l * n for l, n in part)
         assert r['targets'] == total
         assert r['loss'] == pytest.approx(nats / total, rel=1e-6)
-    assert [r['tokens'] for r in rows] == [80, 160, 192]
+    assert [r['tokens'] for r in rows] == [16, 80, 160, 192]
+
+
+def test_a_curve_begins_with_the_first_step():
+    "Whatever lies between the rows; memory is looked at there as well."
+    for every in (1, 2, 10, 100):
+        first, *rest = training_rows(fitted([Telemetry(every=every), Losses()]))
+        assert first['step'] == 1 and first['tokens'] == 16 and first['memory'] > 0
+        assert [r['step'] for r in rest] == [*range(max(every, 2), 13, every)] + ([12] if 12 % every else [])
 
 
 def test_bad_losses_are_left_out_and_counted():
@@ -122,9 +130,9 @@ def test_bad_losses_are_left_out_and_counted():
     learn = fitted([Telemetry(every=5), Poison(), ClipGrad(most=0)])
     rows = training_rows(learn)
     assert all(math.isfinite(r['loss']) for r in rows)
-    assert [r['bad_losses'] for r in rows] == [1, 2, 2]
-    assert [r['skipped'] for r in rows] == [1, 2, 2]
-    assert rows[0]['targets'] < learn.telemetry.since + 5 * 16
+    assert [r['bad_losses'] for r in rows] == [0, 1, 2, 2]
+    assert [r['skipped'] for r in rows] == [0, 1, 2, 2]
+    assert rows[1]['targets'] < learn.telemetry.since + 5 * 16
     assert math.isfinite(float(learn.recorder.smooth_loss.value))
     assert all(math.isfinite(float(l)) for l in learn.recorder.losses)
 
@@ -134,8 +142,8 @@ def test_a_batch_without_a_loss_is_not_counted_twice():
         order = 1
         def before_batch(self):
             if self.training and self.train_iter == 3: raise CancelBatchException
-    without = fitted([Telemetry(every=4), Drop()]).telemetry.rows[0]
-    whole = fitted(Telemetry(every=4)).telemetry.rows[0]
+    without = fitted([Telemetry(every=4), Drop()]).telemetry.rows[1]
+    whole = fitted(Telemetry(every=4)).telemetry.rows[1]
     _, dropped = batches(12)[3]
     assert without['tokens'] == whole['tokens']
     assert without['targets'] == whole['targets'] - targets(dropped)
@@ -206,7 +214,7 @@ def test_the_device_is_asked_once_an_interval(monkeypatch):
     learn.create_mbar = False
     learn.fit(1)
     # reads[i] is what was read while batch i ran; the optimiser of this test reads nothing
-    want = [1 if i in (3, 7, 11) else 0 for i in range(13)]
+    want = [1 if i in (0, 3, 7, 11) else 0 for i in range(13)]
     assert reads[:13] == want, reads
 
 
@@ -229,8 +237,8 @@ def test_late_numbers_become_rows_when_they_arrive(monkeypatch):
     monkeypatch.setattr(telemetry, 'Clock', Slow)
     learn = learner([Telemetry(every=4), See()], n=12)
     learn.fit(1)
-    assert [steps[i] for i in (3, 5, 6, 11)] == [[], [], [4], [4, 8]]
-    assert [r['step'] for r in training_rows(learn)] == [4, 8, 12]
+    assert [steps[i] for i in (1, 3, 5, 6, 11)] == [[], [1], [1], [1, 4], [1, 4, 8]]
+    assert [r['step'] for r in training_rows(learn)] == [1, 4, 8, 12]
 
 
 def test_time_that_is_not_training_is_apart(monkeypatch):
@@ -244,8 +252,8 @@ def test_time_that_is_not_training_is_apart(monkeypatch):
                 with self.learn.telemetry.aside('saving'): now[0] += 100
     learn = fitted([Telemetry(every=4, flops_per_token=2., peak_flops=64.), Hands()], epochs=2, n=8)
     rows = training_rows(learn)
-    assert [r['tokens_per_s'] for r in rows] == [16] * 4
-    assert [r['mfu'] for r in rows] == [.5] * 4
+    assert [r['tokens_per_s'] for r in rows] == [16] * 5
+    assert [r['mfu'] for r in rows] == [.5] * 5
     last = learn.telemetry.rows[-1]
     assert last['step'] == 16
     assert 'mfu' not in last
@@ -273,7 +281,7 @@ def test_a_save_is_no_training(tmp_path, monkeypatch, blocking):
     assert learn.checkpoint.saves == 4
     assert learn.telemetry.lost['saving'] == pytest.approx(400)
     assert learn.telemetry.seconds == pytest.approx(24)
-    assert [r['tokens_per_s'] for r in training_rows(learn)] == pytest.approx([16.] * 6)
+    assert [r['tokens_per_s'] for r in training_rows(learn)] == pytest.approx([16.] * 7)
 
 
 def test_sums_of_all_ranks_are_reduced_once_an_interval():
@@ -285,7 +293,7 @@ def test_sums_of_all_ranks_are_reduced_once_an_interval():
         telemetry = Telemetry(1., 1e6, every=4, reduce=reduce)
         return training_rows(fitted(telemetry))
     one, two = rows(None), rows(reduce)
-    assert len(calls) == 3
+    assert len(calls) == 4
     assert [r['loss'] for r in one] == [r['loss'] for r in two]
     assert two[-1]['tokens'] == 2 * one[-1]['tokens']
     assert two[-1]['mfu'] == pytest.approx(two[-1]['tokens_per_s'] / 2e6)
@@ -453,7 +461,7 @@ def test_the_clock_runs_on_after_a_resume(tmp_path, monkeypatch):
     learn = run()
     last = learn.telemetry.rows[-1]
     assert (last['seconds'], last['validating'], last['wall']) == (12, 20, 32)
-    assert [r['tokens_per_s'] for r in training_rows(learn)] == [16, 16, 16]
+    assert [r['tokens_per_s'] for r in training_rows(learn)] == [16, 16, 16, 16]
 
 
 def test_a_rewind_within_a_fit_drops_what_was_under_way():
@@ -535,7 +543,7 @@ def test_tensorboard_through_fastais_callback(fresh, tmp_path):
     learn = fitted([Telemetry(every=4), ClipGrad(), tensorboard(tmp_path/'tb', every=4)], epochs=2)
     if installed: told = scalars(tmp_path/'tb')
     def steps(name): return [step for tag, _, step in told if tag == name]
-    assert steps('train_loss') == steps('telemetry/loss') == [4, 8, 12, 16, 20, 24]
+    assert steps('train_loss') == steps('telemetry/loss') == [1, 4, 8, 12, 16, 20, 24]
     assert steps('lr_0')
     assert steps('valid_loss') == [12, 24]
     losses = [value for tag, value, _ in told if tag == 'telemetry/loss']
@@ -560,7 +568,7 @@ def test_wandb_through_fastais_callback(fresh, tmp_path, monkeypatch):
     learn = fitted([Telemetry(every=4), ClipGrad(), wandb_tracker(every=4)], epochs=2)
     run.finish()
     def values(name): return [row[name] for row in logged if name in row]
-    assert len(values('train_loss')) == 6
+    assert len(values('train_loss')) == 7
     assert values('valid_loss') == pytest.approx([v[1] for v in learn.recorder.values])
     assert values('telemetry/loss') == [r['loss'] for r in training_rows(learn)]
 

@@ -8,6 +8,7 @@ __all__ = ['Snapshot', 'Background']
 # %% ../../nbs/api/32_checkpoint/03_background.ipynb #737c02ee
 import os, sys, threading
 import torch
+from ..base.arguments import checked
 from .tensor_files import Rows, as_rows
 
 # %% ../../nbs/api/32_checkpoint/03_background.ipynb #2420ef35
@@ -68,6 +69,7 @@ class Snapshot:
 # %% ../../nbs/api/32_checkpoint/03_background.ipynb #51b44fa1
 class Background:
     "One job at a time in a thread; an error is held until it is asked for."
+    @checked
     def __init__(self,
         nice:int=10, # amount by which the thread's priority is lowered, on Linux
     ):

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from fastcore.basics import patch
 from fastai.callback.core import Callback, CancelFitException
 from ..base.owner import own_folder
+from ..base.arguments import checked
 from ..core import RunFolder, UserError, check_space
 from ..model.linear import product_ways, use_product_ways
 from ..train.learner import LMLearner, StopSignals
@@ -35,6 +36,7 @@ class Checkpoint(Callback):
     order = 58
     rng_kind = 'rng' # name under which the random state is saved
     _training = {} # folder -> the Learner that trains in it
+    @checked
     def __init__(self,
         path:str|Path, # folder of checkpoints
         seconds:float=30., # seconds of training that a kill may cost

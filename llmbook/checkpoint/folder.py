@@ -9,12 +9,14 @@ __all__ = ['Kept', 'newest', 'load_best']
 import os, re, shutil, warnings
 from pathlib import Path
 import psutil
+from ..base.arguments import checked
 from ..core import UserError, read_json, write_json
 from .state import check_checkpoint, load_checkpoint
 
 # %% ../../nbs/api/32_checkpoint/04_folder.ipynb #79bf1c58
 class Kept:
     "The retained checkpoints of one folder: the last few, and the best one."
+    @checked
     def __init__(self,
         folder:str|Path, # folder of checkpoints, made when the first is written
         keep:int=2, # number of last checkpoints retained; the best one is retained besides
@@ -110,6 +112,7 @@ def _set_aside(f, why, message):
     os.replace(f, aside)
 
 # %% ../../nbs/api/32_checkpoint/04_folder.ipynb #73feccd9
+@checked
 def load_best(
     folder:str|Path, # a folder of checkpoints
     model, # a model of the same shape as the saved one

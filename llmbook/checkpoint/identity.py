@@ -20,14 +20,18 @@ def run_facts(
 ) -> dict: # plain values
     "Return what the rest of a run depends on besides its state."
     dl = learn.dls.train
+    hypers = learn.opt.hypers
     return dict(
         steps=learn.n_epoch * len(dl),
         batches_an_epoch=len(dl),
         **_loader_facts(dl),
         data=_data_print(dl),
         schedule=_schedule_points(learn),
-        lr=[h.get('lr') for h in learn.opt.hypers],
-        wd=[h.get('wd') for h in learn.opt.hypers],
+        lr=[h.get('lr') for h in hypers],
+        wd=[h.get('wd') for h in hypers],
+        eps=[h.get('eps') for h in hypers],
+        z_loss=getattr(learn.loss_func, 'z_loss', None),
+        model_seed=getattr(learn, 'model_seed', None),
         accumulate=_setting(learn, 'accumulate', 'n', 1),
         batch_warmup='batch_warmup' in vars(learn), # which checks its stages itself
         clip=_setting(learn, 'clip_grad', 'max_norm'),

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException
 from fastcore.basics import patch
+from ..base.arguments import checked
 from ..core import UserError, read_json
 from ..train.precision import take_over
 from ..distributed.world import rank
@@ -55,6 +56,7 @@ class Shifted:
 class SpikeGuard(Callback):
     "After a loss spike, load the checkpoint before it and continue past the data that was there."
     order, run_valid = 57, False # before `Checkpoint` saves
+    @checked
     def __init__(self,
         z:float=6., # robust standard deviations above the median that make a loss high
         patience:int=3, # high losses in a row that make a spike

@@ -11,6 +11,7 @@ import json, os, random, shutil
 from pathlib import Path
 import numpy as np
 import torch
+from ..base.arguments import checked
 from ..core import UserError
 from .tensor_files import TensorFolder, check_folder, seal, write_part
 
@@ -81,6 +82,7 @@ def torch_opt(
                     f'got {type(opt).__name__}, whose state is not saved')
 
 # %% ../../nbs/api/32_checkpoint/02_state.ipynb #0cecaebd
+@checked
 def save_checkpoint(
     path:str|Path, # folder that should appear
     model, # model whose weights are saved
@@ -93,6 +95,7 @@ def save_checkpoint(
     kinds = dict(model=model_tensors(model), optim=tensors, rng=rng_state())
     write_checkpoint(path, kinds, json.dumps(dict(state, groups=groups)))
 
+@checked
 def write_checkpoint(
     path:str|Path, # folder that should appear
     kinds:dict, # kind -> {name: tensor}
@@ -154,12 +157,14 @@ def group_sizes(
     return [[g.get('kind'), len(g['params'])] for g in groups]
 
 # %% ../../nbs/api/32_checkpoint/02_state.ipynb #5de5ccfe
+@checked
 def check_checkpoint(
     path:str|Path, # a checkpoint's folder
 ) -> dict: # its state; UserError that names what is missing or damaged
     "Check every byte of a checkpoint before any of it is used."
     return check_folder(path)
 
+@checked
 def load_checkpoint(
     path:str|Path, # a checkpoint's folder
     model, # a model of the same shape as the saved one

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
+from ..base.arguments import checked
 from ..core import UserError, read_json, sha256
 
 # %% ../../nbs/api/32_checkpoint/01_tensor_files.ipynb #eac65043
@@ -21,6 +22,7 @@ DTYPES = {
     torch.int64: 'I64', torch.int32: 'I32', torch.int16: 'I16', torch.int8: 'I8', torch.uint8: 'U8', torch.bool: 'BOOL',
 }
 
+@checked
 def write_safetensors(
     path:str|Path, # file to write
     tensors:dict, # name -> tensor, on any device
@@ -195,6 +197,7 @@ def collect_notes(
 # %% ../../nbs/api/32_checkpoint/01_tensor_files.ipynb #d444151a
 PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl', '.pickle', '.npy', '.npz')
 
+@checked
 def check_folder(
     path:str|Path, # folder that `seal` made
 ) -> dict: # its state.json; UserError that names what is missing, damaged or dangerous
@@ -240,6 +243,7 @@ def _check_file(f, checksum):
 # %% ../../nbs/api/32_checkpoint/01_tensor_files.ipynb #c107f224
 class TensorFolder:
     "The tensors of a folder that was checked, read one at a time."
+    @checked
     def __init__(self,
         path:str|Path, # folder
     ):

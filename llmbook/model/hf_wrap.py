@@ -6,14 +6,14 @@
 __all__ = ['WrappedConfig', 'WrappedLM', 'as_lm', 'WrappedLogits', 'as_reader']
 
 # %% ../../nbs/api/20_model/07_hf_wrap.ipynb #8bea6421
-import inspect, torch, warnings
+import inspect, torch
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from fastcore.basics import patch
 from torch import nn, Tensor
 from ..core import UserError, eval_mode
 from ..tokens.tokenizer import text_ids
-from .hf import not_finite, write_tokenizer
+from .hf import check_finite, write_tokenizer
 from .layers import KVCache, document_mask, document_positions
 from .transformer import Transformer
 
@@ -172,10 +172,9 @@ def _keeps_apart(self:WrappedLM):
 def save_pretrained(self:WrappedLM,
     path:str|Path, # folder
     tok=None, # tokenizer of `tokenizers`, written beside the model
-) -> Path: # the folder
+) -> Path: # the folder; UserError if a weight is not finite
     "Write the model as transformers does."
-    bad = not_finite(self.model)
-    if bad: warnings.warn(f'this model holds NaN or infinity in {bad[0]}: it is written, but cannot be used')
+    check_finite(self.model)
     self.model.save_pretrained(path)
     if tok: write_tokenizer(tok, Path(path), self.config, text_ids(tok, self))
     return Path(path)

@@ -13,6 +13,7 @@ from fastcore.foundation import L
 from fastai.data.core import DataLoaders
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
+from ..base.arguments import checked
 from ..core import UserError, fingerprint, set_seed, whole_number, write_json
 from ..tokens.loaders import lm_dls
 from ..tokens.shards import read_manifest
@@ -29,7 +30,7 @@ from ..train.learner import LMLearner
 from ..train.loss import LMLoss
 from ..train.masking import MaskedLoss, MaskTokens
 from ..train.microbatch import MicroBatches
-from ..train.optim import lm_opt
+from ..train.optim import check_rate, lm_opt
 from ..parallel.learner import parallel as on_ranks
 from ..train.precision import Precision, best_precision, check_precision
 from ..parallel.checkpoint import ShardedCheckpoint
@@ -71,10 +72,11 @@ def _with_masks(model, objective, cbs, seed):
     return cbs, masks
 
 # %% ../../nbs/api/34_pretrain/02_run.ipynb #df283443
+@checked
 def lm_learner(
     dls:DataLoaders, # batches of (x, y), such as `lm_dls` gives
     model:ModelConfig|nn.Module, # a `ModelConfig`, a `Transformer` of any family, or a causal model of `transformers`
-    lr:float=3e-3, # learning rate, the same for Muon and AdamW
+    lr:float|slice=3e-3, # learning rate, the same for Muon and AdamW, or a slice over the layer groups
     wd:float=.1, # weight decay of matrices and embeddings
     muon:bool=True, # Muon for the matrices inside the blocks
     objective:str='auto', # 'next' or 'masked' tokens; 'auto': masked for an encoder. `MaskTokens` in cbs: other masks
@@ -93,7 +95,12 @@ def lm_learner(
     **kwargs # arguments of the Learner: path, splitter, metrics...
 ) -> LMLearner:
     "Make a fastai Learner for next-token training, or for masked tokens in an encoder."
-    if isinstance(model, ModelConfig):
+    if not isinstance(model, (ModelConfig, nn.Module)):
+        raise UserError(f'expected a ModelConfig or a model, got {model!r}: give get_config(name), or a module')
+    check_rate('lr', lr)
+    check_rate('wd', wd)
+    drawn = isinstance(model, ModelConfig)
+    if drawn:
         set_seed(seed)
         model = Transformer(model)
     if hasattr(model, 'get_output_embeddings'): model = as_lm(model)
@@ -112,6 +119,7 @@ def lm_learner(
     loss = Loss(model.head, chunk, compile=compile and gpu)
     kwargs.setdefault('metrics', MaskedPerplexity() if masks else Perplexity())
     learn = LMLearner(dls, model, loss, opt_func=lm_opt(model, muon=muon, wd=wd), lr=lr, **kwargs)
+    if drawn: learn.model_seed = seed # a resumed run is told if it differs
     learn.remove_cb(ProgressCallback)
     learn.add_cbs(cbs)
     learn.recorder.loss = TokenLoss()

@@ -16,6 +16,7 @@ import torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastcore.basics import patch
+from ..base.arguments import checked
 from ..core import UserError, mix64, pick_device
 from .shards import NoTokens, TokenView, open_prepared, open_tokens
 from .shuffle import permuted
@@ -140,6 +141,7 @@ class TokenLoader(SeekLoader):
     "Batches (x, y) of token windows; a batch depends on the seed and its number, and on nothing else."
     own = (*SeekLoader.own, 'seq_len', 'steps', 'rank', 'world', 'document_mask', 'eot', 'ahead')
 
+    @checked
     def __init__(self,
         tokens:TokenView, # ids of a split
         bs:int=16, # windows in a batch (B), on this rank
@@ -373,6 +375,7 @@ def check_positive(
         if value < 1: raise UserError(f'expected {name} of 1 or more, got {value}')
 
 # %% ../../nbs/api/14_tokens/05_loaders.ipynb #abd9fec3
+@checked
 def lm_dls(
     data:str|Path, # prepared folder
     bs:int, # windows in a batch

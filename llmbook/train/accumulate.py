@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from fastai.callback.core import Callback, CancelBackwardException, CancelBatchException, CancelStepException
 from safetensors.torch import save_file
+from ..base.arguments import checked
 from ..core import UserError, atomic_path, whole_number, write_json
 from ..tokens.loaders import IGNORE
 from ..distributed.world import rank
@@ -18,7 +19,7 @@ from ..distributed.world import rank
 # %% ../../nbs/api/31_train/09_accumulate.ipynb #d17748d4
 def n_targets(
     yb, # the batch's targets: a tensor or a tuple of them
-): # scalar tensor
+) -> torch.Tensor: # scalar
     "Return how many targets a batch has."
     y = yb[0] if isinstance(yb, (tuple, list)) else yb
     if y.is_floating_point(): return torch.tensor(len(y), device=y.device)
@@ -34,6 +35,7 @@ def alone(
 class Accumulate(Callback):
     "Step once every `n` batches, with the gradient of all their tokens together."
     order, run_valid = 9, False
+    @checked
     def __init__(self,
         n:int=1, # micro-batches a step; the last step of an epoch may have fewer
     ):
@@ -75,21 +77,24 @@ class Accumulate(Callback):
     def load_checkpoint_state(self, s): self.left_out = s['left_out']
 
 # %% ../../nbs/api/31_train/09_accumulate.ipynb #409077d1
+@checked
 def keep_bad(
     folder:str|Path, # folder to write to, made if it does not exist
     batch:int, # number of the batch, counted from the start of training
     tensors:dict, # name -> tensor: inputs and targets of all micro-batches of the step, 'rng'
     why:dict, # anything JSON can hold; numbers that are not finite become text
     most:int=8, # most files in the folder
-): # the file, or None if there are enough already or the disk refused
+) -> Path|None: # the file; None if there are enough already, or the disk refused
     "Save a batch that was left out, and the reason."
     own = '' if alone() else f'-rank-{rank()}' # each rank has rows of its own
     path = Path(folder)/f'step-{batch}{own}.safetensors'
     try:
-        if len(list(path.parent.glob(f'step-*{own}.safetensors'))) >= most: return None
+        there = list(path.parent.glob(f'step-*{own}.safetensors'))
+        if len(there) >= most: return None
         on_cpu = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}
         with atomic_path(path) as tmp: save_file(on_cpu, tmp)
-        facts = {k: _plain(v) for k, v in dict(why, batch=batch).items()}
+        facts = dict(why, batch=batch)
+        facts = {k: _plain(v) for k, v in facts.items()}
         write_json(path.with_suffix('.json'), facts)
     except Exception as e:
         warnings.warn(f'the bad batch {batch} was not saved ({e}); training continues')
@@ -103,6 +108,7 @@ class ClipGrad(Callback):
     "Clip the gradient's global norm; skip, count and save a step whose loss or gradient is not finite."
     order, run_valid = 11, False # after the unscaling of fp16
     __setattr__ = object.__setattr__ # fastai's looks up every name in the Learner and the model, many times a step
+    @checked
     def __init__(self,
         max_norm:float|None=1., # longest gradient that is left unchanged; None: no limit, only the guard
         patience:int=20, # bad steps in a row after which the run stops
@@ -130,18 +136,20 @@ class ClipGrad(Callback):
         ps = [p for layer in self.opt.param_lists for p in layer if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in ps])
         self.grad_norm = norm.full_tensor() if hasattr(norm, 'full_tensor') else norm # in pieces on many ranks
-        loss = self.learn.loss.detach()
-        whole = alone() and 'accumulate' not in vars(self.learn) # then the loss is that of the whole step
-        judged = self.grad_norm + 0 * loss if whole else self.grad_norm # one wait for a GPU judges both
-        length = judged.item()
+        length = self._judged().item()
         if not math.isfinite(length):
             self.skipped += 1
-            self.report('gradient' if math.isfinite(loss) else 'loss')
+            self.report('gradient' if math.isfinite(self.learn.loss.detach()) else 'loss')
             raise CancelStepException
         self.in_a_row = 0
-        # scaling by 1 would read and write every gradient for nothing
-        if self.max_norm is not None and length > self.max_norm - 1e-6:
-            torch.nn.utils.clip_grads_with_norm_(ps, self.max_norm, norm)
+        is_long = self.max_norm is not None and length > self.max_norm - 1e-6
+        if is_long: torch.nn.utils.clip_grads_with_norm_(ps, self.max_norm, norm) # by 1 would cost as much, for nothing
+
+    def _judged(self):
+        "Return the gradient's norm; if the loss is that of the whole step, NaN where the loss is not finite."
+        is_whole = alone() and 'accumulate' not in vars(self.learn)
+        if not is_whole: return self.grad_norm
+        return self.grad_norm + 0 * self.learn.loss.detach() # one wait for a GPU judges both
 
     def report(self,
         reason:str, # 'loss' or 'gradient'
@@ -156,19 +164,30 @@ class ClipGrad(Callback):
         raise UserError(problem)
 
     def _save(self, reason):
+        "Save the batches that led to a bad loss or gradient, and the random state before them."
         batches = self.window if reason == 'gradient' else self.window[-1:] # a gradient is that of the whole step
-        inputs = [t for xb, _, _ in batches for t in xb]
-        targets = [t for _, yb, _ in batches for t in yb]
-        tensors = {f'x{i}': t.clone() for i, t in enumerate(inputs)}
-        tensors |= {f'y{i}': t.clone() for i, t in enumerate(targets)}
-        if batches: tensors['rng'] = batches[0][2]
-        loss = float(self.loss.detach())
-        norm = float('nan') if self.grad_norm is None else float(self.grad_norm)
-        why = dict(reason=reason, loss=loss, norm=norm, epoch=self.epoch,
-                   in_a_row=self.in_a_row, micro_batches=len(batches))
-        keep_bad(self._folder(), self.train_iter, tensors, why, self.most)
+        why = dict(
+            reason=reason,
+            loss=float(self.loss.detach()),
+            norm=math.nan if self.grad_norm is None else float(self.grad_norm),
+            epoch=self.epoch,
+            in_a_row=self.in_a_row,
+            micro_batches=len(batches))
+        keep_bad(self._folder(), self.train_iter, _named(batches), why, self.most)
 
     def _folder(self): return Path(self.learn.path)/'bad'
 
     def checkpoint_state(self): return dict(skipped=self.skipped, in_a_row=self.in_a_row)
-    def load_checkpoint_state(self, s): self.skipped, self.in_a_row = s['skipped'], s['in_a_row']
+    def load_checkpoint_state(self, s):
+        self.skipped = s['skipped']
+        self.in_a_row = s['in_a_row']
+
+def _named(batches):
+    "Return copies of the tensors of some batches by name: x0, x1, ... and y0, y1, ..., and the first random state."
+    tensors = {}
+    inputs = [t for xb, _, _ in batches for t in xb]
+    targets = [t for _, yb, _ in batches for t in yb]
+    for i, t in enumerate(inputs): tensors[f'x{i}'] = t.clone()
+    for i, t in enumerate(targets): tensors[f'y{i}'] = t.clone()
+    if batches: tensors['rng'] = batches[0][2]
+    return tensors

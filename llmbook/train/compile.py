@@ -37,8 +37,10 @@ def compile_model(
     plain = model._call_impl
     fast = torch.compile(plain, backend=backend, **kwargs)
     def call(*args, **kw):
-        with_cache = any(hasattr(a, 'kv') for a in (*args[1:], *kw.values()))
-        return (plain if with_cache else fast)(*args, **kw)
+        others = (*args[1:], *kw.values())
+        with_cache = any(hasattr(a, 'kv') for a in others)
+        if with_cache: return plain(*args, **kw)
+        return fast(*args, **kw)
     model._compiled_call_impl = call
     return model
 

@@ -8,6 +8,7 @@ __all__ = ['COLUMNS', 'COUNTS', 'merge_rows', 'Thinned', 'write_history', 'read_
 # %% ../../nbs/api/31_train/12_history.ipynb #daca173b
 import csv
 from pathlib import Path
+from ..base.arguments import checked
 from ..core import UserError, atomic_path, finite
 
 # %% ../../nbs/api/31_train/12_history.ipynb #0f6980bd
@@ -28,10 +29,11 @@ def merge_rows(
     "Merge two neighbouring training rows."
     na = a.get('targets') or 1
     nb = b.get('targets') or 1
-    def mean(x, y): return (na * x + nb * y) / (na + nb)
+    n = na + nb
+    def mean(x, y): return (na * x + nb * y) / n
     def harmonic(x, y):
         if not x or not y: return y
-        return (na + nb) / (na / x + nb / y)
+        return n / (na / x + nb / y)
 
     merged = {**a, **b}
     merged['loss'] = _combine(mean, a.get('loss'), b.get('loss'))
@@ -49,6 +51,7 @@ def _combine(f, x, y):
 # %% ../../nbs/api/31_train/12_history.ipynb #64782ed1
 class Thinned:
     "A list of at most `most` rows; when it is full, each row stands for twice as many."
+    @checked
     def __init__(self,
         most:int=4096, # most rows retained; an even number
         merge=merge_rows, # function (two neighbours) -> one row
@@ -71,7 +74,8 @@ class Thinned:
         if len(self.rows) < self.most or self.part < self.stride: return
         pairs = zip(self.rows[::2], self.rows[1::2])
         self.rows = [self.merge(a, b) for a, b in pairs]
-        self.stride = self.part = 2 * self.stride
+        self.stride *= 2
+        self.part = self.stride
 
     def state(self): # what JSON can hold, a list for each column
         names = dict.fromkeys(k for r in self.rows for k in r)
@@ -85,6 +89,7 @@ class Thinned:
         self.rows = [{k: v for k, v in zip(names, row) if v is not None} for row in rows]
 
 # %% ../../nbs/api/31_train/12_history.ipynb #abed70fc
+@checked
 def write_history(
     path:str|Path, # file whose name ends in .csv or .parquet
     rows:list, # dicts; None and missing values become empty cells
@@ -108,6 +113,7 @@ def _write_parquet(path, rows, names):
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
 
 # %% ../../nbs/api/31_train/12_history.ipynb #891005f3
+@checked
 def read_history(
     path:str|Path, # .csv or .parquet with a column `step`; an empty cell is a value that was not measured
 ) -> list: # one dict of finite floats for each step, in order; [] if there is no such file
@@ -116,10 +122,17 @@ def read_history(
     read = _read_parquet if Path(path).suffix == '.parquet' else _read_csv
     steps = {}
     for cells in read(path):
-        row = {k: finite(v) for k, v in cells.items() if k}
-        row = {k: v for k, v in row.items() if v is not None}
-        if 'step' in row: steps.setdefault(row['step'], {}).update(row)
+        row = _numbers(cells)
+        if 'step' in row: steps.setdefault(row['step'], {}).update(row) # a validation shares the row of its step
     return [steps[s] for s in sorted(steps)]
+
+def _numbers(cells):
+    "Return the cells of a row that hold finite numbers."
+    row = {}
+    for name, cell in cells.items():
+        value = finite(cell)
+        if name and value is not None: row[name] = value
+    return row
 
 def _read_csv(path):
     with open(path, newline='', encoding='utf-8', errors='replace') as f:

@@ -13,7 +13,8 @@ import numpy as np, torch
 from fastai.callback.core import Callback
 from fastcore.basics import patch
 from torch import Tensor
-from ..core import UserError, mix64
+from ..base.arguments import checked
+from ..core import UserError, eval_mode, mix64
 from ..tokens.loaders import IGNORE
 from ..tokens.tokenizer import EOT, PAD, decode, mask_id as gap_id
 from ..distributed.world import rank, world
@@ -47,13 +48,14 @@ def share(
 def choose_tokens(
     i:Tensor, # (B, T) int64 numbers of the positions, in all rows of training
     rate:float, # share to choose
-    seed:int,
+    seed:int, # seed of the draws
 ) -> tuple[Tensor, Tensor]: # (chosen, lot): bool and float32, (B, T)
     "Choose tokens one by one (BERT)."
     h = hashed(i, seed)
     return share(h) < rate, share(h, 1)
 
 # %% ../../nbs/api/31_train/02_masking.ipynb #5a872eb8
+@checked
 def span_lengths(
     p:float=.2, # parameter of the geometric distribution
     longest:int=10, # tokens in the longest span
@@ -66,41 +68,60 @@ def span_lengths(
 @lru_cache(8)
 def _tables(rate, p, longest, device):
     "Return cumulative distributions of span lengths, of what is left of a length in the middle of a span, and of gaps."
-    q = span_lengths(p, longest)
-    mean = (q * np.arange(1, longest + 1)).sum()
-    end = rate / (mean * (1 - rate)) # chance that a gap ends, at each of its tokens
-    if end > 1: raise UserError(f'expected a rate of at most {mean / (1 + mean):.2f} with spans '
-                                f'of {mean:.1f} tokens on average, got {rate}')
-    left = q[::-1].cumsum()[::-1] / mean
+    lengths = span_lengths(p, longest)
+    mean = (lengths * np.arange(1, longest + 1)).sum()
+    end = _gap_end(rate, mean)
+    longer = lengths[::-1].cumsum()[::-1] # chance of a length of at least 1, 2, ...
+    left = longer / mean
     longest_gap = 1 if end == 1 else int(np.ceil(-17 / np.log1p(-end)))
     gap = end * (1 - end) ** np.arange(longest_gap)
-    return [torch.tensor(c.cumsum()[:-1], dtype=torch.float32, device=device) for c in (q, left, gap)]
+    return _cumulative(lengths, device), _cumulative(left, device), _cumulative(gap, device)
+
+def _gap_end(rate, mean):
+    "Return the chance that a gap ends at each of its tokens, so that spans of a mean length cover a share of the text."
+    end = rate / (mean * (1 - rate))
+    if end <= 1: return end
+    raise UserError(f'expected a rate of at most {mean / (1 + mean):.2f} with spans of {mean:.1f} tokens on average, '
+                    f'got {rate}: give a lower rate, or longer spans')
+
+def _cumulative(probabilities, device):
+    return torch.tensor(probabilities.cumsum()[:-1], dtype=torch.float32, device=device)
 
 def _drawn(cumulative, u): return 1 + torch.searchsorted(cumulative, u, right=True)
+
+def _spans_and_gaps(tables, h, rate, seed):
+    "Return the lengths of the spans of each row and of the gap before each of them, (B, K) both, from hashes (B, K)."
+    length, left, gap = tables
+    u = share(h)
+    spans = _drawn(length, u)
+    gaps = _drawn(gap, share(h, 1))
+    begins_inside = share(hashed(h[:, :1], seed, 3)) < rate # (B, 1): rows that begin within a span
+    rest = _drawn(left, u[:, :1].contiguous())
+    spans[:, :1] = rest.where(begins_inside, spans[:, :1])
+    gaps[:, :1] = gaps[:, :1].where(~begins_inside, 0)
+    return spans, gaps
 
 def choose_spans(
     i:Tensor, # (B, T) int64 numbers of the positions, in all rows of training
     rate:float, # share to choose
-    seed:int,
+    seed:int, # seed of the draws
     p:float=.2, # parameter of the lengths, as in `span_lengths`
     longest:int=10, # tokens in the longest span
 ) -> tuple[Tensor, Tensor]: # (chosen, lot): bool and float32, (B, T); all tokens of a span share one lot
     "Choose spans of tokens (SpanBERT)."
-    length, left, gap = _tables(rate, p, longest, i.device)
     B, T = i.shape
+    tables = _tables(rate, p, longest, i.device)
     h = hashed(i[:, :T // 2 + 1], seed, 1) # (B, K): more spans than fit into a row
-    a, b = share(h), share(h, 1)
-    lot = share(hashed(h, seed, 2))
-    spans, gaps = _drawn(length, a), _drawn(gap, b)
-    inside = share(hashed(h[:, :1], seed, 3)) < rate # rows that begin within a span: (B, 1)
-    rest = _drawn(left, a[:, :1].contiguous())
-    spans[:, :1] = spans[:, :1].where(~inside, rest)
-    gaps[:, :1] = gaps[:, :1].where(~inside, 0)
-    end = (spans + gaps).cumsum(1) # each gap comes before its span
+    spans, gaps = _spans_and_gaps(tables, h, rate, seed)
+    ends = (spans + gaps).cumsum(1) # each gap comes before its span
+    starts = ends - spans
     t = torch.arange(T, device=i.device).expand(B, T).contiguous()
-    which = torch.searchsorted(end, t, right=True).clamp(max=end.shape[1] - 1) # the span at t, or the next one
-    chosen = (t >= (end - spans).gather(1, which)) & (t < end.gather(1, which))
-    return chosen, lot.gather(1, which)
+    last = ends.shape[1] - 1
+    which = torch.searchsorted(ends, t, right=True).clamp(max=last) # the span at t, or the next one
+    after_start = t >= starts.gather(1, which)
+    before_end = t < ends.gather(1, which)
+    lot = share(hashed(h, seed, 2)).gather(1, which)
+    return after_start & before_end, lot
 
 # %% ../../nbs/api/31_train/02_masking.ipynb #f1d5cf6a
 def at_least_one(
@@ -134,6 +155,7 @@ class MaskTokens(Callback):
     "Hides tokens of each batch for the model to fill in; validation always hides the same ones."
     order = -4 # after callbacks that cut rows, before those that count targets
     _saved = 'rate', 'spans', 'mask_id', 'seed', 'masked', 'random', 'p', 'longest', 'special', 'vocab_size'
+    @checked
     def __init__(self,
         rate:float=.15, # share of tokens to fill in; .3 to .4 may serve larger models better (Wettig et al., 2023)
         spans:bool=False, # spans of tokens (SpanBERT) instead of single ones
@@ -192,10 +214,24 @@ class MaskTokens(Callback):
 
 # %% ../../nbs/api/31_train/02_masking.ipynb #467f0d92
 @patch
-def get_ready(self:MaskTokens): # UserError if neither a tokenizer nor the arguments tell them
+def get_ready(self:MaskTokens) -> None: # UserError if neither a tokenizer nor the arguments tell them
     "Find the mask token, and the tokens that are text."
     if self.text is not None: return
     tok = getattr(self.dls.train, 'tok', None) or getattr(self.dls.valid, 'tok', None)
+    self._fill_in(tok)
+    if not 0 <= self.mask_id < self.vocab_size:
+        raise UserError(f'expected a mask token below {self.vocab_size}, got {self.mask_id}: give mask_id=')
+    no_text = {*self.special, self.mask_id}
+    text = set(range(self.vocab_size)) - no_text
+    if not text:
+        raise UserError(f'expected a vocabulary with text, got {self.vocab_size} tokens, '
+                        'all of them special: give vocab_size= or special=')
+    self.text = torch.tensor(sorted(text)) # what random tokens are drawn from
+    self.no_text = torch.tensor(sorted(no_text))
+
+@patch
+def _fill_in(self:MaskTokens, tok):
+    "Take from the tokenizer what was not given."
     if tok is None and None in (self.mask_id, self.vocab_size):
         raise UserError('expected loaders with a tokenizer, or mask_id and vocab_size, got neither: '
                         'MaskTokens(mask_id=3, vocab_size=4096)')
@@ -203,17 +239,9 @@ def get_ready(self:MaskTokens): # UserError if neither a tokenizer nor the argum
     if self.vocab_size is None: self.vocab_size = max(tok.get_vocab().values()) + 1
     if self.special is None: self.special = _specials(tok)
     self.special = sorted(self.special)
-    if not 0 <= self.mask_id < self.vocab_size:
-        raise UserError(f'expected a mask token below {self.vocab_size}, got {self.mask_id}')
-    no_text = {*self.special, self.mask_id}
-    text = sorted(set(range(self.vocab_size)) - no_text)
-    if not text:
-        raise UserError(f'expected a vocabulary with text, got {self.vocab_size} tokens, '
-                        'all of them special: give vocab_size= or special=')
-    self.text = torch.tensor(text) # what random tokens are drawn from
-    self.no_text = torch.tensor(sorted(no_text))
 
 def _specials(tok):
+    "Return the ids of special tokens; without a tokenizer, those of every tokenizer made here."
     if tok is None: return [EOT, PAD]
     return [i for i, token in tok.get_added_tokens_decoder().items() if token.special]
 
@@ -222,24 +250,31 @@ def hidden(self:MaskTokens,
     x:Tensor, # (B, T) ids
     y:Tensor, # (B, T) targets as the loader gives them; it only matters whether a row has any
     rows:Tensor, # (B) numbers of the rows
-): # (x, y) as from `hide`
+) -> tuple[Tensor, Tensor]: # (x, y) as from `hide`
     "Hide tokens of a batch."
     if self.text.device != x.device:
         self.text = self.text.to(x.device)
         self.no_text = self.no_text.to(x.device)
     T = x.shape[1]
     positions = torch.arange(T, device=x.device)
-    i = rows[:, None] * T + positions
-    if self.spans: chosen, lot = choose_spans(i, self.rate, self.seed, self.p, self.longest)
-    else: chosen, lot = choose_tokens(i, self.rate, self.seed)
+    i = rows[:, None] * T + positions # numbers of the positions in all of training
+    chosen, lot = self._choose(i)
     is_text = ~torch.isin(x, self.no_text)
     has_targets = (y != IGNORE).any(1, keepdim=True)
-    chosen = at_least_one(chosen, is_text & has_targets, hashed(i, self.seed))
-    drawn = _right(hashed(i, self.seed, 4), 1) % len(self.text)
-    other = self.text[drawn]
+    can = is_text & has_targets
+    chosen = at_least_one(chosen, can, hashed(i, self.seed))
+    drawn = _right(hashed(i, self.seed, 4), 1)
+    other = self.text[drawn % len(self.text)]
     return hide(x, chosen, lot, other, self.mask_id, self.masked, self.random)
 
+@patch
+def _choose(self:MaskTokens, i):
+    "Choose spans or single tokens, as this callback was told."
+    if self.spans: return choose_spans(i, self.rate, self.seed, self.p, self.longest)
+    return choose_tokens(i, self.rate, self.seed)
+
 # %% ../../nbs/api/31_train/02_masking.ipynb #0feb3ec5
+@checked
 def masked_table(
     tok, # tokenizer
     x:Tensor, # (B, T) what the model sees
@@ -256,21 +291,29 @@ def masked_table(
     for r in range(min(max_n, len(x))):
         seen = x[r, :trunc_at].tolist()
         targets = y[r, :trunc_at].tolist()
-        places = [i for i, t in enumerate(targets) if t != IGNORE]
-        pieces = [_piece(tok, s, t, mask) for s, t in zip(seen, targets)]
-        answers = [_text(tok, targets[i]) for i in places]
-        row = [''.join(pieces), ' | '.join(answers)]
-        if preds is not None:
-            predicted = preds[r, :trunc_at].tolist()
-            guesses = [_guess(tok, predicted[i], targets[i]) for i in places]
-            row.append(' | '.join(guesses))
-        lines.append(_line(row, 'td'))
+        predicted = None if preds is None else preds[r, :trunc_at].tolist()
+        lines.append(_line(_row(tok, seen, targets, predicted, mask), 'td'))
     return f'<table>{"".join(lines)}</table>'
+
+def _row(tok, seen, targets, predicted, mask):
+    "Return the cells of a row: what is seen, the targets and, if there are any, the predictions."
+    pieces, answers, guesses = [], [], []
+    for i, target in enumerate(targets):
+        pieces.append(_piece(tok, seen[i], target, mask))
+        if target == IGNORE: continue
+        answers.append(_text(tok, target))
+        if predicted is not None: guesses.append(_guess(tok, predicted[i], target))
+    cells = [''.join(pieces), ' | '.join(answers)]
+    if predicted is not None: cells.append(' | '.join(guesses))
+    return cells
 
 _CELL = 'text-align:left;vertical-align:top;white-space:pre-wrap;font-family:monospace;font-size:85%;padding:.4em .8em'
 _BLUE, _RED, _GREEN = 220, 0, 140
 
-def _line(cells, tag): return '<tr>' + ''.join(f'<{tag} style="{_CELL}">{c}</{tag}>' for c in cells) + '</tr>'
+def _line(cells, tag):
+    cells = [f'<{tag} style="{_CELL}">{cell}</{tag}>' for cell in cells]
+    return f'<tr>{"".join(cells)}</tr>'
+
 def _text(tok, i): return escape(decode(tok, [i], False))
 def _colour(text, hue): return f'<span style="background:hsla({hue},60%,45%,.35)">{text}</span>'
 def _guess(tok, guess, target): return _colour(_text(tok, guess), _GREEN if guess == target else _RED)
@@ -307,10 +350,9 @@ def show_results(self:MaskTokens,
         raise UserError('expected a loader with a tokenizer, to show ids as text: pass tok=')
     model = self.learn.model
     device = next(model.parameters()).device
-    training = model.training
-    x, *docs, y = (t[:max_n].to(device) for t in dl.one_batch())
-    x, y = self.hidden(x, y, torch.arange(len(x), device=device))
-    hidden_states = model.eval()(x, *docs)
+    x, *docs, y = [t[:max_n].to(device) for t in dl.one_batch()]
+    rows = torch.arange(len(x), device=device)
+    x, y = self.hidden(x, y, rows)
+    with eval_mode(model): hidden_states = model(x, *docs)
     preds = self.learn.loss_func.decodes(hidden_states)
-    model.train(training)
     display(HTML(masked_table(dl.tok, x, y, self.mask_id, preds, max_n, **kwargs)))

@@ -9,6 +9,7 @@ __all__ = ['TokenLoss', 'Perplexity', 'SmoothLoss']
 import math
 import torch
 from fastai.learner import AvgLoss, AvgSmoothLoss
+from ..base.arguments import checked
 from .accumulate import n_targets
 
 # %% ../../nbs/api/31_train/13_metrics.ipynb #960c1c27
@@ -56,6 +57,7 @@ class Perplexity(TokenLoss):
 # %% ../../nbs/api/31_train/13_metrics.ipynb #ecdb7437
 class SmoothLoss(AvgSmoothLoss):
     "fastai's smoothed training loss, left on the device, and without values that are not finite."
+    @checked
     def __init__(self,
         beta=0.98, # share of the old mean that stays at each step
     ):

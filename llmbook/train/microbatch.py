@@ -10,6 +10,7 @@ import gc, warnings
 import torch
 from fastai.callback.core import Callback, CancelBackwardException, CancelStepException
 from fastai.torch_core import apply
+from ..base.arguments import checked
 from ..core import UserError
 from .precision import take_over
 from .accumulate import alone, n_targets
@@ -39,7 +40,7 @@ def slices(
     return [(_rows(xb, n, a, b), _rows(yb, n, a, b)) for a, b in zip(edges, edges[1:])]
 
 def _rows(tensors, n, a, b):
-    has_rows = lambda t: isinstance(t, torch.Tensor) and t.ndim and len(t) == n
+    def has_rows(t): return isinstance(t, torch.Tensor) and t.ndim > 0 and len(t) == n
     return tuple(t[a:b] if has_rows(t) else t for t in tensors)
 
 # %% ../../nbs/api/31_train/10_microbatch.ipynb #54f8c306
@@ -47,6 +48,7 @@ class MicroBatches(Callback):
     "Compute each training batch in slices of rows; halve them when memory runs out."
     order, run_valid = 8, False
     __setattr__ = object.__setattr__ # fastai's looks up every name in the Learner and the model, many times a step
+    @checked
     def __init__(self,
         rows:int|str|None=None, # rows in a slice; None: all if they fit; 'auto': as None, also when resumed
     ):
@@ -67,12 +69,14 @@ class MicroBatches(Callback):
 
     def _one_batch(self):
         learn = self.learn
-        removed = learn is None # from its Learner
-        if removed or not learn.training or not len(learn.yb): return self.inner()
-        in_a_step = getattr(vars(learn).get('accumulate'), 'seen', 0)
-        if not in_a_step: self.window.clear()
-        cuda = torch.cuda.get_rng_state() if learn.xb[0].is_cuda else None
-        self.window.append((learn.xb, learn.yb, torch.get_rng_state(), cuda))
+        was_removed = learn is None
+        if was_removed or not learn.training or not len(learn.yb): return self.inner()
+        accumulate = vars(learn).get('accumulate')
+        is_in_step = getattr(accumulate, 'seen', 0) > 0
+        if not is_in_step: self.window.clear()
+        on_cpu = torch.get_rng_state()
+        on_gpu = torch.cuda.get_rng_state() if learn.xb[0].is_cuda else None
+        self.window.append((learn.xb, learn.yb, on_cpu, on_gpu))
         self._until_it_fits()
         learn._with_events(learn._step, 'step', CancelStepException)
         learn.opt.zero_grad()
@@ -131,7 +135,8 @@ class MicroBatches(Callback):
 
     def _halve(self, problem):
         "Make slices smaller and drop all that was computed; raise `UserError` if that is not possible."
-        learn, (xb, yb) = self.learn, self.window[-1][:2]
+        learn = self.learn
+        xb, yb, *_ = self.window[-1]
         rows = len(yb[0])
         had = min(self.rows or rows, rows)
         if not alone():

@@ -8,6 +8,7 @@ __all__ = ['pace_words', 'Pace']
 # %% ../../nbs/api/31_train/17_pace.ipynb #5922f495
 import warnings
 from fastai.callback.core import Callback
+from ..base.arguments import checked
 from ..core import human_count, human_time
 from ..distributed.world import rank
 
@@ -23,18 +24,25 @@ def pace_words(
     ratio = max(rate / planned, planned / rate)
     if ratio < factor: return ''
     faster = rate > planned
-    words = (f'this run reads {human_count(rate)} tokens/s, {ratio:.3g} times as '
-             f'{"many" if faster else "few"} as planned ({human_count(planned)}): '
-             f'{human_time(left / rate)} are left; the whole run takes {human_time(tokens / rate)} '
-             f'instead of {human_time(tokens / planned)}. ')
-    if not faster: return words + 'Other work on this machine slows it down; the tokens stay as planned.'
-    return words + ('The machine was busy when the plan was made; the tokens stay as planned. A new plan for the same time '
-                    f'would train on about {human_count(tokens * rate / planned)} tokens instead of {human_count(tokens)}.')
+    amount = 'many' if faster else 'few'
+    speed = (f'this run reads {human_count(rate)} tokens/s, {ratio:.3g} times as {amount} '
+             f'as planned ({human_count(planned)})')
+    time = f'{human_time(left / rate)} are left; the whole run takes {human_time(tokens / rate)}'
+    before = f'instead of {human_time(tokens / planned)}'
+    if faster: why = _why_faster(tokens, rate / planned)
+    else: why = 'Other work on this machine slows it down; the tokens stay as planned.'
+    return f'{speed}: {time} {before}. {why}'
+
+def _why_faster(tokens, ratio):
+    "Return what made a plan too modest, and what a new one would allow."
+    return ('The machine was busy when the plan was made; the tokens stay as planned. A new plan for the same time '
+            f'would train on about {human_count(tokens * ratio)} tokens instead of {human_count(tokens)}.')
 
 # %% ../../nbs/api/31_train/17_pace.ipynb #2bbbb67c
 class Pace(Callback):
     "Warns once when a run is much faster or slower than planned."
     order, run_valid = 57, False # after the telemetry
+    @checked
     def __init__(self,
         planned:float, # tokens a second
         tokens:int, # tokens of the whole run, over all ranks
@@ -62,10 +70,17 @@ class Pace(Callback):
         now = self.learn.telemetry.tokens, self.learn.telemetry.seconds
         if self.begun is None: self.begun = now
         elif self.since is None and now != self.begun: self.since = now
-        start = self.since if self.since not in (None, now) else self.begun
-        if start is self.begun and least: return # the first interval alone says enough at the end of an epoch only
-        tokens, seconds = now[0] - start[0], now[1] - start[1]
+        start = self._start(now)
+        is_early = start is self.begun
+        if is_early and least: return # the first interval alone says enough at the end of an epoch only
+        tokens = now[0] - start[0]
+        seconds = now[1] - start[1]
         if tokens and seconds > 0 and seconds >= least: self.judge(tokens / seconds)
+
+    def _start(self, now):
+        "Return where the judged stretch begins: after the first interval, if something came after that."
+        has_more = self.since is not None and self.since != now
+        return self.since if has_more else self.begun
 
     def judge(self,
         rate:float, # tokens a second

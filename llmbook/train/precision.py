@@ -10,6 +10,7 @@ import torch
 from fastai.callback.core import Callback, CancelStepException
 from fastai.callback.fp16 import MixedPrecision
 from fastcore.basics import patch
+from ..base.arguments import checked
 from ..core import UserError
 from ..model.linear import has_matrix_units
 from .fp8 import from_float8, to_float8
@@ -29,6 +30,7 @@ def best_precision(
 NEEDS = dict(fp32=None, tf32=(8, 0), bf16=(8, 0), fp16=(5, 3), fp8=(8, 9))
 _SHORT = dict(float32='fp32', bfloat16='bf16', float16='fp16') # the names that torch, a plan and the device table use
 
+@checked
 def check_precision(
     precision:str, # 'auto' or one of `NEEDS`; 'float32', 'bfloat16' and 'float16' are understood too
     device, # torch.device or its name
@@ -60,6 +62,7 @@ def _check_card(precision, device):
 # %% ../../nbs/api/31_train/06_precision.ipynb #44cb2eb1
 ENOUGH = 2**17 # width times tokens in a batch from which bfloat16 pays on a CPU
 
+@checked
 def precision_of(
     model, # any module
     precision:str, # as for `check_precision`
@@ -98,9 +101,12 @@ def take_over(
     setattr(learn, name, f)
 
 # %% ../../nbs/api/31_train/06_precision.ipynb #3ad2c3dc
+_CAST = dict(bf16=torch.bfloat16, fp8=torch.bfloat16, fp16=torch.float16) # types of autocast; the others need none
+
 class Precision(Callback):
     "Runs the model and the loss in a given precision; weights, gradients and optimiser stay in float32."
     order = MixedPrecision.order
+    @checked
     def __init__(self,
         precision:str='auto', # 'auto', 'fp32', 'tf32', 'bf16', 'fp16' or 'fp8'
         emulate:bool=False, # whether a CPU may imitate fp16 and fp8: for tests and lessons
@@ -118,9 +124,10 @@ class Precision(Callback):
         tokens = loader_tokens(self.dls.train)
         self.used = precision_of(self.model, self.precision, device, self.emulate, tokens)
         self.device = device.type
-        self.dtype = dict(bf16=torch.bfloat16, fp8=torch.bfloat16, fp16=torch.float16).get(self.used)
+        self.dtype = _CAST.get(self.used)
+        self.layers = None
+        if self.used == 'fp8': self.layers = to_float8(self.model)
         if self.used == 'fp16' and not self.scaler: self.scaler = torch.amp.GradScaler(device.type)
-        self.layers = to_float8(self.model) if self.used == 'fp8' else None
         take_over(self, 'one_batch', self._one_batch)
 
     def after_fit(self):

@@ -9,6 +9,7 @@ __all__ = ['TABLE_STYLES', 'progress_words', 'readable_table', 'Progress']
 import sys, time
 from fastai.callback.progress import ProgressCallback
 from fastcore.imports import IN_NOTEBOOK
+from ..base.arguments import checked
 from ..core import human_count
 
 # %% ../../nbs/api/31_train/14_progress.ipynb #d81ebfc2
@@ -17,12 +18,16 @@ def progress_words(
     valid:float|None=None, # the last validation loss
 ) -> str: # such as 'loss 3.214, validation 3.302, 41.2k tokens/s'
     "Return the words beside the progress bar."
+    loss = row.get('loss')
+    speed = row.get('tokens_per_s')
+    mfu = row.get('mfu')
+    skipped = row.get('skipped')
     parts = []
-    if row.get('loss') is not None: parts.append(f'loss {row["loss"]:.3f}')
+    if loss is not None: parts.append(f'loss {loss:.3f}')
     if valid is not None: parts.append(f'validation {valid:.3f}')
-    if row.get('tokens_per_s'): parts.append(f'{human_count(row["tokens_per_s"])} tokens/s')
-    if row.get('mfu'): parts.append(f'MFU {row["mfu"]:.0%}')
-    if row.get('skipped'): parts.append(f'{row["skipped"]} skipped')
+    if speed: parts.append(f'{human_count(speed)} tokens/s')
+    if mfu: parts.append(f'MFU {mfu:.0%}')
+    if skipped: parts.append(f'{skipped} skipped')
     return ', '.join(parts)
 
 # %% ../../nbs/api/31_train/14_progress.ipynb #762eade3
@@ -47,6 +52,7 @@ def _say_nothing(*args): pass
 class Progress(ProgressCallback):
     "fastai's progress bar in a notebook, one line for the whole run in a terminal."
     remove_on_fetch = True # predictions that a callback fetches within a fit do not move it
+    @checked
     def __init__(self,
         label:str='training', # word that the line begins with
         notebook:bool|None=None, # whether to show fastai's bar; None: find out

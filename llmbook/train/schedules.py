@@ -7,11 +7,13 @@ __all__ = ['DECAYS', 'wsd', 'cosine']
 
 # %% ../../nbs/api/31_train/03_schedules.ipynb #ccdf485e
 import math
+from collections.abc import Callable
 import numpy as np
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fastai.callback.schedule import ParamScheduler
 from fastai.learner import Learner
+from ..base.arguments import checked
 from ..core import UserError
 
 # %% ../../nbs/api/31_train/03_schedules.ipynb #f29ec093
@@ -22,16 +24,19 @@ DECAYS = dict(linear=lambda t: 1 - t,
 def _warming(lr, pos, warmup): # from 1 % of the rate to all of it
     return lr * (.01 + .99 * pos / warmup)
 
+@checked
 def wsd(
     lr, # rate of the plateau: a number, or an array with one rate for each layer group
     warmup:float=.02, # share of the run that warms up
     decay:float=.4, # share of the run that decays, at its end
     final:float=0., # share of `lr` at the very end
     shape:str='linear', # shape of the fall: 'linear', 'sqrt' (1 - sqrt) or 'cosine'
-): # a function from the completed share of the run (0 to 1) to the learning rate
+) -> Callable: # function from the completed share of the run (0 to 1) to the learning rate
     "Make a schedule that warms up, stays and decays."
-    if not 0 <= warmup < 1 or not 0 <= decay < 1 or warmup + decay >= 1:
-        raise UserError(f'expected warm-up and decay shares of 0 or more that leave a plateau, got {warmup} and {decay}')
+    are_shares = 0 <= warmup < 1 and 0 <= decay < 1
+    if not are_shares or warmup + decay >= 1:
+        raise UserError('expected warm-up and decay shares of 0 or more that leave a plateau, '
+                        f'got {warmup} and {decay}: give shares of the run that add up to less than 1')
     if shape not in DECAYS: raise UserError(f'expected a decay of {", ".join(DECAYS)}, got {shape!r}')
     fall = DECAYS[shape]
     def at(pos):
@@ -42,13 +47,15 @@ def wsd(
     return at
 
 # %% ../../nbs/api/31_train/03_schedules.ipynb #27437667
+@checked
 def cosine(
     lr, # peak rate: a number, or an array with one rate for each layer group
     warmup:float=.02, # share of the run that warms up
     final:float=.1, # share of `lr` at the very end
-): # a function from the completed share of the run (0 to 1) to the learning rate
+) -> Callable: # function from the completed share of the run (0 to 1) to the learning rate
     "Make a schedule that warms up, then falls as half a wave of the cosine."
-    if not 0 <= warmup < 1: raise UserError(f'expected a warm-up share of 0 or more and below 1, got {warmup}')
+    if not 0 <= warmup < 1:
+        raise UserError(f'expected a warm-up share of 0 or more and below 1, got {warmup}: give one')
     def at(pos):
         if pos < warmup: return _warming(lr, pos, warmup)
         fallen = min((pos - warmup) / (1 - warmup), 1.)
@@ -58,17 +65,23 @@ def cosine(
 # %% ../../nbs/api/31_train/03_schedules.ipynb #06db8488
 def _fit(learn, n_epoch, lr_max, warmup, schedule, wd, cbs, reset_opt):
     "Fit with a schedule of the learning rate that begins with a warm-up."
+    warmup = _share(warmup, n_epoch * len(learn.dls.train))
     if learn.opt is None or reset_opt: learn.create_opt()
-    if warmup >= 1:
-        steps = n_epoch * len(learn.dls.train)
-        if warmup >= steps: raise UserError(f'expected a warm-up shorter than the run of {steps} steps, got {warmup}')
-        warmup = warmup / steps
-    learn.opt.set_hyper('lr', learn.lr if lr_max is None else lr_max)
-    lrs = np.array([h['lr'] for h in learn.opt.hypers])
-    scheduler = ParamScheduler({'lr': schedule(lrs, warmup)})
+    peak = learn.lr if lr_max is None else lr_max
+    learn.opt.set_hyper('lr', peak)
+    rates = np.array([h['lr'] for h in learn.opt.hypers])
+    scheduler = ParamScheduler({'lr': schedule(rates, warmup)})
     learn.fit(n_epoch, cbs=L(cbs) + L(scheduler), wd=wd)
 
+def _share(warmup, steps):
+    "Return a warm-up as a share of the run; 1 and more are steps."
+    if warmup < 1: return warmup
+    if warmup < steps: return warmup / steps
+    raise UserError(f'expected a warm-up shorter than the run of {steps} steps, got {warmup}: '
+                    'give fewer steps, or a share of the run')
+
 @patch
+@checked
 def fit_wsd(self:Learner,
     n_epoch:int, # number of epochs; each ends with a validation
     lr_max=None, # rate of the plateau: a number, or a slice over the layer groups; None: the Learner's own
@@ -79,12 +92,13 @@ def fit_wsd(self:Learner,
     reset_opt:bool=False, # whether to forget the optimiser's state first
     final:float=0., # share of the plateau at the very end
     shape:str='linear', # shape of the fall: 'linear', 'sqrt' or 'cosine'
-):
+) -> None:
     "Train with a warm-up, a plateau and a fall to zero."
     def schedule(lr, warmup): return wsd(lr, warmup, decay, final, shape)
     _fit(self, n_epoch, lr_max, warmup, schedule, wd, cbs, reset_opt)
 
 @patch
+@checked
 def fit_cosine(self:Learner,
     n_epoch:int, # number of epochs; each ends with a validation
     lr_max=None, # peak rate: a number, or a slice over the layer groups; None: the Learner's own

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from fastai.callback.core import Callback
+from ..base.arguments import checked
 from ..core import atomic_path
 from .history import Thinned, write_history
 from .accumulate import n_targets
@@ -61,17 +62,18 @@ def interval_sums(
     counts:list, # number of targets of each batch
     tokens:int, # positions read
     reduce=None, # function that adds up a tensor over the ranks, in place
-): # tensor: nats, targets, losses that were not finite, tokens, ranks
+) -> torch.Tensor: # nats, targets, losses that were not finite, tokens, ranks
     "Sum up an interval and leave the sums on the device."
     loss = torch.stack(losses)
     dtype = torch.float32 if loss.device.type == 'mps' else torch.float64
     loss = loss.to(dtype)
     n = torch.stack(counts).to(dtype)
-    finite = loss.abs() < torch.inf
-    nats = torch.where(finite, loss * n, 0).sum()
-    targets = torch.where(finite, n, 0).sum()
-    bad = (~finite).sum().to(dtype)
-    sums = torch.stack([nats, targets, bad, *loss.new_tensor([tokens, 1])])
+    is_finite = loss.abs() < torch.inf
+    nats = torch.where(is_finite, loss * n, 0).sum()
+    targets = torch.where(is_finite, n, 0).sum()
+    bad = (~is_finite).sum().to(dtype)
+    one_rank = loss.new_tensor([tokens, 1])
+    sums = torch.stack([nats, targets, bad, *one_rank])
     if reduce is not None: reduce(sums)
     return sums
 
@@ -83,6 +85,7 @@ class Telemetry(Callback):
     order = 55
     remove_on_fetch = True # predictions that a callback fetches within a fit are no validation
     __setattr__ = object.__setattr__ # fastai's looks up every name in the Learner and the model, many times a step
+    @checked
     def __init__(self,
         flops_per_token:float|None=None, # FLOPs of training on one token, forward and backward
         peak_flops:float|None=None, # FLOP/s of one device in this precision; None: unknown
@@ -112,7 +115,8 @@ class Telemetry(Callback):
         self.lost = dict.fromkeys(NOT_TRAINING, 0.) # seconds of each kind
         self.last_norm = None # the last gradient's norm
         # the open interval
-        self.losses, self.counts = [], []
+        self.losses = []
+        self.counts = [] # targets
         self.since = 0 # tokens
         self.carry = 0. # seconds of training before `start`
         self.aside_marks = []
@@ -152,20 +156,26 @@ class Telemetry(Callback):
 
     def after_loss(self):
         "Look at the memory while the activations are there."
-        if self.learn.training and self.learn.train_iter % self.every == 2 and not self.clock.cuda: self._look()
+        step = self.learn.train_iter # steps done before this one
+        is_time = step == 0 or step % self.every == 2
+        if self.learn.training and is_time and not self.clock.cuda: self._look()
 
     def after_batch(self):
         "Note the loss, without reading it; now and then close an interval."
         if not self.learn.training: return
         loss = self.learn.loss
-        if loss is not self.seen and loss is not None: # a batch that was dropped before its loss left the last one's
-            self.seen = loss
-            loss = loss.detach()
-            self.losses.append(loss.mean() if loss.ndim else loss)
-            self.counts.append(n_targets(self.learn.yb))
+        is_new = loss is not self.seen and loss is not None # a batch dropped before its loss leaves the last one's
+        if is_new: self._note(loss)
         self.since += self.learn.xb[0].numel()
-        if self.learn.train_iter % self.every == 0: self.close()
+        step = self.learn.train_iter
+        if step == 1 or step % self.every == 0: self.close() # a curve begins with the first loss
         if self.late and self.clock.reached(self.late[0]['end']): self._settle()
+
+    def _note(self, loss):
+        self.seen = loss
+        loss = loss.detach()
+        self.losses.append(loss.mean() if loss.ndim else loss)
+        self.counts.append(n_targets(self.learn.yb))
 
     def _look(self):
         most = memory_now(self.device) - self.base
@@ -184,11 +194,20 @@ def close(self:Telemetry):
     if self.clock.cuda: self._look()
     sent = self.clock.send(numbers)
     end = self.clock.mark()
-    lr = self.opt.hypers[-1]['lr']
     self.late.append(dict(
-        sent=sent, start=self.start, end=end, carry=self.carry, aside=self.aside_marks, step=self.train_iter,
-        lr=lr, memory=self.held, memory_peak=self.memory, wall=self.wall))
-    self.losses, self.counts, self.aside_marks = [], [], []
+        sent=sent,
+        start=self.start,
+        end=end,
+        carry=self.carry,
+        aside=self.aside_marks,
+        step=self.train_iter,
+        lr=self.opt.hypers[-1]['lr'],
+        memory=self.held,
+        memory_peak=self.memory,
+        wall=self.wall))
+    self.losses = []
+    self.counts = []
+    self.aside_marks = []
     self.since = 0
     self.carry = 0.
     self.start = end
@@ -219,12 +238,19 @@ def _settle(self:Telemetry):
     self.tokens += int(tokens)
     self.seconds += seconds
     self.bad += int(bad)
-    loss = nats / targets if targets else None
     rate = tokens / seconds if seconds > 0 else None
     self.last = self._row(
-        late['step'], loss=loss, lr=late['lr'], grad_norm=_finite(norm),
-        tokens_per_s=rate, mfu=self._mfu(rate, ranks), targets=int(targets), skipped=int(skipped),
-        memory=late['memory'], memory_peak=late['memory_peak'], wall=late['wall'])
+        late['step'],
+        loss=nats / targets if targets else None,
+        lr=late['lr'],
+        grad_norm=_finite(norm),
+        tokens_per_s=rate,
+        mfu=self._mfu(rate, ranks),
+        targets=int(targets),
+        skipped=int(skipped),
+        memory=late['memory'],
+        memory_peak=late['memory_peak'],
+        wall=late['wall'])
     self.train_rows.add(self.last)
 
 @patch
@@ -329,23 +355,29 @@ def _add_to_carry(self:Telemetry):
 @patch
 def load_checkpoint_state(self:Telemetry, s):
     "Restore what `checkpoint_state` returned."
-    for k in _STATE: setattr(self, k, s[k])
+    for name in _STATE: setattr(self, name, s[name])
     self.train_rows.load(s['train'])
     self.valid_rows.load(s['valid'])
     self.lost = dict(s['lost'])
     self.last_norm = s['norm']
-    self.late, self.aside_marks = [], []
+    self.late = []
+    self.aside_marks = []
     self.seen = None
-    self.wall0 = min(self.wall0, time.perf_counter() - s['wall']) # after a rewind the clock runs on
-    self.losses = [torch.tensor(l, device=self.device) for l in s['losses']]
-    self.counts = [torch.tensor(n, device=self.device) for n in s['counts']]
+    self.losses = self._on_device(s['losses'])
+    self.counts = self._on_device(s['counts'])
+    began = time.perf_counter() - s['wall']
+    self.wall0 = min(self.wall0, began) # after a rewind the clock runs on
     if s['smooth']: self.recorder.smooth_loss.load(s['smooth'])
+
+@patch
+def _on_device(self:Telemetry, numbers): return [torch.tensor(n, device=self.device) for n in numbers]
 
 # %% ../../nbs/api/31_train/15_telemetry.ipynb #e6a17e88
 class Samples(Callback):
     "What the model writes for a few prompts, after each validation."
     order = 56
     remove_on_fetch = True
+    @checked
     def __init__(self,
         sample, # function (model, prompts) -> list of texts
         prompts:list, # prompts, shown as they are

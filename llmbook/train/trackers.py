@@ -8,6 +8,7 @@ __all__ = ['NUMBERS', 'need', 'new_numbers', 'tensorboard', 'wandb_tracker', 'Tr
 # %% ../../nbs/api/31_train/16_trackers.ipynb #4a5ab529
 import importlib
 from fastai.callback.core import Callback
+from ..base.arguments import checked
 from ..core import UserError
 from ..distributed.world import rank
 
@@ -37,6 +38,9 @@ def new_numbers(
     return step, {k: row[k] for k in NUMBERS if k in row}
 
 # %% ../../nbs/api/31_train/16_trackers.ipynb #bae53dcd
+def _is_point(step, every): return step == 1 or step % every == 0 # as the telemetry has them
+
+@checked
 def tensorboard(
     log_dir=None, # folder of the event files; None: TensorBoard's own choice under runs/
     every:int=10, # batches between points; each reads the loss from the device
@@ -51,7 +55,7 @@ def tensorboard(
             super().before_fit()
             self.run = self.run and not rank()
         def after_batch(self):
-            if not self.training or self.train_iter % every: return
+            if not self.training or not _is_point(self.train_iter, every): return
             super().after_batch()
             step, row = new_numbers(self)
             for k, v in row.items(): self.writer.add_scalar(f'telemetry/{k}', v, step)
@@ -59,6 +63,7 @@ def tensorboard(
     return TensorBoardCallback(**options | kwargs)
 
 # %% ../../nbs/api/31_train/16_trackers.ipynb #142b4e8b
+@checked
 def wandb_tracker(
     every:int=10, # batches between points; each reads the loss from the device
     **kwargs, # further arguments of fastai's `WandbCallback`
@@ -82,7 +87,7 @@ def wandb_tracker(
 
         def after_batch(self):
             if not self.training: return
-            if self.train_iter % every:
+            if not _is_point(self.train_iter, every):
                 self._wandb_step += 1
                 self._wandb_epoch += 1 / self.n_iter
                 return
@@ -95,6 +100,7 @@ def wandb_tracker(
 class TrackioCallback(Callback):
     "Send the telemetry's rows and the validation losses to trackio."
     order = 57
+    @checked
     def __init__(self,
         project:str, # trackio's project
         name:str|None=None, # name of the run; None: trackio invents one

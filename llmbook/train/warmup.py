@@ -8,9 +8,11 @@ __all__ = ['growing', 'BatchWarmup', 'SequenceWarmup', 'MixtureSchedule']
 # %% ../../nbs/api/31_train/11_warmup.ipynb #f36acf3e
 from contextlib import contextmanager
 from fastai.callback.core import Callback
-from ..core import UserError
+from ..base.arguments import checked
+from ..core import UserError, whole_number
 
 # %% ../../nbs/api/31_train/11_warmup.ipynb #79634be7
+@checked
 def growing(
     n:int, # batches a step in the end
     until:float=.25, # share of the run after which there are n
@@ -19,22 +21,24 @@ def growing(
 ) -> list: # (share of the run at which the stage ends, batches a step) of each stage
     "Return the stages of a growing batch, each equally long."
     if shape not in ('double', 'linear'): raise UserError(f"expected a shape of 'double' or 'linear', got {shape!r}")
-    whole = type(n) is int and type(first) is int
-    if not (whole and 1 <= first <= n and 0 < until <= 1):
+    is_share = 0 < until <= 1
+    if not (1 <= first <= n and is_share):
         raise UserError(f'expected 1 to {n} batches a step at first, and a share of the run above 0 and up to 1, '
-                        f'got {first} and {until}')
+                        f'got {first} and {until}: give both')
     sizes = []
     k = first
     while k < n:
         sizes.append(k)
         k = 2 * k if shape == 'double' else k + 1
-    return [(until * (i + 1) / len(sizes), k) for i, k in enumerate(sizes)]
+    ends = [until * (i + 1) / len(sizes) for i in range(len(sizes))]
+    return list(zip(ends, sizes))
 
 # %% ../../nbs/api/31_train/11_warmup.ipynb #ca1df5a1
 class BatchWarmup(Callback):
     "Let a step begin with few batches and grow to the number that `Accumulate` was given."
     order, run_valid = 7, False # before other callbacks ask which batch is the last of its step
     in_search = False # `lr_find` looks for the rate of whole batches
+    @checked
     def __init__(self,
         until:float=.25, # share of the run after which a step has all its batches
         first:int=1, # batches a step in the beginning
@@ -58,11 +62,12 @@ class BatchWarmup(Callback):
             raise UserError('expected an Accumulate beside BatchWarmup, which says how many batches a step has '
                             'in the end: lm_learner(..., accumulate=8)')
         if self.full is None: self.full = self.learn.accumulate.n
-        if self.given: self.stages = [tuple(s) for s in self.given]
+        if self.given: self.stages = [tuple(stage) for stage in self.given]
         else: self.stages = growing(self.full, self.until, self.first, self.shape)
-        if any(k > self.full for _, k in self.stages):
+        largest = max((k for _, k in self.stages), default=0)
+        if largest > self.full:
             raise UserError(f'expected stages of up to {self.full} batches a step, which the accumulation has, '
-                            f'got {self.given}')
+                            f'got {self.given}: give smaller stages, or a larger accumulate=')
         self.batches = self.n_epoch * len(self.dls.train)
 
     def size(self,
@@ -143,12 +148,13 @@ class SequenceWarmup(Callback):
 class MixtureSchedule(Callback):
     "Let the weights of a `MixedLoader` follow a curriculum."
     order, run_valid = -5, False
+    @checked
     def __init__(self,
         curriculum, # an object with at(share of the run) -> weights by source, or such a function
         parts:int=100, # equal parts of the run, each with weights of its own; fewer in short runs
     ):
         self.weights_at = getattr(curriculum, 'at', curriculum)
-        self.parts = parts
+        self.parts = whole_number('parts', parts)
 
     def before_fit(self):
         loader = self.dls.train
@@ -156,13 +162,11 @@ class MixtureSchedule(Callback):
             raise UserError(f'expected a MixedLoader to set weights of, got a {type(loader).__name__}: see `mixed_dls`')
         self.run_steps = self.n_epoch * len(loader)
         k = min(self.parts, self.run_steps)
-        self.by_part = []
-        for i in range(k):
-            middle = (i + .5) / k
-            weights = self.weights_at(middle)
-            self.by_part.append({name: float(w) for name, w in weights.items()})
+        middles = [(i + .5) / k for i in range(k)]
+        self.by_part = [self._weights(middle) for middle in middles]
         loader.set_weights(self.by_part, self.run_steps)
 
+    def _weights(self, share): return {name: float(w) for name, w in self.weights_at(share).items()}
     def _passes(self): return self.dls.train.passes(self.train_iter)
 
     def checkpoint_state(self): return dict(weights=self.by_part, steps=self.run_steps, passes=self._passes())
