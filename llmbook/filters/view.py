@@ -318,49 +318,58 @@ def share_of(
 # %% ../../nbs/api/12_filters/01_view.ipynb #9236ddb3
 class View:
     "A document as the rules see it; everything is measured once, and only if a rule asks for it."
-    def __init__(self, doc:Doc):
-        self.doc, self.text = doc, doc.text
+    def __init__(self,
+        doc:Doc, # cleaned
+    ):
+        self.doc = doc
+        self.text = doc.text
 
     @cached_property
-    def lines(self):
+    def lines(self) -> list[str]: # without spaces around them, blank ones left out
         stripped = map(str.strip, self.text.split('\n'))
         return [line for line in stripped if line]
 
     @cached_property
-    def words(self): return split_words(self.text)
+    def words(self) -> list[str]: return split_words(self.text)
 
     @cached_property
-    def counts(self): return Counter(self.words)
+    def counts(self) -> Counter: return Counter(self.words)
 
     @cached_property
-    def ascii(self): return self.text.encode('utf-8', 'replace')
+    def ascii(self) -> bytes: # UTF-8
+        return self.text.encode('utf-8', 'replace')
 
     @cached_property
-    def lower(self): return self.text.lower()
+    def lower(self) -> str: return self.text.lower()
 
     @cached_property
-    def tokens(self): return [t for chunk in self.words for t in split_chunk(chunk)]
+    def tokens(self) -> list[str]: return [t for chunk in self.words for t in split_chunk(chunk)]
 
     @cached_property
     def _measured(self): return _VOCABULARY.measure(self.words)
 
     @property
-    def ids(self): return self._measured[0]
+    def ids(self) -> np.ndarray: # (T,) int64
+        return self._measured[0]
 
     @property
-    def lengths(self): return self._measured[1]
+    def lengths(self) -> np.ndarray: # (T,) characters of each token
+        return self._measured[1]
 
     @property
-    def made(self): return self._measured[2]
+    def made(self) -> np.ndarray: # (T,) sums of LETTER, WORD, MARK, STOP
+        return self._measured[2]
 
     @cached_property
-    def phrases(self): return Phrases(self.ids, self.lengths)
+    def phrases(self) -> Phrases: # of tokens
+        return Phrases(self.ids, self.lengths)
 
     @cached_property
-    def word_phrases(self): return _phrases_of(self.words)
+    def word_phrases(self) -> Phrases: # of words between spaces
+        return _phrases_of(self.words)
 
     @cached_property
-    def language(self):
+    def language(self) -> str:
         "Return the language that is stated, or else the one identified; '' where that is not sure."
         stated = '' if self.doc.kind == 'code' else language_code(self.doc.language)
         if stated: return stated
@@ -368,22 +377,26 @@ class View:
         return found if p >= SURE else ''
 
     @cached_property
-    def english(self):
+    def english(self) -> bool:
         "Tell whether a rule made for English applies."
         if self.language: return self.language == 'en'
         return self.text.isascii() or share_of(self.text, 'latin') > .5
 
     @cached_property
-    def unspaced(self): return has_unspaced(self.text) and share_of(self.text, 'unspaced') > .3
+    def unspaced(self) -> bool:
+        "Tell whether a good part of the text is written without spaces."
+        return has_unspaced(self.text) and share_of(self.text, 'unspaced') > .3
 
-    def phrase(self, n): return 2 * n if self.unspaced else n
+    def phrase(self, n) -> int:
+        "Return the pieces in a phrase of `n` words: two for a word where words have no spaces."
+        return 2 * n if self.unspaced else n
 
-    def fits(self, n, low, high):
+    def fits(self, n, low, high) -> bool:
         "Tell whether a number of words is between limits for English, or between what they come to elsewhere."
         if self.unspaced: return 1.5 * low <= n <= 1.5 * high
         return low <= n <= high or .7 * low <= n < low and not self.english
 
-    def has_usual_words(self, mean, low, high):
+    def has_usual_words(self, mean, low, high) -> bool:
         "Tell whether a mean length of words is usual: wider limits for other languages, no lower one without spaces."
         if low <= mean <= high: return True
         some_are_signs = has_unspaced(self.text) and share_of(self.text, 'unspaced') > .05
@@ -391,10 +404,11 @@ class View:
         return not self.english and .6 * low <= mean <= 1.5 * high
 
     @cached_property
-    def line_repeats(self): return repeated_parts(_LINES(self.text))
+    def line_repeats(self) -> tuple: # share and characters of repeated lines
+        return repeated_parts(_LINES(self.text))
 
     @cached_property
-    def paragraph_repeats(self):
+    def paragraph_repeats(self) -> tuple:
         if '\n\n' not in self.text: return 0, 0
         return repeated_parts(_PARAGRAPHS(self.text.strip()))
 

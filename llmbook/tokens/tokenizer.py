@@ -40,12 +40,14 @@ def _pre_tokenizer(digits, code):
     if digits not in _DIGITS: raise UserError(f"expected digits of {', '.join(_DIGITS)}, got {digits!r}")
     def split(pattern): return pre_tokenizers.Split(Regex(pattern), 'isolated')
     if code:
-        words = split(_CODE.replace('DIGITS', _DIGITS[digits]))
-        return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(False, use_regex=False)])
+        pattern = _CODE.replace('DIGITS', _DIGITS[digits])
+        to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        return pre_tokenizers.Sequence([split(pattern), to_bytes])
+    steps = []
+    if digits == 'single': steps.append(pre_tokenizers.Digits(individual_digits=True))
+    if digits == 'triple': steps.append(split(_DIGITS['triple']))
     gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    if digits == 'single': return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), gpt2])
-    if digits == 'triple': return pre_tokenizers.Sequence([split(_DIGITS['triple']), gpt2])
-    return pre_tokenizers.Sequence([gpt2])
+    return pre_tokenizers.Sequence([*steps, gpt2])
 
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #eff8c5d2
 def train_tokenizer(
@@ -93,21 +95,23 @@ def _deterministic(tok):
     "Return a Unigram model with an order and with scores that are the same each time it is trained."
     m = json.loads(tok.to_str())
     special_names = {t['content'] for t in m['added_tokens']}
-    vocab = m['model']['vocab']
-    special = [(piece, -1e6) for piece, _ in vocab if piece in special_names]
-    pieces = [(piece, score) for piece, score in vocab if piece not in special_names]
-    low = min(score for _, score in pieces)
-
-    def settled(piece, score):
-        is_unseen = len(piece) == 1 and score < low + .03
-        return round(low if is_unseen else score, 6)
-
-    pieces = [(piece, settled(piece, score)) for piece, score in pieces]
-    pieces.sort(key=lambda p: (-p[1], p[0]))
-    m['model']['vocab'] = special + pieces
+    special, pieces = [], []
+    for piece, score in m['model']['vocab']:
+        if piece in special_names: special.append((piece, -1e6))
+        else: pieces.append((piece, score))
+    m['model']['vocab'] = special + _settled(pieces)
     res = Tokenizer.from_str(json.dumps(m))
     res.encode_special_tokens = True
     return res
+
+def _settled(pieces):
+    "Sort pieces by score and name, with one score for all bytes that the text did not contain, and the others rounded."
+    low = min(score for _, score in pieces)
+    res = []
+    for piece, score in pieces:
+        is_unseen = len(piece) == 1 and score < low + .03
+        res.append((piece, round(low if is_unseen else score, 6)))
+    return sorted(res, key=lambda p: (-p[1], p[0]))
 
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #3282d7b5
 def encode_arrays(
@@ -173,7 +177,7 @@ _BOX = 'background:hsla({},70%,50%,.28);border-radius:3px;padding:1px 0;white-sp
 def show_tokens(
     tok:Tokenizer, # any tokenizer
     text:str, # a line or two
-): # IPython HTML; `.data` is the string
+) -> 'HTML': # of IPython; `.data` is the string
     "Show where a tokenizer cuts: one box for each token, with its id on hover."
     from IPython.display import HTML
     ids, = encode_text(tok, [text])
@@ -492,16 +496,22 @@ _LLAMA_CPP = { # name in llama.cpp: how it cuts
     'smollm': pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _GPT2_WORDS]),
     'gpt-2': _GPT2_WORDS,
 }
-_CUTS = [*_PROBES, "I'm 12 years; they've 3.5 items", '  indented\n\n\tcode_1 = x+=22', 'Ⅻ ½ ٣٤ — “quoted”…']
+_TEXTS = [*_PROBES, "I'm 12 years; they've 3.5 items", '  indented\n\n\tcode_1 = x+=22', 'Ⅻ ½ ٣٤ — “quoted”…']
+
+def _cuts(rule):
+    "Return the words into which a rule cuts some texts."
+    res = []
+    for text in _TEXTS: res.append([word for word, _ in rule.pre_tokenize_str(text)])
+    return res
 
 def llama_cpp_name(
     tok:Tokenizer, # any tokenizer
 ) -> str: # what to tell llama.cpp's converter; UserError if it has no name there
     "Return the name that llama.cpp has for the way in which a tokenizer cuts text into words."
-    def cuts(rule): return [[word for word, _ in rule.pre_tokenize_str(text)] for text in _CUTS]
-    if isinstance(tok.model, models.BPE) and tok.pre_tokenizer is not None and tok.normalizer is None:
-        own = cuts(tok.pre_tokenizer)
+    only_cuts = tok.pre_tokenizer is not None and tok.normalizer is None
+    if only_cuts and isinstance(tok.model, models.BPE):
+        own = _cuts(tok.pre_tokenizer)
         for name, rule in _LLAMA_CPP.items():
-            if cuts(rule) == own: return name
+            if _cuts(rule) == own: return name
     raise UserError(f'expected a byte-level BPE tokenizer that cuts as {" or ".join(_LLAMA_CPP)} does, got another: '
                     "llama.cpp has no name for it; train one with digits='single' or 'none', and without code")
