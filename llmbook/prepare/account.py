@@ -111,11 +111,13 @@ def from_dict(cls:Step,
     for name in _SUMS: setattr(step, name, d[name])
     step.ns = round(d.get('seconds', 0) * 1e9)
     for reason, r in d.get('reasons', {}).items():
-        examples = []
-        for e in r.get('examples', []):
-            examples.append(dict(id=e.get('id', ''), text=e.get('text', ''), value=e.get('value', '')))
+        examples = [_whole(example) for example in r.get('examples', [])]
         step._lose(reason, r['documents'], r['bytes'], examples, r.get('unknown', 0))
     return step
+
+def _whole(example):
+    "Return an example with all of its fields; older cards have fewer."
+    return {field: example.get(field, '') for field in ('id', 'text', 'value')}
 
 @patch
 def merge(self:Step,

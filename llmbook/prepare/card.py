@@ -17,27 +17,37 @@ from ..show.html import Markup, concat, esc, fold, html_table, tag
 # %% ../../nbs/api/15_prepare/07_card.ipynb #ec602d7a
 def _band(top, bottom):
     "Return a trapezium on a pale ground; the widths are shares of the whole, 0 to 1."
-    a, b = max(50 * top, .25), max(50 * bottom, .25)
-    outline = f'M{50 - a:.2f} 0H{50 + a:.2f}L{50 + b:.2f} 100H{50 - b:.2f}Z'
     ground = tag('rect', width=100, height=100, fill='currentColor', opacity=.07)
-    band = tag('path', d=outline, fill=COLOURS[0])
+    band = tag('path', d=_trapezium(50 * top, 50 * bottom), fill=COLOURS[0])
     look = dict(aria_hidden='true', style='position:absolute;inset:0;width:100%;height:100%')
     drawing = tag('svg', ground, band, viewBox='0 0 100 100', preserveAspectRatio='none', **look)
     return tag('div', drawing, style='position:relative;min-height:3.7em')
+
+def _trapezium(top, bottom):
+    "Return the outline of a band in a square of 100, by half of its width above and below; it is never invisible."
+    top, bottom = max(top, .25), max(bottom, .25)
+    above = f'M{50 - top:.2f} 0H{50 + top:.2f}'
+    below = f'L{50 + bottom:.2f} 100H{50 - bottom:.2f}Z'
+    return above + below
 
 def _size(n_bytes): return human_bytes(n_bytes).replace(' ', '\u00a0')
 
 def _step_words(s, most=4):
     "Return a step in words: what went on to the next step, and at `most` this many reasons for what it lost."
-    gone = [f'{r["documents"]:,} {name}' for name, r in s['reasons'].items()]
-    words = '− ' + ', '.join(gone[:most]) if gone else 'nothing lost'
-    more = len(gone) - most
-    if more > 0: words += f', {more:,} more reasons'
     name = tag('b', s['step'], style='font-size:1.1em')
     kept = f'{s["documents_in"]:,} → {s["documents_out"]:,} documents, {_size(s["bytes_out"])}'
-    lost = tag('span', words, style='opacity:.8')
+    lost = tag('span', _lost_words(s['reasons'], most), style='opacity:.8')
     style = 'padding:.1em 0 .6em;min-width:0;overflow-wrap:anywhere'
     return tag('div', name, tag('br'), kept, tag('br'), lost, style=style)
+
+def _lost_words(reasons, most):
+    "Return what a step lost and why, at `most` this many reasons of it."
+    if not reasons: return 'nothing lost'
+    gone = [f'{r["documents"]:,} {name}' for name, r in reasons.items()]
+    words = '− ' + ', '.join(gone[:most])
+    more = len(gone) - most
+    if more > 0: words += f', {more:,} more reasons'
+    return words
 
 # %% ../../nbs/api/15_prepare/07_card.ipynb #c1e05db1
 _SPLIT_COLOURS = dict(zip(SPLITS, COLOURS))
@@ -53,13 +63,14 @@ def _split_legend(name, s):
 def _split_bar(splits, by, share):
     "Return what was kept, `share` of the whole, cut into the splits, and beside it a legend."
     total = max(sum(s.get(by, 0) for s in splits.values()), 1)
-    cuts = []
+    cuts, legend = [], []
     for name, s in splits.items():
         part = s.get(by, 0) / total
         cuts.append(tag('i', style=f'flex:{part:.4f} 0 2px;background:{_colour(name)}'))
+        legend.append(_split_legend(name, s))
     style = f'display:flex;gap:1px;height:1.2em;width:{100 * share:.2f}%;min-width:8px;margin:.3em auto 0'
-    legend = [_split_legend(name, s) for name, s in splits.items()]
-    return concat([tag('div', *cuts, style=style), tag('div', *legend)])
+    bar = tag('div', *cuts, style=style)
+    return concat([bar, tag('div', *legend)])
 
 _GRID = ('display:grid;grid-template-columns:minmax(0,5fr) minmax(0,8fr);gap:2px 1.2em;max-width:46em;'
          'font:.9rem/1.4 system-ui,sans-serif')
@@ -73,13 +84,15 @@ def funnel_picture(
     steps = card.get('funnel') or []
     if not steps: return HTML('<p>The card holds no funnel.</p>')
     came, went = f'{by}_in', f'{by}_out'
+    first, last = steps[0], steps[-1]
     whole = max(*(s[came] for s in steps), 1)
+    def share(count): return count / whole
+
     rows = []
     for s in steps:
-        band = _band(s[came] / whole, s[went] / whole)
-        rows += [band, _step_words(s)]
-    first, last = steps[0], steps[-1]
-    if card.get('splits'): rows.append(_split_bar(card['splits'], by, last[went] / whole))
+        rows.append(_band(share(s[came]), share(s[went])))
+        rows.append(_step_words(s))
+    if card.get('splits'): rows.append(_split_bar(card['splits'], by, share(last[went])))
     title = f'Of {first["documents_in"]:,} documents {last["documents_out"]:,} were kept; widths are {by}'
     return HTML(tag('div', *rows, role='group', aria_label=title, style=_GRID))
 
@@ -107,9 +120,10 @@ def length_picture(
     "Return a picture of the lengths of documents, by doublings."
     found = middle(lengths)
     if not found: return Markup('')
-    low, high = map(_binary, found)
-    title = f'Documents by length in {unit}; the middle one has {low} to {high}'
-    edges, documents = lengths['edges'], lengths['documents']
+    low, high = found
+    title = f'Documents by length in {unit}; the middle one has {_binary(low)} to {_binary(high)}'
+    edges = lengths['edges']
+    documents = lengths['documents']
     bins = len(documents)
     every = -(-bins // 6) # so that about six edges have a label
     labels = {i: _binary(edges[i]) for i in range(0, bins + 1, every)}
@@ -128,7 +142,8 @@ def cluster_bins(
     doublings = range(min(bins), max(bins) + 1)
     names = []
     for k in doublings:
-        smallest, largest = (1 << k >> 1) + 1, 1 << k
+        largest = 1 << k
+        smallest = largest // 2 + 1
         names.append(f'{smallest}–{largest}' if k > 1 else str(largest))
     return names, [bins.get(k, 0) for k in doublings]
 
@@ -200,25 +215,39 @@ def _greedy(card):
     "Yield a warning for each rule that takes a large part of what came in."
     steps = card.get('funnel') or []
     if not steps: return
-    n_documents, n_bytes = steps[0]['documents_in'], steps[0]['bytes_in']
+    first = steps[0]
     for s in steps:
         for reason, r in s.get('reasons', {}).items():
-            documents, size = r['documents'], r['bytes']
-            if documents <= _MUCH * n_documents and size <= _MUCH * n_bytes: continue
-            shares = f'{_percent(documents, n_documents)} of the documents and {_percent(size, n_bytes)} of the bytes'
-            yield (f'{s["step"]}: {reason} took {documents:,} documents, {shares}{_such_as(r)}. Another preset or '
+            if not _takes_much(r, first): continue
+            of_documents = _percent(r['documents'], first['documents_in'])
+            of_bytes = _percent(r['bytes'], first['bytes_in'])
+            shares = f'{of_documents} of the documents and {of_bytes} of the bytes'
+            yield (f'{s["step"]}: {reason} took {r["documents"]:,} documents, {shares}{_such_as(r)}. Another preset or '
                    'option may suit this text better; rejects.jsonl lists what went.')
+
+def _takes_much(r, first):
+    "Return whether a reason takes a large part of the documents or of the bytes that came in."
+    return r['documents'] > _MUCH * first['documents_in'] or r['bytes'] > _MUCH * first['bytes_in']
 
 def _lost_languages(card):
     "Yield a warning for each language of which the filters drop nearly everything."
-    for language, n in sorted((card.get('filtered_languages') or {}).items()):
+    languages = card.get('filtered_languages') or {}
+    for language in sorted(languages):
+        n = languages[language]
         if n['documents'] < 3 or n['dropped'] < _NEARLY_ALL * n['documents']: continue
-        reasons = sorted(n['reasons'].items(), key=lambda item: (-item[1], item[0]))
-        most = ', '.join(f'{reason} {count:,}' for reason, count in reasons[:3])
-        advice = 'Look at some of them before you trust the rules: rejects.jsonl lists what went.'
-        if language not in ('', 'en'): advice = 'Their rules may be made for another language.'
-        yield (f"Language '{language or 'unknown'}': the filters dropped {n['dropped']:,} of {n['documents']:,} "
-               f'documents ({most}). {advice}')
+        name = language or 'unknown'
+        yield (f"Language '{name}': the filters dropped {n['dropped']:,} of {n['documents']:,} "
+               f"documents ({_commonest(n['reasons'])}). {_language_advice(language)}")
+
+def _language_advice(language):
+    if language in ('', 'en'): return 'Look at some of them before you trust the rules: rejects.jsonl lists what went.'
+    return 'Their rules may be made for another language.'
+
+def _commonest(reasons, most=3):
+    "Return the commonest reasons with their counts, equally common ones by name."
+    def commonest_first(reason): return -reasons[reason], reason
+    named = [f'{reason} {reasons[reason]:,}' for reason in sorted(reasons, key=commonest_first)]
+    return ', '.join(named[:most])
 
 def card_warnings(
     card:dict, # a data card; what it does not hold gives no warning
@@ -231,16 +260,22 @@ def card_summary(
     card:dict, # a data card
 ) -> list[str]: # lines
     "Say in a few lines what came in, what is kept, and what was left out for which reason."
+    return [_came_and_kept(card), *_dropped(card), *_cut_out(card), *_not_read(card), *_masked(card)]
+
+def _came_and_kept(card):
     totals = card.get('totals') or {}
+    came, kept = totals.get('in', 0), totals.get('kept', 0)
     splits = card.get('splits') or {}
-    kept = sum(s.get('bytes', 0) for s in splits.values())
-    lines = [f"{totals.get('in', 0):,} documents came in, {totals.get('kept', 0):,} are kept, {human_bytes(kept)}"]
-    lines += [*_dropped(card), *_cut_out(card)]
+    size = sum(s.get('bytes', 0) for s in splits.values())
+    return f'{came:,} documents came in, {kept:,} are kept, {human_bytes(size)}'
+
+def _not_read(card):
     outputs = (card.get('source') or {}).get('outputs', 0)
-    if outputs: lines.append(f'not read: {outputs:,} files that an earlier preparation or run made')
+    if outputs: yield f'not read: {outputs:,} files that an earlier preparation or run made'
+
+def _masked(card):
     masked = [f'{kind} {n:,}' for kind, n in (card.get('personal') or {}).items()]
-    if masked: lines.append(f'masked: {", ".join(masked)}')
-    return lines
+    if masked: yield f'masked: {", ".join(masked)}'
 
 def _lost_size(n):
     "Say how many bytes are lost with a reason, as far as anybody can tell."
@@ -275,28 +310,39 @@ def _tiles(card):
     def add(number, what): tiles.append(tag('div', tag('b', number), what, class_='tile'))
 
     if totals:
-        came, kept, dropped, rejected = (totals.get(key, 0) for key in ('in', 'kept', 'dropped', 'rejected'))
+        came, kept = totals.get('in', 0), totals.get('kept', 0)
         share = kept / max(came, 1)
         add(f'{came:,}', 'documents came in')
         add(f'{kept:,}', f'kept, {share:.0%}')
-        add(f'{dropped:,}', 'dropped, with a reason')
-        add(f'{rejected:,}', 'could not be read')
+        add(f'{totals.get("dropped", 0):,}', 'dropped, with a reason')
+        add(f'{totals.get("rejected", 0):,}', 'could not be read')
     if tokens: add(human_count(tokens), 'tokens')
     if bytes_per_token: add(f'{bytes_per_token:.2f}', 'bytes per token')
     return tag('div', *tiles, class_='tiles') if tiles else None
 
 def _steps(card):
     "Return the funnel as a table."
-    rows = []
-    for s in card['funnel']:
-        came, went = s['documents_in'], s['documents_out']
-        lost = (came - went) / max(came, 1)
-        seconds = s.get('seconds', 0)
-        rate = f'{s["bytes_in"] / seconds / 1e6:.3g}' if seconds and s['bytes_in'] else ''
-        size_in, size_out = human_bytes(s['bytes_in']), human_bytes(s['bytes_out'])
-        rows.append([s['step'], came, went, f'{lost:.1%}', size_in, size_out, human_time(seconds), rate])
     heads = ['step', 'documents in', 'out', 'lost', 'bytes in', 'out', 'time', 'MB/s']
+    rows = [_step_row(s) for s in card['funnel']]
     return html_table(heads, rows, right=range(3, 8))
+
+def _step_row(s):
+    "Return a step as a row of the table of steps."
+    came, went = s['documents_in'], s['documents_out']
+    lost = (came - went) / max(came, 1)
+    seconds = s.get('seconds', 0)
+    rate = ''
+    if seconds and s['bytes_in']: rate = f'{s["bytes_in"] / seconds / 1e6:.3g}'
+    return [
+        s['step'],
+        came,
+        went,
+        f'{lost:.1%}',
+        human_bytes(s['bytes_in']),
+        human_bytes(s['bytes_out']),
+        human_time(seconds),
+        rate,
+    ]
 
 # %% ../../nbs/api/15_prepare/07_card.ipynb #741eec73
 def _example(e):
@@ -343,13 +389,18 @@ def _named(title, names, by_kind=None):
         counts.append([name or 'none stated', v.get('documents', 0), v.get('bytes', 0)])
     counts.sort(key=lambda row: -row[2])
     total = max(sum(size for _, _, size in counts), 1)
-    heads, rows = [title, 'documents', 'bytes', 'share'], []
-    if by_kind: heads.append('bytes per token')
+    heads = [title, 'documents', 'bytes', 'share']
+    rows = []
     for name, documents, size in _most(counts):
-        row = [name, documents, human_bytes(size), _share(size / total)]
-        if by_kind: row.append((by_kind.get(name) or {}).get('bytes_per_token', ''))
-        rows.append(row)
+        rows.append([name, documents, human_bytes(size), _share(size / total)])
+    if by_kind:
+        heads.append('bytes per token')
+        for row in rows: row.append(_bytes_per_token(by_kind, row[0]))
     return html_table(heads, rows, right=(2, 4))
+
+def _bytes_per_token(by_kind, kind):
+    known = by_kind.get(kind) or {}
+    return known.get('bytes_per_token', '')
 
 # %% ../../nbs/api/15_prepare/07_card.ipynb #65498722
 def _row(parts):
@@ -372,26 +423,32 @@ def _kept(card):
     "Return pictures of the lengths, and tables of splits, kinds, languages, sources and licences; '' if there is none."
     in_bytes = length_picture(card.get('lengths') or {})
     in_tokens = length_picture(card.get('token_lengths') or {}, 'tokens')
-    by_kind = card.get('by_kind') or (card.get('tokenizer') or {}).get('by_kind')
-    tables = []
-    if card.get('splits'): tables.append(_splits(card['splits']))
-    if card.get('kinds'): tables.append(_named('kind', card['kinds'], by_kind))
-    if card.get('languages'): tables.append(_named('language', card['languages']))
-    if card.get('sources'): tables.append(_named('source', card['sources']))
-    if card.get('licences'): tables.append(_licences(card['licences']))
-    return concat([_row([in_bytes, in_tokens]), _row(tables)])
+    pictures, tables = _row([in_bytes, in_tokens]), _row(_kept_tables(card))
+    return concat([pictures, tables])
+
+def _kept_tables(card):
+    "Yield a table for each way of counting that the card has."
+    of_tokenizer = card.get('tokenizer') or {}
+    by_kind = card.get('by_kind') or of_tokenizer.get('by_kind')
+    if card.get('splits'): yield _splits(card['splits'])
+    if card.get('kinds'): yield _named('kind', card['kinds'], by_kind)
+    if card.get('languages'): yield _named('language', card['languages'])
+    if card.get('sources'): yield _named('source', card['sources'])
+    if card.get('licences'): yield _licences(card['licences'])
 
 # %% ../../nbs/api/15_prepare/07_card.ipynb #55a1590a
 def _cluster(c, most=20):
     "Return a cluster as a line that opens: which document stayed, and for which others."
-    dropped, file, files = c['dropped'], c.get('file'), c.get('files') or {}
-    place = f' in {file}' if file else ''
-    summary = concat([c['kept'], place, ' ', _quiet(f'stayed for {len(dropped):,} like it')])
-    names = [tag('div', f'{n:,} in {name}') for name, n in files.items()]
-    names += [tag('div', name) for name in dropped[:most]]
+    dropped = c['dropped']
+    files = c.get('files') or {}
+    place = f' in {c["file"]}' if c.get('file') else ''
+    stayed = _quiet(f'stayed for {len(dropped):,} like it')
+    lines = [f'{n:,} in {name}' for name, n in files.items()]
+    lines += dropped[:most]
+    others = [tag('div', line) for line in lines]
     more = len(dropped) - most
-    if more > 0: names.append(tag('div', f'and {more:,} more', class_='quiet'))
-    return fold(summary, tag('div', *names))
+    if more > 0: others.append(tag('div', f'and {more:,} more', class_='quiet'))
+    return fold(concat([c['kept'], place, ' ', stayed]), tag('div', *others))
 
 def _clusters(card):
     "Return the sizes of the clusters, and the ten largest."
@@ -419,35 +476,51 @@ def _changed(card):
 # %% ../../nbs/api/15_prepare/07_card.ipynb #f974eb82
 def _facts(card):
     "Return (name, value) of what is needed to make the data again; '' or None where the card does not say."
-    tokenizer, source = card.get('tokenizer') or {}, card.get('source') or {}
+    source = card.get('source') or {}
+    return [
+        ('sources', ', '.join(map(str, source.get('names') or []))),
+        ('note', source.get('note')),
+        ('fingerprint of the text', source.get('fingerprint')),
+        *_tokenizer_facts(card.get('tokenizer') or {}),
+        ('fingerprint of the question', card.get('question')),
+        ('seed', card.get('seed')),
+        ('workers', card.get('workers')),
+        *_times(card),
+    ]
+
+def _tokenizer_facts(tokenizer):
+    if not tokenizer: return []
     trained = tokenizer.get('trained_on') or {}
     trained_on = f'{trained["documents"]:,} documents, {human_bytes(trained["bytes"])}' if trained else ''
+    return [
+        ('tokenizer', f'{tokenizer.get("vocab_size", 0):,} tokens'),
+        ('fingerprint of the tokenizer', tokenizer.get('fingerprint')),
+        ('tokenizer trained on', trained_on),
+    ]
+
+def _times(card):
+    clock = human_time(card['seconds']) if card.get('seconds') else ''
     stages = [f'{name} {human_time(seconds)}' for name, seconds in (card.get('stage_seconds') or {}).items()]
     step_seconds = sum(s.get('seconds', 0) for s in card.get('funnel') or [])
-    return [('sources', ', '.join(map(str, source.get('names') or []))),
-            ('note', source.get('note')),
-            ('fingerprint of the text', source.get('fingerprint')),
-            ('tokenizer', f'{tokenizer.get("vocab_size", 0):,} tokens' if tokenizer else ''),
-            ('fingerprint of the tokenizer', tokenizer.get('fingerprint')),
-            ('tokenizer trained on', trained_on),
-            ('fingerprint of the question', card.get('question')),
-            ('seed', card.get('seed')),
-            ('workers', card.get('workers')),
-            ('time on the clock', human_time(card['seconds']) if card.get('seconds') else ''),
-            ('time of the stages', ', '.join(stages)),
-            ('time of the steps', human_time(step_seconds))]
+    return [
+        ('time on the clock', clock),
+        ('time of the stages', ', '.join(stages)),
+        ('time of the steps', human_time(step_seconds)),
+    ]
 
 def _origin(card):
     "Return how the data was made, as a table, and the options to open."
-    facts = [[name, str(value)] for name, value in _facts(card) if value not in ('', None)]
+    facts = []
+    for name, value in _facts(card):
+        if value not in ('', None): facts.append([name, str(value)])
     made = tag('div', html_table(['', ''], facts), class_='origin')
-    options = []
-    for name, value in (card.get('options') or {}).items():
-        said = value if isinstance(value, str) else json.dumps(value, default=str)
-        options.append([name, said])
+    options = card.get('options') or {}
     if not options: return made
-    listed = html_table(['option', 'value'], options)
-    return concat([made, fold('Options', tag('div', listed))])
+    rows = [[name, _option(value)] for name, value in options.items()]
+    listed = tag('div', html_table(['option', 'value'], rows))
+    return concat([made, fold('Options', listed)])
+
+def _option(value): return value if isinstance(value, str) else json.dumps(value, default=str)
 
 # %% ../../nbs/api/15_prepare/07_card.ipynb #29b5b4fb
 def _warned(card):
@@ -461,7 +534,8 @@ def _sections(card):
     if warned: yield 'What to look at first', warned
     if card.get('funnel'):
         picture = Markup(funnel_picture(card).data)
-        yield 'The funnel', concat([picture, tag('div', tag('div', _steps(card)), class_='row')])
+        table = tag('div', tag('div', _steps(card)), class_='row')
+        yield 'The funnel', concat([picture, table])
         yield 'What was lost, and why', _lost(card)
     kept = _kept(card)
     if kept: yield 'What was kept', kept

@@ -45,9 +45,10 @@ class JsonlRows:
         "Find the line ends of one more block."
         self.file.seek(self.seen)
         data = self.file.read(self.block)
-        newlines = np.flatnonzero(np.frombuffer(data, np.uint8) == 10)
-        found = newlines.astype(np.int64) + self.seen + 1
-        self.ends.frombytes(found.tobytes())
+        characters = np.frombuffer(data, np.uint8)
+        newlines = np.flatnonzero(characters == ord('\n')).astype(np.int64)
+        ends = self.seen + newlines + 1
+        self.ends.frombytes(ends.tobytes())
         if data: self.seen += len(data)
         else: self.seen = self.size # the file has become shorter
         last_end = self.ends[-1] if self.ends else 0
@@ -75,7 +76,7 @@ class DroppedDocuments(JsonlRows):
         self.known = {} # name -> text of the examples of the card
         for step in card['funnel']:
             for reason in step['reasons'].values():
-                self.known |= {str(e['id']): e.get('text', '') for e in reason['examples']}
+                for example in reason['examples']: self.known[str(example['id'])] = example.get('text', '')
         self.total = card['totals']['dropped'] + card['totals']['rejected']
 
     def text(self,
@@ -119,12 +120,17 @@ class KeptDocuments(JsonlRows):
         "Return the beginning of a document's text, from the tokens."
         row = self[i]
         start = self._start(i)
-        split = row['split']
+        end = start + row['tokens'] - 1 # where the end marker should stand
+        view = self._view(row['split'])
+        agrees = end < len(view) and view[end] == EOT
+        if not agrees: return ''
+        last = min(end, start + tokens)
+        return decode(self.tok, view[start:last])
+
+    def _view(self, split):
+        "Return the tokens of a split, opened when they are first asked for."
         if split not in self.views: self.views[split] = open_tokens(self.out, split)
-        view = self.views[split]
-        end = start + row['tokens'] - 1
-        if end >= len(view) or view[end] != EOT: return ''
-        return decode(self.tok, view[start:min(end, start + tokens)])
+        return self.views[split]
 
 # %% ../../nbs/api/15_prepare/09_explore.ipynb #25fbb894
 def _fits(rows, i, where, text):
@@ -144,7 +150,8 @@ def find_document(
     limit:int=20_000, # rows looked at; a twentieth of it for a search in texts that have to be decoded
 ) -> tuple: # (the row's number or None, where to continue after that or None at the end of the file)
     "Find the next row that fits."
-    where = {field: value for field, value in (where or {}).items() if value not in ('', None)}
+    asked_for = where or {}
+    where = {field: value for field, value in asked_for.items() if value not in ('', None)}
     text = text.casefold()
     if text and isinstance(rows, KeptDocuments): limit = limit // 20
     i = start
@@ -169,14 +176,20 @@ def short_number(
 
 def _fate(row, what):
     "Return why a document went, or where it went to."
-    if what == 'kept':
-        fields = {k: row.get(k) for k in ('split', 'kind', 'package', 'bytes', 'tokens')}
-        return ', '.join(f'{k} {short_number(v)}' for k, v in fields.items() if v not in ('', None))
-    step, reason, value = (row.get(k, '') for k in ('step', 'reason', 'value'))
-    said = f'{step}: {reason}'
+    if what == 'kept': return _fields(row, ('split', 'kind', 'package', 'bytes', 'tokens'))
+    said = f"{row.get('step', '')}: {row.get('reason', '')}"
+    value = row.get('value')
     if value in ('', None): return said
     if isinstance(value, str): return f'{said}, {value}'
     return f'{said}, measured {short_number(value)}'
+
+def _fields(row, names):
+    "Return the fields that a row has, with their names."
+    said = []
+    for name in names:
+        value = row.get(name)
+        if value not in ('', None): said.append(f'{name} {short_number(value)}')
+    return ', '.join(said)
 
 def row_html(
     rows:JsonlRows, # `DroppedDocuments` or `KeptDocuments`
@@ -278,13 +291,15 @@ def candidates(
     found = {x for x in always if x is not None}
     known = _known(values)
     if not len(known): return sorted(found)
-    counts = (known == np.round(known)).all()
+    are_counts = (known == np.round(known)).all()
     def short(x):
-        x = round(x) if counts else float(f'{x:.3g}')
-        return int(x) if x == round(x) and abs(x) < 1e15 else x
+        x = round(x) if are_counts else float(f'{x:.3g}')
+        is_whole = x == round(x) and abs(x) < 1e15
+        return int(x) if is_whole else x
 
     quantiles = np.quantile(known, np.linspace(0, 1, n))
-    return sorted({short(x) for x in quantiles} | found)
+    found.update(short(x) for x in quantiles)
+    return sorted(found)
 
 def threshold_table(
     docs:list, # Doc objects
@@ -294,11 +309,13 @@ def threshold_table(
 ): # IPython HTML
     "Return a table of what other thresholds would do."
     from IPython.display import HTML
-    values, own = measure(docs, rule), thresholds(rule)
+    values = measure(docs, rule)
+    own = thresholds(rule)
     name = name or next(iter(own))
     rows = []
     for t in candidates(values, [own[name]], n):
-        gone = len(effect(values, **{**own, name: t}))
+        tried = own | {name: t}
+        gone = len(effect(values, **tried))
         share = gone / max(len(docs), 1)
         said = short_number(t)
         if t == own[name]: said += ' (as it is)'
@@ -312,16 +329,21 @@ def _axis_ends(
     limits, # scaled thresholds
 ):
     "Return the ends of an axis for most values and for the thresholds that lie near them."
-    low, high = float(x.min()), float(x.max())
-    middle_low, middle_high = np.quantile(x, [.01, .99])
-    middle = middle_high - middle_low
-    if middle > 0:
-        if low < middle_low - middle: low = middle_low - middle / 8
-        if high > middle_high + middle: high = middle_high + middle / 8
+    low, high = _without_outliers(x)
     if high <= low: low, high = low - .5, high + .5
     around = (high - low) / 2
     near = [t for t in limits if low - around <= t <= high + around]
     return min([low, *near]), max([high, *near])
+
+def _without_outliers(x):
+    "Return the least and the largest value, or ends around the middle 98 % where a few values lie far from it."
+    low, high = float(x.min()), float(x.max())
+    middle_low, middle_high = np.quantile(x, [.01, .99])
+    middle = middle_high - middle_low
+    if middle <= 0: return low, high
+    if low < middle_low - middle: low = middle_low - middle / 8
+    if high > middle_high + middle: high = middle_high + middle / 8
+    return low, high
 
 def _beyond(
     values, # measured values
@@ -338,6 +360,33 @@ def _beyond(
 
 def _two_digits(value): return short_number(float(f'{value:.2g}'))
 
+class _Scale:
+    "The axis of a picture: values to bins, on a logarithmic scale where they run over several powers of ten."
+    def __init__(self, known, limits, bins):
+        self.bins = bins
+        self.log = known.min() > 0 and known.max() > 100 * known.min()
+        self.x = np.log10(known) if self.log else known
+        self.first, self.last = _axis_ends(self.x, [self.scaled(t) for t in limits])
+
+    def scaled(self, t):
+        if not self.log: return float(t)
+        return math.log10(t) if t > 0 else -math.inf
+
+    def edge(self, t):
+        "Return where a threshold lies, in bins; below 0 or above `bins` beyond the axis."
+        return (self.scaled(t) - self.first) / (self.last - self.first) * self.bins
+
+    def label(self, x):
+        "Return a place on the axis as a value with two digits."
+        return _two_digits(10 ** x if self.log else x)
+
+    def labels(self):
+        "Return the values at the ends of the axis and at each quarter, by bin."
+        labels = {}
+        for i in range(0, self.bins + 1, self.bins // 4):
+            labels[i] = self.label(self.first + (self.last - self.first) * i / self.bins)
+        return labels
+
 def value_picture(
     values:list, # from `measure`
     title:str, # what was measured
@@ -348,29 +397,35 @@ def value_picture(
     "Return a picture of how measured values are spread, and where the thresholds lie."
     known = _known(values)
     if not len(known): return Markup('')
-    log = known.min() > 0 and known.max() > 100 * known.min()
-    def scaled(t):
-        if not log: return float(t)
-        return math.log10(t) if t > 0 else -math.inf
-    def unscaled(x): return 10 ** x if log else x
+    limits = {}
+    if low is not None: limits['low'] = low
+    if high is not None: limits['high'] = high
+    scale = _Scale(known, limits.values(), bins)
+    ends = scale.first, scale.last
+    counts = np.histogram(scale.x, bins, ends)[0].tolist()
+    marks, beside = _lines(limits, scale)
+    kind = ', logarithmic' if scale.log else ''
+    beyond = _beyond(known, scale.x, ends, (scale.label(scale.first), scale.label(scale.last)))
+    captions = [title + kind, *beside, beyond]
+    caption = '; '.join(said for said in captions if said)
+    return bar_chart(counts, scale.labels(), caption, marks, soft=_pale(limits, scale))
 
-    x = np.log10(known) if log else known
-    limits = {name: t for name, t in (('low', low), ('high', high)) if t is not None}
-    first, last = _axis_ends(x, [scaled(t) for t in limits.values()])
-    counts = np.histogram(x, bins, (first, last))[0].tolist()
-    def edge(t): return (scaled(t) - first) / (last - first) * bins # below 0 or above `bins` beyond the axis
+def _pale(limits, scale):
+    "Return the bars of what would be dropped."
+    pale = set()
+    for i in range(scale.bins):
+        is_low = 'low' in limits and i + 1 <= scale.edge(limits['low'])
+        is_high = 'high' in limits and i >= scale.edge(limits['high'])
+        if is_low or is_high: pale.add(i)
+    return pale
 
-    soft = set()
-    if low is not None: soft |= {i for i in range(bins) if i + 1 <= edge(low)}
-    if high is not None: soft |= {i for i in range(bins) if i >= edge(high)}
-    marks, captions = {}, [title]
-    if log: captions = [f'{title}, logarithmic']
+def _lines(limits, scale):
+    "Return a line for each threshold on the axis, and words for those beyond it."
+    marks, beside = {}, []
     for name, t in limits.items():
         words = f'{name} {short_number(t)}'
-        side = 'left' if edge(t) < 0 else 'right'
-        if 0 <= edge(t) <= bins: marks[edge(t)] = words
-        else: captions.append(f'{words} lies to the {side}')
-    ends = _two_digits(unscaled(first)), _two_digits(unscaled(last))
-    captions.append(_beyond(known, x, (first, last), ends))
-    labels = {i: _two_digits(unscaled(first + (last - first) * i / bins)) for i in range(0, bins + 1, bins // 4)}
-    return bar_chart(counts, labels, '; '.join(c for c in captions if c), marks, soft=soft)
+        edge = scale.edge(t)
+        if 0 <= edge <= scale.bins: marks[edge] = words
+        elif edge < 0: beside.append(f'{words} lies to the left')
+        else: beside.append(f'{words} lies to the right')
+    return marks, beside

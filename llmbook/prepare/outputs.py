@@ -84,12 +84,18 @@ def check_place(
     "Raise `UserError` if a preparation would overwrite what it did not make."
     out = Path(out)
     if not out.is_dir() or is_prepared(out): return
-    taken = []
-    for path in sorted(out.iterdir()):
-        if OUR_NAMES.fullmatch(path.name): taken.append(path.name)
-    if any('question.json' not in path.name for path in out.glob('.work/*')): taken.append('.work')
-    for name in TEXT_FILES:
-        if '/' in name and (out/name).exists(): taken.append(name)
+    taken = _taken(out)
     if not taken: return
     raise UserError(f'expected a folder that is new or that prepare has made, got {out}, which holds '
                     f'{", ".join(taken[:4])} of another origin: give another --out, or move them')
+
+def _taken(out):
+    "Return the names in a folder that a preparation would write or remove."
+    taken = []
+    for path in sorted(out.iterdir()):
+        if OUR_NAMES.fullmatch(path.name): taken.append(path.name)
+    in_work = [path.name for path in out.glob('.work/*')]
+    if any('question.json' not in name for name in in_work): taken.append('.work')
+    for name in TEXT_FILES:
+        if '/' in name and (out/name).exists(): taken.append(name)
+    return taken

@@ -107,6 +107,7 @@ class FirstPass:
     def take(self, record):
         "Take in a record as it was read."
         if isinstance(record, Reject): return self.reject(record)
+        if self.recipe.work in record.place: record.place = '' # a file that is removed at the end is no place to look
         for doc in split_huge(record):
             raw = doc.text.encode('utf-8', 'replace')
             self.digests.append(document_digest(doc.id, raw))
@@ -119,11 +120,8 @@ class FirstPass:
 def accept(self:FirstPass, doc, n_bytes): # the cleaned document, or None
     "Clean a document, mask personal data and filter it."
     cleaning, filtering = self.steps['clean'], self.steps['filter']
-    with cleaning:
-        cleaned = clean(doc)
-        text, masked = mask_personal(cleaned.text, self.recipe.personal)
-        if text != cleaned.text: cleaned = replace(cleaned, text=text)
-    if not text.strip(): return self.drop('clean', 'empty', doc)
+    with cleaning: cleaned, masked = self.masked(doc)
+    if not cleaned.text.strip(): return self.drop('clean', 'empty', doc)
     cleaned_bytes = cleaned.nbytes
     cleaning.keep(n_bytes, cleaned_bytes)
     with filtering:
@@ -136,6 +134,14 @@ def accept(self:FirstPass, doc, n_bytes): # the cleaned document, or None
     return passed if self.guard is None else self.uncontaminated(passed)
 
 @patch
+def masked(self:FirstPass, doc): # (document, {kind of personal data: how often it was masked})
+    "Clean a document and mask its personal data."
+    cleaned = clean(doc)
+    text, counts = mask_personal(cleaned.text, self.recipe.personal)
+    if text != cleaned.text: cleaned = replace(cleaned, text=text)
+    return cleaned, counts
+
+@patch
 def count_language(self:FirstPass, doc, passed):
     "Count what the filters make of the languages, for a warning where they drop nearly all of one."
     if doc.kind == 'code': return
@@ -144,7 +150,8 @@ def count_language(self:FirstPass, doc, passed):
     count['documents'] += 1
     if not isinstance(passed, Drop): return
     count['dropped'] += 1
-    count['reasons'][passed.reason] = count['reasons'].get(passed.reason, 0) + 1
+    reasons = count['reasons']
+    reasons[passed.reason] = reasons.get(passed.reason, 0) + 1
 
 def with_language(
     doc:Doc, # cleaned
@@ -165,13 +172,17 @@ def filtered(self:FirstPass, doc): # the document, what is left of it, or a Drop
         if isinstance(result, Drop): refused.append((part, result))
         else: passed.append(result)
     if not refused: return _joined(doc, passed)
-    if doc.kind == 'code':
-        first, drop = refused[0]
-        is_lost = first.text == doc.text[:len(first.text)] or len(refused) > len(passed)
-        return drop if is_lost else doc
+    if doc.kind == 'code': return _program(doc, passed, refused)
     if not passed: return _commonest(refused)
     for part, drop in refused: self.leave_out('filter', drop.reason, part, drop.value)
     return _joined(doc, passed)
+
+def _program(doc, passed, refused): # the program, or a Drop
+    "Return a program whole, unless its beginning or most of it was refused."
+    first, drop = refused[0]
+    is_beginning = doc.text.startswith(first.text)
+    is_most = len(refused) > len(passed)
+    return drop if is_beginning or is_most else doc
 
 def _joined(doc, parts): return replace(doc, text=''.join(part.text for part in parts))
 
@@ -200,13 +211,15 @@ def uncontaminated(self:FirstPass, doc): # the document, what is left of it, or 
 @patch
 def clean_parts(self:FirstPass, doc, reason): # what is left of the document, or None
     "Leave out the parts of a long document that hold evaluation items."
-    parts = list(split_long(doc))
-    overlaps = [self.guard.overlap(part.text) for part in parts]
-    n_found = sum(overlap is not None for overlap in overlaps)
-    if n_found in (0, len(parts)): return None # 0: the item stands where the text was cut
-    for part, overlap in zip(parts, overlaps):
-        if overlap: self.leave_out('contamination', reason, part, overlap.words)
-    return _joined(doc, [part for part, overlap in zip(parts, overlaps) if not overlap])
+    found, left = [], []
+    for part in split_long(doc):
+        overlap = self.guard.overlap(part.text)
+        if overlap is None: left.append(part)
+        else: found.append((part, overlap))
+    if not found: return None # the item stands where the text was cut
+    if not left: return None
+    for part, overlap in found: self.leave_out('contamination', reason, part, overlap.words)
+    return _joined(doc, left)
 
 @patch
 def count_found(self:FirstPass, overlap):
@@ -228,18 +241,25 @@ def write(self:FirstPass, doc):
     "Write a document down, with the likeliest language where none is sure."
     with self.steps['filter']: doc = with_language(doc)
     offset = self.documents.tell()
-    name = part_of(doc) or doc.id
-    place = split_place(name, self.recipe.seed)
-    rank = int(fingerprint([self.recipe.seed, name]), 16)
-    group = int(fingerprint([doc.source, name]), 16) if part_of(doc) else 0
     n_bytes = doc.nbytes
-    self.columns.append((offset, n_bytes, place, rank, group))
-    line = json.dumps(dict(vars(doc), meta=self.placed(doc)), ensure_ascii=False, default=str) + '\n'
+    self.columns.append((offset, n_bytes, *self._drawn(doc)))
+    row = dict(vars(doc), meta=self.placed(doc))
+    line = json.dumps(row, ensure_ascii=False, default=str) + '\n'
     self.documents.write(line.encode('utf-8', 'replace'))
     self.waiting.append(doc.text)
     self.waiting_bytes += n_bytes
-    if len(self.waiting) == _SIGN_TOGETHER or self.waiting_bytes >= _SIGN_BYTES: self.sign()
+    is_full = len(self.waiting) == _SIGN_TOGETHER or self.waiting_bytes >= _SIGN_BYTES
+    if is_full: self.sign()
 
+@patch
+def _drawn(self:FirstPass, doc): # place, rank, group
+    "Return the numbers by which a document is put into a split; they are made from its name."
+    seed = self.recipe.seed
+    whole = part_of(doc)
+    name = whole or doc.id
+    rank = int(fingerprint([seed, name]), 16)
+    group = int(fingerprint([doc.source, name]), 16) if whole else 0
+    return split_place(name, seed), rank, group
 @patch
 def placed(self:FirstPass, doc): # meta
     "Return the document's `meta`, with the file that it stands in where its own id does not say so."
@@ -397,18 +417,20 @@ class SecondPass:
 def _encoded(tok, texts): # an array for each text
     "Encode texts, long ones part by part and a few parts at a time, so that memory stays bounded."
     if all(len(text) <= LONGEST_PART for text in texts): return encode_arrays(tok, texts)
-    res = []
-    for text in texts:
-        parts = [part.text for part in split_long(Doc(text, ''))]
-        ids = []
-        for i in range(0, len(parts), 8): ids += encode_arrays(tok, parts[i:i + 8])
-        res.append(np.concatenate(ids) if ids else np.empty(0, '<u4'))
-    return res
+    return [_encode_parts(tok, text) for text in texts]
+
+def _encode_parts(tok, text):
+    "Encode a text eight parts at a time."
+    parts = [part.text for part in split_long(Doc(text, ''))]
+    ids = []
+    for i in range(0, len(parts), 8): ids += encode_arrays(tok, parts[i:i + 8])
+    return np.concatenate(ids) if ids else np.empty(0, '<u4')
 
 @patch
 def encode(self:SecondPass):
     "Turn the documents that wait into ids."
-    encoded = _encoded(self.tok, [doc.text for doc, _, _ in self.waiting])
+    texts = [doc.text for doc, _, _ in self.waiting]
+    encoded = _encoded(self.tok, texts)
     for (doc, split, n_bytes), ids in zip(self.waiting, encoded):
         ids.tofile(self.ids[split])
         self.lengths[split].append(len(ids))
@@ -456,12 +478,14 @@ def pack_stage(
 ) -> dict: # summary: counts by kind, language, licence and source, lines removed
     "Run the second pass over one unit, unless that was done before."
     folder = unit_folder(recipe.work, 'pack', i)
-    if not folder.is_dir():
-        if not recipe.threads: os.environ['TOKENIZERS_PARALLELISM'] = 'false'
-        path = Path(recipe.work)/'tokenizer.json'
-        tok = _tokenizer(path, path.stat().st_mtime_ns)
-        with atomic_folder(folder) as tmp:
-            second = SecondPass(tmp, tok, load_repeated(recipe.work), recipe.valid, recipe.test)
-            for doc, number, split in kept_documents(recipe.work, i): second.take(doc, number, split)
-            write_json(tmp/'summary.json', dict(unit=i, **second.close()))
+    if folder.is_dir(): return read_json(folder/'summary.json')
+    if not recipe.threads: os.environ['TOKENIZERS_PARALLELISM'] = 'false'
+    path = Path(recipe.work)/'tokenizer.json'
+    tok = _tokenizer(path, path.stat().st_mtime_ns)
+    repeated = load_repeated(recipe.work)
+    with atomic_folder(folder) as tmp:
+        second = SecondPass(tmp, tok, repeated, recipe.valid, recipe.test)
+        for doc, number, split in kept_documents(recipe.work, i): second.take(doc, number, split)
+        summary = dict(unit=i, **second.close())
+        write_json(tmp/'summary.json', summary)
     return read_json(folder/'summary.json')

@@ -97,19 +97,24 @@ def read(self:Preparation, src):
 
 @patch
 def _add_up(self:Preparation, summaries):
+    "Add up the accounts of all units."
     funnels = (Funnel.from_list(s['steps']) for s in summaries)
     self.funnel = reduce(Funnel.merge, funnels)
     self.personal = Counter()
     self.left_out = {}
+    self.languages = {}
     for s in summaries:
         self.personal.update(s['personal'])
-        for reason, n in s['left_out'].items():
-            total = self.left_out.setdefault(reason, dict(parts=0, bytes=0))
-            for key, amount in n.items(): total[key] = total.get(key, 0) + amount
-    self.languages = {}
-    for s in summaries: _add_languages(self.languages, s['languages'])
+        _add_left_out(self.left_out, s['left_out'])
+        _add_languages(self.languages, s['languages'])
     guard = Decontaminator.load(self.recipe.against) if self.recipe.against else None
     self.contamination = _contamination(guard, summaries)
+
+def _add_left_out(total, counts):
+    "Add a unit's counts of the parts that were left out of long documents."
+    for reason, n in counts.items():
+        row = total.setdefault(reason, dict(parts=0, bytes=0))
+        for key, amount in n.items(): row[key] = row.get(key, 0) + amount
 
 def _add_languages(total, counts):
     "Add a unit's counts of what the filters did to each language."
@@ -154,10 +159,7 @@ def choose(self:Preparation):
     keep = np.asarray(found.keep, bool)
     self._drop_duplicates(keep, found)
     self._describe_groups(keep, found)
-    if not keep.any():
-        reasons = _commonest_reasons(self.funnel) + _missing_text(self.funnel)
-        raise UserError(f'expected documents to train on, kept none of {self.n_in}: {reasons}. '
-                        "Give more text, or preset='none' to switch the filters off")
+    if not keep.any(): raise self._nothing_kept()
     self.split = np.full(len(keep), DROPPED, np.uint8)
     self.split[keep] = self._divided(keep)
     self.kept_bytes = int(self.documents.columns['bytes'][keep].sum())
@@ -167,23 +169,35 @@ def choose(self:Preparation):
     self.progress('duplicates', .5)
 
 @patch
+def _nothing_kept(self:Preparation): # UserError
+    reasons = _commonest_reasons(self.funnel) + _missing_text(self.funnel)
+    return UserError(f'expected documents to train on, kept none of {self.n_in}: {reasons}. '
+                     "Give more text, or preset='none' to switch the filters off")
+
+@patch
 def _divided(self:Preparation, keep):
     "Divide the documents that stay; where there are fewer than splits, hold out the end of the longest text."
-    columns = self.documents.columns
-    place, rank, sizes, group = (columns[name][keep] for name in ('place', 'rank', 'bytes', 'group'))
+    columns = {name: column[keep] for name, column in self.documents.columns.items() if name in _DIVIDED_BY}
+    sizes, group = columns['bytes'], columns['group']
     shares = self.options['valid'], self.options['test']
-    n_texts = np.count_nonzero(group == 0) + len(np.unique(group[group > 0]))
     n_splits = 1 + sum(share > 0 for share in shares)
     longest = int(np.argmax(sizes))
     can_be_cut = len(sizes) >= n_splits or sizes[longest] > LONGEST_PART
-    if n_texts >= n_splits or not can_be_cut: return divide(place, rank, sizes, *shares, group)
+    if _count_texts(group) >= n_splits or not can_be_cut:
+        return divide(columns['place'], columns['rank'], sizes, *shares, group)
     self.is_cut = True
     split = divide_in_order(sizes, *shares)
-    if split is None:
-        split = np.full(len(sizes), SPLITS.index('train'), np.uint8)
-        split[longest] = CUT
+    if split is not None: return split
+    split = np.full(len(sizes), SPLITS.index('train'), np.uint8)
+    split[longest] = CUT
     return split
 
+_DIVIDED_BY = ('place', 'rank', 'bytes', 'group')
+
+def _count_texts(group):
+    "Count the texts; the parts of one have the same number, and 0 stands for a text that is whole."
+    n_whole = np.count_nonzero(group == 0)
+    return n_whole + len(np.unique(group[group > 0]))
 @patch
 def _find_duplicates(self:Preparation):
     columns = self.documents.columns

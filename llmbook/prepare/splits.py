@@ -48,7 +48,8 @@ def assign_splits(
     "Assign a split to every document, so that what belongs together stays together."
     if clusters is None: clusters = range(len(docs))
     keys = _keys(docs, clusters, by)
-    split = {key: split_of(key, seed, valid, test) for key in sorted(set(keys))}
+    split = {}
+    for key in sorted(set(keys)): split[key] = split_of(key, seed, valid, test)
     shares = dict(train=1., valid=valid, test=test)
     ends = dict(train=1., valid=valid, test=valid + test) # of the span of each split
     for name, share in shares.items():

@@ -247,10 +247,11 @@ def _fill_empty(split, place, shares):
         i = SPLITS.index(name)
         counts = np.bincount(split, minlength=len(SPLITS))
         if counts[i]: continue
-        largest = _TRAIN if counts[_TRAIN] > 1 else np.argmax(counts)
-        spare = np.flatnonzero(split == largest)
-        closest = np.argmin(abs(place[spare] - ends[name]))
-        split[spare[closest]] = i
+        giver = _TRAIN if counts[_TRAIN] > 1 else np.argmax(counts)
+        spare = np.flatnonzero(split == giver)
+        distances = abs(place[spare] - ends[name])
+        closest = spare[np.argmin(distances)]
+        split[closest] = i
 
 def _fill_small(split, rank, sizes, shares):
     "Move documents from training to a split with less than half of the bytes that were asked for."
