@@ -1,4 +1,7 @@
-"""Lines with personal data, marked as [[kind:value]], and lines that only look as if they had some. All of it is invented or reserved; keys are put together from pieces."""
+"""Lines with personal data, marked as [[kind:value]], and lines that only look as if they had some.
+
+All of it is invented or reserved; keys are put together from pieces.
+"""
 
 FOUND = r'''
 Schreiben Sie an [[email:anna.lenz@gartenbau-lenz.de]], wenn etwas fehlt.

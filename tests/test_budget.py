@@ -573,9 +573,9 @@ def test_the_vocabulary_can_be_chosen():
     (dict(device='h100', tokens_available=1.5), 'tokens of text'),
     (dict(device='h100', step_tokens=10**15), 'hours for one step'),
     (dict(device='h100', hours=1e-9), 'hours for one step'),
-    (dict(minutes=3, machine=HAND, vocab_size=1), '2 tokens or more'),
-    (dict(minutes=3, machine=HAND, vocab_size=10**9), 'a vocabulary of fewer than'),
-    (dict(minutes=3, machine=HAND | dict(memory='much')), "machine's memory"),
+    (dict(minutes=3, machine=BY_HAND, vocab_size=1), '2 tokens or more'),
+    (dict(minutes=3, machine=BY_HAND, vocab_size=10**9), 'a vocabulary of fewer than'),
+    (dict(minutes=3, machine=BY_HAND | dict(memory='much')), "machine's memory"),
     (dict(minutes=3, machine=dict(device='a laptop')), 'without type'),
     (dict(minutes=3, machine=3), 'as `measure_machine` returns it'),
 ])
@@ -637,6 +637,6 @@ def test_the_command_refuses_in_one_line(args, says):
 
 
 def test_a_plan_says_that_its_fewest_steps_take_longer_than_was_asked_for():
-    p = plan(.0001, HAND, size='pico')
+    p = plan(.0001, BY_HAND, size='pico')
     assert any('were asked for' in note for note in p.notes())
-    assert not any('were asked for' in note for note in plan(3, HAND).notes())
+    assert not any('were asked for' in note for note in plan(3, BY_HAND).notes())

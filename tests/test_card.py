@@ -9,7 +9,8 @@ from lab import browser_only, start_browser
 from run_program import heavy_imports, output_of
 from llmbook.core import UserError, read_json
 from llmbook.prepare.card import (
-    card_html, card_warnings, cluster_bins, cluster_picture, funnel_picture, length_picture, middle, save_card, show_card
+    card_html, card_warnings, cluster_bins, cluster_picture, funnel_picture, length_picture, middle, save_card,
+    show_card
 )
 from llmbook.prepare.account import Funnel, Lengths, Step, Tally, sample_key
 from llmbook.show.charts import bar_chart

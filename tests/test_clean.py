@@ -66,7 +66,8 @@ def test_mathml_alone_is_spelled_out():
     ('<tr><td><pre>--flag</pre><td>What it does', [['--flag', 'What it does']]),
     ('<tr><td>a<td>b<td><tr><td><td>c<td>', [['a', 'b', ''], ['', 'c', '']]),
     ('<tr><th colspan=2>A<th>B<tr><td>1<td>2<td>3', [['A', '', 'B'], ['1', '2', '3']]),
-    ('<tr><td rowspan=2>a<td>1<td>2<tr><td>3<td>4<tr><td>b<td>5<td>6', [['a', '1', '2'], ['', '3', '4'], ['b', '5', '6']]),
+    ('<tr><td rowspan=2>a<td>1<td>2<tr><td>3<td>4<tr><td>b<td>5<td>6',
+     [['a', '1', '2'], ['', '3', '4'], ['b', '5', '6']]),
     ('<tr><td colspan=100000>a<td>b<td>c<tr><td rowspan=100000>1<td>2<td>3', [['a', 'b', 'c'], ['1', '2', '3']])])
 def test_a_table_keeps_its_rows_and_columns(page, rows):
     text = extract_html(f'<p>Before.</p><table>{page}</table><p>After.')
@@ -108,7 +109,8 @@ def test_xhtml_is_read_as_its_authors_meant_it(page, want): assert read_page(pag
     ('<figure><table><tr><td class="gutter"><pre>1\n2</pre></td><td class="code"><pre>a = 1\nb = 2</pre></td></tr></table></figure>',
      'a = 1\nb = 2'),
     ('<figure><table><tr><td>iron</td><td>7.9</td></tr></table></figure>', 'iron\t7.9'),
-    ('<figure><img src="m.png"><figcaption>The mill after the flood.</figcaption></figure>', 'The mill after the flood.'),
+    ('<figure><img src="m.png"><figcaption>The mill after the flood.</figcaption></figure>',
+     'The mill after the flood.'),
     ('<figure><blockquote><p>Water is life.</p></blockquote></figure>', 'Water is life.'),
     ('<blockquote>Water is life.<footer>A miller</footer></blockquote>', 'A miller'),
     ('<details><summary>More</summary><p>It is inside.</p></details>', 'More\n\nIt is inside.'),
@@ -537,7 +539,8 @@ def test_importing_costs_little():
     ('你好，世界。', ['你', '好，', '世', '界。']), ('用Python 3.12写', ['用', 'Python', '3.12', '写']),
     ('コンピュータは速い。', ['コンピュータ', 'は', '速', 'い。']), ('น้ำใจเธอ', ['น้ำ', 'ใจ', 'เธ', 'อ']),
     ('ຂ້ອຍຮັກເຈົ້າ', ['ຂ້', 'ອ', 'ຍ', 'ຮັ', 'ກ', 'ເຈົ້າ']), ('ខ្ញុំស្រលាញ់', ['ខ្ញុំ', 'ស្រ', 'លា', 'ញ់']),
-    ('မန္တလေး', ['မ', 'န္တ', 'လေး']), ('བོད་ཡིག་ནི།', ['བོད་', 'ཡིག་', 'ནི།']), ('猫\u3000犬', ['猫', '犬']), ('𠀀𠀁', ['𠀀', '𠀁']),
+    ('မန္တလေး', ['မ', 'န္တ', 'လေး']), ('བོད་ཡིག་ནི།', ['བོད་', 'ཡིག་', 'ནི།']), ('猫\u3000犬', ['猫', '犬']),
+    ('𠀀𠀁', ['𠀀', '𠀁']),
 ])
 def test_words_in_any_script(text, words):
     assert split_words(text) == words
@@ -545,7 +548,8 @@ def test_words_in_any_script(text, words):
 
 def test_words_lose_no_character_and_leave_spaced_text_alone():
     rng = random.Random(1)
-    pieces = ['a', 'é', ' ', '\n', '9', '.', '「', '」', '猫', 'は', 'カ', 'ー', 'ไ', 'ท', 'ำ', '้', 'ក', '្', 'မ', '္', 'བ', '་', 'ह', 'ि']
+    pieces = ['a', 'é', ' ', '\n', '9', '.', '「', '」', '猫', 'は', 'カ', 'ー', 'ไ', 'ท', 'ำ', '้', 'ក', '្', 'မ', '္', 'བ',
+              '་', 'ह', 'ि']
     for _ in range(2000):
         text = ''.join(rng.choices(pieces, k=rng.randint(0, 40)))
         words = split_words(text)

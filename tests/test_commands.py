@@ -206,7 +206,8 @@ def test_an_export_that_gives_other_logits_is_refused(model, tmp_path, monkeypat
 
 def test_evaluation_says_what_it_counts(model, tmp_path, capsys):
     paths = []
-    for i, text in enumerate(['the red house\nthe old hat\nthe new boat', 'the blue hat is here\nthe red boat is gone']):
+    texts = ['the red house\nthe old hat\nthe new boat', 'the blue hat is here\nthe red boat is gone']
+    for i, text in enumerate(texts):
         (tmp_path/f'{i}.txt').write_text(text)
         paths.append(str(tmp_path/f'{i}.txt'))
     cli.llmbook_evaluate(model, *paths, out=str(tmp_path/'e.json'), prompts=4)
@@ -297,7 +298,8 @@ def calls(model, folder):
         (cli.llmbook_finetune, dict(model=model, task=task, out=out, steps=1, lr=1e-3, pairs=1, seed=1, bs=8,
                                     metric='bleu', answer_tokens=2, evaluations=1, best=False)),
         (cli.llmbook_generate, dict(model=model, prompt='the', tokens=1, temperature=.5, top_p=.9, top_k=2, min_p=.1,
-                                    repetition_penalty=1., stop='x', stream=False, n=1, seed=1, answer=False, dtype='float32')),
+                                    repetition_penalty=1., stop='x', stream=False, n=1, seed=1, answer=False,
+                                    dtype='float32')),
         (cli.llmbook_evaluate, dict(model=model, out=str(folder/'e.json'), prompts=1, seed=1)),
         (cli.llmbook_export, dict(model=model, out=out)),
     ]

@@ -28,7 +28,8 @@ def texts(n, seed=0, letters='abcdefgh ijklm NOPQ .,!&@ é ß 猫 \n 12'):
 
 # what workers import must start fast
 def test_imports_neither_torch_nor_the_identifier():
-    modules = ['llmbook.clean.language', 'llmbook.filters.content', 'llmbook.filters.ngram_lm', 'llmbook.filters.toxicity']
+    modules = ['llmbook.clean.language', 'llmbook.filters.content', 'llmbook.filters.ngram_lm',
+               'llmbook.filters.toxicity']
     assert heavy_imports(modules, ['torch', 'fastai', 'py3langid', 'matplotlib', 'scipy']) == {}
 
 
@@ -181,7 +182,8 @@ def test_hardly_any_other_language_passes_for_english():
     ('Creative Commons Attribution-ShareAlike 4.0', 'CC-BY-SA-4.0'),
     ('CC0 1.0 Universal (CC0 1.0) Public Domain Dedication', 'CC0-1.0'),
     ('MIT License, BSD License', 'MIT AND LicenseRef-BSD'), ('MIT, proprietary', ''),
-    ('mit or apache-2.0', 'MIT OR Apache-2.0'), ('CC BY-NC-SA 4.0', 'CC-BY-NC-SA-4.0'), ('CC BY ND 3.0', 'CC-BY-ND-3.0'),
+    ('mit or apache-2.0', 'MIT OR Apache-2.0'), ('CC BY-NC-SA 4.0', 'CC-BY-NC-SA-4.0'),
+    ('CC BY ND 3.0', 'CC-BY-ND-3.0'),
     ('BSD 3-Clause (non-commercial)', 'LicenseRef-Not-Commercial'),
     ('Apache License 2.0 with Commons Clause', 'Apache-2.0 AND LicenseRef-Commons-Clause'),
     ('', ''), ('  ', ''), ('other', ''), ('All rights reserved', ''), ('unknown', ''), (',,', ''), ('MIT OR', ''),
@@ -421,7 +423,8 @@ def test_rules_can_go_to_other_processes(tmp_path):
 
 @pytest.mark.parametrize('notice, name', [
     ('Licensed under the GPL, version 3', 'GPL-3.0'), ('Released under the GPL.', 'LicenseRef-GPL'),
-    ('under the terms of the GNU General Public License as published by the FSF; see section 2.2 for more', 'LicenseRef-GPL'),
+    ('under the terms of the GNU General Public License as published by the FSF; see section 2.2 for more',
+     'LicenseRef-GPL'),
     ('Mozilla Public License, version 6.4', 'LicenseRef-MPL'), ('GNU Lesser General Public License v2.1', 'LGPL-2.1')])
 def test_a_number_nearby_is_no_version(notice, name): assert identify_licence(notice) == name
 

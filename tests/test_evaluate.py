@@ -355,7 +355,8 @@ def test_without_resamples_there_is_no_interval(n_boot):
 
 
 @pytest.mark.parametrize('preds, refs', [
-    (['a b c d e'] * 5, ['a b c d e'] * 5), (['x'] * 5, ['a b c d e'] * 5), (['a b c d', 'x', 'y'], ['a b c d', 'q', 'r']),
+    (['a b c d e'] * 5, ['a b c d e'] * 5), (['x'] * 5, ['a b c d e'] * 5),
+    (['a b c d', 'x', 'y'], ['a b c d', 'q', 'r']),
     (['', ''], ['a', 'b'])])
 def test_a_value_lies_in_its_interval(preds, refs):
     for score in (overlap.rouge, overlap.bleu, overlap.chrf):
@@ -365,7 +366,8 @@ def test_a_value_lies_in_its_interval(preds, refs):
 
 
 @pytest.mark.parametrize('text', [
-    'Москва столица России', 'สวัสดีชาวโลก', '你好世界朋友', 'こんにちは世界', 'नमस्ते दुनिया कैसे', 'مرحبا بالعالم كله', 'שלום עולם טוב'])
+    'Москва столица России', 'สวัสดีชาวโลก', '你好世界朋友', 'こんにちは世界', 'नमस्ते दुनिया कैसे', 'مرحبا بالعالم كله',
+    'שלום עולם טוב'])
 def test_rouge_of_the_same_text_is_1_in_every_script(text):
     rows = by_metric(overlap.rouge([text] * 3, [text] * 3))
     assert [rows[kind]['value'] for kind in overlap.ROUGE_KINDS] == [1] * 4
@@ -775,7 +777,8 @@ def test_a_planted_association_is_found_and_no_other():
 
 def test_words_that_move_every_phrase_are_no_bias():
     "Neutral phrases that lean as much as the identities do take the excess away, however consistent the lean."
-    leaning = ['an old person', 'a tall', 'a bearded', 'a musical', 'a rural', 'a quiet', 'a bilingual', 'a sleepy', 'a busy']
+    leaning = ['an old person', 'a tall', 'a bearded', 'a musical', 'a rural', 'a quiet', 'a bilingual', 'a sleepy',
+               'a busy']
     axes, _ = excess_of(by_identity(leaning))
     assert axes['age']['p'] > .05
     assert bias.likelihood_gaps(by_identity(leaning), {'age': bias.GROUPS['age']}, neutrals=[])[-1]['p'] < .05

@@ -1,4 +1,4 @@
-"What the functions of evaluation and of the report do with values that cannot be: they work, or say what they expected."
+"Functions of evaluation and of the report, given values that cannot be: they work, or say what they expected."
 import math, warnings
 import numpy as np
 import pytest
@@ -8,7 +8,8 @@ from llmbook.report import curves, modelcard, report, runs, sections
 from llmbook.report.example import example_run
 from llmbook.show import charts
 
-ODD = [None, '', 'x', b'x', -1, 0, 2.5, math.nan, math.inf, True, [], {}, [None], ['a', 1], [[1, 2], [3]], [math.nan], object()]
+ODD = [None, '', 'x', b'x', -1, 0, 2.5, math.nan, math.inf, True, [], {}, [None], ['a', 1], [[1, 2], [3]], [math.nan],
+       object()]
 ROW = stats.row('accuracy', .5, .4, .6, n=4, signature='s', group='g')
 ITEMS = stats.with_items(ROW, stats.item_ids(['a', 'b']), [0, 1])
 
@@ -143,10 +144,11 @@ def test_what_is_refused_is_named():
 
 
 def test_a_report_of_odd_files_is_written(tmp_path):
-    "An evaluation that holds odd rows makes a page, as long as it is JSON of the right kind."
+    "Make a page of an evaluation that holds odd rows, as long as it is JSON of the right kind."
     from llmbook.core import write_json
     run = example_run(tmp_path/'run')
-    rows = [ROW, {**ROW, 'value': 'high'}, {**ROW, 'metric': None}, {'metric': 'bleu'}, {**ROW, 'items': 3}, {**ROW, 'n': None}]
+    rows = [ROW, {**ROW, 'value': 'high'}, {**ROW, 'metric': None}, {'metric': 'bleu'}, {**ROW, 'items': 3},
+            {**ROW, 'n': None}]
     write_json(run/'evaluation.json', dict(rows=rows, samples=[{'text': 3}, {}, {'score': 'x', 'text': None}]))
     assert '<main>' in report.report_html(run)
     assert '# run' in modelcard.model_card(run)

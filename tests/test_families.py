@@ -530,17 +530,21 @@ def foreign(*specials):
     return gpt2_like(['the cat sat on the mat'] * 9, 264, *(specials or ['<|endoftext|>']))
 
 DOCS = ['the cat sat on the mat!', 'naïve café', 'a b c d e f g 1987']
-WIDE = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=64)
+WIDE = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+            max_position_embeddings=64)
 SHARED = dict(WIDE, num_key_value_heads=1)
 OLD = dict(n_embd=32, n_layer=2, n_head=4, n_positions=64)
 ASKED = {
     'llama': SHARED, 'mistral': SHARED, 'qwen2': SHARED, 'qwen3': dict(SHARED, head_dim=16), 'stablelm': SHARED,
     'phi': WIDE, 'phi3': dict(SHARED, pad_token_id=0), 'gpt_neox': WIDE, 'gptj': dict(OLD, rotary_dim=4), 'gpt2': OLD,
-    'gpt_bigcode': OLD, 'codegen': dict(OLD, rotary_dim=4), 'opt': dict(WIDE, ffn_dim=64, word_embed_proj_dim=32), 'olmo2': SHARED,
+    'gpt_bigcode': OLD, 'codegen': dict(OLD, rotary_dim=4), 'opt': dict(WIDE, ffn_dim=64, word_embed_proj_dim=32),
+    'olmo2': SHARED,
     'gemma': dict(SHARED, head_dim=16), 'gemma2': dict(SHARED, head_dim=16, final_logit_softcapping=5.),
-    'cohere': dict(SHARED, logit_scale=.3), 'granite': dict(SHARED, logits_scaling=4.), 'mixtral': dict(SHARED, num_local_experts=2),
+    'cohere': dict(SHARED, logit_scale=.3), 'granite': dict(SHARED, logits_scaling=4.),
+    'mixtral': dict(SHARED, num_local_experts=2),
     'bloom': dict(hidden_size=32, n_layer=2, n_head=2), 'mamba': dict(hidden_size=32, num_hidden_layers=2, state_size=4),
-    'rwkv': dict(hidden_size=32, num_hidden_layers=2, context_length=64), 'mpt': dict(d_model=32, n_layers=2, n_heads=2, max_seq_len=64),
+    'rwkv': dict(hidden_size=32, num_hidden_layers=2, context_length=64),
+    'mpt': dict(d_model=32, n_layers=2, n_heads=2, max_seq_len=64),
     'falcon': dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, alibi=True),
 }
 

@@ -236,8 +236,10 @@ def test_penalty_does_not_depend_on_the_batch():
     assert generate_ids(model, ps, 20, **options) == generate_ids(model, ps, 20, batch_size=1, **options)
 
 
-BAD = [dict(min_p=-.1), dict(min_p=1.1), dict(repetition_penalty=0), dict(top_p=1.01), dict(top_p=-.1), dict(top_k=1.5), dict(batch_size=0),
-       dict(temperature=float('nan')), dict(seed='x'), dict(seed=-1), dict(stop='x'), *(dict(max_new_tokens=n) for n in (0, -1, 2.5, True, 10 ** 6))]
+BAD = [dict(min_p=-.1), dict(min_p=1.1), dict(repetition_penalty=0), dict(top_p=1.01), dict(top_p=-.1),
+       dict(top_k=1.5), dict(batch_size=0),
+       dict(temperature=float('nan')), dict(seed='x'), dict(seed=-1), dict(stop='x'),
+       *(dict(max_new_tokens=n) for n in (0, -1, 2.5, True, 10 ** 6))]
 
 @pytest.mark.parametrize('bad', BAD)
 def test_bad_settings_are_refused(bad):
@@ -573,7 +575,8 @@ def test_unspelt_ids_get_no_share_when_only_they_are_likely():
     ids = encode_text(tok, ['ab'])[0]
     model = Scripted(300, [ids[0], 290, 290])
     assert generate(model, tok, 'q', 3, temperature=0)[0].startswith('a')
-    assert generate(Scripted(300, [290] * 9), tok, 'q', 4, temperature=0, stop_at_eot=False) == ['!!!!'] # equal logits: the first
+    equal_logits = Scripted(300, [290] * 9) # the first of them is taken
+    assert generate(equal_logits, tok, 'q', 4, temperature=0, stop_at_eot=False) == ['!!!!']
 
 @pytest.mark.parametrize('off, on', [(dict(top_k=0), dict(top_k=None)), (dict(top_p=1), dict(top_p=None)),
                                      (dict(temperature=0), dict(top_p=0)), (dict(temperature=0), dict(top_k=1))])
@@ -607,8 +610,10 @@ def test_ids_may_be_lists_arrays_or_tensors(tok):
 
 
 @pytest.mark.parametrize('wrong, says', [([[-1]], 'from 0 to 319, got -1'), ([[5, 320]], 'got 320'), ([5, 6], 'a list of ids for each'),
-                                         (['the'], 'a list of ids for each'), ([[1.5]], 'ids are whole numbers'), (5, 'a list of ids'),
-                                         (None, 'a list of ids'), ([[None]], 'a list of ids'), (torch.tensor([[1.]]), 'whole numbers')])
+                                         (['the'], 'a list of ids for each'), ([[1.5]], 'ids are whole numbers'),
+                                         (5, 'a list of ids'),
+                                         (None, 'a list of ids'), ([[None]], 'a list of ids'),
+                                         (torch.tensor([[1.]]), 'whole numbers')])
 def test_ids_that_cannot_be_are_refused(wrong, says):
     with pytest.raises(UserError, match=says): generate_ids(build(), wrong, 4)
 

@@ -1,4 +1,4 @@
-"Every callback of fastai, its metrics and its predictions beside a Learner of this package: it works, or says what to use."
+"Every callback of fastai, its metrics and its predictions with our Learner: they work, or say what to use."
 import inspect, warnings
 from functools import partial
 import numpy as np

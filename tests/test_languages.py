@@ -39,7 +39,8 @@ def test_text_in_two_languages_stays(a, b):
 @pytest.mark.parametrize('name', ['zh', 'ja', 'ru', 'ar', 'th', 'de', 'ko', 'hi'])
 def test_code_with_comments_in_another_language_stays(name):
     comments = [f'# {line[:60]}' for line in PROSE[name].split('\n')]
-    code = 'import math\n\n' + '\n'.join(f'{c}\ndef area_{i}(r):\n    return math.pi * r**2\n\n' for i, c in enumerate(comments))
+    functions = [f'{c}\ndef area_{i}(r):\n    return math.pi * r**2\n\n' for i, c in enumerate(comments)]
+    code = 'import math\n\n' + '\n'.join(functions)
     assert not verdicts(code, ['default', 'code'], kind='code', language='python')
 
 def test_a_corpus_of_all_languages_is_prepared(tmp_path):
@@ -60,7 +61,8 @@ def test_a_menu_goes_in_any_language(name): assert set(verdicts(MENUS[name])) ==
 @pytest.mark.parametrize('name', KEYWORDS)
 def test_keywords_go_in_any_language(name):
     assert set(verdicts(KEYWORDS[name])) == set(PRESETS)
-    twice = KEYWORDS[name] + ' ' + ' '.join(sorted(KEYWORDS[name].split(), key=lambda w: w[1:])) # long enough for every preset
+    shuffled = sorted(KEYWORDS[name].split(), key=lambda word: word[1:])
+    twice = KEYWORDS[name] + ' ' + ' '.join(shuffled) # long enough for every preset
     assert set(verdicts(twice)) == set(PRESETS)
     assert check(Doc(twice, 'x', language=name[:2]), 'default').reason == 'stop_words'
 
@@ -97,7 +99,8 @@ def test_common_words_of_languages():
     assert count_common('only Latin letters', 'ko') is None # whatever it is, it is not Korean
 
 @pytest.mark.parametrize('code,text', [
-    ('he', 'הוּא לֹא יָדַע כִּי הִיא הָיְתָה שָׁם עִם כָּל הַיְלָדִים'), ('ar', 'إِنَّ الْوَلَدَ ذَهَبَ ثُمَّ عَادَ مِنْ هُنَاكَ مَعَ أَخِيهِ فِي الْمَسَاءِ'),
+    ('he', 'הוּא לֹא יָדַע כִּי הִיא הָיְתָה שָׁם עִם כָּל הַיְלָדִים'),
+    ('ar', 'إِنَّ الْوَلَدَ ذَهَبَ ثُمَّ عَادَ مِنْ هُنَاكَ مَعَ أَخِيهِ فِي الْمَسَاءِ'),
     ('he', 'איך זאל ניט וויסן אז ער איז געגאנגען מיט די קינדער')]) # points; and Yiddish, which is taken for Hebrew
 def test_common_words_with_points_and_of_relatives(code, text): assert count_common(text, code) >= 2
 
@@ -115,7 +118,8 @@ def test_korean_with_spaces_and_without():
     assert View(Doc(spaced, 'x')).phrase(5) == 5
 
 @pytest.mark.parametrize('text,n', [('好。是。', 2), ('“他来了。”她说。', 2), ('பூனை. நாய்.', 2), ('Кот спит. А пёс?', 2), ('أين الكلب؟ هنا.', 2),
-                                    ('แมวนอนหลับ สุนัขเห่า', 2), ('ድመት ተኛች። ውሻው የት ነው?', 2), ('बिल्ली सोई। कुत्ता कहाँ है?', 2), ('고양이가 잔다. 개는?', 2),
+                                    ('แมวนอนหลับ สุนัขเห่า', 2), ('ድመት ተኛች። ውሻው የት ነው?', 2),
+                                    ('बिल्ली सोई। कुत्ता कहाँ है?', 2), ('고양이가 잔다. 개는?', 2),
                                     ('Կատուն քնած է։ Շունը։', 2)])
 def test_sentences_of_any_script(text, n): assert count_sentences(text) == n
 

@@ -1,4 +1,4 @@
-"The products of linear layers: every way gives the same, the fastest is measured once and remembered, a resumed run keeps its own."
+"Products of linear layers: every way gives the same, the fastest is measured once, a resumed run keeps its own."
 import json
 import pytest, torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ needs_onednn = pytest.mark.skipif(products._onednn is None, reason='this torch h
 
 @pytest.fixture(autouse=True)
 def own_choices(monkeypatch, tmp_path):
-    "No choice is known, and the file lies in an empty folder."
+    "Forget every choice, and keep the file of choices in an empty folder."
     monkeypatch.setattr(products, '_chosen', {})
     monkeypatch.setenv('LLMBOOK_CACHE', str(tmp_path))
     monkeypatch.delenv('LLMBOOK_PRODUCTS', raising=False)

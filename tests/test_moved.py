@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 from llmbook.base.moved import MOVED
 
-NAMES = json.loads((Path(__file__).parent/'made_by_0_1_0/names.json').read_text(encoding='utf-8'))
+OLD = Path(__file__).parent/'made_by_0_1_0'
+NAMES = json.loads((OLD/'names.json').read_text(encoding='utf-8'))
+IN_ALL = json.loads((OLD/'all.json').read_text(encoding='utf-8'))
 PALETTE = 'one palette stands in show.charts'
 RENAMED_IN_PLACE = 'the module is where it was, and calls it something else'
 GONE = {  # names that no import leads to any more, and why
@@ -24,6 +26,11 @@ def test_every_name_is_found(old):
         warnings.simplefilter('ignore', DeprecationWarning)
         lost = [name for name in NAMES[old] if f'{old}.{name}' not in GONE and not hasattr(module, name)]
     assert not lost
+
+
+def test_the_star_import_gives_every_name_that_it_gave():
+    module = importlib.import_module('llmbook.all')
+    assert set(IN_ALL) <= set(module.__all__)
 
 
 @pytest.mark.parametrize('old', list(MOVED))

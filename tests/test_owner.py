@@ -147,7 +147,8 @@ def test_a_finished_run_is_not_mixed_with_another(data, tmp_path, change):
 
 def test_what_a_living_process_writes_is_not_tidied_away(other, tmp_path):
     names = {f'.step-000000004.{other.pid}.tmp': True, f'.step-000000004.{os.getpid()}.tmp': False,
-             '.step-000000004.999999999.tmp': False, '.step-000000008.gone.tmp': False, '.step-000000004.save-1.tmp': False}
+             '.step-000000004.999999999.tmp': False, '.step-000000008.gone.tmp': False,
+             '.step-000000004.save-1.tmp': False}
     for name in names: (tmp_path/name).mkdir()
     Kept(tmp_path).tidy()
     assert {name: (tmp_path/name).exists() for name in names} == names

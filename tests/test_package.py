@@ -115,7 +115,7 @@ def imported_packages(path):
 
 
 def test_every_import_is_required():
-    "What the package imports stands in settings.ini, so that an empty environment has it."
+    "Find everything the package imports in settings.ini, so that an empty environment has it."
     distributions = packages_distributions()
     def normal(name): return re.sub(r'[-_.]+', '-', name.lower())
     required = {normal(requirement_name(line.split('[')[0])) for line in setting_lines('requirements')}
@@ -150,6 +150,6 @@ def test_a_command_runs_elsewhere(python, elsewhere):
 
 
 def test_importing_is_cheap_and_quiet(python, elsewhere):
-    "No network, no CUDA context, none of the heavy libraries that only some functions need."
+    "Import every module without a network, a CUDA context, or a heavy library that only some functions need."
     out = run(python, PROBE, json.dumps(MODULES), json.dumps(HEAVY), cwd=elsewhere)
     assert json.loads(out.splitlines()[-1]) == {}, 'imported too early (move it into the function that needs it)'

@@ -10,12 +10,14 @@ import house, sidebar, titles
 
 BIN = Path(sys.executable).parent
 # written apart, or this file would hold them too
-PRIVATE = ['/work' + '/main', '/work' + '/shared', '/tmp' + '/w/', '/opt' + '/pypi', '/opt' + '/wheels', '.lib' + 'rary/', 'pypi' + '.org',
-           'files.python' + 'hosted', 'npm' + 'js', 'deb' + '.debian', 'conda.anaconda' + '.org', '/root' + '/.', '/home' + '/']
+PRIVATE = ['/work' + '/main', '/work' + '/shared', '/tmp' + '/w/', '/opt' + '/pypi', '/opt' + '/wheels',
+           '.lib' + 'rary/', 'pypi' + '.org',
+           'files.python' + 'hosted', 'npm' + 'js', 'deb' + '.debian', 'conda.anaconda' + '.org', '/root' + '/.',
+           '/home' + '/']
 
 
 def files():
-    "What is, or would be, committed."
+    "Return the files that are, or would be, committed."
     r = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True)
     if r.returncode: pytest.skip('not a git repository')
     return [ROOT/f for f in r.stdout.splitlines() if (ROOT/f).is_file() and not (ROOT/f).is_symlink()]
@@ -30,7 +32,7 @@ def run(*command, cwd):
 
 @pytest.fixture(scope='session')
 def copy(tmp_path_factory):
-    "The notebooks beside an empty package, exported and cleaned: what the repository should hold."
+    "Export and clean the notebooks beside an empty package: what the repository should hold."
     to = tmp_path_factory.mktemp('copy')
     for f in ('pyproject.toml', 'settings.ini'): shutil.copy(ROOT/f, to/f)
     shutil.copytree(ROOT/'nbs', to/'nbs', symlinks=True, ignore=shutil.ignore_patterns('.*', '_*'))

@@ -6,7 +6,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 NO_MAKE = os.name == 'nt' or not shutil.which('make')
 pytestmark = pytest.mark.skipif(NO_MAKE, reason='make and a POSIX shell are needed')
-FILES = ('Makefile', 'tools/setup.sh', 'tools/install.py', 'settings.ini', 'setup.py', 'pyproject.toml', 'constraints.txt', 'README.md')
+FILES = ('Makefile', 'tools/setup.sh', 'tools/install.py', 'settings.ini', 'setup.py', 'pyproject.toml',
+         'constraints.txt', 'README.md')
 PROGRAMS = ('sh', 'make', 'rm', 'grep', 'tail', 'sed', 'cut', 'cat', 'touch')
 
 
@@ -145,8 +146,10 @@ def test_a_machine_without_a_gpu_is_told_of_the_small_build():
 
 @pytest.mark.parametrize('said, words', [
     ("OSError: [Errno 28] No space left on device: '/x'", ['the disk is full', 'free in', 'TMPDIR', 'run make again']),
-    ("HTTPSConnectionPool(host='files.example.org', port=443): Max retries exceeded", ['(files.example.org)', 'check the network']),
-    ('ERROR: Could not find a version that satisfies numpy==99', ['Could not find a version that satisfies numpy==99', 'install.log']),
+    ("HTTPSConnectionPool(host='files.example.org', port=443): Max retries exceeded",
+     ['(files.example.org)', 'check the network']),
+    ('ERROR: Could not find a version that satisfies numpy==99',
+     ['Could not find a version that satisfies numpy==99', 'install.log']),
     ('', ['it gave no reason'])])
 def test_reasons_in_one_line(said, words):
     line = install.reason(said)

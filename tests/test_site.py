@@ -83,7 +83,10 @@ def found(browser, css):
 # ---- without a browser ---------------------------------------------------------------------------------------------
 
 def test_every_notebook_has_a_page(site):
-    missing = [p.name for p in notebooks() if not (site/(page(p.relative_to(ROOT/'nbs').as_posix()) + '.html')).exists()]
+    missing = []
+    for path in notebooks():
+        name = page(path.relative_to(ROOT/'nbs').as_posix())
+        if not (site/f'{name}.html').exists(): missing.append(path.name)
     assert not missing
 
 
@@ -107,7 +110,8 @@ def test_math_needs_no_script(site):
 
 
 def test_hidden_cells_and_directives_are_gone(site):
-    left = [f.name for f in site.rglob('*.html') if re.search(r'#\|\s*(export|hide|eval|echo|output|default_exp)\b', f.read_text(encoding='utf-8'))
+    left = [f.name for f in site.rglob('*.html') if re.search(r'#\|\s*(export|hide|eval|echo|output|default_exp)\b',
+                                                              f.read_text(encoding='utf-8'))
             and {'api', 'book'} & set(f.relative_to(site).parts)]
     assert not left
 

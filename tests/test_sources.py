@@ -609,13 +609,15 @@ def test_a_project_may_head_a_common_licence_with_its_own_name(text): assert ide
     ('PolyForm Noncommercial License 1.0.0', 'PolyForm-Noncommercial-1.0.0'),
     (FREE_TEXT + ' Commercial use is not permitted.', 'LicenseRef-Not-Commercial'),
     (FREE_TEXT + ' It is for research purposes only.', 'LicenseRef-Not-Commercial'),
-    (FREE_TEXT + ' You may not sell it.', 'LicenseRef-Not-Commercial'), ('Apache 2.0, non-profit use only', 'LicenseRef-Not-Commercial'),
+    (FREE_TEXT + ' You may not sell it.', 'LicenseRef-Not-Commercial'),
+    ('Apache 2.0, non-profit use only', 'LicenseRef-Not-Commercial'),
     ('MIT License, but you may not use it commercially', 'LicenseRef-Not-Commercial'),
     ('Everything here is free for non-commercial use', 'LicenseRef-Not-Commercial'),
     (FREE_TEXT + ' For any purpose, commercial or non-commercial.', 'MIT'),
     ('Redistribution and use in source and binary forms ... not in a nuclear facility',
      'LicenseRef-BSD-2-Clause-Modified'),
-    ('Upstream Compatibility License v. 1.0 (UCL-1.0)\n' + 'It applies to any work. ' * 200 + 'Apache License 2.0', 'UCL-1.0'),
+    ('Upstream Compatibility License v. 1.0 (UCL-1.0)\n' + 'It applies to any work. ' * 200 + 'Apache License 2.0',
+     'UCL-1.0'),
     ('SENDMAIL LICENSE The following terms apply.\n' + BSD_TEXT, 'Sendmail'),
     ('-----\nUBUNTU FONT LICENCE Version 1.0\n-----\n' + FREE_TEXT, 'Ubuntu-font-1.0'),
     ('The Licensed Fonts may be used.\n' + FREE_TEXT, 'LicenseRef-MIT-Modified'),
@@ -652,7 +654,8 @@ def test_installed_packages_and_the_texts_of_the_system():
         if without_versions(found) == without_versions(stated): right += 1
         elif found: wrong.append((dist.name, stated, found))
     assert right > 10 * len(wrong), wrong
-    names = {'Apache-2.0': 'Apache-2.0', 'GPL-2': 'GPL-2.0', 'GPL-3': 'GPL-3.0', 'LGPL-2.1': 'LGPL-2.1', 'LGPL-3': 'LGPL-3.0',
+    names = {'Apache-2.0': 'Apache-2.0', 'GPL-2': 'GPL-2.0', 'GPL-3': 'GPL-3.0', 'LGPL-2.1': 'LGPL-2.1',
+             'LGPL-3': 'LGPL-3.0',
              'MPL-2.0': 'MPL-2.0', 'CC0-1.0': 'CC0-1.0', 'GFDL-1.3': 'GFDL-1.3', 'BSD': 'BSD-3-Clause'}
     for name, want in names.items():
         path = Path('/usr/share/common-licenses', name)
@@ -826,7 +829,8 @@ def crawl(*records): return list(read_warc(stream(b''.join(records)), 'f', 'f'))
     ('conversion', b'Plain text.', 'text/plain', 'prose'), ('conversion', PAGE, 'APPLICATION/XHTML+XML', 'html'),
     ('response', an_answer('Content-Type: TEXT/HTML;charset=utf-8'), 'Application/HTTP;msgtype=response', 'html'),
     ('response', an_answer('content-type: text/plain', body=b'Plain text.'), HTTP, 'prose'),
-    ('resource', b'%PDF-1.7', 'application/pdf', 'unknown type'), ('conversion', b'\x89PNG', 'image/png', 'unknown type'),
+    ('resource', b'%PDF-1.7', 'application/pdf', 'unknown type'),
+    ('conversion', b'\x89PNG', 'image/png', 'unknown type'),
     ('response', b'10.0.0.1', 'text/dns', 'unknown type'),
     ('revisit', an_answer('Content-Type: text/html', body=b''), HTTP, 'no page'),
     ('continuation', b'the rest', 'text/html', 'no page')])
@@ -876,7 +880,8 @@ def test_a_record_that_another_swallowed_is_not_lost_in_silence(extra, want):
 
 @pytest.mark.parametrize('head,end', [
     ('HTTP/1.1 200 OK\nContent-Type: text/html', '\n\n'), ('HTTP/1.1 200 OK\r\nContent-Type: text/html', '\n\n'),
-    ('HTTP/1.1 200 OK\nContent-Type: text/html\r\nX-Y: z', '\r\n\r\n'), ('HTTP/1.1 200 OK\nContent-Type: text/html', '\r\n\n')])
+    ('HTTP/1.1 200 OK\nContent-Type: text/html\r\nX-Y: z', '\r\n\r\n'),
+    ('HTTP/1.1 200 OK\nContent-Type: text/html', '\r\n\n')])
 def test_a_head_may_end_its_lines_as_it_likes(head, end):
     page = PAGE + b'\n\nThe end.\r\n\r\n'
     doc, = crawl(a_record('response', f'{head}{end}'.encode() + page, HTTP))
@@ -923,9 +928,11 @@ def test_records_with_names_of_their_own_say_where_they_are(tmp_path):
     assert placed == {'one': 'a.jsonl:0', 'two': '', 'three': 'a.jsonl:41', 'four': 'b.csv:1'}
 
 @pytest.mark.parametrize('line,why', [
-    (b'{"text": null}', "expected a string in 'text', got null"), (b'{"text": 3}', "expected a string in 'text', got a number"),
+    (b'{"text": null}', "expected a string in 'text', got null"),
+    (b'{"text": 3}', "expected a string in 'text', got a number"),
     (b'{"text": ["a"]}', "expected a string in 'text', got a list"), (b'[1]', 'expected an object, got a list'),
-    (b'{"body": "a", "n": 1}', "expected a field 'text', got body, n"), (b'{}', "expected a field 'text', got no field at all")])
+    (b'{"body": "a", "n": 1}', "expected a field 'text', got body, n"),
+    (b'{}', "expected a field 'text', got no field at all")])
 def test_a_record_without_a_text_says_what_stands_there(line, why):
     got, = read_jsonl(stream(line + b'\n'), 'f', 'f')
     assert (got.reason, got.value, got.n_bytes) == ('no text', why, len(line) + 1)
@@ -945,7 +952,8 @@ def test_a_text_without_its_end_is_one_document(tmp_path, name):
     assert lost.part_of == doc.id and lost.reason == 'truncated' and lost.n_bytes is None
 
 def test_what_is_lost_has_a_size(tmp_path):
-    files = {'a.bin.txt': b'a\0b', 'b.jpg': b'picture', 'c.txt': b' \n', 'd.jsonl': b'{"text": \n', 'e.warc': b'no archive'}
+    files = {'a.bin.txt': b'a\0b', 'b.jpg': b'picture', 'c.txt': b' \n', 'd.jsonl': b'{"text": \n',
+             'e.warc': b'no archive'}
     put(tmp_path, files)
     sizes = {r.id.split('/')[-1].split(':')[0]: r.n_bytes for f in sorted(tmp_path.iterdir()) for r in read_file(f)}
     assert sizes == {name: len(data) for name, data in files.items()}

@@ -8,7 +8,8 @@ from llmbook import cli
 ROOT = Path(__file__).resolve().parent.parent
 BLOCKS = re.findall(r'^```python\n(.*?)^```', (ROOT/'README.md').read_text(encoding='utf-8'), re.S | re.M)
 COMMANDS = re.findall(r'^llmbook-\S+ .*$', (ROOT/'README.md').read_text(encoding='utf-8'), re.M)
-SMALLER = {"prepare(['embedded']": "prepare(['embedded:400000']", 'minutes=5': 'minutes=.05', ', cbs=Dashboard()': ", cbs=Dashboard('text')"}
+SMALLER = {"prepare(['embedded']": "prepare(['embedded:400000']", 'minutes=5': 'minutes=.05',
+           ', cbs=Dashboard()': ", cbs=Dashboard('text')"}
 PLACES = ['Kenya', 'Norway', 'Peru', 'Nepal', 'Chad', 'Cuba', 'Oman', 'Fiji']
 
 

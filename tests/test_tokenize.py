@@ -8,7 +8,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from llmbook.core import UserError
 from llmbook.tokens.compare import PARALLEL_TEXTS, compare_tokenizers, comparison_table, plot_vocabulary
 from llmbook.tokens.tokenizer import (
-    ANSWER, EOT, MIN_VOCAB, PAD, PROMPT, SPECIALS, bytes_per_token, chat_ids, decode, encode_text, llama_cpp_name, load_any, mask_id,
+    ANSWER, EOT, MIN_VOCAB, PAD, PROMPT, SPECIALS, bytes_per_token, chat_ids, decode, encode_text, llama_cpp_name,
+    load_any, mask_id,
     load_tokenizer, not_restored, read_tokenizer, save_tokenizer, special_ids, text_ids, tokenizer_fingerprint,
     train_tokenizer
 )
@@ -295,14 +296,17 @@ def framed(tok, folder, **files):
 
 def test_ours_has_its_fixed_ids(ours, tmp_path):
     assert framed(ours, tmp_path, config=dict(eos_token_id=2)) == text_ids(ours)
-    assert (text_ids(ours).end, text_ids(ours).bos, text_ids(ours).begin, text_ids(ours).pad) == ((EOT,), None, EOT, PAD)
+    ids = text_ids(ours)
+    assert (ids.end, ids.bos, ids.begin, ids.pad) == ((EOT,), None, EOT, PAD)
 
 GPT2, LLAMA3 = ('<|endoftext|>',), ('<|begin_of_text|>', '<|end_of_text|>', '<|eot_id|>')
 ROWS = { # special tokens, settings, end, bos, begin, pad
     'by name alone': (GPT2, {}, (256,), None, 256, None),
     'none': ((), {}, (), None, None, None),
-    'a default that nobody filled in': (GPT2, dict(config=dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)), (256,), None, 256, None),
-    'as GPT-2 says it': (GPT2, dict(tokenizer_config=dict(eos_token='<|endoftext|>', bos_token='<|endoftext|>')), (256,), 256, 256, None),
+    'a default that nobody filled in': (GPT2, dict(config=dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)),
+                                        (256,), None, 256, None),
+    'as GPT-2 says it': (GPT2, dict(tokenizer_config=dict(eos_token='<|endoftext|>', bos_token='<|endoftext|>')),
+                         (256,), 256, 256, None),
     'several': (LLAMA3, dict(tokenizer_config=dict(bos_token='<|begin_of_text|>', eos_token='<|eot_id|>'),
                              generation_config=dict(eos_token_id=[257, 258])), (258, 257), 256, 256, None),
     'the older file': (('[A]', '[B]', '[C]'), dict(special_tokens_map=dict(eos_token=dict(content='[A]'), bos_token='[B]', pad_token='[C]')),
@@ -342,7 +346,8 @@ def test_settings_that_are_damaged_are_named(tmp_path):
         read_tokenizer(tmp_path)
 
 def test_a_default_that_is_out_of_range_hides_nothing(tmp_path):
-    files = dict(generation_config=dict(bos_token_id=50256, eos_token_id=50256), config=dict(bos_token_id=256, eos_token_id=257))
+    files = dict(generation_config=dict(bos_token_id=50256, eos_token_id=50256),
+                 config=dict(bos_token_id=256, eos_token_id=257))
     ids = framed(elsewhere('[A]', '[B]'), tmp_path, **files)
     assert (ids.end, ids.bos) == ((257,), 256)
 

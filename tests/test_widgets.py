@@ -284,7 +284,8 @@ def test_all_documents_are_pale_when_the_threshold_is_beyond_them():
 
 
 @pytest.mark.parametrize('value, words', [
-    (23_812.4, '23,800'), (999.6, '1,000'), (2.5, '2.5'), (2.0, '2'), (.01234, '0.0123'), (0, '0'), (-45_678, '-45,700'),
+    (23_812.4, '23,800'), (999.6, '1,000'), (2.5, '2.5'), (2.0, '2'), (.01234, '0.0123'), (0, '0'),
+    (-45_678, '-45,700'),
     (None, 'n/a'), (float('nan'), 'n/a'), (float('inf'), 'n/a')])
 def test_estimates_are_rounded_for_people(value, words): assert rounded(value) == words
 

@@ -1,4 +1,4 @@
-"Ids from a cache of words are those of the library, for every script and every tokenizer; what differs goes to the library."
+"Ids from a cache of words are those of the library, in every script; a tokenizer that differs goes to the library."
 import random
 from itertools import product
 from string import ascii_lowercase
@@ -10,16 +10,19 @@ from llmbook.tokens.tokenizer import encode_arrays, encode_text, train_tokenizer
 from llmbook.tokens.word_encoder import WordEncoder, encode_words, word_encoder, word_pattern
 
 PROSE = ["The miller's wheel didn't turn in 1952; it'll turn on 3 May.  Why?\n\n\tdef f(x):\n\t    return x  # ½\r\n"] * 5
-BLOCKS = (0x20, 0x80, 0x300, 0x370, 0x530, 0x590, 0x600, 0x900, 0xe00, 0x1000, 0x1100, 0x16a0, 0x1e00, 0x2000, 0x3000, 0x4e00,
+BLOCKS = (0x20, 0x80, 0x300, 0x370, 0x530, 0x590, 0x600, 0x900, 0xe00, 0x1000, 0x1100, 0x16a0, 0x1e00, 0x2000, 0x3000,
+          0x4e00,
           0xa000, 0xac00, 0xfe00, 0x10000, 0x12000, 0x1f300, 0x20000, 0xe0000)
-JOINTS = (' ', '  ', '\n', '\r\n', '\t', "'s", "'LL", '12', '2024', '٣', 'abc', '.', '<|endoftext|>', '\x00', '\x1c', '\x85', '\u200b')
+JOINTS = (' ', '  ', '\n', '\r\n', '\t', "'s", "'LL", '12', '2024', '٣', 'abc', '.', '<|endoftext|>', '\x00', '\x1c',
+          '\x85', '\u200b')
 
 
 def any_script(seed, n=60):
     "Return a text of random characters from every block, with the signs between them that patterns look at."
     rng = random.Random(seed)
     def character(): return chr(rng.choice(BLOCKS) + rng.randrange(120))
-    def piece(): return rng.choice(JOINTS) if rng.random() < .5 else ''.join(character() for _ in range(rng.randint(1, 6)))
+    def word(): return ''.join(character() for _ in range(rng.randint(1, 6)))
+    def piece(): return rng.choice(JOINTS) if rng.random() < .5 else word()
     return ''.join(piece() for _ in range(n))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def step_to_die(learn):
-    "Return 12, or half the steps of a shorter run; one less at the end of an epoch, which is saved after its validation."
+    "Return 12, or half of a shorter run; one less at the end of an epoch, which is saved after its validation."
     epoch = len(learn.dls.train)
     step = min(12, learn.n_epoch * epoch // 2)
     return step if step % epoch else step - 1
