@@ -25,12 +25,13 @@ __all__ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'huma
            'Telemetry', 'TrackioCallback', 'tensorboard', 'wandb_tracker', 'Checkpoint', 'LMLearner', 'load_checkpoint',
            'save_checkpoint', 'lm_learner', 'pretrain', 'MaskTokens', 'masked_table', 'BatchWarmup', 'parallel',
            'ShardedCheckpoint', 'cosine', 'compile_model', 'generate', 'generate_ids', 'fill_mask', 'TASKS', 'Example',
-           'Task', 'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune', 'finetune_learner', 'AnswerLoss',
-           'ChatLoader', 'chat_dls', 'ChatWatch', 'chat_answers', 'role_loss', 'text_bits', 'chat_learner',
-           'prepare_chats', 'set_method', 'sft', 'layer_groups', 'check_groups', 'layerwise_decay', 'show_groups',
-           'quantise_base', 'adapter_table', 'add_adapters', 'drop_adapters', 'load_adapters', 'merge_adapters',
-           'merge_gap', 'save_adapters', 'set_merged', 'bootstrap', 'paired_difference', 'plot_rows', 'row',
-           'rows_text', 'wilson', 'compressor_rows', 'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows',
+           'Task', 'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune', 'finetune_learner', 'ChatFormat',
+           'ChatRow', 'Conversation', 'encode_chats', 'show_roles', 'load_chats', 'mix_rows', 'with_replay',
+           'AnswerLoss', 'ChatLoader', 'chat_dls', 'ChatWatch', 'chat_answers', 'role_loss', 'text_bits',
+           'chat_learner', 'prepare_chats', 'set_method', 'sft', 'layer_groups', 'check_groups', 'layerwise_decay',
+           'show_groups', 'quantise_base', 'adapter_table', 'add_adapters', 'drop_adapters', 'load_adapters',
+           'merge_adapters', 'merge_gap', 'save_adapters', 'set_merged', 'bootstrap', 'paired_difference', 'plot_rows',
+           'row', 'rows_text', 'wilson', 'compressor_rows', 'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows',
            'toxicity_scorer', 'identity_swap', 'swap_summary', 'write_report', 'history_picture', 'compare_runs',
            'headline', 'read_run', 'model_card', 'browse', 'tune_filter', 'Dashboard', 'planner', 'Settings', 'journey']
 
@@ -107,6 +108,8 @@ from .train.schedules import cosine, wsd
 from .train.compile import compile_model
 from .generate.text import generate, generate_ids
 from .generate.fill_mask import fill_mask
+from .tune.chat import ChatFormat, ChatRow, Conversation, encode_chats, show_roles
+from .tune.formats import load_chats
 from .tune.tasks import TASKS, Example, Task, get_task, task_dls
 from .tune.pack import AnswerLoss, ChatLoader, chat_dls
 from .tune.groups import GradualUnfreeze, check_groups, layer_groups, layerwise_decay, show_groups
@@ -116,6 +119,7 @@ from llmbook.tune.adapters import (
 )
 from .tune.watch import ChatWatch, chat_answers, role_loss, text_bits
 from .tune.finetune import answers, finetune, finetune_learner
+from .tune.replay import mix_rows, with_replay
 from .tune.sft import chat_learner, prepare_chats, set_method, sft
 from .evaluate.stats import bootstrap, paired_difference, plot_rows, row, rows_text, wilson
 from .evaluate.perplexity import compressor_rows, evaluate_text
@@ -154,6 +158,7 @@ _all_ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'human_
          'load_checkpoint', 'save_checkpoint', 'lm_learner', 'pretrain', 'MaskTokens', 'masked_table', 'BatchWarmup',
          'parallel', 'ShardedCheckpoint', 'cosine', 'compile_model', 'generate', 'generate_ids', 'fill_mask', 'TASKS',
          'Example', 'Task', 'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune', 'finetune_learner',
+         'ChatFormat', 'ChatRow', 'Conversation', 'encode_chats', 'show_roles', 'load_chats', 'mix_rows', 'with_replay',
          'AnswerLoss', 'ChatLoader', 'chat_dls', 'ChatWatch', 'chat_answers', 'role_loss', 'text_bits',
          'chat_learner', 'prepare_chats', 'set_method', 'sft', 'layer_groups', 'check_groups', 'layerwise_decay', 'show_groups', 'quantise_base', 'adapter_table',
          'add_adapters', 'drop_adapters', 'load_adapters', 'merge_adapters', 'merge_gap', 'save_adapters', 'set_merged',

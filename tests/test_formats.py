@@ -6,11 +6,12 @@ from llmbook.core import UserError
 from llmbook.tokens.loaders import IGNORE
 from llmbook.tokens.tokenizer import decode, train_tokenizer
 from llmbook.tune.chat import ChatFormat, Conversation, encode_chats
-from llmbook.tune.formats import conversation_of, iter_chats, load_chats, read_records
+from llmbook.tune.formats import ChatData, conversation_of, iter_chats, load_chats, read_records
 from llmbook.read.doc import Reject
 from llmbook.tune.pack import AnswerLoss, ChatLoader, chat_dls
 from llmbook.tune.replay import mix_rows, replay_rows, with_replay
-from llmbook.tune.tasks import chat_rows, load_task_file, split_chats, task_dls
+from llmbook.tune.sft import prepare_chats
+from llmbook.tune.tasks import load_task_file, split_chats, task_dls
 from llmbook.tune.pairs import Example
 
 Q, A = '2 + 2?', '4'
@@ -262,8 +263,11 @@ def fmt(): return ChatFormat(train_tokenizer(['Was ist 1? Es ist 2. What is 2 + 
 def chats(n): return [Conversation([dict(role='user', content=f'Was ist {i}?'), dict(role='assistant', content=f'Es ist {i}.')]) for i in range(n)]
 
 
+def as_data(chats): return ChatData(chats, [], {})
+
+
 def test_targets_are_answers_shifted_once(fmt):
-    rows, _ = chat_rows(chats(40), fmt, seq_len=64)
+    rows = prepare_chats(as_data(chats(40)), fmt, seq_len=64).rows
     dls = chat_dls(rows, fmt.tok, 256, 64, device='cpu', packed=False)
     seen = 0
     for x, y in dls.train:
@@ -308,7 +312,7 @@ def test_the_loader_shows_roles(fmt, capsys, monkeypatch):
     import IPython.display
     shown = []
     monkeypatch.setattr(IPython.display, 'display', shown.append)
-    rows, _ = chat_rows(chats(20), fmt, seq_len=64)
+    rows = prepare_chats(as_data(chats(20)), fmt, seq_len=64).rows
     chat_dls(rows, fmt.tok, 256, 64, device='cpu', packed=False).show_batch(max_n=2)
     assert len(shown) == 2
     for view in shown:
@@ -323,23 +327,21 @@ def test_splits_of_chats(fmt):
     for split in ('train', 'valid'): assert len(twice[split]) % 2 == 0, 'two chats with one question stay together'
     for n in range(2, 12): assert all(split_chats(chats(n))[split] for split in ('train', 'valid'))
     named = [Conversation(c.messages, split='test') for c in chats(3)]
-    assert len(split_chats(named + chats(9))['test']) == 3
-
-
-def test_what_does_not_fit_is_counted(fmt):
-    long = Conversation([dict(role='user', content='Was? ' * 100), dict(role='assistant', content='a')])
-    rows, rejects = chat_rows(dict(train=[*chats(8), long], valid=chats(2)), fmt, seq_len=64)
-    assert [r.reason for r in rejects] == ['longer than 64 tokens']
-    assert {split: len(found) for split, found in rows.items()} == dict(train=8, valid=2)
-    with pytest.raises(UserError, match='1 longer than 64 tokens'): chat_rows(dict(train=[long], valid=chats(2)), fmt, seq_len=64)
-    with pytest.raises(UserError, match='train split is empty'): chat_rows(dict(train=[], valid=chats(2)), fmt, seq_len=64)
+    parts = split_chats(named + chats(90), test=.5)
+    assert parts['test'] == named, 'no others are taken'
+    texts = split_chats([Conversation([], text=f'Es ist {i}.') for i in range(50)])
+    assert len(texts['train']) > 30 and texts['valid'], 'texts do not go all together'
 
 
 def test_in_is_rows_and_rejects_from_a_file_on(fmt, tmp_path):
     bad = [dict(prompt='a', answer=None), dict(sentence='a'), dict(prompt='Was? ' * 200, answer='a'), dict(prompt='Was?')]
     write_rows(tmp_path/'a.jsonl', [dict(prompt=f'Was ist {i}?', answer=f'Es ist {i}.') for i in range(30)] + bad)
-    rows, rejects = chat_rows(tmp_path/'a.jsonl', fmt, seq_len=64)
-    assert sum(map(len, rows.values())) == 30
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        data = prepare_chats(tmp_path/'a.jsonl', fmt, seq_len=64)
+    rejects = data.rejects
+    assert sum(map(len, data.rows.values())) == 30
+    assert data.total == 34
     assert sorted(r.reason for r in rejects) == ['longer than 64 tokens', 'no prompt and answer among its keys (sentence)', 'no text in answer', 'nothing to train on']
     assert {r.id for r in rejects} == {f'a.jsonl:{i}' for i in range(31, 35)}
 

@@ -301,6 +301,8 @@ class ChatRow:
 
 # %% ../../nbs/api/50_tune/00_chat.ipynb #1a02b6a5
 _HUES = dict(mark=0, system=280, user=210, assistant=140, tool=35, other=0)
+_HALF = '\ufffd' # what bytes that are no whole letter are decoded to
+_MOST_BYTES = 4 # of a letter in UTF-8
 _VISIBLE = str.maketrans({'\n': '\u21b5\n', '\t': '\u2192\t'})
 
 class RoleView:
@@ -339,15 +341,31 @@ class RoleView:
         if rest > 0: lines.append(f'... {rest} more tokens')
         return '\n'.join(lines)
 
-    def _token(self, i):
-        "Return a box for one token."
-        row = self.row
-        role = ROLES[row.roles[i]]
-        text = decode(row.tok, row.ids[i:i + 1], skip_special=False)
-        weight = float(row.weights[i])
+    def _letters(self, shown): # (first token, token after the last, text)
+        "Yield the tokens one by one, but together where several of them are the bytes of one letter."
+        first = 0
+        while first < shown:
+            after = first + 1
+            text = self._text(first, after)
+            while text.endswith(_HALF) and after - first < _MOST_BYTES and after < shown:
+                after += 1
+                text = self._text(first, after)
+            if text.endswith(_HALF): # no letter comes of it
+                after = first + 1
+                text = self._text(first, after)
+            yield first, after, text
+            first = after
+
+    def _text(self, first, after): return decode(self.row.tok, self.row.ids[first:after], skip_special=False)
+
+    def _box(self, first, after, text):
+        "Return a box for a token, or for those that make one letter."
+        role = ROLES[self.row.roles[first]]
+        weight = float(self.row.weights[first])
+        ids = ' '.join(map(str, self.row.ids[first:after]))
         learned = f'trained on, weight {weight:g}' if weight else 'not trained on'
-        title = f'{row.ids[i]}: {role}, {learned}'
-        return tag('span', text.translate(_VISIBLE), style=_role_style(role, weight), title=title)
+        style = _role_style(role, weight)
+        return tag('span', text.translate(_VISIBLE), style=style, title=f'{ids}: {role}, {learned}')
 
     def _legend(self):
         "Return the colours of the roles that occur, and what is counted."
@@ -358,7 +376,7 @@ class RoleView:
 
     def _repr_html_(self):
         shown = min(len(self.row), self.max_tokens)
-        tokens = [self._token(i) for i in range(shown)]
+        tokens = [self._box(*letter) for letter in self._letters(shown)]
         rest = len(self.row) - shown
         if rest: tokens.append(f' ... {rest} more tokens')
         return str(tag('div', self._legend(), tag('div', *tokens, style=_TOKENS)))
@@ -454,7 +472,8 @@ class ChatFormat:
 
     def _render(self, chats):
         "Return the text of each (messages, generation prompt, tools), or the reason why there is none."
-        try: return render_template(self.template, self._jobs(chats), self.seconds, self.max_chars)
+        seconds = self.seconds * (1 + len(chats) / 100) # a chat of many turns is written many times
+        try: return render_template(self.template, self._jobs(chats), seconds, self.max_chars)
         except TemplateError as e: return [e] * len(chats)
         except TypeError as e:
             raise UserError(f'expected messages that JSON can hold, got a value that it cannot: {e}') from None

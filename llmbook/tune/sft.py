@@ -18,9 +18,7 @@ from ..core import RunFolder, UserError, check_seed, fingerprint, real_number, w
 from ..model.hf import check_finite, check_tokenizer, save_pretrained
 from ..model.hf_wrap import as_lm
 from ..model.transformer import Transformer
-from ..prepare.splits import assign_splits
 from ..pretrain.run import equal_epochs, lm_learner
-from ..read.doc import Doc
 from .adapters import ADAPTER_KINDS, add_adapters, base_fingerprint, merge_adapters, save_adapters
 from .chat import ChatFormat, Conversation, encode_chats
 from .finetune import write_rejects
@@ -28,6 +26,7 @@ from .formats import ChatData, load_chats
 from .groups import GradualUnfreeze, check_groups, layer_groups
 from .pack import AnswerLoss, can_pack, chat_dls
 from .quantised import quantise_base
+from .tasks import split_chats
 from .watch import ChatWatch
 
 # %% ../../nbs/api/50_tune/10_sft.ipynb #73cfddc3
@@ -47,25 +46,6 @@ class TuneData:
         return (f'{self.source}: {self.total:,} records, {sizes} chats, {len(self.rejects):,} set aside; '
                 f'{targets:,} of {tokens:,} training tokens are learned')
 
-def _question_text(chat):
-    "Return what is asked first in a chat: chats that share it stay in one split."
-    asked = [m['content'] for m in chat.messages if m['role'] == 'user']
-    return str(asked[0]) if asked else ''
-
-def _by_split(chats, seed, valid):
-    "Divide chats by the split that they name, the others by their first question."
-    splits = dict(train=[], valid=[], test=[])
-    unnamed = [chat for chat in chats if not chat.split]
-    for chat in chats:
-        if chat.split: splits.setdefault(chat.split, []).append(chat)
-    share = 0 if splits['valid'] else valid
-    questions = [_question_text(chat) for chat in unnamed]
-    docs = [Doc(text=q, id=fingerprint(q)) for q in questions]
-    numbers = {q: i for i, q in enumerate(dict.fromkeys(questions))}
-    found = assign_splits(docs, [numbers[q] for q in questions], seed=seed, valid=share, test=0) if docs else []
-    for chat, split in zip(unnamed, found): splits[split].append(chat)
-    return {split: part for split, part in splits.items() if part}
-
 def prepare_chats(
     source, # a file, a list of dictionaries, a table, a data set, its name on the hub, or a `ChatData`
     fmt:ChatFormat, # the model's chat format
@@ -82,7 +62,7 @@ def prepare_chats(
         f'expected valid to be a share between 0 and 1, got {valid!r}: give another')
     data = source if isinstance(source, ChatData) else load_chats(source, columns)
     rejects = list(data.rejects)
-    chats, rows = _by_split(data.chats, seed, valid), {}
+    chats, rows = split_chats(data.chats, seed, valid), {}
     for split, part in chats.items():
         rows[split], aside = encode_chats(fmt, part, seq_len, train, too_long)
         rejects += aside

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METRICS', 'TASKS', 'check_metric', 'Task', 'summarization_task', 'translation_task', 'pair_of', 'load_task_file',
            'get_task', 'format_prompt', 'write_chat_template', 'encode_examples', 'TaskLoader', 'task_dls',
-           'split_chats', 'chat_rows']
+           'split_chats']
 
 # %% ../../nbs/api/50_tune/03_tasks.ipynb #01438ccd
 import warnings
@@ -23,9 +23,9 @@ from ..prepare.splits import SPLITS, assign_splits
 from ..read.doc import Doc, Reject
 from ..tokens.tokenizer import PAD, decode, encode_text, special_ids
 from ..tokens.loaders import IGNORE
-from .chat import CHAT_FILE, ChatFormat, Conversation, check_messages, encode_chats, show_roles
-from .formats import PAIR_KEYS, TASK_FILES, ChatData, check_columns, conversation_of, is_task_file
-from .formats import load_chats, read_records, reasons_text, warn_of_rejects
+from .chat import CHAT_FILE, ChatFormat, Conversation
+from .formats import PAIR_KEYS, TASK_FILES, check_columns, conversation_of, is_task_file
+from .formats import read_records, reasons_text, warn_of_rejects
 from .pairs import Example, summarization_examples, translation_examples
 
 # %% ../../nbs/api/50_tune/03_tasks.ipynb #3c98c567
@@ -449,7 +449,7 @@ def task_dls(
     dls.set_aside = aside
     return dls
 
-# %% ../../nbs/api/50_tune/03_tasks.ipynb #aa84fd87
+# %% ../../nbs/api/50_tune/03_tasks.ipynb #bd35e46f
 def _first_question(chat):
     "Return the text that decides which split a conversation belongs to."
     for message in chat.messages:
@@ -457,45 +457,17 @@ def _first_question(chat):
     return chat.text or str(chat.messages)
 
 def split_chats(
-    chats:list, # `Conversation`s, or lists of messages
+    chats:list, # `Conversation`s
     seed:int=42, # seed of the splits
-    valid:float=.1, # share of those that name no split
-    test:float=0., # share of those that name no split
-) -> dict: # {'train' | 'valid' | 'test': [Conversation]}
+    valid:float=.1, # share of those that name no split, unless others name 'valid'
+    test:float=0., # share of those that name no split, unless others name 'test'
+) -> dict: # {'train' | 'valid' | 'test': [Conversation]}, without those that are empty
     "Divide conversations into splits, so that those with one first question stay together."
-    chats = [chat if isinstance(chat, Conversation) else Conversation(check_messages(chat)) for chat in chats]
+    named = {chat.split for chat in chats}
+    if 'valid' in named: valid = 0
+    if 'test' in named: test = 0
     unnamed = [_first_question(chat) for chat in chats if not chat.split]
     assigned = iter(_assigned(unnamed, seed, valid, test))
     splits = {split: [] for split in SPLITS}
     for chat in chats: splits[chat.split or next(assigned)].append(chat)
-    return splits
-
-def chat_rows(
-    data, # a `ChatData`, a list of `Conversation`s, {'train': [...], 'valid': [...]}, or a source for `load_chats`
-    fmt:ChatFormat, # the model's chat format
-    seq_len:int|None=256, # the model's context; None: no limit
-    train:str='all', # which answers are trained on: 'all', or the 'last' of each chat
-    too_long:str='aside', # what happens to a longer chat: 'aside', or 'cut' drops its oldest turns
-    valid:float=.1, # share of the chats that name no split
-    test:float=0., # share of the chats that name no split
-    seed:int=42, # seed of the splits
-) -> tuple[dict, list]: # ({'train' | 'valid' | 'test': [ChatRow]}, `Reject`s); UserError if nothing can be trained on
-    "Turn a source into rows for each split, ready for `chat_dls`."
-    rejects = []
-    splits = data
-    has_splits = isinstance(data, dict) and all(_are_conversations(chats) for chats in data.values())
-    if not has_splits:
-        if not _are_conversations(data) and not isinstance(data, ChatData): data = load_chats(data)
-        if isinstance(data, ChatData):
-            rejects += data.rejects
-            data = data.chats
-        splits = split_chats(data, seed, valid, test)
-    rows = {}
-    for split, chats in splits.items():
-        rows[split], aside = encode_chats(fmt, chats, seq_len, train, too_long)
-        rejects += aside
-    if not rows.get('train'): raise UserError(
-        f'expected chats that can be trained on, got none: {reasons_text(rejects) or "the train split is empty"}')
-    return rows, rejects
-
-def _are_conversations(data): return isinstance(data, list) and all(isinstance(chat, Conversation) for chat in data)
+    return {split: part for split, part in splits.items() if part}
