@@ -325,7 +325,8 @@ def test_the_ids_that_frame_a_text(name, tmp_path):
 
 def test_a_template_says_what_opens_a_text():
     tok = elsewhere('<s>', '</s>')
-    tok.post_processor = processors.TemplateProcessing(single='<s> $A </s>', special_tokens=[('<s>', 256), ('</s>', 257)])
+    marks = [('<s>', 256), ('</s>', 257)]
+    tok.post_processor = processors.TemplateProcessing(single='<s> $A </s>', special_tokens=marks)
     ids = text_ids(tok)
     assert (ids.front, ids.bos, ids.end) == ((256,), 256, (257,))
 
@@ -351,14 +352,16 @@ def test_a_default_that_is_out_of_range_hides_nothing(tmp_path):
     ids = framed(elsewhere('[A]', '[B]'), tmp_path, **files)
     assert (ids.end, ids.bos) == ((257,), 256)
 
-@pytest.mark.parametrize('digits, code, name', [('single', False, 'smollm'), ('none', False, 'gpt-2'), ('triple', False, None), ('single', True, None)])
+@pytest.mark.parametrize('digits, code, name', [
+    ('single', False, 'smollm'), ('none', False, 'gpt-2'), ('triple', False, None), ('single', True, None)])
 def test_the_name_that_llama_cpp_has(digits, code, name):
     tok = train_tokenizer(texts(), 400, digits=digits, code=code)
     if name: assert llama_cpp_name(tok) == name
     else:
         with pytest.raises(UserError, match='llama.cpp has no name'): llama_cpp_name(tok)
 
-@pytest.mark.parametrize('make', [lambda: train_tokenizer(texts(), 400, model='unigram'), lambda: Tokenizer(models.BPE())])
+@pytest.mark.parametrize('make', [
+    lambda: train_tokenizer(texts(), 400, model='unigram'), lambda: Tokenizer(models.BPE())])
 def test_what_llama_cpp_cannot_cut_is_refused(make):
     with pytest.raises(UserError, match='llama.cpp has no name'): llama_cpp_name(make())
 

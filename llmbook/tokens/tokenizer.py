@@ -225,7 +225,7 @@ def read_tokenizer(
     path:str|Path, # a tokenizer.json, or a folder that holds one
 ) -> Tokenizer: # UserError if it is absent or damaged
     "Read any tokenizer as it is; `text_ids` then knows the settings beside the file."
-    tok = _read_tokenizer(path)
+    tok = _read_tokenizer(path, _ANOTHER_FILE)
     tok.no_truncation()
     tok.no_padding()
     tok.settings = _settings(path)
@@ -233,12 +233,15 @@ def read_tokenizer(
 
 def _is_ours(tok): return [tok.token_to_id(s) for s in SPECIALS] == [0, 1, 2, 3]
 
-def _read_tokenizer(path):
+_PREPARE = 'prepare the data, which makes one' # what to do where a tokenizer of our own is missing
+_ANOTHER_FILE = 'give a tokenizer.json of the tokenizers library, or a folder that holds one'
+
+def _read_tokenizer(path, advice=_PREPARE):
     "Read any tokenizer."
     path = _tokenizer_file(path)
-    if not path.is_file(): raise UserError(f'expected a tokenizer at {path}, found none: prepare the data first')
+    if not path.is_file(): raise UserError(f'expected a tokenizer at {path}, found none: {advice}')
     try: return Tokenizer.from_str(path.read_text(encoding='utf-8'))
-    except Exception as e: raise UserError(f'{path} is not a tokenizer ({e}): prepare the data again') from None
+    except Exception as e: raise UserError(f'{path} is not a tokenizer ({e}): {advice}') from None
 
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #fbe3dab7
 _END = ('<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>', '<|eos|>', '<｜end▁of▁sentence｜>', '[EOS]',
@@ -308,8 +311,8 @@ def text_ids(
 ) -> TextIds:
     "Return which ids a tokenizer uses for the end, the beginning, padding and the unknown."
     if not hasattr(tok, 'get_added_tokens_decoder'):
-        raise UserError(f'expected a Tokenizer of the tokenizers library, got {type(tok).__name__}: take `.tok` of what '
-                        'load_any returns, or `.backend_tokenizer` of a tokenizer of transformers')
+        raise UserError(f'expected a Tokenizer of the tokenizers library, got {type(tok).__name__}: '
+                        'take `.tok` of what load_any returns, or `.backend_tokenizer` of a tokenizer of transformers')
     own, listed = getattr(tok, 'settings', ((), ()))
     listed = [*getattr(model, 'settings', ()), *listed]
     special = _special(tok)
@@ -330,12 +333,13 @@ def text_ids(
     further = from_model('eos_token_id')
     if not ours or first in further: ends += further
     in_range = [i for i in listed_ids(listed, 'eos_token_id') if tok.id_to_token(i) is not None] # plain text, perhaps
+    ends = dict.fromkeys(ends or in_range) # each once
     front = _front(tok)
     bos = one('bos_token', () if ours else _BEGIN) # ours opens no text, whatever further names it holds
+    if bos is None: bos = next(iter(front), None)
     unknown = _named(tok, own, 'unk_token')
     if unknown is None: unknown = tok.token_to_id(getattr(tok.model, 'unk_token', None) or '')
-    return TextIds(tuple(dict.fromkeys(ends or in_range)), next(iter(front), None) if bos is None else bos,
-                   one('pad_token', _PAD), unknown, front)
+    return TextIds(tuple(ends), bos, one('pad_token', _PAD), unknown, front)
 
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #cd52b455
 _ROLES = dict(eot=_END, pad=_PAD, prompt=('<|prompt|>',), answer=('<|answer|>',))
@@ -450,7 +454,7 @@ def load_any(
 ) -> AnyTokenizer: # UserError if it is absent or damaged
     "Read any tokenizer, and append the special tokens that it lacks."
     notes = []
-    as_stored = _read_tokenizer(path)
+    as_stored = _read_tokenizer(path, _ANOTHER_FILE)
     if as_stored.truncation or as_stored.padding:
         notes.append('its settings cut or fill texts to a length: switched off')
     tok = read_tokenizer(path)
