@@ -11,23 +11,24 @@ __all__ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'huma
            'check', 'Signer', 'choose_bands', 'found_by_bands', 'jaccard', 'shingles', 'Deduper', 'dedup',
            'find_duplicates', 'drop_repeats', 'repeated_spans', 'Curriculum', 'assign_splits', 'mixture_rows',
            'mixture_weights', 'split_of', 'Decontaminator', 'contaminated', 'contamination', 'bytes_per_token',
-           'chat_ids', 'decode', 'encode_text', 'load_any', 'load_tokenizer', 'not_restored', 'read_tokenizer',
-           'show_tokens', 'special_ids', 'text_ids', 'train_tokenizer', 'compare_tokenizers', 'comparison_table',
-           'plot_vocabulary', 'check_shards', 'document_edges', 'documents', 'open_tokens', 'read_manifest', 'best_fit',
-           'concatenate', 'SeekLoader', 'TokenLoader', 'document_ids', 'lm_dls', 'PackedLoader', 'packed_dls',
-           'MixedLoader', 'mixed_dls', 'MixtureSchedule', 'SequenceWarmup', 'funnel_picture', 'save_card', 'show_card',
-           'show_documents', 'threshold_table', 'prepare', 'FAMILIES', 'SIZES', 'ModelConfig', 'get_config',
-           'Transformer', 'check_finite', 'load_model', 'load_pretrained', 'save_pretrained', 'as_lm', 'as_reader',
-           'count_params', 'flops_per_token', 'measure_machine', 'memory_estimate', 'Plan', 'plan', 'compute_optimal',
-           'planner_html', 'LMLoss', 'linear_cross_entropy', 'token_nats', 'LMOptim', 'MuonAdamW', 'lm_opt', 'wsd',
-           'Precision', 'best_precision', 'check_precision', 'Accumulate', 'ClipGrad', 'MicroBatches', 'SpikeGuard',
-           'launch', 'read_history', 'write_history', 'Perplexity', 'SmoothLoss', 'TokenLoss', 'Progress', 'Samples',
-           'Telemetry', 'TrackioCallback', 'tensorboard', 'wandb_tracker', 'Checkpoint', 'LMLearner', 'load_checkpoint',
-           'save_checkpoint', 'lm_learner', 'pretrain', 'MaskTokens', 'masked_table', 'BatchWarmup', 'parallel',
-           'ShardedCheckpoint', 'cosine', 'compile_model', 'generate', 'generate_ids', 'fill_mask', 'TASKS', 'Example',
-           'Task', 'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune', 'finetune_learner', 'ChatFormat',
-           'ChatRow', 'Conversation', 'encode_chats', 'show_roles', 'load_chats', 'mix_rows', 'with_replay',
-           'AnswerLoss', 'ChatLoader', 'chat_dls', 'ChatWatch', 'chat_answers', 'role_loss', 'text_bits',
+           'chat_ids', 'decode', 'encode_text', 'extend_tokenizer', 'load_any', 'load_tokenizer', 'not_restored',
+           'read_tokenizer', 'show_tokens', 'special_ids', 'text_ids', 'train_tokenizer', 'compare_tokenizers',
+           'comparison_table', 'plot_vocabulary', 'check_shards', 'document_edges', 'documents', 'open_tokens',
+           'read_manifest', 'best_fit', 'concatenate', 'SeekLoader', 'TokenLoader', 'document_ids', 'lm_dls',
+           'PackedLoader', 'packed_dls', 'MixedLoader', 'mixed_dls', 'MixtureSchedule', 'SequenceWarmup',
+           'funnel_picture', 'save_card', 'show_card', 'show_documents', 'threshold_table', 'prepare', 'FAMILIES',
+           'SIZES', 'ModelConfig', 'get_config', 'Transformer', 'check_finite', 'load_model', 'load_pretrained',
+           'save_pretrained', 'as_lm', 'as_reader', 'load_lm', 'extend_vocabulary', 'train_only_rows', 'load_gguf',
+           'smollm2', 'count_params', 'flops_per_token', 'measure_machine', 'memory_estimate', 'Plan', 'plan',
+           'compute_optimal', 'planner_html', 'LMLoss', 'linear_cross_entropy', 'token_nats', 'LMOptim', 'MuonAdamW',
+           'lm_opt', 'wsd', 'Precision', 'best_precision', 'check_precision', 'Accumulate', 'ClipGrad', 'MicroBatches',
+           'SpikeGuard', 'launch', 'read_history', 'write_history', 'Perplexity', 'SmoothLoss', 'TokenLoss', 'Progress',
+           'Samples', 'Telemetry', 'TrackioCallback', 'tensorboard', 'wandb_tracker', 'Checkpoint', 'LMLearner',
+           'load_checkpoint', 'save_checkpoint', 'lm_learner', 'pretrain', 'MaskTokens', 'masked_table', 'BatchWarmup',
+           'parallel', 'ShardedCheckpoint', 'cosine', 'compile_model', 'generate', 'generate_ids', 'fill_mask', 'TASKS',
+           'Example', 'Task', 'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune', 'finetune_learner',
+           'ChatFormat', 'ChatRow', 'Conversation', 'encode_chats', 'show_roles', 'load_chats', 'mix_rows',
+           'with_replay', 'AnswerLoss', 'ChatLoader', 'chat_dls', 'ChatWatch', 'chat_answers', 'role_loss', 'text_bits',
            'chat_learner', 'prepare_chats', 'set_method', 'sft', 'layer_groups', 'check_groups', 'layerwise_decay',
            'show_groups', 'quantise_base', 'adapter_table', 'add_adapters', 'drop_adapters', 'load_adapters',
            'merge_adapters', 'merge_gap', 'save_adapters', 'set_merged', 'bootstrap', 'paired_difference', 'plot_rows',
@@ -59,8 +60,8 @@ from .tokens.mixture import Curriculum, mixture_rows, mixture_weights
 from .prepare.splits import assign_splits, split_of
 from .dedup.decontaminate import Decontaminator, contaminated, contamination
 from llmbook.tokens.tokenizer import (
-    bytes_per_token, chat_ids, decode, encode_text, load_any, load_tokenizer, not_restored, read_tokenizer, show_tokens,
-    special_ids, text_ids, train_tokenizer
+    bytes_per_token, chat_ids, decode, encode_text, extend_tokenizer, load_any, load_tokenizer, not_restored, read_tokenizer,
+    show_tokens, special_ids, text_ids, train_tokenizer
 )
 from .tokens.compare import compare_tokenizers, comparison_table, plot_vocabulary
 from .tokens.shards import check_shards, document_edges, documents, open_tokens, read_manifest
@@ -76,7 +77,10 @@ from .prepare.pipeline import prepare
 from .model.config import FAMILIES, SIZES, ModelConfig, get_config
 from .model.transformer import Transformer
 from .model.hf import check_finite, load_model, load_pretrained, save_pretrained
-from .model.hf_wrap import as_lm, as_reader
+from .model.hf_wrap import as_lm, as_reader, load_lm
+from .model.vocabulary import extend_vocabulary, train_only_rows
+from .model.gguf import load_gguf
+from .model.smollm import smollm2
 from .plan.flops import count_params, flops_per_token
 from .plan.devices import measure_machine
 from .plan.memory import memory_estimate
@@ -144,13 +148,14 @@ _all_ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'human_
          'found_by_bands', 'jaccard', 'shingles', 'Deduper', 'dedup', 'find_duplicates', 'drop_repeats',
          'repeated_spans', 'Curriculum', 'assign_splits', 'mixture_rows', 'mixture_weights', 'split_of',
          'Decontaminator', 'contaminated', 'contamination', 'bytes_per_token', 'chat_ids', 'decode', 'encode_text',
-         'load_any', 'load_tokenizer', 'not_restored', 'read_tokenizer', 'show_tokens', 'special_ids', 'text_ids', 'train_tokenizer',
+         'extend_tokenizer', 'load_any', 'load_tokenizer', 'not_restored', 'read_tokenizer', 'show_tokens', 'special_ids', 'text_ids', 'train_tokenizer',
          'compare_tokenizers', 'comparison_table', 'plot_vocabulary', 'check_shards', 'document_edges', 'documents',
          'open_tokens', 'read_manifest', 'best_fit', 'concatenate', 'SeekLoader', 'TokenLoader', 'document_ids',
          'lm_dls', 'PackedLoader', 'packed_dls', 'MixedLoader', 'mixed_dls', 'MixtureSchedule', 'SequenceWarmup',
          'funnel_picture', 'save_card', 'show_card', 'show_documents', 'threshold_table', 'prepare', 'FAMILIES',
          'SIZES', 'ModelConfig', 'get_config', 'Transformer', 'check_finite', 'load_model', 'load_pretrained',
-         'save_pretrained', 'as_lm', 'as_reader', 'count_params', 'flops_per_token', 'measure_machine', 'memory_estimate', 'Plan', 'plan',
+         'save_pretrained', 'as_lm', 'as_reader', 'load_lm', 'extend_vocabulary', 'train_only_rows',
+         'load_gguf', 'smollm2', 'count_params', 'flops_per_token', 'measure_machine', 'memory_estimate', 'Plan', 'plan',
          'compute_optimal', 'planner_html', 'LMLoss', 'linear_cross_entropy', 'token_nats', 'LMOptim', 'MuonAdamW',
          'lm_opt', 'wsd', 'Precision', 'best_precision', 'check_precision', 'Accumulate', 'ClipGrad', 'MicroBatches',
          'SpikeGuard', 'launch', 'read_history', 'write_history', 'Perplexity', 'SmoothLoss', 'TokenLoss', 'Progress',

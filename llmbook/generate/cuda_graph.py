@@ -57,10 +57,12 @@ class FixedStep:
         return h, cos[:, None, None], sin[:, None, None]
 
     def _mask(self): # (B*K, 1, S)
-        "Return what to add to scores: nothing where a token was written, minus infinity elsewhere."
+        "Return what to add to scores: nothing where a token can be seen, minus infinity elsewhere."
         not_yet = self.places > self.pos
         empty = self.places < self.pad[:, None]
         shut = not_yet | empty # (B, S)
+        window = self.decoder.cache.window
+        if window: shut = shut | (self.places <= self.pos - window) # too far back
         mask = self.zero.where(~shut, -math.inf)
         return mask.repeat_interleave(self.decoder.K, 0)[:, None]
 

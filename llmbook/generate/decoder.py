@@ -299,17 +299,19 @@ def _one(self:Decoder, i, q, k, v): # one token of each row: (B, 1, heads, d) ->
     # as few operations as possible: each costs a microsecond, and this runs for every layer and token
     position = self.cache.pos
     end = position + 1
+    start = max(0, end - self.cache.window) if self.cache.window else 0 # where the window of the token begins
+    S = end - start
     keys, values, flat_keys, flat_values = self.kv[i]
     keys.select(2, position).copy_(k[:, 0])
     values.select(2, position).copy_(v[:, 0])
     B = len(q)
     q = q.reshape(B * self.K, -1, self.d)                  # (B*K, H/K, d)
-    keys = flat_keys.narrow(1, 0, end)                     # (B*K, S, d)
-    values = flat_values.narrow(1, 0, end)                 # (B*K, S, d)
+    keys = flat_keys.narrow(1, start, S)                   # (B*K, S, d)
+    values = flat_values.narrow(1, start, S)               # (B*K, S, d)
     kt = keys.transpose(1, 2)                              # (B*K, d, S)
     scale = self.d ** -.5
     if self.shut is None: scores = torch.bmm(q, kt).mul_(scale)
-    else: scores = torch.baddbmm(self.shut.narrow(2, 0, end), q, kt, alpha=scale)
+    else: scores = torch.baddbmm(self.shut.narrow(2, start, S), q, kt, alpha=scale)
     weights = scores.softmax(-1)                           # (B*K, H/K, S)
     return torch.bmm(weights, values).view(B, -1)
 

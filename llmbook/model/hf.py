@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'check_vocab', 'vocabulary_mark', 'check_tokenizer', 'write_tokenizer', 'not_finite', 'check_finite',
-           'save_pretrained', 'check_dtype', 'check_shapes', 'model_folder', 'load_model', 'load_pretrained']
+           'save_pretrained', 'check_dtype', 'check_shapes', 'model_folder', 'load_model', 'folder_tokenizer',
+           'load_pretrained']
 
 # %% ../../nbs/api/20_model/06_hf.ipynb #d51673df
 from contextlib import ExitStack
@@ -12,8 +13,12 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 from torch import nn
-from ..core import UserError, atomic_path, check_space, fingerprint, pick_device, read_json, write_json
-from ..tokens.tokenizer import TextIds, listed_ids, mask_id, read_tokenizer, save_tokenizer, text_ids
+from llmbook.core import (
+    UserError, atomic_path, check_space, fingerprint, import_transformers, pick_device, read_json, write_json
+)
+from llmbook.tokens.tokenizer import (
+    TextIds, folder_settings, listed_ids, mask_id, read_tokenizer, save_tokenizer, text_ids
+)
 from .hf_config import config_from_hf, hf_config, hf_ids, hf_names, hf_tensor
 from .transformer import Transformer
 
@@ -110,7 +115,16 @@ def write_tokenizer(
         **unknown,
         **mask,
     )
+    template = _chat_template(tok)
+    if template: config['chat_template'] = template
     write_json(path/'tokenizer_config.json', config)
+    if isinstance(template, str): # older servers read the one place, newer versions of transformers write the other
+        with atomic_path(path/'chat_template.jinja') as tmp: tmp.write_text(template, encoding='utf-8')
+
+def _chat_template(tok):
+    "Return the chat template that a tokenizer came with, or None."
+    own, _ = getattr(tok, 'settings', ((), ()))
+    return next((d['chat_template'] for d in own if d.get('chat_template')), None)
 
 # %% ../../nbs/api/20_model/06_hf.ipynb #de3f7736
 def _is_finite(w): return bool(w.detach().sum(dtype=torch.float64).isfinite())
@@ -342,6 +356,27 @@ def load_model(
     return model.eval()
 
 # %% ../../nbs/api/20_model/06_hf.ipynb #2b7120bd
+def folder_tokenizer(
+    path:Path, # folder of a model
+) -> Tokenizer: # UserError if there is none, or it cannot be read
+    "Read the tokenizer of a model's folder, made by `transformers` where there are only older files."
+    if (path/'tokenizer.json').is_file(): return read_tokenizer(path)
+    if not any((path/name).is_file() for name in _OLDER_TOKENIZERS):
+        raise UserError(f'expected tokenizer.json in {path}, found none: copy the one that the model was trained with')
+    try: made = import_transformers().AutoTokenizer.from_pretrained(path).backend_tokenizer
+    except Exception as e:
+        raise UserError(f'the tokenizer in {path} cannot be converted ({_first_line(e)}): '
+                        'save it with transformers, which writes tokenizer.json') from None
+    tok = Tokenizer.from_str(made.to_str())
+    tok.no_truncation()
+    tok.no_padding()
+    tok.settings = folder_settings(path)
+    return tok
+
+_OLDER_TOKENIZERS = ('vocab.json', 'vocab.txt', 'tokenizer.model', 'spiece.model')
+
+def _first_line(e): return str(e).strip().split('\n')[0][:200]
+
 def load_pretrained(
     path:str|Path, # folder made by `save_pretrained` or elsewhere, or the folder of a run
     device:str|None=None, # 'cpu' or 'cuda'; the best available by default
@@ -349,7 +384,7 @@ def load_pretrained(
 ) -> tuple[Transformer, Tokenizer]: # (Transformer, Tokenizer); UserError if they do not belong together
     "Read a model and its tokenizer."
     path = model_folder(path)
-    model, tok = load_model(path, device, dtype), read_tokenizer(path)
+    model, tok = load_model(path, device, dtype), folder_tokenizer(path)
     tok.encode_special_tokens = True
     check_vocab(tok, model.config)
     model.vocabulary = vocabulary_mark(tok)

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['SPECIALS', 'EOT', 'PAD', 'PROMPT', 'ANSWER', 'MIN_VOCAB', 'train_tokenizer', 'encode_arrays', 'encode_text', 'decode',
            'not_restored', 'bytes_per_token', 'show_tokens', 'tokenizer_fingerprint', 'save_tokenizer',
-           'load_tokenizer', 'read_tokenizer', 'TextIds', 'listed_ids', 'text_ids', 'missing_marks', 'special_ids',
-           'mask_id', 'extend_tokenizer', 'new_ids', 'AnyTokenizer', 'load_any', 'chat_ids', 'llama_cpp_name']
+           'load_tokenizer', 'read_tokenizer', 'TextIds', 'listed_ids', 'folder_settings', 'text_ids', 'missing_marks',
+           'special_ids', 'mask_id', 'extend_tokenizer', 'new_ids', 'AnyTokenizer', 'load_any', 'chat_ids',
+           'llama_cpp_name']
 
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #6422f5fb
 import json
@@ -228,7 +229,7 @@ def read_tokenizer(
     tok = _read_tokenizer(path, _ANOTHER_FILE)
     tok.no_truncation()
     tok.no_padding()
-    tok.settings = _settings(path)
+    tok.settings = folder_settings(path)
     return tok
 
 def _is_ours(tok): return [tok.token_to_id(s) for s in SPECIALS] == [0, 1, 2, 3]
@@ -296,14 +297,18 @@ def listed_ids(
     return []
 
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #5196a034
-def _settings(path):
-    "Return the settings beside a tokenizer: (the tokenizer's, the model's), each a list, most trusted first."
+def folder_settings(
+    path:str|Path, # a tokenizer.json, or the folder of a model
+) -> tuple[list, list]: # the tokenizer's with its chat template, and the model's, most trusted first
+    "Read the settings beside a tokenizer."
     folder = _tokenizer_file(path).parent
     def read(name):
         d = read_json(folder/name) if (folder/name).is_file() else {}
         return d if isinstance(d, dict) else {}
-    tokenizers = [read('tokenizer_config.json'), read('special_tokens_map.json')]
-    return tokenizers, [read('generation_config.json'), read('config.json')]
+    own = read('tokenizer_config.json')
+    template = folder/'chat_template.jinja' # which transformers trusts more than the one in tokenizer_config.json
+    if template.is_file(): own['chat_template'] = template.read_text(encoding='utf-8')
+    return [own, read('special_tokens_map.json')], [read('generation_config.json'), read('config.json')]
 
 def text_ids(
     tok:Tokenizer, # any tokenizer; one that was read from a folder remembers the settings there
