@@ -158,6 +158,13 @@ sshpass -p [[secret:q8Zt3LmX0vR7kP2w]] ssh ada@host
 curl -u ada:[[secret:q8Zt3LmX0vR7kP2w]] https://x.org/
 PGPASSWORD=[[secret:q8Zt3LmX0vR7kP2w]] psql
 dbPass: "[[secret:Zt3LmX0vQ9]]",
+<password value="[[secret:q8Zt3LmX0vR7kP2w]]"/>
+The password is [[secret:q8Zt3LmX0vR7kP2w]]
+Mein Passwort lautet [[secret:q8Zt3LmX0vR7kP2w]]
+set -x DB_PASS [[secret:q8Zt3LmX0vR7kP2w]]
+<Password>[[secret:q8Zt3LmX0vR7kP2w]]</Password>
+default login ada password [[secret:q8Zt3LmX0vR7kP2w]]
+redis_pass: "[[secret:q8Zt3LmX0vR7kP2w]]"
 '''.strip('\n').split('\n')
 
 LEFT = r'''
@@ -330,4 +337,9 @@ Postgres 9.6.24.100
 Ubuntu 22.84.120.91 is out
 with the 77.45.12.101 driver
 Chrome 91.64.72.114
+the 5.15.0.91-generic kernel
+Mountain pass: Col d'Aubisque 1709m
+ENV NODE_VERSION 18.17.0
+Pass: A1 and B2 are required
+The password is required for page2 and page3
 '''.strip('\n').split('\n')

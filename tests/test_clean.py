@@ -166,6 +166,10 @@ def test_running_text_stays_whatever_its_name_is_and_short_furniture_goes(name):
     paragraphs = ''.join(f'<p>{i}: the river rose again. {LONG}</p>' for i in range(3))
     assert 'rose again' in extract_html(f'<div class="page"><h1>T</h1>{ARTICLE}<div class="{name}">{paragraphs}</div>{ARTICLE}</div>')
 
+@pytest.mark.parametrize('list_', ['<ul class="time-line"><li>1900 the mill was built<li>1950 it burned</ul>', '<ol class="ranking"><li>the mill<li>the bakery</ol>'])
+def test_a_list_without_links_stays(list_):
+    assert 'the mill' in extract_html(f'<div><h1>T</h1>{ARTICLE}{list_}{ARTICLE}</div>')
+
 def test_a_menu_of_links_goes_and_a_menu_of_dishes_stays():
     links = ''.join(f'<li><a href="/{i}">Department number {i}</a></li>' for i in range(5))
     dishes = '<li>Soup 4.50</li><li>Bread 2.00</li>'

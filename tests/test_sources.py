@@ -943,7 +943,7 @@ def test_tables_say_what_is_missing(tmp_path):
     lost = list(read_file(tmp_path/'a.parquet'))[1]
     assert (lost.reason, lost.value) == ('no text', "expected a string in 'text', got null")
     short = list(read_csv(stream(b'id,text\n7\n'), 'f', 'f'))[0]
-    assert short.value == "the row has 1 cells, and 'text' is column 2"
+    assert short.value == "cells in the row: 1; 'text' is column 2"
 
 @pytest.mark.parametrize('name', ['a.txt.gz', 'a.html.gz'])
 def test_a_text_without_its_end_is_one_document(tmp_path, name):

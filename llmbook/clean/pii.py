@@ -117,7 +117,7 @@ _MACHINE = re.compile(r"""(?ix)
       \b(?: ip | ips | ipv4 | hosts? | servers? | dns | ping | addr | address | addresses | gateway | nameserver
     | client | resolver | router | proxy | peer | remote | ssh | adresse | dirección | сервер\w* | адрес\w* )\b
     | 服务器 | 伺服器 | サーバ | 地址 | アドレス | 서버 | 주소""")
-_IS_OF = re.compile(r"""(?ix) [ ] (?: (?: lts | linux | server | generic )[ ] )?
+_IS_OF = re.compile(r"""(?ix) (?:-[a-z]{1,12})? [ ] (?: (?: lts | linux | server | generic )[ ] )?
     (?: kernels? | drivers? | releases? | versions? | builds? | firmware | patch | hotfix | service[ ]pack | bios )\b
     """).match # behind the number: "the 5.15.0.91 kernel"
 _HEADING = re.compile(r'\s*(?:#+\s*\[?|\[|\*\s|=+\s)\s*v?$').match
@@ -300,15 +300,16 @@ _NAMED = re.compile(rf"""(?i){_NAME}(?:[_-]\w{{1,12}})?["'\]]{{0,2}}$""")
 _CONSTANT = re.compile(rf"""(?i)define\(\s?["']\w{{0,30}}{_NAME}\w{{0,16}}["']$""") # of PHP, where a comma follows
 _DUMMY = re.compile(r'(?i)example|your|dummy|change|placeholder|xxxx|test|sample|1234567|redacted')
 _UNQUOTED = re.compile(rf"""(?xim)
-    ( {_NAME} [a-z0-9_-]{{0,16}} ["'\]]{{0,2}} (?:[ ]ist|[ ]is)? {_GIVES}
+    ( {_NAME} [a-z0-9_-]{{0,16}} ["'\]]{{0,2}} (?: (?:[ ](?:is|ist|lautet))? {_GIVES} | [ ](?:is|ist|lautet)[ ] )
       | \bbearer[ ] | --(?:pass|password|passphrase|token|secret|api-key)[ ]
-      | ^[ \t]*(?:env|arg|set|setx|setenv|export)[ ]+(?:/m[ ]+)?                  # Docker, shells
+      | ^[ \t]*(?:env|arg|set|setx|setenv|export)[ ]+(?:/m[ ]+|-g?x[ ]+)?                  # Docker, shells
         [\w.-]{{0,40}} {_NAME} [\w-]{{0,16}} [ \t]+ ["']?
       | ^(?:[ \t]*|.{{0,120}}\blogin[ ]\S{{1,64}}[ ]+)password[ \t]+                   # netrc
       | \bsshpass[ ]-p[ ]? | \bcurl\b.{{0,80}}[ ](?:-u|--user)[ ]["']?[^\s:"']{{1,64}}:
       | <[\w.:-]{{0,40}} {_NAME} [\w.:-]{{0,16}}>\s{{0,3}}                                # XML: a tag,
       | \b(?:key|name)\s?=\s?["'][\w.: -]{{0,40}} {_NAME} [\w.-]{{0,16}}["']            # or an attribute
-        (?: [^<>\n]{{0,60}}>\s{{0,3}} | \s{{1,3}}value\s?=\s?["'] ) )
+        (?: [^<>\n]{{0,60}}>\s{{0,3}} | \s{{1,3}}value\s?=\s?["'] )
+      | <[\w.:-]{{0,40}} {_NAME} [\w.:-]{{0,16}}\s{{1,3}}value\s?=\s?["'] )
     ([A-Za-z0-9+/_~!@\#^&*=.-][A-Za-z0-9+/_~!@\#$%?^&*=.-]{{7,200}}) (?=$|[\s;,"'&<}}\])])""")
 _IS_PASSWORD = re.compile(f'(?i){_PASSWORDS}').search
 _BARE_PASS = re.compile(r'(?i)(?:^|[^_-])\bpass\s{0,8}:\s{0,3}$').search # in prose and in reports of tests

@@ -218,7 +218,7 @@ def _table_row(columns, cells, id, source, text_field):
     "Return a row as a document; a row that ends early may lack the cell with the text."
     at = columns.index(text_field)
     if len(cells) > at: doc = record(dict(zip(columns, cells)), id, source, text_field)
-    else: doc = Reject(id, source, 'no text', f"the row has {len(cells)} cells, and '{text_field}' is column {at + 1}")
+    else: doc = Reject(id, source, 'no text', f"cells in the row: {len(cells)}; '{text_field}' is column {at + 1}")
     return sized(doc, _row_bytes(cells)) if isinstance(doc, Reject) else doc
 
 def read_csv(
@@ -361,6 +361,6 @@ def read_pdf(
     text = '\n\n'.join(pages).encode('utf-8', 'replace').decode()
     if text.strip(): yield Doc(text, id, source, meta={'pages': len(pages)})
     else:
-        what = f'{len(pages)} pages without a letter: pictures, perhaps a scan'
+        what = f'pages: {len(pages)}, none with a letter; pictures, perhaps a scan'
         yield Reject(id, source, 'no text', what, len(data))
     yield from _missing_end(f, id, id, source)
