@@ -1989,6 +1989,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                             'llmbook/model/linear.py'),
                                       'llmbook.model.linear._examples': ('api/20_model/linear.html#_examples', 'llmbook/model/linear.py'),
                                       'llmbook.model.linear._layout': ('api/20_model/linear.html#_layout', 'llmbook/model/linear.py'),
+                                      'llmbook.model.linear._onednn_helps': ( 'api/20_model/linear.html#_onednn_helps',
+                                                                              'llmbook/model/linear.py'),
                                       'llmbook.model.linear._read_choices': ( 'api/20_model/linear.html#_read_choices',
                                                                               'llmbook/model/linear.py'),
                                       'llmbook.model.linear._remembered': ( 'api/20_model/linear.html#_remembered',

@@ -106,7 +106,8 @@ def _check_rope_scaling(c):
     scaling = c.rope_scaling
     if scaling is None: return
     if not (c.traits.rotary and c.traits.causal):
-        raise UserError(f'expected no rope_scaling in family {c.family}, got {scaling}: only decoders that rotate have it')
+        raise UserError(f'expected no rope_scaling in family {c.family}, got {scaling}: '
+                        'only decoders that rotate have it')
     if not isinstance(scaling, dict):
         raise UserError(f'expected rope_scaling as a dictionary, got {scaling!r}')
     kind = scaling.get('type', 'llama3')
@@ -179,7 +180,7 @@ class ModelConfig:
     @classmethod
     def from_dict(cls,
         d:dict, # result of `to_dict`; missing names have their default
-    ): # ModelConfig; UserError for an unknown name
+    ) -> 'ModelConfig': # UserError for an unknown name
         "Return the configuration that `d` holds."
         unknown = sorted(set(d) - {f.name for f in fields(cls)})
         if unknown:

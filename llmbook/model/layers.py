@@ -71,7 +71,7 @@ def rotary_tables(
     head_dim:int, # d: width of a head
     theta:float=10_000., # base of the wavelengths
     scaling:dict|None=None, # `rope_scaling` of a configuration; None: no stretching
-) -> tuple[Tensor, Tensor]: # (cos, sin), each (T, d) float32, with two equal halves, but for the sign of sin in the first
+) -> tuple[Tensor, Tensor]: # (cos, sin), each (T, d) float32; the first half of sin has its sign turned
     "Return cosines and sines of the angles of every position."
     pair = torch.arange(0, head_dim, 2, dtype=torch.float32)   # (d/2)
     freq = theta ** -(pair / head_dim)                         # (d/2): angle of one position
@@ -168,7 +168,7 @@ class KVCache:
         layer:int, # index of the block
         k:Tensor, # (B, K, T, d): keys of the new tokens
         v:Tensor, # (B, K, T, d): values of the new tokens
-    ): # keys and values (B, K, pos + T, d) of all tokens so far
+    ) -> tuple[Tensor, Tensor]: # keys and values (B, K, pos + T, d) of all tokens so far
         "Store the new keys and values of one block; the model advances `pos` after the last block."
         end = self.pos + k.shape[2]
         kv = self.kv[layer]
@@ -178,7 +178,7 @@ class KVCache:
 
     def keep(self,
         rows:Tensor, # indices of the rows to keep
-    ):
+    ) -> None:
         "Forget the other rows."
         self.kv = self.kv[:, :, rows]
         if self.pad is not None: self.pad = self.pad[rows]
@@ -192,7 +192,7 @@ class KVCache:
 
     def mask(self,
         T:int, # number of new tokens
-    ): # (1 or B, 1, T, pos + T) bool, true where a query may look; None for one token or the first ones, unpadded
+    ) -> Tensor|None: # (1 or B, 1, T, pos + T) bool, true where a query may look; None for one token or the first ones, unpadded
         "Return which positions each new query may see: none ahead of it, none behind its window, and no padding."
         end = self.pos + T
         narrow = 0 < self.window < end

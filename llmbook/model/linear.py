@@ -169,10 +169,13 @@ def linear(
     b:Tensor|None=None, # (M)
 ) -> Tensor: # (..., M)
     "Compute x @ w.T + b by the faster way, with a gradient."
-    possible = fast_here(x, w) and x.numel() and x.shape[-1] == w.shape[1]
-    if not (possible and any(map(by_onednn, ('output', 'input', 'weight')))): return F.linear(x, w, b)
+    possible = fast_here(x, w) and x.numel() > 0 and x.shape[-1] == w.shape[1]
+    if not possible or not _onednn_helps(): return F.linear(x, w, b)
     rows = x.flatten(0, -2) if x.ndim > 1 else x[None]
-    return _Linear.apply(rows, w, b).view(*x.shape[:-1], -1)
+    y = _Linear.apply(rows, w, b)
+    return y.view(*x.shape[:-1], -1)
+
+def _onednn_helps(): return by_onednn('output') or by_onednn('input') or by_onednn('weight')
 
 class Linear(nn.Linear):
     "`nn.Linear` that computes its product by the faster way."
@@ -209,4 +212,5 @@ def gated_down(
 ) -> Tensor: # (..., D)
     "Compute (silu(g) * u) @ w.T, with half the memory."
     if not fast_here(g, u, w) or not g.numel(): return F.linear(F.silu(g) * u, w)
-    return _GatedDown.apply(g.flatten(0, -2), u.flatten(0, -2), w).view(*g.shape[:-1], -1)
+    y = _GatedDown.apply(g.flatten(0, -2), u.flatten(0, -2), w)
+    return y.view(*g.shape[:-1], -1)

@@ -68,7 +68,7 @@ class Transformer(nn.Module):
 
     def make_tables(self,
         device=None, # device of the tables
-    ):
+    ) -> None:
         "Make the rotary tables; they are float32 and not saved."
         c = self.config
         if not c.traits.rotary: return
@@ -85,7 +85,7 @@ class Transformer(nn.Module):
 
     def set_recompute(self,
         every:int=1, # recompute blocks 0, every, 2 every...; 0: none
-    ): # the model itself; UserError for anything but a whole number
+    ) -> 'Transformer': # the model itself; UserError for anything but a whole number
         "Keep less for the backward pass, and compute it again there."
         if not isinstance(every, int) or isinstance(every, bool) or every < 0:
             raise UserError(f'expected a whole number, 0 or more, got {every!r}')

@@ -37,7 +37,7 @@ class Plan:
     @classmethod
     def from_dict(cls,
         d:dict, # result of `to_dict`
-    ): # Plan; UserError for missing or unknown names, or values that no run could use
+    ) -> 'Plan': # UserError for missing or unknown names, or values that no run could use
         "Return the plan that `d` holds."
         _check_names_and_types(d)
         _check_values(d)
@@ -134,7 +134,8 @@ def notes(self:Plan) -> list[str]: # sentences
     notes = []
     others = self.machine.get('others') or 0
     if others > BUSY:
-        notes.append(f'other programs used {others:.1f} of {self.machine["cores"]} cores while the machine was measured: '
+        cores = self.machine['cores']
+        notes.append(f'other programs used {others:.1f} of {cores} cores while the machine was measured: '
                      'plan again when they have ended, and the plan will be longer')
     params = 'params' if 'ranks' in self.expected else 'body'
     ratio = self.tokens / self.expected[params]
@@ -290,7 +291,7 @@ def _repr_html_(self:Plan):
 # %% ../../nbs/api/25_plan/05_plan.ipynb #8beb7071
 def read_plan(
     plan, # `Plan`, the path of its file, or its dict
-) -> Plan: # Plan; UserError if there is no valid plan
+) -> Plan: # UserError if there is no valid plan
     "Return a plan from wherever it is."
     if isinstance(plan, (str, Path)): plan = read_json(plan, 'make it again with `plan` or llmbook-plan')
     return Plan.from_dict(plan) if isinstance(plan, dict) else plan

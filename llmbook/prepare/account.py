@@ -48,7 +48,7 @@ class Step:
         n_bytes:int, # bytes as the document came in
         n_bytes_out:int|None=None, # bytes as it goes on; None: unchanged
         documents:int=1, # number of documents that these are the bytes of
-    ):
+    ) -> None:
         "Count a document that goes on to the next step."
         self.documents_in += documents
         self.documents_out += documents
@@ -62,7 +62,7 @@ class Step:
         n_bytes:int|None=None, # bytes of the document; None: counted from `text`
         value='', # measured value, shown beside the example
         unknown:bool=False, # True where nobody can tell how many bytes are lost; they count as none
-    ):
+    ) -> None:
         "Count a document that ends here."
         if n_bytes is None: n_bytes = len(text.encode('utf-8', 'replace'))
         self.documents_in += 1
@@ -174,7 +174,7 @@ class Funnel:
     @classmethod
     def from_list(cls,
         steps:list[dict], # what `as_list` returned, or the "funnel" of a card
-    ):
+    ) -> 'Funnel':
         "Restore a funnel from what a worker returned or a card stores."
         funnel = cls()
         funnel.steps = [Step.from_dict(d) for d in steps]
@@ -182,7 +182,7 @@ class Funnel:
 
     def merge(self,
         other, # Funnel with the same steps, by another worker; it is not changed
-    ): # this one, with the other's documents added
+    ) -> 'Funnel': # this one, with the other's documents added
         "Add what another worker counted."
         names = [s.name for s in self.steps]
         others = [s.name for s in other.steps]
@@ -206,14 +206,14 @@ class Lengths:
     def add(self,
         n:int, # bytes, tokens, words ...: 0 or more
         documents:int=1, # number of documents that have this length
-    ):
+    ) -> None:
         "Count a document."
         digits = int(n).bit_length()
         self.counts[digits] = self.counts.get(digits, 0) + documents
 
     def merge(self,
         other, # Lengths; it is not changed
-    ): # this one
+    ) -> 'Lengths': # this one
         "Add what another worker counted."
         for digits, n in other.counts.items(): self.counts[digits] = self.counts.get(digits, 0) + n
         return self
@@ -244,14 +244,14 @@ class Tally:
     def add(self,
         name:str, # name that is counted under
         **amounts:int, # such as documents=1, bytes=120
-    ):
+    ) -> None:
         "Add amounts under a name."
         row = self.rows.setdefault(str(name), {})
         for amount, n in amounts.items(): row[amount] = row.get(amount, 0) + n
 
     def merge(self,
         other, # Tally; it is not changed
-    ): # this one
+    ) -> 'Tally': # this one
         "Add what another worker counted."
         for name, row in other.rows.items(): self.add(name, **row)
         return self

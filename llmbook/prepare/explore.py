@@ -272,10 +272,14 @@ def flips(
     after:dict, # low and/or high
 ) -> tuple: # (numbers of those that would be lost in addition, numbers of those that would come back)
     "Return what changes between two settings, nearest to the old threshold first."
-    old, new = set(effect(values, **before)), set(effect(values, **after))
+    old = set(effect(values, **before))
+    new = set(effect(values, **after))
     lines = [t for t in before.values() if t is not None]
-    def distance(i): return min((abs(values[i] - t) for t in lines), default=0), i
-    return sorted(new - old, key=distance), sorted(old - new, key=distance)
+    def nearest_first(i):
+        distances = [abs(values[i] - t) for t in lines]
+        return min(distances, default=0), i
+
+    return sorted(new - old, key=nearest_first), sorted(old - new, key=nearest_first)
 
 # %% ../../nbs/api/15_prepare/09_explore.ipynb #892280e3
 def _known(values):

@@ -49,10 +49,10 @@ class Outputs:
     def __init__(self):
         self.is_prepared = lru_cache(100_000)(is_prepared)
         self.is_run = lru_cache(100_000)(_is_run)
-        self.found = set() # files that were asked for and are outputs
+        self.found = set() # outputs that were asked for
 
     @property
-    def n_found(self): return len(self.found)
+    def n_found(self) -> int: return len(self.found) # files that were asked for and are outputs
 
     def __contains__(self,
         path:str|Path, # file; links are followed
@@ -80,7 +80,7 @@ class Outputs:
 # %% ../../nbs/api/15_prepare/00_outputs.ipynb #e1cfe6b1
 def check_place(
     out:str|Path, # folder to make
-): # UserError if it holds files of another origin with names that `prepare` would write
+) -> None: # UserError if it holds files of another origin with names that `prepare` would write
     "Raise `UserError` if a preparation would overwrite what it did not make."
     out = Path(out)
     if not out.is_dir() or is_prepared(out): return

@@ -82,13 +82,20 @@ class FirstPass:
         self.documents = open(folder/'documents.jsonl', 'wb')
         self.rejects = RejectLog(folder/'rejects.jsonl')
 
-    def drop(self, step, reason, doc, value=''):
+    def drop(self,
+        step:str, # name of the step that decided
+        reason:str, # short name of the reason
+        doc, # Doc
+        value='', # what was measured
+    ) -> None:
         "Account for a document that ends here."
         text = getattr(doc, 'text', '')
         self.steps[step].drop(reason, doc.id, text, value=value, n_bytes=None if text else 0)
         self.rejects.add(doc, step, reason, value, text)
 
-    def reject(self, record):
+    def reject(self,
+        record:Reject, # what could not be read
+    ) -> None:
         "Account for a record that could not be read, or for the missing end of a document that stays."
         if record.part_of: return self.leave_out('read', record.reason, record, record.value)
         unknown = record.n_bytes is None
@@ -96,7 +103,12 @@ class FirstPass:
         self.steps['read'].drop(record.reason, record.id, value=record.value, n_bytes=n_bytes, unknown=unknown)
         self.rejects.add(record, 'read', record.reason, record.value)
 
-    def leave_out(self, step, reason, part, value=''):
+    def leave_out(self,
+        step:str, # name of the step that decided
+        reason:str, # short name of the reason
+        part, # Doc, or Reject for an end that could not be read
+        value='', # what was measured
+    ) -> None:
         "Note a part of a long document that goes while the document stays."
         left_out = self.left_out.setdefault(f'{step}: {reason}', dict(parts=0, bytes=0))
         left_out['parts'] += 1
@@ -104,7 +116,9 @@ class FirstPass:
         else: left_out['bytes'] += part.nbytes
         self.rejects.add(part, step, reason, value, getattr(part, 'text', ''))
 
-    def take(self, record):
+    def take(self,
+        record, # Doc or Reject, as the reader returns it
+    ) -> None:
         "Take in a record as it was read."
         if isinstance(record, Reject): return self.reject(record)
         if self.recipe.work in record.place: record.place = '' # a file that is removed at the end is no place to look
@@ -117,7 +131,10 @@ class FirstPass:
 
 # %% ../../nbs/api/15_prepare/06_passes.ipynb #e8246ad1
 @patch
-def accept(self:FirstPass, doc, n_bytes): # the cleaned document, or None
+def accept(self:FirstPass,
+    doc:Doc, # document as it was read
+    n_bytes:int, # its bytes
+) -> Doc|None: # the cleaned document; None if it was dropped
     "Clean a document, mask personal data and filter it."
     cleaning, filtering = self.steps['clean'], self.steps['filter']
     with cleaning: cleaned, masked = self.masked(doc)
@@ -134,7 +151,9 @@ def accept(self:FirstPass, doc, n_bytes): # the cleaned document, or None
     return passed if self.guard is None else self.uncontaminated(passed)
 
 @patch
-def masked(self:FirstPass, doc): # (document, {kind of personal data: how often it was masked})
+def masked(self:FirstPass,
+    doc:Doc, # document as it was read
+) -> tuple[Doc, dict]: # the cleaned document, and how often each kind of personal data was masked
     "Clean a document and mask its personal data."
     cleaned = clean(doc)
     text, counts = mask_personal(cleaned.text, self.recipe.personal)
@@ -142,7 +161,10 @@ def masked(self:FirstPass, doc): # (document, {kind of personal data: how often 
     return cleaned, counts
 
 @patch
-def count_language(self:FirstPass, doc, passed):
+def count_language(self:FirstPass,
+    doc:Doc, # cleaned document
+    passed, # what the filters left of it, or a Drop
+) -> None:
     "Count what the filters make of the languages, for a warning where they drop nearly all of one."
     if doc.kind == 'code': return
     language = with_language(doc).language
@@ -163,7 +185,9 @@ def with_language(
     return replace(doc, language=language) if p >= low else doc
 
 @patch
-def filtered(self:FirstPass, doc): # the document, what is left of it, or a Drop
+def filtered(self:FirstPass,
+    doc:Doc, # cleaned document
+) -> Doc|Drop: # the document, or what is left of it
     "Apply the preset to a document, to a long one part by part."
     passed, refused = [], []
     for part in split_long(doc):
@@ -193,7 +217,9 @@ def _commonest(refused):
     return next(drop for _, drop in refused if reasons[drop.reason] == most)
 
 @patch
-def uncontaminated(self:FirstPass, doc): # the document, what is left of it, or None
+def uncontaminated(self:FirstPass,
+    doc:Doc, # document that passed the filters
+) -> Doc|None: # the document, or what is left of it; None if it was dropped
     "Drop what overlaps with an evaluation set: a document, or the parts of a long one."
     step = self.steps['contamination']
     n_bytes = doc.nbytes
@@ -209,7 +235,10 @@ def uncontaminated(self:FirstPass, doc): # the document, what is left of it, or 
     return left
 
 @patch
-def clean_parts(self:FirstPass, doc, reason): # what is left of the document, or None
+def clean_parts(self:FirstPass,
+    doc:Doc, # document that holds evaluation items
+    reason:str, # reason for what is left out
+) -> Doc|None: # what is left of the document; None if that is nothing
     "Leave out the parts of a long document that hold evaluation items."
     found, left = [], []
     for part in split_long(doc):
@@ -222,7 +251,9 @@ def clean_parts(self:FirstPass, doc, reason): # what is left of the document, or
     return _joined(doc, left)
 
 @patch
-def count_found(self:FirstPass, overlap):
+def count_found(self:FirstPass,
+    overlap, # what the `Decontaminator` found in a document
+) -> None:
     "Count the evaluation items that a document holds."
     items = {} # evaluation set -> items that were found in this document
     for name, item in overlap.found: items.setdefault(name, set()).add(item)
@@ -237,7 +268,9 @@ _SIGN_BYTES = 4_000_000 # and no more than this, unless one document alone has m
 _COLUMNS = dict(offset=np.int64, bytes=np.int64, place=float, rank=np.uint64, group=np.uint64)
 
 @patch
-def write(self:FirstPass, doc):
+def write(self:FirstPass,
+    doc:Doc, # document that was accepted
+) -> None:
     "Write a document down, with the likeliest language where none is sure."
     with self.steps['filter']: doc = with_language(doc)
     offset = self.documents.tell()
@@ -261,13 +294,15 @@ def _drawn(self:FirstPass, doc): # place, rank, group
     group = int(fingerprint([doc.source, name]), 16) if whole else 0
     return split_place(name, seed), rank, group
 @patch
-def placed(self:FirstPass, doc): # meta
+def placed(self:FirstPass,
+    doc:Doc, # document that was accepted
+) -> dict: # its `meta`
     "Return the document's `meta`, with the file that it stands in where its own id does not say so."
     is_clear = not self.file or doc.id.startswith(path_id(self.file)) or self.recipe.work in self.file
     return doc.meta if is_clear else dict(doc.meta, file=path_id(self.file))
 
 @patch
-def sign(self:FirstPass):
+def sign(self:FirstPass) -> None:
     "Make the signatures of the documents that wait for them."
     with self.steps['near-duplicates']: self.signatures.append(self.signer.sign(self.waiting))
     self.waiting = []
@@ -275,7 +310,7 @@ def sign(self:FirstPass):
 
 # %% ../../nbs/api/15_prepare/06_passes.ipynb #81c315b4
 @patch
-def close(self:FirstPass): # summary of the unit
+def close(self:FirstPass) -> dict: # summary of the unit
     "Write the columns and close the files."
     if self.waiting or not self.signatures: self.sign()
     self.documents.close()
@@ -340,7 +375,7 @@ def count_stage(
 # %% ../../nbs/api/15_prepare/06_passes.ipynb #b5e08f61
 def load_repeated(
     work:str|Path, # work folder
-): # (keys, number of the first document that has each), or None
+) -> list|None: # keys, and the number of the first document that has each; None if no lines were looked for
     "Load what `repeated_keys` found."
     paths = [Path(work)/f'repeated-{name}.npy' for name in ('keys', 'first')]
     if not paths[0].exists(): return None
@@ -350,7 +385,7 @@ def without_repeats(
     doc:Doc, # document that stays
     number:int, # number of the document
     repeated, # what `load_repeated` returned, or None
-): # (document, lines removed, bytes removed)
+) -> tuple[Doc, int, int]: # document, lines removed, bytes removed
     "Remove the lines that stand in too many documents, except from the first document that has them."
     if repeated is None or doc.kind != 'prose': return doc, 0, 0
     text, lines, n_bytes = remove_repeats(doc.text, *repeated, number)
@@ -388,7 +423,11 @@ class SecondPass:
         self.counts = {name: {} for name in ('kinds', 'languages', 'licences', 'sources')}
         self.removed = [0, 0] # lines, bytes
 
-    def take(self, doc, number, split):
+    def take(self,
+        doc:Doc, # document that stays
+        number:int, # its number among all documents
+        split:int, # number of its split, or CUT
+    ) -> None:
         "Take in a document that stays; encode when enough of them wait."
         n_bytes = doc.nbytes
         with self.step: doc, lines, removed_bytes = without_repeats(doc, number, self.repeated)
@@ -401,13 +440,21 @@ class SecondPass:
             for passage, i in passages(doc, *self.shares): self.wait(passage, i, passage.nbytes)
         else: self.wait(doc, split, rest)
 
-    def wait(self, doc, split, n_bytes):
+    def wait(self,
+        doc:Doc, # document or passage
+        split:int, # number of its split
+        n_bytes:int, # its bytes
+    ) -> None:
         "Put a document with those that are encoded together."
         self.waiting.append((doc, split, n_bytes))
         self.waiting_bytes += n_bytes
         if self.waiting_bytes > _ENCODE_TOGETHER: self.encode()
 
-    def drop(self, doc, n_bytes, lines):
+    def drop(self,
+        doc:Doc, # document without a line of its own
+        n_bytes:int, # bytes that it had
+        lines:int, # lines that were removed
+    ) -> None:
         "Account for a document of which nothing is left."
         reason = 'only repeated lines'
         self.step.drop(reason, doc.id, '', n_bytes=n_bytes)
@@ -427,7 +474,7 @@ def _encode_parts(tok, text):
     return np.concatenate(ids) if ids else np.empty(0, '<u4')
 
 @patch
-def encode(self:SecondPass):
+def encode(self:SecondPass) -> None:
     "Turn the documents that wait into ids."
     texts = [doc.text for doc, _, _ in self.waiting]
     encoded = _encoded(self.tok, texts)
@@ -441,7 +488,12 @@ def encode(self:SecondPass):
     self.waiting_bytes = 0
 
 @patch
-def write_rows(self:SecondPass, doc, split, n_bytes, n_ids):
+def write_rows(self:SecondPass,
+    doc:Doc, # document or passage
+    split:str, # name of its split
+    n_bytes:int, # its bytes
+    n_ids:int, # its ids, without the end marker
+) -> None:
     "Write a document's line, and its text unless it is trained on."
     row = dict(id=doc.id, kind=doc.kind, package=doc.meta.get('package', ''))
     if split != 'train': _write_row(self.texts[split], dict(row, text=doc.text))
@@ -449,7 +501,11 @@ def write_rows(self:SecondPass, doc, split, n_bytes, n_ids):
     _write_row(self.texts['documents'], dict(row, split=split, bytes=n_bytes, tokens=tokens))
 
 @patch
-def count(self:SecondPass, doc, n_bytes, tokens):
+def count(self:SecondPass,
+    doc:Doc, # document or passage
+    n_bytes:int, # its bytes
+    tokens:int, # its ids
+) -> None:
     "Count a document under its kind, language, licence and source."
     keys = dict(kinds=doc.kind, languages=doc.language, licences=doc.licence, sources=doc.source)
     for name, key in keys.items():
@@ -459,7 +515,7 @@ def count(self:SecondPass, doc, n_bytes, tokens):
         counts[2] += tokens
 
 @patch
-def close(self:SecondPass): # summary of the unit
+def close(self:SecondPass) -> dict: # summary of the unit
     "Encode the rest and close the files."
     if self.waiting: self.encode()
     files = [*self.ids, *self.texts.values(), self.rejects]

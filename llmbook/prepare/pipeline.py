@@ -28,7 +28,8 @@ from .account import Funnel, Lengths, Step
 from .splits import SPLITS
 from .units import LONGEST_PART, Sources, divide, divide_in_order, passages, units
 from llmbook.prepare.work import (
-    CUT, DROPPED, TEXT_FILES, RejectLog, StoredDocuments, remove_old, stored_card, unit_folder, what_changed, work_folder
+    CUT, DROPPED, TEXT_FILES, RejectLog, StoredDocuments, remove_old, stored_card, unit_folder, what_changed,
+    work_folder,
 )
 from .workers import ProgressBar, choose_workers, run_units
 from .passes import Recipe, count_stage, load_repeated, pack_stage, read_stage, without_repeats
@@ -57,7 +58,12 @@ class Preparation:
         self.seconds = {} # by stage
         self.is_cut = False # whether a text is in several splits, because there are fewer texts than splits
 
-    def run(self, stage, f, items, n_bytes): # summaries, in the order of the units
+    def run(self,
+        stage:str, # name of the stage, in `shares` and in `seconds`
+        f, # function of the recipe and an item, which returns the summary of a unit
+        items, # one for each unit
+        n_bytes:int, # bytes of all units, for the bar
+    ) -> list[dict]: # summaries, in the order of the units
         "Run one pass over all units."
         since = perf_counter()
         done = 0 # bytes
@@ -81,7 +87,9 @@ def _save(path, array):
 
 # %% ../../nbs/api/15_prepare/08_pipeline.ipynb #a4bcbc21
 @patch
-def read(self:Preparation, src):
+def read(self:Preparation,
+    src:Sources, # what is read
+) -> None: # UserError if there is no document in it
     "Run the first pass, and add up what the workers counted."
     jobs = enumerate(units(src, self.work/'in'))
     summaries = self.run('read', read_stage, jobs, src.n_bytes)
@@ -152,7 +160,7 @@ def _largest_groups(kept_for, dropped, most=10): # [(document that stays, those 
 
 # %% ../../nbs/api/15_prepare/08_pipeline.ipynb #dab765c0
 @patch
-def choose(self:Preparation):
+def choose(self:Preparation) -> None: # UserError if no document is left, or fewer than splits
     "Drop near-duplicates and divide the rest into splits."
     since = perf_counter()
     found = self._find_duplicates()
@@ -255,7 +263,7 @@ def _missing_text(funnel):
 TOKENIZER_SAMPLE = 6_000_000 # bytes of training text that the tokenizer is trained on, at most
 
 @patch
-def find_repeats(self:Preparation):
+def find_repeats(self:Preparation) -> None:
     "Find the lines that stand in too many of the documents that stay."
     if not self.recipe.repeats: return
     self.run('duplicates', count_stage, range(self.n_units), self.kept_bytes)
@@ -264,7 +272,7 @@ def find_repeats(self:Preparation):
     _save(self.work/'repeated-first.npy', first)
 
 @patch
-def tokenizer(self:Preparation):
+def tokenizer(self:Preparation): # the tokenizer
     "Train the tokenizer, or load the one that is given."
     since = perf_counter()
     path = self.work/'tokenizer.json'
@@ -302,7 +310,9 @@ def _texts(self:Preparation, numbers):
 
 # %% ../../nbs/api/15_prepare/08_pipeline.ipynb #af9d757c
 @patch
-def pack(self:Preparation, tok): # splits of the manifest
+def pack(self:Preparation,
+    tok, # the tokenizer
+) -> dict: # split -> its entry of the manifest
     "Run the second pass, and write the shards."
     self.packed = self.run('pack', pack_stage, range(self.n_units), self.kept_bytes)
     if self.recipe.repeats:
@@ -330,7 +340,7 @@ def _write_shards(self:Preparation, split, dtype):
 @patch
 def gather(self:Preparation,
     name:str, # name of a file in the data folder
-):
+) -> None:
     "Put together the units' files of one name."
     own_name = Path(name).name
     paths = self._paths('pack', own_name)
@@ -354,8 +364,12 @@ def _counts(self:Preparation, name): # {key: documents, bytes, tokens}
 
 @patch
 def _token_lengths(self:Preparation):
-    files = [unit_folder(self.work, 'pack', s['unit'])/'lengths.npz' for s in self.packed]
-    return np.concatenate([np.load(f)[split] + 1 for f in files for split in SPLITS])
+    "Return the tokens of each document, with the marker at its end."
+    lengths = []
+    for summary in self.packed:
+        path = unit_folder(self.work, 'pack', summary['unit'])/'lengths.npz'
+        with np.load(path) as arrays: lengths += [arrays[split] + 1 for split in SPLITS]
+    return np.concatenate(lengths)
 
 def _ratio(n_bytes, tokens): return round(n_bytes / max(tokens, 1), 4)
 
@@ -373,7 +387,12 @@ _NOTE = ('The embedded corpus: text that was already on this machine, chosen by 
          'installed packages. Another set of packages gives another corpus.')
 
 @patch
-def card(self:Preparation, src, tok, splits, question): # dict
+def card(self:Preparation,
+    src:Sources, # what was read
+    tok, # the tokenizer
+    splits:dict, # what `pack` returned
+    question:str, # fingerprint of sources and options
+) -> dict: # what JSON can hold; AssertionError if a document is lost
     "Return everything that is known about what was made; the account has to add up."
     kinds = self._counts('kinds')
     licences = {name: n['documents'] for name, n in self._counts('licences').items()}

@@ -56,13 +56,13 @@ class Sources:
                         'made: name its files one by one, if they are to be read')
 
     @property
-    def n_bytes(self): # bytes that are expected
+    def n_bytes(self) -> int: # bytes that are expected
         files = sum(size for _, size, _ in self.stats)
         hub = self.max_bytes * len(self.hub)
         embedded = sum(_budget(name) for name in self.embedded)
         return files + hub + embedded
 
-    def identity(self): # JSON
+    def identity(self) -> list: # what JSON can hold
         "Return what distinguishes these sources from others."
         packages = _installed() if self.embedded else []
         identity = [self.names, platform.python_version(), packages, self.stats]
@@ -290,17 +290,20 @@ def divide_in_order(
     test:float=.02, # share for the test
 ) -> np.ndarray|None: # (n,) uint8: index into `SPLITS`; None if there are fewer documents than splits
     "Hold out the last documents, at least one for each split that was asked for."
-    held_out = [(name, share) for name, share in (('test', test), ('valid', valid)) if share]
+    held_out = []
+    if test: held_out.append((_TEST, test))
+    if valid: held_out.append((_VALID, valid))
     if len(sizes) <= len(held_out): return None
-    split = np.full(len(sizes), SPLITS.index('train'), np.uint8)
+    split = np.full(len(sizes), _TRAIN, np.uint8)
     end = len(sizes)
-    for k, (name, share) in enumerate(held_out):
-        has, start = 0, end
+    for k, (i, share) in enumerate(held_out):
         fewest = len(held_out) - k # documents that have to be left for what comes before
-        while start > fewest and (start == end or has < share * sizes.sum()):
+        wanted = share * sizes.sum()
+        has, start = 0, end
+        while start > fewest and (start == end or has < wanted):
             start -= 1
             has += sizes[start]
-        split[start:end] = SPLITS.index(name)
+        split[start:end] = i
         end = start
     return split
 

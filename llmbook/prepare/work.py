@@ -10,6 +10,7 @@ __all__ = ['DROPPED', 'CUT', 'unit_folder', 'atomic_folder', 'StoredDocuments', 
 import json, os, shutil
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Iterator
 import numpy as np
 from ..core import UserError, read_json, write_json
 from ..read.doc import Doc
@@ -31,7 +32,7 @@ def unit_folder(
 @contextmanager
 def atomic_folder(
     folder:Path, # folder that should be there afterwards
-): # yields the temporary folder to write into
+) -> Iterator[Path]: # the temporary folder to write into
     "Make a folder that is there whole or not at all; if another process was faster, its folder stays."
     tmp = folder.with_name(f'.{folder.name}.{os.getpid()}.tmp')
     shutil.rmtree(tmp, ignore_errors=True)
@@ -85,7 +86,7 @@ class StoredDocuments:
             self._files[unit] = open(unit_folder(self.work, 'read', unit)/'documents.jsonl', 'rb')
         return self._files[unit]
 
-    def close(self):
+    def close(self) -> None:
         "Close all files."
         for file in self._files.values(): file.close()
         self._files = {}
@@ -97,7 +98,7 @@ CUT = 254 # the document is the only one, and is cut into a passage for each spl
 def kept_documents(
     work:str|Path, # work folder
     i:int, # number of the unit
-): # yields (Doc, its number among all documents, the number of its split), in order
+) -> Iterator[tuple[Doc, int, int]]: # document, its number among all, the number of its split; in order
     "Read the documents of a unit that stay."
     splits = np.load(Path(work)/'split.npy', mmap_mode='r')
     starts = np.load(Path(work)/'starts.npy', mmap_mode='r')
@@ -122,14 +123,14 @@ class RejectLog:
         reason:str, # short name of the reason
         value='', # measured value
         text:str='', # text, of which the beginning is kept
-    ):
+    ) -> None:
         "Write a line."
         row = dict(id=doc.id, source=doc.source, step=step, reason=reason, value=value, text=text[:self.excerpt])
         place = getattr(doc, 'place', '')
         if place: row['place'] = place # the id does not say where it is
         self.file.write(json.dumps(row, ensure_ascii=False, default=str) + '\n')
 
-    def close(self): self.file.close()
+    def close(self) -> None: self.file.close()
 
 # %% ../../nbs/api/15_prepare/04_work.ipynb #35fd9300
 def stored_card(
@@ -170,7 +171,7 @@ def _as_json(value): return json.dumps(value, default=str)
 # %% ../../nbs/api/15_prepare/04_work.ipynb #52999e5a
 def remove_old(
     out:Path, # data folder
-): # UserError, before anything is removed, for a folder with files of another origin
+) -> None: # UserError, before anything is removed, for a folder with files of another origin
     "Remove what an earlier preparation left, the manifest first."
     check_place(out)
     (out/'manifest.json').unlink(missing_ok=True)
