@@ -3,6 +3,7 @@ import math
 from copy import deepcopy
 import pytest, torch
 from torch import nn
+from llmbook.core import UserError
 from llmbook.core import set_seed
 from llmbook.checkpoint.state import load_checkpoint, optim_tensors, save_checkpoint
 from llmbook.model.config import ModelConfig

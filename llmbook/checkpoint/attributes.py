@@ -25,6 +25,19 @@ from fastai.learner import Learner, Metric, Recorder
 from ..core import UserError
 from .tensor_files import DTYPES
 
+# %% ../../nbs/api/32_checkpoint/06_attributes.ipynb #0ecc1ca1
+_GENERATORS = random.Random, np.random.RandomState, np.random.Generator, torch.Generator
+
+def _generator_state(g):
+    if isinstance(g, random.Random): return g.getstate()
+    if isinstance(g, np.random.RandomState): return g.get_state(legacy=False)
+    return g.bit_generator.state if isinstance(g, np.random.Generator) else g.get_state()
+
+def _set_generator(g, state):
+    if isinstance(g, random.Random): g.setstate(state)
+    elif isinstance(g, np.random.Generator): g.bit_generator.state = state
+    else: g.set_state(state)
+
 # %% ../../nbs/api/32_checkpoint/06_attributes.ipynb #1f1e7499
 SKIPPED = object() # stands for a value without a state of its own
 _PLAIN = type(None), bool, int, float, str
@@ -56,6 +69,10 @@ class Encoder:
         if isinstance(v, Enum): return dict(kind='enum', name=v.name)
         if isinstance(v, _PLAIN): return v
         if isinstance(v, Path): return dict(kind='path', text=str(v))
+        return self._container(v, name)
+
+    def _container(self, v, name):
+        "Encode a value that holds others; refuse one that holds itself."
         if id(v) in self.inside: raise CannotSave(name, v)
         self.inside.add(id(v))
         try: return self._composed(v, name)
@@ -65,11 +82,14 @@ class Encoder:
         for kind, cls in _SEQUENCES.items():
             if isinstance(v, cls): return self._sequence(v, name, kind)
         if isinstance(v, Mapping): return self._mapping(v, name)
-        if isinstance(v, _GENERATORS): return dict(kind='generator', state=self.encode(_generator_state(v), name))
-        if callable(getattr(v, 'state_dict', None)) and hasattr(v, 'load_state_dict'):
-            return dict(kind='state_dict', state=self.encode(v.state_dict(), name))
-        known = _is_users(type(v)) or isinstance(v, Metric)
-        if not known or isinstance(v, Iterator): raise CannotSave(name, v)
+        if isinstance(v, _GENERATORS):
+            state = _generator_state(v)
+            return dict(kind='generator', state=self.encode(state, name))
+        if _has_state_dict(v):
+            state = v.state_dict()
+            return dict(kind='state_dict', state=self.encode(state, name))
+        is_known = _is_users(type(v)) or isinstance(v, Metric)
+        if not is_known or isinstance(v, Iterator): raise CannotSave(name, v)
         return dict(kind='object', attributes=self._attributes(v, name))
 
     def _sequence(self, v, name, kind):
@@ -80,8 +100,9 @@ class Encoder:
     def _mapping(self, v, name):
         items = []
         for i, (k, value) in enumerate(v.items()):
-            pair = self.encode(k, f'{name}.{i}.key'), self.encode(value, f'{name}.{i}')
-            if SKIPPED not in pair: items.append(list(pair))
+            key = self.encode(k, f'{name}.{i}.key')
+            encoded = self.encode(value, f'{name}.{i}')
+            if SKIPPED not in (key, encoded): items.append([key, encoded])
         return dict(kind='dict', items=items, whole=len(items) == len(v))
 
     def _attributes(self, v, name):
@@ -95,7 +116,8 @@ class Encoder:
         return encoded
 
     def tensor(self, v, name):
-        if v.dtype not in DTYPES or v.layout is not torch.strided or hasattr(v, 'device_mesh'): raise CannotSave(name, v)
+        is_whole = v.layout is torch.strided and not hasattr(v, 'device_mesh')
+        if v.dtype not in DTYPES or not is_whole: raise CannotSave(name, v)
         self.tensors[name] = v.detach()
         return dict(kind='tensor', name=name, device=v.device.type)
 
@@ -104,6 +126,8 @@ class Encoder:
         data = np.frombuffer(v.tobytes(), np.uint8).copy()
         self.tensors[name] = torch.from_numpy(data)
         return dict(kind='array', name=name, dtype=v.dtype.str, shape=list(v.shape))
+
+def _has_state_dict(v): return callable(getattr(v, 'state_dict', None)) and hasattr(v, 'load_state_dict')
 
 def _has_no_state(v):
     if isinstance(v, _NO_STATE): return True
@@ -123,42 +147,41 @@ def _is_users(cls):
 
 def _must_be_saved(v): return isinstance(v, (Iterator, torch.Tensor)) or _is_users(type(v))
 
-# %% ../../nbs/api/32_checkpoint/06_attributes.ipynb #0ecc1ca1
-_GENERATORS = random.Random, np.random.RandomState, np.random.Generator, torch.Generator
-
-def _generator_state(g):
-    if isinstance(g, random.Random): return g.getstate()
-    if isinstance(g, np.random.RandomState): return g.get_state(legacy=False)
-    return g.bit_generator.state if isinstance(g, np.random.Generator) else g.get_state()
-
-def _set_generator(g, state):
-    if isinstance(g, random.Random): g.setstate(state)
-    elif isinstance(g, np.random.Generator): g.bit_generator.state = state
-    else: g.set_state(state)
-
 # %% ../../nbs/api/32_checkpoint/06_attributes.ipynb #ce9f1d2c
 def restored(
     e, # encoded value
     now, # what stands in its place now, or None
     read, # function (name) -> tensor
     device, # device of the model, for tensors that were on an accelerator
-): # the value
+): # the value; CannotSave if nothing stands in the place of an object
     "Make a value again from what `Encoder` made of it."
-    def each(items): return [restored(item, None, read, device) for item in items]
     if isinstance(e, _PLAIN): return e
     if isinstance(e, list): e = dict(kind='list', items=e)
     kind = e['kind']
-    if kind == 'dict': return _updated(now, dict(map(each, e['items'])), e['whole'])
-    if kind in _SEQUENCES: return _filled(now, each(e['items']), _SEQUENCES[kind])
     if kind == 'path': return Path(e['text'])
     if kind == 'tensor': return _tensor(e, now, read, device)
-    if kind == 'array': return np.frombuffer(read(e['name']).numpy().tobytes(), e['dtype']).reshape(e['shape']).copy()
+    if kind == 'array': return _array(e, read)
     if kind == 'enum': return type(now)[e['name']] if isinstance(now, Enum) else e['name']
-    if now is None: raise CannotSave(kind, e)
-    if kind == 'object': _set_attributes(now, e['attributes'], read, device)
-    elif kind == 'generator': _set_generator(now, restored(e['state'], None, read, device))
-    else: now.load_state_dict(restored(e['state'], None, read, device))
+    if kind != 'dict' and kind not in _SEQUENCES: return _changed_object(e, now, read, device)
+    items = [restored(item, None, read, device) for item in e['items']]
+    if kind == 'dict': return _updated(now, dict(items), e['whole'])
+    return _filled(now, items, _SEQUENCES[kind])
+
+def _changed_object(e, now, read, device):
+    "Give an object its attributes or its state back; it is never made anew."
+    if now is None: raise CannotSave(e['kind'], e)
+    if e['kind'] == 'object':
+        _set_attributes(now, e['attributes'], read, device)
+        return now
+    state = restored(e['state'], None, read, device)
+    if e['kind'] == 'generator': _set_generator(now, state)
+    else: now.load_state_dict(state)
     return now
+
+def _array(e, read):
+    "Return an array, with memory of its own, from the bytes of a tensor."
+    data = read(e['name']).numpy().tobytes()
+    return np.frombuffer(data, e['dtype']).reshape(e['shape']).copy()
 
 def _filled(now, items, kind):
     "Return items as a sequence of a kind, in the one that is there if it can be changed."
@@ -211,19 +234,31 @@ class Attributes:
         found = {}
         for cb in self.learn.cbs:
             if _saves_itself(cb): continue
-            key, n = cb.name, 2
-            while key in found: key, n = f'{cb.name} {n}', n + 1
+            key = cb.name
+            n = 2
+            while key in found: # a second callback of a name
+                key = f'{cb.name} {n}'
+                n += 1
             found[key] = cb
         return found
 
-    def state(self): # JSON, {name: tensor}; attributes that cannot be saved are named in a warning
+    def state(self) -> tuple: # JSON, {name: tensor}; attributes that cannot be saved are named in a warning
         "Return the attributes that have changed."
         encoder = Encoder(self._own())
         saved = {}
         for key, cb in self.callbacks().items():
-            values = {k: self._encode(encoder, v, key, k) for k, v in self._of(cb).items() if self._changed(key, k, v)}
-            saved[key] = {k: e for k, e in values.items() if e is not SKIPPED}
-        return {k: v for k, v in saved.items() if v}, encoder.tensors
+            encoded = self._changes(encoder, key, cb)
+            if encoded: saved[key] = encoded
+        return saved, encoder.tensors
+
+    def _changes(self, encoder, key, cb):
+        "Return the encoded attributes of a callback that have changed."
+        encoded = {}
+        for k, v in self._of(cb).items():
+            if not self._changed(key, k, v): continue
+            e = self._encode(encoder, v, key, k)
+            if e is not SKIPPED: encoded[k] = e
+        return encoded
 
     def restore(self,
         saved:dict, # JSON from `state`
@@ -238,7 +273,8 @@ class Attributes:
                 self.restored.add((key, k))
 
     def _of(self, cb):
-        left_out = ('learn', '_state', *cb._stateattrs, *(('hps',) if isinstance(cb, ParamScheduler) else ()))
+        left_out = ['learn', '_state', *cb._stateattrs]
+        if isinstance(cb, ParamScheduler): left_out.append('hps') # which the recorder's state holds
         return {k: v for k, v in vars(cb).items() if k not in left_out}
 
     def _own(self): return [*self.learn.model.modules(), *self.learn.model.parameters(), self.learn.opt]
@@ -261,16 +297,20 @@ class Attributes:
 
     def _encode(self, encoder, v, key, k):
         name = f'{key}.{k}'
-        try:
-            e = encoder.encode(v, name)
-            made_anew = isinstance(e, dict) and e['kind'] in ('object', 'generator', 'state_dict')
-            if not made_anew or isinstance(self.at_first.get(key, {}).get(k), dict): return e
+        try: e = encoder.encode(v, name)
         except CannotSave as problem:
-            if _is_fastais(self.callbacks()[key]): return SKIPPED
-            name, v = problem.args
+            if not _is_fastais(self.callbacks()[key]): self._warn(*problem.args)
+            return SKIPPED
+        is_object = isinstance(e, dict) and e['kind'] in ('object', 'generator', 'state_dict')
+        was_there = isinstance(self.at_first.get(key, {}).get(k), dict)
+        if not is_object or was_there: return e
+        self._warn(name, v) # made during the fit: after a resume nothing would stand there to give the state to
+        return SKIPPED
+
+    def _warn(self, name, v):
+        "Say once that an attribute cannot be saved."
         if name not in self.warned: warnings.warn(_words(name, v))
         self.warned.add(name)
-        return SKIPPED
 
 def _saves_itself(cb):
     has_method = any(hasattr(type(cb), name) for name in ('checkpoint_state', 'put_back'))

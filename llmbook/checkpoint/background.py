@@ -54,17 +54,20 @@ class Snapshot:
         return b
 
     def _copy(self, copies, sources):
-        on_gpu = [s for s in sources if s.is_cuda]
-        if not on_gpu:
-            for c, s in zip(copies, sources): c.copy_(s)
-            return
+        on_gpu = [source for source in sources if source.is_cuda]
+        if on_gpu: return self._copy_beside(copies, sources, on_gpu)
+        for copy, source in zip(copies, sources): copy.copy_(source)
+
+    def _copy_beside(self, copies, sources, on_gpu):
+        "Queue the copies on a stream of their own, behind what is queued already."
         device = on_gpu[0].device
-        self.stream = self.stream or torch.cuda.Stream(device)
+        if self.stream is None: self.stream = torch.cuda.Stream(device)
         self.stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(self.stream):
-            for c, s in zip(copies, sources): c.copy_(s, non_blocking=True)
+            for copy, source in zip(copies, sources): copy.copy_(source, non_blocking=True)
             self.event = self.stream.record_event()
-        for s in on_gpu: s.record_stream(self.stream) # memory freed meanwhile is not reused before the copy is complete
+        # memory that is freed meanwhile is not reused before the copy is complete
+        for source in on_gpu: source.record_stream(self.stream)
 
 # %% ../../nbs/api/32_checkpoint/03_background.ipynb #51b44fa1
 class Background:

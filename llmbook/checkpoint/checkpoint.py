@@ -208,17 +208,27 @@ def gather(self:Checkpoint, validated=False, done=False):
     "Return all tensors by kind, not copied, and the rest as JSON."
     kinds, groups = self.held()
     recorder, record = recorder_state(self.learn, self.curve)
-    epoch_ends = self.learn.train_iter % len(self.dls.train) == 0
-    if epoch_ends and not validated and self.rng_at == self.learn.train_iter: kinds[self.rng_kind] = self.rng
-    kinds['record'] = record
     attributes = self.attributes or Attributes(self.learn)
-    changed, kinds['attributes'] = attributes.state()
+    changed, tensors = attributes.state()
+    kinds['record'] = record
+    kinds['attributes'] = tensors
+    step = self.learn.train_iter
+    epoch_ends = step % len(self.dls.train) == 0
+    if epoch_ends and not validated and self.rng_at == step: kinds[self.rng_kind] = self.rng
     callbacks = [cb for cb in self.learn.cbs if hasattr(type(cb), 'checkpoint_state')]
     state = dict(
-        step=self.train_iter, fit=self.number, base=self.base,
-        validated=validated, done=done, best=self.best,
-        asked=self.facts, groups=groups, products=product_ways(),
-        callbacks={cb.name: cb.checkpoint_state() for cb in callbacks}, attributes=changed, recorder=recorder)
+        step=step,
+        fit=self.number,
+        base=self.base,
+        validated=validated,
+        done=done,
+        best=self.best,
+        asked=self.facts,
+        groups=groups,
+        products=product_ways(),
+        callbacks={cb.name: cb.checkpoint_state() for cb in callbacks},
+        attributes=changed,
+        recorder=recorder)
     return kinds, json.dumps(state, default=_plain)
 
 def _plain(x): return x.item() if hasattr(x, 'item') else str(x)
@@ -324,13 +334,15 @@ def differs(self:Checkpoint, f, state):
     "Return the differences between a checkpoint and this run, as texts."
     differ = []
     tensors = model_differences(TensorFolder(f), self.model)
-    if tensors: differ.append(f'model ({len(tensors)} tensors, such as {", ".join(tensors[:3])})')
-    if state['fit'] == self.number:
-        differ = differences(state['asked'], self.facts) + differ
-        _, groups = optim_tensors(self.opt)
-        same_groups = group_sizes(state['groups']) == group_sizes(groups)
-        if not differ and not same_groups: differ.append('optimiser')
-    return differ
+    if tensors:
+        some = ', '.join(tensors[:3])
+        differ.append(f'model ({len(tensors)} tensors, such as {some})')
+    if state['fit'] != self.number: return differ
+    differ = differences(state['asked'], self.facts) + differ
+    if differ: return differ
+    _, groups = optim_tensors(self.opt)
+    same_groups = group_sizes(state['groups']) == group_sizes(groups)
+    return [] if same_groups else ['optimiser']
 
 @patch
 def _check_resume(self:Checkpoint, found):
@@ -377,18 +389,19 @@ def put_back(self:Checkpoint):
     if self.attributes is None: self.attributes = Attributes(self.learn) # refuses those that cannot be saved
     if self.state is None: return
     saved = self.state['callbacks']
-    folder = self.tensors
     for cb in self.learn.cbs:
         can_load = hasattr(type(cb), 'load_checkpoint_state')
         if can_load and cb.name in saved: cb.load_checkpoint_state(saved[cb.name])
-    self.attributes.restore(self.state.get('attributes', {}), partial(folder.read, 'attributes'))
-    record = {k: folder.read('record', k) for k in folder.shapes('record')}
-    load_recorder(self.learn, self.state['recorder'], record)
+    read = partial(self.tensors.read, 'attributes')
+    self.attributes.restore(self.state.get('attributes', {}), read)
+    load_recorder(self.learn, self.state['recorder'], self._saved('record'))
     self.curve = Curve() # a rewind has made the curve shorter
-    kind = self.rng_kind
-    self.rng = {k: folder.read(kind, k).clone() for k in folder.shapes(kind)}
+    self.rng = {k: t.clone() for k, t in self._saved(self.rng_kind).items()}
     self.rng_at = self.learn.train_iter
     if self.rng: set_rng_state(self.rng) # a rank that was not there before keeps its own
+
+@patch
+def _saved(self:Checkpoint, kind): return {k: self.tensors.read(kind, k) for k in self.tensors.shapes(kind)}
 
 @patch
 def before_batches(self:Checkpoint):

@@ -71,7 +71,7 @@ def differences(
     "Return the facts in which two runs differ; a fact that was not saved yet when `there` was written is no difference."
     there, here = _as_json(there), _as_json(here)
     differ = [k for k in here if k in there and there[k] != here[k]]
-    return [_difference(k, there.get(k), here[k]) for k in differ]
+    return [_difference(k, there[k], here[k]) for k in differ]
 
 def _as_json(facts):
     return json.loads(json.dumps(facts, default=str), parse_constant=str) # so that nan equals nan
@@ -102,9 +102,10 @@ def check_options(
 ) -> None: # UserError if one of them is invalid
     "Raise `UserError` unless the options of a `Checkpoint` are valid."
     if not (isinstance(seconds, Real) and seconds >= 0):
-        raise UserError(f'expected seconds of 0 or more between saves, got {seconds!r}')
-    if every is not None and (type(every) is not int or every < 1):
-        raise UserError(f'expected 1 or more whole steps between saves, or None, got every={every!r}')
+        raise UserError(f'expected seconds of 0 or more between saves, got {seconds!r}: give some')
+    is_whole = type(every) is int and every >= 1
+    if every is not None and not is_whole:
+        raise UserError(f'expected 1 or more whole steps between saves, or None, got every={every!r}: give one')
     if resume not in (True, False, 'must'):
         raise UserError(f"expected resume of True, False or 'must', got {resume!r}")
     if isinstance(signals, str) or not all(_is_signal(name) for name in signals):
@@ -121,7 +122,7 @@ class Curve:
 
     def add(self,
         losses, # all losses so far, scalar tensors
-    ): # (N) float32
+    ) -> torch.Tensor: # (N) float32
         "Fetch the losses that are new and return all of them."
         new = losses[self.n:]
         if new:
@@ -133,19 +134,23 @@ class Curve:
 def recorder_state(
     learn, # a Learner
     curve, # a `Curve` of the losses fetched before
-): # JSON, {name: tensor}
+) -> tuple: # JSON, {name: tensor}
     "Return what fastai has recorded."
     r = learn.recorder
-    def number(v): return None if v is None else float(v)
-    values = [[number(v) for v in row] for row in r.values]
     smooth = [float(r.smooth_loss.val), r.smooth_loss.count]
-    curves = {}
-    for cb in learn.cbs:
-        if isinstance(cb, ParamScheduler): curves |= {f'hps.{k}': v for k, v in cb.hps.items()}
-    curves['lrs'] = r.lrs
-    record = {k: torch.tensor(v, dtype=torch.float64) for k, v in curves.items()}
-    record['losses'] = curve.add(r.losses)
-    return dict(iters=list(r.iters), values=values, smooth=smooth), record
+    facts = dict(iters=list(r.iters), values=_numbers(r.values), smooth=smooth)
+    record = dict(lrs=_tensor(r.lrs), losses=curve.add(r.losses))
+    for cb in _schedulers(learn):
+        for name, values in cb.hps.items(): record[f'hps.{name}'] = _tensor(values)
+    return facts, record
+
+def _numbers(rows):
+    "Return rows of values as JSON can hold them."
+    def number(v): return None if v is None else float(v)
+    return [[number(v) for v in row] for row in rows]
+
+def _tensor(values): return torch.tensor(values, dtype=torch.float64)
+def _schedulers(learn): return [cb for cb in learn.cbs if isinstance(cb, ParamScheduler)]
 
 def load_recorder(
     learn, # a Learner whose fit has begun
@@ -162,9 +167,9 @@ def load_recorder(
     value, count = s['smooth']
     r.smooth_loss.val = torch.tensor(value)
     r.smooth_loss.count = count
-    for cb in learn.cbs:
-        if isinstance(cb, ParamScheduler):
-            cb.hps = {k: record[f'hps.{k}'].tolist() for k in cb.hps if f'hps.{k}' in record}
+    for cb in _schedulers(learn):
+        saved = [k for k in cb.hps if f'hps.{k}' in record]
+        cb.hps = {k: record[f'hps.{k}'].tolist() for k in saved}
 
 # %% ../../nbs/api/32_checkpoint/05_identity.ipynb #5a08163a
 def valid_loss(

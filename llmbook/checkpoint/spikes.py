@@ -7,7 +7,6 @@ __all__ = ['spike_level', 'Shifted', 'SpikeGuard']
 
 # %% ../../nbs/api/32_checkpoint/08_spikes.ipynb #363587b7
 import warnings
-from numbers import Real
 import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelEpochException, CancelFitException
@@ -79,18 +78,17 @@ class SpikeGuard(Callback):
         self.forget()
 
     def _check(self):
-        lowest = dict(patience=1, window=2, skip=1, back=0, most=0)
-        if self.every is not None: lowest['every'] = 1
         wrong = []
-        for k, least in lowest.items():
-            value = getattr(self, k)
-            if type(value) is not int or value < least: wrong.append(k)
-        if not (_finite(self.z) and self.z > 0): wrong.append('z')
-        if not (_finite(self.least) and self.least >= 0): wrong.append('least')
-        if wrong:
-            got = ', '.join(f'{k}={getattr(self, k)!r}' for k in wrong)
-            raise UserError('expected positive numbers, whole ones but for z and least, '
-                            f'and a window of 2 or more, got {got}')
+        lowest = dict(patience=1, window=2, skip=1, back=0, most=0, every=1)
+        for name, least in lowest.items():
+            value = getattr(self, name)
+            if value is not None and value < least: wrong.append(name)
+        if not (np.isfinite(self.z) and self.z > 0): wrong.append('z')
+        if not (np.isfinite(self.least) and self.least >= 0): wrong.append('least')
+        if not wrong: return
+        got = ', '.join(f'{name}={getattr(self, name)!r}' for name in wrong)
+        raise UserError('expected positive numbers, whole ones but for z and least, '
+                        f'and a window of 2 or more, got {got}: give others')
 
     def forget(self):
         self.recent = [] # ordinary losses, the last `window`
@@ -127,8 +125,6 @@ class SpikeGuard(Callback):
         self.pending = list(torch.tensor(s['pending'], device=device).unbind())
 
     def _values(self): return torch.stack(self.pending).float().tolist() if self.pending else []
-
-def _finite(x): return isinstance(x, Real) and np.isfinite(x)
 
 # %% ../../nbs/api/32_checkpoint/08_spikes.ipynb #85098b7e
 @patch

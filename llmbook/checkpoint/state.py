@@ -21,7 +21,8 @@ def rng_state(
     "Return the random state of Python, NumPy, PyTorch and every CUDA device in use."
     _, python, gauss = random.getstate()
     _, keys, position, has_cached, cached = np.random.get_state()
-    spare = [cached, 0. if gauss is None else gauss, gauss is not None]
+    has_gauss = gauss is not None # the second of two normal numbers that Python drew together
+    spare = [cached, gauss if has_gauss else 0., has_gauss]
     state = dict(
         torch=torch.get_rng_state(),
         python=torch.tensor(python, dtype=torch.int64),
@@ -39,12 +40,14 @@ def set_rng_state(
     cached, gauss, has_gauss = state['gauss'].tolist()
     position, has_cached = state['scalars'].tolist()
     python = tuple(state['python'].tolist())
-    random.setstate((3, python, gauss if has_gauss else None))
+    random.setstate((3, python, gauss if has_gauss else None)) # 3 is Python's version of the format
     keys = state['numpy'].numpy().astype(np.uint32)
     np.random.set_state(('MT19937', keys, position, has_cached, cached))
     torch.set_rng_state(state['torch'])
-    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    for i in range(devices):
+    if torch.cuda.is_available(): _set_cuda_states(state)
+
+def _set_cuda_states(state):
+    for i in range(torch.cuda.device_count()):
         saved = state.get(f'cuda{i}')
         if saved is not None: torch.cuda.set_rng_state(saved, i)
 
@@ -140,15 +143,18 @@ def restore_optim(
 ) -> None: # UserError if the groups differ
     "Restore an optimiser's moments, counts and settings."
     opt = torch_opt(opt)
-    if group_sizes(groups) != group_sizes(opt.state_dict()['param_groups']):
+    here = opt.state_dict()['param_groups']
+    if group_sizes(groups) != group_sizes(here):
         raise UserError(f'{folder.path.name} belongs to another optimiser, whose parameters are grouped in another way')
     moments = {}
     for key in folder.shapes('optim'):
         i, name = key.split('.', 1)
         value = folder.read('optim', key).clone() # off the file, aligned as PyTorch allocates
         moments.setdefault(int(i), {})[name] = value
-    groups = [{k: tuple(v) if k == 'betas' else v for k, v in g.items()} for g in groups]
-    opt.load_state_dict(dict(state=moments, param_groups=groups))
+    settings = [dict(g) for g in groups]
+    for g in settings:
+        if 'betas' in g: g['betas'] = tuple(g['betas']) # JSON made a list of it
+    opt.load_state_dict(dict(state=moments, param_groups=settings))
 
 def group_sizes(
     groups:list, # an optimiser's groups

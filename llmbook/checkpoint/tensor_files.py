@@ -93,10 +93,13 @@ def write_part(
     part = f'-{rank + 1:05d}-of-{world:05d}' if world > 1 else ''
     for kind, tensors in kinds.items():
         file = f'{kind}{part}.safetensors'
-        rows = {k: as_rows(t) for k, t in tensors.items()}
-        held = {k: r.tensor for k, r in rows.items()}
+        held, entries = {}, {}
+        for name, t in tensors.items():
+            r = as_rows(t)
+            held[name] = r.tensor
+            entries[name] = _entry(file, r)
         checksums[file] = write_safetensors(Path(folder)/file, held)
-        layout[kind] = {k: _entry(file, r) for k, r in rows.items()}
+        layout[kind] = entries
     return dict(layout=layout, checksums=checksums)
 
 def _entry(file, r):
@@ -135,11 +138,13 @@ def seal(
     parts:list, # what `write_part` returned, for each rank
 ) -> None:
     "Complete a folder and let it appear under its name."
-    tmp, path = Path(tmp), Path(path)
-    layout = json.dumps(join_layouts([p['layout'] for p in parts]))
+    tmp = Path(tmp)
+    path = Path(path)
     checksums = {}
-    for p in parts: checksums.update(p['checksums'])
-    for name, text in dict(files, layout=layout).items():
+    for part in parts: checksums.update(part['checksums'])
+    layout = join_layouts([part['layout'] for part in parts])
+    texts = dict(files, layout=json.dumps(layout))
+    for name, text in texts.items():
         checksums[f'{name}.json'] = _write_text(tmp/f'{name}.json', text)
     _write_text(tmp/'checksums.json', json.dumps(checksums, indent=1, sort_keys=True))
     sync_folder(tmp)
@@ -205,21 +210,33 @@ def check_folder(
     path = Path(path)
     if not path.is_dir(): raise UserError(f'expected a checkpoint folder at {path}, found none')
     checksums = _read_dict(path, 'checksums.json')
-    for name in [*checksums, *(f.name for f in path.iterdir())]:
-        if Path(name).suffix.lower() in PICKLES:
-            raise UserError(f'{path.name} holds {name}, which may be a pickle: it was not opened and cannot be used')
+    there = [f.name for f in path.iterdir()]
+    for name in [*checksums, *there]: _check_pickle(path, name)
     for name, checksum in checksums.items():
-        if name != os.path.basename(name) or '\\' in name or name in ('', '.', '..'):
-            raise UserError(f'{path.name}/checksums.json names {name!r}, which is outside the folder: '
-                            'it cannot be used')
+        _check_name(path, name)
         _check_file(path/name, checksum)
-    needed = {'state.json', 'layout.json'} | _files_of(_read_dict(path, 'layout.json'))
+    layout = _read_dict(path, 'layout.json')
+    needed = {'state.json', 'layout.json'} | _files_of(layout)
     missing = sorted(needed - set(checksums))
     if missing: raise UserError(f'{path.name}/checksums.json lacks {missing[0]}: it cannot be used')
     return read_json(path/'state.json')
 
+def _check_pickle(path, name):
+    if Path(name).suffix.lower() not in PICKLES: return
+    raise UserError(f'{path.name} holds {name}, which may be a pickle: it was not opened and cannot be used')
+
+def _check_name(path, name):
+    "Raise `UserError` for a name that would lead out of the folder."
+    is_plain = name == os.path.basename(name) and '\\' not in name
+    if is_plain and name not in ('', '.', '..'): return
+    raise UserError(f'{path.name}/checksums.json names {name!r}, which is outside the folder: it cannot be used')
+
 def _files_of(layout):
-    return {p['file'] for names in layout.values() for entry in names.values() for p in entry['parts']}
+    "Return the names of the files that hold tensors."
+    files = set()
+    for names in layout.values():
+        for entry in names.values(): files.update(part['file'] for part in entry['parts'])
+    return files
 
 def _read_dict(path, name):
     if not (path/name).is_file(): raise UserError(f'{path.name} lacks {name}: it cannot be used')
@@ -233,12 +250,15 @@ def _check_file(f, checksum):
     "Raise `UserError` unless a file is there, is what its name says, and is unchanged."
     name = f'{f.parent.name}/{f.name}'
     if not f.is_file(): raise UserError(f'{f.parent.name} lacks {f.name}: it cannot be used')
-    if f.suffix == '.safetensors':
-        with open(f, 'rb') as b: start = b.read(9)
-        if len(start) == 9 and start[8:] != b'{':
-            raise UserError(f'{name} is no safetensors file (damaged, or a pickle by that name): '
-                            'it was not opened and cannot be used')
+    if f.suffix == '.safetensors' and not _begins_as_safetensors(f):
+        raise UserError(f'{name} is no safetensors file (damaged, or a pickle by that name): '
+                        'it was not opened and cannot be used')
     if sha256(f) != checksum: raise UserError(f'{name} is damaged (its checksum differs): it cannot be used')
+
+def _begins_as_safetensors(f):
+    "Return whether a JSON object follows the length of the header; a file that is shorter is left to its checksum."
+    with open(f, 'rb') as data: start = data.read(9)
+    return len(start) < 9 or start[8:] == b'{'
 
 # %% ../../nbs/api/32_checkpoint/01_tensor_files.ipynb #c107f224
 class TensorFolder:
@@ -262,17 +282,17 @@ class TensorFolder:
         name:str, # name of the tensor
         start:int=0, # first row
         rows:int|None=None, # number of rows; None: all that follow
-    ): # a tensor, in the memory-mapped file if it was written in one piece
+    ) -> torch.Tensor: # in the memory-mapped file, if it was written in one piece
         "Read rows of a tensor, from whichever files hold them."
         entry = self.layout[kind][name]
-        shape, parts = entry['shape'], entry['parts']
-        if not shape: return self._file(parts[0]['file']).get_tensor(name)
+        shape = entry['shape']
+        if not shape: return self._file(entry['parts'][0]['file']).get_tensor(name)
         end = shape[0] if rows is None else start + rows
         found = []
-        for p in parts:
-            first = max(start, p['start'])
-            last = min(end, p['start'] + p['rows'])
-            if first < last: found.append(self._rows(p, name, first, last))
+        for part in entry['parts']:
+            first = max(start, part['start'])
+            last = min(end, part['start'] + part['rows'])
+            if first < last: found.append(self._rows(part, name, first, last))
         if len(found) > 1: return torch.cat(found)
         if found: return found[0]
         return torch.empty(0, *shape[1:], dtype=_dtype(entry['dtype']))
