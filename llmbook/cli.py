@@ -7,7 +7,7 @@ __all__ = ['LIBRARY', 'llmbook_run', 'llmbook_plan', 'llmbook_prepare', 'llmbook
            'llmbook_generate', 'llmbook_evaluate', 'llmbook_export', 'llmbook_compare']
 
 # %% ../nbs/api/80_app/02_cli.ipynb #8ca7ffda
-import shutil, sys, warnings
+import sys, warnings
 from importlib import import_module
 from pathlib import Path
 from fastcore.script import call_parse, is_cli
@@ -19,6 +19,7 @@ from .errors import check_free, plain_errors
 
 # %% ../nbs/api/80_app/02_cli.ipynb #ec681283
 LIBRARY = {
+    'ChatFormat': 'tune.chat',
     'Kept': 'checkpoint.folder',
     'KeepPlan': 'pretrain.run',
     'Plan': 'plan.plan',
@@ -44,6 +45,7 @@ LIBRARY = {
     'load_pretrained': 'model.hf',
     'load_tokenizer': 'tokens.tokenizer',
     'overlap_rows': 'journey',
+    'own_template': 'tune.chat',
     'own_together': 'distributed.world',
     'plan': 'plan.planner',
     'prepare': 'prepare.pipeline',
@@ -508,6 +510,14 @@ def _say_not_scored(rows):
         if empty: print(f"{empty} of {r['n']} continuations are empty and were not scored")
 
 # %% ../nbs/api/80_app/02_cli.ipynb #7ddb6fd8
+def _keep_template(folder, out, tok):
+    "Write the chat template of a model beside its export too, in both places that servers read."
+    from llmbook.cli import ChatFormat, own_template
+    template = own_template(folder)
+    if not template: return
+    try: ChatFormat(tok, template).save(out)
+    except UserError as e: print(f'the chat template is left out: {e}')
+
 @call_parse
 @plain_errors
 def llmbook_export(
@@ -520,8 +530,7 @@ def llmbook_export(
     RunFolder(out)
     save_pretrained(m, tok, out)
     gap = check_export(out, m)
-    template = _model_folder(model)/'chat_template.jinja'
-    if template.is_file() and template.parent.resolve() != Path(out).resolve(): shutil.copy(template, out)
+    _keep_template(_model_folder(model), out, tok)
     _write_card(out, model, m)
     print(f'{out}: opens with AutoModelForCausalLM; logits differ by at most {gap:.1e}')
 

@@ -591,3 +591,61 @@ def test_the_format_of_smollm2_is_its_own(tmp_path):
     assert fmt.encode(turns(2, system=False)).ids.tolist() == ids_of(theirs, turns(2, system=False))
     assert 'named SmolLM' in fmt.render(turns(1, system=False))
     assert tok.id_to_token(fmt.end) == '<|im_end|>'
+
+
+# ---- random chats ----
+
+PIECES = ['a', 'Z', '4', ' ', '  ', '\n', '\n\n', '\t', 'é', '日本', '🙂', '<|im_end|>', '<|im_start|>', '</s>', '[INST]', '<|', '|>', '<',
+          '{{', '{%', '\u200b', '\r\n', '<think>', '\ue000', '\ue0011\ue001', 'e\u0301', '<|endoftext|>', '\x00', '"', '\\', '\xa0',
+          'assistant', 'user\n', 'system']
+
+
+def random_chat(r, system):
+    def text(): return ''.join(r.choice(PIECES) for _ in range(r.randint(0, 12)))
+    messages = [dict(role='system', content=text())] if system and r.random() < .5 else []
+    for _ in range(r.randint(1, 3)): messages += [dict(role='user', content=text()), dict(role='assistant', content=text())]
+    return messages
+
+
+def test_random_chats_keep_every_promise(model, fmt, theirs):
+    import random
+    r = random.Random(model[1])
+    special = {i for i, t in fmt.tok.get_added_tokens_decoder().items() if t.special}
+    is_lossless = isinstance(fmt.tok.decoder, decoders.ByteLevel)
+    for _ in range(25):
+        messages = random_chat(r, model[1] != 'gemma')
+        row = fmt.encode(messages)
+        text = theirs.apply_chat_template(messages, tokenize=False)
+        if is_lossless: assert decode(fmt.tok, row.ids, skip_special=False) == text
+        marks = [i for i in row.ids.tolist() if i in special]
+        bare = fmt.encode([dict(m, content='x') for m in messages])
+        if is_lossless: assert marks == [i for i in bare.ids.tolist() if i in special], 'no message makes a mark'
+        answers = [k for k, m in enumerate(messages) if m['role'] == 'assistant']
+        assert (row.ids[row.trained] == fmt.end).sum() == len(answers)
+        for k in answers:
+            prompt = fmt.prompt_ids(messages[:k])
+            n = len(prompt)
+            assert row.ids[:n].tolist() == prompt
+            assert row.weights[n] == 1 and row.weights[n - 1] == 0
+
+
+def test_ids_of_a_long_chat_are_those_of_its_whole_text(model, fmt, theirs):
+    "A row grows turn by turn, and only what follows the last special token is encoded again."
+    messages = chat_for(model[1], 12)
+    assert fmt.encode(messages).ids.tolist() == ids_of(theirs, messages)
+
+
+def test_an_export_keeps_a_template_that_stands_in_the_configuration_alone(tmp_path):
+    from llmbook import cli
+    from llmbook.model.config import ModelConfig
+    from llmbook.model.hf import save_pretrained
+    from llmbook.model.transformer import Transformer
+    tok = train_tokenizer(WORDS, 300)
+    model = Transformer(ModelConfig(vocab_size=tok.get_vocab_size(), n_layer=1, d_model=32, n_head=2, context=64))
+    save_pretrained(model, tok, tmp_path/'model')
+    fmt = ChatFormat(tok)
+    fmt.save(tmp_path/'model')
+    (tmp_path/'model'/'chat_template.jinja').unlink()
+    cli.llmbook_export(str(tmp_path/'model'), out=str(tmp_path/'out'))
+    config = json.loads((tmp_path/'out'/'tokenizer_config.json').read_text())
+    assert config['chat_template'] == (tmp_path/'out'/'chat_template.jinja').read_text() == fmt.template

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'CHATML', 'PROMPT_ANSWER', 'CHAT_FILE', 'TEMPLATES', 'message_fault', 'check_messages', 'named_template',
-           'find_template', 'ChatRow', 'RoleView', 'show_roles', 'ChatFormat', 'HistoryRewritten', 'Conversation',
-           'without_oldest_turn', 'encode_chats']
+           'own_template', 'find_template', 'ChatRow', 'RoleView', 'show_roles', 'ChatFormat', 'HistoryRewritten',
+           'Conversation', 'without_oldest_turn', 'encode_chats']
 
 # %% ../../nbs/api/50_tune/00_chat.ipynb #ca310fe6
 import json, re
@@ -137,10 +137,10 @@ def _template_beside(path):
     file = (path if path.is_dir() else path.parent)/CHAT_FILE
     return file.read_text(encoding='utf-8') if file.is_file() else ''
 
-def find_template(
+def own_template(
     source:str|Path|Tokenizer, # a model folder, a tokenizer file, or a tokenizer
-) -> str: # a Jinja template; UserError if there is none and no marks for a default
-    "Return the chat template that a model or a tokenizer brings, or the default for it."
+) -> str: # a Jinja template, '' if there is none
+    "Return the chat template that a model or a tokenizer brings."
     if isinstance(source, (str, Path)):
         beside = _template_beside(source)
         if beside: return beside
@@ -148,7 +148,14 @@ def find_template(
     configs, _ = getattr(source, 'settings', ((), ()))
     for config in configs:
         if _template_of(config): return _template_of(config)
-    return _default_template(source)
+    return ''
+
+def find_template(
+    source:str|Path|Tokenizer, # a model folder, a tokenizer file, or a tokenizer
+) -> str: # a Jinja template; UserError if there is none and no marks for a default
+    "Return the chat template that a model or a tokenizer brings, or the default for it."
+    is_path = isinstance(source, (str, Path))
+    return own_template(source) or _default_template(read_tokenizer(source) if is_path else source)
 
 # %% ../../nbs/api/50_tune/00_chat.ipynb #cc9f39c7
 _PRIVATE = range(0xE000, 0xF8FF) # characters that have no meaning in Unicode
@@ -233,7 +240,7 @@ class _TextEncoder:
         tokens = tok.get_added_tokens_decoder()
         self.added = set(tokens) # ids
         special = {t.content: i for i, t in tokens.items() if t.special and t.content}
-        self.special_ids = list(special.values())
+        self.special_ids = set(special.values())
         longest_first = sorted(special, key=len, reverse=True)
         matches_nothing = '(?!)'
         self.special = re.compile('|'.join(map(re.escape, longest_first)) or matches_nothing)
@@ -528,18 +535,50 @@ class ChatFormat:
         return self._text(self._render([(messages, prompt, tools)])[0])
 
 # %% ../../nbs/api/50_tune/00_chat.ipynb #6399295e
-def _extended(encoder, done, text, hidden):
-    "Return (text, ids, ends) of a longer text; `done` is that of its beginning, which keeps its ids."
-    before, old_ids, old_ends = done
-    if text == before: return done
-    ids, ends = encoder.encode_chat(text, hidden)
-    keeps_ids = ids[:len(old_ids)] == old_ids
-    if keeps_ids or not text.startswith(before): return text, ids, ends
-    at = len(before)
-    hidden_later = [(a - at, b - at) for a, b in hidden if a >= at]
-    new_ids, new_ends = encoder.encode_chat(text[at:], hidden_later, first=False)
-    shifted = [at + end for end in new_ends]
-    return text, old_ids + new_ids, old_ends + shifted
+class _Growing:
+    "The ids of a text that grows turn by turn; those of the beginning stay what they are."
+    def __init__(self, encoder):
+        self.encoder = encoder
+        self.reset()
+
+    def reset(self):
+        self.text = ''
+        self.ids = []
+        self.ends = [] # of each token, as a position in the text
+        self.anchor = 0 # where the last special token begins: what stands before it is settled
+        self.n_settled = 0 # tokens before it
+
+    def grow(self, text, hidden):
+        "Take a longer text; `hidden` are the spans that look like special tokens and are text."
+        if text == self.text: return
+        if not text.startswith(self.text): self.reset()
+        ids, ends = self._encode(text, hidden, self.anchor, first=True)
+        old = self.ids[self.n_settled:]
+        if ids[:len(old)] == old:
+            self.ids[self.n_settled:] = ids
+            self.ends[self.n_settled:] = ends
+        else: # the tokenizer joins old text with new: encode the new as a piece of its own
+            ids, ends = self._encode(text, hidden, len(self.text), first=False)
+            self.ids += ids
+            self.ends += ends
+        self.text = text
+        self._move_anchor(hidden)
+
+    def _encode(self, text, hidden, start, first):
+        "Encode a text from a position on."
+        later = [(a - start, b - start) for a, b in hidden if a >= start]
+        ids, ends = self.encoder.encode_chat(text[start:], later, first)
+        return ids, [start + end for end in ends]
+
+    def _move_anchor(self, hidden):
+        "Find the last special token: a tokenizer cuts a text there before it does anything else."
+        marks = list(self.encoder.special.finditer(self.text, self.anchor))
+        while marks and any(a < marks[-1].end() and marks[-1].start() < b for a, b in hidden): marks.pop()
+        if not marks: return
+        for n in range(len(self.ids) - 1, self.n_settled, -1):
+            if self.ids[n] not in self.encoder.special_ids: continue
+            if self.ends[n] == marks[-1].end(): self.anchor, self.n_settled = marks[-1].start(), n
+            return
 
 def _roles_of(text, spans, messages):
     "Return the role of each character: that of the message which wrote it, or a mark of the template."
@@ -556,7 +595,7 @@ class _Chat:
     def __init__(self, fmt, messages, tools, prompt):
         self.messages = [_with_aliases(message) for message in check_messages(messages)]
         self.fmt = fmt
-        self.done = '', [], [] # text, ids, and where each token ends in the text
+        self.row = _Growing(fmt.encoder)
         self.placeholders = _Placeholders(fmt.encoder.special, self.messages)
         safe = self.placeholders.protect(self.messages)
         signed = self.placeholders.sign(safe)
@@ -583,16 +622,20 @@ class _Chat:
         return _roles_of(text, spans, self.messages) if text == self.whole[0] else None
 
     def walk(self):
-        "Yield (message, ids of its prompt, ids up to its answer, whether the prompt, whether the answer continues)."
-        done = '', [], []
+        "Yield (message, length of its prompt, whether the prompt, whether the answer continues what was before)."
         for k, (asked, hidden), (answered, also_hidden) in self.steps:
-            history_holds = asked.startswith(done[0])
-            done = _extended(self.fmt.encoder, done, asked, hidden)
-            prompt = done[1]
+            history_holds = asked.startswith(self.row.text)
+            self.row.grow(asked, hidden)
+            n_prompt = len(self.row.ids)
             continues = answered.startswith(asked)
-            done = _extended(self.fmt.encoder, done, answered, also_hidden)
-            self.done = done
-            yield k, prompt, done[1], history_holds, continues
+            self.row.grow(answered, also_hidden)
+            yield k, n_prompt, history_holds, continues
+
+    def finish(self):
+        "Grow the row to the whole chat; return whether that continues what was before."
+        continues = self.whole[0].startswith(self.row.text)
+        self.row.grow(*self.whole)
+        return continues
 
 def _weights(messages, train):
     "Return the weight of each message: 1 for what is trained on, or the one that it brings."
@@ -620,14 +663,13 @@ class _Spans:
         self.weights = weights
         self.found = [] # (message, first token, token after the end mark)
 
-    def add(self, k, prompt, ids, continues, history_holds):
+    def add(self, k, first, ids, history_holds, continues):
         "Add the answer of message `k`; refuse it if its tokens would not follow those of the prompt."
         if not history_holds: self.refuse_or_forget(k)
         if not continues:
             if not self.weights[k]: return
             raise UserError(f'the chat template writes message {k} otherwise than it asks for it, so the tokens of the '
                             'prompt are no beginning of the row: give another template, or variables that it reads')
-        first = len(prompt)
         ends = [i for i in range(first, len(ids)) if ids[i] == self.fmt.end]
         if not ends: raise UserError(f'the chat template writes no {self.fmt.tok.id_to_token(self.fmt.end)} after '
                                      f'message {k}: a model tuned with it would not stop')
@@ -658,23 +700,20 @@ def encode(self:ChatFormat,
     _check_rule(train)
     chat = _Chat(self, messages, tools, prompt=False)
     spans = _Spans(self, _weights(chat.messages, train))
-    for k, prompt, ids, history_holds, continues in chat.walk():
-        spans.add(k, prompt, ids, continues, history_holds)
-    text, hidden = chat.whole
-    done_text, _, _ = chat.done
-    if not text.startswith(done_text): spans.refuse_or_forget(len(chat.messages) - 1)
-    _, ids, ends = _extended(self.encoder, chat.done, text, hidden)
-    ids = np.array(ids, np.int32)
+    for k, n_prompt, history_holds, continues in chat.walk():
+        spans.add(k, n_prompt, chat.row.ids, history_holds, continues)
+    if not chat.finish(): spans.refuse_or_forget(len(chat.messages) - 1)
+    ids = np.array(chat.row.ids, np.int32)
     by_character = chat.roles()
     if by_character is None: roles = _roles_without_text(ids, spans.found, self.encoder.special_ids)
-    else: roles = by_character[np.maximum(ends, 1) - 1] # that of a token's last character
+    else: roles = by_character[np.maximum(chat.row.ends, 1) - 1] # that of a token's last character
     return ChatRow(ids, roles, spans.weights_of(len(ids)), self.tok)
 
 def _roles_without_text(ids, answers, special):
     "Return the roles that are known without the text: marks and answers."
     roles = np.full(len(ids), ROLES.index('other'), np.uint8)
     for _, first, after in answers: roles[first:after] = ROLES.index('assistant')
-    roles[np.isin(ids, special)] = ROLES.index('mark')
+    roles[np.isin(ids, list(special))] = ROLES.index('mark')
     return roles
 
 @patch
@@ -716,8 +755,8 @@ def prompt_ids(self:ChatFormat,
         'expected a chat whose last message waits for an answer, got one that ends with an answer: leave it out')
     chat = _Chat(self, messages, tools, prompt=True)
     for _ in chat.walk(): pass
-    _, ids, _ = _extended(self.encoder, chat.done, *chat.whole)
-    return ids
+    chat.finish()
+    return chat.row.ids
 
 @patch
 def read_answer(self:ChatFormat,

@@ -53,7 +53,7 @@ def mix_rows(
 def _text_row(ids, fmt):
     "Return a row of a piece of text, which is trained on whole."
     ids = np.asarray(ids).astype(np.int32)
-    is_mark = np.isin(ids, fmt.encoder.special_ids)
+    is_mark = np.isin(ids, list(fmt.encoder.special_ids))
     roles = np.where(is_mark, ROLES.index('mark'), ROLES.index('other')).astype(np.uint8)
     return ChatRow(ids, roles, np.ones(len(ids), np.float32), fmt.tok)
 
