@@ -104,6 +104,15 @@ def test_common_words_of_languages():
     ('he', 'איך זאל ניט וויסן אז ער איז געגאנגען מיט די קינדער')]) # points; and Yiddish, which is taken for Hebrew
 def test_common_words_with_points_and_of_relatives(code, text): assert count_common(text, code) >= 2
 
+@pytest.mark.parametrize('text', [
+    '오늘 뭐 해? 나 지금 학교 가는 중이야. 너는 집에 있어? 응, 나 방금 일어났어. 배고파 죽겠어. 우리 떡볶이 먹으러 갈래? 좋아, 몇 시에 만날까?',
+    '재료: 두부 한 모, 대파 반 대, 양파 반 개, 된장 두 큰술. 먼저 냄비에 물을 붓고 끓인다. 물이 끓으면 된장을 풀고 양파를 넣는다.',
+    '국립중앙박물관 특별전 관람 안내. 관람 시간 오전 10시부터 오후 6시까지. 매주 월요일 휴관. 단체 예약 전화 문의. 주차 공간이 부족하니 '
+    '대중교통을 이용하시기 바랍니다.'])
+def test_common_endings_of_casual_and_terse_korean(text):
+    assert count_common(text, 'ko') >= 2
+    assert count_common(text.replace(' ', ''), 'ko') >= 2
+
 def test_korean_with_spaces_and_without():
     spaced = '할머니 댁 마당에는 오래된 감나무가 한 그루 있었다.'
     assert split_words(spaced) == spaced.split()

@@ -78,12 +78,12 @@ _OUR_LISTS = dict(
     ka="""და რომ არის ეს ის არ ან მაგრამ თუ როგორც ყველა მისი მათი მე ჩვენ იყო უნდა რა რომელიც შემდეგ კი რომელი მას ამ იმ
         უკვე ძალიან ჩემი როცა როდესაც იგი მათ აქვს ყოველ მიერ რომლის შორის ასევე ისე ყოველი არა მისთვის ერთი სხვა აქ იქ
         არც არავის შეიძლება""",
-    ko='다 는 에 의 을 를 은 고 하 한 로 으 도 그 것 있 없 수 들 면 었 았 했 였 게 며 던 된 될 할 습 니 까 와 과 지 서',
+    ko='다 는 에 의 을 를 은 고 하 한 로 으 도 그 것 있 없 수 들 면 었 았 했 였 게 며 던 된 될 할 습 니 까 와 과 지 서 요 어 죠 네',
     ta="""ஒரு இந்த அந்த என்று என்ற என மற்றும் அல்லது அது இது அவர் அவர்கள் அவன் அவள் நான் நாம் நாங்கள் நீ நீங்கள் யார்
         என்ன எந்த எல்லா அனைத்து பல சில மிக ஆனால் உள்ள உள்ளது இல்லை இருந்து இருக்கிறது வேண்டாம் செய்ய போன்ற பின்னர் பிறகு
         முன் முன்பு வரை கூட தான் தனது தன் அவரது அதன் அதை இதை இன்று நேற்று இங்கே அங்கே எப்படி ஏன் எப்போது ஆகிய கொண்டு
         கொண்ட வந்த போல பற்றி எனவே ஆகவே எனினும் அவை இவை ஒவ்வொரு இதன் வேறு உரிய""")
-_ENDINGS = dict(ta=tuple('ும் ில் து க்கு ின் ாக ான த்தை களை ிய ால்'.split()))
+_ENDINGS = dict(ta=tuple('ும் ில் து க்கு ின் ாக ான த்தை களை ிய ால் ேன் லாம் ட்டு டன் ிடு னர்'.split()))
 
 _POINTS = re.compile('[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u064b-\u065f\u0670]').sub # vowels and accents
 
@@ -132,7 +132,7 @@ def _count_korean(text, listed):
     letters = _KOREAN(text)
     if not letters: return None
     common = [letter for letter in letters if letter in listed]
-    return _different(common, .18 * len(letters))
+    return _different(common, .12 * len(letters))
 
 def _different(common, enough):
     "Return how many different words there are among some; 0 if there are too few in all."
