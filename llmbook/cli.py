@@ -274,6 +274,53 @@ def llmbook_pretrain(
         model = whole_model(learn.model)
         if rank() == 0: print(f"model: {save_pretrained(model, load_tokenizer(data), out/'model')}")
 
+# %% ../nbs/api/80_app/02_cli.ipynb #d42a6d3a
+def _model_folder(path):
+    "Return the folder of a model, also that inside a run's folder."
+    path = Path(path)
+    return path/'model' if (path/'model').is_dir() and not (path/'config.json').exists() else path
+
+def _loaded(path, **options):
+    "Return the model and the tokenizer of a folder; raise `UserError` for weights that are no numbers."
+    from llmbook.cli import check_finite, load_pretrained
+    model, tok = load_pretrained(_model_folder(path), **options)
+    check_finite(model)
+    return model, tok
+
+# %% ../nbs/api/80_app/02_cli.ipynb #6487411f
+def _check_numbers(needed, optional):
+    "Raise `UserError` for an option that is no whole number; an optional one may be None."
+    for name, n in needed.items(): whole_number(name, n)
+    for name, n in _given(**optional).items(): whole_number(name, n)
+
+def _answer_limit(model, tok, prompts, refs, asked):
+    "Return how many tokens an answer may have, and say it."
+    from llmbook.cli import answer_length
+    limit, need = answer_length(model, tok, prompts, refs)
+    limit = asked or limit
+    print(f'answers may have {limit} tokens; the longest reference has {need}, with its end')
+    if limit < need: print('no answer can be as long as the longest references: their scores are too low')
+    return limit
+
+def _say_set_aside(task, dls, out):
+    "Say how many pairs were left out of training, and why."
+    from llmbook.cli import reasons_text
+    rejects = list(task.rejects)
+    for some in dls.set_aside.values(): rejects += some
+    used = f'{len(dls.train.dataset)} pairs to train on, {len(dls.valid.dataset)} to validate'
+    if not rejects: return print(f'{used}; none set aside')
+    print(f"{used}; {len(rejects)} set aside: {reasons_text(rejects)}; see {out/'rejects.jsonl'}")
+
+def _say_scores(rows, texts):
+    "Print the scores before and after, and how many of the answers are empty."
+    from llmbook.cli import rows_text
+    for when, scores in rows.items():
+        print(when)
+        print(rows_text(scores))
+    for when, answered in texts.items():
+        empty = sum(not text for text in answered)
+        if empty: print(f'{when}, {empty} of {len(answered)} answers are empty')
+
 # %% ../nbs/api/80_app/02_cli.ipynb #be2cc149
 @call_parse
 @plain_errors
@@ -324,11 +371,6 @@ def llmbook_finetune(
     print(f"answers: {out/'predictions.jsonl'}")
     print(f"model: {out/'model'}")
 
-def _check_numbers(needed, optional):
-    "Raise `UserError` for an option that is no whole number; an optional one may be None."
-    for name, n in needed.items(): whole_number(name, n)
-    for name, n in _given(**optional).items(): whole_number(name, n)
-
 def _save_tuned(out, model, tok, result, source):
     "Write the tuned model with its chat template and card, and the scores beside it."
     from llmbook.cli import save_pretrained, write_chat_template
@@ -337,46 +379,6 @@ def _save_tuned(out, model, tok, result, source):
     write_json(out/'result.json', result)
     _write_card(out/'model', source, model, result)
 
-def _say_scores(rows, texts):
-    "Print the scores before and after, and how many of the answers are empty."
-    from llmbook.cli import rows_text
-    for when, scores in rows.items():
-        print(when)
-        print(rows_text(scores))
-    for when, answered in texts.items():
-        empty = sum(not text for text in answered)
-        if empty: print(f'{when}, {empty} of {len(answered)} answers are empty')
-
-def _model_folder(path):
-    "Return the folder of a model, also that inside a run's folder."
-    path = Path(path)
-    return path/'model' if (path/'model').is_dir() and not (path/'config.json').exists() else path
-
-def _loaded(path, **options):
-    "Return the model and the tokenizer of a folder; raise `UserError` for weights that are no numbers."
-    from llmbook.cli import check_finite, load_pretrained
-    model, tok = load_pretrained(_model_folder(path), **options)
-    check_finite(model)
-    return model, tok
-
-def _answer_limit(model, tok, prompts, refs, asked):
-    "Return how many tokens an answer may have, and say it."
-    from llmbook.cli import answer_length
-    limit, need = answer_length(model, tok, prompts, refs)
-    limit = asked or limit
-    print(f'answers may have {limit} tokens; the longest reference has {need}, with its end')
-    if limit < need: print('no answer can be as long as the longest references: their scores are too low')
-    return limit
-
-def _say_set_aside(task, dls, out):
-    "Say how many pairs were left out of training, and why."
-    from llmbook.cli import reasons_text
-    rejects = list(task.rejects)
-    for some in dls.set_aside.values(): rejects += some
-    used = f'{len(dls.train.dataset)} pairs to train on, {len(dls.valid.dataset)} to validate'
-    if not rejects: return print(f'{used}; none set aside')
-    print(f"{used}; {len(rejects)} set aside: {reasons_text(rejects)}; see {out/'rejects.jsonl'}")
-
 def _write_card(folder, source, model, result=None):
     "Write a short card beside a model that has none of its own, unless its source has one."
     from llmbook.cli import short_card
@@ -384,6 +386,17 @@ def _write_card(folder, source, model, result=None):
     if not result and card.is_file(): text = card.read_text(encoding='utf-8')
     else: text = short_card(Path(folder), model, result)
     with atomic_path(Path(folder)/'README.md') as tmp: tmp.write_text(text, encoding='utf-8')
+
+# %% ../nbs/api/80_app/02_cli.ipynb #7877c9ba
+def _print_stream(prompt, pieces):
+    "Print a text while it is written, and return it."
+    print(prompt, end='', flush=True)
+    text = prompt
+    for piece in pieces:
+        print(piece, end='', flush=True)
+        text += piece
+    print()
+    return text
 
 # %% ../nbs/api/80_app/02_cli.ipynb #cbb69b95
 @call_parse
@@ -433,17 +446,7 @@ def _is_tuned(folder):
     config = folder/'tokenizer_config.json'
     return config.is_file() and bool(read_json(config).get('chat_template'))
 
-def _print_stream(prompt, pieces):
-    "Print a text while it is written, and return it."
-    print(prompt, end='', flush=True)
-    text = prompt
-    for piece in pieces:
-        print(piece, end='', flush=True)
-        text += piece
-    print()
-    return text
-
-# %% ../nbs/api/80_app/02_cli.ipynb #2a6d93ec
+# %% ../nbs/api/80_app/02_cli.ipynb #6f6aa178
 _STARTS = ['The people of', 'She said that', 'They are all', 'My neighbour is']
 
 def _beginnings(docs, n, words=8):
@@ -469,6 +472,7 @@ def _read_texts(paths):
         docs.append(doc)
     return docs
 
+# %% ../nbs/api/80_app/02_cli.ipynb #2a6d93ec
 @call_parse
 @plain_errors
 def llmbook_evaluate(

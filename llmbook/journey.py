@@ -210,7 +210,7 @@ def task_steps(
     steps = tokens / (bs * length)
     return max(8, 4 * round(steps / 4)) # four evaluations divide it
 
-# %% ../nbs/api/80_app/01_journey.ipynb #280523e2
+# %% ../nbs/api/80_app/01_journey.ipynb #b04541d0
 def write_predictions(
     path:str|Path, # .jsonl file
     examples:list, # pairs that were asked
@@ -228,6 +228,7 @@ def _answered(e, before, after):
     "Return a question with its reference and the answers of both models."
     return dict(prompt=e.prompt, reference=e.answer, before=before, after=after)
 
+# %% ../nbs/api/80_app/01_journey.ipynb #280523e2
 def finetune_stage(
     run:RunFolder, # the run
     s:Settings, # its settings
@@ -437,47 +438,7 @@ def _score_lines(result):
         for r in result[when]: lines.append(f'| {when} | {r["metric"]} | {number(r["value"])} | {r["n"]} |')
     return lines
 
-# %% ../nbs/api/80_app/01_journey.ipynb #3a970cdc
-def journey(
-    out:str|Path='runs/first', # the run's folder
-    settings:Settings|None=None, # settings of the run; the defaults take about seven minutes on two cores
-    progress=print, # function that is told about each stage
-) -> dict: # stage -> its answer
-    "Run all stages, and skip those that are finished."
-    s = settings or Settings()
-    if not isinstance(s, Settings): raise UserError(f'expected Settings, got {type(s).__name__}: see Settings')
-    run = RunFolder(out)
-    asked = asdict(s)
-    if s.plan: asked['plan'] = read_json(s.plan)
-    files = {task: sha256(task) for task in s.tasks if is_task_file(task)}
-    if files: asked['task_files'] = files
-    _same_settings(run, asked)
-    try: return _all_stages(run, s, asked, progress)
-    except UserError: # nothing is finished: the next call may ask for something else
-        if not (run/'stages.json').exists(): (run/'asked.json').unlink(missing_ok=True)
-        raise
-
-def _all_stages(run, s, asked, progress):
-    "Run the stages one after the other."
-    answers = {}
-    steps = _stages(s, answers)
-    for i, (name, stage) in enumerate(steps, 1):
-        title = f'[{i}/{len(steps)}] {name}'
-        answer = run.done(name, asked)
-        is_there = all((run/file).exists() for file in _made(name))
-        if answer is not None and is_there:
-            progress(f'{title}: done before, in {human_time(answer["stage_seconds"])}')
-        else:
-            check_space(run.path, 5 * s.max_bytes + 2e8)
-            progress(title)
-            start = time.perf_counter()
-            answer = dict(stage(run, s))
-            answer['stage_seconds'] = time.perf_counter() - start
-            run.mark(name, asked, answer)
-            progress(f'      {_answer_line(answer)}')
-        answers[name] = answer
-    return answers
-
+# %% ../nbs/api/80_app/01_journey.ipynb #22faec3e
 def _stages(s, answers):
     "List (name, function of run and settings) of each stage; the report gets the answers of the others."
     tuning = [(f'finetune {task_name(task)}', partial(finetune_stage, name=task)) for task in s.tasks]
@@ -521,3 +482,44 @@ def _same_settings(run, asked):
         shown = '; '.join(odd)[:300]
         raise UserError(f'{run.path} holds a run with other settings ({shown}): give another --out, or remove it')
     write_json(path, asked)
+
+# %% ../nbs/api/80_app/01_journey.ipynb #3a970cdc
+def journey(
+    out:str|Path='runs/first', # the run's folder
+    settings:Settings|None=None, # settings of the run; the defaults take about seven minutes on two cores
+    progress=print, # function that is told about each stage
+) -> dict: # stage -> its answer
+    "Run all stages, and skip those that are finished."
+    s = settings or Settings()
+    if not isinstance(s, Settings): raise UserError(f'expected Settings, got {type(s).__name__}: see Settings')
+    run = RunFolder(out)
+    asked = asdict(s)
+    if s.plan: asked['plan'] = read_json(s.plan)
+    files = {task: sha256(task) for task in s.tasks if is_task_file(task)}
+    if files: asked['task_files'] = files
+    _same_settings(run, asked)
+    try: return _all_stages(run, s, asked, progress)
+    except UserError: # nothing is finished: the next call may ask for something else
+        if not (run/'stages.json').exists(): (run/'asked.json').unlink(missing_ok=True)
+        raise
+
+def _all_stages(run, s, asked, progress):
+    "Run the stages one after the other."
+    answers = {}
+    steps = _stages(s, answers)
+    for i, (name, stage) in enumerate(steps, 1):
+        title = f'[{i}/{len(steps)}] {name}'
+        answer = run.done(name, asked)
+        is_there = all((run/file).exists() for file in _made(name))
+        if answer is not None and is_there:
+            progress(f'{title}: done before, in {human_time(answer["stage_seconds"])}')
+        else:
+            check_space(run.path, 5 * s.max_bytes + 2e8)
+            progress(title)
+            start = time.perf_counter()
+            answer = dict(stage(run, s))
+            answer['stage_seconds'] = time.perf_counter() - start
+            run.mark(name, asked, answer)
+            progress(f'      {_answer_line(answer)}')
+        answers[name] = answer
+    return answers
