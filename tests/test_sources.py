@@ -849,6 +849,7 @@ def chunked(data): return b'%x\r\n%s\r\n0\r\n\r\n' % (len(data), data)
     (['Content-Encoding: gzip'], PAGE), (['Content-Encoding: GZIP'], gzip.compress(PAGE)),
     (['Content-Encoding: br'], PAGE), (['Content-Encoding: deflate'], zlib.compress(PAGE)),
     (['Content-Encoding: deflate'], zlib.compress(PAGE)[2:-4]), (['Content-Encoding: x-gzip'], gzip.compress(PAGE)),
+    (['Content-Encoding: deflate'], gzip.compress(PAGE)), (['Content-Encoding: gzip'], zlib.compress(PAGE)),
     (['Transfer-Encoding: chunked', 'Content-Encoding: deflate'], chunked(zlib.compress(PAGE)[2:-4])),
     (['Transfer-Encoding: chunked', 'Content-Encoding: gzip'], PAGE),
     (['Transfer-Encoding: chunked', 'Content-Encoding: gzip'], chunked(PAGE)),
@@ -907,6 +908,18 @@ def test_a_damaged_archive_costs_one_record_of_a_crawl(tmp_path, packing, where)
             lost, = [r for r in got if isinstance(r, Reject)]
             assert (lost.reason, lost.n_bytes) == ('damaged', len(bad)) or number == 6
             assert path_id(f) in lost.id
+
+def test_each_damaged_archive_counts_once():
+    archives = [gzip.compress(as_warc([b'<p>' + random.Random(i).randbytes(300).hex().encode()], prefix=str(i))) for i in range(5)]
+    for i in (1, 2): archives[i] = archives[i][:40] + b'\xff' * 4 + archives[i][44:]
+    def read(*numbers): return list(read_warc(io.BufferedReader(Unpacked(io.BytesIO(b''.join(archives[i] for i in numbers)), 'gz')), 'f', 'f'))
+    got = read(0, 1, 2, 3, 4)
+    assert reasons(got) == ['read', 'damaged', 'damaged', 'read', 'read']
+    starts = [len(archives[0]), len(archives[0] + archives[1])]
+    assert [(r.id, r.n_bytes) for r in got[1:3]] == [(f'f@{start}', len(archives[i])) for i, start in enumerate(starts, 1)]
+    assert reasons(read(1, 2)) == ['damaged', 'damaged']
+    assert reasons(read(1)) == ['damaged']
+    assert reasons(read_warc(io.BufferedReader(Unpacked(io.BytesIO(b'no archive'), 'gz')), 'f', 'f')) == ['damaged']
 
 def test_a_damaged_record_is_set_aside_although_its_text_came_out():
     good = gzip.compress(as_warc([PAGE]))

@@ -33,7 +33,10 @@ def _unzstd():
 
 def _unxz(): return lzma.LZMADecompressor(memlimit=256 << 20)
 
-_BEGINS = {'gz': b'\x1f\x8b\x08', 'zst': b'\x28\xb5\x2f\xfd', 'bz2': b'BZh', 'xz': b'\xfd7zXZ\0'} # of an archive
+_BEGINS = { # what every archive begins with
+    'gz': re.compile(rb'\x1f\x8b\x08[\0-\x1f].{4}[\0\x02\x04][\0-\x0d\xff]', re.S),
+    'zst': re.compile(rb'\x28\xb5\x2f\xfd'), 'bz2': re.compile(rb'BZh[1-9]1AY&SY'), 'xz': re.compile(rb'\xfd7zXZ\0')}
+_LONGEST_MARK = 10 # bytes
 _UNPACK = {'gz': _Gunzip, 'zst': _unzstd, 'bz2': bz2.BZ2Decompressor, 'xz': _unxz}
 
 # %% ../../nbs/api/10_read/04_streams.ipynb #a6624c25
@@ -106,11 +109,12 @@ class Unpacked(io.RawIOBase):
         self.began_out = self.n_out
         return packed
 
-    def _holds(self, at, begins):
-        "Return whether an archive that holds such bytes first begins at a position of the file."
+    def _may_hold(self, at, begins):
+        "Return whether such bytes come first in an archive at a position of the file, or it is damaged as well."
         self.file.seek(at)
-        try: return self.new().decompress(self.file.read(1 << 12), 1 << 10).startswith(begins)
-        except Exception: return False # each library has its own
+        try: found = self.new().decompress(self.file.read(1 << 12), 1 << 10)
+        except Exception: return True # each library has its own; whoever reads on will say so
+        return found.startswith(begins)
 
     def _next_archive(self, begins):
         "Return where the next archive begins behind the beginning of the current one; None if there is none."
@@ -118,12 +122,10 @@ class Unpacked(io.RawIOBase):
         while True:
             self.file.seek(start)
             block = self.file.read(1 << 16)
-            if len(block) < len(self.mark): return None
-            at = block.find(self.mark)
-            while at >= 0:
-                if self._holds(start + at, begins): return start + at
-                at = block.find(self.mark, at + 1)
-            start += len(block) - len(self.mark) + 1
+            for m in self.mark.finditer(block):
+                if self._may_hold(start + m.start(), begins): return start + m.start()
+            if len(block) <= _LONGEST_MARK: return None
+            start += len(block) - _LONGEST_MARK + 1 # a mark may stand across two blocks
 
     def resume(self,
         begins:bytes, # what the next archive has to hold first, so that no other bytes are taken for one

@@ -111,9 +111,14 @@ def _inflated(body, is_cut, limit):
             is_whole = unpacker.eof or is_cut or len(data) > limit
             if is_whole: return data
             error = f'truncated after {len(data):,} bytes'
-    raise ValueError(f'neither zlib nor raw deflate: {error}')
+    raise ValueError(f'neither gzip nor zlib nor raw deflate: {error}')
 
-_UNPACK_BODY = {'gzip': _gunzipped, 'x-gzip': _gunzipped, 'deflate': _inflated} # others are left to the library
+_ZLIB = ('gzip', 'x-gzip', 'deflate') # servers mix them up; others are left to the library
+
+def _unzipped(body, is_cut, limit):
+    "Return what a body holds that is packed in one of the three ways of zlib, whichever its first bytes tell."
+    unpack = _gunzipped if body.startswith(b'\x1f\x8b') else _inflated
+    return unpack(body, is_cut, limit)
 
 def _body(answer, raw, is_cut, limit):
     "Return the body of an answer, with chunks put together and compression undone."
@@ -121,10 +126,10 @@ def _body(answer, raw, is_cut, limit):
     body = answer.reader.read()
     decoding = _decoding(http, body)
     packing = (http.get('Content-Encoding') or '').strip().lower()
-    unpack = _UNPACK_BODY.get(packing) if decoding in ('all', 'content') else None
-    if unpack: decoding = 'transfer' if decoding == 'all' else 'none'
+    is_ours = packing in _ZLIB and decoding in ('all', 'content')
+    if is_ours: decoding = 'transfer' if decoding == 'all' else 'none'
     if decoding != 'none': body = _answer(raw, decoding).reader.read(limit + 1)
-    return unpack(body, is_cut, limit) if unpack else body
+    return _unzipped(body, is_cut, limit) if is_ours else body
 
 def _response(record, raw, id, source, limit):
     "Return a server's answer as a document."
@@ -235,7 +240,7 @@ def _is_cut(doc): return isinstance(doc, Reject) and doc.reason == 'truncated'
 def _stopped(f, at, held, id, source):
     "Return (what stays of the last record, at byte `at`, the reject of the damage, whether the stream was resumed)."
     raw = f.raw
-    lost, = ended(f, f'{id}:{raw.began_out}', source)
+    lost, = ended(f, f'{id}@{raw.began}', source)
     began, damage = raw.began, raw.damage
     if damage == 'damaged' and at >= raw.began_out: held = [] # its checksum would have come last
     held = [doc for doc in held if not _is_cut(doc)] # the damage is the reason for that
@@ -258,7 +263,6 @@ def read_warc(
     resumed = True
     while resumed:
         at, held = 0, []
-        n_before = end
         try:
             for at, after, found in _records(forward, id, source, limit):
                 yield from held
@@ -272,7 +276,7 @@ def read_warc(
             held, stop, resumed = _stopped(f, at, held, id, source)
             lost = [stop]
         yield from held
-        if not end and not resumed: yield Reject(id, source, 'damaged', 'no WARC record in it')
-        elif not is_damaged: yield from _gap(id, source, end, forward.at)
-        yield from lost
+        if is_damaged: yield from lost
+        elif end: yield from _gap(id, source, end, forward.at)
+        else: yield Reject(id, source, 'damaged', 'no WARC record in it')
         end = forward.at
