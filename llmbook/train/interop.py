@@ -104,8 +104,10 @@ def add_cb(self:LMLearner,
     if isinstance(cb, type): cb = cb()
     if type(cb) is ProgressCallback: self.remove_cb(Progress)
     own = suited(self, cb)
-    if own is not cb: vars(self).setdefault('stand_ins', []).append((cb, own))
-    if isinstance(own, Accumulate) and self._grab_cbs(Accumulate):
+    stand_ins = vars(self).setdefault('stand_ins', [])
+    if own is not cb: stand_ins.append((cb, own))
+    is_second = isinstance(own, Accumulate) and self._grab_cbs(Accumulate)
+    if is_second:
         raise UserError('expected one callback that accumulates, got two: give accumulate= or GradientAccumulation')
     return super(LMLearner, self).add_cb(own)
 

@@ -65,7 +65,8 @@ def cosine(
 # %% ../../nbs/api/31_train/03_schedules.ipynb #06db8488
 def _fit(learn, n_epoch, lr_max, warmup, schedule, wd, cbs, reset_opt):
     "Fit with a schedule of the learning rate that begins with a warm-up."
-    warmup = _share(warmup, n_epoch * len(learn.dls.train))
+    steps = n_epoch * len(learn.dls.train)
+    warmup = _share(warmup, steps)
     if learn.opt is None or reset_opt: learn.create_opt()
     peak = learn.lr if lr_max is None else lr_max
     learn.opt.set_hyper('lr', peak)

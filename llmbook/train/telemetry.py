@@ -139,7 +139,9 @@ class Telemetry(Callback):
         self.wall0 = time.perf_counter()
         self.device = next(self.model.parameters()).device
         self.clock = Clock(self.device)
-        self.memory = self.held = self.base = 0
+        self.memory = 0
+        self.held = 0
+        self.base = 0
         if self.clock.cuda: torch.cuda.reset_peak_memory_stats(self.device)
         if self.device.type == 'cpu':
             weights = sum(p.nbytes for p in self.model.parameters())
