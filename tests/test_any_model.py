@@ -5,7 +5,7 @@ from safetensors.torch import load_file, save_file
 from llmbook.core import UserError, import_transformers, read_json, set_seed, write_json
 from llmbook.generate.text import generate, generate_ids
 from llmbook.model.hf import load_pretrained, save_pretrained
-from llmbook.model.hf_wrap import WrappedLM, load_lm
+from llmbook.model.hf_wrap import WrappedLM, as_lm, load_lm
 from llmbook.model.transformer import Transformer
 from llmbook.tokens.tokenizer import extend_tokenizer, text_ids, train_tokenizer
 
@@ -252,3 +252,14 @@ def test_a_chat_template_is_kept_in_both_places(place, tf, tok, tmp_path):
     assert read_json(folder/'tokenizer_config.json')['chat_template'] == template
     messages = [dict(role='user', content='hello')]
     assert tf.AutoTokenizer.from_pretrained(folder).apply_chat_template(messages, tokenize=False) == 'hello'
+
+
+@pytest.mark.parametrize('kind, options', [('mistral', dict(sliding_window=12)), ('qwen2', dict(use_sliding_window=True, sliding_window=12, max_window_layers=1))])
+def test_a_wrapped_model_keeps_its_window_apart_from_documents(kind, options, tf):
+    model = as_lm(make(tf, kind, BASE | options))
+    docs = torch.tensor([0] * 4 + [1] * 8).expand(3, -1)
+    x = ids(12)
+    with torch.no_grad():
+        alone = torch.cat((model(x[:, :4]), model(x[:, 4:])), 1)
+        torch.testing.assert_close(model(x, docs), alone, atol=1e-5, rtol=1e-4)
+        with pytest.raises(UserError, match='at most 12 tokens, the window'): model(ids(13), torch.zeros(3, 13, dtype=torch.long))

@@ -14,7 +14,7 @@ from torch import nn
 from ..core import UserError, pick_device
 from ..tokens.tokenizer import text_ids
 from .config import ModelConfig
-from .hf import check_dtype, check_shapes, check_vocab, not_finite, vocabulary_mark
+from .hf import check_dtype, check_finite, check_shapes, check_vocab, vocabulary_mark
 from .layers import rotary_tables
 from .transformer import Transformer
 
@@ -23,13 +23,16 @@ def import_gguf(): # the module; UserError if it is not installed
     "Import `gguf`, or say how to get it."
     try: import gguf
     except ImportError:
-        raise UserError("expected the package gguf to read GGUF files, found none: pip install 'llmbook[smollm]'") from None
+        install = "pip install 'llmbook[smollm]'"
+        raise UserError(f'expected the package gguf to read GGUF files, found none: {install}') from None
     return gguf
 
 def _open(path):
     "Return (facts by name, tensors by name) of a GGUF file."
     path = Path(path)
-    if not path.is_file(): raise UserError(f'expected a GGUF file at {path}, found {"a folder" if path.is_dir() else "none"}')
+    if not path.is_file():
+        found = 'a folder' if path.is_dir() else 'none'
+        raise UserError(f'expected a GGUF file at {path}, found {found}')
     gguf = import_gguf()
     try:
         reader = gguf.GGUFReader(path)
@@ -42,30 +45,50 @@ _FAMILIES = dict(llama='llama', qwen2='qwen2', qwen3='qwen3') # architecture of 
 
 def _real(x): return float(str(np.float32(x))) # the shortest decimal number with these 32 bits
 
+def _head_width(fact): return fact('attention.key_length') or fact('embedding_length') // fact('attention.head_count')
+
 def _check_plain(arch, fact):
     "Raise `UserError` for a model that ours cannot be."
-    odd = {}
-    if fact('expert_count', 0): odd['expert_count'] = fact('expert_count')
-    window = fact('attention.sliding_window', 0)
-    if 0 < window < fact('context_length'): odd['attention.sliding_window'] = window
-    stretching = fact('rope.scaling.type', 'none')
-    if stretching not in ('none', 'linear'): odd['rope.scaling.type'] = stretching
-    width = _head_width(fact)
-    if fact('attention.value_length', width) != width: odd['attention.value_length'] = fact('attention.value_length')
-    if fact('rope.dimension_count', width) != width: odd['rope.dimension_count'] = fact('rope.dimension_count')
+    width, context = _head_width(fact), fact('context_length')
+    allowed = { # fact: whether its value is one that ours can be
+        'expert_count': lambda n: n == 0,
+        'attention.sliding_window': lambda n: n == 0 or n >= context,
+        'attention.value_length': lambda n: n == width,
+        'rope.dimension_count': lambda n: n == width,
+        'rope.scaling.type': lambda kind: kind in ('none', 'linear'),
+    }
+    odd = {name: fact(name) for name, fits in allowed.items() if fact(name) is not None and not fits(fact(name))}
     if odd: raise UserError(f'expected a plain {arch}, got {odd}: these options are not supported')
-
-def _head_width(fact): return fact('attention.key_length') or fact('embedding_length') // fact('attention.head_count')
 
 def _stretching(fact, factors, width, theta):
     "Return `rope_scaling` of our configuration."
-    if fact('rope.scaling.type', 'none') == 'linear': return dict(type='linear', factor=_real(fact('rope.scaling.factor')))
+    if fact('rope.scaling.type') == 'linear': return dict(type='linear', factor=_real(fact('rope.scaling.factor')))
     if factors is None: return None
-    llama3 = dict(factor=float(factors.max()), low_freq_factor=1., high_freq_factor=4., original_max_position_embeddings=8192)
-    plain, stretched = rotary_tables(2, width, theta)[1][1], rotary_tables(2, width, theta, llama3)[1][1]
-    slowed = (plain.abs().asin() / stretched.abs().asin())[:width // 2] # of the angles at position 1
-    if np.allclose(slowed.numpy(), factors, rtol=1e-3): return llama3
-    raise UserError('expected rope_freqs as in Llama 3.1, got others: this way of stretching positions is not supported')
+    slowest = float(factors.max())
+    llama3 = dict(factor=slowest, low_freq_factor=1., high_freq_factor=4., original_max_position_embeddings=8192)
+    slowed = _first_angles(width, theta, None) / _first_angles(width, theta, llama3)
+    if np.allclose(slowed, factors, rtol=1e-3): return llama3
+    raise UserError('expected rope_freqs as in Llama 3.1, got others: '
+                    'this way of stretching positions is not supported')
+
+def _first_angles(width, theta, scaling):
+    "Return the angle by which each pair is rotated at position 1."
+    _, sin = rotary_tables(2, width, theta, scaling)
+    return sin[1, width // 2:].asin().numpy()
+
+_NEEDED = ('embedding_length', 'block_count', 'attention.head_count', 'context_length')
+
+def _facts_of(facts, shapes):
+    "Return the architecture of a file, and a function that looks a fact of it up."
+    arch = facts.get('general.architecture')
+    if arch not in _FAMILIES:
+        known = ', '.join(_FAMILIES)
+        raise UserError(f'expected the architecture {known}, got {arch!r}: only these are read from GGUF files')
+    def fact(name, default=None): return facts.get(f'{arch}.{name}', default)
+    lacking = [name for name in _NEEDED if not fact(name)]
+    if 'token_embd.weight' not in shapes: lacking.append('token_embd.weight')
+    if lacking: raise UserError(f'expected {", ".join(lacking)} in the file, found none: it is not whole')
+    return arch, fact
 
 def gguf_config(
     facts:dict, # facts of a GGUF file by name
@@ -73,31 +96,25 @@ def gguf_config(
     factors=None, # the tensor rope_freqs as an array, if there is one
 ) -> ModelConfig: # UserError for another architecture, or an option that `Transformer` lacks
     "Return our configuration for a GGUF file."
-    arch = facts.get('general.architecture')
-    if arch not in _FAMILIES:
-        raise UserError(f'expected the architecture {", ".join(_FAMILIES)}, got {arch!r}: only these are read from GGUF files')
-    def fact(name, default=None): return facts.get(f'{arch}.{name}', default)
-    lacking = [name for name in ('embedding_length', 'block_count', 'attention.head_count', 'context_length') if not fact(name)]
-    if lacking or 'token_embd.weight' not in shapes:
-        raise UserError(f'expected {", ".join(lacking) or "token_embd.weight"} in the file, found none: it is not whole')
+    arch, fact = _facts_of(facts, shapes)
     _check_plain(arch, fact)
-    theta = _real(fact('rope.freq_base', 10_000.))
-    biased = 'blk.0.attn_output.bias' in shapes
+    width, theta = _head_width(fact), _real(fact('rope.freq_base', 10_000.))
+    n_head = fact('attention.head_count')
     return ModelConfig(
         family=_FAMILIES[arch],
         vocab_size=shapes['token_embd.weight'][0],
         n_layer=fact('block_count'),
         d_model=fact('embedding_length'),
-        n_head=fact('attention.head_count'),
-        n_kv_head=fact('attention.head_count_kv', fact('attention.head_count')),
-        head_dim=_head_width(fact),
+        n_head=n_head,
+        n_kv_head=fact('attention.head_count_kv', n_head),
+        head_dim=width,
         d_ff=fact('feed_forward_length'),
         context=fact('context_length'),
         rope_theta=theta,
-        rope_scaling=_stretching(fact, factors, _head_width(fact), theta),
+        rope_scaling=_stretching(fact, factors, width, theta),
         norm_eps=_real(fact('attention.layer_norm_rms_epsilon', 1e-5)),
         tie_embeddings='output.weight' not in shapes,
-        attn_bias='all' if biased else None,
+        attn_bias='all' if 'blk.0.attn_output.bias' in shapes else None,
         mlp_bias=True if 'blk.0.ffn_up.bias' in shapes else None,
     )
 
@@ -126,8 +143,7 @@ def gguf_names(
     have = {name for name, _ in model.named_parameters()}
     names = {}
     for theirs, ours in _TENSORS.items():
-        numbers = range(model.config.n_layer) if '*' in theirs else [0]
-        for i in numbers:
+        for i in range(model.config.n_layer if '*' in theirs else 1):
             for kind in ('weight', 'bias'):
                 name = f'{ours}.{kind}'.replace('*', str(i))
                 if name in have: names[f'{theirs}.{kind}'.replace('*', str(i))] = name
@@ -140,9 +156,11 @@ def _plain(tensor):
     gguf = import_gguf()
     try: values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
     except NotImplementedError:
-        raise UserError(f'expected a quantisation that gguf can undo, got {tensor.tensor_type.name} in {tensor.name}: '
+        kind = tensor.tensor_type.name
+        raise UserError(f'expected a quantisation that gguf can undo, got {kind} in {tensor.name}: '
                         'take a file of another type, such as Q8_0') from None
-    return torch.from_numpy(np.array(values, dtype=np.float32, copy=not values.flags.writeable)).view(_shape(tensor))
+    if not values.flags.writeable: values = values.copy() # it would be a view of the file
+    return torch.from_numpy(values).view(_shape(tensor))
 
 def pairs_apart(
     w, # (heads * d, ...): rows in the order of llama.cpp, partners next to each other
@@ -189,28 +207,36 @@ def _frame(facts, tokens):
     template = facts.get('tokenizer.chat_template')
     return frame | (dict(chat_template=template) if template else {})
 
+def _check_kind(model, pre):
+    "Raise `UserError` for a tokenizer of another kind, or one that cuts text in an unknown way."
+    instead = 'read the tokenizer from the folder that the file was made from'
+    if model != 'gpt2': raise UserError(f"expected byte-level BPE ('gpt2') in the file, got {model!r}: {instead}")
+    known = ', '.join(_CUTS)
+    if pre not in _CUTS: raise UserError(f'expected a tokenizer that cuts as {known}, got {pre!r}: {instead}')
+
 def gguf_tokenizer(
     facts:dict, # facts of a GGUF file by name
 ) -> Tokenizer: # UserError for a tokenizer of another kind, or one that cuts text in an unknown way
     "Make the tokenizer of a GGUF file; its settings hold the chat template."
     def fact(name): return facts.get(f'tokenizer.ggml.{name}')
-    if fact('model') != 'gpt2': raise UserError(f"expected byte-level BPE ('gpt2') in the file, got {fact('model')!r}: "
-                                                'read the tokenizer from the folder that the file was made from')
-    if fact('pre') not in _CUTS: raise UserError(f'expected a tokenizer that cuts as {", ".join(_CUTS)}, got {fact("pre")!r}: '
-                                                 'read it from the folder that the file was made from')
+    _check_kind(fact('model'), fact('pre'))
     tokens = fact('tokens')
+    ids = {token: i for i, token in enumerate(tokens)}
     merges = [tuple(merge.split(' ')) for merge in fact('merges')]
-    tok = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    tok = Tokenizer(models.BPE(ids, merges))
     tok.pre_tokenizer = _CUTS[fact('pre')]
     tok.decoder = decoders.ByteLevel()
-    kinds = fact('token_type') or []
+    _mark_added(tok, tokens, fact('token_type') or [])
+    tok.settings = [_frame(facts, tokens)], []
+    tok.encode_special_tokens = True
+    return tok
+
+def _mark_added(tok, tokens, kinds):
+    "Tell a tokenizer which tokens are special, and which were added as a whole."
     special = [token for token, kind in zip(tokens, kinds) if kind == _SPECIAL]
     added = [token for token, kind in zip(tokens, kinds) if kind == _ADDED]
     tok.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     tok.add_tokens([AddedToken(token, normalized=False) for token in added])
-    tok.settings = [_frame(facts, tokens)], []
-    tok.encode_special_tokens = True
-    return tok
 
 # %% ../../nbs/api/20_model/09_gguf.ipynb #b37d5767
 def load_gguf(
@@ -220,6 +246,7 @@ def load_gguf(
 ) -> tuple[Transformer, Tokenizer]: # UserError for a file that is damaged, of another architecture, or does not fit
     "Read a model and its tokenizer from a GGUF file, with quantised weights made plain."
     check_dtype(dtype)
+    device = pick_device(device)
     facts, tensors = _open(path)
     factors = tensors.pop('rope_freqs.weight', None)
     shapes = {name: _shape(tensor) for name, tensor in tensors.items()}
@@ -229,11 +256,9 @@ def load_gguf(
     with torch.device('meta'): model = Transformer(config)
     wanted = {theirs: tuple(model.get_parameter(ours).shape) for theirs, ours in gguf_names(model).items()}
     check_shapes(f'the tensors in {path} do not fit its facts', wanted, shapes)
-    device = pick_device(device)
     _fill(model, tensors, device, getattr(torch, dtype))
     if config.tie_embeddings: model.head.weight = model.embed.weight
-    bad = not_finite(model)
-    if bad: raise UserError(f'expected finite weights in {path}, got NaN or infinity in {bad[0]} as {dtype}: copy the file again')
+    check_finite(model)
     model.make_tables(device)
     model.settings = [_frame_ids(facts)]
     model.vocabulary = vocabulary_mark(tok)

@@ -14,7 +14,8 @@ from torch import nn, Tensor
 from ..core import UserError, eval_mode, import_transformers, pick_device, read_json
 from ..tokens.tokenizer import text_ids
 from llmbook.model.hf import (
-    check_dtype, check_finite, check_vocab, folder_tokenizer, load_pretrained, model_folder, vocabulary_mark, write_tokenizer
+    check_dtype, check_finite, check_vocab, folder_tokenizer, load_pretrained, model_folder, vocabulary_mark,
+    write_tokenizer
 )
 from .hf_config import OUR_TYPES, config_from_hf
 from .layers import KVCache, document_mask, document_positions
@@ -79,6 +80,11 @@ def _context(config):
     found = [getattr(config, name, None) for name in _CONTEXT]
     return next((n for n in found if isinstance(n, int) and n > 0), None)
 
+def _window(config):
+    "Return how many tokens a token sees in the narrowest layer of a model of transformers; None: all."
+    window = getattr(config, 'sliding_window', None)
+    return window if isinstance(window, int) and window > 0 else None
+
 def _frame_settings(model):
     "Return what a model of transformers says about the ids that frame a text, most trusted first."
     found = [getattr(model, name, None) for name in ('generation_config', 'config')]
@@ -139,8 +145,13 @@ class WrappedLM(nn.Module):
         if isinstance(seen, KVCache):
             raise UserError('expected documents or None, got a cache: '
                             f'{self.config.family} generates with its own `generate`')
-        if seen is not None and seen.shape != x.shape:
+        if seen is None: return
+        if seen.shape != x.shape:
             raise UserError(f'expected a document for each token, {tuple(x.shape)}, got {tuple(seen.shape)}')
+        window = _window(self.model.config)
+        if window and x.shape[1] > window:
+            raise UserError(f'expected rows of at most {window} tokens, the window of {self.config.family}, '
+                            f'got {x.shape[1]}: make rows shorter, or put one document in a row')
 
     def logits(self, h:Tensor) -> Tensor: return self.head(h) # (..., D) -> (..., V)
 
@@ -299,7 +310,9 @@ def hub_folder(
 def _family_fault(folder):
     "Return why a model cannot be one of ours, None if it can, and whether its family is one of ours."
     facts = read_json(folder/'config.json')
-    if not isinstance(facts, dict): raise UserError(f'expected an object in {folder/"config.json"}, got something else')
+    if not isinstance(facts, dict):
+        found = type(facts).__name__
+        raise UserError(f'expected an object in {folder}/config.json, got {found}: copy or save it again')
     try: config = config_from_hf(facts)
     except UserError as e: return str(e), facts.get('model_type') in OUR_TYPES
     if config.traits.causal: return None, True
@@ -316,8 +329,10 @@ def _open_wrapped(folder, device, dtype):
         raise UserError(f'transformers cannot open {folder} ({reason}): a causal language model with '
                         'weights in safetensors is needed') from None
     lacking = sorted(report['missing_keys'])
-    if lacking: raise UserError(f'expected all weights in {folder}, found none for {lacking[0]} and {len(lacking) - 1} more: '
-                                'the file is not whole, or belongs to another model')
+    if lacking:
+        more = f' and {len(lacking) - 1} more' if len(lacking) > 1 else ''
+        raise UserError(f'expected all weights in {folder}, found none for {lacking[0]}{more}: '
+                        'the file is not whole, or belongs to another model')
     return as_lm(model.to(device).eval())
 
 def load_lm(
