@@ -542,7 +542,8 @@ ASKED = {
     'gemma': dict(SHARED, head_dim=16), 'gemma2': dict(SHARED, head_dim=16, final_logit_softcapping=5.),
     'cohere': dict(SHARED, logit_scale=.3), 'granite': dict(SHARED, logits_scaling=4.),
     'mixtral': dict(SHARED, num_local_experts=2),
-    'bloom': dict(hidden_size=32, n_layer=2, n_head=2), 'mamba': dict(hidden_size=32, num_hidden_layers=2, state_size=4),
+    'bloom': dict(hidden_size=32, n_layer=2, n_head=2),
+    'mamba': dict(hidden_size=32, num_hidden_layers=2, state_size=4),
     'rwkv': dict(hidden_size=32, num_hidden_layers=2, context_length=64),
     'mpt': dict(d_model=32, n_layers=2, n_heads=2, max_seq_len=64),
     'falcon': dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, alibi=True),
@@ -608,7 +609,8 @@ def test_a_document_begins_as_its_tokenizer_says(tf):
 def test_what_no_nats_can_be_made_with_is_refused(tf):
     m = asked(tf, 'gpt2', 265)
     tok = foreign()
-    for name, value in (('context', 0), ('context', 2.5), ('context', 65), ('stride', 0), ('batch_size', 0), ('chunk', 0)):
+    wrong = [('context', 0), ('context', 2.5), ('context', 65), ('stride', 0), ('batch_size', 0), ('chunk', 0)]
+    for name, value in wrong:
         with pytest.raises(UserError, match=f'expected a? ?{name}'):
             document_nats(m, tok, DOCS, **{name: value})
     state = json.loads(tok.to_str())
@@ -633,7 +635,8 @@ def test_weights_that_are_no_numbers_make_no_nats(tf):
 
 def test_an_encoder_is_no_reader(tf):
     torch.manual_seed(0)
-    config = tf.BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    config = tf.BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+                           intermediate_size=64)
     with pytest.raises(UserError, match='tokens that come later'):
         as_reader(tf.BertForMaskedLM(config))
     with pytest.raises(UserError, match='AutoModelForCausalLM'): as_reader(torch.nn.Linear(2, 2))
@@ -649,7 +652,9 @@ def test_asking_leaves_each_part_in_its_mode(tf):
 
 # ---- folders
 
-@pytest.mark.parametrize('specials', [('<|endoftext|>',), ('<s>', '</s>', '<pad>'), ('<|begin_of_text|>', '<|end_of_text|>', '<|eot_id|>')])
+@pytest.mark.parametrize('specials', [
+    ('<|endoftext|>',), ('<s>', '</s>', '<pad>'), ('<|begin_of_text|>', '<|end_of_text|>', '<|eot_id|>'),
+])
 def test_an_export_names_the_tokenizers_own_ids(specials, tf, tmp_path):
     tok = foreign(*specials)
     n_ids = tok.get_vocab_size()
