@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIBRARY', 'llmbook_run', 'llmbook_plan', 'llmbook_prepare', 'llmbook_pretrain', 'llmbook_finetune',
-           'llmbook_generate', 'llmbook_evaluate', 'llmbook_export', 'llmbook_compare']
+           'llmbook_generate', 'llmbook_tune', 'llmbook_chat', 'llmbook_evaluate', 'llmbook_export', 'llmbook_compare']
 
 # %% ../nbs/api/80_app/02_cli.ipynb #8ca7ffda
 import sys, warnings
@@ -59,6 +59,10 @@ LIBRARY = {
     'short_card': 'journey',
     'toxicity_scorer': 'evaluate.toxicity',
     'whole_model': 'parallel.learner',
+    'Talk': 'tune.talk',
+    'open_chat_model': 'tune.talk',
+    'sft': 'tune.sft',
+    'talk_in_shell': 'tune.talk',
     'with_marks': 'tune.finetune',
     'write_chat_template': 'tune.tasks',
     'write_predictions': 'journey',
@@ -445,6 +449,64 @@ def _is_tuned(folder):
     if named or (folder.parent/'result.json').is_file(): return True
     config = folder/'tokenizer_config.json'
     return config.is_file() and bool(read_json(config).get('chat_template'))
+
+# %% ../nbs/api/80_app/02_cli.ipynb #4d824cbe
+@call_parse
+@plain_errors
+def llmbook_tune(
+    model:str, # a model folder, a run's folder, a name on the hub, or 'smollm2'
+    data:str, # conversations: .jsonl, .json, .csv, .tsv, .parquet, or the name of a data set on the hub
+    out:str='tuned', # the folder for history, checkpoints, and model or adapter
+    method:str='lora', # full, lora, rslora, dora or pissa
+    base:str=None, # int8 or nf4 for the weights under adapters; none: as they are
+    r:int=None, # rank of the adapters; none: 16
+    steps:int=None, # optimiser steps; none: two passes over the chats
+    lr:float=None, # learning rate of the last layer group; none: 5e-5 for all weights, 5e-4 for adapters
+    tokens:int=2048, # positions in a batch
+    evaluations:int=4, # validations on the way
+    seed:int=42, # seed of the division, the order and the adapters
+    prompt:str=None, # column of the question, if its name is not a usual one
+    answer:str=None, # column of the answer
+    train:str='all', # which answers of a chat are trained on: all, or last
+    too_long:str='aside', # chats longer than the context: aside, or cut by their oldest turns
+    keep:str=None, # a text file whose bits per byte show what is forgotten
+    best:bool=False, # keep the weights of the best validation, instead of the last ones
+    patience:int=None, # stop after so many validations without a better one; none: take all steps
+    merge:bool=False, # write the merged model too
+    device:str=None, # cpu or cuda; none: the best there is
+):
+    "Tune a model on conversations; looks before, on the way and after."
+    from llmbook.cli import open_chat_model, sft
+    check_free(out, ('history.csv', 'looks.json', 'rejects.jsonl'), ('checkpoints', 'model', 'adapter'))
+    columns = _given(prompt=prompt, answer=answer)
+    texts = [Path(keep).read_text(encoding='utf-8', errors='replace')] if keep else []
+    m, fmt = open_chat_model(model, device=device)
+    print(fmt)
+    learn = sft(m, fmt, data, out, method, base, steps, evaluations, lr, tokens, seed, best, patience, merge,
+                adapter=_given(r=r), data=dict(train=train, too_long=too_long, columns=columns or None), keep=texts,
+                device=device)
+    print(learn.data)
+    print(learn.chat_watch.table().to_string())
+    for folder in ('adapter', 'model'):
+        if Path(out, folder).is_dir(): print(f'{folder}: {Path(out, folder)}')
+
+# %% ../nbs/api/80_app/02_cli.ipynb #0c0cb2ca
+@call_parse
+@plain_errors
+def llmbook_chat(
+    model:str, # a model folder, a run's folder, a name on the hub, or 'smollm2'
+    adapter:str=None, # folder of an adapter
+    system:str='', # what the model is told first
+    tokens:int=256, # longest answer
+    temperature:float=.7, # 0 takes the most likely token
+    top_p:float=.95, # probability of the nucleus of tokens to draw from
+    seed:int=0, # seed of the draws
+    device:str=None, # cpu or cuda; none: the best there is
+):
+    "Talk to a model."
+    from llmbook.cli import Talk, open_chat_model, talk_in_shell
+    m, fmt = open_chat_model(model, adapter, device)
+    talk_in_shell(Talk(m, fmt, system, tokens, temperature, top_p, seed))
 
 # %% ../nbs/api/80_app/02_cli.ipynb #6f6aa178
 _STARTS = ['The people of', 'She said that', 'They are all', 'My neighbour is']

@@ -1,0 +1,138 @@
+"""Tuning on chats of mixed lengths against TRL: padded as by default, and grouped by length. Same model, rows and optimiser.
+
+Each side runs in a process of its own, so that its peak memory is its own. Needs `trl` (pip install '.[bench]') and
+raschka_instruction in the folder LLMBOOK_DATA; without it the lengths of chats are drawn.
+"""
+import json, os, resource, statistics, subprocess, sys, tempfile, time
+from pathlib import Path
+import numpy as np
+
+TOKENS, STEPS, WARM, ROUNDS = 2048, 14, 4, 3
+SHAPE = dict(vocab_size=4096, n_layer=6, d_model=384, n_head=6, n_kv_head=6, context=512, family='llama')
+GOALS = dict(padded=2.5, grouped=1.3)
+
+
+def lengths():
+    "Return the tokens of each chat's question and answer."
+    file = Path(os.environ.get('LLMBOOK_DATA', '../shared/data'))/'raschka_instruction/instruction-data.json'
+    if not file.exists():
+        r = np.random.default_rng(0)
+        return [(int(a), int(b)) for a, b in np.exp(r.normal((3.5, 2.5), .6, (1000, 2)))]
+    records = json.loads(file.read_text())
+    asked = [len(r['instruction'] + r['input']) // 3 + 4 for r in records]
+    return [(a, len(r['output']) // 3 + 2) for a, r in zip(asked, records)]
+
+
+def chats():
+    "Return (ids, whether each is trained on) of each chat."
+    r = np.random.default_rng(0)
+    rows = []
+    for asked, answered in lengths():
+        ids = r.integers(4, SHAPE['vocab_size'], asked + answered)
+        rows.append((ids, np.arange(asked + answered) >= asked))
+    return rows
+
+
+class Clock:
+    "The time of each step and the tokens in it, padding not counted."
+    def __init__(self): self.at, self.tokens = [], []
+
+    def tick(self, tokens):
+        self.at.append(time.perf_counter())
+        self.tokens.append(tokens)
+
+    def rate(self): return sum(self.tokens[WARM + 1:]) / (self.at[-1] - self.at[WARM])
+
+
+def ours(clock):
+    from fastai.callback.core import Callback
+    from llmbook.core import set_seed
+    from llmbook.model.config import ModelConfig
+    from llmbook.model.transformer import Transformer
+    from llmbook.pretrain.run import lm_learner
+    from llmbook.tune.chat import ChatRow
+    from llmbook.tune.pack import AnswerLoss, chat_dls
+    class Tick(Callback):
+        order = 90
+        run_valid = False
+        def after_batch(self): clock.tick(int((self.x[1] >= 0).sum()))
+    rows = [ChatRow(ids.astype(np.int32), np.zeros(len(ids), np.uint8), trained.astype(np.float32)) for ids, trained in chats()]
+    dls = chat_dls(dict(train=rows, valid=rows[:8]), None, TOKENS, SHAPE['context'], steps=STEPS, device='cpu')
+    set_seed(0)
+    model = Transformer(ModelConfig(**SHAPE))
+    learn = lm_learner(dls, model, muon=False, precision='fp32', lr=1e-4, wd=0., cbs=Tick())
+    learn.loss_func = AnswerLoss(model.head, 512)
+    before = peak()
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    return before
+
+
+def theirs(clock, grouped):
+    from llmbook.core import import_transformers
+    tf = import_transformers()
+    import trl
+    from datasets import Dataset
+    from llmbook.model.config import ModelConfig
+    from llmbook.model.hf_config import hf_config
+    from llmbook.tokens.tokenizer import train_tokenizer
+    tf.utils.logging.set_verbosity_error()
+    seen = []
+    class Tick(tf.TrainerCallback):
+        def on_step_end(self, *args, **kwargs): clock.tick(seen[-1])
+    class Counted(trl.SFTTrainer):
+        def training_step(self, model, inputs, *args, **kwargs):
+            seen.append(int(inputs['attention_mask'].sum()))
+            return super().training_step(model, inputs, *args, **kwargs)
+    model = tf.LlamaForCausalLM(tf.LlamaConfig(**hf_config(ModelConfig(**SHAPE)))).float()
+    tok = tf.PreTrainedTokenizerFast(tokenizer_object=train_tokenizer(['a text'], 300), eos_token='<|endoftext|>',
+                                     pad_token='<|pad|>')
+    data = chats()
+    rows = round(TOKENS / np.mean([len(ids) for ids, _ in data]))
+    options = dict(train_sampling_strategy='group_by_length') if grouped else {}
+    args = trl.SFTConfig(
+        tempfile.mkdtemp(), per_device_train_batch_size=rows, max_steps=STEPS, optim='adamw_torch_fused', bf16=False,
+        gradient_checkpointing=False, max_grad_norm=1., learning_rate=1e-4, use_cpu=True, max_length=SHAPE['context'],
+        completion_only_loss=True, save_strategy='no', logging_steps=10, disable_tqdm=True, report_to=[], **options)
+    table = Dataset.from_list([dict(input_ids=ids.tolist(), completion_mask=trained.astype(int).tolist())
+                               for ids, trained in data])
+    trainer = Counted(model, args, train_dataset=table, processing_class=tok, callbacks=[Tick()])
+    trainer.remove_callback(tf.trainer_callback.PrinterCallback)
+    before = peak()
+    trainer.train()
+    return before
+
+
+SIDES = dict(ours=ours, padded=lambda clock: theirs(clock, False), grouped=lambda clock: theirs(clock, True))
+
+
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measure(side):
+    "Train one side in this process and print what it took."
+    clock = Clock()
+    before = SIDES[side](clock)
+    print(json.dumps(dict(rate=clock.rate(), step=peak() - before)))
+
+
+def child(side):
+    "Measure one side in a process of its own."
+    r = subprocess.run([sys.executable, __file__, side], capture_output=True, text=True)
+    if r.returncode: sys.exit(r.stderr[-2000:])
+    return json.loads(r.stdout.splitlines()[-1])
+
+
+def compare():
+    rounds = [{side: child(side) for side in SIDES} for _ in range(ROUNDS)]
+    for side in SIDES:
+        rate = statistics.median(r[side]['rate'] for r in rounds)
+        memory = max(r[side]['step'] for r in rounds) / 1e6
+        print(f'{side}: {rate:,.0f} tokens/s without padding, training takes {memory:,.0f} MB')
+    for side, goal in GOALS.items():
+        ratio = statistics.median(r['ours']['rate'] / r[side]['rate'] for r in rounds)
+        print(f'tune_{side}: ratio {ratio:.2f} goal {goal}')
+    memory = statistics.median(r['padded']['step'] / r['ours']['step'] for r in rounds)
+    print(f'tune_memory: ratio {memory:.2f} goal 1.0')
+
+
+if __name__ == '__main__': measure(sys.argv[1]) if len(sys.argv) > 1 else compare()
