@@ -3104,6 +3104,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'llmbook.read.html._library': ('api/10_read/html.html#_library', 'llmbook/read/html.py'),
                                    'llmbook.read.html._linked': ('api/10_read/html.html#_linked', 'llmbook/read/html.py'),
                                    'llmbook.read.html._main_part': ('api/10_read/html.html#_main_part', 'llmbook/read/html.py'),
+                                   'llmbook.read.html._may_be_data': ('api/10_read/html.html#_may_be_data', 'llmbook/read/html.py'),
                                    'llmbook.read.html._may_go': ('api/10_read/html.html#_may_go', 'llmbook/read/html.py'),
                                    'llmbook.read.html._may_hold_text': ('api/10_read/html.html#_may_hold_text', 'llmbook/read/html.py'),
                                    'llmbook.read.html._named_in': ('api/10_read/html.html#_named_in', 'llmbook/read/html.py'),

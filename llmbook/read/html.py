@@ -194,12 +194,16 @@ _LISTS = ('ul', 'ol', 'dl') # of tags, dates and pages they have links
 _OF_LINKS = re.compile(r'\bmenus?\b', re.I)
 _OF_READERS = re.compile('comment|respond|repl(?:y|ies)|disqus', re.I)
 
+def _may_be_data(e, n, verdict, name):
+    "Return whether an element may be a table, a list or a menu of dishes, from how much of it is links."
+    is_doubtful = verdict == _LINKS_ONLY or e.tag == 'table' or _OF_LINKS.search(name)
+    if is_doubtful: return _linked(e) < .5 * n
+    return verdict == _UNSURE and e.tag in _LISTS and _linked(e) == 0
+
 def _is_running_text(e, n, verdict):
     "Return whether what stands in an element of `n` characters says more than its name."
     name = _names_of(e)
-    may_be_data = verdict == _LINKS_ONLY or e.tag == 'table' or _OF_LINKS.search(name)
-    if may_be_data and _linked(e) < .5 * n: return True
-    if verdict == _UNSURE and e.tag in _LISTS and _linked(e) == 0: return True
+    if _may_be_data(e, n, verdict, name): return True
     if n < _LINE or _OF_READERS.search(name): return False
     if verdict == _UNSURE: return _prose(e, 'p') >= _LINE and _linked(e) < .1 * n
     return n > _SENTENCES and _prose(e, 'p', _RUNNING) > _SENTENCES
