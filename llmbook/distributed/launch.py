@@ -59,13 +59,14 @@ def _start(folder, n):
     return started
 
 def _shared_environment(n):
+    "Return the variables that `torchrun` would set for n processes, less those of a single one."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 1
     threads = max(1, cores // n)
-    path = os.pathsep.join(p or os.getcwd() for p in sys.path)
+    folders = [p or os.getcwd() for p in sys.path]
     return {'OMP_NUM_THREADS': str(threads), **os.environ, # a number of threads that is set already stays
             'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(_free_port()),
             'WORLD_SIZE': str(n), 'LOCAL_WORLD_SIZE': str(n),
-            'PYTHONUNBUFFERED': '1', 'PYTHONPATH': path}
+            'PYTHONUNBUFFERED': '1', 'PYTHONPATH': os.pathsep.join(folders)}
 
 def _free_port():
     with socket.socket() as s:
@@ -107,23 +108,41 @@ class RankFailed(RuntimeError):
 
 def _find_error(folder, started, ended):
     "Return the error to raise, or None. `ended` holds the exit codes at the moment the first end was noticed."
+    errors = {}
+    for f in folder.glob('error-*.json'):
+        r = int(f.stem.removeprefix('error-'))
+        errors[r] = read_json(f)
     n = len(started)
-    errors = {int(f.stem.removeprefix('error-')): read_json(f) for f in folder.glob('error-*.json')}
-    killed = [(r, -code) for r, code in enumerate(ended) if code and code < 0]
-    if killed:
-        r, number = killed[0]
-        aborted_after_error = errors and number == signal.SIGABRT # a library that gave up because another rank failed
-        if not aborted_after_error: return RankFailed(
+    return _killed(ended, errors, n) or _raised(errors, n) or _ended_badly(started, ended)
+
+def _killed(ended, errors, n):
+    "Return the error for a rank that was killed from outside, or None."
+    for r, code in enumerate(ended):
+        if not code or code > 0: continue
+        number = -code
+        is_echo = errors and number == signal.SIGABRT # a library that gave up because another rank failed
+        if is_echo: return None
+        return RankFailed(
             f'rank {r} of {n} was killed ({signal.Signals(number).name}), perhaps for lack of memory; '
             'the others were stopped. A run with checkpoints resumes from the last one when it is started again')
-    if errors:
-        r = min(errors, key=lambda r: errors[r]['at'])
-        if errors[r]['user']: return UserError(errors[r]['message'])
-        return RankFailed(f'rank {r} of {n} failed, and the others were stopped\n\n{errors[r]["traceback"]}')
+    return None
+
+def _raised(errors, n):
+    "Return the earliest error that a rank has left behind, or None."
+    if not errors: return None
+    r = min(errors, key=lambda r: errors[r]['at'])
+    error = errors[r]
+    if error['user']: return UserError(error['message'])
+    return RankFailed(f"rank {r} of {n} failed, and the others were stopped\n\n{error['traceback']}")
+
+def _ended_badly(started, ended):
+    "Return the error for a rank that ended without a word, or None."
+    n = len(started)
     for r, code in enumerate(ended):
         if not code: continue
-        last = _last(started[r][1])
-        return RankFailed(f'rank {r} of {n} ended with exit code {code}; its last output:\n{last}')
+        _, printed = started[r]
+        return RankFailed(f'rank {r} of {n} ended with exit code {code}; its last output:\n{_last(printed)}')
+    return None
 
 def _last(printed):
     blocks = []
@@ -139,7 +158,7 @@ def launch(
     timeout:float=600., # seconds that a rank waits for one that does not answer
     grace:float=5., # seconds between asking a process to stop and stopping it by force
     **kwargs # keyword arguments of `f`
-): # what rank 0 returned; a rank's UserError is raised again, any other error becomes RankFailed with the traceback
+) -> object: # what rank 0 returned; a rank's UserError is raised again, other errors become RankFailed
     "Call `f` in `n` processes that have joined each other, and show what rank 0 prints."
     if n < 1: raise UserError(f'expected 1 or more processes, got {n}')
     import cloudpickle

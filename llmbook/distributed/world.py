@@ -11,8 +11,10 @@ import atexit, json, os, sys
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Iterator
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from ..base.owner import own_folder
 from ..core import UserError, pick_device
 
@@ -31,18 +33,22 @@ def world() -> int: # 1 for a process that runs alone
 
 # %% ../../nbs/api/30_distributed/01_world.ipynb #1c4e1d08
 def _check_environment(env):
+    "Raise `UserError` unless the variables that describe a run are all there."
     missing = [name for name in ('RANK', 'MASTER_ADDR', 'MASTER_PORT') if name not in env]
-    if missing: raise UserError(f'expected {", ".join(missing)} beside WORLD_SIZE={env["WORLD_SIZE"]} '
-                                'in the environment, found none: start with torchrun or launch')
+    if missing: raise UserError(
+        f'expected {", ".join(missing)} beside WORLD_SIZE={env["WORLD_SIZE"]} in the environment, found none: '
+        'start with torchrun or launch')
 
 def _device_in_use():
     on_gpu = 'nccl' in dist.get_backend_config()
     return torch.device('cuda', torch.cuda.current_device()) if on_gpu else torch.device('cpu')
 
 def _own_gpu(local_rank):
+    "Take the GPU of a process on this machine, and return it."
     n = torch.cuda.device_count()
-    if local_rank >= n: raise UserError('expected a GPU for each process on this machine, '
-                                        f'got process {local_rank} and {n} GPUs: start {n}, or give device cpu')
+    if local_rank >= n: raise UserError(
+        f'expected a GPU for each process on this machine, got process {local_rank} and {n} GPUs: '
+        f'start {n}, or give device cpu')
     torch.cuda.set_device(local_rank)
     return torch.device('cuda', local_rank)
 
@@ -52,20 +58,26 @@ def _connect(device, timeout):
     dist.init_process_group(backend, timeout=timeout, **_after_restart(timeout, os.environ))
     atexit.register(_leave_unless_failed)
 
+def _is_restart(env):
+    "Return whether torchrun has started these processes, all on one machine, once more over the same store."
+    restarts = int(env.get('TORCHELASTIC_RESTART_COUNT', 0))
+    one_machine = env.get('LOCAL_WORLD_SIZE') == env['WORLD_SIZE']
+    same_store = env.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'
+    return restarts > 0 and one_machine and same_store
+
 def _after_restart(timeout, env):
     """Return a fresh part of torchrun's store to meet in, or {} if this is no restart.
 
     After a restart the store still holds the addresses of processes that are gone (pytorch issue 135712)."""
-    restarts = int(env.get('TORCHELASTIC_RESTART_COUNT', 0))
-    one_machine = env.get('LOCAL_WORLD_SIZE') == env['WORLD_SIZE']
-    if not restarts or not one_machine or env.get('TORCHELASTIC_USE_AGENT_STORE') != 'True': return {}
-    store = dist.TCPStore(env['MASTER_ADDR'], int(env['MASTER_PORT']), timeout=timeout)
-    fresh = dist.PrefixStore(f'start {restarts}', store)
-    return dict(store=fresh, rank=int(env['RANK']), world_size=int(env['WORLD_SIZE']))
+    if not _is_restart(env): return {}
+    address, port = env['MASTER_ADDR'], int(env['MASTER_PORT'])
+    store = dist.TCPStore(address, port, timeout=timeout)
+    start = f"start {int(env['TORCHELASTIC_RESTART_COUNT'])}"
+    return dict(store=dist.PrefixStore(start, store), rank=int(env['RANK']), world_size=int(env['WORLD_SIZE']))
 
 def _leave_unless_failed():
-    failed = getattr(sys, 'last_value', None)
-    if not failed: leave() # after an error the other ranks may be gone
+    has_failed = bool(getattr(sys, 'last_value', None))
+    if not has_failed: leave() # after an error the other ranks may be gone
 
 # %% ../../nbs/api/30_distributed/01_world.ipynb #0703a981
 def join(
@@ -73,12 +85,15 @@ def join(
     timeout:float=600., # seconds to wait for a rank that does not answer
 ) -> torch.device: # this rank's own device
     "Join the run that the environment describes, and find this rank's device."
-    device = _device_in_use() if device is None and joined() else pick_device(device)
-    alone = int(os.environ.get('WORLD_SIZE', 1)) <= 1
-    if alone and not joined(): return device
-    if not joined(): _check_environment(os.environ)
-    if device.type == 'cuda': device = _own_gpu(int(os.environ.get('LOCAL_RANK', 0)))
-    if not joined(): _connect(device, timeout)
+    is_joined = joined()
+    device = _device_in_use() if device is None and is_joined else pick_device(device)
+    is_alone = int(os.environ.get('WORLD_SIZE', 1)) <= 1
+    if is_alone and not is_joined: return device
+    if not is_joined: _check_environment(os.environ)
+    if device.type == 'cuda':
+        place = int(os.environ.get('LOCAL_RANK', 0)) # on this machine
+        device = _own_gpu(place)
+    if not is_joined: _connect(device, timeout)
     return device
 
 def leave() -> None:
@@ -87,8 +102,8 @@ def leave() -> None:
 
 # %% ../../nbs/api/30_distributed/01_world.ipynb #c070477a
 def all_sum(
-    t, # tensor, changed in place
-): # the same tensor
+    t:Tensor, # changed in place
+) -> Tensor: # the same tensor
     "Sum a tensor over all ranks."
     if world() > 1: dist.all_reduce(t)
     return t
@@ -106,16 +121,22 @@ def any_rank(
     return votes.item() > 0
 
 # %% ../../nbs/api/30_distributed/01_world.ipynb #37c52ef9
+def _bytes_of(obj):
+    "Return an object in JSON as a tensor of bytes."
+    text = json.dumps(obj)
+    data = bytearray(text.encode())
+    return torch.frombuffer(data, dtype=torch.uint8)
+
 def from_first(
     obj, # anything JSON can hold; the object of rank 0 counts
-): # the object of rank 0, on every rank
+) -> object: # the object of rank 0, on every rank
     "Send an object from rank 0 to every rank."
     if world() == 1: return obj
-    first = rank() == 0
-    if first: data = torch.frombuffer(bytearray(json.dumps(obj).encode()), dtype=torch.uint8)
-    size = torch.tensor([len(data) if first else 0])
+    is_first = rank() == 0
+    data = _bytes_of(obj) if is_first else None
+    size = torch.tensor([len(data) if is_first else 0])
     dist.broadcast(size, 0)
-    if not first: data = torch.empty(int(size), dtype=torch.uint8)
+    if data is None: data = torch.empty(int(size), dtype=torch.uint8)
     dist.broadcast(data, 0)
     return json.loads(bytes(data.tolist()))
 
@@ -124,7 +145,7 @@ def from_first(
 def own_together(
     path:str|Path, # folder, the same on every rank
     what:str='a run', # what is done there, for others that want it
-): # yields the path; UserError on every rank if somebody else holds it
+) -> Iterator[Path]: # yields the path; UserError on every rank if somebody else holds it
     "Hold a folder for all ranks until the block ends."
     with ExitStack() as stack:
         refusal = None
@@ -137,14 +158,14 @@ def own_together(
 
 # %% ../../nbs/api/30_distributed/01_world.ipynb #033753e5
 def mine(
-    t, # a tensor, perhaps a DTensor
-): # a plain tensor that shares its memory
+    t:Tensor, # perhaps a DTensor
+) -> Tensor: # a plain tensor that shares its memory
     "Return the part of a tensor that this rank holds."
     return t.to_local() if hasattr(t, 'to_local') else t
 
 def whole(
-    t, # a tensor, perhaps a DTensor
-): # a plain tensor
+    t:Tensor, # perhaps a DTensor
+) -> Tensor: # a plain tensor
     "Collect the parts of a tensor from all ranks."
     return t.full_tensor() if hasattr(t, 'full_tensor') else t
 

@@ -23,18 +23,24 @@ from ..distributed.world import any_rank, from_first, mine, my_rows, own_togethe
 def rank_tensors(
     model, # whole or sharded
     opt=None, # a fastai optimiser over a torch optimiser; None leaves moments out
-): # {kind: {name: tensor or `Rows`}}, not copied; and the optimiser's groups
+) -> tuple[dict, list]: # {kind: {name: tensor or `Rows`}}, not copied; and the optimiser's groups
     "Return this rank's part of what a checkpoint holds."
     if hasattr(model, 'reshard'): model.reshard() # the last validation may have collected the weights
     weights = {name: _part(t, t) for name, t in model_tensors(model).items()}
-    moments, groups = {}, []
-    if opt is not None:
-        params = _params(opt)
-        tensors, groups = optim_tensors(opt)
-        for key, t in tensors.items():
-            i, _ = _moment_key(key)
-            moments[key] = _part(t, params[i])
-    return {'model': _written(weights), 'optim': _written(moments), _rng_kind(rank()): rng_state()}, groups
+    moments, groups = _moment_parts(opt)
+    kinds = {'model': _written(weights), 'optim': _written(moments), _rng_kind(rank()): rng_state()}
+    return kinds, groups
+
+def _moment_parts(opt):
+    "Return this rank's part of an optimiser's moments, and the optimiser's groups; nothing without an optimiser."
+    if opt is None: return {}, []
+    params = _params(opt)
+    tensors, groups = optim_tensors(opt)
+    moments = {}
+    for key, t in tensors.items():
+        i, _ = _moment_key(key)
+        moments[key] = _part(t, params[i])
+    return moments, groups
 
 def _params(opt): return [p for g in opt.opt.param_groups for p in g['params']]
 def _moment_key(key):
@@ -49,11 +55,15 @@ def _is_spread(p): return hasattr(p, 'device_mesh')
 def _part(t, p):
     "Return a tensor that belongs to parameter `p` as rows, or None if another rank writes it."
     t = mine(t)
-    if not _is_spread(p) or t.shape != mine(p).shape: return t if rank() == 0 else None
-    start, _ = my_rows(p.shape[0], rank(), world())
-    return Rows(t, start, tuple(p.shape))
+    in_rows = _is_spread(p) and t.shape == mine(p).shape
+    if in_rows:
+        start, _ = my_rows(p.shape[0], rank(), world())
+        return Rows(t, start, tuple(p.shape))
+    return t if rank() == 0 else None
 
 # %% ../../nbs/api/33_parallel/01_checkpoint.ipynb #0410f680
+_OF_RANK_0 = ('record', 'attributes') # kinds that are the same on every rank
+
 def write_together(
     tmp:Path, # folder where parts are written; the same on every rank
     path:Path, # folder that should appear
@@ -65,9 +75,10 @@ def write_together(
 ) -> None: # OSError if this rank's disk is full; on rank 0 if any rank's is
     "Write this rank's part; on rank 0, wait for all notes and let the folder appear."
     tmp.mkdir(parents=True, exist_ok=True)
-    if rank(): kinds = {kind: tensors for kind, tensors in kinds.items() if kind not in ('record', 'attributes')}
+    if rank():
+        own = {kind: tensors for kind, tensors in kinds.items() if kind not in _OF_RANK_0}
+        return _write_and_note(tmp, own)
     _write_and_note(tmp, kinds)
-    if rank(): return
     try:
         parts = collect_notes(tmp, world(), give_up, seconds)
         if clear and path.exists(): clear(path)
@@ -77,7 +88,10 @@ def write_together(
         raise
 
 def _write_and_note(tmp, kinds):
-    try: leave_note(tmp, rank(), write_part(tmp, kinds, rank(), world()))
+    "Write this rank's files and leave a note with their checksums, or with the error."
+    try:
+        written = write_part(tmp, kinds, rank(), world())
+        leave_note(tmp, rank(), written)
     except (OSError, SafetensorError) as e:
         try: leave_note(tmp, rank(), dict(error=str(e)))
         except OSError: pass
@@ -93,12 +107,15 @@ def save_shards(
 ) -> None: # OSError on every rank if one could not write
     "Write a checkpoint together; every rank calls it."
     path = Path(path)
-    tmp = Path(from_first(str(path.with_name(f'.{path.name}.{os.getpid()}.tmp'))))
+    own_name = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    tmp = Path(from_first(str(own_name)))
     kinds, groups = rank_tensors(model, opt)
+    text = json.dumps(dict(state, groups=groups))
     problem = None
-    try: write_together(tmp, path, kinds, json.dumps(dict(state, groups=groups)), seconds=seconds)
+    try: write_together(tmp, path, kinds, text, seconds=seconds)
     except (OSError, SafetensorError) as e: problem = e
-    if any_rank(problem is not None): raise problem or OSError('another rank could not write its part')
+    has_failed = any_rank(problem is not None)
+    if has_failed: raise problem or OSError('another rank could not write its part')
 
 # %% ../../nbs/api/33_parallel/01_checkpoint.ipynb #9c8e0f05
 def check_together(
@@ -134,29 +151,37 @@ def load_shards(
 
 @torch.no_grad()
 def _load(folder, model, opt, groups):
+    "Read this rank's part of weights and moments from a folder."
     if hasattr(model, 'reshard'): model.reshard()
     odd = model_differences(folder, model)
     if odd: raise UserError(
         f'{folder.path.name} belongs to another model: {len(odd)} tensors differ, such as {", ".join(odd[:3])}')
-    for name, t in model_tensors(model).items(): mine(t).copy_(_read(folder, 'model', name, t))
+    for name, t in model_tensors(model).items():
+        saved = _read(folder, 'model', name, t)
+        mine(t).copy_(saved)
     if opt is not None: _load_optim(folder, opt, groups)
 
 def _read(folder, kind, name, p):
     "Read the rows of a saved tensor that belong to this rank's part of `p`."
-    if not _is_spread(p) or folder.shapes(kind)[name] != tuple(p.shape): return folder.read(kind, name)
-    return folder.read(kind, name, *my_rows(p.shape[0], rank(), world()))
+    in_rows = _is_spread(p) and folder.shapes(kind)[name] == tuple(p.shape)
+    if not in_rows: return folder.read(kind, name)
+    first, n = my_rows(p.shape[0], rank(), world())
+    return folder.read(kind, name, first, n)
 
 def _load_optim(folder, opt, groups):
-    if group_sizes(groups) != group_sizes(opt.opt.state_dict()['param_groups']): raise UserError(
+    "Read this rank's part of the moments, and the settings of each group."
+    own_groups = opt.opt.state_dict()['param_groups']
+    if group_sizes(groups) != group_sizes(own_groups): raise UserError(
         f'{folder.path.name} belongs to another optimiser, whose parameters are grouped in another way')
     params = _params(opt)
     moments = {}
     for key in folder.shapes('optim'):
         i, name = _moment_key(key)
-        moments.setdefault(i, {})[name] = _read(folder, 'optim', key, params[i]).clone()
-    groups = [dict(g) for g in groups]
-    for g in groups:
-        if 'betas' in g: g['betas'] = tuple(g['betas']) # JSON has no tuples
+        saved = _read(folder, 'optim', key, params[i])
+        moments.setdefault(i, {})[name] = saved.clone()
+    groups = [dict(group) for group in groups]
+    for group in groups:
+        if 'betas' in group: group['betas'] = tuple(group['betas']) # JSON has no tuples
     opt.opt.load_state_dict(dict(state=moments, param_groups=groups))
 
 def _load_rng(folder):
@@ -170,7 +195,9 @@ class _Agreed(Checkpoint):
     "`Checkpoint` with answers that all ranks agree on."
     look = 10 # steps between agreements on what a clock or a signal says
 
-    def own(self): return own_together(self.folder, 'a training run')
+    def own(self):
+        "Hold the folder for all ranks."
+        return own_together(self.folder, 'a training run')
 
     def _find(self):
         "Let rank 0 tidy up and choose the checkpoint to resume from."
@@ -191,11 +218,14 @@ class _Agreed(Checkpoint):
 
     def _is_due(self):
         if world() == 1 or self.every: return super()._is_due()
-        return self.train_iter % self.look == 0 and from_first(bool(super()._is_due()))
+        is_time = self.train_iter % self.look == 0
+        return is_time and from_first(bool(super()._is_due()))
 
     def _told(self):
+        "Return the signal that any rank was told to stop by, or None; ranks ask each other at every tenth step."
         if world() == 1: return self.wish.got
-        if self.train_iter % self.look or not any_rank(self.wish.got is not None): return None
+        is_time = self.train_iter % self.look == 0
+        if not is_time or not any_rank(self.wish.got is not None): return None
         if self.wish.got is None: self.wish.got = signal.SIGTERM # another rank was told
         return self.wish.got
 

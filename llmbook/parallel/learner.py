@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from functools import partial
 from inspect import signature
 from pathlib import Path
+from typing import Iterator
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from fastai.callback.core import Callback
-from fastai.learner import ValueMetric
+from fastai.learner import Learner, ValueMetric
 from fastcore.basics import noop
 from ..core import UserError
 from ..model.transformer import Transformer
@@ -28,11 +29,11 @@ from .checkpoint import ShardedCheckpoint
 
 # %% ../../nbs/api/33_parallel/02_learner.ipynb #c6b50bf6
 def shard(
-    model, # a model with `blocks`; its parameters become DTensors
+    model:nn.Module, # a model with `blocks`; its parameters become DTensors
     mesh=None, # a DeviceMesh; None takes all ranks
     dtype=None, # type in which blocks are collected, such as torch.bfloat16; None keeps theirs
     reshard:bool=True, # release weights after the forward pass; False keeps them for the backward pass: faster, larger
-): # the model, changed in place
+) -> nn.Module: # the model, changed in place
     "Spread a model's parameters over the ranks (FSDP2), block by block."
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -48,8 +49,11 @@ def shard(
 def _blocks(model):
     "Return `model.blocks`, or else the longest list of modules of one class."
     if hasattr(model, 'blocks'): return list(model.blocks)
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len({type(c) for c in m}) == 1]
-    return list(max(lists, key=len, default=()))
+    longest = []
+    for m in model.modules():
+        is_alike = isinstance(m, nn.ModuleList) and len({type(child) for child in m}) == 1
+        if is_alike and len(m) > len(longest): longest = list(m)
+    return longest
 
 @torch.no_grad()
 def _same_weights(model):
@@ -58,15 +62,15 @@ def _same_weights(model):
 
 # %% ../../nbs/api/33_parallel/02_learner.ipynb #844c1cb3
 def is_sharded(
-    model, # any module
-) -> bool:
+    model:nn.Module, # any module
+) -> bool: # whether FSDP2 holds it in parts
     "Return whether a model is spread over ranks."
     return hasattr(model, 'set_requires_gradient_sync')
 
 @contextmanager
 def unsharded(
-    model, # a sharded model; whole inside the `with` block, for generation, which reads weights outside of modules
-):
+    model:nn.Module, # a sharded one; whole inside the block, for generation, which reads weights outside of modules
+) -> Iterator[nn.Module]: # yields the model
     "Collect all weights of a model on every rank, and release them at the end of the block."
     parts = [m for m in model.modules() if is_sharded(m)]
     for m in parts: m.unshard()
@@ -76,28 +80,33 @@ def unsharded(
 
 @torch.no_grad()
 def whole_model(
-    model, # a `Transformer`, sharded or not
-): # a model in one piece on rank 0 (the same one if it was whole), None on the others
+    model:nn.Module, # a `Transformer`, sharded or not
+) -> nn.Module|None: # a model in one piece on rank 0 (the same one if it was whole), None on the others
     "Collect a model's weights on rank 0, one tensor at a time, to export it; every rank calls it."
-    if not is_sharded(model): return model if rank() == 0 else None
+    is_first = rank() == 0
+    if not is_sharded(model): return model if is_first else None
     model.reshard()
-    res = Transformer(model.config) if rank() == 0 else None
-    here = dict(res.named_parameters()) if rank() == 0 else {}
+    res = Transformer(model.config) if is_first else None
+    here = dict(res.named_parameters()) if is_first else {}
     for name, p in model.named_parameters():
-        t = whole(p)
+        t = whole(p) # every rank takes part
         if name in here: here[name].copy_(t)
     return res
 
 # %% ../../nbs/api/33_parallel/02_learner.ipynb #cf7237d8
 def _sum_metric(m, device):
     "Add up a metric's sum and count over the ranks."
-    if not hasattr(m, 'total') or not hasattr(m, 'count'):
-        if world() > 1 and not isinstance(m, ValueMetric) and rank() == 0:
-            warnings.warn(f'{m.name} has no total and count to add up over the ranks: it is that of rank 0 alone; '
-                          'give a function of predictions and targets that is a mean')
-        return
-    here = [torch.as_tensor(v, dtype=torch.float32, device=device) for v in (m.total, m.count)]
-    m.total, m.count = all_sum(torch.stack(here))
+    can_be_summed = hasattr(m, 'total') and hasattr(m, 'count')
+    if not can_be_summed: return _warn_of_own_metric(m)
+    total = torch.as_tensor(m.total, dtype=torch.float32, device=device)
+    count = torch.as_tensor(m.count, dtype=torch.float32, device=device)
+    m.total, m.count = all_sum(torch.stack([total, count]))
+
+def _warn_of_own_metric(m):
+    "Warn, once for all ranks, of a metric that rank 0 shows for its own rows alone."
+    if world() == 1 or rank() or isinstance(m, ValueMetric): return
+    warnings.warn(f'{m.name} has no total and count to add up over the ranks: it is that of rank 0 alone; '
+                  'give a function of predictions and targets that is a mean')
 
 def _in_ddp(model, is_last_slice, **kwargs):
     "Wrap a model in PyTorch's engine; `is_last_slice` decides before each forward pass whether gradients are summed."
@@ -124,19 +133,20 @@ class Distributed(Callback):
         self.targets = 0 # targets of this step on all ranks
         self.last = True # does a step follow this batch?
 
-    def wrap(self):
+    def wrap(self) -> None:
         "Put the wrapper on: from here the model shares gradients with the other ranks."
         if self.ddp is None or self.plain is not None: return
         self.plain = self.model
         self.learn.model = self.ddp
 
-    def unwrap(self):
+    def unwrap(self) -> None:
         "Take the wrapper off."
         if self.plain is None: return
         self.learn.model = self.plain
         self.plain = None
 
-    def before_fit(self):
+    def before_fit(self) -> None:
+        "Wrap the model for this fit, and let metrics sum over the ranks."
         self.unwrap()
         self.sharded = is_sharded(self.model)
         self.ddp = None
@@ -144,9 +154,12 @@ class Distributed(Callback):
         for m in self._metrics(own=True): m.reduce = all_sum
         if rank(): torch.manual_seed(torch.initial_seed() + rank()) # for dropout; a checkpoint restores what it saved
 
-    def before_train(self): self.targets = 0
+    def before_train(self) -> None:
+        "Begin to count targets."
+        self.targets = 0
 
-    def before_batch(self):
+    def before_batch(self) -> None:
+        "Count the targets of the batch on all ranks, and put the wrapper on."
         if not self.training: return
         acc = getattr(self.learn, 'accumulate', None)
         self.last = acc is None or acc.seen + 1 >= acc.n or self.iter + 1 >= self.n_iter
@@ -155,41 +168,53 @@ class Distributed(Callback):
         self.targets = self.targets + self.n
         self.wrap()
 
-    def after_pred(self): self.unwrap()
+    def after_pred(self) -> None:
+        "Take the wrapper off, since the loss sees the model itself."
+        self.unwrap()
 
-    def after_loss(self):
+    def after_loss(self) -> None:
+        "Weigh the loss of this rank by its share of all targets."
         if not self.training: return
         weight = world() if self._accumulates() else self.k * world() / self.n.clamp(min=1)
         self.learn.loss_grad = self.loss_grad * weight
 
-    def after_backward(self): self.wrap() # for another slice of the same batch
+    def after_backward(self) -> None:
+        "Put the wrapper on again, for another slice of the same batch."
+        self.wrap()
 
-    def before_step(self):
+    def before_step(self) -> None:
+        "Tell `Accumulate` how many targets there were on all ranks."
         self.unwrap()
         if self._accumulates(): self.learn.accumulate.tokens = self.targets
         if self.last: self.targets = 0
 
-    def after_batch(self):
+    def after_batch(self) -> None:
+        "Record the mean loss over the targets of all ranks."
         self.unwrap()
         if not self.training: return
         mean = all_sum(self.loss.detach() * self.k) / self.n.clamp(min=1)
         self.learn.loss = mean.to(self.loss.dtype)
 
-    def after_validate(self):
+    def after_validate(self) -> None:
+        "Add up metrics over the ranks."
         if self.sharded: self.model.reshard()
         device = next(self.model.parameters()).device
         for m in self._metrics(own=False): _sum_metric(m, device)
 
-    def after_fit(self):
+    def after_fit(self) -> None:
+        "Leave the model as it is without the other ranks."
         self.unwrap()
         self.ddp = None
         if self.sharded: self.model.reshard()
 
     def _accumulates(self): return hasattr(self.learn, 'accumulate')
-    def _is_last_slice(self): return self.last and getattr(getattr(self.learn, 'micro_batches', None), 'last', True)
+    def _is_last_slice(self):
+        micro_batches = getattr(self.learn, 'micro_batches', None)
+        return self.last and getattr(micro_batches, 'last', True)
 
     def _metrics(self, own): # those that can sum over ranks by themselves, or the others
-        return [m for m in (self.recorder.loss, *self.recorder.metrics) if hasattr(m, 'reduce') == own]
+        metrics = [self.recorder.loss, *self.recorder.metrics]
+        return [m for m in metrics if hasattr(m, 'reduce') == own]
 
 # %% ../../nbs/api/33_parallel/02_learner.ipynb #977e7159
 def _check_learner(learn):
@@ -217,7 +242,8 @@ def _renew_optimiser(learn):
 
 def _silence(learn):
     "Stop a Learner from printing and from writing files."
-    learn.logger, learn.create_mbar = noop, False
+    learn.logger = noop
+    learn.create_mbar = False
     if hasattr(learn, 'telemetry'): learn.telemetry.csv_path = None
 
 def _sample_together(sample, sharded, device, dtype):
@@ -238,16 +264,21 @@ def _add_checkpoint(learn):
 
 _LOST = ('connection closed', 'connection reset', 'timed out', 'timeout', 'broken pipe', 'socket')
 
+def _is_about_ranks(e):
+    "Return whether an error says that another rank cannot be reached."
+    if isinstance(e, torch.distributed.DistError): return True
+    said = str(e).lower()
+    return any(words in said for words in _LOST)
+
 def _name_lost_rank(learn, fit):
     "Return `fit` with a clear error if the other ranks are gone."
     def run():
         try: fit()
         except RuntimeError as e:
-            about_ranks = isinstance(e, torch.distributed.DistError) or any(s in str(e).lower() for s in _LOST)
-            if not about_ranks: raise
-            reason = str(e).strip().splitlines()[-1][:150]
+            if not _is_about_ranks(e): raise
+            last_line = str(e).strip().splitlines()[-1]
             raise UserError(
-                f'rank {rank()} of {world()} has lost another rank in step {learn.train_iter} ({reason}): '
+                f'rank {rank()} of {world()} has lost another rank in step {learn.train_iter} ({last_line[:150]}): '
                 'start the run again, and it resumes from its last checkpoint') from e
         finally: learn.distributed.unwrap()
     return run
@@ -258,14 +289,15 @@ def parallel(
     kind:str='ddp', # 'ddp': a whole model on each rank; 'fsdp': a part
     reshard:bool=True, # fsdp: release weights between forward and backward pass; False: faster and larger
     **kwargs # ddp: arguments of DistributedDataParallel
-): # the Learner; UserError for another kind, fp16 with fsdp, or loaders that give every rank the same rows
+) -> Learner: # UserError for another kind, fp16 with fsdp, or loaders that give every rank the same rows
     "Let a Learner train together with the Learners of the other ranks."
     if kind not in ('ddp', 'fsdp'): raise UserError(f"expected kind 'ddp' or 'fsdp', got {kind!r}")
     if world() == 1: return learn
     _check_learner(learn)
     device = getattr(learn.dls, 'device', None) or join()
     learn.model.to(device)
-    sharded, dtype = kind == 'fsdp', None
+    sharded = kind == 'fsdp'
+    dtype = None
     if sharded:
         dtype = _block_dtype(learn, device)
         shard(learn.model, dtype=dtype, reshard=reshard)

@@ -6,9 +6,10 @@
 __all__ = ['unchanged', 'in_search', 'LRSearch']
 
 # %% ../../nbs/api/34_pretrain/01_lr_find.ipynb #ee0fef0d
-import gc, random
+import gc, math, random
 from collections import deque, namedtuple
 from contextlib import contextmanager, suppress
+from typing import Iterator
 import numpy as np
 import torch
 from fastcore.basics import noop, patch
@@ -26,21 +27,25 @@ from ..train.accumulate import ClipGrad, n_targets
 from ..distributed.world import all_sum, mine
 
 # %% ../../nbs/api/34_pretrain/01_lr_find.ipynb #86b3ccf3
+def _refill(container, content):
+    "Put what a list, dict, set or deque held back into it."
+    container.clear()
+    add = container.update if hasattr(container, 'update') else container.extend
+    add(content)
+
+def _is_scaler(v): return isinstance(v, torch.amp.GradScaler) and v.is_enabled()
+
 def _remember_attributes(o):
     "Return a function that restores an object's attributes, and what was in its lists, dicts and sets."
     attributes = vars(o)
     before = dict(attributes)
     containers = [(v, v.copy()) for v in before.values() if isinstance(v, (list, dict, set, deque))]
-    scalers = [v for v in before.values() if isinstance(v, torch.amp.GradScaler) and v.is_enabled()]
-    states = [scaler.state_dict() for scaler in scalers]
+    scalers = [(v, v.state_dict()) for v in before.values() if _is_scaler(v)]
     def restore():
         for name in attributes.keys() - before.keys(): del attributes[name]
         attributes.update(before)
-        for v, content in containers:
-            v.clear()
-            add = v.update if hasattr(v, 'update') else v.extend
-            add(content)
-        for scaler, state in zip(scalers, states): scaler.load_state_dict(state)
+        for container, content in containers: _refill(container, content)
+        for scaler, state in scalers: scaler.load_state_dict(state)
     return restore
 
 def _remember_model(model):
@@ -53,8 +58,15 @@ def _remember_model(model):
         for p, grad in grads: p.grad = grad
     return restore
 
+def _moment_tensors(moments):
+    "Return the tensors among an optimiser's moments."
+    tensors = []
+    for state in moments.values(): tensors += [v for v in state.values() if torch.is_tensor(v)]
+    return tensors
+
 def _remember_optimiser(opt):
     "Return a function that restores an optimiser's settings and which moments exist; and the moments' tensors."
+    if opt is None: return noop, []
     inner = getattr(opt, 'opt', opt)
     state = inner.state
     groups = vars(inner).get('param_groups', vars(inner).get('hypers', ()))
@@ -67,7 +79,7 @@ def _remember_optimiser(opt):
         for group, setting in zip(groups, settings):
             group.clear()
             group.update(setting)
-    return restore, [v for s in moments.values() for v in s.values() if torch.is_tensor(v)]
+    return restore, _moment_tensors(moments)
 
 def _remember_values(tensors):
     "Return a function that restores what is in tensors."
@@ -81,20 +93,30 @@ def _remember_values(tensors):
     return restore
 
 # %% ../../nbs/api/34_pretrain/01_lr_find.ipynb #93b2f1df
+def _remember_draws(learn):
+    "Return a function that restores the random generators of Python, NumPy, torch and the loaders."
+    state = rng_state()
+    generators = [getattr(dl, 'rng', None) for dl in _loaders(learn)]
+    drawn = [(g, g.getstate()) for g in generators if isinstance(g, random.Random)]
+    def restore():
+        for generator, place in drawn: generator.setstate(place)
+        set_rng_state(state)
+    return restore
+
 @contextmanager
 def unchanged(
     learn, # a Learner, perhaps in the middle of a fit
-): # yields the Learner
+) -> Iterator: # yields the Learner
     "Restore the Learner at the end of the block, also after an error or an interrupt."
-    model, opt = learn.model, learn.opt
-    if getattr(learn.dls, 'device', None) is not None: model.to(learn.dls.device) # as a fit does
-    rng = rng_state()
-    generators = [dl.rng for dl in _loaders(learn) if isinstance(getattr(dl, 'rng', None), random.Random)]
-    drawn = [g.getstate() for g in generators]
-    restore_optimiser, moments = (noop, []) if opt is None else _remember_optimiser(opt)
-    values = _remember_values([*model.parameters(), *model.buffers(), *moments])
-    restores = [values, restore_optimiser, _remember_model(model)]
-    restores += [_remember_attributes(o) for o in _parts(learn) if hasattr(o, '__dict__')]
+    model = learn.model
+    device = getattr(learn.dls, 'device', None)
+    if device is not None: model.to(device) # as a fit does
+    restore_draws = _remember_draws(learn)
+    restore_optimiser, moments = _remember_optimiser(learn.opt)
+    restore_values = _remember_values([*model.parameters(), *model.buffers(), *moments])
+    restores = [restore_values, restore_optimiser, _remember_model(model)]
+    for part in _parts(learn):
+        if hasattr(part, '__dict__'): restores.append(_remember_attributes(part))
     try: yield learn
     except BaseException:
         with suppress(Exception): learn('after_fit') # callbacks end as they would
@@ -102,8 +124,7 @@ def unchanged(
     finally:
         for restore in restores: restore()
         if hasattr(learn, 'distributed'): gc.collect() # a DDP that still exists would share gradients once more
-        for g, state in zip(generators, drawn): g.setstate(state)
-        set_rng_state(rng)
+        restore_draws() # last: nothing is drawn after it
 
 def _loaders(learn): return getattr(learn.dls, 'loaders', [])
 
@@ -116,7 +137,7 @@ def _parts(learn):
 # %% ../../nbs/api/34_pretrain/01_lr_find.ipynb #0d6a7435
 def in_search(
     cb, # a callback
-) -> bool:
+) -> bool: # False for those that watch, keep or show
     "Return whether a callback takes part in a search."
     return getattr(type(cb), 'in_search', cb.order <= Recorder.order)
 
@@ -138,29 +159,40 @@ class LRSearch(Callback):
             f'expected learning rates that rise from above 0, got {start_lr} to {end_lr}')
         self.steps = max(num_it, 6)
         self.stop_div = stop_div
-        self.lrs, self.losses = [], []
+        self.lrs = []
+        self.losses = [] # smoothed
         self.smooth = 0. # running mean of losses, before its bias is corrected
         self.best = float('inf')
 
-    def before_fit(self): self.skipped = self._skipped()
+    def before_fit(self) -> None:
+        "Remember how many steps were skipped before."
+        self.skipped = self._skipped()
     def _skipped(self): return self.learn.clip_grad.skipped if hasattr(self.learn, 'clip_grad') else 0
-    def _inside_step(self): return getattr(getattr(self.learn, 'accumulate', None), 'seen', 0)
+    def _inside_step(self):
+        accumulate = getattr(self.learn, 'accumulate', None)
+        return getattr(accumulate, 'seen', 0)
 
-    def before_batch(self):
+    def before_batch(self) -> None:
+        "Set the learning rate of the next step."
         if self._inside_step(): return
-        self.total, self.count = 0., 0
-        lr = self.start * (self.end / self.start) ** (len(self.lrs) / self.steps)
-        self.opt.set_hyper('lr', [float(v) for v in np.atleast_1d(lr)])
+        self.total = 0.
+        self.count = 0
+        progress = len(self.lrs) / self.steps
+        growth = (self.end / self.start) ** progress
+        self.opt.set_hyper('lr', [float(lr) for lr in np.atleast_1d(self.start * growth)])
 
-    def after_loss(self):
+    def after_loss(self) -> None:
+        "End the search on every rank if the loss of any is not finite."
         bad = (~torch.isfinite(self.loss.detach())).float()
         if hasattr(self.learn, 'distributed'): bad = all_sum(bad)
         if bad: raise CancelFitException
 
-    def after_cancel_step(self):
-        if self._skipped() > self.skipped: raise CancelFitException # a gradient that is not finite
+    def after_cancel_step(self) -> None:
+        "End the search after a gradient that is not finite."
+        if self._skipped() > self.skipped: raise CancelFitException
 
-    def after_batch(self):
+    def after_batch(self) -> None:
+        "Add up the loss of a step, and note it at its end."
         n = int(n_targets(self.yb))
         self.total += float(self.loss.detach()) * n
         self.count += n
@@ -169,22 +201,25 @@ class LRSearch(Callback):
     def _note(self, loss):
         self.smooth = .02 * loss + .98 * self.smooth
         steps = len(self.losses) + 1
+        corrected = self.smooth / (1 - .98 ** steps)
         self.lrs.append(self.opt.hypers[-1]['lr'])
-        self.losses.append(self.smooth / (1 - .98 ** steps))
-        self.best = min(self.best, self.losses[-1])
-        diverges = self.stop_div and self.losses[-1] > 4 * self.best
-        if len(self.lrs) >= self.steps or diverges: raise CancelFitException
+        self.losses.append(corrected)
+        self.best = min(self.best, corrected)
+        diverges = self.stop_div and corrected > 4 * self.best
+        if steps >= self.steps or diverges: raise CancelFitException
 
     def run_on(self,
         learn, # a Learner; unchanged afterwards
-    ): # the search itself, with `lrs` and `losses`
+    ) -> 'LRSearch': # the search itself, with `lrs` and `losses`
         "Search with a Learner's model and data."
-        batches_a_step = getattr(getattr(learn, 'accumulate', None), 'n', 1)
-        epochs = -(-self.steps * batches_a_step // len(learn.dls.train))
-        progress = [Progress('learning rates')] if hasattr(learn, 'progress') else []
+        accumulate = getattr(learn, 'accumulate', None)
+        batches = self.steps * getattr(accumulate, 'n', 1)
+        epochs = math.ceil(batches / len(learn.dls.train))
+        cbs = [self]
+        if hasattr(learn, 'progress'): cbs.append(Progress('learning rates'))
         with unchanged(learn):
             _leave_only_the_step(learn)
-            with learn.no_logging(): learn.fit(epochs, cbs=[self, *progress])
+            with learn.no_logging(): learn.fit(epochs, cbs=cbs)
         self.learn = None
         return self
 
@@ -205,13 +240,13 @@ def plot(self:LRSearch,
     points=(), # (learning rate, loss) pairs to mark
     names=(), # names of the points
     skip_end:int=5, # last steps that are not drawn
-): # matplotlib axes
+) -> 'matplotlib.axes.Axes': # the axes, to add to
     "Draw the loss over the learning rate."
     from matplotlib import pyplot as plt
-    ax = plt.subplots(1, 1)[1]
+    _, ax = plt.subplots(1, 1)
     shown = slice(None, -skip_end or None)
     ax.plot(self.lrs[shown], self.losses[shown])
-    for i, ((lr, loss), name) in enumerate(zip(points, names)): ax.plot(lr, loss, 'o', label=name, color=f'C{i + 1}')
+    for i, (point, name) in enumerate(zip(points, names), 1): ax.plot(*point, 'o', label=name, color=f'C{i}')
     ax.set(xscale='log', xlabel='learning rate', ylabel='loss, nats')
     if len(points): ax.legend(loc='best')
     return ax
@@ -225,25 +260,32 @@ def lr_find(self:LMLearner,
     stop_div:bool=True, # stop when the loss is four times the best
     show_plot:bool=True, # show the curve with the suggestions
     suggest_funcs=SuggestionMethod.Valley, # one or several functions of fastai; None: only the curve
-): # `SuggestedLRs`, a named tuple; the curve itself is in the Learner's `lr_search`
+) -> tuple|None: # `SuggestedLRs`, a named tuple; None without functions; the curve is in the Learner's `lr_search`
     "Suggest learning rates from a mock training with a growing rate, which leaves the Learner as it was."
-    self.lr_search = search = LRSearch(start_lr, end_lr, num_it, stop_div).run_on(self)
+    search = LRSearch(start_lr, end_lr, num_it, stop_div).run_on(self)
+    self.lr_search = search
     funcs = L(suggest_funcs)
+    found = _suggestions(search, funcs, num_it) if funcs else []
+    names = [name for name, _, _ in found]
+    rates = [rate for _, rate, _ in found]
+    if show_plot:
+        labels = [f'{name} {rate:.1e}' for name, rate, _ in found]
+        search.plot([point for _, _, point in found], labels)
+    return namedtuple('SuggestedLRs', names)(*rates) if found else None
+
+def _suggestions(search, funcs, num_it):
+    "Return (name, learning rate, point of the curve) for each function."
     skip = num_it // 10
     lrs = tensor(search.lrs[skip:-5])
     losses = tensor(search.losses[skip:-5])
-    if funcs and not len(lrs):
-        last = search.lrs[-1] if search.lrs else start_lr
+    if not len(lrs):
+        reached = search.lrs[-1] if search.lrs else np.min(search.start)
         raise UserError(
             f'expected a loss that stays finite for {skip + 6} steps or more, got {len(search.lrs)}, '
-            f'up to a learning rate of {last:.1e}: give a smaller start_lr')
-    names, rates, points, labels = [], [], [], []
+            f'up to a learning rate of {reached:.1e}: give a smaller start_lr')
+    found = []
     for f in funcs:
         rate, point = f(lrs, losses, num_it)
         name = getattr(f, 'func', f).__name__
-        names.append(name)
-        rates.append(rate)
-        points.append(point)
-        labels.append(f'{name} {rate:.1e}')
-    if show_plot: search.plot(points, labels)
-    if funcs: return namedtuple('SuggestedLRs', names)(*rates)
+        found.append((name, rate, point))
+    return found

@@ -45,19 +45,18 @@ from ..train.telemetry import Samples, Telemetry
 class MaskedPerplexity(Perplexity):
     "The exponential of the mean loss of hidden tokens; not comparable with the perplexity of a decoder."
     @property
-    def name(self): return 'masked_perplexity'
+    def name(self) -> str: return 'masked_perplexity'
 
 def sees_both_sides(
     model, # a `Transformer`, a `ModelConfig`, or a wrapped model, which is causal
-) -> bool:
+) -> bool: # False where a model does not say
     "Return whether a model is an encoder."
-    traits = getattr(getattr(model, 'config', model), 'traits', None)
+    config = getattr(model, 'config', model)
+    traits = getattr(config, 'traits', None)
     return traits is not None and not traits.causal
 
-def _with_masks(model, objective, cbs, seed):
-    "Return the callbacks and the one among them that hides tokens, or None; raise `UserError` for a wrong objective."
-    masks = next((cb for cb in cbs if isinstance(cb, MaskTokens)), None)
-    encoder = sees_both_sides(model)
+def _check_objective(objective, encoder, masks):
+    "Raise `UserError` for an objective that a model cannot learn."
     if objective not in ('auto', 'next', 'masked'): raise UserError(
         f"expected an objective of 'auto', 'next' or 'masked', got {objective!r}")
     if encoder and objective == 'next': raise UserError(
@@ -66,10 +65,19 @@ def _with_masks(model, objective, cbs, seed):
     if not encoder and (objective == 'masked' or masks): raise UserError(
         "expected objective 'next' for a decoder, got masks: it sees only one side of a gap; "
         "take family='encoder' to fill gaps")
-    if encoder and masks is None:
-        masks = MaskTokens(seed=seed)
-        cbs = cbs + L(masks)
-    return cbs, masks
+
+def _masks_of(cbs):
+    "Return the callback that hides tokens, or None."
+    return next((cb for cb in cbs if isinstance(cb, MaskTokens)), None)
+
+def _with_masks(model, objective, cbs, seed):
+    "Return the callbacks and the one among them that hides tokens, or None; raise `UserError` for a wrong objective."
+    masks = _masks_of(cbs)
+    encoder = sees_both_sides(model)
+    _check_objective(objective, encoder, masks)
+    if not encoder or masks: return cbs, masks
+    masks = MaskTokens(seed=seed)
+    return cbs + L(masks), masks
 
 # %% ../../nbs/api/34_pretrain/02_run.ipynb #df283443
 @checked
@@ -93,21 +101,15 @@ def lm_learner(
     label:str='training', # beginning of the progress line
     cbs=None, # more callbacks
     **kwargs # arguments of the Learner: path, splitter, metrics...
-) -> LMLearner:
+) -> LMLearner: # ready to fit; fastai's own progress bar is left out
     "Make a fastai Learner for next-token training, or for masked tokens in an encoder."
-    if not isinstance(model, (ModelConfig, nn.Module)):
-        raise UserError(f'expected a ModelConfig or a model, got {model!r}: give get_config(name), or a module')
     check_rate('lr', lr)
     check_rate('wd', wd)
     drawn = isinstance(model, ModelConfig)
-    if drawn:
-        set_seed(seed)
-        model = Transformer(model)
-    if hasattr(model, 'get_output_embeddings'): model = as_lm(model)
+    model = _as_model(model, seed)
     cbs, masks = _with_masks(model, objective, L(cbs), seed)
     if whole_number('recompute', recompute, 0): model.set_recompute(recompute)
-    tok = getattr(getattr(dls, 'train', None), 'tok', None)
-    if tok: check_tokenizer(tok, model)
+    _check_same_tokenizer(dls, model)
     device = torch.device(getattr(dls, 'device', None) or next(model.parameters()).device)
     gpu = device.type == 'cuda'
     if compile: compile_model(model, device=device)
@@ -127,11 +129,27 @@ def lm_learner(
     if masks: learn.show_results = masks.show_results
     return learn
 
+def _as_model(model, seed):
+    "Return a model to train: a new one for a config, a wrapped one for a model of `transformers`."
+    if isinstance(model, ModelConfig):
+        set_seed(seed)
+        return Transformer(model)
+    if not isinstance(model, nn.Module):
+        raise UserError(f'expected a ModelConfig or a model, got {model!r}: give get_config(name), or a module')
+    is_theirs = hasattr(model, 'get_output_embeddings')
+    return as_lm(model) if is_theirs else model
+
+def _check_same_tokenizer(dls, model):
+    "Raise `UserError` if the loaders name a tokenizer that is not the model's."
+    train = getattr(dls, 'train', None)
+    tok = getattr(train, 'tok', None)
+    if tok: check_tokenizer(tok, model)
+
 # %% ../../nbs/api/34_pretrain/02_run.ipynb #2dc30411
 def check_plan(
     plan, # a `Plan`
     data, # a prepared folder
-): # (ModelConfig, the manifest); UserError if plan and data do not belong together
+) -> tuple[ModelConfig, dict]: # the model and the manifest; UserError if plan and data do not belong together
     "Refuse a plan that was made for other data."
     config = ModelConfig.from_dict(plan.config)
     manifest = read_manifest(data)
@@ -148,9 +166,11 @@ class KeepPlan(Callback):
         plan, # dict of a `Plan`
         path, # file to write
     ):
-        self.plan, self.path = plan, path
+        self.plan = plan
+        self.path = path
 
-    def before_fit(self):
+    def before_fit(self) -> None:
+        "Write the plan, on rank 0."
         if rank() == 0: write_json(self.path, self.plan)
 
 # %% ../../nbs/api/34_pretrain/02_run.ipynb #ae65d4d3
@@ -169,30 +189,54 @@ def _step_options(plan, device):
 def _peak_flops(plan, device):
     "Return the FLOP/s of one device; None if unknown, or planned for another kind of device."
     machine = plan.machine or {}
-    if not machine.get('peak_flops') or machine.get('type') != device.type: return None
-    return machine['peak_flops'] / machine.get('count', 1)
+    peak = machine.get('peak_flops')
+    if not peak or machine.get('type') != device.type: return None
+    return peak / machine.get('count', 1)
 
 def _flops_per_token(config, seq_len, cbs):
     "Return the FLOPs of training for each token read; in an encoder only targets pass through the head."
     total = flops_by_part(config, seq_len)['total']
     if config.traits.causal: return total
-    rate = next((cb.rate for cb in cbs if isinstance(cb, MaskTokens)), MaskTokens().rate)
-    return total - round((1 - rate) * 6 * config.vocab_size * config.d_model)
+    masks = _masks_of(cbs) or MaskTokens()
+    head = 6 * config.vocab_size * config.d_model
+    return total - round((1 - masks.rate) * head)
 
 def _pace(plan):
     "Return the callback that holds the run's speed against the plan's, in a list; [] if the plan expects none."
     planned = _expected(plan).get('tokens_per_s')
-    return [Pace(planned, plan.bs * plan.seq_len * plan.steps)] if planned else []
+    if not planned: return []
+    tokens = plan.bs * plan.seq_len * plan.steps
+    return [Pace(planned, tokens)]
 
 def equal_epochs(
     steps:int, # optimiser steps of a run
     evaluations:int, # validations that are wanted
 ) -> int: # epochs, each of steps // epochs steps; UserError for anything but whole numbers
     "Return the largest number of equal epochs, up to `evaluations`, into which the steps can be divided."
-    most = min(whole_number('evaluations', evaluations), whole_number('steps', steps))
-    return next(k for k in range(most, 0, -1) if steps % k == 0)
+    evaluations = whole_number('evaluations', evaluations)
+    steps = whole_number('steps', steps)
+    most = min(evaluations, steps)
+    fitting = [k for k in range(1, most + 1) if steps % k == 0]
+    return fitting[-1]
 
 # %% ../../nbs/api/34_pretrain/02_run.ipynb #2dc30416
+def _check_ranks(plan):
+    "Raise `UserError` unless the ranks can share a batch equally."
+    if plan.bs % world(): raise UserError(
+        f'expected a batch that {world()} ranks can share, got {plan.bs} rows: '
+        'make another plan, or start another number of ranks')
+
+def _asked(plan, config, manifest):
+    "Return what makes this run the one that it is; a folder that holds another one is refused."
+    return dict(config=config.to_dict(), bs=plan.bs, seq_len=plan.seq_len, lr=plan.lr, seed=plan.seed,
+                data=fingerprint(manifest))
+
+def _planned_dls(data, plan, epochs, device):
+    "Return this rank's share of the batches of a plan."
+    ranks = world()
+    return lm_dls(data, plan.bs // ranks, plan.seq_len, steps=plan.steps // epochs, seed=plan.seed, device=device,
+                  rank=rank(), world=ranks)
+
 def pretrain(
     data, # a prepared folder
     plan, # a `Plan`, its file or its dict, or anything with config, bs, seq_len, steps, lr, seed and machine
@@ -213,16 +257,10 @@ def pretrain(
     config, manifest = check_plan(plan, data)
     epochs = equal_epochs(plan.steps, evaluations)
     device = join(device)
-    if plan.bs % world(): raise UserError(
-        f'expected a batch that {world()} ranks can share, got {plan.bs} rows: '
-        'make another plan, or start another number of ranks')
-    asked = dict(
-        config=config.to_dict(), bs=plan.bs, seq_len=plan.seq_len, lr=plan.lr, seed=plan.seed,
-        data=fingerprint(manifest))
+    _check_ranks(plan)
+    asked = _asked(plan, config, manifest)
     with own_together(out, 'pre-training'):
-        dls = lm_dls(
-            data, plan.bs // world(), plan.seq_len, steps=plan.steps // epochs, seed=plan.seed, device=device,
-            rank=rank(), world=world())
+        dls = _planned_dls(data, plan, epochs, device)
         checkpoint = ShardedCheckpoint(out/'checkpoints', seconds=checkpoint_seconds, keep=keep, asked=asked)
         cbs = L(cbs) + L(checkpoint) + _pace(plan)
         if sample: cbs.append(Samples(sample, list(prompts), path=out/'samples.jsonl'))
@@ -231,7 +269,8 @@ def pretrain(
             flops_per_token=_flops_per_token(config, plan.seq_len, cbs), peak_flops=_peak_flops(plan, device),
             **_step_options(plan, device))
         learn.telemetry.csv_path = out/'history.csv'
-        learn = on_ranks(learn, parallel or _expected(plan).get('sharding') or 'ddp')
+        kind = parallel or _expected(plan).get('sharding') or 'ddp'
+        learn = on_ranks(learn, kind)
         learn.fit_wsd(epochs)
         if sample and rank() == 0: write_json(out/'samples.json', learn.samples.rows)
     return learn

@@ -4,8 +4,11 @@ It trains the Learner of test_parallel.py, with checkpoints in OUT/c; the weight
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from fastai.callback.core import Callback
 from safetensors.torch import save_file
-from test_parallel import Callback, ShardedCheckpoint, join, learner, rank
+from llmbook.distributed.world import join, rank
+from llmbook.parallel.checkpoint import ShardedCheckpoint
+from test_parallel import learner
 
 join('cpu', timeout=30)
 out = Path(sys.argv[1])
