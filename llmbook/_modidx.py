@@ -5166,6 +5166,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'llmbook.tune.chat._mapped': ('api/50_tune/chat.html#_mapped', 'llmbook/tune/chat.py'),
                                    'llmbook.tune.chat._no_content': ('api/50_tune/chat.html#_no_content', 'llmbook/tune/chat.py'),
                                    'llmbook.tune.chat._opened': ('api/50_tune/chat.html#_opened', 'llmbook/tune/chat.py'),
+                                   'llmbook.tune.chat._overlaps': ('api/50_tune/chat.html#_overlaps', 'llmbook/tune/chat.py'),
                                    'llmbook.tune.chat._role_style': ('api/50_tune/chat.html#_role_style', 'llmbook/tune/chat.py'),
                                    'llmbook.tune.chat._roles_of': ('api/50_tune/chat.html#_roles_of', 'llmbook/tune/chat.py'),
                                    'llmbook.tune.chat._roles_without_text': ( 'api/50_tune/chat.html#_roles_without_text',

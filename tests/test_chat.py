@@ -649,3 +649,51 @@ def test_an_export_keeps_a_template_that_stands_in_the_configuration_alone(tmp_p
     cli.llmbook_export(str(tmp_path/'model'), out=str(tmp_path/'out'))
     config = json.loads((tmp_path/'out'/'tokenizer_config.json').read_text())
     assert config['chat_template'] == (tmp_path/'out'/'chat_template.jinja').read_text() == fmt.template
+
+
+# ---- the helper process ----
+
+DATED = "{{ strftime_now('%d %b %Y') }}" + CHATML
+
+
+def test_a_date_can_be_fixed(tmp_path):
+    from datetime import datetime
+    byte_level().save(str(tmp_path/'tokenizer.json'))
+    today = ChatFormat(tmp_path, DATED)
+    assert 'today=' in today.notes[0]
+    fixed = ChatFormat(tmp_path, DATED, variables=dict(today='2026-05-01'))
+    assert fixed.render(turns(1)).startswith('01 May 2026')
+    assert not fixed.notes
+    fixed.save(tmp_path)
+    theirs = import_transformers().AutoTokenizer.from_pretrained(tmp_path)
+    before = f'{datetime.now():%d %b %Y}'
+    texts = today.render(turns(1)), theirs.apply_chat_template(turns(1), tokenize=False)
+    if before == f'{datetime.now():%d %b %Y}': assert texts[0] == texts[1]
+
+
+def test_a_forked_process_gets_a_helper_of_its_own():
+    import os
+    assert render_template('{{ a }}', [dict(a=1)]) == ['1']
+    child = os.fork()
+    if not child:
+        try: os._exit(0 if render_template('{{ a }}', [dict(a=2)] * 50) == ['2'] * 50 else 1)
+        except BaseException: os._exit(2)
+    here = [render_template('{{ a }}', [dict(a=3)]) for _ in range(50)]
+    _, status = os.waitpid(child, 0)
+    assert here == [['3']] * 50
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_threads_do_not_read_each_others_answers():
+    from concurrent.futures import ThreadPoolExecutor
+    with ThreadPoolExecutor(4) as pool: texts = list(pool.map(lambda i: render_template('{{ a }}', [dict(a=i)])[0], range(200)))
+    assert texts == [str(i) for i in range(200)]
+
+
+def test_a_chat_that_a_template_never_finishes_is_set_aside():
+    endless = "{% if messages | length > 2 %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{% endif %}"
+    fmt = ChatFormat(byte_level(), endless + CHATML, seconds=.2)
+    rows, rejects = encode_chats(fmt, [turns(1, system=False), turns(2, system=False), turns(1, system=False)])
+    assert len(rows) == 2
+    assert [r.id for r in rejects] == ['chat 1']
+    assert 'processor time' in rejects[0].reason

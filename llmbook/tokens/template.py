@@ -28,7 +28,10 @@ def template_environment(): # a jinja2 ImmutableSandboxedEnvironment
         def _as_it_is(self, caller): return caller()
 
     def raise_exception(message): raise jinja2.exceptions.TemplateError(message)
-    def strftime_now(format): return datetime.now().strftime(format)
+    @jinja2.pass_context
+    def strftime_now(context, format):
+        now = context.get('today')
+        return (datetime.fromisoformat(now) if now else datetime.now()).strftime(format)
     def tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
         return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 

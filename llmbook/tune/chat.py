@@ -63,6 +63,7 @@ def message_fault(
         if role != 'assistant' and weight: return f'message {i} ({role}) has a weight: only an answer is trained on'
     return ''
 
+# %% ../../nbs/api/50_tune/00_chat.ipynb #3b9acb55
 def check_messages(
     messages, # what should be a list of messages
 ) -> list: # the same
@@ -101,6 +102,7 @@ def _template_of(config):
     if isinstance(found, dict): found = found.get('default')
     return found if isinstance(found, str) else ''
 
+# %% ../../nbs/api/50_tune/00_chat.ipynb #82f9dc30
 TEMPLATES = ('chatml', 'prompt_answer') # names of the built-in ones
 
 def named_template(
@@ -123,6 +125,7 @@ def named_template(
     begins = ids.bos is not None and ids.bos in ids.front
     return '{{- bos_token -}}\n' + CHATML if begins else CHATML
 
+# %% ../../nbs/api/50_tune/00_chat.ipynb #9764dc6a
 def _default_template(tok):
     "Return our own template or ChatML, whichever a tokenizer has the marks for."
     special = {t.content: i for i, t in tok.get_added_tokens_decoder().items()}
@@ -233,6 +236,10 @@ class _Placeholders:
         return ''.join(pieces), spans, hidden
 
 # %% ../../nbs/api/50_tune/00_chat.ipynb #9624f3d6
+def _overlaps(mark, spans):
+    "Return whether a match overlaps one of the spans."
+    return any(start < mark.end() and mark.start() < end for start, end in spans)
+
 class _TextEncoder:
     "Turns rendered chats into ids."
     def __init__(self, tok):
@@ -277,7 +284,7 @@ class _TextEncoder:
             ends.extend(at + end for end in new_ends)
         at = 0
         for m in self.special.finditer(text):
-            if any(a < m.end() and m.start() < b for a, b in hidden): continue
+            if _overlaps(m, hidden): continue
             add(at, text[at:m.start()], True)
             add(m.start(), m[0], False)
             at = m.end()
@@ -442,12 +449,13 @@ def _opened(source):
     if isinstance(source, Tokenizer): return source, _token_names(source), ''
     raise UserError(f'expected a tokenizer or a model folder, got {type(source).__name__}: load_any(...).tok is one')
 
+# %% ../../nbs/api/50_tune/00_chat.ipynb #f310c32c
 class ChatFormat:
     "Turns messages into the rows of training, the prompts of generation, and the files of an export."
     def __init__(self,
         tok, # a Tokenizer, one of transformers, or a model folder
         template:str|None=None, # a Jinja template, or a name in `TEMPLATES`; None: the tokenizer's own
-        variables:dict|None=None, # what else the template sees, such as enable_thinking=False
+        variables:dict|None=None, # what else the template sees, such as enable_thinking=False, or today='2026-05-01'
         seconds:float=2., # processor time that the template may take for one chat
         max_chars:int=10_000_000, # longest text that it may write
     ):
@@ -462,6 +470,8 @@ class ChatFormat:
         if not isinstance(self.template, str) or not self.template.strip(): raise UserError(
             f'expected a chat template, got {template!r:.40}: give a Jinja template, or None for that of the tokenizer')
         self.encoder = _TextEncoder(self.tok)
+        if 'strftime_now' in self.template and 'today' not in self.variables: self.notes.append(
+            "the template writes the date of the day: fix it with variables=dict(today='2026-05-01')")
         self._ask_template()
 
     def __repr__(self):
@@ -534,7 +544,7 @@ class ChatFormat:
         messages = [_with_aliases(message) for message in check_messages(messages)]
         return self._text(self._render([(messages, prompt, tools)])[0])
 
-# %% ../../nbs/api/50_tune/00_chat.ipynb #6399295e
+# %% ../../nbs/api/50_tune/00_chat.ipynb #ad47c5de
 class _Growing:
     "The ids of a text that grows turn by turn; those of the beginning stay what they are."
     def __init__(self, encoder):
@@ -572,14 +582,17 @@ class _Growing:
 
     def _move_anchor(self, hidden):
         "Find the last special token: a tokenizer cuts a text there before it does anything else."
-        marks = list(self.encoder.special.finditer(self.text, self.anchor))
-        while marks and any(a < marks[-1].end() and marks[-1].start() < b for a, b in hidden): marks.pop()
-        if not marks: return
-        for n in range(len(self.ids) - 1, self.n_settled, -1):
-            if self.ids[n] not in self.encoder.special_ids: continue
-            if self.ends[n] == marks[-1].end(): self.anchor, self.n_settled = marks[-1].start(), n
-            return
+        last = None
+        for mark in self.encoder.special.finditer(self.text, self.anchor):
+            if not _overlaps(mark, hidden): last = mark
+        if last is None: return
+        n = len(self.ids) - 1
+        while n >= 0 and self.ids[n] not in self.encoder.special_ids: n -= 1
+        if n < 0 or self.ends[n] != last.end(): return # it took spaces with it: then nothing is settled
+        self.anchor = last.start()
+        self.n_settled = n
 
+# %% ../../nbs/api/50_tune/00_chat.ipynb #bf2acf70
 def _roles_of(text, spans, messages):
     "Return the role of each character: that of the message which wrote it, or a mark of the template."
     roles = np.zeros(len(text), np.uint8)
@@ -647,7 +660,7 @@ def _weights(messages, train):
         weights[k] = 1. if own is None else float(own)
     return weights
 
-# %% ../../nbs/api/50_tune/00_chat.ipynb #9e171570
+# %% ../../nbs/api/50_tune/00_chat.ipynb #27b2878b
 class HistoryRewritten(UserError):
     "Says that a template writes earlier turns otherwise once others follow."
 
@@ -716,6 +729,7 @@ def _roles_without_text(ids, answers, special):
     roles[np.isin(ids, list(special))] = ROLES.index('mark')
     return roles
 
+# %% ../../nbs/api/50_tune/00_chat.ipynb #925581e6
 @patch
 def encode_turns(self:ChatFormat,
     messages:list, # a chat
@@ -728,6 +742,7 @@ def encode_turns(self:ChatFormat,
     weights = _weights(messages, train)
     return [self.encode(messages[:k + 1], 'last', tools) for k, weight in weights.items() if weight]
 
+# %% ../../nbs/api/50_tune/00_chat.ipynb #741e7913
 @patch
 def encode_text(self:ChatFormat,
     text:str, # a text without turns
@@ -745,6 +760,7 @@ def encode_text(self:ChatFormat,
     weights[:len(begin)] = 0
     return ChatRow(ids, roles, weights, self.tok)
 
+# %% ../../nbs/api/50_tune/00_chat.ipynb #75cf46ac
 @patch
 def prompt_ids(self:ChatFormat,
     messages:list, # a chat whose last message waits for an answer
@@ -798,6 +814,7 @@ class Conversation:
     text:str='' # a text without turns, instead of messages
     label:bool|None=None # whether the answer is a good one, if the record says so
 
+# %% ../../nbs/api/50_tune/00_chat.ipynb #686e1f16
 def without_oldest_turn(
     messages:list, # a chat
 ) -> list: # the same without its first question and what follows up to the next question; [] if there is none
@@ -806,6 +823,7 @@ def without_oldest_turn(
     later = [i for i in range(first + 1, len(messages)) if messages[i]['role'] == 'user']
     return [*messages[:first], *messages[later[0]:]] if later else []
 
+# %% ../../nbs/api/50_tune/00_chat.ipynb #e6fe29d7
 def _rows_of(fmt, messages, train, tools):
     "Return the rows of a chat: one, or one for each answer if the template writes the history otherwise."
     try: return [fmt.encode(messages, train, tools)]

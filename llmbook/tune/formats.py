@@ -55,6 +55,7 @@ def _text(value, name):
     if why: raise _Bad(why)
     return value
 
+# %% ../../nbs/api/50_tune/01_formats.ipynb #dadb8c6d
 def _message(m):
     "Return a message with role and content, from whatever keys it has."
     if not isinstance(m, dict): raise _Bad('messages are not a list of objects')
@@ -79,6 +80,7 @@ def _check_said(message, name):
     if message['role'] not in ('user', 'assistant') or message.get('tool_calls'): return
     if isinstance(message['content'], str): _text(message['content'], name)
 
+# %% ../../nbs/api/50_tune/01_formats.ipynb #27089736
 def _is_chat(value):
     "Return whether a value is a list of objects, perhaps as JSON."
     value = _listed(value)
@@ -135,6 +137,7 @@ def _no_pair(fields):
     keys = ', '.join(str(key)[:40] for key in list(fields)[:8])
     return f'no prompt and answer among its keys ({keys})'
 
+# %% ../../nbs/api/50_tune/01_formats.ipynb #c4f64ca5
 def _named(record, columns):
     "Return what the columns that the user named hold, and the shape."
     for column in columns.values():
@@ -147,7 +150,7 @@ def _named(record, columns):
     if 'answer' in meaning: return meaning, 'pair'
     return meaning, 'text' if 'text' in meaning else 'prompt'
 
-# %% ../../nbs/api/50_tune/01_formats.ipynb #db578f56
+# %% ../../nbs/api/50_tune/01_formats.ipynb #4b8dd95c
 def _said(role, text, name): return dict(role=role, content=_text(text, name))
 
 def _asked(meaning):
@@ -210,7 +213,7 @@ def _plain_text(meaning): return dict(messages=[], text=_text(meaning['text'], '
 
 _READ = dict(preference=_preference, messages=_chat, alpaca=_pair, pair=_pair, text=_plain_text, prompt=_prompt)
 
-# %% ../../nbs/api/50_tune/01_formats.ipynb #cfcbcae2
+# %% ../../nbs/api/50_tune/01_formats.ipynb #0cdc0cc1
 def _shape_name(shape, record):
     "Return the shape as it is reported: a chat may be written after ShareGPT."
     if shape != 'messages': return shape
@@ -275,6 +278,7 @@ def _json_lines(f):
         raw = raw.removeprefix(b'\xef\xbb\xbf') if i == 1 else raw
         if raw.strip(): yield i, *_json_line(raw), raw[:80].decode(errors='replace').strip()
 
+# %% ../../nbs/api/50_tune/01_formats.ipynb #45a3c387
 def _list_inside(found):
     "Return the list of objects that an object holds, such as {'data': [...]}, or a list of the object itself."
     if not isinstance(found, dict): return found
@@ -296,6 +300,7 @@ def _json_list(f, path):
     f.seek(0)
     yield from _json_lines(f)
 
+# %% ../../nbs/api/50_tune/01_formats.ipynb #23c9a790
 def _delimiter(header):
     "Return what separates the columns of a header: a comma, unless there is none."
     for mark in ',;\t|':
@@ -322,6 +327,7 @@ def _table_rows(f, path, delimiter=None):
         why = 'more fields than the header names' if None in row else ''
         yield rows.line_num, row, why, start
 
+# %% ../../nbs/api/50_tune/01_formats.ipynb #a51b3285
 def _parquet_rows(f, path):
     "Yield what `_json_lines` does, for the rows of a parquet file."
     import pyarrow as pa
@@ -409,6 +415,7 @@ def _of_splits(source, split):
             if isinstance(record, dict): record = dict(record, split=_SPLIT_NAMES[name])
             yield f'{name} {place}', record, why, start
 
+# %% ../../nbs/api/50_tune/01_formats.ipynb #2cc958b7
 def _is_path(source):
     if isinstance(source, str): return is_task_file(source) or Path(source).exists()
     return isinstance(source, Path)
@@ -449,6 +456,7 @@ def iter_chats(
         chat.id = place
         yield chat, shape
 
+# %% ../../nbs/api/50_tune/01_formats.ipynb #97419228
 def reasons_text(
     rejects:list, # `Reject`s
 ) -> str: # such as '13 not JSON, 2 no text in answer'
@@ -456,6 +464,7 @@ def reasons_text(
     counts = Counter(r.reason for r in rejects)
     return ', '.join(f'{n} {reason}' for reason, n in counts.most_common())
 
+# %% ../../nbs/api/50_tune/01_formats.ipynb #bf9ee3fe
 @dataclass
 class ChatData:
     "The conversations of a source, with what was found and what was set aside."
