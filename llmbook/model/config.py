@@ -143,7 +143,7 @@ class ModelConfig:
     window:int = 0 # encoder: tokens that a local layer sees on each side; decoder: tokens that each token sees; 0: all
     global_every:int = 3 # encoder with a window: layers 0, 3, 6... see everything
     local_theta:float = 10_000. # encoder with a window: rope_theta of the local layers
-    attn_bias:str|None = None # layers of attention with a bias: 'none', 'qkv' or 'all'; as usual in the family by default
+    attn_bias:str|None = None # layers of attention with a bias: 'none', 'qkv', 'all'; the family's by default
     mlp_bias:bool|None = None # whether the feed-forward layer has biases; as usual in the family by default
 
     def __post_init__(self):

@@ -192,7 +192,7 @@ class KVCache:
 
     def mask(self,
         T:int, # number of new tokens
-    ) -> Tensor|None: # (1 or B, 1, T, pos + T) bool, true where a query may look; None for one token or the first ones, unpadded
+    ) -> Tensor|None: # (1 or B, 1, T, pos + T) bool, true where a query may look; None: `attend` hides enough
         "Return which positions each new query may see: none ahead of it, none behind its window, and no padding."
         end = self.pos + T
         narrow = 0 < self.window < end
