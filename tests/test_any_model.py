@@ -6,7 +6,9 @@ from llmbook.core import UserError, import_transformers, read_json, set_seed, wr
 from llmbook.generate.text import generate, generate_ids
 from llmbook.model.hf import load_pretrained, save_pretrained
 from llmbook.model.hf_wrap import WrappedLM, as_lm, load_lm
+from llmbook.model.hf_config import config_from_hf
 from llmbook.model.transformer import Transformer
+from llmbook.plan.flops import count_params
 from llmbook.tokens.tokenizer import extend_tokenizer, text_ids, train_tokenizer
 
 BASE = dict(vocab_size=320, hidden_size=64, intermediate_size=112, num_hidden_layers=2, num_attention_heads=4,
@@ -263,3 +265,42 @@ def test_a_wrapped_model_keeps_its_window_apart_from_documents(kind, options, tf
         alone = torch.cat((model(x[:, :4]), model(x[:, 4:])), 1)
         torch.testing.assert_close(model(x, docs), alone, atol=1e-5, rtol=1e-4)
         with pytest.raises(UserError, match='at most 12 tokens, the window'): model(ids(13), torch.zeros(3, 13, dtype=torch.long))
+
+
+PUBLISHED = { # config.json as it is on the hub, without what has no effect, and the number of weights that is published
+    'Llama-3.2-1B': (1_235_814_400, dict(
+        model_type='llama', attention_bias=False, head_dim=64, hidden_act='silu', hidden_size=2048, intermediate_size=8192,
+        max_position_embeddings=131072, mlp_bias=False, num_attention_heads=32, num_hidden_layers=16, num_key_value_heads=8,
+        rms_norm_eps=1e-5, rope_theta=5e5, tie_word_embeddings=True, vocab_size=128256,
+        rope_scaling=dict(factor=32., high_freq_factor=4., low_freq_factor=1., original_max_position_embeddings=8192, rope_type='llama3'))),
+    'TinyLlama-1.1B': (1_100_048_384, dict(
+        model_type='llama', hidden_act='silu', hidden_size=2048, intermediate_size=5632, max_position_embeddings=2048, num_attention_heads=32,
+        num_hidden_layers=22, num_key_value_heads=4, pretraining_tp=1, rms_norm_eps=1e-5, rope_scaling=None, tie_word_embeddings=False,
+        vocab_size=32000)),
+    'Mistral-7B-v0.1': (7_241_732_096, dict(
+        model_type='mistral', hidden_act='silu', hidden_size=4096, intermediate_size=14336, max_position_embeddings=32768,
+        num_attention_heads=32, num_hidden_layers=32, num_key_value_heads=8, rms_norm_eps=1e-5, rope_theta=10000., sliding_window=4096,
+        tie_word_embeddings=False, vocab_size=32000)),
+    'Qwen2.5-0.5B': (494_032_768, dict(
+        model_type='qwen2', hidden_act='silu', hidden_size=896, intermediate_size=4864, max_position_embeddings=32768, max_window_layers=24,
+        num_attention_heads=14, num_hidden_layers=24, num_key_value_heads=2, rms_norm_eps=1e-6, rope_theta=1e6, sliding_window=32768,
+        tie_word_embeddings=True, use_mrope=False, use_sliding_window=False, vocab_size=151936)),
+    'Qwen3-0.6B': (596_049_920, dict(
+        model_type='qwen3', attention_bias=False, head_dim=128, hidden_act='silu', hidden_size=1024, intermediate_size=3072,
+        max_position_embeddings=40960, max_window_layers=28, num_attention_heads=16, num_hidden_layers=28, num_key_value_heads=8,
+        rms_norm_eps=1e-6, rope_scaling=None, rope_theta=1e6, sliding_window=None, tie_word_embeddings=True, use_sliding_window=False,
+        vocab_size=151936)),
+    'gpt2': (124_439_808, dict(
+        model_type='gpt2', activation_function='gelu_new', layer_norm_epsilon=1e-5, n_ctx=1024, n_embd=768, n_head=12, n_layer=12,
+        n_positions=1024, vocab_size=50257)),
+}
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_models_have_as_many_weights_as_is_published(name, tf):
+    n, facts = PUBLISHED[name]
+    config = config_from_hf(facts)
+    with torch.device('meta'): model = Transformer(config)
+    assert sum(p.numel() for p in model.parameters()) == n
+    assert count_params(config)['total'] == n
+    theirs = tf.AutoConfig.for_model(**facts)
+    assert config_from_hf(theirs.to_dict()) == config

@@ -1,5 +1,5 @@
 "GGUF files against the reader of transformers, and SmolLM2 against the same weights in transformers."
-import re, shutil
+import gc, re, shutil, weakref
 import pytest, torch
 from tokenizers import pre_tokenizers
 from llmbook.core import UserError, import_transformers, set_seed
@@ -134,6 +134,19 @@ def test_quantised_weights_are_near(kind, gguf, tmp_path):
     assert (w - near).abs().max() <= 1.01 * w.abs().max() / steps
     half, _ = load_gguf(tmp_path/'m.gguf', 'cpu', 'bfloat16')
     assert half.embed.weight.dtype == torch.bfloat16
+
+
+def test_one_plain_tensor_is_held_at_a_time(gguf, tmp_path, monkeypatch):
+    made, plain = [], ours._plain
+    def watched(tensor):
+        gc.collect()
+        assert not [w for w in made if w() is not None], 'an earlier tensor in float32 is still held'
+        w = plain(tensor)
+        made.append(weakref.ref(w))
+        return w
+    monkeypatch.setattr(ours, '_plain', watched)
+    load_gguf(write(gguf, build(), tmp_path/'m.gguf', 'Q8_0'), 'cpu', 'bfloat16')
+    assert len(made) > 10
 
 
 def test_positions_stretched_as_in_llama_3(gguf, tmp_path):

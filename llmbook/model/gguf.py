@@ -169,16 +169,18 @@ def pairs_apart(
     "Order the rows of each head so that partners of a rotation are half a head apart."
     return w.view(heads, -1, 2, *w.shape[1:]).transpose(1, 2).reshape(w.shape)
 
-def _fill(model, tensors, device, dtype):
-    "Read the tensors of a file into a model, one after the other."
-    c = model.config
-    swapped = {'q_proj': c.n_head, 'k_proj': c.n_kv_head} if c.family == 'llama' else {}
-    for theirs, ours in gguf_names(model).items():
-        w = _plain(tensors[theirs])
-        module, _, kind = ours.rpartition('.')
-        layer = module.rpartition('.')[2]
-        if layer in swapped: w = pairs_apart(w, swapped[layer])
-        setattr(model.get_submodule(module), kind, nn.Parameter(w.to(device, dtype)))
+def _swapped(c):
+    "Return which layers have their rows in the order of llama.cpp, and the number of heads of each."
+    return dict(q_proj=c.n_head, k_proj=c.n_kv_head) if c.family == 'llama' else {}
+
+def _fill_one(model, name, tensor, device, dtype):
+    "Read one tensor into a parameter; nothing else of it is held afterwards."
+    module, _, kind = name.rpartition('.')
+    layer = module.rpartition('.')[2]
+    w = _plain(tensor)
+    heads = _swapped(model.config).get(layer)
+    if heads: w = pairs_apart(w, heads)
+    setattr(model.get_submodule(module), kind, nn.Parameter(w.to(device, dtype)))
 
 # %% ../../nbs/api/20_model/09_gguf.ipynb #f22ba234
 _GPT2_WORDS = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -256,7 +258,8 @@ def load_gguf(
     with torch.device('meta'): model = Transformer(config)
     wanted = {theirs: tuple(model.get_parameter(ours).shape) for theirs, ours in gguf_names(model).items()}
     check_shapes(f'the tensors in {path} do not fit its facts', wanted, shapes)
-    _fill(model, tensors, device, getattr(torch, dtype))
+    for theirs, ours in gguf_names(model).items():
+        _fill_one(model, ours, tensors[theirs], device, getattr(torch, dtype))
     if config.tie_embeddings: model.head.weight = model.embed.weight
     check_finite(model)
     model.make_tables(device)

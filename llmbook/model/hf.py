@@ -127,7 +127,13 @@ def _chat_template(tok):
     return next((d['chat_template'] for d in own if d.get('chat_template')), None)
 
 # %% ../../nbs/api/20_model/06_hf.ipynb #de3f7736
-def _is_finite(w): return bool(w.detach().sum(dtype=torch.float64).isfinite())
+_PART = 2 ** 23 # numbers that are added at once: a sum in double precision copies what it adds
+
+def _is_finite(w):
+    w = w.detach()
+    is_whole = not hasattr(w, 'device_mesh') # not one rank's part of a matrix
+    parts = w.reshape(-1).split(_PART) if is_whole else [w]
+    return all(bool(part.sum(dtype=torch.float64).isfinite()) for part in parts)
 
 def not_finite(
     model:nn.Module, # any model
