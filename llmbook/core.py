@@ -313,7 +313,7 @@ def derived_seed(
 # %% ../nbs/api/00_base/00_core.ipynb #c30751c8
 def pick_device(
     name:str|None=None, # 'cpu', 'cuda' or 'cuda:1'; None takes the GPU where there is one
-) -> 'torch.device': # UserError for a device that is not here
+): # a torch.device; UserError for a device that is not here
     "Return the device to use, and make a numbered GPU the current one."
     import torch
     if name is None: name = 'cuda' if torch.cuda.is_available() else 'cpu'

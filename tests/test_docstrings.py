@@ -33,6 +33,15 @@ def test_every_name_shows_its_text():
     assert not silent, 'the table has them, and help() does not show them'
 
 
+def test_hints_in_quotes_can_be_evaluated():
+    "Evaluate hints as the site does when it shows a name; one that cannot be stops its build."
+    for module, name in NAMES:
+        hints = getattr(documented(module, name), '__annotations__', {})
+        names = vars(importlib.import_module(f'llmbook.{module}'))
+        for hint in hints.values():
+            if isinstance(hint, str): eval(hint, names)
+
+
 @pytest.mark.parametrize('module, name', [
     ('core', 'refused'), ('pretrain.run', 'lm_learner'), ('prepare.pipeline', 'prepare'), ('plan.planner', 'plan'),
     ('generate.text', 'generate'), ('tune.finetune', 'finetune'), ('model.config', 'ModelConfig'),

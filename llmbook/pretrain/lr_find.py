@@ -240,7 +240,7 @@ def plot(self:LRSearch,
     points=(), # (learning rate, loss) pairs to mark
     names=(), # names of the points
     skip_end:int=5, # last steps that are not drawn
-) -> 'matplotlib.axes.Axes': # the axes, to add to
+): # matplotlib.axes.Axes: the axes, to add to
     "Draw the loss over the learning rate."
     from matplotlib import pyplot as plt
     _, ax = plt.subplots(1, 1)

@@ -269,7 +269,7 @@ def plain(
 def open_parquet(
     f:io.BufferedReader, # stream from `open_stream`; a compressed one is unpacked into memory
     limit:int=LIMIT, # bytes that may be unpacked
-) -> 'pyarrow.parquet.ParquetFile': # ValueError (pyarrow's own is one) if it is damaged
+): # a ParquetFile of pyarrow; ValueError (pyarrow's own is one) if it is damaged
     "Open a parquet file, ready to read its groups."
     import pyarrow as pa
     from pyarrow.parquet import ParquetFile

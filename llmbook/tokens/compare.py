@@ -87,7 +87,7 @@ def plot_vocabulary(
     texts:dict[str, Sequence[str]|str], # kind -> held-out texts
     width:int=256, # width of the model that would use them
     body:float=3e6, # other parameters of that model
-) -> 'Figure': # of matplotlib
+): # a Figure of matplotlib
     "Plot bytes per token as the vocabulary grows, and the cost of training on a megabyte."
     import matplotlib.pyplot as plt
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 2.9))

@@ -178,7 +178,7 @@ _BOX = 'background:hsla({},70%,50%,.28);border-radius:3px;padding:1px 0;white-sp
 def show_tokens(
     tok:Tokenizer, # any tokenizer
     text:str, # a line or two
-) -> 'HTML': # of IPython; `.data` is the string
+): # HTML of IPython; `.data` is the string
     "Show where a tokenizer cuts: one box for each token, with its id on hover."
     from IPython.display import HTML
     ids, = encode_text(tok, [text])
