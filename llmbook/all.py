@@ -29,10 +29,11 @@ __all__ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'huma
            'Example', 'Task', 'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune', 'finetune_learner',
            'ChatFormat', 'ChatRow', 'Conversation', 'encode_chats', 'show_roles', 'load_chats', 'mix_rows',
            'with_replay', 'AnswerLoss', 'ChatLoader', 'chat_dls', 'ChatWatch', 'chat_answers', 'role_loss', 'text_bits',
-           'chat_learner', 'prepare_chats', 'set_method', 'sft', 'layer_groups', 'check_groups', 'layerwise_decay',
-           'show_groups', 'quantise_base', 'adapter_table', 'add_adapters', 'drop_adapters', 'load_adapters',
-           'merge_adapters', 'merge_gap', 'save_adapters', 'set_merged', 'bootstrap', 'paired_difference', 'plot_rows',
-           'row', 'rows_text', 'wilson', 'compressor_rows', 'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows',
+           'Talk', 'open_chat_model', 'class_dls', 'class_learner', 'classify', 'fit_slanted', 'chat_learner',
+           'prepare_chats', 'set_method', 'sft', 'layer_groups', 'check_groups', 'layerwise_decay', 'show_groups',
+           'quantise_base', 'adapter_table', 'add_adapters', 'drop_adapters', 'load_adapters', 'merge_adapters',
+           'merge_gap', 'save_adapters', 'set_merged', 'bootstrap', 'paired_difference', 'plot_rows', 'row',
+           'rows_text', 'wilson', 'compressor_rows', 'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows',
            'toxicity_scorer', 'identity_swap', 'swap_summary', 'write_report', 'history_picture', 'compare_runs',
            'headline', 'read_run', 'model_card', 'browse', 'tune_filter', 'Dashboard', 'planner', 'Settings', 'journey']
 
@@ -124,6 +125,8 @@ from llmbook.tune.adapters import (
 from .tune.watch import ChatWatch, chat_answers, role_loss, text_bits
 from .tune.finetune import answers, finetune, finetune_learner
 from .tune.replay import mix_rows, with_replay
+from .tune.talk import Talk, open_chat_model
+from .tune.classify import class_dls, class_learner, classify, fit_slanted
 from .tune.sft import chat_learner, prepare_chats, set_method, sft
 from .evaluate.stats import bootstrap, paired_difference, plot_rows, row, rows_text, wilson
 from .evaluate.perplexity import compressor_rows, evaluate_text
@@ -165,7 +168,7 @@ _all_ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'human_
          'Example', 'Task', 'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune', 'finetune_learner',
          'ChatFormat', 'ChatRow', 'Conversation', 'encode_chats', 'show_roles', 'load_chats', 'mix_rows', 'with_replay',
          'AnswerLoss', 'ChatLoader', 'chat_dls', 'ChatWatch', 'chat_answers', 'role_loss', 'text_bits',
-         'chat_learner', 'prepare_chats', 'set_method', 'sft', 'layer_groups', 'check_groups', 'layerwise_decay', 'show_groups', 'quantise_base', 'adapter_table',
+         'Talk', 'open_chat_model', 'class_dls', 'class_learner', 'classify', 'fit_slanted', 'chat_learner', 'prepare_chats', 'set_method', 'sft', 'layer_groups', 'check_groups', 'layerwise_decay', 'show_groups', 'quantise_base', 'adapter_table',
          'add_adapters', 'drop_adapters', 'load_adapters', 'merge_adapters', 'merge_gap', 'save_adapters', 'set_merged',
          'bootstrap', 'paired_difference', 'plot_rows', 'row', 'rows_text', 'wilson',
          'compressor_rows', 'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows', 'toxicity_scorer',

@@ -1,0 +1,166 @@
+"Classification: rows, pooling, groups, schedules, and what is refused."
+import numpy as np
+import pytest, torch
+from torch import nn
+from llmbook.core import UserError, import_transformers, set_seed
+from llmbook.model.config import ModelConfig
+from llmbook.model.hf_wrap import as_lm
+from llmbook.model.transformer import Transformer
+from llmbook.tokens.tokenizer import train_tokenizer
+from llmbook.tune.classify import (
+    Classifier, HubEncoder, LabelLoader, class_dls, class_groups, class_learner, classify, fit_slanted, label_rows, pooled,
+    slanted_triangle
+)
+from llmbook.tune.groups import show_groups
+
+WORDS = dict(good=['fine', 'warm', 'funny', 'bright'], bad=['dull', 'cold', 'long', 'flat'])
+NOUNS = ['film', 'play', 'story', 'cast', 'song', 'ending']
+PAIRS = [(f'what a {word} {noun}', label) for label, words in WORDS.items() for word in words for noun in NOUNS]
+TRAIN = [p for i, p in enumerate(PAIRS) if i % 5]
+VALID = PAIRS[::5]
+
+
+@pytest.fixture(scope='module')
+def tok(): return train_tokenizer([text for text, _ in PAIRS], 330)
+
+
+def ours(tok, family='qwen3', **options):
+    set_seed(0)
+    heads = dict(n_kv_head=1) if family in ('qwen3', 'llama') else {}
+    sizes = dict(vocab_size=tok.get_vocab_size(), n_layer=2, d_model=32, n_head=2, context=32, family=family)
+    return Transformer(ModelConfig(**(sizes | heads | options)))
+
+
+def neox(tok):
+    transformers = import_transformers()
+    set_seed(0)
+    config = transformers.GPTNeoXConfig(vocab_size=tok.get_vocab_size(), hidden_size=32, num_hidden_layers=2,
+                                        num_attention_heads=2, intermediate_size=64, max_position_embeddings=32)
+    return as_lm(transformers.GPTNeoXForCausalLM(config))
+
+
+def bert(tok):
+    transformers = import_transformers()
+    set_seed(0)
+    config = transformers.BertConfig(vocab_size=tok.get_vocab_size(), hidden_size=32, num_hidden_layers=2,
+                                     num_attention_heads=2, intermediate_size=64, max_position_embeddings=32)
+    return HubEncoder(transformers.BertModel(config))
+
+
+BODIES = dict(qwen3=ours, gpt2=lambda tok: ours(tok, 'gpt2'), encoder=lambda tok: ours(tok, 'encoder'),
+              untied=lambda tok: ours(tok, tie_embeddings=False), neox=neox, bert=bert)
+
+
+def columns(pairs): return tuple(map(list, zip(*pairs)))
+
+
+def learner(tok, body=None, **options):
+    dls = class_dls(tok, columns(TRAIN), columns(VALID), seq_len=24, bs=8, device='cpu')
+    return class_learner(body or ours(tok), dls, **options)
+
+
+def test_a_long_text_keeps_its_beginning_and_its_end(tok):
+    text = 'what a fine film ' * 20
+    whole = [0, *tok.encode(text).ids]
+    (ids, _), _ = label_rows(tok, [text, 'x'], ['a', 'b'], seq_len=10)[0]
+    assert ids.tolist() == [*whole[:5], *whole[-5:]]
+
+
+def test_every_text_stands_once_in_a_pass(tok):
+    rows, names = label_rows(tok, *columns(TRAIN), 24)
+    dl = LabelLoader(rows, bs=7, names=names)
+    for number in range(2):
+        seen = []
+        for i in range(number * len(dl), (number + 1) * len(dl)):
+            x, lengths, y = dl.batch(i)
+            for ids, n, label in zip(x, lengths, y): seen.append((ids[:n].tolist(), int(label)))
+        assert sorted(seen) == sorted((ids.tolist(), label) for ids, label in rows)
+
+
+def test_pooling_by_hand():
+    h = torch.tensor([[[1., 0.], [5., -2.], [9., 9.]], [[2., 2.], [0., 0.], [0., 0.]]])
+    expected = torch.tensor([[5., -2., 3., -1., 5., 0.], [2., 2., 2., 2., 2., 2.]])
+    torch.testing.assert_close(pooled(h, torch.tensor([2, 1])), expected)
+
+
+@pytest.mark.parametrize('name', BODIES)
+@torch.no_grad()
+def test_what_fills_a_row_up_changes_nothing(tok, name):
+    model = Classifier(BODIES[name](tok), 2).eval()
+    x, lengths = torch.tensor([[5, 6, 7, 8], [9, 5, 0, 0]]), torch.tensor([4, 2])
+    longer = nn.functional.pad(x, (0, 5), value=11)
+    torch.testing.assert_close(model(x, lengths), model(longer, lengths), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', BODIES)
+def test_any_body_learns(tok, name):
+    learn = learner(tok, BODIES[name](tok))
+    learn.fit_one_cycle(14, slice(1e-3, 1e-2))
+    assert learn.validate()[1] > .8
+
+
+def test_groups_are_embedding_blocks_and_head(tok):
+    learn = learner(tok)
+    layers = list(show_groups(learn).layers)
+    assert [layer.split('.')[0] for layer in layers] == ['body', 'body', 'body', 'classify']
+    assert len(class_groups(Classifier(ours(tok, tie_embeddings=False), 2))) >= 4
+
+
+def test_freezing_trains_the_head_alone(tok):
+    learn = learner(tok)
+    learn.freeze()
+    before = {name: p.detach().clone() for name, p in learn.model.named_parameters()}
+    learn.fit(1)
+    changed = {name.split('.')[0] for name, p in learn.model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {'classify'}
+
+
+def test_the_slanted_triangle_by_hand():
+    "Howard and Ruder 2018, equation 3, with cut_frac .1 and ratio 32."
+    T = 1000
+    cut = int(T * .1)
+    for t in (0, 50, 100, 300, 1000):
+        p = t / cut if t < cut else 1 - (t - cut) / (cut * (1 / .1 - 1))
+        assert slanted_triangle(t / T) == pytest.approx((1 + p * 31) / 32)
+
+
+def test_rates_follow_the_triangle_in_every_group(tok):
+    from fastai.callback.core import Callback
+    seen = []
+    class Watch(Callback):
+        def before_step(self): seen.append([h['lr'] for h in self.opt.hypers])
+    learn = learner(tok)
+    fit_slanted(learn, 2, slice(1e-4, 8e-4), cbs=Watch())
+    seen = np.array(seen)
+    assert seen.shape[1] == 4
+    np.testing.assert_allclose(seen[:, -1] / seen[:, 0], 8, rtol=1e-5)
+    assert seen[:, -1].argmax() <= len(seen) * .2
+
+
+def test_labels_of_new_texts_come_in_their_order(tok):
+    learn = learner(tok)
+    learn.fit_one_cycle(14, slice(1e-3, 1e-2))
+    texts = ['what a warm film', 'x', 'what a dull and cold and flat and long story', 'what a bright song']
+    table = classify(learn, texts, bs=2)
+    alone = [classify(learn, [text]).iloc[0] for text in texts]
+    assert list(table.label) == [row.label for row in alone]
+    np.testing.assert_allclose(table.good, [row.good for row in alone], atol=1e-5)
+    assert list(table.label[[0, 2, 3]]) == ['good', 'bad', 'good']
+
+
+@pytest.mark.parametrize('call, message', [
+    (lambda tok: label_rows(tok, [], [], 24), 'a label for each text'),
+    (lambda tok: label_rows(tok, ['a', 'b'], ['x'], 24), 'a label for each text'),
+    (lambda tok: label_rows(tok, ['a', 'b'], ['x', 'x'], 24), 'two different labels'),
+    (lambda tok: label_rows(tok, ['a', 'b'], ['x', 'y'], 24, names=['x', 'z']), 'got y too'),
+    (lambda tok: label_rows(tok, ['a', 5], ['x', 'y'], 24), 'texts'),
+    (lambda tok: label_rows(tok, ['a', 'b'], ['x', 'y'], 2), 'seq_len'),
+    (lambda tok: LabelLoader([]), 'got none'),
+    (lambda tok: Classifier(ours(tok), 1), 'n_classes'),
+    (lambda tok: Classifier(ours(tok), 2, dropout=1), 'dropout'),
+    (lambda tok: HubEncoder(nn.Linear(2, 2)), 'load it with AutoModel'),
+    (lambda tok: learner(tok, lr=0), 'lr'),
+    (lambda tok: fit_slanted(learner(tok), 1, 1e-3, cut=0), 'cut'),
+])
+def test_bad_input_is_refused_in_words(tok, call, message):
+    with pytest.raises(UserError, match=message): call(tok)
