@@ -5,10 +5,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from llmbook.core import UserError, import_transformers
 from llmbook.tokens.template import TemplateError, render_template
 from llmbook.tokens.tokenizer import decode, load_any, train_tokenizer
-from llmbook.tune.chat import (CHATML, ROLES, ChatFormat, ChatRow, Conversation, HistoryRewritten, encode_chats, find_template,
-                               show_roles, without_oldest_turn)
+from llmbook.tune.chat import CHATML, ROLES, ChatFormat, Conversation, HistoryRewritten
+from llmbook.tune.chat import encode_chats, find_template, show_roles, without_oldest_turn
 
-WORDS = ['Be brief. What is 2 + 2? It is 4, and 3 + 3 is 6.', 'user assistant system tool model', 'Answer: yes.\n\nNo!'] * 30
+WORDS = ['Be brief. What is 2 + 2? It is 4, and 3 + 3 is 6.', 'user assistant system tool model',
+         'Answer: yes.\n\nNo!'] * 30
 SPECIAL = ['<s>', '</s>', '<|im_start|>', '<|im_end|>', '<|begin_of_text|>', '<|start_header_id|>', '<|end_header_id|>',
            '<|eot_id|>', '<bos>', '<eos>', '<start_of_turn>', '<end_of_turn>', '[INST]', '[/INST]', '<|user|>',
            '<|assistant|>', '<|system|>']
@@ -22,7 +23,8 @@ LLAMA3 = """\
 {%- else %}
     {%- set system_message = '' %}
 {%- endif %}
-{{- '<|start_header_id|>system<|end_header_id|>\\n\\nCutting Knowledge Date: ' + (date_string or '26 Jul 2024') + '\\n\\n' }}
+{{- '<|start_header_id|>system<|end_header_id|>\\n\\n' }}
+{{- 'Cutting Knowledge Date: ' + (date_string or '26 Jul 2024') + '\\n\\n' }}
 {{- system_message + '<|eot_id|>' }}
 {%- for message in messages %}
 {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}
@@ -103,7 +105,8 @@ def metaspace(prepend='first'):
 
 def with_begin(tok, begin):
     "Let a tokenizer put a begin mark in front of every text, as Llama's does."
-    tok.post_processor = processors.TemplateProcessing(single=f'{begin} $A', special_tokens=[(begin, tok.token_to_id(begin))])
+    marks = [(begin, tok.token_to_id(begin))]
+    tok.post_processor = processors.TemplateProcessing(single=f'{begin} $A', special_tokens=marks)
     return tok
 
 
@@ -136,7 +139,9 @@ def theirs(model): return import_transformers().AutoTokenizer.from_pretrained(mo
 
 def turns(n, system=True):
     messages = [dict(role='system', content='Be brief. ')] if system else []
-    for i in range(n): messages += [dict(role='user', content=f' What is {i} + 2? '), dict(role='assistant', content=f'It is {i + 2}.')]
+    for i in range(n):
+        messages.append(dict(role='user', content=f' What is {i} + 2? '))
+        messages.append(dict(role='assistant', content=f'It is {i + 2}.'))
     return messages
 
 
@@ -153,7 +158,8 @@ def ids_of(tok, messages, **kwargs):
 def test_text_and_ids_are_those_of_transformers(model, fmt, theirs, n, prompt):
     messages = chat_for(model[1], n)
     if prompt: messages = messages[:-1]
-    assert fmt.render(messages, prompt) == theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+    text = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+    assert fmt.render(messages, prompt) == text
     own = fmt.prompt_ids(messages) if prompt else fmt.encode(messages).ids.tolist()
     assert own == ids_of(theirs, messages, add_generation_prompt=prompt)
 
@@ -217,21 +223,31 @@ def test_first_target_is_the_first_token_of_the_answer(model, fmt):
     assert np.flatnonzero(row.trained)[0] == len(prompt)
 
 
+def n_ends(row, fmt): return int((row.ids[row.trained] == fmt.end).sum())
+
+
 def test_targets_of_a_chat_of_three_turns(model, fmt):
     "hiyouga/LLaMA-Factory#10827: an earlier turn's end mark was trained on though only the last turn should be."
     messages = chat_for(model[1])
-    row, last = fmt.encode(messages), fmt.encode(messages, train='last')
-    end = fmt.tok.token_to_id(model[3])
-    assert (row.ids[row.trained] == end).sum() == 3
-    assert (last.ids[last.trained] == end).sum() == 1
-    assert np.flatnonzero(last.trained).tolist() == np.flatnonzero(row.trained)[-last.n_targets:].tolist()
-    one = fmt.encode([*messages[:-3], dict(messages[-3], weight=0), *messages[-2:]])
-    assert one.n_targets < row.n_targets
-    assert (one.ids == row.ids).all()
-    none = [dict(m, weight=0) if m['role'] == 'assistant' else m for m in messages]
-    assert fmt.encode(none).n_targets == 0
-    half = fmt.encode([dict(m, weight=.5) if m['role'] == 'assistant' else m for m in messages])
-    assert (half.weights == row.weights / 2).all()
+    row = fmt.encode(messages)
+    last = fmt.encode(messages, train='last')
+    assert (n_ends(row, fmt), n_ends(last, fmt)) == (3, 1)
+    places = np.flatnonzero(row.trained)
+    assert np.flatnonzero(last.trained).tolist() == places[-last.n_targets:].tolist()
+
+
+def weighing(messages, weight): return [dict(m, weight=weight) if m['role'] == 'assistant' else m for m in messages]
+
+
+def test_weights_of_messages_become_weights_of_tokens(model, fmt):
+    messages = chat_for(model[1])
+    row = fmt.encode(messages)
+    assert fmt.encode(weighing(messages, 0)).n_targets == 0
+    assert (fmt.encode(weighing(messages, .5)).weights == row.weights / 2).all()
+    messages[-3] = dict(messages[-3], weight=0)
+    without_second = fmt.encode(messages)
+    assert n_ends(without_second, fmt) == 2
+    assert (without_second.ids == row.ids).all()
 
 
 def test_the_end_mark_is_a_target_also_where_it_fills_rows(model, fmt):
@@ -270,10 +286,15 @@ def test_the_prompt_is_always_the_beginning_of_the_row(model, fmt, answer):
     assert first_of_each == starts
 
 
+JOINS = """\
+{%- for m in messages -%}{{ m.role + ':\\n' + m.content }}
+{%- if m.role == 'assistant' %}{{ eos_token }}{% else %}{{ '\\n' }}{% endif %}
+{%- endfor %}{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}"""
+
+
 def test_a_header_that_joins_the_answer_is_encoded_in_pieces():
     tok = train_tokenizer(['a:\n\n\nb'] * 50, 300, specials=SPECIAL)
-    fmt = ChatFormat(tok, "{% for m in messages %}{{ m.role + ':\\n' + m.content }}{% if m.role == 'assistant' %}{{ eos_token }}"
-                          "{% else %}{{ '\\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}")
+    fmt = ChatFormat(tok, JOINS)
     messages = [dict(role='user', content='a'), dict(role='assistant', content='\n\nb')]
     text = fmt.render(messages)
     tok.encode_special_tokens = False
@@ -326,7 +347,8 @@ def test_every_private_character_may_be_written():
 
 def test_roles_are_shown_escaped_and_as_text():
     fmt = ChatFormat(byte_level(), 'chatml')
-    row = fmt.encode([dict(role='user', content='<script>alert(1)</script>'), dict(role='assistant', content='<b>4</b>')])
+    question = dict(role='user', content='<script>alert(1)</script>')
+    row = fmt.encode([question, dict(role='assistant', content='<b>4</b>')])
     html = show_roles(row)._repr_html_()
     for raw in ('<script', '<b>'): assert raw not in html
     assert html.count('border-bottom:2px') == row.n_targets + 1, 'each target, and one in the legend'
@@ -342,8 +364,7 @@ def test_roles_are_shown_escaped_and_as_text():
 
 def test_a_missing_generation_prompt_is_added():
     "huggingface/trl#4147, the other half: a template that ignores add_generation_prompt."
-    template = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}\n"
-    fmt = ChatFormat(byte_level(), template)
+    fmt = ChatFormat(byte_level(), CHATML_LINE + '\n')
     messages = turns(2)
     assert fmt.encode(messages).ids.tolist() == ChatFormat(byte_level(), 'chatml').encode(messages).ids.tolist()
     assert fmt.encode(messages).weights.tolist() == ChatFormat(byte_level(), 'chatml').encode(messages).weights.tolist()
@@ -352,7 +373,8 @@ def test_a_missing_generation_prompt_is_added():
 
 def test_a_rewritten_history_is_refused_and_split():
     template = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}
-{%- if m.role == 'user' and loop.index0 >= messages | length - 2 and messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}
+{%- set is_last = m.role == 'user' and loop.index0 >= messages | length - 2 %}
+{%- if is_last and messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}
 {{- m.content + '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
     fmt = ChatFormat(byte_level(), template)
     with pytest.raises(HistoryRewritten, match='encode_turns'): fmt.encode(turns(3))
@@ -368,7 +390,8 @@ BAD_TEMPLATES = {
     'syntax': ('{% for m in messages %}', 'line 1'),
     'unknown filter': ('{{ messages | nothing }}', 'nothing'),
     'no end mark': ('{% for m in messages %}{{ m.content }}\n{% endfor %}', 'never stops'),
-    'no answer': ("{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}", 'writes the answer'),
+    'no answer': (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}", 'writes the answer'),
     'empty': ('  ', 'expected a chat template'),
     'no text': (7, 'expected a chat template'),
     'other name': ('alpaca', 'writes the answer'),
@@ -379,10 +402,13 @@ BAD_TEMPLATES = {
     'file': ("{% include '/etc/passwd' %}", 'no loader'),
     'range': ('{% for i in range(10**9) %}x{% endfor %}', 'Range too big'),
     'multiplication': ("{{ 'x' * 10**10 }}", 'too much memory|processor time|characters'),
-    'nested loops': ('{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}', 'processor time'),
+    'nested loops': (
+        '{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}', 'processor time'),
     'power': ('{{ 10**(10**10) }}', 'processor time'),
     'long output': ("{% for i in range(99999) %}{{ 'x' * 99999 }}{% endfor %}", 'more than 10,000,000 characters'),
-    'doubling': ("{% set n = namespace(x='x') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}", 'too much memory|processor time'),
+    'doubling': (
+        "{% set n = namespace(x='x') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+        'too much memory|processor time'),
     'filter': ("{{ 'x' | center(10**10) }}", 'too much memory|processor time|characters'),
     'recursion': ('{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}', 'too deep')}
 
@@ -403,9 +429,14 @@ def test_the_helper_works_on_after_it_was_ended():
 
 
 BAD_MESSAGES = {
-    'nothing': ([], 'no list'), 'none': (None, 'no list'), 'a text': ('hello', 'no list'), 'texts': (['a'], 'message 0 is no object'),
-    'no role': ([dict(content='a')], 'message 0 has no role'), 'odd role': ([dict(role='a b<|im_end|>', content='a')], 'no role'),
-    'no content': ([dict(role='user')], 'no text in content'), 'number': ([dict(role='user', content=3)], 'no text in content'),
+    'nothing': ([], 'no list'),
+    'none': (None, 'no list'),
+    'a text': ('hello', 'no list'),
+    'texts': (['a'], 'message 0 is no object'),
+    'no role': ([dict(content='a')], 'message 0 has no role'),
+    'odd role': ([dict(role='a b<|im_end|>', content='a')], 'no role'),
+    'no content': ([dict(role='user')], 'no text in content'),
+    'number': ([dict(role='user', content=3)], 'no text in content'),
     'image': ([dict(role='user', content=[dict(type='image', url='x')])], "no text \\('image'\\)"),
     'surrogate': ([dict(role='user', content='\ud800')], 'Unicode'),
     'weight': ([THREE[0], dict(role='assistant', content='a', weight='high')], 'weight'),
@@ -428,8 +459,14 @@ def test_a_value_that_json_cannot_hold_is_refused():
     with pytest.raises(UserError, match='JSON'): fmt.encode([dict(role='user', content='a', made=object())])
 
 
-@pytest.mark.parametrize('source, message', [(None, 'expected a tokenizer'), (3, 'expected a tokenizer'), ('/nowhere', 'expected a tokenizer'),
-                                             (Tokenizer(models.BPE()), 'give a chat template')])
+NO_TOKENIZERS = [
+    (None, 'expected a tokenizer'),
+    (3, 'expected a tokenizer'),
+    ('/nowhere', 'expected a tokenizer'),
+    (Tokenizer(models.BPE()), 'give a chat template')]
+
+
+@pytest.mark.parametrize('source, message', NO_TOKENIZERS)
 def test_what_is_no_tokenizer_is_refused(source, message):
     with pytest.raises(UserError, match=message): ChatFormat(source)
 
@@ -514,13 +551,16 @@ def test_options_are_checked():
 # ---- tools, parts, and a real model ----
 
 HERMES = """\
-{%- if tools %}{{ '<|im_start|>system\\n<tools>\\n' }}{% for tool in tools %}{{ tool | tojson + '\\n' }}{% endfor %}{{ '</tools><|im_end|>\\n' }}{% endif %}
+{%- if tools %}{{ '<|im_start|>system\\n<tools>\\n' }}
+{%- for tool in tools %}{{ tool | tojson + '\\n' }}{% endfor %}{{ '</tools><|im_end|>\\n' }}{% endif %}
 {%- for m in messages %}
 {%- if m.role == 'tool' %}{{ '<|im_start|>user\\n<tool_response>\\n' + m.content + '\\n</tool_response><|im_end|>\\n' }}
 {%- else %}{{ '<|im_start|>' + m.role + '\\n' + (m.content or '') }}
-{%- for call in m.tool_calls or [] %}{{ '<tool_call>\\n' + (call.function | tojson) + '\\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\\n' }}{% endif %}
+{%- for call in m.tool_calls or [] %}{{ '<tool_call>\\n' + (call.function | tojson) + '\\n</tool_call>' }}{% endfor %}
+{{- '<|im_end|>\\n' }}{% endif %}
 {%- endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
-TOOLS = [dict(type='function', function=dict(name='add', description='Add & <count>', parameters=dict(type='object', properties={})))]
+ADD = dict(name='add', description='Add & <count>', parameters=dict(type='object', properties={}))
+TOOLS = [dict(type='function', function=ADD)]
 
 
 def tool_chat():
@@ -549,8 +589,9 @@ def test_calls_of_tools_are_those_of_transformers(tmp_path):
 
 
 def test_contents_in_parts_and_reasoning():
-    template = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.content is string %}{{ m.content }}{% else %}
-{%- for part in m.content %}{{ part.text }}{% endfor %}{% endif %}{% if m.reasoning_content %}{{ '(' + m.reasoning_content + ')' }}{% endif %}
+    template = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}
+{%- if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}
+{%- if m.reasoning_content %}{{ '(' + m.reasoning_content + ')' }}{% endif %}
 {{- '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
     fmt = ChatFormat(byte_level(), template)
     parts = [dict(type='text', text='What is '), dict(type='text', text='2 + 2?')]
@@ -561,9 +602,11 @@ def test_contents_in_parts_and_reasoning():
 
 
 def test_a_template_that_looks_at_contents_still_has_its_answers():
-    "Signed contents change what such a template writes: the roles outside of answers are unknown, and the rest is right."
-    template = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.content.startswith('It') %}{{ '! ' }}{% endif %}
-{{- m.content + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+    "Signed contents change what such a template writes: roles outside of answers are unknown, the rest is right."
+    template = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}
+{%- if m.content.startswith('It') %}{{ '! ' }}{% endif %}
+{{- m.content + '<|im_end|>\\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
     fmt = ChatFormat(byte_level(), template)
     row = fmt.encode(turns(2))
     assert decode(fmt.tok, row.ids[row.trained], skip_special=False) == '! It is 2.<|im_end|>! It is 3.<|im_end|>'
@@ -595,15 +638,18 @@ def test_the_format_of_smollm2_is_its_own(tmp_path):
 
 # ---- random chats ----
 
-PIECES = ['a', 'Z', '4', ' ', '  ', '\n', '\n\n', '\t', 'é', '日本', '🙂', '<|im_end|>', '<|im_start|>', '</s>', '[INST]', '<|', '|>', '<',
-          '{{', '{%', '\u200b', '\r\n', '<think>', '\ue000', '\ue0011\ue001', 'e\u0301', '<|endoftext|>', '\x00', '"', '\\', '\xa0',
-          'assistant', 'user\n', 'system']
+PIECES = [
+    'a', 'Z', '4', ' ', '  ', '\n', '\n\n', '\t', '\r\n', '\x00', '\xa0', '\u200b', '"', '\\', '{{', '{%', '<', '<|',
+    '|>', 'é', '日本', '🙂', 'e\u0301', '\ue000', '\ue0011\ue001', '<|im_end|>', '<|im_start|>', '</s>', '[INST]',
+    '<think>', '<|endoftext|>', 'assistant', 'user\n', 'system']
 
 
 def random_chat(r, system):
     def text(): return ''.join(r.choice(PIECES) for _ in range(r.randint(0, 12)))
     messages = [dict(role='system', content=text())] if system and r.random() < .5 else []
-    for _ in range(r.randint(1, 3)): messages += [dict(role='user', content=text()), dict(role='assistant', content=text())]
+    for _ in range(r.randint(1, 3)):
+        messages.append(dict(role='user', content=text()))
+        messages.append(dict(role='assistant', content=text()))
     return messages
 
 
@@ -686,12 +732,14 @@ def test_a_forked_process_gets_a_helper_of_its_own():
 
 def test_threads_do_not_read_each_others_answers():
     from concurrent.futures import ThreadPoolExecutor
-    with ThreadPoolExecutor(4) as pool: texts = list(pool.map(lambda i: render_template('{{ a }}', [dict(a=i)])[0], range(200)))
+    def render(i): return render_template('{{ a }}', [dict(a=i)])[0]
+    with ThreadPoolExecutor(4) as pool: texts = list(pool.map(render, range(200)))
     assert texts == [str(i) for i in range(200)]
 
 
 def test_a_chat_that_a_template_never_finishes_is_set_aside():
-    endless = "{% if messages | length > 2 %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{% endif %}"
+    loops = '{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}'
+    endless = '{% if messages | length > 2 %}' + loops + '{% endif %}'
     fmt = ChatFormat(byte_level(), endless + CHATML, seconds=.2)
     rows, rejects = encode_chats(fmt, [turns(1, system=False), turns(2, system=False), turns(1, system=False)])
     assert len(rows) == 2

@@ -1,5 +1,6 @@
 "Formats: every shape from every source, bad input in one line, records in = used + set aside."
 import csv, gzip, json, os, warnings
+from collections import Counter
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from llmbook.core import UserError
@@ -29,8 +30,10 @@ SHAPES = {
     'sharegpt': (dict(conversations=SHARE, id='x'), 'sharegpt', CHAT),
     'sharegpt and system': (dict(conversations=SHARE, system='Be brief.'), 'sharegpt', [BRIEF, *CHAT]),
     'alpaca': (dict(instruction=Q, input='', output=A), 'alpaca', CHAT),
-    'alpaca with an input': (dict(instruction='Add.', input=Q, output=A), 'alpaca', [dict(role='user', content=f'Add.\n\n{Q}'), CHAT[1]]),
-    'alpaca with history': (dict(instruction=Q, output=A, history=[[Q, A]], system='Be brief.'), 'alpaca', [BRIEF, *CHAT, *CHAT]),
+    'alpaca with an input': (
+        dict(instruction='Add.', input=Q, output=A), 'alpaca', [dict(role='user', content=f'Add.\n\n{Q}'), CHAT[1]]),
+    'alpaca with history': (
+        dict(instruction=Q, output=A, history=[[Q, A]], system='Be brief.'), 'alpaca', [BRIEF, *CHAT, *CHAT]),
     'dolly': (dict(instruction=Q, context='', response=A, category='math'), 'alpaca', CHAT),
     'prompt and completion': (dict(prompt=Q, completion=A), 'pair', CHAT),
     'both lists of messages': (dict(prompt=[BRIEF, CHAT[0]], completion=[CHAT[1]]), 'pair', [BRIEF, *CHAT]),
@@ -43,7 +46,8 @@ SHAPES = {
     'chosen and rejected': (dict(prompt=Q, chosen=A, rejected='5'), 'preference', CHAT),
     'chats chosen and rejected': (dict(chosen=CHAT, rejected=WORSE), 'preference', CHAT),
     'answers chosen and rejected': (dict(prompt=[CHAT[0]], chosen=CHAT[1:], rejected=WORSE[1:]), 'preference', CHAT),
-    'an instruction, chosen and rejected': (dict(instruction=Q, input='', output=A, chosen=A, rejected='5'), 'preference', CHAT)}
+    'an instruction, chosen and rejected': (
+        dict(instruction=Q, input='', output=A, chosen=A, rejected='5'), 'preference', CHAT)}
 
 
 @pytest.mark.parametrize('name', SHAPES)
@@ -66,20 +70,31 @@ def test_more_than_messages_is_kept():
 
 
 BAD_RECORDS = {
-    'a text': ('hello', 'not an object'), 'a list': ([1], 'not an object'), 'nothing': ({}, 'no prompt and answer'),
+    'a text': ('hello', 'not an object'),
+    'a list': ([1], 'not an object'),
+    'nothing': ({}, 'no prompt and answer'),
     'unknown names': (dict(sentence='a', label=1), 'its keys (sentence, label)'),
-    'empty answer': (dict(prompt=Q, answer=' '), 'no text in answer'), 'no answer': (dict(prompt=Q, answer=None), 'no text in answer'),
-    'a number': (dict(prompt=Q, answer=4), 'no text in answer'), 'empty prompt': (dict(prompt='', answer=A), 'no text in prompt'),
-    'half a pair': (dict(prompt='\ud800', answer=A), 'not UTF-8'), 'no messages': (dict(messages=[]), 'no list of messages'),
-    'messages of text': (dict(messages=['a', 'b']), 'not a list of objects'), 'messages as text': (dict(messages='a'), 'not a list of objects'),
-    'no role': (dict(messages=[dict(content='a')]), 'message 0 has no role'), 'no content': (dict(messages=[dict(role='user')]), 'no text in content'),
+    'empty answer': (dict(prompt=Q, answer=' '), 'no text in answer'),
+    'no answer': (dict(prompt=Q, answer=None), 'no text in answer'),
+    'a number': (dict(prompt=Q, answer=4), 'no text in answer'),
+    'empty prompt': (dict(prompt='', answer=A), 'no text in prompt'),
+    'half a pair': (dict(prompt='\ud800', answer=A), 'not UTF-8'),
+    'no messages': (dict(messages=[]), 'no list of messages'),
+    'messages of text': (dict(messages=['a', 'b']), 'not a list of objects'),
+    'messages as text': (dict(messages='a'), 'not a list of objects'),
+    'no role': (dict(messages=[dict(content='a')]), 'message 0 has no role'),
+    'no content': (dict(messages=[dict(role='user')]), 'no text in content'),
     'empty content': (dict(messages=[CHAT[0], dict(role='assistant', content='')]), 'no text in message 1 (assistant)'),
     'a picture': (dict(messages=[dict(role='user', content=[dict(type='image')])]), 'no text'),
     'weight in words': (dict(messages=[CHAT[0], dict(CHAT[1], weight='much')]), 'weight'),
     'history': (dict(instruction=Q, output=A, history='a'), 'history'),
-    'the same twice': (dict(prompt=Q, chosen=A, rejected=A), 'are the same'), 'two questions': (dict(chosen=CHAT, rejected=[dict(CHAT[0], content='a'), WORSE[1]]), 'different questions'),
-    'no question': (dict(chosen=A, rejected='5'), 'no text in prompt'), 'no last answer': (dict(chosen=CHAT[:1], rejected=CHAT), 'does not end with an answer'),
-    'tools': (dict(messages=CHAT, tools='none'), 'tools'), 'split': (dict(prompt=Q, answer=A, split='dev'), 'split is not')}
+    'the same twice': (dict(prompt=Q, chosen=A, rejected=A), 'are the same'),
+    'two questions': (
+        dict(chosen=CHAT, rejected=[dict(CHAT[0], content='a'), WORSE[1]]), 'different questions'),
+    'no question': (dict(chosen=A, rejected='5'), 'no text in prompt'),
+    'no last answer': (dict(chosen=CHAT[:1], rejected=CHAT), 'does not end with an answer'),
+    'tools': (dict(messages=CHAT, tools='none'), 'tools'),
+    'split': (dict(prompt=Q, answer=A, split='dev'), 'split is not')}
 
 
 @pytest.mark.parametrize('name', BAD_RECORDS)
@@ -130,10 +145,12 @@ def test_every_file_gives_the_same_chats(name, tmp_path):
 
 
 def sources():
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset
     frame = pd.DataFrame(ROWS)
-    return dict(list=ROWS, tuple=tuple(ROWS), generator=(row for row in ROWS), frame=frame, columns={k: [r[k] for r in ROWS] for k in ROWS[0]},
-                dataset=Dataset.from_list(ROWS), stream=Dataset.from_list(ROWS).to_iterable_dataset())
+    rows = Dataset.from_list(ROWS)
+    columns = {name: list(frame[name]) for name in frame}
+    return dict(list=ROWS, tuple=tuple(ROWS), generator=(row for row in ROWS), frame=frame, columns=columns,
+                dataset=rows, stream=rows.to_iterable_dataset())
 
 
 @pytest.mark.parametrize('name', ['list', 'tuple', 'generator', 'frame', 'columns', 'dataset', 'stream'])
@@ -194,7 +211,8 @@ def test_places_and_beginnings_of_rejects(tmp_path):
     (tmp_path/'a.csv').write_bytes(b'question,answer\na,b\nc,\n\xff,d\n1,2,3\n"x\ny",e\nf,\n')
     with pytest.warns(UserWarning, match='4 of 6 records'): data = load_chats(tmp_path/'a.csv')
     assert [(r.id, r.reason) for r in data.rejects] == [
-        ('a.csv:3', 'no text in answer'), ('a.csv:4', 'not UTF-8'), ('a.csv:5', 'more fields than the header names'), ('a.csv:8', 'no text in answer')]
+        ('a.csv:3', 'no text in answer'), ('a.csv:4', 'not UTF-8'), ('a.csv:5', 'more fields than the header names'),
+        ('a.csv:8', 'no text in answer')]
     assert data.rejects[2].value.startswith('1, 2')
     assert '4 set aside (2 no text in answer, 1 not UTF-8' in repr(data)
 
@@ -220,24 +238,24 @@ BAD_SOURCES = {
     'no parquet': (lambda d: write(d/'a.parquet', b'hello'), None, 'no parquet file, or damaged'),
     'half a parquet': (lambda d: write(d/'a.parquet', b'PAR1' + bytes(50)), None, 'no parquet file, or damaged'),
     'no gzip': (lambda d: write(d/'a.jsonl.gz', '{}'), None, 'is damaged'),
-    'half a gzip': (lambda d: write(d/'a.jsonl.gz', gzip.compress(b'{"prompt": "a", "answer": "b"}\n' * 99)[:40]), None, 'is damaged'),
+    'half a gzip': (lambda d: write(d/'a.jsonl.gz', gzip.compress(bytes(range(256)) * 99)[:40]), None, 'is damaged'),
     'UTF-16': (lambda d: write(d/'a.csv', 'prompt,answer\na,b\n'.encode('utf-16')), None, 'save it again as CSV UTF-8'),
     'Latin-1': (lambda d: write(d/'a.csv', 'prompt,answer\nä,ö\n'.encode('latin-1')), None, '1 not UTF-8'),
     'one name twice': (lambda d: write(d/'a.csv', 'prompt,prompt,answer\na,b,c\n'), None, 'rename one'),
     'other columns': (lambda d: write(d/'a.csv', 'frage,antwort\na,b\n'), None, 'name the columns'),
-    'columns that are not there': (lambda d: write(d/'a.csv', 'frage,antwort\na,b\n'), dict(prompt='Frage', answer='antwort'), 'no column Frage (frage, antwort)'),
+    'columns that are not there': (lambda d: write(d/'a.csv', 'frage,antwort\na,b\n'), dict(prompt='Frage'),
+                                   'no column Frage (frage, antwort)'),
     'columns the wrong way round': (lambda d: ROWS, dict(frage='prompt'), 'names among prompt, input, answer'),
     'columns in a list': (lambda d: ROWS, ['frage', 'antwort'], 'expected columns as dict'),
     'no columns': (lambda d: ROWS, {}, 'expected columns as dict'),
     'only an answer': (lambda d: ROWS, dict(answer='antwort'), 'columns that name prompt'),
-    'a chosen answer alone': (lambda d: ROWS, dict(prompt='frage', chosen='antwort', rejected='nichts'), 'no column nichts'),
+    'a chosen answer alone': (lambda d: ROWS, dict(prompt='frage', chosen='antwort', rejected='nichts'),
+                              'no column nichts'),
     'a number': (lambda d: 7, None, 'expected a file, a list of records'),
     'nothing': (lambda d: None, None, 'expected a file, a list of records'),
     'bytes': (lambda d: b'{}', None, 'expected a file, a list of records'),
     'columns of two lengths': (lambda d: dict(prompt=['a'], answer=['b', 'c']), None, 'columns of one length'),
-    'texts': (lambda d: ['a', 'b'], None, '2 not an object'),
-    'the hub without a network': (lambda d: 'nobody/nothing-at-all', None, 'nobody/nothing-at-all'),
-    'a sentence': (lambda d: 'my chat data', None, 'my chat data')}
+    'texts': (lambda d: ['a', 'b'], None, '2 not an object')}
 
 
 @pytest.mark.parametrize('name', BAD_SOURCES)
@@ -250,6 +268,35 @@ def test_bad_sources_are_one_line_that_says_what_to_do(name, tmp_path):
     assert len(str(error.value)) < 600
 
 
+HUB_ERRORS = {
+    'no network': (ConnectionError("Couldn't reach 'a/b' on the Hub\nTraceback"), 'that can be reached'),
+    'no such data set': (FileNotFoundError("Dataset 'a/b' doesn't exist"), "doesn't exist"),
+    'no such split': (ValueError('Unknown split "trian"'), "with a split 'train'"),
+    'no name': (ValueError("Repo id must use alphanumeric chars: 'a/b'"), 'alphanumeric')}
+
+
+@pytest.mark.parametrize('name', HUB_ERRORS)
+def test_what_the_hub_does_not_have_is_one_line(name, monkeypatch):
+    import datasets
+    error, message = HUB_ERRORS[name]
+    def load_dataset(*args, **kwargs): raise error
+    monkeypatch.setattr(datasets, 'load_dataset', load_dataset)
+    with pytest.raises(UserError, match=message) as found: load_chats('a/b')
+    assert '\n' not in str(found.value)
+
+
+def test_a_data_set_of_the_hub_is_read_as_a_stream(monkeypatch):
+    import datasets
+    asked = []
+    def load_dataset(name, **kwargs):
+        asked.append((name, kwargs))
+        return iter([dict(question=f'{i}?', answer='Yes.') for i in range(9)])
+    monkeypatch.setattr(datasets, 'load_dataset', load_dataset)
+    data = load_chats('a/b', split='validation', limit=4)
+    assert asked == [('a/b', dict(split='validation', streaming=True))]
+    assert [c.id for c in data.chats] == ['a/b:1', 'a/b:2', 'a/b:3', 'a/b:4']
+
+
 def test_a_limit_is_a_number():
     with pytest.raises(UserError, match='limit'): load_chats(ROWS, NAMED, limit=0)
 
@@ -257,10 +304,16 @@ def test_a_limit_is_a_number():
 # ---- loaders ----
 
 @pytest.fixture(scope='module')
-def fmt(): return ChatFormat(train_tokenizer(['Was ist 1? Es ist 2. What is 2 + 2? It is 4.'] * 20, 300, specials=['<|im_start|>', '<|im_end|>']), 'chatml')
+def fmt():
+    words = ['Was ist 1? Es ist 2. What is 2 + 2? It is 4.'] * 20
+    return ChatFormat(train_tokenizer(words, 300, specials=['<|im_start|>', '<|im_end|>']), 'chatml')
 
 
-def chats(n): return [Conversation([dict(role='user', content=f'Was ist {i}?'), dict(role='assistant', content=f'Es ist {i}.')]) for i in range(n)]
+def pair(question, answer):
+    return Conversation([dict(role='user', content=question), dict(role='assistant', content=answer)])
+
+
+def chats(n): return [pair(f'Was ist {i}?', f'Es ist {i}.') for i in range(n)]
 
 
 def as_data(chats): return ChatData(chats, [], {})
@@ -320,21 +373,34 @@ def test_the_loader_shows_roles(fmt, capsys, monkeypatch):
         assert 'assistant* | Es ist' in repr(view)
 
 
-def test_splits_of_chats(fmt):
-    many = split_chats(chats(400), valid=.1, test=.1)
-    assert 15 < len(many['valid']) < 70 and 15 < len(many['test']) < 70
+def test_splits_have_their_shares():
+    parts = split_chats(chats(400), valid=.1, test=.1)
+    for split in ('valid', 'test'): assert 15 < len(parts[split]) < 70
+
+
+def test_chats_with_one_question_stay_together():
     twice = split_chats(chats(50) + chats(50))
-    for split in ('train', 'valid'): assert len(twice[split]) % 2 == 0, 'two chats with one question stay together'
-    for n in range(2, 12): assert all(split_chats(chats(n))[split] for split in ('train', 'valid'))
+    for split in ('train', 'valid'): assert len(twice[split]) % 2 == 0
+
+
+@pytest.mark.parametrize('n', range(2, 12))
+def test_few_chats_fill_both_splits(n): assert set(split_chats(chats(n))) == {'train', 'valid'}
+
+
+def test_splits_that_records_name_get_no_others():
     named = [Conversation(c.messages, split='test') for c in chats(3)]
-    parts = split_chats(named + chats(90), test=.5)
-    assert parts['test'] == named, 'no others are taken'
-    texts = split_chats([Conversation([], text=f'Es ist {i}.') for i in range(50)])
-    assert len(texts['train']) > 30 and texts['valid'], 'texts do not go all together'
+    assert split_chats(named + chats(90), test=.5)['test'] == named
+
+
+def test_texts_do_not_go_all_together():
+    parts = split_chats([Conversation([], text=f'Es ist {i}.') for i in range(50)])
+    assert len(parts['train']) > 30
+    assert parts['valid']
 
 
 def test_in_is_rows_and_rejects_from_a_file_on(fmt, tmp_path):
-    bad = [dict(prompt='a', answer=None), dict(sentence='a'), dict(prompt='Was? ' * 200, answer='a'), dict(prompt='Was?')]
+    too_long = dict(prompt='Was? ' * 200, answer='a')
+    bad = [dict(prompt='a', answer=None), dict(sentence='a'), too_long, dict(prompt='Was?')]
     write_rows(tmp_path/'a.jsonl', [dict(prompt=f'Was ist {i}?', answer=f'Es ist {i}.') for i in range(30)] + bad)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -342,12 +408,15 @@ def test_in_is_rows_and_rejects_from_a_file_on(fmt, tmp_path):
     rejects = data.rejects
     assert sum(map(len, data.rows.values())) == 30
     assert data.total == 34
-    assert sorted(r.reason for r in rejects) == ['longer than 64 tokens', 'no prompt and answer among its keys (sentence)', 'no text in answer', 'nothing to train on']
+    assert sorted(r.reason for r in rejects) == [
+        'longer than 64 tokens', 'no prompt and answer among its keys (sentence)', 'no text in answer',
+        'nothing to train on']
     assert {r.id for r in rejects} == {f'a.jsonl:{i}' for i in range(31, 35)}
 
 
 def test_plain_texts_are_trained_on_whole(fmt):
-    rows, rejects = encode_chats(fmt, load_chats([dict(text='Es ist <|im_end|> 2.'), dict(text='Es ' * 200)]).chats, seq_len=64)
+    texts = load_chats([dict(text='Es ist <|im_end|> 2.'), dict(text='Es ' * 200)])
+    rows, rejects = encode_chats(fmt, texts.chats, seq_len=64)
     assert [r.reason for r in rejects] == ['longer than 64 tokens']
     assert rows[0].n_targets == len(rows[0])
     assert fmt.tok.token_to_id('<|im_end|>') not in rows[0].ids
@@ -359,24 +428,43 @@ def test_plain_texts_are_trained_on_whole(fmt):
 def positions(rows): return sum(len(row) - 1 for row in rows)
 
 
-def test_mixtures_have_the_shares_that_were_asked_for(fmt):
-    short, _ = encode_chats(fmt, chats(60))
-    long, _ = encode_chats(fmt, [Conversation([dict(role='user', content='Was? ' * 20), dict(role='assistant', content='Es ist 2. ' * (1 + i % 7))]) for i in range(25)])
-    for weights in (dict(a=1, b=1), dict(a=9, b=1), dict(a=1, b=9)):
-        mixed, table = mix_rows(dict(a=short, b=long), weights, positions=9000, seed=3)
-        share = positions([row for row in mixed if any(row is r for r in short)]) / positions(mixed)
-        assert share == pytest.approx(weights['a'] / 10 if sum(weights.values()) == 10 else .5, abs=.02)
-        assert positions(mixed) == pytest.approx(9000, rel=.02)
-        counts = [sum(row is r for row in mixed) for r in short]
-        assert max(counts) - min(counts) <= 1, 'no row comes again before all have come'
-        assert [r['source'] for r in table] == ['a', 'b']
-    again, _ = mix_rows(dict(a=short, b=long), dict(a=1, b=9), positions=9000, seed=3)
-    assert all(r is s for r, s in zip(mixed, again))
-    whole, _ = mix_rows(dict(a=short, b=long))
-    assert sorted(map(id, whole)) == sorted(map(id, short + long))
-    with pytest.raises(UserError, match='3 times what the sources hold'): mix_rows(dict(a=short), positions=1e6, epoch_cap=3)
+@pytest.fixture(scope='module')
+def kinds(fmt):
+    "Return rows of two kinds, short ones and long ones."
+    long_chats = [pair('Was? ' * 20, 'Es ist 2. ' * (1 + i % 7)) for i in range(25)]
+    return dict(short=encode_chats(fmt, chats(60))[0], long=encode_chats(fmt, long_chats)[0])
+
+
+def times(rows, mixed):
+    "Return how often each row is in a mixture."
+    found = Counter(map(id, mixed))
+    return [found[id(row)] for row in rows]
+
+
+@pytest.mark.parametrize('short, long', [(1, 1), (9, 1), (1, 9)])
+def test_mixtures_have_the_shares_that_were_asked_for(kinds, short, long):
+    mixed, table = mix_rows(kinds, dict(short=short, long=long), positions=9000, seed=3)
+    counts = times(kinds['short'], mixed)
+    drawn = sum(n * (len(row) - 1) for n, row in zip(counts, kinds['short']))
+    assert drawn / positions(mixed) == pytest.approx(short / (short + long), abs=.02)
+    assert positions(mixed) == pytest.approx(9000, rel=.02)
+    assert max(counts) - min(counts) <= 1, 'no row comes again before all have come'
+    assert [r['source'] for r in table] == ['short', 'long']
+    again, _ = mix_rows(kinds, dict(short=short, long=long), positions=9000, seed=3)
+    assert list(map(id, mixed)) == list(map(id, again))
+
+
+def test_a_mixture_without_weights_is_everything_once(kinds):
+    whole, _ = mix_rows(kinds)
+    assert sorted(map(id, whole)) == sorted(map(id, kinds['short'] + kinds['long']))
+
+
+def test_mixtures_that_cannot_be_are_refused(kinds):
+    short = kinds['short']
+    with pytest.raises(UserError, match='3 times what'): mix_rows(dict(a=short), positions=1e6, epoch_cap=3)
     with pytest.raises(UserError, match='weights for a'): mix_rows(dict(a=short), dict(b=1))
     with pytest.raises(UserError, match='none in a'): mix_rows(dict(a=[]))
+    with pytest.raises(UserError, match='positions'): mix_rows(dict(a=short), positions=-1)
 
 
 TEXTS = [f'Es ist {i}. What is {i} + 2? ' * 9 for i in range(60)]
@@ -408,7 +496,8 @@ def test_replay_from_a_prepared_folder(fmt, tmp_path):
         windows = replay_rows(folder, fmt, 320, seq_len=32)
         assert len(windows) == 10
         for row in windows: assert row.ids.tobytes() in ids.astype(np.int32).tobytes()
-        patch.setattr(replay, 'open_prepared', lambda folder: (dict(eot=0), train_tokenizer(['other words here'] * 20, 290)))
+        other = train_tokenizer(['other words here'] * 20, 290)
+        patch.setattr(replay, 'open_prepared', lambda folder: (dict(eot=0), other))
         with pytest.raises(UserError, match='prepare the text again'): replay_rows(folder, fmt, 320)
 
 
@@ -433,7 +522,8 @@ def test_few_pairs_leave_no_split_empty(n, tmp_path):
 
 def test_only_prompts_with_other_answers_are_mentioned(tmp_path):
     def record(prompt, answer, split): return dict(prompt=prompt, answer=answer, split=split)
-    records = [record(f'q{i}', 'a', split) for split in ('train', 'valid') for i in range(5)] + [record('q', 'a', 'test')]
+    records = [record(f'q{i}', 'a', split) for split in ('train', 'valid') for i in range(5)]
+    records.append(record('q', 'a', 'test'))
     write_rows(tmp_path/'a.jsonl', records)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
@@ -460,7 +550,8 @@ DATA = Path(os.environ.get('LLMBOOK_DATA', 'nowhere'))
 
 
 @pytest.mark.parametrize('name, shape, count', [
-    ('raschka_instruction/instruction-data.json', 'alpaca', 1100), ('raschka_instruction/instruction-data-with-preference.json', 'preference', 1100),
+    ('raschka_instruction/instruction-data.json', 'alpaca', 1100),
+    ('raschka_instruction/instruction-data-with-preference.json', 'preference', 1100),
     ('dialogsum/dialogsum.dev.jsonl', 'pair', 500), ('dialogsum/dialogsum.train.jsonl.gz', 'pair', 12460)])
 def test_real_files(name, shape, count):
     if not (DATA/name).is_file(): pytest.skip('no real data at LLMBOOK_DATA')

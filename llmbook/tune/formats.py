@@ -382,10 +382,11 @@ def _hub_rows(name, split):
     "Yield the rows of a data set on the hub."
     from datasets import load_dataset
     try: rows = load_dataset(name, split=split, streaming=True)
-    except ValueError as e: raise UserError(f"expected a data set on the hub with a split '{split}', got '{name}': {str(e).splitlines()[0]}") from None
-    except OSError as e: # what the hub raises for "no such data set" and "no network" alike
-        raise UserError(f"expected a file, or the name of a data set that can be reached, got '{name}': "
-                        f'{str(e).splitlines()[0]}') from None
+    except (ValueError, OSError) as e: # OSError: no such data set, and no network
+        if isinstance(e, OSError): wanted = 'a file, or the name of a data set that can be reached'
+        else: wanted = f"a data set on the hub with a split '{split}'"
+        reason = str(e).splitlines()[0]
+        raise UserError(f"expected {wanted}, got '{name}': {reason}") from None
     return rows
 
 def _python(value):
