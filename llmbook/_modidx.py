@@ -5272,6 +5272,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'llmbook.tune.formats._check_said': ( 'api/50_tune/formats.html#_check_said',
                                                                             'llmbook/tune/formats.py'),
                                       'llmbook.tune.formats._delimiter': ('api/50_tune/formats.html#_delimiter', 'llmbook/tune/formats.py'),
+                                      'llmbook.tune.formats._dialogue': ('api/50_tune/formats.html#_dialogue', 'llmbook/tune/formats.py'),
                                       'llmbook.tune.formats._fields': ('api/50_tune/formats.html#_fields', 'llmbook/tune/formats.py'),
                                       'llmbook.tune.formats._file_rows': ('api/50_tune/formats.html#_file_rows', 'llmbook/tune/formats.py'),
                                       'llmbook.tune.formats._frame_rows': ( 'api/50_tune/formats.html#_frame_rows',

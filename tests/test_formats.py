@@ -21,6 +21,8 @@ BRIEF = dict(role='system', content='Be brief.')
 WORSE = [CHAT[0], dict(role='assistant', content='5')]
 SHARE = [{'from': 'human', 'value': Q}, {'from': 'gpt', 'value': A}]
 
+HH = f'\n\nHuman: {Q}\n\nAssistant: '
+
 SHAPES = {
     'messages': (dict(messages=CHAT), 'messages', CHAT),
     'messages and system': (dict(messages=CHAT, system='Be brief.'), 'messages', [BRIEF, *CHAT]),
@@ -45,6 +47,9 @@ SHAPES = {
     'text': (dict(text='Once.', label=1), 'text', []),
     'chosen and rejected': (dict(prompt=Q, chosen=A, rejected='5'), 'preference', CHAT),
     'chats chosen and rejected': (dict(chosen=CHAT, rejected=WORSE), 'preference', CHAT),
+    'dialogues chosen and rejected': (dict(chosen=HH + A, rejected=HH + '5'), 'preference', CHAT),
+    'orca': (dict(id='x', system_prompt='Be brief.', question=Q, response=A), 'pair', [BRIEF, *CHAT]),
+    'a problem and its solution': (dict(problem=Q, solution=A, source='x'), 'pair', CHAT),
     'answers chosen and rejected': (dict(prompt=[CHAT[0]], chosen=CHAT[1:], rejected=WORSE[1:]), 'preference', CHAT),
     'an instruction, chosen and rejected': (
         dict(instruction=Q, input='', output=A, chosen=A, rejected='5'), 'preference', CHAT)}
@@ -93,6 +98,7 @@ BAD_RECORDS = {
         dict(chosen=CHAT, rejected=[dict(CHAT[0], content='a'), WORSE[1]]), 'different questions'),
     'no question': (dict(chosen=A, rejected='5'), 'no text in prompt'),
     'no last answer': (dict(chosen=CHAT[:1], rejected=CHAT), 'does not end with an answer'),
+    'a tree': (dict(message_id='x', parent_id=None, role='prompter', text='Hi'), 'one message of a tree'),
     'tools': (dict(messages=CHAT, tools='none'), 'tools'),
     'split': (dict(prompt=Q, answer=A, split='dev'), 'split is not')}
 
@@ -412,6 +418,13 @@ def test_in_is_rows_and_rejects_from_a_file_on(fmt, tmp_path):
         'longer than 64 tokens', 'no prompt and answer among its keys (sentence)', 'no text in answer',
         'nothing to train on']
     assert {r.id for r in rejects} == {f'a.jsonl:{i}' for i in range(31, 35)}
+
+
+def test_answers_that_are_labelled_bad_are_not_learned(fmt):
+    records = [dict(prompt=Q, completion=A, label=good) for good in (True, False)]
+    rows, rejects = encode_chats(fmt, load_chats(records).chats)
+    assert len(rows) == 1
+    assert [r.reason for r in rejects] == ['its label is false: an answer not to learn']
 
 
 def test_plain_texts_are_trained_on_whole(fmt):

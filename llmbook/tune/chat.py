@@ -838,6 +838,7 @@ def _text_rows(fmt, text, seq_len):
 def _fitted(fmt, chat, seq_len, train, cut):
     "Return (rows, why there are none)."
     if chat.text: return _text_rows(fmt, chat.text, seq_len)
+    if chat.label is False: return [], 'its label is false: an answer not to learn'
     messages = chat.messages
     while messages:
         rows = _rows_of(fmt, messages, train, chat.tools)

@@ -7,7 +7,7 @@ __all__ = ['PAIR_KEYS', 'COLUMNS', 'TASK_FILES', 'check_columns', 'conversation_
            'reasons_text', 'ChatData', 'load_chats', 'warn_of_rejects']
 
 # %% ../../nbs/api/50_tune/01_formats.ipynb #d8b56c12
-import csv, gzip, io, json, warnings, zlib
+import csv, gzip, io, json, re, warnings, zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import islice
@@ -21,8 +21,11 @@ from .chat import Conversation, message_fault
 
 # %% ../../nbs/api/50_tune/01_formats.ipynb #19d9d13a
 PAIR_KEYS = (
-    ('prompt', 'answer'), ('prompt', 'completion'), ('prompt', 'response'), ('question', 'answer'),
-    ('instruction', 'output'), ('instruction', 'response'), ('input', 'output'), ('source', 'target'),
+    ('prompt', 'answer'), ('prompt', 'completion'), ('prompt', 'response'), ('prompt', 'output'),
+    ('question', 'answer'), ('question', 'response'), ('query', 'response'),
+    ('problem', 'solution'), ('problem', 'answer'),
+    ('instruction', 'output'), ('instruction', 'response'), ('instruction', 'completion'), ('instruction', 'answer'),
+    ('input', 'output'), ('source', 'target'),
     ('text', 'summary'), ('dialogue', 'summary'), ('document', 'summary'), ('article', 'highlights'))
 _MORE = ('input', 'context') # a second part of an instruction
 _CHATS = ('messages', 'conversations', 'conversation', 'chat', 'dialog')
@@ -116,7 +119,10 @@ def _input_of(fields):
 
 def _meaning(fields):
     "Return what the fields of a record mean: a dictionary with names of `COLUMNS`, and the shape."
+    if 'parent_id' in fields and 'role' in fields:
+        raise _Bad('one message of a tree (parent_id): join the messages of each path to one record')
     meaning = {name: fields[name] for name in _BESIDE if fields.get(name) is not None}
+    if fields.get('system_prompt'): meaning['system'] = fields['system_prompt']
     name, question = _question(fields)
     if name: meaning['prompt'] = question
     if name == 'instruction': meaning['input'] = _input_of(fields)
@@ -191,9 +197,18 @@ def _preference(meaning):
     if chosen[0] != rejected[0]: raise _Bad('chosen and rejected answer different questions')
     return dict(messages=chosen, rejected=rejected)
 
+_TURN = re.compile(r'\n\n(Human|Assistant): ?')
+
+def _dialogue(value):
+    "Return the messages of a text in which Human and Assistant take turns, or the value as it is."
+    if not isinstance(value, str) or not value.startswith('\n\nHuman:'): return value
+    _, *parts = _TURN.split(value)
+    roles = dict(Human='user', Assistant='assistant')
+    return [dict(role=roles[who], content=text) for who, text in zip(parts[::2], parts[1::2])]
+
 def _answered(meaning, name):
     "Return the chat that ends with one of the two answers of a preference pair."
-    value = meaning[name]
+    value = _dialogue(meaning[name])
     if not _is_chat(value): return [*_question_of(meaning), _said('assistant', value, name)]
     messages = _messages(value, name)
     if messages[-1]['role'] != 'assistant': raise _Bad(f'{name} does not end with an answer')
