@@ -1,5 +1,5 @@
 "Formats: every shape from every source, bad input in one line, records in = used + set aside."
-import csv, gzip, json, os, warnings
+import gzip, json, os, warnings
 from collections import Counter
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
@@ -7,8 +7,8 @@ from llmbook.core import UserError
 from llmbook.tokens.loaders import IGNORE
 from llmbook.tokens.tokenizer import decode, train_tokenizer
 from llmbook.tune.chat import ChatFormat, Conversation, encode_chats
-from llmbook.tune.formats import ChatData, conversation_of, iter_chats, load_chats, read_records
-from llmbook.read.doc import Reject
+from llmbook.tune.formats import ChatData, conversation_of, iter_chats, load_chats
+from llmbook.tune import replay
 from llmbook.tune.pack import AnswerLoss, ChatLoader, chat_dls
 from llmbook.tune.replay import mix_rows, replay_rows, with_replay
 from llmbook.tune.sft import prepare_chats
@@ -65,13 +65,20 @@ def test_every_shape_is_found(name):
     if shape == 'text': assert chat.text == 'Once.'
 
 
-def test_more_than_messages_is_kept():
+def test_tools_a_split_and_a_group_are_kept():
     tools = [dict(type='function', function=dict(name='f'))]
     chat, _, _ = conversation_of(dict(messages=CHAT, tools=json.dumps(tools), split='test', group=7))
-    assert (chat.tools, chat.split, chat.group) == (tools, 'test', '7')
-    assert conversation_of(dict(prompt=Q, completion=A, label=False))[0].label is False
-    weighted = [CHAT[0], dict(CHAT[1], weight=0)]
-    assert conversation_of(dict(messages=weighted))[0].messages == weighted
+    assert chat.tools == tools
+    assert chat.split == 'test'
+    assert chat.group == '7'
+
+
+def test_more_than_messages_is_kept():
+    labelled, _, _ = conversation_of(dict(prompt=Q, completion=A, label=False))
+    assert labelled.label is False
+    messages = [CHAT[0], dict(CHAT[1], weight=0)]
+    weighted, _, _ = conversation_of(dict(messages=messages))
+    assert weighted.messages == messages
 
 
 BAD_RECORDS = {
@@ -104,14 +111,26 @@ BAD_RECORDS = {
 
 
 @pytest.mark.parametrize('name', BAD_RECORDS)
-def test_bad_records_are_set_aside_with_their_reason(name):
+def test_bad_records_are_refused_with_their_reason(name):
     record, reason = BAD_RECORDS[name]
     chat, shape, why = conversation_of(record)
-    assert (chat, shape) == (None, '')
+    assert chat is None
+    assert shape == ''
     assert reason in why
-    data = load_chats([record, dict(messages=CHAT)] + [dict(prompt=Q, answer=A)] * 9)
-    assert (len(data.chats), len(data.rejects), data.total) == (10, 1, 11)
-    assert (data.rejects[0].id, data.rejects[0].reason) == ('record:1', why)
+
+
+@pytest.mark.parametrize('name', BAD_RECORDS)
+def test_bad_records_are_set_aside_with_their_reason(name):
+    record, reason = BAD_RECORDS[name]
+    good = [dict(messages=CHAT)] + [dict(prompt=Q, answer=A)] * 9
+    data = load_chats([record, *good])
+    assert len(data.chats) == 10
+    assert data.total == 11
+    reject, = data.rejects
+    assert reject.id == 'record:1'
+    _, _, why = conversation_of(record)
+    assert reject.reason == why
+    assert reason in why
 
 
 # ---- sources ----
@@ -124,16 +143,14 @@ def write_rows(path, rows):
     kind = path.name.removesuffix('.gz').rpartition('.')[2]
     plain = path.with_name('plain.' + kind)
     if kind == 'parquet': pd.DataFrame(rows).to_parquet(plain)
-    elif kind in ('csv', 'tsv'):
-        with open(plain, 'w', newline='', encoding='utf-8') as f:
-            writer = csv.DictWriter(f, list(rows[0]), delimiter='\t' if kind == 'tsv' else ',')
-            writer.writeheader()
-            writer.writerows(rows)
+    elif kind == 'csv': pd.DataFrame(rows).to_csv(plain, index=False, lineterminator='\r\n')
+    elif kind == 'tsv': pd.DataFrame(rows).to_csv(plain, index=False, sep='\t', lineterminator='\r\n')
     elif kind == 'jsonl': plain.write_text('\n'.join(map(json.dumps, rows)))
     else: plain.write_text(json.dumps(rows))
     data = plain.read_bytes()
     plain.unlink()
-    path.write_bytes(gzip.compress(data) if path.suffix == '.gz' else data)
+    if path.suffix == '.gz': data = gzip.compress(data)
+    path.write_bytes(data)
 
 
 FILES = [f'a.{kind}{packed}' for kind in ('jsonl', 'json', 'csv', 'tsv', 'parquet') for packed in ('', '.gz')]
@@ -179,9 +196,13 @@ def test_messages_come_through_pandas_and_parquet(tmp_path):
     frame = pd.DataFrame(rows)
     frame.to_parquet(tmp_path/'a.parquet')
     for source in (frame, tmp_path/'a.parquet', pd.read_parquet(tmp_path/'a.parquet')):
-        assert [c.messages for c in load_chats(source).chats] == [r['messages'] for r in rows]
-    missing = pd.DataFrame(dict(prompt=[Q, None, pd.NA, float('nan')], answer=[A] * 4), dtype=object)
-    assert [r.reason for r in load_chats(missing).rejects] == ['no text in prompt'] * 3
+        assert [chat.messages for chat in load_chats(source).chats] == [row['messages'] for row in rows]
+
+
+def test_missing_cells_of_a_table_are_no_text():
+    prompts = [Q, None, pd.NA, float('nan')]
+    table = pd.DataFrame(dict(prompt=prompts, answer=[A] * 4), dtype=object)
+    assert [r.reason for r in load_chats(table).rejects] == ['no text in prompt'] * 3
 
 
 def test_a_stream_is_read_as_it_comes():
@@ -196,21 +217,16 @@ def test_a_stream_is_read_as_it_comes():
     assert len(load_chats(rows(), limit=20)) == 20
 
 
+def load_written(path, content): return load_chats(write(path, content))
+
+
 def test_other_forms_of_json_and_tables(tmp_path):
-    def load(name, data):
-        (tmp_path/name).write_bytes(data if isinstance(data, bytes) else data.encode())
-        return load_chats(tmp_path/name)
     line = json.dumps(dict(question=Q, answer=A))
-    assert len(load('lines.json', f'{line}\n{line}')) == 2
-    assert len(load('one.json', line)) == 1
-    assert len(load('inside.json', f'{{"version": 1, "data": [{line}, {line}]}}')) == 2
-    assert load('chat.json', json.dumps(dict(messages=CHAT))).chats[0].messages == CHAT
-    assert load('semicolons.csv', 'question;answer\n2 + 2?;4\n').chats[0].messages == CHAT
-    assert load('tabs.csv', 'question\tanswer\n2 + 2?\t4\n').chats[0].messages == CHAT
-    assert load('marked.csv', b'\xef\xbb\xbfquestion,answer\n2 + 2?,4\n').chats[0].messages == CHAT
-    assert load('marked.jsonl', b'\xef\xbb\xbf' + line.encode()).chats[0].messages == CHAT
-    long = 'a' * 300_000
-    assert load('long.csv', f'question,answer\n{long},4\n').chats[0].messages[0]['content'] == long
+    assert len(load_written(tmp_path/'lines.json', f'{line}\n{line}')) == 2
+    assert len(load_written(tmp_path/'one.json', line)) == 1
+    assert len(load_written(tmp_path/'inside.json', f'{{"version": 1, "data": [{line}, {line}]}}')) == 2
+    chat = load_written(tmp_path/'chat.json', json.dumps(dict(messages=CHAT)))
+    assert chat.chats[0].messages == CHAT
 
 
 def test_places_and_beginnings_of_rejects(tmp_path):
@@ -325,6 +341,26 @@ def chats(n): return [pair(f'Was ist {i}?', f'Es ist {i}.') for i in range(n)]
 def as_data(chats): return ChatData(chats, [], {})
 
 
+FORMS = {
+    'semicolons.csv': 'question;answer\n2 + 2?;4\n',
+    'tabs.csv': 'question\tanswer\n2 + 2?\t4\n',
+    'marked.csv': b'\xef\xbb\xbfquestion,answer\n2 + 2?,4\n',
+    'marked.jsonl': b'\xef\xbb\xbf{"question": "2 + 2?", "answer": "4"}',
+}
+
+
+@pytest.mark.parametrize('name', FORMS)
+def test_separators_and_marks_of_a_file_are_found(name, tmp_path):
+    data = load_written(tmp_path/name, FORMS[name])
+    assert data.chats[0].messages == CHAT
+
+
+def test_a_cell_of_a_table_may_be_long(tmp_path):
+    long = 'a' * 300_000
+    data = load_written(tmp_path/'long.csv', f'question,answer\n{long},4\n')
+    assert data.chats[0].messages[0]['content'] == long
+
+
 def test_targets_are_answers_shifted_once(fmt):
     rows = prepare_chats(as_data(chats(40)), fmt, seq_len=64).rows
     dls = chat_dls(rows, fmt.tok, 256, 64, device='cpu', packed=False)
@@ -332,39 +368,59 @@ def test_targets_are_answers_shifted_once(fmt):
     for x, y in dls.train:
         for inputs, targets in zip(x, y):
             learned = targets != IGNORE
-            text = decode(fmt.tok, targets[learned], skip_special=False)
-            assert text.startswith('Es ist ') and text.endswith('.<|im_end|>')
             first = int(learned.nonzero()[0])
-            assert decode(fmt.tok, inputs[:first + 1], skip_special=False).endswith('<|im_start|>assistant\n')
+            answer = decode(fmt.tok, targets[learned], skip_special=False)
+            before = decode(fmt.tok, inputs[:first + 1], skip_special=False)
+            assert answer.startswith('Es ist ')
+            assert answer.endswith('.<|im_end|>')
+            assert before.endswith('<|im_start|>assistant\n')
             seen += 1
     assert seen + len(dls.valid.dataset) == 40
 
 
-def test_a_row_without_targets_changes_no_weight(fmt):
-    "Soup#532: one row without targets made every weight NaN: its gradient is zero, and the weights stay what they are."
+def small_model(fmt):
     from llmbook.model.config import ModelConfig
     from llmbook.model.transformer import Transformer
-    rows, _ = encode_chats(fmt, chats(3))
-    empty = fmt.encode([dict(m, weight=0) if m['role'] == 'assistant' else m for m in chats(1)[0].messages])
-    assert empty.n_targets == 0
     torch.manual_seed(1)
-    model = Transformer(ModelConfig(vocab_size=fmt.tok.get_vocab_size(), n_layer=1, d_model=32, n_head=2, context=64))
-    def gradients(rows):
-        model.zero_grad()
-        x, y = ChatLoader(rows, bs=len(rows), shuffle=False, packed=False).one_batch()
-        loss = AnswerLoss(model.head)(model(x), y)
-        loss.backward()
-        return loss.item(), [p.grad.clone() for p in model.parameters()]
-    loss, alone = gradients([empty])
+    config = ModelConfig(vocab_size=fmt.tok.get_vocab_size(), n_layer=1, d_model=32, n_head=2, context=64)
+    return Transformer(config)
+
+
+def row_without_targets(fmt):
+    question, answer = chats(1)[0].messages
+    row = fmt.encode([question, dict(answer, weight=0)])
+    assert row.n_targets == 0
+    return row
+
+
+def gradients(model, rows):
+    "Return the loss of a batch of these rows, and the gradient of each parameter."
+    model.zero_grad()
+    x, y = ChatLoader(rows, bs=len(rows), shuffle=False, packed=False).one_batch()
+    loss = AnswerLoss(model.head)(model(x), y)
+    loss.backward()
+    return loss.item(), [p.grad.clone() for p in model.parameters()]
+
+
+def test_a_row_without_targets_changes_no_weight(fmt):
+    "Soup#532: one row without targets made every weight NaN: its gradient is zero, and the weights stay what they are."
+    model = small_model(fmt)
+    loss, grads = gradients(model, [row_without_targets(fmt)])
     assert loss == 0
-    assert all((g == 0).all() for g in alone)
-    optimiser = torch.optim.SGD(model.parameters(), lr=1.)
+    for grad in grads: assert (grad == 0).all()
     before = [p.detach().clone() for p in model.parameters()]
-    optimiser.step()
-    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
-    _, among = gradients([*rows, empty])
-    _, without = gradients(rows)
-    assert all(torch.isfinite(g).all() and torch.allclose(g, h, atol=1e-6) for g, h in zip(among, without))
+    torch.optim.SGD(model.parameters(), lr=1.).step()
+    for old, p in zip(before, model.parameters()): assert torch.equal(old, p)
+
+
+def test_a_row_without_targets_changes_no_gradient_of_others(fmt):
+    model = small_model(fmt)
+    rows, _ = encode_chats(fmt, chats(3))
+    _, among = gradients(model, [*rows, row_without_targets(fmt)])
+    _, without = gradients(model, rows)
+    for grad, expected in zip(among, without):
+        assert torch.isfinite(grad).all()
+        assert torch.allclose(grad, expected, atol=1e-6)
 
 
 def test_the_loader_shows_roles(fmt, capsys, monkeypatch):
@@ -405,19 +461,37 @@ def test_texts_do_not_go_all_together():
 
 
 def test_in_is_rows_and_rejects_from_a_file_on(fmt, tmp_path):
-    too_long = dict(prompt='Was? ' * 200, answer='a')
-    bad = [dict(prompt='a', answer=None), dict(sentence='a'), too_long, dict(prompt='Was?')]
-    write_rows(tmp_path/'a.jsonl', [dict(prompt=f'Was ist {i}?', answer=f'Es ist {i}.') for i in range(30)] + bad)
+    good = [dict(prompt=f'Was ist {i}?', answer=f'Es ist {i}.') for i in range(30)]
+    bad = [
+        dict(prompt='a', answer=None),
+        dict(sentence='a'),
+        dict(prompt='Was? ' * 200, answer='a'),
+        dict(prompt='Was?'),
+    ]
+    write_rows(tmp_path/'a.jsonl', good + bad)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         data = prepare_chats(tmp_path/'a.jsonl', fmt, seq_len=64)
-    rejects = data.rejects
     assert sum(map(len, data.rows.values())) == 30
     assert data.total == 34
-    assert sorted(r.reason for r in rejects) == [
-        'longer than 64 tokens', 'no prompt and answer among its keys (sentence)', 'no text in answer',
-        'nothing to train on']
-    assert {r.id for r in rejects} == {f'a.jsonl:{i}' for i in range(31, 35)}
+    assert sorted(r.reason for r in data.rejects) == [
+        'longer than 64 tokens',
+        'no prompt and answer among its keys (sentence)',
+        'no text in answer',
+        'nothing to train on',
+    ]
+    assert {r.id for r in data.rejects} == {f'a.jsonl:{i}' for i in range(31, 35)}
+
+
+def test_replay_is_a_share_of_all_positions(fmt):
+    rows, _ = encode_chats(fmt, chats(300))
+    both = with_replay(rows, TEXTS, fmt, share=.2, seq_len=32)
+    assert both[:300] == rows
+    text = both[300:]
+    assert positions(text) / positions(both) == pytest.approx(.2, abs=.005)
+    assert all(row.n_targets == 33 for row in text)
+    different = {row.ids.tobytes() for row in text}
+    assert len(different) > .9 * len(text), 'windows differ'
 
 
 def test_answers_that_are_labelled_bad_are_not_learned(fmt):
@@ -454,16 +528,31 @@ def times(rows, mixed):
     return [found[id(row)] for row in rows]
 
 
-@pytest.mark.parametrize('short, long', [(1, 1), (9, 1), (1, 9)])
-def test_mixtures_have_the_shares_that_were_asked_for(kinds, short, long):
-    mixed, table = mix_rows(kinds, dict(short=short, long=long), positions=9000, seed=3)
+WEIGHTS = [dict(short=1, long=1), dict(short=9, long=1), dict(short=1, long=9)]
+
+
+@pytest.mark.parametrize('weights', WEIGHTS)
+def test_mixtures_have_the_shares_that_were_asked_for(kinds, weights):
+    mixed, table = mix_rows(kinds, weights, positions=9000, seed=3)
     counts = times(kinds['short'], mixed)
     drawn = sum(n * (len(row) - 1) for n, row in zip(counts, kinds['short']))
-    assert drawn / positions(mixed) == pytest.approx(short / (short + long), abs=.02)
+    wanted = weights['short'] / sum(weights.values())
+    assert drawn / positions(mixed) == pytest.approx(wanted, abs=.02)
     assert positions(mixed) == pytest.approx(9000, rel=.02)
-    assert max(counts) - min(counts) <= 1, 'no row comes again before all have come'
-    assert [r['source'] for r in table] == ['short', 'long']
-    again, _ = mix_rows(kinds, dict(short=short, long=long), positions=9000, seed=3)
+    assert [row['source'] for row in table] == ['short', 'long']
+
+
+@pytest.mark.parametrize('weights', WEIGHTS)
+def test_no_row_comes_again_before_all_have_come(kinds, weights):
+    mixed, _ = mix_rows(kinds, weights, positions=9000, seed=3)
+    counts = times(kinds['short'], mixed)
+    assert max(counts) - min(counts) <= 1
+
+
+@pytest.mark.parametrize('weights', WEIGHTS)
+def test_a_seed_gives_one_mixture(kinds, weights):
+    mixed, _ = mix_rows(kinds, weights, positions=9000, seed=3)
+    again, _ = mix_rows(kinds, weights, positions=9000, seed=3)
     assert list(map(id, mixed)) == list(map(id, again))
 
 
@@ -483,14 +572,9 @@ def test_mixtures_that_cannot_be_are_refused(kinds):
 TEXTS = [f'Es ist {i}. What is {i} + 2? ' * 9 for i in range(60)]
 
 
-def test_replay_is_a_share_of_all_positions_and_of_each_batch(fmt):
+def test_replay_is_a_share_of_each_batch(fmt):
     rows, _ = encode_chats(fmt, chats(300))
     both = with_replay(rows, TEXTS, fmt, share=.2, seq_len=32)
-    assert both[:300] == rows
-    text = both[300:]
-    assert positions(text) / positions(both) == pytest.approx(.2, abs=.005)
-    assert all(row.n_targets == 33 for row in text)
-    assert len({row.ids.tobytes() for row in text}) > .9 * len(text), 'windows differ'
     shares = []
     for x, _, y in ChatLoader(both, bs=16, seq_len=96, seed=1):
         learned = (y != IGNORE).float().mean().item()
@@ -498,20 +582,26 @@ def test_replay_is_a_share_of_all_positions_and_of_each_batch(fmt):
     assert np.std(shares[:-1]) < .1, 'every batch has some of it'
 
 
-def test_replay_from_a_prepared_folder(fmt, tmp_path):
-    from llmbook.tune import replay
+@pytest.fixture
+def prepared(fmt, monkeypatch):
+    "Make any folder open as the prepared texts, with the tokenizer of the format; return their ids."
     ids = np.concatenate([fmt.encode_text(text).ids for text in TEXTS]).astype(np.uint16)
-    folder = tmp_path/'data'
-    folder.mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replay, 'open_prepared', lambda folder: (dict(eot=0), fmt.tok))
-        patch.setattr(replay, 'open_tokens', lambda folder: ids)
-        windows = replay_rows(folder, fmt, 320, seq_len=32)
-        assert len(windows) == 10
-        for row in windows: assert row.ids.tobytes() in ids.astype(np.int32).tobytes()
-        other = train_tokenizer(['other words here'] * 20, 290)
-        patch.setattr(replay, 'open_prepared', lambda folder: (dict(eot=0), other))
-        with pytest.raises(UserError, match='prepare the text again'): replay_rows(folder, fmt, 320)
+    monkeypatch.setattr(replay, 'open_prepared', lambda folder: (dict(eot=0), fmt.tok))
+    monkeypatch.setattr(replay, 'open_tokens', lambda folder: ids)
+    return ids
+
+
+def test_replay_from_a_prepared_folder(fmt, tmp_path, prepared):
+    windows = replay_rows(tmp_path, fmt, 320, seq_len=32)
+    assert len(windows) == 10
+    stored = prepared.astype(np.int32).tobytes()
+    for row in windows: assert row.ids.tobytes() in stored
+
+
+def test_a_prepared_folder_of_another_tokenizer_is_not_replayed(fmt, tmp_path, prepared, monkeypatch):
+    other = train_tokenizer(['other words here'] * 20, 290)
+    monkeypatch.setattr(replay, 'open_prepared', lambda folder: (dict(eot=0), other))
+    with pytest.raises(UserError, match='prepare the text again'): replay_rows(tmp_path, fmt, 320)
 
 
 def test_bad_replay_is_refused(fmt):
@@ -533,16 +623,24 @@ def test_few_pairs_leave_no_split_empty(n, tmp_path):
     assert sum(map(len, splits.values())) == n
 
 
-def test_only_prompts_with_other_answers_are_mentioned(tmp_path):
-    def record(prompt, answer, split): return dict(prompt=prompt, answer=answer, split=split)
-    records = [record(f'q{i}', 'a', split) for split in ('train', 'valid') for i in range(5)]
-    records.append(record('q', 'a', 'test'))
-    write_rows(tmp_path/'a.jsonl', records)
+def answered(prompt, answer, split): return dict(prompt=prompt, answer=answer, split=split)
+
+
+def test_a_prompt_that_comes_back_with_its_answer_is_not_mentioned(tmp_path):
+    train = [answered(f'q{i}', 'a', 'train') for i in range(5)]
+    valid = [answered(f'q{i}', 'a', 'valid') for i in range(5)]
+    write_rows(tmp_path/'a.jsonl', [*train, *valid, answered('q', 'a', 'test')])
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
         load_task_file(tmp_path/'a.jsonl')
-    assert not [w for w in said if 'other answers' in str(w.message)]
-    write_rows(tmp_path/'a.jsonl', [*records, record('r', 'a', 'train'), record('r', 'b', 'valid')])
+    assert not any('other answers' in str(warning.message) for warning in said)
+
+
+def test_only_prompts_with_other_answers_are_mentioned(tmp_path):
+    train = [answered(f'q{i}', 'a', 'train') for i in range(5)]
+    valid = [answered(f'q{i}', 'a', 'valid') for i in range(5)]
+    two_answers = [answered('r', 'a', 'train'), answered('r', 'b', 'valid')]
+    write_rows(tmp_path/'a.jsonl', [*train, *valid, answered('q', 'a', 'test'), *two_answers])
     with pytest.warns(UserWarning, match='1 prompts of .* with other answers'): load_task_file(tmp_path/'a.jsonl')
 
 
