@@ -207,9 +207,8 @@ class LMLearner(FastEvents, Learner):
         super().__setstate__(state)
         self.opt_func = renewed_opt(self.opt_func, self.model)
 
-    @checked
     def freeze_to(self,
-        n:int, # number of the first group that trains; -1: only the last one
+        n, # number of the first group that trains, a whole number; -1: only the last one
     ):
         "Freeze parameter groups up to `n`; moments of the optimiser stay."
         if self.opt is None: self.create_opt()

@@ -18,7 +18,8 @@ def block_list(
 ) -> nn.ModuleList: # UserError if the model has none
     "Return the list of a model's blocks."
     if hasattr(model, 'blocks'): return model.blocks
-    n = getattr(getattr(model, 'config', None), 'n_layer', None)
+    config = getattr(model, 'config', None)
+    n = getattr(config, 'n_layer', None)
     modules = model.modules() if isinstance(model, nn.Module) else []
     for module in modules:
         if isinstance(module, nn.ModuleList) and len(module) == n: return module
@@ -30,23 +31,36 @@ def layer_groups(
 ) -> list: # lists of parameters, from the embedding to the head; UserError if the model has no blocks
     "Split a model's parameters into the embedding, each block, and the head if it has weights of its own."
     blocks = [list(block.parameters()) for block in block_list(model)]
-    base = _base_parameters(model)
-    in_blocks = {id(p) for block in blocks for p in block}
+    before, after = _around_blocks(model, blocks)
+    if _has_own_head(model, after): groups = [before, *blocks, after]
+    else: groups = [before, *blocks[:-1], blocks[-1] + after]
+    return _without_base(model, groups)
+
+def _around_blocks(model, blocks):
+    "Return the parameters that are defined before the blocks, and those defined after the first of them."
+    in_blocks = set()
+    for block in blocks: in_blocks.update(id(p) for p in block)
     before, after = [], []
     group = before
     for p in model.parameters():
-        if id(p) in in_blocks: group = after # in order of definition: whatever follows the first block
+        if id(p) in in_blocks: group = after
         else: group.append(p)
-    head = getattr(model, 'head', None)
-    has_own_head = head is not None and any(p is head.weight for p in after)
-    groups = [before, *blocks, after] if has_own_head else [before, *blocks[:-1], blocks[-1] + after]
-    trained = [[p for p in group if id(p) not in base] for group in groups]
-    return [group for group in trained if group]
+    return before, after
 
-def _base_parameters(model):
-    "Return the identities of the parameters that adapters leave as they are."
+def _has_own_head(model, after):
+    "Return whether the output head has weights of its own among the parameters after the blocks."
+    head = getattr(model, 'head', None)
+    return head is not None and any(p is head.weight for p in after)
+
+def _without_base(model, groups):
+    "Leave out the parameters that adapters keep as they are, and the groups that are empty then."
     names = getattr(model, 'base_names', ())
-    return {id(p) for name, p in model.named_parameters() if name in names} if names else set()
+    base = {id(p) for name, p in model.named_parameters() if name in names} if names else set()
+    found = []
+    for group in groups:
+        trained = [p for p in group if id(p) not in base]
+        if trained: found.append(trained)
+    return found
 
 # %% ../../nbs/api/50_tune/05_groups.ipynb #8bb8daa7
 def check_groups(
@@ -56,32 +70,38 @@ def check_groups(
     "Raise `UserError` unless every parameter that trains is in exactly one group."
     if not isinstance(groups, (list, tuple)) or len(groups) < 1:
         raise UserError(f'expected a list of layer groups, got {groups!r:.80}: see layer_groups')
-    names = {id(p): name for name, p in model.named_parameters()}
-    seen = set()
+    seen = set() # names
     for i, group in enumerate(groups):
         if not len(group): raise UserError(
             f'expected parameters in every layer group, got none in group {i} of {len(groups)}: leave it out')
-        for p in group:
-            name = names.get(id(p))
-            if name is None: raise UserError(
-                f'expected parameters of this {type(model).__name__}, got another one in group {i}: '
-                'make the groups from the model that is trained')
-            if name in seen: raise UserError(
-                f'expected each parameter in one layer group, got {name} in two: take it out of one')
-            seen.add(name)
+        _check_group(model, i, group, seen)
     left = [name for name, p in model.named_parameters() if p.requires_grad and name not in seen]
     if left: raise UserError(
         f'expected every parameter that trains in a layer group, got {len(left)} in none, such as {left[0]}: '
         'add them to a group, or set requires_grad_(False)')
     return list(groups)
 
+def _check_group(model, i, group, seen):
+    "Raise `UserError` for a parameter of another model, or one that was seen in a group before; note the others."
+    names = {id(p): name for name, p in model.named_parameters()}
+    for p in group:
+        name = names.get(id(p))
+        if name is None: raise UserError(
+            f'expected parameters of this {type(model).__name__}, got another one in group {i}: '
+            'make the groups from the model that is trained')
+        if name in seen: raise UserError(
+            f'expected each parameter in one layer group, got {name} in two: take it out of one')
+        seen.add(name)
+
 # %% ../../nbs/api/50_tune/05_groups.ipynb #9a3c2cb6
 def _layer_name(name):
     "Return the part of a parameter's name that names its layer: up to the block's number, or without its last word."
     block = re.match(r'(.*?\.\d+)\.', name)
-    return block[1] if block else name.rpartition('.')[0] or name
+    if block: return block[1]
+    return name.rpartition('.')[0] or name
 
 def _state(group):
+    "Return whether all, some or none of a group's parameters train, in a word."
     trained = sum(p.requires_grad for p in group)
     if trained == len(group): return 'trained'
     return 'partly' if trained else 'frozen'
@@ -89,8 +109,16 @@ def _state(group):
 def _first_rates(lr, n):
     "Return the rates that fastai gives `n` groups for a slice."
     if lr.start is None: return [lr.stop / 10] * (n - 1) + [lr.stop]
-    step = (lr.stop / lr.start) ** (1 / max(n - 1, 1))
-    return [lr.start * step ** i for i in range(n)] if n > 1 else [lr.stop]
+    if n == 1: return [lr.stop]
+    step = (lr.stop / lr.start) ** (1 / (n - 1))
+    return [lr.start * step ** i for i in range(n)]
+
+def _rates(learn):
+    "Return the learning rate of each layer group; before the first fit, those that the Learner's slice stands for."
+    rates = [h['lr'] for h in learn.opt.hypers]
+    if isinstance(rates[0], slice): return _first_rates(rates[0], len(rates))
+    is_not_spread = isinstance(learn.lr, slice) and all(rate == learn.lr.stop for rate in rates)
+    return _first_rates(learn.lr, len(rates)) if is_not_spread else rates
 
 def show_groups(
     learn, # a Learner
@@ -98,13 +126,9 @@ def show_groups(
     "Return a table of a Learner's layer groups: what trains, and at which rate."
     names = {id(p): _layer_name(name) for name, p in learn.model.named_parameters()}
     if learn.opt is None: learn.create_opt()
-    groups = learn.opt.param_lists
-    rates = [h['lr'] for h in learn.opt.hypers]
-    before_the_first_fit = isinstance(rates[0], slice)
-    if before_the_first_fit: rates = _first_rates(rates[0], len(groups))
     rows = []
-    for group, rate in zip(groups, rates):
-        layers = dict.fromkeys(names.get(id(p), '?') for p in group)
+    for group, rate in zip(learn.opt.param_lists, _rates(learn)):
+        layers = dict.fromkeys(names.get(id(p), '?') for p in group) # each once, in order
         n_parameters = sum(p.numel() for p in group)
         rows.append(dict(layers=', '.join(layers), parameters=n_parameters, state=_state(group), rate=rate))
     return pd.DataFrame(rows).rename_axis('group')

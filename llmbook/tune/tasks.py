@@ -18,7 +18,7 @@ from fastai.torch_core import to_device
 from fastcore.basics import patch
 from ..core import UserError, check_seed, fingerprint, pick_device, whole_number, within
 from ..tokens.loaders import SeekLoader
-from ..tokens.shuffle import permuted
+from ..tokens.shuffle import length_groups
 from ..prepare.splits import SPLITS, assign_splits
 from ..read.doc import Doc, Reject
 from ..tokens.tokenizer import PAD, decode, encode_text, special_ids
@@ -286,20 +286,9 @@ def encode_examples(
     return rows, aside
 
 # %% ../../nbs/api/50_tune/03_tasks.ipynb #5b1207a9
-def _order(lengths, bs, key, chunk=32):
-    "Shuffle, cut into chunks, sort each by length, cut into batches, shuffle those; without a key only sort and cut."
-    n = len(lengths)
-    size = bs * chunk if key else n
-    def shuffled(n, what):
-        if not key: return np.arange(n)
-        return permuted(np.arange(n), n, int(fingerprint([*key, what], 16), 16))
-    rows = shuffled(n, 'rows')
-    batches = []
-    for start in range(0, n, size):
-        part = rows[start:start + size]
-        part = part[np.argsort(lengths[part], kind='stable')]
-        batches += [part[i:i + bs] for i in range(0, len(part), bs)]
-    return [batches[i] for i in shuffled(len(batches), 'batches')]
+def _pass_keys(seed, number):
+    "Return the two keys of the order of a pass: for its rows, and for its batches."
+    return tuple(int(fingerprint([seed, number, what], 16), 16) for what in ('rows', 'batches'))
 
 # %% ../../nbs/api/50_tune/03_tasks.ipynb #d9697ad7
 class TaskLoader(SeekLoader):
@@ -349,8 +338,8 @@ class TaskLoader(SeekLoader):
         "Return the batches of a pass."
         if not self.shuffle: number = 0
         if self._pass[0] != number:
-            key = (self.seed, number) if self.shuffle else None
-            self._pass = number, _order(self.lengths, self.bs, key)
+            keys = _pass_keys(self.seed, number) if self.shuffle else None
+            self._pass = number, length_groups(self.lengths, self.bs, keys)
         return self._pass[1]
 
     def batch(self,

@@ -22,7 +22,7 @@ from ..tokens.loaders import IGNORE
 from ..tokens.tokenizer import encode_text, text_ids
 from ..train.loss import LMLoss
 from .chat import ROLES, ChatFormat, ChatRow, Conversation, without_oldest_turn
-from .pack import length_groups
+from ..tokens.shuffle import length_groups
 
 # %% ../../nbs/api/50_tune/08_watch.ipynb #4c943263
 @dataclass
