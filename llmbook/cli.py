@@ -42,7 +42,7 @@ LIBRARY = {
     'headline': 'report.runs',
     'join': 'distributed.world',
     'journey': 'journey',
-    'load_pretrained': 'model.hf',
+    'load_lm': 'model.hf_wrap',
     'load_tokenizer': 'tokens.tokenizer',
     'overlap_rows': 'journey',
     'own_template': 'tune.chat',
@@ -285,9 +285,9 @@ def _model_folder(path):
     return path/'model' if (path/'model').is_dir() and not (path/'config.json').exists() else path
 
 def _loaded(path, **options):
-    "Return the model and the tokenizer of a folder; raise `UserError` for weights that are no numbers."
-    from llmbook.cli import check_finite, load_pretrained
-    model, tok = load_pretrained(_model_folder(path), **options)
+    "Return a model and its tokenizer, by folder or by name on the hub; raise `UserError` for weights that are no numbers."
+    from llmbook.cli import check_finite, load_lm
+    model, tok = load_lm(_model_folder(path), **options)
     check_finite(model)
     return model, tok
 
@@ -329,7 +329,7 @@ def _say_scores(rows, texts):
 @call_parse
 @plain_errors
 def llmbook_finetune(
-    model:str, # a model folder, or a run's folder
+    model:str, # a model folder, a run's folder, or a name on the hub
     task:str='summarization', # 'summarization', 'translation', or a file of prompts and answers (.jsonl, .csv, ...)
     out:str='finetune', # the folder for history, checkpoints, predictions, model and result.json
     steps:int=None, # optimiser steps; none: two passes over the pairs
@@ -406,7 +406,7 @@ def _print_stream(prompt, pieces):
 @call_parse
 @plain_errors
 def llmbook_generate(
-    model:str, # a model folder, or a run's folder
+    model:str, # a model folder, a run's folder, or a name on the hub
     prompt:str='', # beginning of the text
     tokens:int=None, # longest continuation; none: 48 for an answer, else 64, or half of a context under 128
     temperature:float=.8, # 0 takes the most likely token
@@ -538,7 +538,7 @@ def _read_texts(paths):
 @call_parse
 @plain_errors
 def llmbook_evaluate(
-    model:str, # a model folder, or a run's folder
+    model:str, # a model folder, a run's folder, or a name on the hub
     *texts:str, # text files to score, each one document; none: toxicity alone
     out:str='evaluation.json', # the file to write
     prompts:int=25, # beginnings to continue, four times each, for toxicity
@@ -587,7 +587,7 @@ def _keep_template(folder, out, tok):
 @call_parse
 @plain_errors
 def llmbook_export(
-    model:str, # a model folder, or a run's folder
+    model:str, # a model folder, a run's folder, or a name on the hub
     out:str='model', # the folder to make
 ):
     "Export a model in the layout of transformers, open it there and compare."

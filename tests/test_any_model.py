@@ -2,6 +2,7 @@
 import json, warnings
 import pytest, torch
 from safetensors.torch import load_file, save_file
+from llmbook.cli import llmbook_export, llmbook_finetune, llmbook_generate
 from llmbook.core import UserError, import_transformers, read_json, set_seed, write_json
 from llmbook.generate.text import generate, generate_ids
 from llmbook.model.hf import load_pretrained, save_pretrained
@@ -304,3 +305,26 @@ def test_published_models_have_as_many_weights_as_is_published(name, tf):
     assert count_params(config)['total'] == n
     theirs = tf.AutoConfig.for_model(**facts)
     assert config_from_hf(theirs.to_dict()) == config
+
+
+def test_a_wrapped_model_is_tuned_written_and_asked_by_commands(tf, tok, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    set_seed(0)
+    config = tf.AutoConfig.for_model('gpt_neox', **OTHERS['gpt_neox'])
+    tf.AutoModelForCausalLM.from_config(config).save_pretrained('theirs')
+    tok.save('theirs/tokenizer.json')
+    pairs = [json.dumps(dict(prompt=f'say {i}', answer='cat')) for i in range(60)]
+    (tmp_path/'pairs.jsonl').write_text('\n'.join(pairs))
+    llmbook_finetune('theirs', task='pairs.jsonl', out='tuned', steps=8, evaluations=2, bs=8, pairs=4)
+    assert llmbook_generate('tuned', prompt='say 3', answer=True, tokens=4, temperature=0.) == ['cat']
+    llmbook_export('tuned', out='exported')
+    model, _ = load_lm('exported', 'cpu')
+    assert type(model) is WrappedLM
+
+
+def test_a_command_takes_a_name_on_the_hub(tf, tok, tmp_path, monkeypatch):
+    build(tf, 'qwen2').save_pretrained(tmp_path)
+    tok.save(str(tmp_path/'tokenizer.json'))
+    monkeypatch.setattr('huggingface_hub.snapshot_download', lambda name, **options: str(tmp_path))
+    monkeypatch.chdir(tmp_path.parent)
+    assert len(llmbook_generate('someone/their-model', prompt='the cat', tokens=4)) == 1

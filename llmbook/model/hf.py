@@ -167,13 +167,14 @@ def _check_range(model, dtype):
 DTYPES = ('float32', 'bfloat16', 'float16')
 
 def save_pretrained(
-    model:Transformer, # model of any family
+    model:Transformer, # model of any family; a wrapped one is written as it came
     tok:Tokenizer|None, # tokenizer it was trained with; None: write the model alone
     path:str|Path, # folder, made if absent; files there are replaced
     dtype:str|None=None, # 'float32', 'bfloat16' or 'float16' for the weights in the file; the model's by default
     max_shard:float=5e9, # most bytes in a file; a larger tensor has a file of its own
 ) -> Path: # the folder; UserError for another dtype, a tokenizer that does not fit, weights that are not finite, or too little disk
     "Write a folder that `transformers` loads."
+    if getattr(model, 'is_wrapped', False): return model.save_pretrained(path, tok)
     if not hasattr(model.config, 'traits'):
         raise UserError(f'expected a Transformer, got {type(model).__name__}: '
                         'a model of transformers writes itself, model.save_pretrained(folder)')

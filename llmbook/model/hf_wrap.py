@@ -93,6 +93,7 @@ def _frame_settings(model):
 
 class WrappedLM(nn.Module):
     "A causal model of transformers: tokens in, hidden states out."
+    is_wrapped = True # for `save_pretrained`, which leaves the writing to it
     def __init__(self,
         model, # model whose weights are used, not copied; UserError if its logits are not head(hidden states)
     ):
