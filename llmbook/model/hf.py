@@ -8,6 +8,7 @@ __all__ = ['DTYPES', 'check_vocab', 'vocabulary_mark', 'check_tokenizer', 'write
            'load_pretrained']
 
 # %% ../../nbs/api/20_model/06_hf.ipynb #d51673df
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 import torch
@@ -155,10 +156,12 @@ def check_finite(
                         'or the file was damaged; go back to an earlier checkpoint')
 
 def _check_range(model, dtype):
-    "Raise `UserError` for weights that are not finite, or would not be in another type."
-    check_finite(model)
+    "Warn about weights that are not finite; raise `UserError` for a type in which more of them would not be."
+    bad = not_finite(model)
+    if bad: warnings.warn(f'this model holds NaN or infinity in {_some(bad)}: it is written as it is, '
+                          'and what opens it refuses it')
     if dtype == model.embed.weight.dtype: return
-    lost = not_finite(model, dtype)
+    lost = sorted(set(not_finite(model, dtype)) - set(bad))
     if lost:
         raise UserError(f'expected a dtype that holds the weights, got {str(dtype)[6:]}, in which {_some(lost)} '
                         'would be infinite: take bfloat16 or float32')
@@ -172,7 +175,7 @@ def save_pretrained(
     path:str|Path, # folder, made if absent; files there are replaced
     dtype:str|None=None, # 'float32', 'bfloat16' or 'float16' for the weights in the file; the model's by default
     max_shard:float=5e9, # most bytes in a file; a larger tensor has a file of its own
-) -> Path: # the folder; UserError for another dtype, a tokenizer that does not fit, weights that are not finite, or too little disk
+) -> Path: # the folder; UserError for another dtype, a tokenizer that does not fit, or too little disk
     "Write a folder that `transformers` loads."
     if getattr(model, 'is_wrapped', False): return model.save_pretrained(path, tok)
     if not hasattr(model.config, 'traits'):

@@ -14,7 +14,7 @@ from torch import nn, Tensor
 from ..core import UserError, eval_mode, import_transformers, pick_device, read_json
 from ..tokens.tokenizer import text_ids
 from llmbook.model.hf import (
-    check_dtype, check_finite, check_vocab, folder_tokenizer, load_pretrained, model_folder, vocabulary_mark,
+    check_dtype, check_vocab, folder_tokenizer, load_pretrained, model_folder, not_finite, vocabulary_mark,
     write_tokenizer
 )
 from .hf_config import OUR_TYPES, config_from_hf
@@ -187,9 +187,10 @@ def _keeps_apart(self:WrappedLM):
 def save_pretrained(self:WrappedLM,
     path:str|Path, # folder
     tok=None, # tokenizer of `tokenizers`, written beside the model
-) -> Path: # the folder; UserError if a weight is not finite
+) -> Path: # the folder
     "Write the model as transformers does."
-    check_finite(self.model)
+    bad = not_finite(self.model)
+    if bad: warnings.warn(f'this model holds NaN or infinity in {bad[0]}: it is written as it is, and cannot be used')
     self.model.save_pretrained(path)
     if tok: write_tokenizer(tok, Path(path), self.config, text_ids(tok, self))
     return Path(path)
