@@ -63,7 +63,8 @@ def theirs(clock, width):
     tf.utils.logging.set_verbosity_error()
     class Tick(tf.TrainerCallback):
         def on_step_end(self, *args, **kwargs): clock.tick()
-    model = tf.LlamaForCausalLM(tf.LlamaConfig(**hf_config(ModelConfig(**SHAPES[width])))).float()
+    config = hf_config(ModelConfig(**SHAPES[width]))
+    model = tf.LlamaForCausalLM(tf.LlamaConfig(**config)).float()
     tok = tf.PreTrainedTokenizerFast(tokenizer_object=train_tokenizer(['a text'], 300), eos_token='<|endoftext|>',
                                      pad_token='<|pad|>')
     args = trl.SFTConfig(
@@ -71,8 +72,8 @@ def theirs(clock, width):
         gradient_checkpointing=False, max_grad_norm=1., learning_rate=3e-3, use_cpu=True, max_length=T,
         save_strategy='no', logging_steps=10, disable_tqdm=True, report_to=[])
     data = Dataset.from_list([dict(input_ids=row.tolist()) for row in rows()[:, :T]])
-    config = peft.LoraConfig(r=RANK, lora_alpha=32, target_modules='all-linear', task_type='CAUSAL_LM')
-    trainer = trl.SFTTrainer(model, args, train_dataset=data, processing_class=tok, peft_config=config,
+    lora = peft.LoraConfig(r=RANK, lora_alpha=32, target_modules='all-linear', task_type='CAUSAL_LM')
+    trainer = trl.SFTTrainer(model, args, train_dataset=data, processing_class=tok, peft_config=lora,
                              callbacks=[Tick()])
     trainer.remove_callback(tf.trainer_callback.PrinterCallback)
     before = peak()
@@ -101,16 +102,30 @@ def child(side, width):
     return json.loads(r.stdout.splitlines()[-1])
 
 
+def one_round(width):
+    "Measure each side once, one after the other."
+    return {side: child(side, width) for side in SIDES}
+
+
+def median_ratio(rounds, figure, above, below):
+    "Return the median over the rounds of a figure of one side by that of another."
+    ratios = [r[above][figure] / r[below][figure] for r in rounds]
+    return statistics.median(ratios)
+
+
+def print_side(side, rounds):
+    rate = statistics.median(r[side]['rate'] for r in rounds)
+    memory = max(r[side]['step'] for r in rounds) / 1e6
+    print(f'  {side}: {rate:,.0f} tokens/s, training takes {memory:,.0f} MB')
+
+
 def compare(width):
-    rounds = [{side: child(side, width) for side in SIDES} for _ in range(ROUNDS)]
+    rounds = [one_round(width) for _ in range(ROUNDS)]
     print(f'\n{width} wide, rank {RANK}, {BS} rows of {T}')
-    for side in SIDES:
-        rate = statistics.median(r[side]['rate'] for r in rounds)
-        memory = max(r[side]['step'] for r in rounds) / 1e6
-        print(f'  {side}: {rate:,.0f} tokens/s, training takes {memory:,.0f} MB')
-    full = statistics.median(r['lora']['rate'] / r['full']['rate'] for r in rounds)
-    peft = statistics.median(r['lora']['rate'] / r['peft']['rate'] for r in rounds)
-    memory = statistics.median(r['peft']['step'] / r['lora']['step'] for r in rounds)
+    for side in SIDES: print_side(side, rounds)
+    full = median_ratio(rounds, 'rate', 'lora', 'full')
+    peft = median_ratio(rounds, 'rate', 'lora', 'peft')
+    memory = median_ratio(rounds, 'step', 'peft', 'lora')
     print(f'adapters_full_{width}: ratio {full:.2f} goal {GOALS[width]}')
     print(f'adapters_peft_{width}: ratio {peft:.2f} goal 1.5')
     print(f'adapters_memory_{width}: ratio {memory:.2f} goal 1.0')

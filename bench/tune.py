@@ -1,6 +1,7 @@
-"""Tuning on chats of mixed lengths against TRL: padded as by default, and grouped by length. Same model, rows and optimiser.
+"""Tuning on chats of mixed lengths against TRL: padded as by default, and grouped by length.
 
-Each side runs in a process of its own, so that its peak memory is its own. Needs `trl` (pip install '.[bench]') and
+Model, rows and optimiser are the same. Each side runs in a process of its own, so that its peak memory
+is its own. Needs `trl` (pip install '.[bench]') and
 raschka_instruction in the folder LLMBOOK_DATA; without it the lengths of chats are drawn.
 """
 import json, os, resource, statistics, subprocess, sys, tempfile, time
@@ -15,12 +16,21 @@ GOALS = dict(padded=2.5, grouped=1.3)
 def lengths():
     "Return the tokens of each chat's question and answer."
     file = Path(os.environ.get('LLMBOOK_DATA', '../shared/data'))/'raschka_instruction/instruction-data.json'
-    if not file.exists():
-        r = np.random.default_rng(0)
-        return [(int(a), int(b)) for a, b in np.exp(r.normal((3.5, 2.5), .6, (1000, 2)))]
-    records = json.loads(file.read_text())
-    asked = [len(r['instruction'] + r['input']) // 3 + 4 for r in records]
-    return [(a, len(r['output']) // 3 + 2) for a, r in zip(asked, records)]
+    if not file.exists(): return drawn_lengths()
+    pairs = []
+    for record in json.loads(file.read_text()):
+        question = record['instruction'] + record['input']
+        asked = len(question) // 3 + 4
+        answered = len(record['output']) // 3 + 2
+        pairs.append((asked, answered))
+    return pairs
+
+
+def drawn_lengths():
+    "Draw the tokens of a thousand questions and answers from a log-normal distribution."
+    r = np.random.default_rng(0)
+    logs = r.normal((3.5, 2.5), .6, (1000, 2))
+    return np.exp(logs).astype(int).tolist()
 
 
 def chats():
@@ -56,8 +66,12 @@ def ours(clock):
         order = 90
         run_valid = False
         def after_batch(self): clock.tick(int((self.x[1] >= 0).sum()))
-    rows = [ChatRow(ids.astype(np.int32), np.zeros(len(ids), np.uint8), trained.astype(np.float32)) for ids, trained in chats()]
-    dls = chat_dls(dict(train=rows, valid=rows[:8]), None, TOKENS, SHAPE['context'], steps=STEPS, device='cpu')
+    rows = []
+    for ids, trained in chats():
+        of_user = np.zeros(len(ids), np.uint8)
+        rows.append(ChatRow(ids.astype(np.int32), of_user, trained.astype(np.float32)))
+    splits = dict(train=rows, valid=rows[:8])
+    dls = chat_dls(splits, None, TOKENS, SHAPE['context'], steps=STEPS, device='cpu')
     set_seed(0)
     model = Transformer(ModelConfig(**SHAPE))
     learn = lm_learner(dls, model, muon=False, precision='fp32', lr=1e-4, wd=0., cbs=Tick())
@@ -83,11 +97,13 @@ def theirs(clock, grouped):
         def training_step(self, model, inputs, *args, **kwargs):
             seen.append(int(inputs['attention_mask'].sum()))
             return super().training_step(model, inputs, *args, **kwargs)
-    model = tf.LlamaForCausalLM(tf.LlamaConfig(**hf_config(ModelConfig(**SHAPE)))).float()
+    config = hf_config(ModelConfig(**SHAPE))
+    model = tf.LlamaForCausalLM(tf.LlamaConfig(**config)).float()
     tok = tf.PreTrainedTokenizerFast(tokenizer_object=train_tokenizer(['a text'], 300), eos_token='<|endoftext|>',
                                      pad_token='<|pad|>')
     data = chats()
-    rows = round(TOKENS / np.mean([len(ids) for ids, _ in data]))
+    mean_length = np.mean([len(ids) for ids, _ in data])
+    rows = round(TOKENS / mean_length)
     options = dict(train_sampling_strategy='group_by_length') if grouped else {}
     args = trl.SFTConfig(
         tempfile.mkdtemp(), per_device_train_batch_size=rows, max_steps=STEPS, optim='adamw_torch_fused', bf16=False,
@@ -122,16 +138,30 @@ def child(side):
     return json.loads(r.stdout.splitlines()[-1])
 
 
+def one_round():
+    "Measure each side once, one after the other."
+    return {side: child(side) for side in SIDES}
+
+
+def median_ratio(rounds, figure, above, below):
+    "Return the median over the rounds of a figure of one side by that of another."
+    ratios = [r[above][figure] / r[below][figure] for r in rounds]
+    return statistics.median(ratios)
+
+
+def print_side(side, rounds):
+    rate = statistics.median(r[side]['rate'] for r in rounds)
+    memory = max(r[side]['step'] for r in rounds) / 1e6
+    print(f'{side}: {rate:,.0f} tokens/s without padding, training takes {memory:,.0f} MB')
+
+
 def compare():
-    rounds = [{side: child(side) for side in SIDES} for _ in range(ROUNDS)]
-    for side in SIDES:
-        rate = statistics.median(r[side]['rate'] for r in rounds)
-        memory = max(r[side]['step'] for r in rounds) / 1e6
-        print(f'{side}: {rate:,.0f} tokens/s without padding, training takes {memory:,.0f} MB')
+    rounds = [one_round() for _ in range(ROUNDS)]
+    for side in SIDES: print_side(side, rounds)
     for side, goal in GOALS.items():
-        ratio = statistics.median(r['ours']['rate'] / r[side]['rate'] for r in rounds)
+        ratio = median_ratio(rounds, 'rate', 'ours', side)
         print(f'tune_{side}: ratio {ratio:.2f} goal {goal}')
-    memory = statistics.median(r['padded']['step'] / r['ours']['step'] for r in rounds)
+    memory = median_ratio(rounds, 'step', 'padded', 'ours')
     print(f'tune_memory: ratio {memory:.2f} goal 1.0')
 
 

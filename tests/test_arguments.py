@@ -19,7 +19,8 @@ from test_callbacks import Cut, data, fit, make, quiet
 
 # ---- every public function of training and checkpoints, by its own annotations ----
 
-# what runs for each batch, tensor or loss, where a check would cost what the work does; and what the program alone calls
+# what runs for each batch, tensor or loss, where a check would cost what the work does;
+# and what the program alone calls
 UNCHECKED = {
     'accumulate': ('ClipGrad.report',),
     'learner': ('StopSignals.ask', 'LMLearner.fit'), # `check_fit_options` looks at a fit, whichever method begins it
@@ -38,7 +39,8 @@ UNCHECKED = {
     'folder': ('Kept.path', 'Kept.mark_best', 'Kept.remove'),
     'identity': ('which_fit',),
     'spikes': ('spike_level', 'Shifted.__init__', 'SpikeGuard.judge'),
-    'tensor_files': ('write_part', 'seal', 'sync_folder', 'leave_note', 'collect_notes', 'TensorFolder.shapes', 'TensorFolder.read'),
+    'tensor_files': ('write_part', 'seal', 'sync_folder', 'leave_note', 'collect_notes', 'TensorFolder.shapes',
+                     'TensorFolder.read'),
 }
 
 
@@ -46,26 +48,46 @@ def functions_in(module, tree):
     "Yield (name, function) for the public functions, constructors and methods that a module's source defines."
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith('_'):
-            is_patch = any('patch' in ast.dump(d) for d in node.decorator_list)
-            if not is_patch: yield node.name, getattr(module, node.name)
-            else:
-                cls = node.args.args[0].annotation.id
-                yield f'{cls}.{node.name}', inspect.getattr_static(getattr(module, cls), node.name)
+            yield patched(module, node) if is_patch(node) else (node.name, getattr(module, node.name))
         if isinstance(node, ast.ClassDef) and not node.name.startswith('_'):
-            for method in node.body:
-                is_method = isinstance(method, ast.FunctionDef)
-                if is_method and (method.name == '__init__' or not method.name.startswith('_')):
-                    yield f'{node.name}.{method.name}', vars(getattr(module, node.name))[method.name]
+            yield from methods_in(module, node)
+
+
+def is_patch(function):
+    return any('patch' in ast.dump(d) for d in function.decorator_list)
+
+
+def patched(module, function):
+    "Return (name, function) of a function that is patched into the class of its first argument."
+    name = function.args.args[0].annotation.id
+    cls = getattr(module, name)
+    return f'{name}.{function.name}', inspect.getattr_static(cls, function.name)
+
+
+def methods_in(module, node):
+    "Yield (name, function) for the constructor and the public methods of a class."
+    members = vars(getattr(module, node.name))
+    for method in node.body:
+        if not isinstance(method, ast.FunctionDef): continue
+        if method.name == '__init__' or not method.name.startswith('_'):
+            yield f'{node.name}.{method.name}', members[method.name]
+
+
+def checked_functions(folder):
+    "Yield (name, function) for the functions of a folder that are to check their arguments."
+    package = Path(llmbook.__file__).parent
+    for file in sorted((package/folder).glob('*.py')):
+        module = importlib.import_module(f'llmbook.{folder}.{file.stem}')
+        tree = ast.parse(file.read_text(encoding='utf-8'))
+        unchecked = UNCHECKED.get(file.stem, ())
+        for name, f in functions_in(module, tree):
+            if callable(f) and name not in unchecked: yield f'{folder}.{file.stem}.{name}', f
 
 
 def parameters():
-    "Yield (module, function, parameter) for what has a plain kind."
+    "Yield (function, parameter) for what has a plain kind."
     found = {'tokens.loaders.lm_dls': lm_dls, 'pretrain.run.lm_learner': lm_learner}
-    for folder in ('train', 'checkpoint'):
-        for file in sorted((Path(llmbook.__file__).parent/folder).glob('*.py')):
-            module = importlib.import_module(f'llmbook.{folder}.{file.stem}')
-            for name, f in functions_in(module, ast.parse(file.read_text(encoding='utf-8'))):
-                if callable(f) and name not in UNCHECKED.get(file.stem, ()): found[f'{folder}.{file.stem}.{name}'] = f
+    for folder in ('train', 'checkpoint'): found.update(checked_functions(folder))
     for name, f in found.items():
         for p in inspect.signature(f).parameters.values():
             if plain_kinds(p.annotation): yield pytest.param(f, p.name, id=f'{name}-{p.name}')
@@ -80,26 +102,35 @@ def test_a_wrong_kind_is_refused_by_name(f, name):
     with pytest.raises(UserError, match=rf'^expected {name} to be .*, got .*: give one'): f(**{name: Wrong()})
 
 
+@checked
+def of_plain_kinds(whole:int=1, number:float=1., switch:bool=True, text:str|None=None): return whole, number
+
+
+WRONG_KINDS = dict(whole=(True, 2.), number=(True, torch.ones(2)), switch=(1,), text=(3,))
+
+
 def test_kinds_are_those_of_a_reader():
-    @checked
-    def f(whole:int=1, number:float=1., switch:bool=True, text:str|None=None): return whole, number
+    f = of_plain_kinds
     f(whole=3, number=3, switch=False)
     f(number=torch.tensor(.5))
     f(text=None)
-    for wrong in (dict(whole=True), dict(whole=2.), dict(number=True), dict(number=torch.ones(2)), dict(switch=1), dict(text=3)):
-        with pytest.raises(UserError, match=f'expected {next(iter(wrong))} to be'): f(**wrong)
+    for name, values in WRONG_KINDS.items():
+        for wrong in values:
+            with pytest.raises(UserError, match=f'expected {name} to be'): f(**{name: wrong})
     with pytest.raises(TypeError, match='unexpected keyword'): f(other=1)
 
 
-@pytest.mark.parametrize('options', [dict(bs=2.5), dict(bs=True), dict(seed='x'), dict(seq_len='32'), dict(steps=1.), dict(document_mask='yes')])
+@pytest.mark.parametrize('options', [
+    dict(bs=2.5), dict(bs=True), dict(seed='x'), dict(seq_len='32'), dict(steps=1.), dict(document_mask='yes')])
 def test_loaders_take_no_wrong_kind(data, options):
     with pytest.raises(UserError, match=f'expected {next(iter(options))} to be'):
         lm_dls(data, **{**dict(bs=4, seq_len=32, steps=4, device='cpu'), **options})
 
 
 @pytest.mark.parametrize('options', [
-    dict(muon='yes'), dict(lr='x'), dict(lr=math.nan), dict(lr=slice(1e-3, 'x')), dict(wd='x'), dict(clip='1'), dict(accumulate=2.),
-    dict(micro_batch=1.5), dict(compile='no'), dict(seed=1.5), dict(precision=16), dict(chunk=.5), dict(label=3), dict(cbs=3)])
+    dict(muon='yes'), dict(lr='x'), dict(lr=math.nan), dict(lr=slice(1e-3, 'x')), dict(wd='x'), dict(clip='1'),
+    dict(accumulate=2.), dict(micro_batch=1.5), dict(compile='no'), dict(seed=1.5), dict(precision=16), dict(chunk=.5),
+    dict(label=3), dict(cbs=3)])
 def test_a_learner_takes_no_wrong_kind(data, tmp_path, options):
     cbs = [options.pop('cbs')] if 'cbs' in options else []
     with pytest.raises(UserError, match='^expected .*got'): make(data, tmp_path, *cbs, **options)
@@ -108,13 +139,33 @@ def test_a_learner_takes_no_wrong_kind(data, tmp_path, options):
 # ---- fits ----
 
 BAD_FITS = [
-    ('fit', (1.5,), {}), ('fit', ('1',), {}), ('fit', (-1,), {}), ('fit', (True,), {}), ('fit', (1,), dict(lr='x')),
-    ('fit', (1,), dict(lr=-1.)), ('fit', (1,), dict(wd='x')), ('fit', (1,), dict(reset_opt='no')), ('fit', (1,), dict(cbs=3)),
-    ('fit_one_cycle', (1.5,), {}), ('fit_one_cycle', (1,), dict(lr_max='x')), ('fit_one_cycle', (1,), dict(pct_start='x')),
-    ('fit_flat_cos', (1,), dict(lr='x')), ('fit_sgdr', (1, 1.5), {}), ('fine_tune', (1.5,), {}), ('fine_tune', (1,), dict(base_lr='x')),
-    ('fine_tune', (1,), dict(freeze_epochs=.5)), ('fit_wsd', (1.5,), {}), ('fit_wsd', (1,), dict(lr_max='x')),
-    ('fit_cosine', (1,), dict(warmup='x')), ('freeze_to', ('x',), {}), ('validate', (5,), {}), ('get_preds', (2,), {}),
-    ('show_results', (), dict(max_n='x')), ('top_losses', (0,), {}), ('top_losses', (), dict(ds_idx=9))]
+    ('fit', (1.5,), {}),
+    ('fit', ('1',), {}),
+    ('fit', (-1,), {}),
+    ('fit', (True,), {}),
+    ('fit', (1,), dict(lr='x')),
+    ('fit', (1,), dict(lr=-1.)),
+    ('fit', (1,), dict(wd='x')),
+    ('fit', (1,), dict(reset_opt='no')),
+    ('fit', (1,), dict(cbs=3)),
+    ('fit_one_cycle', (1.5,), {}),
+    ('fit_one_cycle', (1,), dict(lr_max='x')),
+    ('fit_one_cycle', (1,), dict(pct_start='x')),
+    ('fit_flat_cos', (1,), dict(lr='x')),
+    ('fit_sgdr', (1, 1.5), {}),
+    ('fine_tune', (1.5,), {}),
+    ('fine_tune', (1,), dict(base_lr='x')),
+    ('fine_tune', (1,), dict(freeze_epochs=.5)),
+    ('fit_wsd', (1.5,), {}),
+    ('fit_wsd', (1,), dict(lr_max='x')),
+    ('fit_cosine', (1,), dict(warmup='x')),
+    ('freeze_to', ('x',), {}),
+    ('validate', (5,), {}),
+    ('get_preds', (2,), {}),
+    ('show_results', (), dict(max_n='x')),
+    ('top_losses', (0,), {}),
+    ('top_losses', (), dict(ds_idx=9)),
+]
 
 
 @pytest.fixture(scope='module')
@@ -148,7 +199,8 @@ def test_metrics_of_other_tasks_are_refused_at_once(data, tmp_path, metric):
 def test_a_metric_that_fails_says_what_it_was_given(data, tmp_path):
     def of_words(preds, targs): return preds.words
     learn = make(data, tmp_path, every=None, metrics=[accuracy, of_words])
-    with pytest.raises(UserError, match=r'a metric of scores \(\d+, \d+\) and targets \(\d+,\), got of_words, which fails'): fit(learn, 1)
+    message = r'a metric of scores \(\d+, \d+\) and targets \(\d+,\), got of_words, which fails'
+    with pytest.raises(UserError, match=message): fit(learn, 1)
 
 
 @pytest.mark.parametrize('cls', [ClassificationInterpretation, SegmentationInterpretation])
@@ -181,60 +233,109 @@ def heads(D, V):
     return dict(capped=Capped(D, V), adapted=Adapted(nn.Linear(D, V)), layers=layers)
 
 
-@pytest.mark.parametrize('name', ['capped', 'adapted', 'layers'])
-@pytest.mark.parametrize('chunk', [3, 64])
-def test_a_head_with_other_parts_is_used_as_a_whole(name, chunk):
+HEADS = ['capped', 'adapted', 'layers']
+
+
+def head_and_inputs(name):
+    "Return a head, activations of 2 rows of 7 tokens, and their targets, three of which don't count."
     torch.manual_seed(0)
     head = heads(8, 11)[name]
     h = (4 * torch.randn(2, 7, 8)).requires_grad_()
     y = torch.randint(0, 11, (2, 7))
     y[0, :3] = IGNORE
+    return head, h, y
+
+
+def naive_loss(head, h, y, reduction='mean'):
+    logits = head(h).flatten(0, 1)
+    return F.cross_entropy(logits, y.flatten(), ignore_index=IGNORE, reduction=reduction)
+
+
+@pytest.mark.parametrize('name', HEADS)
+@pytest.mark.parametrize('chunk', [3, 64])
+def test_a_head_with_other_parts_is_used_as_a_whole(name, chunk):
+    head, h, y = head_and_inputs(name)
     assert plain_head(head) is None
-    inputs = [h, *head.parameters()]
     ours = LMLoss(head, chunk)(h, y)
-    theirs = F.cross_entropy(head(h).flatten(0, 1), y.flatten(), ignore_index=IGNORE)
+    theirs = naive_loss(head, h, y)
     torch.testing.assert_close(ours, theirs)
-    for a, b in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs)): torch.testing.assert_close(a, b)
+    inputs = [h, *head.parameters()]
+    our_gradients = torch.autograd.grad(ours, inputs)
+    their_gradients = torch.autograd.grad(theirs, inputs)
+    for a, b in zip(our_gradients, their_gradients): torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize('name', HEADS)
+@pytest.mark.parametrize('chunk', [3, 64])
+def test_such_a_head_gives_the_loss_of_each_token_and_the_likeliest(name, chunk):
+    head, h, y = head_and_inputs(name)
     loss = LMLoss(head, chunk)
     loss.reduction = 'none'
-    each = F.cross_entropy(head(h).flatten(0, 1), y.flatten(), ignore_index=IGNORE, reduction='none')
+    each = naive_loss(head, h, y, reduction='none')
     torch.testing.assert_close(loss(h, y).flatten(), each)
     assert torch.equal(loss.decodes(h), head(h).argmax(-1))
+
+
+@pytest.mark.parametrize('name', HEADS)
+@pytest.mark.parametrize('chunk', [3, 64])
+def test_such_a_head_loses_nothing_without_targets(name, chunk):
+    head, h, y = head_and_inputs(name)
     nothing = MaskedLoss(head, chunk)(h, torch.full_like(y, IGNORE))
-    assert nothing.item() == 0 and nothing.requires_grad
+    assert nothing.item() == 0
+    assert nothing.requires_grad
 
 
-@pytest.mark.parametrize('name', ['capped', 'adapted', 'layers'])
-def test_a_model_with_such_a_head_trains_all_of_it(data, tmp_path, name):
-    learn = make(data, tmp_path, every=None)
-    model = learn.model
-    torch.manual_seed(1)
-    model.head = heads(32, model.config.vocab_size)[name]
+@pytest.fixture
+def replaced(data, tmp_path):
+    "Return a function that makes a learner whose model got another head afterwards."
+    def build(name):
+        learn = make(data, tmp_path, every=None)
+        torch.manual_seed(1)
+        learn.model.head = heads(32, learn.model.config.vocab_size)[name]
+        return learn
+    return build
+
+
+@pytest.mark.parametrize('name', HEADS)
+def test_a_learner_whose_head_was_replaced_is_refused(replaced, name):
+    learn = replaced(name)
     with pytest.raises(UserError, match="the model's was replaced"): fit(learn, 1)
     with quiet(learn), pytest.raises(UserError, match="the model's was replaced"): learn.validate()
+
+
+@pytest.mark.parametrize('name', HEADS)
+def test_a_model_with_such_a_head_trains_all_of_it(replaced, name):
+    first = replaced(name)
+    model = first.model
     before = {k: v.clone() for k, v in model.head.named_parameters()}
-    again = lm_learner(learn.dls, model, lr=1e-2, metrics=accuracy)
-    fit(again, 1)
+    learn = lm_learner(first.dls, model, lr=1e-2, metrics=accuracy)
+    fit(learn, 1)
     for k, v in model.head.named_parameters(): assert not torch.equal(v, before[k]), k
-    x, y = next(iter(again.dls.valid))
-    with torch.no_grad(): by_hand = F.cross_entropy(model.head(model.eval()(x)).flatten(0, 1), y.flatten())
-    torch.testing.assert_close(again.loss_func(model(x), y).detach(), by_hand)
-    with again.no_bar(): assert again.get_preds()[0].shape[-1] == model.config.vocab_size
+    x, y = next(iter(learn.dls.valid))
+    model.eval()
+    with torch.no_grad(): by_hand = naive_loss(model.head, model(x), y)
+    torch.testing.assert_close(learn.loss_func(model(x), y).detach(), by_hand)
+    with learn.no_bar(): scores, _ = learn.get_preds()
+    assert scores.shape[-1] == model.config.vocab_size
 
 
 def test_muon_leaves_a_head_of_several_layers():
     model = nn.Module()
     model.body, model.head = nn.Linear(8, 8), heads(8, 11)['layers']
     opt = lm_opt(model)(list(model.parameters()), lr=1e-3)
-    muon = {id(p) for g in opt.opt.param_groups if g['kind'] == 'muon' for p in g['params']}
-    assert muon == {id(model.body.weight)}
+    muon = []
+    for group in opt.opt.param_groups:
+        if group['kind'] == 'muon': muon += group['params']
+    assert len(muon) == 1
+    assert muon[0] is model.body.weight
 
 
 # ---- what a run is resumed with ----
 
 def test_another_seed_of_the_weights_is_told(data, tmp_path):
     fit(make(data, tmp_path, Cut(3), seed=1), 2)
-    with pytest.raises(UserError, match=r'differs in model_seed \(1 there, 2 here\)'): fit(make(data, tmp_path, seed=2), 2)
+    other = make(data, tmp_path, seed=2)
+    with pytest.raises(UserError, match=r'differs in model_seed \(1 there, 2 here\)'): fit(other, 2)
     learn = make(data, tmp_path, seed=1)
     fit(learn, 2)
     assert learn.train_iter == 8

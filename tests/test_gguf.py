@@ -118,20 +118,26 @@ def test_the_reader_of_transformers_gives_the_same_logits(name, gguf, tf, tmp_pa
     pytest.importorskip('accelerate', reason='transformers reads GGUF files with accelerate')
     wide = dict(head_dim=128) if name == 'qwen3' else {} # which is what transformers takes, whatever the file says
     path = write(gguf, build(name, **wide), tmp_path/'m.gguf')
-    theirs = tf.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file='m.gguf', dtype=torch.float32).eval()
+    theirs = tf.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file='m.gguf', dtype=torch.float32)
+    theirs.eval()
     model, _ = load_gguf(path, 'cpu')
     with torch.no_grad(): want = theirs(some_ids()).logits
     assert want.std() > .1
-    assert (logits(model, some_ids()) - want).abs().max() < 1e-4
+    differences = logits(model, some_ids()) - want
+    assert differences.abs().max() < 1e-4
 
 
-@pytest.mark.parametrize('kind', ['F16', 'BF16', 'Q8_0', 'Q4_0', 'Q4_1', 'Q5_0', 'Q5_1'])
+# how many steps each kind has between 0 and the largest number of its block
+STEPS = dict(F16=2 ** 11, BF16=2 ** 8, Q8_0=127, Q4_0=8, Q4_1=7, Q5_0=16, Q5_1=15)
+
+
+@pytest.mark.parametrize('kind', STEPS)
 def test_quantised_weights_are_near(kind, gguf, tmp_path):
     model = build()
     back, _ = load_gguf(write(gguf, model, tmp_path/'m.gguf', kind), 'cpu')
     w, near = model.blocks[1].attn.q_proj.weight, back.blocks[1].attn.q_proj.weight
-    steps = dict(F16=2 ** 11, BF16=2 ** 8, Q8_0=127, Q4_0=8, Q4_1=7, Q5_0=16, Q5_1=15)[kind] # between 0 and the largest number
-    assert (w - near).abs().max() <= 1.01 * w.abs().max() / steps
+    one_step = w.abs().max() / STEPS[kind]
+    assert (w - near).abs().max() <= 1.01 * one_step
     half, _ = load_gguf(tmp_path/'m.gguf', 'cpu', 'bfloat16')
     assert half.embed.weight.dtype == torch.bfloat16
 
@@ -151,10 +157,19 @@ def test_one_plain_tensor_is_held_at_a_time(gguf, tmp_path, monkeypatch):
 
 def test_positions_stretched_as_in_llama_3(gguf, tmp_path):
     stretch = dict(factor=32., low_freq_factor=1., high_freq_factor=4., original_max_position_embeddings=8192)
-    facts = {'general.architecture': 'llama', 'llama.block_count': 1, 'llama.embedding_length': 256, 'llama.feed_forward_length': 96,
-             'llama.attention.head_count': 2, 'llama.context_length': 128, 'llama.rope.freq_base': 5e5}
-    plain, slow = rotary_tables(2, 128, 5e5)[1][1], rotary_tables(2, 128, 5e5, stretch)[1][1]
-    factors = (plain.asin() / slow.asin())[:64].numpy()
+    facts = {
+        'general.architecture': 'llama',
+        'llama.block_count': 1,
+        'llama.embedding_length': 256,
+        'llama.feed_forward_length': 96,
+        'llama.attention.head_count': 2,
+        'llama.context_length': 128,
+        'llama.rope.freq_base': 5e5,
+    }
+    _, plain_sines = rotary_tables(2, 128, 5e5)
+    _, slow_sines = rotary_tables(2, 128, 5e5, stretch)
+    ratios = plain_sines[1].asin() / slow_sines[1].asin() # of the angles at position 1
+    factors = ratios[:64].numpy()
     shapes = {'token_embd.weight': (300, 256)}
     assert gguf_config(facts, shapes, factors).rope_scaling == stretch
     with pytest.raises(UserError, match='rope_freqs'): gguf_config(facts, shapes, factors[::-1])
@@ -194,7 +209,12 @@ def test_rows_are_put_back():
     assert pairs_apart(torch.arange(6), 1).tolist() == [0, 2, 4, 1, 3, 5]
 
 
-TEXTS = ["I'm 12 years; they've 3.5 items", '  indented\n\n\tcode_1 = x+=22', 'Ⅻ ½ ٣٤ — “quoted”…', 'naïve 日本語 🙂\r\nA  b']
+TEXTS = [
+    "I'm 12 years; they've 3.5 items",
+    '  indented\n\n\tcode_1 = x+=22',
+    'Ⅻ ½ ٣٤ — “quoted”…',
+    'naïve 日本語 🙂\r\nA  b',
+]
 
 def test_qwen2_cuts_as_its_own_tokenizer(tf):
     theirs = tf.Qwen2Tokenizer(vocab={token: i for i, token in enumerate(ALPHABET)}, merges=[])
@@ -205,9 +225,16 @@ def test_qwen2_cuts_as_its_own_tokenizer(tf):
 
 @pytest.mark.parametrize('pre', ['smollm', 'gpt-2'])
 def test_the_tokenizer_of_a_file(pre):
-    facts = {'tokenizer.ggml.model': 'gpt2', 'tokenizer.ggml.pre': pre, 'tokenizer.ggml.tokens': TOKENS,
-             'tokenizer.ggml.token_type': [3, 3, 3] + [1] * (len(TOKENS) - 3), 'tokenizer.ggml.merges': MERGES,
-             'tokenizer.ggml.eos_token_id': 2, 'tokenizer.chat_template': 'x'}
+    special, normal = 3, 1 # the numbers of the kinds of token
+    facts = {
+        'tokenizer.ggml.model': 'gpt2',
+        'tokenizer.ggml.pre': pre,
+        'tokenizer.ggml.tokens': TOKENS,
+        'tokenizer.ggml.token_type': [special] * 3 + [normal] * (len(TOKENS) - 3),
+        'tokenizer.ggml.merges': MERGES,
+        'tokenizer.ggml.eos_token_id': 2,
+        'tokenizer.chat_template': 'x',
+    }
     tok = gguf_tokenizer(facts)
     assert llama_cpp_name(tok) == pre
     assert not_restored(tok, TEXTS) == []
@@ -235,7 +262,12 @@ def theirs(opened, tf, tmp_path_factory):
     return model, tok
 
 
-QUESTIONS = ['What is the capital of France?', 'Name three colours.', 'Why is the sky blue?', 'Write a line about the sea.']
+QUESTIONS = [
+    'What is the capital of France?',
+    'Name three colours.',
+    'Why is the sky blue?',
+    'Write a line about the sea.',
+]
 
 def asked(tok, question):
     start, end = tok.token_to_id('<|im_start|>'), tok.token_to_id('<|im_end|>')
@@ -245,12 +277,14 @@ def asked(tok, question):
 
 def test_smollm2_is_a_plain_llama(opened):
     model, tok = opened
-    c = model.config
-    assert (c.family, c.n_layer, c.d_model, c.n_head, c.n_kv_head, c.vocab_size) == ('llama', 30, 576, 9, 3, 49152)
-    assert (c.rope_theta, c.norm_eps, c.tie_embeddings) == (1e5, 1e-5, True)
+    expected = dict(family='llama', n_layer=30, d_model=576, n_head=9, n_kv_head=3, vocab_size=49152, rope_theta=1e5,
+                    norm_eps=1e-5, tie_embeddings=True)
+    for name, value in expected.items(): assert getattr(model.config, name) == value, name
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
     ids = text_ids(tok, model)
-    assert (ids.end, ids.bos, ids.pad) == ((2,), 1, 2)
+    assert ids.end == (2,)
+    assert ids.bos == 1
+    assert ids.pad == 2
     assert '<|im_start|>' in tok.settings[0][0]['chat_template']
 
 
@@ -258,9 +292,10 @@ def test_smollm2_answers_as_in_transformers(opened, theirs):
     model, tok = opened
     prompts = [asked(tok, question) for question in QUESTIONS]
     got = generate_ids(model, prompts, 20, temperature=0, stop=2)
+    options = dict(max_new_tokens=20, do_sample=False, eos_token_id=2, pad_token_id=2)
     for prompt, new in zip(prompts, got):
         x = torch.tensor([prompt])
-        want = theirs[0].generate(x, attention_mask=torch.ones_like(x), max_new_tokens=20, do_sample=False, eos_token_id=2, pad_token_id=2)
+        want = theirs[0].generate(x, attention_mask=torch.ones_like(x), **options)
         assert new == want[0, len(prompt):].tolist()
     assert 'Paris' in decode(tok, got[0])
 

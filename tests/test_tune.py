@@ -31,7 +31,7 @@ def small(tok, **options):
 
 @pytest.fixture(scope='module')
 def foreign(tmp_path_factory):
-    "A tokenizer as of GPT-2: bytes first, end-of-text last; read by `load_any`, which adds what it lacks."
+    "Return a tokenizer as of GPT-2: bytes first, end-of-text last; read by `load_any`, which adds what it lacks."
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
@@ -77,9 +77,14 @@ class Counters(Callback):
     order, run_valid = 70, False
     def before_fit(self): self.seen = []
     def after_batch(self):
-        state = self.learn.opt.opt.state
-        def count(module): return max([float(state[p]['step']) for p in module.parameters() if 'step' in state.get(p, {})] or [0])
-        self.seen.append((count(self.learn.model.blocks[-1]), count(self.learn.model.embed)))
+        model = self.learn.model
+        self.seen.append((self.count(model.blocks[-1]), self.count(model.embed)))
+
+    def count(self, module):
+        "Return the steps that the optimiser has counted for a module, 0 before its first."
+        states = [self.learn.opt.opt.state.get(p, {}) for p in module.parameters()]
+        steps = [float(state['step']) for state in states if 'step' in state]
+        return max(steps, default=0)
 
 
 def test_opening_a_group_keeps_the_moments_of_the_others(tok):
@@ -99,7 +104,8 @@ def test_opening_a_group_keeps_the_moments_of_the_others(tok):
 @pytest.mark.parametrize('steps', [1, 2, 3, 5, 6, 7, 8, 13])
 @pytest.mark.parametrize('evaluations', [1, 3, 4])
 def test_as_many_steps_as_asked(tok, tmp_path, steps, evaluations):
-    learn = finetune(small(tok, n_layer=1), tok, SPLITS, tmp_path, steps=steps, evaluations=evaluations, bs=4, device='cpu')
+    model = small(tok, n_layer=1)
+    learn = finetune(model, tok, SPLITS, tmp_path, steps=steps, evaluations=evaluations, bs=4, device='cpu')
     assert learn.train_iter == steps
     assert 1 <= len(learn.recorder.values) <= evaluations
 
@@ -135,21 +141,27 @@ def test_a_rate_that_ruins_the_model_is_an_error_or_a_warning(tok, tmp_path):
 
 # ---- from elsewhere ----
 
-def test_a_wrapped_model_learns_a_task_with_its_own_tokenizer(foreign, tmp_path):
+def test_rows_of_a_task_hold_the_marks_of_a_foreign_tokenizer(foreign):
     from llmbook.tokens.tokenizer import special_ids
-    hub = gpt2(foreign.get_vocab_size())
-    model = as_lm(hub)
     mark = special_ids(foreign)
     dls = task_dls(SPLITS, foreign, bs=8, seq_len=64, device='cpu')
     x, y = dls.train.one_batch()
     assert set(x[:, 0].tolist()) == {mark['prompt']}
     assert (x[y == -100] == mark['pad']).any()
     assert (y == mark['eot']).sum() == len(y)
+
+
+def test_a_wrapped_model_learns_a_task_with_its_own_tokenizer(foreign, tmp_path):
+    model = as_lm(gpt2(foreign.get_vocab_size()))
+    dls = task_dls(SPLITS, foreign, bs=8, seq_len=64, device='cpu')
     before, _ = finetune_learner(model, dls).validate()
     learn = finetune(model, foreign, SPLITS, tmp_path, steps=160, lr=2e-2, bs=16, device='cpu')
-    assert learn.validate()[0] < .5 * before
-    got = answers(learn.model, foreign, [e.prompt for e in SPLITS['test']], max_new_tokens=8)
-    assert sum(answer == e.answer for answer, e in zip(got, SPLITS['test'])) >= 6, got
+    after, *_ = learn.validate()
+    assert after < .5 * before
+    examples = SPLITS['test']
+    got = answers(learn.model, foreign, [e.prompt for e in examples], max_new_tokens=8)
+    right = [answer == example.answer for answer, example in zip(got, examples)]
+    assert sum(right) >= 6, got
 
 
 def test_a_model_without_rows_for_the_added_tokens_is_told_what_to_do(foreign, tmp_path):
@@ -263,14 +275,17 @@ def test_unknown_keys_are_named(tmp_path):
 
 
 def test_a_pair_of_the_test_split_is_not_trained_on(tmp_path):
-    def record(i, split): return dict(prompt=f'q{i}', answer=f'a{i}', split=split)
-    records = [record(i, 'train') for i in range(10)] + [record(i, 'valid') for i in (3, 20)]
-    records += [record(i, 'test') for i in (1, 2, 3, 30)]
+    numbers_of = dict(train=range(10), valid=(3, 20), test=(1, 2, 3, 30))
+    records = []
+    for split, numbers in numbers_of.items():
+        for i in numbers: records.append(dict(prompt=f'q{i}', answer=f'a{i}', split=split))
     write_pairs(tmp_path/'a.jsonl', records)
     task = load_task_file(tmp_path/'a.jsonl')
-    assert [e.prompt for e in task.splits['train']] == ['q0', 'q4', 'q5', 'q6', 'q7', 'q8', 'q9']
-    assert [e.prompt for e in task.splits['valid']] == ['q20']
-    assert sorted(r.reason for r in task.rejects) == ['in train and in test'] * 3 + ['in valid and in test']
+    def prompts(split): return [example.prompt for example in task.splits[split]]
+    assert prompts('train') == ['q0', 'q4', 'q5', 'q6', 'q7', 'q8', 'q9']
+    assert prompts('valid') == ['q20']
+    reasons = sorted(reject.reason for reject in task.rejects)
+    assert reasons == ['in train and in test'] * 3 + ['in valid and in test']
 
 
 def test_what_is_all_in_the_test_split_is_said(tmp_path):
@@ -329,7 +344,8 @@ def calls(tok, folder):
         (tuning.open_groups, dict(pct=.5, n=3, share=.3)),
         (tuning.GradualUnfreeze, dict(share=.3)),
         (tuning.finetune_learner, dict(model=model, dls=dls, lr=.1, ratio=4., share=.3)),
-        (tuning.answers, dict(model=model, tok=tok, prompts=['ka'], max_new_tokens=2, batch_size=2, temperature=0., seed=0)),
+        (tuning.answers, dict(model=model, tok=tok, prompts=['ka'], max_new_tokens=2, batch_size=2, temperature=0.,
+                              seed=0)),
         (tuning.answer_length, dict(model=model, tok=tok, prompts=['ka'], refs=['ra'])),
         (tuning.finetune, dict(model=model, tok=tok, task=SPLITS, out=folder/'o', steps=1, bs=8, evaluations=1, lr=1e-3,
                                seed=1, device='cpu', ratio=4., share=.3)),
