@@ -328,3 +328,11 @@ def test_a_command_takes_a_name_on_the_hub(tf, tok, tmp_path, monkeypatch):
     monkeypatch.setattr('huggingface_hub.snapshot_download', lambda name, **options: str(tmp_path))
     monkeypatch.chdir(tmp_path.parent)
     assert len(llmbook_generate('someone/their-model', prompt='the cat', tokens=4)) == 1
+
+
+@pytest.mark.parametrize('kind', ['llama', 'mistral', 'qwen2', 'qwen3'])
+@pytest.mark.parametrize('more', [{}, dict(use_sliding_window=True, max_window_layers=0), dict(rope_theta=5e5), dict(rms_norm_eps=1e-5)])
+def test_what_a_file_leaves_out_is_what_transformers_takes(kind, more, tf):
+    names = ('vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads', 'num_key_value_heads')
+    facts = {'model_type': kind, 'max_position_embeddings': 8192, **{name: BASE[name] for name in names}, **more}
+    assert config_from_hf(facts) == config_from_hf(tf.AutoConfig.for_model(**facts).to_dict())

@@ -253,7 +253,7 @@ def _read_rope(rope, d, unsupported):
 
 def _read_window(d, unsupported):
     "Return the window that all layers of a decoder have; 0: none has one."
-    kind, window = d['model_type'], d.get('sliding_window')
+    kind, window = d['model_type'], d.get('sliding_window', 4096)
     used = kind == 'mistral' or kind in ('qwen2', 'qwen3') and d.get('use_sliding_window', False)
     if not used or not window: return 0
     if kind == 'mistral': return window
