@@ -5076,6 +5076,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'llmbook.tune.chat.ChatFormat._ask_template': ( 'api/50_tune/chat.html#chatformat._ask_template',
                                                                                    'llmbook/tune/chat.py'),
                                    'llmbook.tune.chat.ChatFormat._jobs': ('api/50_tune/chat.html#chatformat._jobs', 'llmbook/tune/chat.py'),
+                                   'llmbook.tune.chat.ChatFormat._only_last': ( 'api/50_tune/chat.html#chatformat._only_last',
+                                                                                'llmbook/tune/chat.py'),
                                    'llmbook.tune.chat.ChatFormat._render': ( 'api/50_tune/chat.html#chatformat._render',
                                                                              'llmbook/tune/chat.py'),
                                    'llmbook.tune.chat.ChatFormat._text': ('api/50_tune/chat.html#chatformat._text', 'llmbook/tune/chat.py'),

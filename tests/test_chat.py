@@ -1,5 +1,5 @@
 "Chats: the same text and ids as transformers, masks from ids, one begin mark, hostile messages and templates."
-import copy, json, pickle
+import copy, json, pickle, re
 import numpy as np, pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from llmbook.core import UserError, import_transformers
@@ -745,3 +745,42 @@ def test_a_chat_that_a_template_never_finishes_is_set_aside():
     assert len(rows) == 2
     assert [r.id for r in rejects] == ['chat 1']
     assert 'processor time' in rejects[0].reason
+
+
+def test_an_end_of_the_whole_chat_is_not_the_end_of_a_turn():
+    "Templates in the manner of Phi-3 write the end of text behind a chat that asks for nothing."
+    template = """{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}"""
+    fmt = ChatFormat(byte_level(), template)
+    row = fmt.encode(turns(3))
+    assert fmt.tok.id_to_token(fmt.end) == '<|im_end|>'
+    assert n_ends(row, fmt) == 3
+    assert decode(fmt.tok, row.ids, skip_special=False) == fmt.render(turns(3))
+    assert fmt.render(turns(3)).endswith('<|im_end|>\n<|endoftext|>')
+    assert row.weights[-1] == 0
+    prompt = fmt.prompt_ids(turns(3)[:-1])
+    assert row.ids[:len(prompt)].tolist() == prompt
+
+
+STOCK = ['cohere', 'cohere2', 'gemma', 'gemma3', 'llama3', 'llama3_1', 'llama3_2', 'phi3', 'phi3_5', 'qwen2_5', 'lfm2']
+
+
+@pytest.mark.parametrize('name', STOCK)
+def test_stock_templates_train_on_answers_alone(name):
+    "huggingface/trl#3586 again, with the templates as the models bring them, none of which marks its answers."
+    from importlib.util import find_spec
+    from pathlib import Path
+    trl = find_spec('trl')
+    file = Path(trl.submodule_search_locations[0])/'chat_templates'/f'{name}.jinja' if trl else Path('nowhere')
+    if not file.is_file(): pytest.skip(f'trl, which brings {name}.jinja, is not installed')
+    template = file.read_text()
+    marks = set(re.findall(r'<\|?\w+\|?>', template)) - {'<|endoftext|>'}
+    tok = train_tokenizer(WORDS, 600, specials=sorted(marks | {'<s>', '</s>'}))
+    tok.settings = [dict(bos_token='<s>', eos_token='</s>')], []
+    fmt = ChatFormat(tok, template)
+    messages = turns(3, system=name != 'gemma')
+    row = fmt.encode(messages)
+    end = tok.id_to_token(fmt.end)
+    assert decode(tok, row.ids[row.trained], skip_special=False).replace('<|END_RESPONSE|>', '') == (
+        f'It is 2.{end}It is 3.{end}It is 4.{end}')
+    assert decode(tok, row.ids, skip_special=False) == fmt.render(messages)

@@ -8,7 +8,7 @@ __all__ = ['ROLES', 'CHATML', 'PROMPT_ANSWER', 'CHAT_FILE', 'TEMPLATES', 'messag
            'Conversation', 'without_oldest_turn', 'encode_chats']
 
 # %% ../../nbs/api/50_tune/00_chat.ipynb #ca310fe6
-import json, re
+import json, os, re
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -415,6 +415,7 @@ def show_roles(
 
 # %% ../../nbs/api/50_tune/00_chat.ipynb #f7d5575d
 _PROBE = [dict(role='user', content='question7'), dict(role='assistant', content='answer7')]
+_MORE_PROBE = [dict(role='user', content='question8'), dict(role='assistant', content='answer8')]
 _ALIASES = ('reasoning_content', 'thinking', 'reasoning')
 
 def _with_aliases(message):
@@ -504,6 +505,7 @@ class ChatFormat:
         "Find out how a template asks for an answer, and how it ends one."
         question = _PROBE[:1]
         asked, plain, whole = self._render([(question, True, None), (question, False, None), (_PROBE, False, None)])
+        longer, = self._render([(_PROBE + _MORE_PROBE, False, None)]) # a template may refuse it, and do for one turn
         for text in (whole, asked, plain):
             if not isinstance(text, str): raise UserError(
                 f'expected a template that writes a question and an answer, got an error: {text}')
@@ -512,12 +514,23 @@ class ChatFormat:
                                       'does it read messages with role and content?')
         between = head[len(asked):] if head.startswith(asked) else ''
         if asked == plain and between.strip(): self._add_generation_prompt(between)
-        ids, _ = self.encoder.encode(tail)
+        self.only_last = self._only_last(tail, longer)
+        ids, _ = self.encoder.encode(tail.removesuffix(self.only_last))
         ends = [i for i in ids if i in self.encoder.added]
         if not ends: raise UserError(
             f'expected a template that writes a special token after an answer, got {tail!r:.40}: '
             'a model tuned with it never stops; write {{ eos_token }} behind the content of the assistant')
         self.end = ends[-1]
+
+    def _only_last(self, tail, longer):
+        "Return what the template writes at the end of a chat alone, such as an end of text behind the end of a turn."
+        if not isinstance(longer, str): return ''
+        _, _, following = longer.partition(_PROBE[1]['content'])
+        common = os.path.commonprefix([tail, following])
+        marks = list(self.encoder.special.finditer(tail))
+        if not marks or marks[0].end() > len(common): return '' # another end mark, not a further one
+        later = [mark for mark in marks if mark.end() > len(common)]
+        return tail[later[0].start():] if later else ''
 
     def _add_generation_prompt(self, text):
         "Let the template write what stands in front of an answer when it is asked for one."
@@ -640,6 +653,7 @@ class _Chat:
             history_holds = asked.startswith(self.row.text)
             self.row.grow(asked, hidden)
             n_prompt = len(self.row.ids)
+            answered = answered.removesuffix(self.fmt.only_last)
             continues = answered.startswith(asked)
             self.row.grow(answered, also_hidden)
             yield k, n_prompt, history_holds, continues
@@ -682,7 +696,8 @@ class _Spans:
         if not continues:
             if not self.weights[k]: return
             raise UserError(f'the chat template writes message {k} otherwise than it asks for it, so the tokens of the '
-                            'prompt are no beginning of the row: give another template, or variables that it reads')
+                            'prompt are no beginning of the row: give variables that it reads, such as '
+                            'enable_thinking=False, reasoning_content in the messages, or another template')
         ends = [i for i in range(first, len(ids)) if ids[i] == self.fmt.end]
         if not ends: raise UserError(f'the chat template writes no {self.fmt.tok.id_to_token(self.fmt.end)} after '
                                      f'message {k}: a model tuned with it would not stop')
