@@ -346,8 +346,6 @@ def difference(
 
 def _untested(why): return dict(difference=None, z=None, p=None, method=None, verdict=why)
 
-def _untested(why): return dict(difference=None, z=None, p=None, method=None, verdict=why)
-
 def _own_ps(a, b):
     "Return what the tests of two excesses said: their intervals are about chance, and no error of the value."
     before, after = (number(_real(row.get('p')), 2) for row in (a, b))
