@@ -397,3 +397,16 @@ def test_the_table_counts_what_trains():
     trained = sum(p.numel() for p in add_adapters(base(d_model=256), r=4).parameters() if p.requires_grad)
     assert list(table.trained[1:]) == [trained] * 3
     assert table.MB['rank 4, base nf4'] < table.MB['rank 4, base int8'] < table.MB['rank 4, base float32'] < table.MB['full']
+
+
+def test_dora_on_a_part_of_a_joined_layer_over_codes_is_written_and_opened(tmp_path):
+    def base():
+        set_seed(0)
+        config = ModelConfig(vocab_size=90, n_layer=1, d_model=64, n_head=4, context=64, family='gpt2')
+        return quantise_base(Transformer(config), 'nf4').eval()
+    model = add_adapters(base(), r=4, kind='dora', targets=('q_proj', 'up_proj')).eval()
+    for layer in adapted_layers(model).values(): nn.init.normal_(layer.lora_B, std=.05)
+    x = torch.randint(90, (2, 20))
+    save_adapters(model, tmp_path)
+    opened = load_adapters(base(), tmp_path).eval()
+    torch.testing.assert_close(opened.logits(opened(x)), model.logits(model(x)), atol=1e-5, rtol=1e-5)

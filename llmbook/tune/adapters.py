@@ -29,18 +29,21 @@ class _LowRank(torch.autograd.Function):
     def forward(ctx, x, A, B, scale, base): # (N, K), (r, K), (M, r)
         thin = x @ A.T  # (N, r)
         ctx.save_for_backward(x, A, B, thin)
-        ctx.scale, ctx.base = scale, base
-        return times(x, dense_weight(base)).addmm_(thin, B.T, alpha=scale)
+        ctx.scale = scale
+        ctx.base = base
+        y = times(x, dense_weight(base))
+        return y.addmm_(thin, B.T, alpha=scale)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, g): # (N, M)
         x, A, B, thin = ctx.saved_tensors
         need_x, need_A, need_B = ctx.needs_input_grad[:3]
-        g_thin = (g @ B).mul_(ctx.scale) if need_x or need_A else None  # (N, r)
-        gx = times(g, dense_weight(ctx.base).T).addmm_(g_thin, A) if need_x else None
-        gA = g_thin.T @ x if need_A else None
-        gB = (g.T @ thin).mul_(ctx.scale) if need_B else None
+        gx = gA = gB = None
+        if need_x or need_A: g_thin = (g @ B).mul_(ctx.scale) # (N, r)
+        if need_x: gx = times(g, dense_weight(ctx.base).T).addmm_(g_thin, A)
+        if need_A: gA = g_thin.T @ x
+        if need_B: gB = (g.T @ thin).mul_(ctx.scale)
         return gx, gA, gB, None, None
 
 def low_rank_linear(
@@ -52,8 +55,11 @@ def low_rank_linear(
 ) -> Tensor: # (..., M)
     "Compute x @ W.T + scale * x @ A.T @ B.T."
     if fast_here(x, A, B) and x.numel():
-        return _LowRank.apply(x.flatten(0, -2), A, B, scale, base).view(*x.shape[:-1], -1)
-    return F.linear(x, dense_weight(base).detach().to(x.dtype)) + F.linear(F.linear(x, A), B) * scale
+        y = _LowRank.apply(x.flatten(0, -2), A, B, scale, base)
+        return y.view(*x.shape[:-1], -1)
+    w = dense_weight(base).detach().to(x.dtype)
+    thin = F.linear(x, A)
+    return F.linear(x, w) + F.linear(thin, B) * scale
 
 # %% ../../nbs/api/50_tune/07_adapters.ipynb #d05ac1c0
 ADAPTER_KINDS = ('lora', 'rslora', 'dora', 'pissa')
@@ -70,7 +76,9 @@ def _principal(w, r, scale):
     "Return factors A, B of the part of a matrix that its r largest singular values make, B A = part / scale."
     U, S, V = torch.linalg.svd(w.float(), full_matrices=False)
     root = (S[:r] / scale).sqrt()
-    return root[:, None] * V[:r], U[:, :r] * root
+    A = root[:, None] * V[:r]
+    B = U[:, :r] * root
+    return A, B
 
 class AdaptedLinear(nn.Module):
     "A linear layer with a trained correction of low rank; the layer itself stays as it is."
@@ -83,14 +91,19 @@ class AdaptedLinear(nn.Module):
     ):
         super().__init__()
         for p in base.parameters(): p.requires_grad_(False)
-        self.base, self.kind, self.r = base, kind, r
-        self.in_features, self.out_features = base.in_features, base.out_features
+        self.base = base
+        self.kind = kind
+        self.r = r
+        self.in_features = base.in_features
+        self.out_features = base.out_features
         self.scale = adapter_scale(kind, r, alpha)
         self.dropout = nn.Dropout(dropout)
         self.merged = False
         device = dense_weight(base).device
-        self.lora_A = nn.Parameter(torch.empty(r, base.in_features, device=device))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, r, device=device))
+        A = torch.empty(r, base.in_features, device=device)
+        B = torch.zeros(base.out_features, r, device=device)
+        self.lora_A = nn.Parameter(A)
+        self.lora_B = nn.Parameter(B)
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         if kind == 'pissa': self._start_at_principal()
         if kind == 'dora': self.magnitude = nn.Parameter(self.row_lengths())
@@ -109,16 +122,18 @@ class AdaptedLinear(nn.Module):
     @property
     def bias(self): return self.base.bias
 
-    def parts(self) -> tuple[Tensor, Tensor]: # A (r, K), B (M, r); rank 2r for pissa, where what was there at the start is subtracted
+    def parts(self) -> tuple[Tensor, Tensor]: # A (r, K), B (M, r); rank 2r for pissa, less what was there at the start
         "Return the two factors of the correction."
         if self.kind != 'pissa': return self.lora_A, self.lora_B
-        return torch.cat([self.lora_A, self.start_A]), torch.cat([self.lora_B, -self.start_B], 1)
+        A = torch.cat([self.lora_A, self.start_A])
+        B = torch.cat([self.lora_B, -self.start_B], 1)
+        return A, B
 
     @torch.no_grad()
     def row_lengths(self) -> Tensor: # (M)
         "Return the lengths of the rows of W + scale B A, without making a matrix of that size."
-        w, B = dense_weight(self.base).float(), self.lora_B.float()
-        A = self.lora_A.float()
+        w = dense_weight(self.base).float()
+        A, B = self.lora_A.float(), self.lora_B.float()
         cross = (B * (w @ A.T)).sum(1)          # rows of W times rows of B A
         square = (B * (B @ (A @ A.T))).sum(1)   # rows of B A times themselves
         total = w.square().sum(1) + 2 * self.scale * cross + self.scale ** 2 * square
@@ -130,21 +145,22 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x:Tensor) -> Tensor: # (..., K) -> (..., M)
         if self.merged: return self.base(x)
-        if self.training and self.dropout.p: return self._with_dropout(x)
         A, B = self.parts()
+        if self.training and self.dropout.p: return self._finished(self._with_dropout(x, A, B), x.dtype)
         y = low_rank_linear(x, self.base, A, B, self.scale)
-        gain = self.gain()
-        if gain is not None: y = y * gain.to(y.dtype)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        return self._finished(y, y.dtype)
 
-    def _with_dropout(self, x):
+    def _with_dropout(self, x, A, B):
         "Compute with an input of the correction that is partly dropped."
-        A, B = self.parts()
-        weights = dense_weight(self.base).detach().to(x.dtype)
-        plain = F.linear(x, weights)
-        correction = F.linear(F.linear(self.dropout(x), A), B) * self.scale
+        w = dense_weight(self.base).detach().to(x.dtype)
+        plain = F.linear(x, w)
+        thin = F.linear(self.dropout(x), A)
+        return plain + F.linear(thin, B) * self.scale
+
+    def _finished(self, y, dtype):
+        "Give the rows their length, and add the bias."
         gain = self.gain()
-        y = plain + correction if gain is None else (plain + correction) * gain.to(x.dtype)
+        if gain is not None: y = y * gain.to(dtype)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     @torch.no_grad()
@@ -184,16 +200,20 @@ def adapted_layers(
     "Return the layers of a model that have an adapter."
     return {name: m for name, m in model.named_modules() if isinstance(m, AdaptedLinear)}
 
+def _base_tensors(model):
+    "Return {name: tensor} of the weights under the adapters, with the names that they have without adapters."
+    tensors = dict(model.named_parameters())
+    for name, buffer in model.named_buffers():
+        if name.endswith(('.codes', '.scales')): tensors[name] = buffer
+    own = ('.lora_A', '.lora_B', '.magnitude')
+    return {name.replace('.base.', '.'): t for name, t in tensors.items() if not name.endswith(own)}
+
 def base_fingerprint(
     model, # a model, with or without adapters
 ) -> str: # 16 hexadecimal digits; equal for equal weights, whatever their type
     "Return a fingerprint of the weights that adapters leave as they are."
     digest = hashlib.sha256()
-    tensors = dict(model.named_parameters())
-    tensors |= {name: b for name, b in model.named_buffers() if name.endswith(('.codes', '.scales'))}
-    own = ('.lora_A', '.lora_B', '.magnitude')
-    named = {name.replace('.base.', '.'): t for name, t in tensors.items() if not name.endswith(own)}
-    for name, t in sorted(named.items()):
+    for name, t in sorted(_base_tensors(model).items()):
         digest.update(name.encode())
         values = t.detach().cpu()
         if values.is_floating_point(): values = values.float()
@@ -208,7 +228,7 @@ def add_adapters(
     targets=(), # ends of the names of the layers, such as ('q_proj', 'v_proj'); empty: every linear layer of the blocks
     dropout:float=0., # share of the adapter's inputs that are dropped in training
     seed:int=42, # seed of the start
-): # the model; UserError if it has adapters already, or a target names no layer
+) -> nn.Module: # the model; UserError if it has adapters already, or a target names no layer
     "Freeze a model, and put adapters on its linear layers."
     if getattr(model, 'adapters', None): raise UserError(
         'expected a model without adapters, got one that has some: merge_adapters or drop_adapters first')
@@ -216,102 +236,133 @@ def add_adapters(
     names = _targets(model, options)
     options.base = base_fingerprint(model)
     for p in model.parameters(): p.requires_grad_(False)
+
+    def adapted(name, layer):
+        return AdaptedLinear(layer, r, alpha, kind, dropout) if name in names else None
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        def adapted(name, layer):
-            return AdaptedLinear(layer, r, alpha, kind, dropout) if name in names else None
         replace_layers(model, adapted)
     return _with_options(model, options)
 
 def _with_options(model, options):
     "Note what the adapters are, and which weights they leave as they are."
     model.adapters = options
-    trained = {id(p) for layer in adapted_layers(model).values() for p in layer.parameters() if p.requires_grad}
+    trained = set()
+    for layer in adapted_layers(model).values():
+        trained.update(id(p) for p in layer.parameters() if p.requires_grad)
     model.base_names = frozenset(name for name, p in model.named_parameters() if id(p) not in trained)
     return model
 
 def _linear_layers(model):
     "Return the linear layers inside a model's blocks by name."
-    inside = {id(m) for block in block_list(model) for m in block.modules()}
-    kinds = (nn.Linear, QuantisedLinear)
-    return {name: m for name, m in model.named_modules() if isinstance(m, kinds) and id(m) in inside}
+    in_blocks = set()
+    for block in block_list(model): in_blocks.update(id(m) for m in block.modules())
+    found = {}
+    for name, m in model.named_modules():
+        is_linear = isinstance(m, (nn.Linear, QuantisedLinear))
+        if is_linear and id(m) in in_blocks: found[name] = m
+    return found
+
+def _ends_as(name, target):
+    "Return whether a layer's name ends with the whole words of a target."
+    return f'.{name}'.endswith(f'.{target}')
 
 def _targets(model, options):
     "Return the names of the layers that get an adapter."
     layers = _linear_layers(model)
     if not layers: raise UserError(
         f'expected linear layers in the blocks of the model, found none in {type(model).__name__}')
-    for target in options.targets: _check_target(target, layers)
-    def meant(name): return not options.targets or any(f'.{name}'.endswith(f'.{t}') for t in options.targets)
-    names = {name for name in layers if meant(name)}
+    names = set() if options.targets else set(layers)
+    for target in options.targets:
+        found = {name for name in layers if _ends_as(name, target)}
+        if not found: _refuse_target(target, layers)
+        names |= found
     narrowest = min(min(layers[name].in_features, layers[name].out_features) for name in names)
     if options.r > narrowest: raise UserError(
         f'expected a rank of at most {narrowest}, the side of the smallest matrix, got {options.r}: take a lower one')
     return names
 
-def _check_target(target, layers):
-    "Raise `UserError` unless a target names a layer."
-    if any(f'.{name}'.endswith(f'.{target}') for name in layers): return
-    last = sorted({name.rpartition('.')[2] for name in layers})
-    hint = 'embedding and head have no adapters, train them as a whole' if target in ('embed', 'head', 'lm_head') else \
-        'give one of these'
-    raise UserError(f'expected targets among {", ".join(last)}, got {target!r}: {hint}')
+def _refuse_target(target, layers):
+    "Raise `UserError` for a target that names no layer."
+    ends = sorted({name.rpartition('.')[2] for name in layers})
+    hint = 'give one of these'
+    if target in ('embed', 'head', 'lm_head'): hint = 'embedding and head have no adapters, train them as a whole'
+    raise UserError(f'expected targets among {", ".join(ends)}, got {target!r}: {hint}')
 
 # %% ../../nbs/api/50_tune/07_adapters.ipynb #9e424b4d
 @torch.no_grad()
 def set_merged(
     model, # a model with adapters; it is changed
     merged:bool=True, # True: add the corrections to the weights; False: take them away again
-): # the model
+) -> nn.Module: # the model
     "Add the corrections of all adapters to the weights, or take them away again."
     for name, layer in _own_layers(model).items():
         if layer.merged == merged: continue
         if isinstance(layer.base, QuantisedLinear): raise UserError(
             f'expected weights that can be changed, got {layer.base.kind} codes in {name}: use merge_adapters')
-        w = layer.base.weight
-        if merged:
-            layer.kept_gain = layer.gain()  # the lengths of the rows cannot be found again later
-            w.copy_(layer.dense())
-        else:
-            A, B = layer.parts()
-            without_gain = w.float() if layer.kept_gain is None else w.float() / layer.kept_gain[:, None]
-            w.copy_(torch.addmm(without_gain, B, A, alpha=-layer.scale))
+        if merged: _add_correction(layer)
+        else: _take_correction(layer)
         layer.merged = merged
     return model
 
+def _add_correction(layer):
+    layer.kept_gain = layer.gain()  # the lengths of the rows cannot be found again later
+    layer.base.weight.copy_(layer.dense())
+
+def _take_correction(layer):
+    w = layer.base.weight
+    A, B = layer.parts()
+    without_gain = w.float()
+    if layer.kept_gain is not None: without_gain = without_gain / layer.kept_gain[:, None]
+    w.copy_(torch.addmm(without_gain, B, A, alpha=-layer.scale))
+
 def _own_layers(model):
+    "Return the layers with an adapter by name; raise `UserError` if there are none."
     layers = adapted_layers(model)
     if layers: return layers
     raise UserError(f'expected a model with adapters, got {type(model).__name__} without any: see add_adapters')
 
+def _plain_layer(name, layer):
+    "Return a linear layer that computes what an adapted layer does; None for any other layer."
+    if not isinstance(layer, AdaptedLinear): return None
+    weights = layer.dense()
+    linear_class = nn.Linear
+    if isinstance(layer.base, nn.Linear):
+        linear_class = type(layer.base)
+        weights = weights.to(layer.base.weight.dtype)
+    has_bias = layer.bias is not None
+    plain = linear_class(layer.in_features, layer.out_features, bias=has_bias, device='meta')
+    plain.weight = nn.Parameter(weights)
+    if has_bias: plain.bias = nn.Parameter(layer.bias.detach())
+    return plain
+
 @torch.no_grad()
 def merge_adapters(
     model, # a model with adapters; it is changed
-): # the model, of plain linear layers, all of whose weights may train again
+) -> nn.Module: # the model, of plain linear layers, all of whose weights may train again
     "Turn adapters into plain weights."
-    def merged(name, layer):
-        if not isinstance(layer, AdaptedLinear): return None
-        plain = nn.Linear if not isinstance(layer.base, nn.Linear) else type(layer.base)
-        weights = layer.dense()
-        if isinstance(layer.base, nn.Linear): weights = weights.to(layer.base.weight.dtype)
-        new = plain(layer.in_features, layer.out_features, bias=layer.bias is not None, device='meta')
-        new.weight = nn.Parameter(weights)
-        if layer.bias is not None: new.bias = nn.Parameter(layer.bias.detach())
-        return new
     _own_layers(model)
-    replace_layers(model, merged)
+    replace_layers(model, _plain_layer)
     return _without_adapters(model)
+
+def _layer_below(name, layer):
+    "Return the layer under an adapter; None for any other layer."
+    return layer.base if isinstance(layer, AdaptedLinear) else None
 
 def drop_adapters(
     model, # a model with adapters; it is changed
-): # the model as it was before `add_adapters`
+) -> nn.Module: # the model as it was before `add_adapters`
     "Take the adapters off, and what they have learnt with them."
-    if any(layer.merged for layer in _own_layers(model).values()): set_merged(model, False)
-    replace_layers(model, lambda name, layer: layer.base if isinstance(layer, AdaptedLinear) else None)
+    layers = _own_layers(model)
+    if any(layer.merged for layer in layers.values()): set_merged(model, False)
+    replace_layers(model, _layer_below)
     return _without_adapters(model)
 
 def _without_adapters(model):
-    model.adapters, model.base_names = None, frozenset()
+    "Forget that a model had adapters; all its weights may train again."
+    model.adapters = None
+    model.base_names = frozenset()
     for p in model.parameters(): p.requires_grad_(True)
     return model
 
@@ -322,17 +373,19 @@ def merge_gap(
     x:Tensor, # (B, T) int64 tokens to compare on
     other=None, # another base of plain weights, such as the model before it was quantised; None: leave it out
     dtype:torch.dtype=torch.float32, # type that the merged weights are rounded to
-) -> dict: # 'own base', 'other base': largest difference of a logit from the adapted model's, and the share of next tokens that stay the most likely
+) -> dict: # 'own base', 'other base': largest difference of a logit, and share of next tokens that stay the likeliest
     "Measure how far merged models are from the model that was trained."
     exact = model.logits(model(x)).float()
     ways = {'own base': merge_adapters(copy.deepcopy(model))}
     if other is not None: ways['other base'] = _merged_onto(model, copy.deepcopy(other))
-    def compared(merged):
+    found = {}
+    for name, merged in ways.items():
         for p in merged.parameters(): p.copy_(p.to(dtype).to(p.dtype))
         logits = merged.logits(merged(x)).float()
-        same = (logits.argmax(-1) == exact.argmax(-1)).float().mean()
-        return dict(largest=float((logits - exact).abs().max()), same_token=float(same))
-    return {name: compared(merged) for name, merged in ways.items()}
+        largest = (logits - exact).abs().max()
+        same_token = logits.argmax(-1) == exact.argmax(-1)
+        found[name] = dict(largest=float(largest), same_token=float(same_token.float().mean()))
+    return found
 
 def _merged_onto(model, other):
     "Return another model with the corrections of a model's adapters added to its weights."
@@ -343,56 +396,111 @@ def _merged_onto(model, other):
     return other
 
 # %% ../../nbs/api/50_tune/07_adapters.ipynb #66fff206
-_WEIGHTS, _OPTIONS, _PREFIX = 'adapter_model.safetensors', 'adapter_config.json', 'base_model.model.'
+_WEIGHTS = 'adapter_model.safetensors'
+_OPTIONS = 'adapter_config.json'
+_PREFIX = 'base_model.model.' # of every tensor's name in PEFT
 
 def peft_modules(
     model, # a `Transformer`, or a wrapped model
 ) -> dict: # name of a module in transformers: (names of our modules, whether it is stored transposed)
     "Return which of our layers make up each linear layer of transformers."
-    config = model.config
-    if not hasattr(config, 'traits'):
-        names = [*_linear_layers(model), *adapted_layers(model)]
-        return {name.removeprefix('model.'): ([name], False) for name in names if not name.endswith('.base')}
-    with torch.device('meta'): parameters = hf_names(Transformer(config))
+    if not hasattr(model.config, 'traits'): return _wrapped_modules(model)
+    with torch.device('meta'): parameters = hf_names(Transformer(model.config))
     found = {}
     for theirs, (ours, transposed) in parameters.items():
-        is_layer = theirs.endswith('.weight') and '.blocks.' in f'.{ours[0]}' and 'proj' in ours[0]
-        if is_layer: found[theirs.removesuffix('.weight')] = [name.removesuffix('.weight') for name in ours], transposed
+        in_block = '.blocks.' in f'.{ours[0]}'
+        is_matrix = theirs.endswith('.weight') and 'proj' in ours[0]
+        if not in_block or not is_matrix: continue
+        layers = [name.removesuffix('.weight') for name in ours]
+        found[theirs.removesuffix('.weight')] = layers, transposed
     return found
 
-def _joined(model, names):
+def _wrapped_modules(model):
+    "Return the same for a wrapped model, whose layers are those of transformers."
+    found = {}
+    for name in (*_linear_layers(model), *adapted_layers(model)):
+        if not name.endswith('.base'): found[name.removeprefix('model.')] = [name], False
+    return found
+
+def _joined(layers):
     "Return A, B and the lengths of rows (None unless dora) of several of our layers as one layer."
-    layers = [model.get_submodule(name) for name in names]
     adapted = [layer for layer in layers if isinstance(layer, AdaptedLinear)]
-    parts = [layer.parts() for layer in adapted]
-    A = torch.cat([a for a, _ in parts])
-    B = torch.zeros(sum(layer.out_features for layer in layers), len(A))
+    A = torch.cat([layer.parts()[0] for layer in adapted])
+    height = sum(layer.out_features for layer in layers)
+    B = torch.zeros(height, len(A))
     row = column = 0
     for layer in layers:
         if isinstance(layer, AdaptedLinear):
-            _, b = layer.parts()
-            B[row:row + len(b), column:column + b.shape[1]] = b.cpu()
-            column += b.shape[1]
+            _, block = layer.parts()
+            n_rows, n_columns = block.shape
+            B[row:row + n_rows, column:column + n_columns] = block.cpu()
+            column += n_columns
         row += layer.out_features
-    if adapted[0].kind != 'dora': return A, B, None
-    lengths = [layer.magnitude if isinstance(layer, AdaptedLinear) else layer.weight.norm(dim=1) for layer in layers]
-    return A, B, torch.cat(lengths)
+    is_dora = adapted[0].kind == 'dora'
+    return A, B, _joined_lengths(layers) if is_dora else None
+
+def _joined_lengths(layers):
+    "Return the lengths of the rows of several layers, those without an adapter included."
+    lengths = []
+    for layer in layers:
+        if isinstance(layer, AdaptedLinear): lengths.append(layer.magnitude)
+        else: lengths.append(dense_weight(layer).norm(dim=1))
+    return torch.cat(lengths)
+
+def _alpha_of(kind, rank, scale):
+    "Return the alpha from which PEFT computes a scale: the inverse of `adapter_scale`."
+    return scale * (math.sqrt(rank) if kind == 'rslora' else rank)
+
+def _target_names(ranks, modules):
+    "Return what names the adapted modules: the last words of their names, or all names where those are not exact."
+    ends = sorted({name.rpartition('.')[2] for name in ranks})
+    meant = [name for name in modules if name.rpartition('.')[2] in ends]
+    return ends if all(name in ranks for name in meant) else sorted(ranks)
 
 def _peft_options(options, ranks, scale, modules, base_name):
     "Return the content of adapter_config.json; `ranks` is the rank of each module of transformers."
-    usual = max(set(ranks.values()), key=list(ranks.values()).count)
-    def alpha(rank): return scale * (math.sqrt(rank) if options.kind == 'rslora' else rank)
-    odd = {name: rank for name, rank in ranks.items() if rank != usual}
-    ends = sorted({name.rpartition('.')[2] for name in ranks})
-    ends_are_exact = all(name in ranks for name in modules if name.rpartition('.')[2] in ends)
+    kind = options.kind
+    all_ranks = list(ranks.values())
+    usual = max(set(all_ranks), key=all_ranks.count)
+    other_ranks = {name: rank for name, rank in ranks.items() if rank != usual}
+    other_alphas = {name: _alpha_of(kind, rank, scale) for name, rank in other_ranks.items()}
+    is_transposed = any(modules[name][1] for name in ranks)
     return dict(
-        peft_type='LORA', task_type='CAUSAL_LM', base_model_name_or_path=base_name,
-        r=usual, lora_alpha=alpha(usual), lora_dropout=options.dropout, bias='none',
-        use_rslora=options.kind == 'rslora', use_dora=options.kind == 'dora',
-        rank_pattern=odd, alpha_pattern={name: alpha(rank) for name, rank in odd.items()},
-        target_modules=ends if ends_are_exact else sorted(ranks),
-        fan_in_fan_out=any(transposed for name, (_, transposed) in modules.items() if name in ranks),
-        init_lora_weights=True, inference_mode=True, modules_to_save=None)
+        peft_type='LORA',
+        task_type='CAUSAL_LM',
+        base_model_name_or_path=base_name,
+        r=usual,
+        lora_alpha=_alpha_of(kind, usual, scale),
+        lora_dropout=options.dropout,
+        bias='none',
+        use_rslora=kind == 'rslora',
+        use_dora=kind == 'dora',
+        rank_pattern=other_ranks,
+        alpha_pattern=other_alphas,
+        target_modules=_target_names(ranks, modules),
+        fan_in_fan_out=is_transposed,
+        init_lora_weights=True,
+        inference_mode=True,
+        modules_to_save=None)
+
+def _peft_tensors(modules, layers, model):
+    "Return the tensors of the file by name, and the rank of each module of transformers."
+    tensors, ranks = {}, {}
+    for name, (ours, _) in modules.items():
+        if not any(our in layers for our in ours): continue
+        A, B, lengths = _joined([model.get_submodule(our) for our in ours])
+        ranks[name] = len(A)
+        tensors[f'{_PREFIX}{name}.lora_A.weight'] = A
+        tensors[f'{_PREFIX}{name}.lora_B.weight'] = B
+        if lengths is not None: tensors[f'{_PREFIX}{name}.lora_magnitude_vector'] = lengths
+    tensors = {name: t.detach().float().cpu().contiguous() for name, t in tensors.items()}
+    return tensors, ranks
+
+def _check_finite(tensors):
+    "Raise `UserError` unless all numbers are finite."
+    bad = [name for name, t in tensors.items() if not torch.isfinite(t).all()]
+    if bad: raise UserError(f'expected finite adapters, got NaN or infinity in {len(bad)} tensors, such as {bad[0]}: '
+                            'load a checkpoint from before they broke')
 
 def save_adapters(
     model, # a model with adapters
@@ -401,57 +509,55 @@ def save_adapters(
 ) -> Path: # the folder
     "Write the adapters of a model as PEFT does, with the fingerprint of their base."
     layers = _own_layers(model)
-    modules = {name: (ours, transposed) for name, (ours, transposed) in peft_modules(model).items()
-               if any(our in layers for our in ours)}
-    tensors, ranks = {}, {}
-    for name, (ours, _) in modules.items():
-        A, B, lengths = _joined(model, ours)
-        ranks[name] = len(A)
-        tensors[f'{_PREFIX}{name}.lora_A.weight'] = A
-        tensors[f'{_PREFIX}{name}.lora_B.weight'] = B
-        if lengths is not None: tensors[f'{_PREFIX}{name}.lora_magnitude_vector'] = lengths
-    tensors = {name: t.detach().float().cpu().contiguous() for name, t in tensors.items()}
-    bad = [name for name, t in tensors.items() if not torch.isfinite(t).all()]
-    if bad: raise UserError(f'expected finite adapters, got NaN or infinity in {len(bad)} tensors, such as {bad[0]}: '
-                            'load a checkpoint from before they broke')
+    modules = peft_modules(model)
+    tensors, ranks = _peft_tensors(modules, layers, model)
+    _check_finite(tensors)
     scale = next(iter(layers.values())).scale
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder/_WEIGHTS) as tmp:
-        save_file(tensors, tmp, metadata=dict(format='pt', base_fingerprint=model.adapters.base))
-    write_json(folder/_OPTIONS, _peft_options(model.adapters, ranks, scale, peft_modules(model), base_name))
+    metadata = dict(format='pt', base_fingerprint=model.adapters.base)
+    with atomic_path(folder/_WEIGHTS) as tmp: save_file(tensors, tmp, metadata=metadata)
+    write_json(folder/_OPTIONS, _peft_options(model.adapters, ranks, scale, modules, base_name))
     return folder
 
 # %% ../../nbs/api/50_tune/07_adapters.ipynb #e6661477
+_REFUSED = dict(bias='none', modules_to_save=None, layer_replication=None, trainable_token_indices=None) # must be so
+
 def _read_options(folder):
     "Return the content of an adapter's adapter_config.json; raise `UserError` for what cannot be loaded."
-    if not (folder/_OPTIONS).is_file(): raise UserError(
+    file = folder/_OPTIONS
+    if not file.is_file(): raise UserError(
         f'expected {_OPTIONS} in {folder}, found none: give a folder made by save_adapters or by PEFT')
-    options = read_json(folder/_OPTIONS)
+    options = read_json(file)
     if not isinstance(options, dict) or options.get('peft_type') != 'LORA':
         kind = options.get('peft_type') if isinstance(options, dict) else type(options).__name__
-        raise UserError(f"expected peft_type 'LORA' in {folder/_OPTIONS}, got {kind!r}: only LoRA and its kin are read")
-    for name, plain in dict(bias='none', modules_to_save=None, layer_replication=None, trainable_token_indices=None).items():
+        raise UserError(f"expected peft_type 'LORA' in {file}, got {kind!r}: only LoRA and its kin are read")
+    for name, plain in _REFUSED.items():
         if options.get(name) not in (None, plain, []): raise UserError(
             f'expected an adapter of linear layers alone, got {name} {options[name]!r}: merge it with PEFT, '
             'and open the whole model')
     return options
 
+def _check_weights(folder):
+    "Raise `UserError` unless an adapter's weights are there, as safetensors."
+    if (folder/_WEIGHTS).is_file(): return
+    is_pickled = (folder/'adapter_model.bin').is_file()
+    found = 'adapter_model.bin, which could run code when it is opened' if is_pickled else 'none'
+    raise UserError(f'expected {_WEIGHTS} in {folder}, found {found}: save the adapter as safetensors')
+
 def _read_weights(folder):
     "Return {module of transformers: {'lora_A': tensor, ...}} and the fingerprint of the base, or ''."
-    if not (folder/_WEIGHTS).is_file():
-        pickled = (folder/'adapter_model.bin').is_file()
-        found = 'adapter_model.bin, which could run code when it is opened' if pickled else 'none'
-        raise UserError(f'expected {_WEIGHTS} in {folder}, found {found}: save the adapter as safetensors')
-    modules = {}
+    _check_weights(folder)
     try: file = safe_open(folder/_WEIGHTS, 'pt')
     except Exception as e: raise UserError(f'{folder/_WEIGHTS} cannot be read ({e}): copy or save it again') from None
+    modules = {}
     with file:
         for key in file.keys():
             name = key.removeprefix(_PREFIX).removesuffix('.weight')
             module, _, part = name.rpartition('.')
             modules.setdefault(module, {})[part] = file.get_tensor(key)
-        return modules, (file.metadata() or {}).get('base_fingerprint', '')
+        metadata = file.metadata() or {}
+    return modules, metadata.get('base_fingerprint', '')
 
 def _check_base(model, said, folder, other_base):
     "Raise `UserError` if an adapter was made over another base, unless one is wanted; warn if its file does not say."
@@ -463,12 +569,26 @@ def _check_base(model, said, folder, other_base):
         f'expected the base of fingerprint {said}, over which {folder} was trained, got {here}: '
         'open the model that it was trained on')
 
+def _check_modules(model, modules, known):
+    "Raise `UserError` unless a model has every layer that an adapter is for."
+    lost = [name for name in modules if name not in known]
+    if lost: raise UserError(
+        f'expected adapters of the layers of this {model.config.family}, got {len(lost)} others, such as {lost[0]}: '
+        'they belong to another model')
+
+def _kind_of(options):
+    "Return the kind of an adapter from PEFT's options."
+    if options.get('use_dora'): return 'dora'
+    return 'rslora' if options.get('use_rslora') else 'lora'
+
 def _scale_of(options, module, rank):
     "Return the factor of a module's correction, as PEFT computes it."
     alpha = options.get('lora_alpha', 8)
-    for pattern, value in (options.get('alpha_pattern') or {}).items():
-        if f'.{module}'.endswith(f'.{pattern}'): alpha = value
-    return adapter_scale('rslora' if options.get('use_rslora') else 'lora', rank, alpha)
+    patterns = options.get('alpha_pattern') or {}
+    for pattern, value in patterns.items():
+        if _ends_as(module, pattern): alpha = value
+    kind = 'rslora' if options.get('use_rslora') else 'lora'
+    return adapter_scale(kind, rank, alpha)
 
 def _check_parts(module, parts, height, width):
     "Raise `UserError` unless an adapter's tensors fit the layer that they are for."
@@ -488,7 +608,7 @@ def load_adapters(
     model, # the base model, a `Transformer` or a wrapped model; it is changed
     folder:str|Path, # folder made by `save_adapters` or by PEFT
     other_base:bool=False, # True: put them on weights that they were not trained over, to see what comes out
-): # the model, with adapters that go on training or can be merged; UserError if they were made over another base
+) -> nn.Module: # the model with adapters, to train on or to merge; UserError if they were made over another base
     "Open adapters and put them on their base."
     folder = Path(folder)
     if getattr(model, 'adapters', None): raise UserError(
@@ -497,17 +617,16 @@ def load_adapters(
     modules, said = _read_weights(folder)
     _check_base(model, said, folder, other_base)
     known = peft_modules(model)
-    lost = [name for name in modules if name not in known]
-    if lost: raise UserError(
-        f'expected adapters of the layers of this {model.config.family}, got {len(lost)} others, such as {lost[0]}: '
-        'they belong to another model')
-    kind = 'dora' if options.get('use_dora') else 'rslora' if options.get('use_rslora') else 'lora'
+    _check_modules(model, modules, known)
+    kind = _kind_of(options)
     made = {}
-    for module, parts in modules.items(): made |= _adapters_of(model, module, parts, known[module][0], options, kind)
+    for module, parts in modules.items():
+        names = known[module][0]
+        made |= _adapters_of(model, module, parts, names, options, kind)
     if not made: raise UserError(f'expected adapters in {folder/_WEIGHTS}, found none: save them again')
     targets = () if set(made) == set(_linear_layers(model)) else tuple(sorted(made))
-    saved = AdapterOptions(options['r'], options['lora_alpha'], kind, options.get('lora_dropout', 0.), targets,
-                           base_fingerprint(model))
+    dropout = options.get('lora_dropout', 0.)
+    saved = AdapterOptions(options['r'], options['lora_alpha'], kind, dropout, targets, base_fingerprint(model))
     for p in model.parameters(): p.requires_grad_(False)
     replace_layers(model, lambda name, layer: made.get(name))
     return _with_options(model, saved)
@@ -515,26 +634,53 @@ def load_adapters(
 def _adapters_of(model, module, parts, names, options, kind):
     "Return our adapted layers by name for one module of transformers."
     layers = [model.get_submodule(name) for name in names]
-    heights = [layer.out_features for layer in layers]
-    _check_parts(module, parts, sum(heights), layers[0].in_features)
-    A, B = parts['lora_A'].float(), parts['lora_B'].float()
-    lengths = parts.get('lora_magnitude_vector')
-    made, row = {}, 0
-    for name, layer, height in zip(names, layers, heights):
-        rows = slice(row, row + height)
-        row += height
-        used = _columns_in_use(B[rows])
-        if len(layers) > 1 and not B[rows].any() and lengths is None and B.any(): continue # a part without an adapter
-        new = AdaptedLinear(layer, int(used.sum()), 1, kind, options.get('lora_dropout', 0.))
-        new.scale = _scale_of(options, module, len(A))
-        with torch.no_grad():
-            new.lora_A.copy_(A[used])
-            new.lora_B.copy_(B[rows][:, used])
-            if lengths is not None: new.magnitude.copy_(lengths[rows])
-        made[name] = new
+    height = sum(layer.out_features for layer in layers)
+    _check_parts(module, parts, height, layers[0].in_features)
+    scale = _scale_of(options, module, len(parts['lora_A']))
+    dropout = options.get('lora_dropout', 0.)
+    made = {}
+    row = 0
+    for name, layer in zip(names, layers):
+        rows = slice(row, row + layer.out_features)
+        row = rows.stop
+        if len(layers) > 1 and _is_without_adapter(parts, rows): continue
+        made[name] = _adapter_of_rows(layer, parts, rows, scale, kind, dropout)
     return made
 
+def _is_without_adapter(parts, rows):
+    "Return whether these rows of a module have no adapter, while others of it have one."
+    if 'lora_magnitude_vector' in parts: return False
+    B = parts['lora_B'].float()
+    return bool(B.any()) and not B[rows].any()
+
+@torch.no_grad()
+def _adapter_of_rows(layer, parts, rows, scale, kind, dropout):
+    "Return a layer with the adapter that these rows of a module of transformers have."
+    A, B = parts['lora_A'].float(), parts['lora_B'].float()
+    used = _columns_in_use(B[rows])
+    rank = int(used.sum())
+    adapted = AdaptedLinear(layer, rank, 1, kind, dropout)
+    adapted.scale = scale
+    adapted.lora_A.copy_(A[used])
+    adapted.lora_B.copy_(B[rows][:, used])
+    lengths = parts.get('lora_magnitude_vector')
+    if lengths is not None: adapted.magnitude.copy_(lengths[rows])
+    return adapted
+
 # %% ../../nbs/api/50_tune/07_adapters.ipynb #e3688b0b
+_BASE_BYTES = dict(float32=4., int8=1., nf4=4.25 / 8) # bytes of a weight that does not train
+_TRAINED_BYTES = 16 # bytes of a weight that does: itself, its gradient, two moments
+
+def _cost_rows(ranks, total, inside, sides):
+    "Yield (method, trained parameters, bytes); `inside` is the base's part that can be held in fewer bits."
+    yield 'full', total, _TRAINED_BYTES * total
+    outside = total - inside
+    for r in ranks:
+        trained = r * sides
+        for base, bytes_each in _BASE_BYTES.items():
+            frozen = _BASE_BYTES['float32'] * outside + bytes_each * inside
+            yield f'rank {r}, base {base}', trained, frozen + _TRAINED_BYTES * trained
+
 def adapter_table(
     model, # a `Transformer` without adapters, or a wrapped model
     ranks=(4, 16, 64), # ranks to compare
@@ -542,17 +688,13 @@ def adapter_table(
 ): # DataFrame: trained parameters, their share, and megabytes of weights, gradients and moments
     "Return what full training, adapters, and adapters over a quantised base would train and hold."
     import pandas as pd
-    layers = {name: layer for name, layer in _linear_layers(model).items()
-              if name in _targets(model, AdapterOptions(1, targets=targets))}
-    inside = sum(layer.in_features * layer.out_features for layer in _linear_layers(model).values())
+    layers = _linear_layers(model)
+    names = _targets(model, AdapterOptions(1, targets=targets))
     total = sum(p.numel() for p in model.parameters())
-    rows = [dict(method='full', trained=total, held=16 * total)]
-    for r in ranks:
-        trained = sum(r * (layer.in_features + layer.out_features) for layer in layers.values())
-        for base, bytes_each in dict(float32=4., int8=1., nf4=4.25 / 8).items():
-            frozen = 4 * (total - inside) + bytes_each * inside
-            rows.append(dict(method=f'rank {r}, base {base}', trained=trained, held=frozen + 16 * trained))
-    table = pd.DataFrame(rows).set_index('method')
+    inside = sum(layer.in_features * layer.out_features for layer in layers.values())
+    sides = sum(layers[name].in_features + layers[name].out_features for name in names)
+    rows = list(_cost_rows(ranks, total, inside, sides))
+    table = pd.DataFrame(rows, columns=['method', 'trained', 'held']).set_index('method')
     table['share'] = table.trained / total
     table['MB'] = (table.pop('held') / 1e6).round(1)
     return table

@@ -18,20 +18,25 @@ def nf4_levels(
 ) -> Tensor: # (16), float32, rising from -1 to 1
     "Return the levels of NF4: quantiles of a normal distribution, with an exact zero (Dettmers et al. 2023)."
     end = 1 - (1 / 32 + 1 / 30) / 2  # the outermost quantile: the mean of what 15 and 16 equal parts would give
+    above = torch.linspace(end, .5, 9, dtype=torch.float64)[:-1] # without the middle, which is zero
+    below = torch.linspace(end, .5, 8, dtype=torch.float64)[:-1]
     normal = torch.distributions.Normal(0., 1.)
-    positive = normal.icdf(torch.linspace(end, .5, 9, dtype=torch.float64)[:-1])
-    negative = -normal.icdf(torch.linspace(end, .5, 8, dtype=torch.float64)[:-1])
-    levels = torch.cat([negative, torch.zeros(1, dtype=torch.float64), positive])
-    return (levels / levels.max()).sort().values.float()
+    zero = torch.zeros(1, dtype=torch.float64)
+    levels = torch.cat([-normal.icdf(below), zero, normal.icdf(above)])
+    rising = (levels / levels.max()).sort().values
+    return rising.float()
 
 # %% ../../nbs/api/50_tune/06_quantised.ipynb #11c04bc8
+_TINY = torch.finfo(torch.float32).tiny # smallest scale, for a row of zeros
+
 def int8_codes(
     w:Tensor, # (M, K)
 ) -> tuple[Tensor, Tensor]: # codes (M, K) int8, scales (M, 1) float32
     "Quantise a matrix to int8, each row with a scale of its own."
-    scales = w.float().abs().amax(1, keepdim=True).div_(127)
-    scales = scales.clamp_(min=torch.finfo(torch.float32).tiny)  # a row of zeros
-    return (w.float() / scales).round_().to(torch.int8), scales
+    largest = w.float().abs().amax(1, keepdim=True)
+    scales = largest.div_(127).clamp_(min=_TINY)
+    codes = (w.float() / scales).round_()
+    return codes.to(torch.int8), scales
 
 def int8_values(
     codes:Tensor, # (M, K) int8
@@ -46,7 +51,8 @@ _BLOCK = 64 # numbers that share a scale
 def _low_level_pairs():
     "Return the two levels for each of the 256 bytes: (256, 2)."
     byte = torch.arange(256)
-    return nf4_levels()[torch.stack([byte >> 4, byte & 15], 1)]
+    codes = torch.stack([byte >> 4, byte & 15], 1)
+    return nf4_levels()[codes]
 
 _PAIRS = _low_level_pairs()
 
@@ -54,21 +60,27 @@ def nf4_codes(
     w:Tensor, # (M, K); the last block of a row is filled up with zeros
 ) -> tuple[Tensor, Tensor]: # codes (M, 32 n) uint8, two in a byte; scales (M, n) float16, for the n blocks of a row
     "Quantise a matrix to NF4, each block of 64 numbers with a scale of its own."
-    blocks = F.pad(w.float(), (0, -w.shape[1] % _BLOCK)).unflatten(1, (-1, _BLOCK))
+    n_missing = -w.shape[1] % _BLOCK
+    filled = F.pad(w.float(), (0, n_missing))
+    blocks = filled.unflatten(1, (-1, _BLOCK))
     scales = blocks.abs().amax(-1).half()
-    shares = blocks / scales.float().clamp(min=torch.finfo(torch.float32).tiny)[..., None]
+    divisors = scales.float().clamp(min=_TINY)
+    shares = blocks / divisors[..., None]
     levels = nf4_levels().to(w.device)
     halfway = (levels[1:] + levels[:-1]) / 2
-    code = torch.bucketize(shares, halfway).to(torch.uint8).flatten(1)
-    return (code[:, ::2] << 4) | code[:, 1::2], scales
+    codes = torch.bucketize(shares, halfway).to(torch.uint8)
+    codes = codes.flatten(1)
+    first, second = codes[:, ::2], codes[:, 1::2]
+    return (first << 4) | second, scales
 
 def nf4_values(
     codes:Tensor, # (M, 32 n) uint8
     scales:Tensor, # (M, n)
 ) -> Tensor: # (M, 64 n) float32
     "Return the numbers that NF4 codes stand for, with the zeros at the end of each row."
-    pairs = _PAIRS.to(codes.device).index_select(0, codes.flatten().int())
-    blocks = pairs.view(len(codes), -1, _BLOCK)
+    pairs = _PAIRS.to(codes.device)
+    shares = pairs.index_select(0, codes.flatten().int())
+    blocks = shares.view(len(codes), -1, _BLOCK)
     return blocks.mul_(scales.float()[..., None]).flatten(1)
 
 # %% ../../nbs/api/50_tune/06_quantised.ipynb #6c96354a
@@ -80,12 +92,14 @@ class _ThroughBase(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, layer): # (N, K)
         ctx.layer = layer
-        return times(x, layer.dense().to(x.dtype))
+        w = layer.dense().to(x.dtype)
+        return times(x, w)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, g): # (N, M)
-        return times(g, ctx.layer.dense().to(g.dtype).T), None
+        w = ctx.layer.dense().to(g.dtype)
+        return times(g, w.T), None
 
 class QuantisedLinear(nn.Module):
     "A linear layer whose weights are held as codes, and do not train."
@@ -95,7 +109,8 @@ class QuantisedLinear(nn.Module):
     ):
         super().__init__()
         self.kind = kind
-        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.in_features = layer.in_features
+        self.out_features = layer.out_features
         self.bias = layer.bias
         to_codes, self.to_values = _CODES[kind]
         codes, scales = to_codes(layer.weight.detach())
@@ -110,7 +125,9 @@ class QuantisedLinear(nn.Module):
         return values[:, :self.in_features].contiguous()  # without what fills up the last block
 
     def forward(self, x:Tensor) -> Tensor: # (..., K) -> (..., M)
-        y = _ThroughBase.apply(x.flatten(0, -2), self).view(*x.shape[:-1], -1)
+        flat = x.flatten(0, -2)
+        y = _ThroughBase.apply(flat, self)
+        y = y.view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
 # %% ../../nbs/api/50_tune/06_quantised.ipynb #28515627
@@ -133,14 +150,18 @@ def replace_layers(
 def quantise_base(
     model, # a `Transformer`, or a wrapped model; it is changed
     kind:str='nf4', # 'int8' or 'nf4'
-): # the model; UserError if there is nothing to quantise, or the model has adapters already
+) -> nn.Module: # the model; UserError if there is nothing to quantise, or the model has adapters already
     "Hold the linear layers of a model's blocks in 8 or 4 bits; they no longer train."
     if kind not in BASE_KINDS: raise UserError(f'expected a base of {" or ".join(BASE_KINDS)}, got {kind!r}: give one')
     if getattr(model, 'adapters', None): raise UserError(
         'expected a model without adapters, got one that has some: quantise the base first')
-    blocks = {id(m) for block in block_list(model) for m in block.modules()}
+    in_blocks = set()
+    for block in block_list(model): in_blocks.update(id(m) for m in block.modules())
+
     def quantised(name, layer):
-        return QuantisedLinear(layer, kind) if isinstance(layer, nn.Linear) and id(layer) in blocks else None
+        is_meant = isinstance(layer, nn.Linear) and id(layer) in in_blocks
+        return QuantisedLinear(layer, kind) if is_meant else None
+
     if not replace_layers(model, quantised): raise UserError(
         f'expected linear layers in the blocks of the model, found none in {type(model).__name__}: '
         'it may be quantised already')
