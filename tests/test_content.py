@@ -66,18 +66,24 @@ def is_held_out(tweet):
     return zlib.crc32(plain.encode()) % 10 == 9
 
 
+def labelled_tweets():
+    path = DATA/'davidson_hate_speech/labeled_data.csv.gz'
+    with gzip.open(path, 'rt', encoding='utf-8', newline='') as f: return list(csv.DictReader(f))
+
 @needs_data
 def test_toxicity_rule_on_held_out_tweets():
-    path = DATA/'davidson_hate_speech/labeled_data.csv.gz'
-    with gzip.open(path, 'rt', encoding='utf-8', newline='') as f: rows = list(csv.DictReader(f))
     refused = {'0': [], '1': [], '2': []} # by label
-    for row in rows:
+    for row in labelled_tweets():
         tweet = row['tweet']
-        if is_held_out(tweet): refused[row['class']].append(content.toxicity(view(tweet)) is not None)
+        if not is_held_out(tweet): continue
+        verdict = content.toxicity(view(tweet))
+        refused[row['class']].append(verdict is not None)
     share = {label: np.mean(verdicts) for label, verdicts in refused.items()}
     assert share['0'] > .6, 'hate speech'
     assert share['1'] > .8, 'offensive'
     assert share['2'] < .02, 'neither'
+
+def test_a_short_text_is_its_sample(): assert language.sample_text('abc') == 'abc'
 
 
 @needs_data
@@ -105,26 +111,40 @@ def test_language_survives_anything():
 
 
 def test_sample_is_bounded_and_spread():
-    assert language.sample_text('abc') == 'abc'
-    t = ''.join(chr(97 + i * 26 // 10_000) for i in range(10_000))
-    sample = language.sample_text(t, 3, 100)
+    letters = [chr(97 + i * 26 // 10_000) for i in range(10_000)]
+    text = ''.join(letters)
+    sample = language.sample_text(text, 3, 100)
     assert len(sample) == 302
     assert sample[0] == 'a'
     assert sample[-1] == 'z'
-    assert sample[151] == t[5000]
-    assert language.sample_text(t, 1, 50) == t[:50]
+    assert sample[151] == text[5000]
+    assert language.sample_text(text, 1, 50) == text[:50]
 
+
+ENGLISH = 'The door was closed, and nobody in the house heard a sound until the morning.'
 
 def test_language_rule():
-    t = 'The door was closed, and nobody in the house heard a sound until the morning.'
-    assert language.language(view(t)) is None
-    assert language.language(view(t), allow=['de', 'fr']).startswith('en ')
-    assert language.language(view(t), low=1.1).startswith('en ')
+    v = view(ENGLISH)
+    assert language.language(v) is None
+    assert language.language(v, allow=['de', 'fr']).startswith('en ')
+    assert language.language(v, low=1.1).startswith('en ')
+
+def test_numbers_have_no_language_and_code_needs_none():
     assert language.language(view('1 + 1')) == 'zxx 0.00'
     assert language.language(view('1 + 1', kind='code')) is None
-    for allow in ('en', (), ('xx',), ('English',)):
-        with pytest.raises(UserError, match='codes of languages'):
-            language.language(view(t), allow=allow)
+
+@pytest.mark.parametrize('allow', ['en', (), ('xx',), ('English',)])
+def test_languages_are_named_by_codes(allow):
+    with pytest.raises(UserError, match='codes of languages'): language.language(view(ENGLISH), allow=allow)
+
+def test_a_licence_that_is_not_known():
+    nothing = view()
+    unreadable = view(licence='ask me')
+    assert content.licence(nothing) == 'not stated'
+    assert content.licence(unreadable) == 'ask me'
+    assert content.licence(nothing, unknown='keep') is None
+    assert content.licence(unreadable, unknown='keep') is None
+    with pytest.raises(UserError, match='drop'): content.licence(nothing, unknown='x')
 
 
 def identify(t): return language.identify(t)
@@ -213,15 +233,9 @@ def test_licence_reads_expressions(expression, ok):
 
 
 def test_licence_unknown_and_own_list():
-    nothing, unreadable = view(), view(licence='ask me')
-    assert content.licence(nothing) == 'not stated'
-    assert content.licence(unreadable) == 'ask me'
-    assert content.licence(nothing, unknown='keep') is None
-    assert content.licence(unreadable, unknown='keep') is None
     assert content.licence(view(licence='MIT'), allow={'ISC'}) == 'MIT'
     assert content.licence(view(licence='isc'), allow=['ISC']) is None
-    with pytest.raises(UserError, match='got one string'): content.licence(nothing, allow='MIT')
-    with pytest.raises(UserError, match='drop'): content.licence(nothing, unknown='x')
+    with pytest.raises(UserError, match='got one string'): content.licence(view(), allow='MIT')
 
 
 def test_permissive_names_are_spdx_names():
@@ -318,20 +332,25 @@ def plain_bits(counts, k, text):
     return bits / (len(b) - 5)
 
 
-def test_ngrams_in_plain_python():
-    some = [t for t in texts(6, 6, 'ab é') if t] # few letters: few runs, each with a slot of its own
-    k = (1, 20, 10, 4, 2)
-    m = NgramModel.train(some, bits=20, k=k)
-    joined = b''.join(LINES + t.encode() for t in some) + LINES
+def count_runs(texts, longest):
+    "Return how often each run of up to `longest` bytes stands before the end of a byte."
+    joined = b''.join(LINES + text.encode() for text in texts) + LINES
     counts = Counter()
-    for end in range(5, len(joined) + 1):
-        for n in range(6): counts[joined[end - n:end]] += 1
+    for end in range(longest, len(joined) + 1):
+        for n in range(longest + 1): counts[joined[end - n:end]] += 1
+    return counts
+
+def test_ngrams_in_plain_python():
+    some = [text for text in texts(6, 6, 'ab é') if text] # few letters: few runs, each with a slot of its own
+    k = (1, 20, 10, 4, 2)
+    model = NgramModel.train(some, bits=20, k=k)
+    counts = count_runs(some, 5)
     n_runs = sum(len(run) > 2 for run in counts)
-    assert np.count_nonzero(m.high) == n_runs
-    for t in some[:2] + texts(3, 7) + ['unseen ζ']:
-        if not t: continue
-        want = plain_bits(counts, k, t)
-        assert m.bits_per_byte(t) == pytest.approx(want, rel=1e-4)
+    assert np.count_nonzero(model.high) == n_runs
+    for text in some[:2] + texts(3, 7) + ['unseen ζ']:
+        if not text: continue
+        expected = plain_bits(counts, k, text)
+        assert model.bits_per_byte(text) == pytest.approx(expected, rel=1e-4)
 
 
 def test_ngrams_in_blocks_and_edges():
@@ -353,30 +372,36 @@ def test_ngrams_train_on_some_text_and_not_too_much():
 
 
 def test_ngrams_saved_and_loaded(tmp_path):
-    m = NgramModel.train(texts(20, 10))
-    a = m.save(tmp_path/'a')
-    b = m.save(tmp_path/'b.npz')
-    assert a.read_bytes() == b.read_bytes()
-    assert set(tmp_path.iterdir()) == {a, b}
-    assert NgramModel.load(a).bits_per_byte('abc def') == m.bits_per_byte('abc def')
-    by_file = content.perplexity(view('abc'), a, high=0)
-    by_model = content.perplexity(view('abc'), m, high=0)
+    model = NgramModel.train(texts(20, 10))
+    first = model.save(tmp_path/'a')
+    second = model.save(tmp_path/'b.npz')
+    assert first.read_bytes() == second.read_bytes()
+    assert set(tmp_path.iterdir()) == {first, second}
+    assert NgramModel.load(first).bits_per_byte('abc def') == model.bits_per_byte('abc def')
+
+def test_the_rule_takes_ngrams_or_their_file(tmp_path):
+    model = NgramModel.train(texts(20, 10))
+    by_file = content.perplexity(view('abc'), model.save(tmp_path/'a'), high=0)
+    by_model = content.perplexity(view('abc'), model, high=0)
     assert by_file == by_model
     assert by_file > 0
 
 
-def test_other_files_are_no_ngrams(tmp_path):
-    a = NgramModel.train(texts(20, 10)).save(tmp_path/'a')
-    raw = a.read_bytes()
-    with np.load(a) as z: arrays = dict(z)
-    def save(name, **changes): np.savez(tmp_path/name, **{**arrays, **changes})
-    save('changed.npz', low1=arrays['low1'] + 1)
-    save('other.npz', format='x')
-    save('pickled.npz', high=np.array([{}], dtype=object))
-    (tmp_path/'cut').write_bytes(raw[:len(raw) // 2])
-    (tmp_path/'text').write_text('no')
-    for f in ('changed.npz', 'other.npz', 'pickled.npz', 'cut', 'text'):
-        with pytest.raises(UserError, match='train it again'): NgramModel.load(tmp_path/f)
+@pytest.fixture
+def saved_ngrams(tmp_path): return NgramModel.train(texts(20, 10)).save(tmp_path/'a')
+
+def test_changed_arrays_are_no_ngrams(saved_ngrams, tmp_path):
+    with np.load(saved_ngrams) as stored: arrays = dict(stored)
+    changes = dict(low1=arrays['low1'] + 1), dict(format='x'), dict(high=np.array([{}], dtype=object))
+    for change in changes:
+        np.savez(tmp_path/'changed.npz', **{**arrays, **change})
+        with pytest.raises(UserError, match='train it again'): NgramModel.load(tmp_path/'changed.npz')
+
+def test_other_files_are_no_ngrams(saved_ngrams, tmp_path):
+    raw = saved_ngrams.read_bytes()
+    for data in (raw[:len(raw) // 2], b'no'):
+        (tmp_path/'other').write_bytes(data)
+        with pytest.raises(UserError, match='train it again'): NgramModel.load(tmp_path/'other')
     with pytest.raises(UserError, match='no file'): NgramModel.load(tmp_path/'absent')
     with pytest.raises(UserError, match='got int'): content.perplexity(view('a'), 3)
 
@@ -388,22 +413,24 @@ def declarations(codes):
     return [text[1000:3000] for text in whole]
 
 
+def parts_of_wikitext():
+    with gzip.open(DATA/'wikitext2/valid.txt.gz', 'rt', encoding='utf-8') as f: words = f.read().split()
+    text = ' '.join(words)
+    return [text[i:i + 2000] for i in range(0, 1_000_000, 2000)]
+
 @needs_data
 def test_perplexity_tells_prose_from_the_rest():
-    with gzip.open(DATA/'wikitext2/valid.txt.gz', 'rt', encoding='utf-8') as f:
-        words = f.read().split()
-    text = ' '.join(words)
-    parts = [text[i:i + 2000] for i in range(0, 1_000_000, 2000)]
-    m = NgramModel.train(parts[::2])
+    parts = parts_of_wikitext()
+    model = NgramModel.train(parts[::2])
     held_out = parts[1::2]
-    bits = [m.bits_per_byte(p) for p in held_out]
+    bits = [model.bits_per_byte(part) for part in held_out]
     assert np.median(bits) < 3
 
     high = np.quantile(bits, .99)
     rng = random.Random(0)
-    shuffled = [''.join(rng.sample(p, len(p))) for p in held_out]
+    shuffled = [''.join(rng.sample(part, len(part))) for part in held_out]
     others = declarations(['fra', 'fin', 'rus', 'deu_1901', 'ita', 'pol'])
-    for t in shuffled + others: assert content.perplexity(view(t), m, high=high) is not None
+    for text in shuffled + others: assert content.perplexity(view(text), model, high=high) is not None
 
 
 def test_rules_can_go_to_other_processes(tmp_path):

@@ -30,8 +30,11 @@ def test_good_text_stays_in_any_language(name):
 @pytest.mark.parametrize('name', GENRES)
 def test_good_text_of_any_sort_stays(name): assert not verdicts(GENRES[name])
 
-@pytest.mark.parametrize('a,b', [('zh', 'en'), ('de', 'fr'), ('ja', 'en'), ('ar', 'en'), ('th', 'en'), ('he', 'fr'), ('ru', 'uk'),
-                                 ('ko', 'zh'), ('hi', 'en')])
+TWO_LANGUAGES = [
+    ('zh', 'en'), ('de', 'fr'), ('ja', 'en'), ('ar', 'en'), ('th', 'en'), ('he', 'fr'), ('ru', 'uk'), ('ko', 'zh'),
+    ('hi', 'en')]
+
+@pytest.mark.parametrize('a,b', TWO_LANGUAGES)
 def test_text_in_two_languages_stays(a, b):
     assert not verdicts(PROSE[a].split('\n')[0] + '\n' + PROSE[b])
     assert not verdicts(PROSE[b] + '\n' + PROSE[a].split('\n')[1])
@@ -84,19 +87,22 @@ def test_numbers_and_teasers_go_in_any_language(name):
 
 # --- single rules ---
 
-@pytest.mark.parametrize('stated,code', [('en', 'en'), ('en-US', 'en'), ('EN_us', 'en'), ('eng_Latn', 'en'), ('deu', 'de'), ('zh-Hant-TW', 'zh'),
-                                         ('yue', 'yue'), ('python', ''), ('', ''), (None, ''), ('x1', '')])
+@pytest.mark.parametrize('stated,code', [
+    ('en', 'en'), ('en-US', 'en'), ('EN_us', 'en'), ('eng_Latn', 'en'), ('deu', 'de'), ('zh-Hant-TW', 'zh'),
+    ('yue', 'yue'), ('python', ''), ('', ''), (None, ''), ('x1', '')])
 def test_a_language_is_stated_in_many_ways(stated, code): assert language_code(stated) == code
 
-def test_common_words_of_languages():
-    for code in ('de', 'fr', 'es', 'ru', 'ar', 'hi', 'zh', 'ja', 'th', 'he', 'ka', 'ko', 'nl', 'ta'):
-        assert count_common(PROSE[code], code) >= 2
-    for code in ('de', 'es', 'ru', 'zh', 'ja', 'th', 'ar', 'hi', 'he', 'ko', 'nl', 'ta'):
-        assert count_common(KEYWORDS[code], code) == 0
+def test_a_list_of_common_words_is_there_or_says_that_it_is_not():
     assert len(common_words('de')) > 100
     assert common_words('xx') == frozenset()
     assert count_common('text', 'am') is None # no list
     assert count_common('only Latin letters', 'ko') is None # whatever it is, it is not Korean
+
+@pytest.mark.parametrize('code', ['de', 'fr', 'es', 'ru', 'ar', 'hi', 'zh', 'ja', 'th', 'he', 'ka', 'ko', 'nl', 'ta'])
+def test_good_text_has_common_words(code): assert count_common(PROSE[code], code) >= 2
+
+@pytest.mark.parametrize('code', ['de', 'es', 'ru', 'zh', 'ja', 'th', 'ar', 'hi', 'he', 'ko', 'nl', 'ta'])
+def test_common_words_of_languages(code): assert count_common(KEYWORDS[code], code) == 0
 
 @pytest.mark.parametrize('code,text', [
     ('he', 'הוּא לֹא יָדַע כִּי הִיא הָיְתָה שָׁם עִם כָּל הַיְלָדִים'),
@@ -113,30 +119,43 @@ def test_common_endings_of_casual_and_terse_korean(text):
     assert count_common(text, 'ko') >= 2
     assert count_common(text.replace(' ', ''), 'ko') >= 2
 
-def test_korean_with_spaces_and_without():
-    spaced = '할머니 댁 마당에는 오래된 감나무가 한 그루 있었다.'
-    assert split_words(spaced) == spaced.split()
-    assert not has_unspaced(spaced)
-    unspaced = spaced.replace(' ', '')
-    assert has_unspaced(unspaced)
-    assert split_words(unspaced) == [*unspaced[:-2], '다.']
-    assert split_words('한국전자통신연구원에서 왔다.') == ['한국전자통신연구원에서', '왔다.'] # a long name with an ending
-    assert not View(Doc(spaced, 'x')).unspaced
-    assert View(Doc(unspaced, 'x')).unspaced
-    assert View(Doc(unspaced, 'x')).phrase(5) == 10
-    assert View(Doc(spaced, 'x')).phrase(5) == 5
+SPACED = '할머니 댁 마당에는 오래된 감나무가 한 그루 있었다.'
+UNSPACED = SPACED.replace(' ', '')
 
-@pytest.mark.parametrize('text,n', [('好。是。', 2), ('“他来了。”她说。', 2), ('பூனை. நாய்.', 2), ('Кот спит. А пёс?', 2), ('أين الكلب؟ هنا.', 2),
-                                    ('แมวนอนหลับ สุนัขเห่า', 2), ('ድመት ተኛች። ውሻው የት ነው?', 2),
-                                    ('बिल्ली सोई। कुत्ता कहाँ है?', 2), ('고양이가 잔다. 개는?', 2),
-                                    ('Կատուն քնած է։ Շունը։', 2)])
+def test_words_of_korean_with_spaces_and_without():
+    assert split_words(SPACED) == SPACED.split()
+    assert not has_unspaced(SPACED)
+    assert has_unspaced(UNSPACED)
+    assert split_words(UNSPACED) == [*UNSPACED[:-2], '다.']
+    assert split_words('한국전자통신연구원에서 왔다.') == ['한국전자통신연구원에서', '왔다.'] # a long name with an ending
+
+def test_korean_with_spaces_and_without():
+    spaced = View(Doc(SPACED, 'x'))
+    unspaced = View(Doc(UNSPACED, 'x'))
+    assert not spaced.unspaced
+    assert unspaced.unspaced
+    assert unspaced.phrase(5) == 10
+    assert spaced.phrase(5) == 5
+
+@pytest.mark.parametrize('text,n', [
+    ('好。是。', 2), ('“他来了。”她说。', 2), ('பூனை. நாய்.', 2), ('Кот спит. А пёс?', 2), ('أين الكلب؟ هنا.', 2),
+    ('แมวนอนหลับ สุนัขเห่า', 2), ('ድመት ተኛች። ውሻው የት ነው?', 2), ('बिल्ली सोई। कुत्ता कहाँ है?', 2), ('고양이가 잔다. 개는?', 2),
+    ('Կատուն քնած է։ Շունը։', 2)])
 def test_sentences_of_any_script(text, n): assert count_sentences(text) == n
 
+def kept_lines(text):
+    "Return what the rule for lines leaves of a text."
+    changed = c4_lines(View(Doc(text, 'x')))
+    return changed.text if changed else text
+
 def test_lines_of_any_script():
-    def kept(text): return (c4_lines(View(Doc(text, 'x'))) or Doc(text, 'x')).text
-    assert kept('首页\n联系我们\n磨坊主清晨就去了水磨。\n“他昨天已经来了！”\n更多精彩内容请点击') == '磨坊主清晨就去了水磨。\n“他昨天已经来了！”'
-    assert kept('คุณยายเล่าเรื่องเก่าให้ฟัง') == 'คุณยายเล่าเรื่องเก่าให้ฟัง' # Thai has no full stop
-    assert kept('猫' * 1200 + '。') == '猫' * 1200 + '。' # long, and no monster of a word
+    good = '磨坊主清晨就去了水磨。\n“他昨天已经来了！”'
+    assert kept_lines(f'首页\n联系我们\n{good}\n更多精彩内容请点击') == good
+    assert kept_lines('คุณยายเล่าเรื่องเก่าให้ฟัง') == 'คุณยายเล่าเรื่องเก่าให้ฟัง' # Thai has no full stop
+    long = '猫' * 1200 + '。'
+    assert kept_lines(long) == long # long, and no monster of a word
+
+def test_lines_of_verse_and_of_thai_may_be_short_and_without_full_stops():
     verse = View(Doc('雨が降りつづく夜の町を歩いていると。\n' * 3, 'x'))
     assert fineweb_short_lines(verse) is None
     assert fineweb_line_ends(verse) is None

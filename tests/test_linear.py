@@ -20,6 +20,15 @@ def own_choices(monkeypatch, tmp_path):
 def stored(tmp_path): return json.loads((tmp_path/'products.json').read_text())
 
 
+def gradients(f, inputs):
+    "Return the gradients, for all inputs, of the sum of squares of what a function makes of them."
+    return torch.autograd.grad(f(*inputs).square().sum(), inputs)
+
+
+def assert_close(found, expected):
+    for a, b in zip(found, expected, strict=True): assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
 @needs_onednn
 @pytest.mark.parametrize('slow', [(), *((kind,) for kind in KINDS), KINDS])
 def test_values_and_gradients_do_not_depend_on_the_way(slow):
@@ -27,37 +36,43 @@ def test_values_and_gradients_do_not_depend_on_the_way(slow):
     layer = Linear(48, 32)
     x = torch.randn(3, 7, 48, requires_grad=True)
     inputs = (x, layer.weight, layer.bias)
-    want = torch.autograd.grad(F.linear(*inputs).square().sum(), inputs)
+    expected = gradients(F.linear, inputs)
     ways = dict.fromkeys(KINDS, 'onednn') | dict.fromkeys(slow, 'torch')
     use_product_ways(ways)
-    got = torch.autograd.grad(linear(*inputs).square().sum(), inputs)
-    for a, b in zip(got, want): assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+    assert_close(gradients(linear, inputs), expected)
+
+
+def gated_by_hand(gate, up, weight): return F.linear(F.silu(gate) * up, weight)
 
 
 @needs_onednn
 @pytest.mark.parametrize('name', ['torch', 'onednn'])
 def test_the_gated_layer_agrees_in_both_ways(name):
     torch.manual_seed(0)
-    inputs = [torch.randn(*shape, requires_grad=True) for shape in ((20, 24), (20, 24), (8, 24))]
-    g, u, w = inputs
-    want = torch.autograd.grad(F.linear(F.silu(g) * u, w).square().sum(), inputs)
+    shapes = [(20, 24), (20, 24), (8, 24)]
+    inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    expected = gradients(gated_by_hand, inputs)
     use_product_ways(dict.fromkeys(KINDS, name))
-    got = torch.autograd.grad(gated_down(*inputs).square().sum(), inputs)
-    for a, b in zip(got, want): assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+    assert_close(gradients(gated_down, inputs), expected)
 
 
 def test_the_layout_tells_the_three_products_apart():
     x = torch.ones(5, 3)
     w = torch.ones(4, 3)
     g = torch.ones(5, 4)
-    assert [products._layout(*pair) for pair in ((x, w), (g, w.T), (g.T, x.T))] == list(KINDS)
+    pairs = [(x, w), (g, w.T), (g.T, x.T)]
+    assert [products._layout(*pair) for pair in pairs] == list(KINDS)
+
+
+def test_a_matrix_with_gaps_has_no_layout_and_its_product():
     gaps = torch.ones(5, 6)[:, ::2]
+    w = torch.ones(4, 3)
     assert products._layout(gaps, w) == ''
     assert torch.equal(times(gaps, w), gaps @ w.T)
 
 
 def ways(calls):
-    "Two ways whose calls are noted; nothing is measured by the clock."
+    "Return two ways whose calls are noted; nothing is measured by the clock."
     def note(name): return lambda: calls.append(name)
     return lambda: dict(a=note('a'), b=note('b'))
 

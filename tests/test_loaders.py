@@ -86,9 +86,8 @@ def test_a_folder_of_a_later_version_is_refused(mine):
     path.write_text(json.dumps({**json.loads(path.read_text()), 'version': 3}))
     with pytest.raises(UserError, match='version 1 or 2'): read_manifest(mine)
 
-@pytest.mark.parametrize('harm', ['flip', 'truncate', 'remove', 'swap'])
-def test_a_damaged_index_is_named(mine, harm):
-    bad, other = mine/'train-00001.idx', mine/'train-00000.idx'
+def damage(bad, other, harm):
+    "Flip a bit of an index, cut its end off, remove it, or let it change places with another."
     good = bad.read_bytes()
     if harm == 'flip':
         flipped = bytearray(good)
@@ -99,9 +98,16 @@ def test_a_damaged_index_is_named(mine, harm):
     if harm == 'swap':
         bad.write_bytes(other.read_bytes())
         other.write_bytes(good)
+
+@pytest.mark.parametrize('harm', ['flip', 'truncate', 'remove', 'swap'])
+def test_a_damaged_index_is_named(mine, harm):
+    damage(mine/'train-00001.idx', mine/'train-00000.idx', harm)
     with pytest.raises(UserError, match=r'train-0000[01].idx'): check_shards(mine)
-    if harm in ('truncate', 'remove'):
-        with pytest.raises(UserError, match='train-00001.idx'): document_edges(mine)
+
+@pytest.mark.parametrize('harm', ['truncate', 'remove'])
+def test_an_index_of_another_length_is_named_on_reading(mine, harm):
+    damage(mine/'train-00001.idx', mine/'train-00000.idx', harm)
+    with pytest.raises(UserError, match='train-00001.idx'): document_edges(mine)
 
 def test_an_index_that_does_not_rise_is_refused_unread(mine):
     bad = mine/'train-00000.idx'
@@ -140,17 +146,20 @@ def filled(packing): return [sum(n for _, _, n in packing[row]) for row in range
 
 def pieces_of(packing): return [piece for row in range(len(packing)) for piece in packing[row]]
 
+def tokens_of(pieces):
+    "Return the document and the place in it of each token of some pieces."
+    found = []
+    for doc, offset, n in pieces:
+        found += [(doc, offset + k) for k in range(n)]
+    return found
+
 @pytest.mark.parametrize('pack', [best_fit, concatenate])
 @pytest.mark.parametrize('seed', range(12))
 def test_a_packing_holds_each_token_once(pack, seed):
     lengths, size = random_lengths(seed)
     packing = pack(lengths, size)
-    covered = []
-    for doc, offset, n in sorted(pieces_of(packing)):
-        covered += [(doc, offset + k) for k in range(n)]
-    expected = []
-    for doc, n in enumerate(lengths): expected += [(doc, k) for k in range(n)]
-    assert covered == expected
+    whole = [(doc, 0, n) for doc, n in enumerate(lengths)]
+    assert tokens_of(sorted(pieces_of(packing))) == tokens_of(whole)
     assert all(0 < n <= size for n in filled(packing))
 
 @pytest.mark.parametrize('seed', range(12))
@@ -178,18 +187,26 @@ def test_lengths_that_are_none(bad):
 
 @pytest.mark.parametrize('pack', [best_fit, concatenate])
 def test_each_id_is_a_target_once_with_what_stood_before_it(data, pack):
-    edges, tokens = document_edges(data), open_tokens(data)
+    edges = document_edges(data)
+    tokens = open_tokens(data)
     packing = pack(np.diff(edges), 24)
     seen = []
-    for x, docs, y in PackedLoader(tokens, edges, packing, bs=1):
+    for x, _, y in PackedLoader(tokens, edges, packing, bs=1):
         real = y != IGNORE
         seen += zip(x[real].tolist(), y[real].tolist())
-        assert (docs[real] >= 0).all()
-        assert (docs[~real] == -1).all()
-        assert (x[~real] == PAD).all()
     flat = tokens[:].tolist()
     before = [EOT] + flat[:-1]
     assert sorted(seen) == sorted(zip(before, flat))
+
+@pytest.mark.parametrize('pack', [best_fit, concatenate])
+def test_what_fills_a_row_up_is_in_no_document(data, pack):
+    edges = document_edges(data)
+    packing = pack(np.diff(edges), 24)
+    for x, docs, y in PackedLoader(open_tokens(data), edges, packing, bs=1):
+        real = y != IGNORE
+        assert (docs[real] >= 0).all()
+        assert (docs[~real] == -1).all()
+        assert (x[~real] == PAD).all()
 
 def test_best_fit_has_a_marker_only_where_a_piece_begins(data):
     edges = document_edges(data)
@@ -211,15 +228,20 @@ def joined(parts):
 
 def test_packed_rows_from_a_folder(data):
     dls = make_packed(data)
-    walked = two_epochs(dls.train)
-    for k in (0, 5, 9):
-        late = make_packed(data).train.seek(k)
-        assert_equal_batches(walked[k], next(iter(late)))
-    parts = [make_packed(data, bs=1, rank=rank, world=2).train.batch(3) for rank in (0, 1)]
-    assert_equal_batches(walked[3], joined(parts))
     assert len(dls.valid)
     assert dls.n_inp == 2
     assert make_packed(data, document_mask=False).n_inp == 1
+
+@pytest.mark.parametrize('k', [0, 5, 9])
+def test_packed_rows_are_found_by_a_seek(data, k):
+    walked = two_epochs(make_packed(data).train)
+    late = make_packed(data).train.seek(k)
+    assert_equal_batches(walked[k], next(iter(late)))
+
+def test_packed_rows_of_two_ranks_are_those_of_one(data):
+    whole = make_packed(data).train.batch(3)
+    parts = [make_packed(data, bs=1, rank=rank, world=2).train.batch(3) for rank in (0, 1)]
+    assert_equal_batches(whole, joined(parts))
 
 
 # documents in a row do not see each other
@@ -257,23 +279,23 @@ def other_token(x, row, position):
 @torch.no_grad()
 def test_nothing_leaks(model, batch):
     "Change a token of one document: with the numbers no other document's logits change, without them they do."
-    x, docs, y = batch
+    x, docs, _ = batch
     expected = model.logits(model(x, docs))
     plain = model.logits(model(x))
     leaked = 0
     for row, doc in each_document(docs):
+        others = docs[row] != doc
         first = int((docs[row] == doc).nonzero()[0])
         changed = other_token(x, row, first)
         masked = model.logits(model(changed, docs))
-        unmasked = model.logits(model(changed))
-        others = docs[row] != doc
         assert torch.equal(masked[row][others], expected[row][others])
+        unmasked = model.logits(model(changed))
         leaks = (unmasked[row] != plain[row]).any(-1)
         leaked += int(leaks[others].sum())
     assert leaked > 20
 
-def test_a_gradient_stays_in_its_document(model, batch):
-    x, docs, _ = batch
+def keep_embedding(model, x, docs):
+    "Return what the model computes, and the embeddings of the batch, which will have a gradient."
     kept = []
     def keep_gradient(module, inputs, h):
         h.requires_grad_()
@@ -282,9 +304,14 @@ def test_a_gradient_stays_in_its_document(model, batch):
     handle = model.embed.register_forward_hook(keep_gradient)
     try: out = model(x, docs)
     finally: handle.remove()
+    return out, kept[0]
+
+def test_a_gradient_stays_in_its_document(model, batch):
+    x, docs, _ = batch
+    out, embedded = keep_embedding(model, x, docs)
     own = docs[0] == docs[0, 20]
     out[0][own].sum().backward()
-    touched = kept[0].grad.abs().sum(-1) > 0
+    touched = embedded.grad.abs().sum(-1) > 0
     assert touched[0][own].any()
     assert not touched[0][~own].any()
     assert not touched[1:].any()
@@ -296,24 +323,26 @@ def test_a_packed_row_equals_its_documents_alone(model, batch):
         together = model.logits(model(x, docs))
         for row, doc in each_document(docs):
             own = docs[row] == doc
-            alone = model.logits(model(x[row][own][None]))[0]
+            document = x[row][own]
+            alone = model.logits(model(document[None]))[0]
             assert torch.allclose(together[row][own], alone, atol=1e-4)
+
+def test_positions_by_hand():
+    docs = torch.tensor([[3, 3, 1, 1, 1, -1], [0, 1, 2, 3, 4, 5]])
+    first, second = document_positions(docs).tolist()
+    assert first == [0, 1, 0, 1, 2, 0]
+    assert second == [0] * 6
 
 def test_one_document_is_the_plain_model(model):
     x = torch.randint(300, (2, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad(): assert torch.allclose(model(x, torch.zeros_like(x)), model(x), atol=1e-5)
 
-def test_positions_and_mask_by_hand():
-    docs = torch.tensor([[3, 3, 1, 1, 1, -1], [0, 1, 2, 3, 4, 5]])
-    first, second = document_positions(docs).tolist()
-    assert first == [0, 1, 0, 1, 2, 0]
-    assert second == [0] * 6
-    mask = document_mask(docs)[:, 0].tolist()
-    assert len(mask) == 2
-    for row_mask, row in zip(mask, docs.tolist()):
-        for q, k in product(range(6), range(6)):
-            is_seen = row[q] == row[k] and k <= q
-            assert row_mask[q][k] == is_seen
+@pytest.mark.parametrize('row', [[3, 3, 1, 1, 1, -1], [0, 1, 2, 3, 4, 5]])
+def test_positions_and_mask_by_hand(row):
+    mask, = document_mask(torch.tensor([row]))[:, 0].tolist()
+    for query, key in product(range(6), range(6)):
+        is_seen = row[query] == row[key] and key <= query
+        assert mask[query][key] == is_seen
 
 def test_document_ids_by_hand():
     tokens = torch.tensor([[5, 0, 6, 0, 0, 7]])
@@ -323,22 +352,28 @@ def test_a_model_needs_a_document_for_each_token():
     x = torch.zeros(2, 6, dtype=torch.long)
     with pytest.raises(UserError, match='document for each token'): Transformer(CONFIG)(x, x[:1])
 
-@pytest.mark.parametrize('make', [lm_dls, packed_dls])
-def test_a_learner_trains_on_documents(data, make, tmp_path):
-    kwargs = dict(document_mask=True) if make is lm_dls else {}
-    dls = make(data, 4, 32, 6, valid_batches=2, device='cpu', **kwargs)
+@pytest.fixture(params=[lm_dls, packed_dls])
+def documents_learner(request, data, tmp_path):
+    options = dict(document_mask=True) if request.param is lm_dls else {}
+    dls = request.param(data, 4, 32, 6, valid_batches=2, device='cpu', **options)
     learn = lm_learner(dls, SHALLOW, lr=1e-2, path=tmp_path)
-    with learn.no_bar(), learn.no_logging():
-        learn.fit(3)
-        rows = learn.telemetry.rows
-        losses = [row['loss'] for row in rows if 'loss' in row]
-        assert 'loss' in rows[0]
-        assert np.isfinite(losses[-1])
-        assert learn.telemetry.tokens == 3 * 6 * 4 * 32
-        assert learn.validate() == learn.validate()
-        preds, y = learn.get_preds(act=lambda h: h)
-        assert preds.shape[:2] == y.shape
-        learn.show_results(max_n=1)
+    with learn.no_bar(), learn.no_logging(): yield learn
+
+def test_a_learner_trains_on_documents(documents_learner):
+    documents_learner.fit(3)
+    telemetry = documents_learner.telemetry
+    losses = [row['loss'] for row in telemetry.rows if 'loss' in row]
+    assert 'loss' in telemetry.rows[0]
+    assert np.isfinite(losses[-1])
+    assert telemetry.tokens == 3 * 6 * 4 * 32
+
+def test_a_learner_of_documents_validates_and_shows_them(documents_learner):
+    learn = documents_learner
+    learn.fit(1)
+    assert learn.validate() == learn.validate()
+    predictions, y = learn.get_preds(act=lambda h: h)
+    assert predictions.shape[:2] == y.shape
+    learn.show_results(max_n=1)
     learn.dls.show_batch(max_n=1)
 
 
@@ -360,20 +395,28 @@ def test_the_ranks_together_read_what_one_reads(data, kind, world):
         ranks.append(two_epochs(dl))
     for whole, *parts in zip(one, *ranks, strict=True): assert_equal_batches(whole, joined(parts))
 
+def numbered_windows(n): return TokenView([np.arange(n * 4 + 1, dtype=np.uint16)])
+
+def targets_of(tokens, rank, world):
+    "Return the targets of each step of a rank."
+    dl = TokenLoader(tokens, 1, 4, shuffle=False, rank=rank, world=world)
+    targets = [y for _, y in dl]
+    assert len(dl.get_idxs()) == sum(len(y) for y in targets)
+    return targets
+
+@pytest.mark.parametrize('n', [1, 2, 5, 8, 9, 13])
+def test_every_window_is_read_once(n):
+    batches = [y for _, y in TokenLoader(numbered_windows(n), 4, 4, shuffle=False)]
+    assert torch.cat(batches)[:, 0].tolist() == [4 * i + 1 for i in range(n)]
+
 @pytest.mark.parametrize('n', [1, 2, 5, 8, 9, 13])
 def test_an_uneven_last_batch(n):
-    "Read every window once; let every rank take as many steps, some of them on nothing."
-    tokens = TokenView([np.arange(n * 4 + 1, dtype=np.uint16)])
+    "Let every rank take as many steps, some of them on nothing."
+    tokens = numbered_windows(n)
     one = torch.cat([y for _, y in TokenLoader(tokens, 4, 4, shuffle=False)])
-    assert one[:, 0].tolist() == [4 * i + 1 for i in range(n)]
-    ranks = []
-    for rank in range(4):
-        dl = TokenLoader(tokens, 1, 4, shuffle=False, rank=rank, world=4)
-        targets = [y for _, y in dl]
-        assert len(dl.get_idxs()) == sum(len(y) for y in targets)
-        ranks.append(targets)
-    steps = zip(*ranks, strict=True)
-    together = torch.cat([torch.cat(parts) for parts in steps])
+    ranks = [targets_of(tokens, rank, 4) for rank in range(4)]
+    steps = [torch.cat(parts) for parts in zip(*ranks, strict=True)]
+    together = torch.cat(steps)
     real = (together != IGNORE).any(1)
     assert torch.equal(together[real], one)
 
@@ -389,22 +432,30 @@ def huge(tokens=10 ** 10, shard=1 << 24):
     one = np.broadcast_to(np.uint16(5), (shard,))
     return TokenView([one] * (tokens // shard + 1))
 
-def test_a_seek_touches_nothing_but_its_batch():
-    tokens, asked = huge(), []
+def count_windows(tokens):
+    "Let a view note how many windows each call asks for; return the notes."
+    asked = []
     windows = tokens.windows
     def counted(starts, length):
         asked.append(len(starts))
         return windows(starts, length)
     tokens.windows = counted
-    dl = TokenLoader(tokens, bs=32, seq_len=1024, steps=1000)
-    x, y = dl.seek(1_000_000).one_batch()
+    return asked
+
+def test_a_seek_touches_nothing_but_its_batch():
+    tokens = huge()
+    asked = count_windows(tokens)
+    x, _ = TokenLoader(tokens, bs=32, seq_len=1024, steps=1000).seek(1_000_000).one_batch()
     assert asked == [32]
     assert x.shape == (32, 1024)
-    a = dl.starts(1_000_000)
-    b = dl.starts(1_000_000)
-    assert np.array_equal(a, b)
-    assert len(set(a)) == 32
-    assert a.max() + 1025 <= len(tokens)
+
+def test_a_far_batch_has_its_own_windows():
+    tokens = huge()
+    dl = TokenLoader(tokens, bs=32, seq_len=1024, steps=1000)
+    starts = dl.starts(1_000_000)
+    assert np.array_equal(starts, dl.starts(1_000_000))
+    assert len(set(starts)) == 32
+    assert starts.max() + 1025 <= len(tokens)
 
 def test_beyond_the_end_is_the_next_pass():
     dl = TokenLoader(view(803), bs=7, seq_len=16, steps=3)
@@ -413,6 +464,9 @@ def test_beyond_the_end_is_the_next_pass():
     for p in range(7):
         windows = rows[p * n:(p + 1) * n] // 16
         assert len(set(windows)) == n
+
+def test_a_seek_far_beyond_the_end_is_that_batch():
+    dl = TokenLoader(view(803), bs=7, seq_len=16, steps=3)
     x, _ = dl.seek(10 ** 9).one_batch()
     far, _ = dl.batch(10 ** 9)
     assert torch.equal(x, far)
@@ -431,10 +485,12 @@ def ahead_threads(): return [t for t in threading.enumerate() if t.name == 'read
 
 @pytest.mark.parametrize('n', [1, 2, 7])
 def test_reading_ahead_changes_nothing(data, n):
-    a, b = [lm_dls(data, 4, 16, 9, device='cpu', ahead=k).train for k in (0, n)]
+    plain = lm_dls(data, 4, 16, 9, device='cpu', ahead=0).train
+    ahead = lm_dls(data, 4, 16, 9, device='cpu', ahead=n).train
     for _ in range(2):
-        for p, q in zip(a, b, strict=True): assert_equal_batches(p, q)
-    assert a.position == b.position == 18
+        for expected, batch in zip(plain, ahead, strict=True): assert_equal_batches(expected, batch)
+    assert plain.position == 18
+    assert ahead.position == 18
     assert not ahead_threads()
 
 def test_at_most_n_batches_wait():
@@ -475,13 +531,17 @@ def test_leaving_early_ends_the_thread():
 @pytest.fixture(params=range(6))
 def mixed_order(request):
     "Return a maker of one random order, and its sources and rows."
-    rng = np.random.default_rng(request.param)
+    seed = request.param
+    rng = np.random.default_rng(seed)
     names = [f's{i}' for i in range(rng.integers(1, 40))]
     n_parts = int(rng.integers(1, 30))
     n_rows = int(rng.integers(1, 5000))
-    parts = [dict(zip(names, rng.random(len(names)) ** 4)) for _ in range(n_parts)]
+    parts = []
+    for _ in range(n_parts):
+        shares = rng.random(len(names)) ** 4
+        parts.append(dict(zip(names, shares)))
     some = rng.integers(0, 2 * n_rows, 50)
-    def make(): return MixedOrder(names, parts, rows=n_rows, seed=request.param)
+    def make(): return MixedOrder(names, parts, rows=n_rows, seed=seed)
     return make, len(names), n_rows, some
 
 def test_a_mixture_draws_every_row_of_a_source_in_turn(mixed_order):
@@ -502,9 +562,11 @@ def test_shares_change_with_the_part_of_the_run():
     source, _ = order.draw(np.arange(1000))
     assert not source[:320].any()
     assert source[320:].all()
+
+def test_a_run_shorter_than_a_block_has_the_mean_of_its_parts():
     parts = [dict(a=1)] * 3 + [dict(b=1)]
-    short, _ = MixedOrder(['a', 'b'], parts, rows=64).draw(np.arange(64))
-    assert short.sum() == 16, 'a run shorter than a block has the mean of its parts'
+    source, _ = MixedOrder(['a', 'b'], parts, rows=64).draw(np.arange(64))
+    assert source.sum() == 16
 
 NAN, INF = float('nan'), float('inf')
 
@@ -525,33 +587,34 @@ def within(rows, low, high):
     "Return the rows whose tokens are all from `low` to below `high`."
     return [row for row in rows if low <= min(row) and max(row) < high]
 
+def rows_of_b(sources):
+    "Return the rows of the first twenty batches of a mixture that come from source b, in order."
+    dl = MixedLoader(sources, dict.fromkeys(sources, 1), bs=8, seq_len=16)
+    rows = []
+    for i in range(20):
+        x, _ = dl.batch(i)
+        rows += x.tolist()
+    return within(rows, 300, 400)
+
 def test_taking_a_source_out_leaves_the_others_in_order():
-    a = view()
-    b = view(900, 1, 300, 400)
-    c = view(900, 2, 500, 600)
-    def rows_of_b(sources):
-        dl = MixedLoader(sources, dict.fromkeys(sources, 1), bs=8, seq_len=16)
-        rows = []
-        for i in range(20):
-            x, _ = dl.batch(i)
-            rows += x.tolist()
-        return within(rows, 300, 400)
-    two = rows_of_b(dict(a=a, b=b))
-    three = rows_of_b(dict(a=a, b=b, c=c))
+    sources = dict(a=view(), b=view(900, 1, 300, 400), c=view(900, 2, 500, 600))
+    three = rows_of_b(sources)
+    del sources['c']
+    two = rows_of_b(sources)
     assert len(three) > 30
     assert two[:len(three)] == three
 
-def test_passes_counts_what_was_read():
+@pytest.mark.parametrize('n_batches', [0, 1, 7, 100])
+def test_passes_counts_what_was_read(n_batches):
     sources = dict(a=view(), b=view(500, 1))
     dl = MixedLoader(sources, dict(a=.8, b=.2), bs=8, seq_len=16, steps=5)
-    for i in (0, 1, 7, 100):
-        drawn = dl.starts(0, i)[:, 0] if i else np.array([], int)
-        passes = dl.passes(i)
-        assert list(passes) == ['a', 'b']
-        for j, name in enumerate(passes):
-            n_drawn = (drawn == j).sum()
-            n_windows = dl.readers[name].n_windows
-            assert passes[name] == pytest.approx(n_drawn / n_windows)
+    drawn = dl.starts(0, n_batches)[:, 0] if n_batches else np.array([], int)
+    passes = dl.passes(n_batches)
+    assert list(passes) == ['a', 'b']
+    for j, name in enumerate(passes):
+        n_drawn = (drawn == j).sum()
+        n_windows = dl.readers[name].n_windows
+        assert passes[name] == pytest.approx(n_drawn / n_windows)
 
 def test_mixing_prepared_folders(data, tmp_path):
     folders = dict(one=data, two=prepared(tmp_path/'other', corpus(5)))
@@ -604,8 +667,6 @@ def test_a_mixture_needs_a_folder():
 
 def test_a_resumed_run_sees_the_same_batches(tmp_path):
     whole, uninterrupted = run(tmp_path/'a')
-    shapes = [whole[i][0] for i in (0, 10, 11, 21, 22, 35)]
-    assert [seq_len for _, seq_len in shapes] == [8, 8, 16, 16, 32, 32]
     found = {}
     for stop in (8, 17, 29, None): # between checkpoints, before and after the ends of epochs and stages
         seen, resumed = run(tmp_path/'b', stop=stop)
@@ -614,6 +675,14 @@ def test_a_resumed_run_sees_the_same_batches(tmp_path):
     assert sorted(found) == list(range(36))
     parameters = zip(uninterrupted.model.parameters(), resumed.model.parameters(), strict=True)
     for p, q in parameters: assert p.equal(q)
+
+def test_rows_grow_with_the_stages(tmp_path):
+    seen, _ = run(tmp_path)
+    lengths = []
+    for step in (0, 10, 11, 21, 22, 35):
+        (_, seq_len), _ = seen[step]
+        lengths.append(seq_len)
+    assert lengths == [8, 8, 16, 16, 32, 32]
 
 def test_another_schedule_is_refused(tmp_path):
     run(tmp_path, stop=8)

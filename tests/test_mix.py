@@ -128,20 +128,27 @@ def test_curriculum_is_a_mixture_at_every_moment(curriculum):
         assert min(weights.values()) >= 0
         assert tuple(weights) == curriculum.sources
 
-@pytest.mark.parametrize('seed', range(40))
-def test_a_capped_mixture_keeps_proportions_below_the_cap(seed):
-    sizes, cap, temperature, total = random_mixture(random.Random(seed))
+@pytest.fixture(params=range(40))
+def capped(request):
+    "Return the epochs of each source in a random mixture with a cap, what each gained by it, and the cap."
+    sizes, cap, temperature, total = random_mixture(random.Random(request.param))
     free = mixture_weights(sizes, temperature)
-    capped = mixture_weights(sizes, temperature, epoch_cap=cap, total=total)
-    at_cap, gains = [], []
-    for row in mixture_rows(sizes, capped, total):
-        name, epochs = row['source'], row['epochs']
-        assert epochs <= cap * (1 + 1e-9)
-        if epochs > cap * (1 - 1e-9): at_cap.append(name)
-        else: gains.append(capped[name] / free[name])
-    gain = gains[0] if gains else math.inf
-    assert np.allclose(gains, gain), 'those below the cap keep their proportions'
-    for name in at_cap: assert capped[name] <= free[name] * gain * (1 + 1e-9)
+    weights = mixture_weights(sizes, temperature, epoch_cap=cap, total=total)
+    epochs = {row['source']: row['epochs'] for row in mixture_rows(sizes, weights, total)}
+    gains = {name: weights[name] / free[name] for name in sizes}
+    return epochs, gains, cap
+
+def test_a_capped_mixture_keeps_to_its_cap(capped):
+    epochs, _, cap = capped
+    assert max(epochs.values()) <= cap * (1 + 1e-9)
+
+def test_a_capped_mixture_keeps_proportions_below_the_cap(capped):
+    epochs, gains, cap = capped
+    at_cap = [name for name in epochs if epochs[name] > cap * (1 - 1e-9)]
+    below = [gains[name] for name in epochs if name not in at_cap]
+    gain = below[0] if below else math.inf
+    assert np.allclose(below, gain)
+    for name in at_cap: assert gains[name] <= gain * (1 + 1e-9)
 
 def test_curriculum_holds_at_and_beyond_its_points(curriculum):
     first = {**mixture_weights(SIZES), 'poems': 0}
@@ -152,6 +159,8 @@ def test_curriculum_holds_at_and_beyond_its_points(curriculum):
 def test_curriculum_between_its_points(curriculum):
     halfway = curriculum.at(.35)['maths']
     assert halfway == pytest.approx((20 / 10_220 + .75) / 2)
+
+def test_curriculum_on_average(curriculum):
     pcts = (np.arange(10_000) + .5) / 10_000
     moments = [curriculum.at(pct) for pct in pcts]
     mean = curriculum.mean()
@@ -185,21 +194,28 @@ def test_curriculum_can_be_sent_to_another_process(curriculum):
     sent = pickle.loads(pickle.dumps(curriculum))
     assert sent.at(.6) == curriculum.at(.6)
 
-@pytest.mark.parametrize('seed', range(20))
-def test_hashes_follow_words(seed):
+def words_and_hashes(seed):
     rng = random.Random(seed)
     length = rng.choice([0, 1, 50, 4000])
     text = noise(rng, length)
-    words = bare_words(text)
-    hashes = bare_word_hashes(text)
+    return bare_words(text), bare_word_hashes(text)
+
+@pytest.mark.parametrize('seed', range(20))
+def test_hashes_follow_words(seed):
+    words, hashes = words_and_hashes(seed)
     assert len(words) == len(hashes)
     pairs = set(zip(words, hashes))
-    assert len(pairs) == len(set(words)) == len(set(hashes))
-    for n in (1, 2, 5):
-        runs = runs_of(words, n)
-        run_hashes = ngram_hashes(hashes, n)
-        assert len(run_hashes) == len(runs)
-        assert len(set(run_hashes)) == len(set(runs))
+    assert len(pairs) == len(set(words))
+    assert len(pairs) == len(set(hashes))
+
+@pytest.mark.parametrize('seed', range(20))
+@pytest.mark.parametrize('n', [1, 2, 5])
+def test_hashes_of_runs_follow_runs(seed, n):
+    words, hashes = words_and_hashes(seed)
+    runs = runs_of(words, n)
+    run_hashes = ngram_hashes(hashes, n)
+    assert len(run_hashes) == len(runs)
+    assert len(set(run_hashes)) == len(set(runs))
 
 def random_words(rng, n):
     words = []
@@ -274,16 +290,18 @@ class RandomTexts:
 def test_finds_what_a_slow_search_finds(seed):
     some = RandomTexts(seed)
     search = Decontaminator(some.items, n=some.n, shortest=some.shortest, common=10**9)
+    shortest = min(some.n, some.shortest)
     for _ in range(40):
         text = some.text()
-        expected = naive(text, some.items, some.n, min(some.n, some.shortest))
-        got = search.overlap(text)
-        assert (got is None) == (not expected)
-        if not expected: continue
-        assert {i for _, i in got.found} == set(expected)
-        assert got.name == 'eval'
-        assert got.share == pytest.approx(max(expected.values()))
-        assert expected[got.item] == pytest.approx(got.share)
+        expected = naive(text, some.items, some.n, shortest)
+        found = search.overlap(text)
+        if not expected:
+            assert found is None
+            continue
+        assert {i for _, i in found.found} == set(expected)
+        assert found.name == 'eval'
+        assert found.share == pytest.approx(max(expected.values()))
+        assert found.share == pytest.approx(expected[found.item])
 
 LONG = 'one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen'
 
@@ -291,14 +309,14 @@ def test_temperature_of_huge_sources():
     huge = {name: n * 1e12 for name, n in SIZES.items()}
     assert mixture_weights(huge, .05) == pytest.approx(mixture_weights(SIZES, .05)), 'no overflow'
 
+def thirteen_from(k): return ' '.join(LONG.split()[k:k + 13])
+
 def test_thirteen_words_and_not_twelve():
     search = Decontaminator([LONG])
-    words = LONG.split()
-    twelve = ' '.join(words[2:14])
+    twelve = ' '.join(LONG.split()[2:14])
     assert search.overlap(twelve) is None
-    thirteen = ' '.join(words[2:15])
-    assert search.overlap(thirteen).share == pytest.approx(1 / 4)
-    first = ' '.join(words[:13])
+    assert search.overlap(thirteen_from(2)).share == pytest.approx(1 / 4)
+    first = thirteen_from(0)
     assert search.overlap(f'x {first} x').words == first
 
 def test_short_items_as_a_whole():
@@ -411,7 +429,8 @@ def test_other_items_or_options_have_another_fingerprint():
 
 def test_memory_is_that_of_the_evaluation_set():
     rng = random.Random(0)
-    items = [' '.join(rng.choices(LONG.split(), k=100)) for _ in range(500)]
+    words = LONG.split()
+    items = [' '.join(rng.choices(words, k=100)) for _ in range(500)]
     search = Decontaminator(items)
     before = len(pickle.dumps(search))
     for _ in range(50): search.overlap(noise(rng, 2000))

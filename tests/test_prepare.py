@@ -89,19 +89,31 @@ def write_shards(folder, docs):
     files = [folder/shard['file'] for shard in entry['shards']]
     return entry, TokenView([np.fromfile(path, '<u2') for path in files])
 
-def test_windows_across_shards(tmp_path):
+SPANS = [slice(0, 10), slice(45, 260), slice(-30, None), slice(7, 7), slice(0, None)]
+
+@pytest.fixture
+def sharded(tmp_path):
+    "Write forty documents as shards; return their tokens in a row, the manifest's entry and a view."
     rng = np.random.default_rng(0)
     docs = [rng.integers(4, 300, rng.integers(1, 40)) for _ in range(40)]
     flat = np.concatenate([np.append(doc, EOT) for doc in docs])
-    entry, view = write_shards(tmp_path, docs)
+    return flat, *write_shards(tmp_path, docs)
+
+def test_shards_count_what_they_hold(sharded):
+    flat, entry, view = sharded
     assert len(view.shards) > 5
     assert entry['tokens'] == len(flat)
     assert entry['documents'] == 40
+
+def test_windows_across_shards(sharded):
+    flat, _, view = sharded
     starts = np.arange(len(flat) - 120)
-    windows = np.stack([flat[s:s + 120] for s in starts])
+    windows = np.stack([flat[start:start + 120] for start in starts])
     assert np.array_equal(view.windows(starts, 120), windows)
-    for span in (slice(0, 10), slice(45, 260), slice(-30, None), slice(7, 7), slice(0, None)):
-        assert np.array_equal(view[span], flat[span])
+
+def test_a_view_is_read_like_an_array(sharded):
+    flat, _, view = sharded
+    for span in SPANS: assert np.array_equal(view[span], flat[span])
     assert view[-1] == EOT
     assert view[60] == flat[60]
     with pytest.raises(IndexError): view[len(flat)]
@@ -110,14 +122,17 @@ def test_windows_across_shards(tmp_path):
 # order
 
 @pytest.mark.parametrize('n', [1, 2, 3, 7, 64, 101, 5000])
-def test_permutation(n):
-    a = permuted(np.arange(n), n, 1)
-    b = permuted(np.arange(n), n, 2)
-    assert np.array_equal(np.sort(a), np.arange(n))
-    assert np.array_equal(np.sort(b), np.arange(n))
-    if n > 60:
-        assert (a != b).mean() > .9
-        assert (a != np.arange(n)).mean() > .9
+@pytest.mark.parametrize('seed', [1, 2])
+def test_permutation(n, seed):
+    order = permuted(np.arange(n), n, seed)
+    assert np.array_equal(np.sort(order), np.arange(n))
+
+@pytest.mark.parametrize('n', [64, 101, 5000])
+def test_permutations_of_two_seeds_differ(n):
+    first = permuted(np.arange(n), n, 1)
+    second = permuted(np.arange(n), n, 2)
+    assert (first != second).mean() > .9
+    assert (first != np.arange(n)).mean() > .9
 
 def test_permutation_looks_random():
     "Neighbours in the order are far apart in the corpus: no stripes, no runs."
@@ -126,18 +141,25 @@ def test_permutation_looks_random():
     assert abs(np.corrcoef(x[:-1], x[1:])[0, 1]) < .05
     assert abs(np.abs(np.diff(x)).mean() / n - 1/3) < .02
 
+def starts_of_passes(dl, n_passes):
+    "Return where the windows of each pass over the data begin."
+    n = dl.n_windows
+    n_batches = n_passes * n // dl.bs + 1
+    rows = np.concatenate([dl.starts(i) for i in range(n_batches)])
+    return [rows[p * n:(p + 1) * n] for p in range(n_passes)]
+
 def test_every_window_once_a_pass():
     tokens = TokenView([np.arange(2003, dtype=np.uint16)])
     dl = TokenLoader(tokens, bs=7, seq_len=10, steps=5, seed=3)
-    n = dl.n_windows
-    n_batches = 3 * n // 7 + 1
-    rows = np.concatenate([dl.starts(i) for i in range(n_batches)])
-    assert rows.max() + 11 <= 2003
-    first, second, third = [rows[p * n:(p + 1) * n] for p in range(3)]
-    for starts in (first, second, third):
-        windows, offsets = starts // 10, starts % 10
-        assert sorted(windows) == list(range(n))
-        assert len(set(offsets)) == 1
+    for starts in starts_of_passes(dl, 3):
+        assert starts.max() + 11 <= 2003
+        assert sorted(starts // 10) == list(range(dl.n_windows))
+        offsets = set(starts % 10)
+        assert len(offsets) == 1
+
+def test_two_passes_have_two_orders():
+    tokens = TokenView([np.arange(2003, dtype=np.uint16)])
+    first, second = starts_of_passes(TokenLoader(tokens, bs=7, seq_len=10, steps=5, seed=3), 2)
     assert not np.array_equal(first // 10, second // 10)
 
 def make_dls(data): return lm_dls(data, bs=4, seq_len=16, steps=10, device='cpu')
@@ -175,15 +197,20 @@ def test_same_batches_in_another_process(whole):
     assert first
     assert first == second
 
+def validation_of(folder): return lm_dls(folder, bs=4, seq_len=16, steps=3, valid_batches=1000, device='cpu').valid
+
+def test_validation_is_fixed(whole):
+    dl = validation_of(whole)
+    first = [x for x, _ in dl]
+    again = [x for x, _ in dl]
+    assert len(first) == len(dl)
+    assert all(map(torch.equal, first, again))
+
 def test_validation_is_fixed_and_covers_the_split(whole):
-    dl = lm_dls(whole, bs=4, seq_len=16, steps=3, valid_batches=1000, device='cpu').valid
-    a = [x for x, _ in dl]
-    b = [x for x, _ in dl]
-    assert all(map(torch.equal, a, b))
-    assert len(a) == len(dl)
+    rows = torch.cat([x for x, _ in validation_of(whole)])
     ids = open_tokens(whole, 'valid')[:]
     n = (len(ids) - 1) // 16
-    assert np.array_equal(torch.cat(a).numpy().ravel(), ids[:n * 16])
+    assert np.array_equal(rows.numpy().ravel(), ids[:n * 16])
 
 def test_too_small_for_a_batch(whole):
     n = len(open_tokens(whole))
@@ -235,14 +262,15 @@ PLACES = ['train_tokenizer', 'check_space', 'save_tokenizer', 'write_json', 'wri
 @pytest.mark.parametrize('where', PLACES)
 def test_killed_in_the_middle(source, whole, tmp_path, where):
     out = tmp_path/'data'
-    r = run_program('prepare_killed', source, out, json.dumps(MADE_WITH), where)
-    assert r.returncode == -signal.SIGKILL, r.stderr
+    killed = run_program('prepare_killed', source, out, json.dumps(MADE_WITH), where)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     with pytest.raises(UserError, match='manifest'): open_tokens(out)
     with pytest.raises(UserError): lm_dls(out, 2, 8, 2, device='cpu')
     prepare(source, out, **OPTIONS)
     assert check_shards(out) == 3
     assert shard_bytes(out) == shard_bytes(whole)
-    assert not [p.name for p in out.rglob('*') if p.name.startswith('.')]
+    names = [path.name for path in out.rglob('*')]
+    assert not any(name.startswith('.') for name in names)
 
 def test_kill_over_an_older_preparation(source, mine):
     "While another seed is being prepared, the old answer no longer counts."
@@ -305,15 +333,22 @@ def mixed(mixed_folder, tmp_path_factory):
 def test_everything_is_accounted_for(mixed):
     out, card = mixed
     totals = card['totals']
-    lost = totals['dropped'] + totals['rejected']
-    assert totals['in'] == totals['kept'] + lost == 48
-    assert totals['rejected'] == 4
+    assert totals['in'] == 48
     assert totals['in'] == card['funnel'][0]['documents_in']
+    assert totals['rejected'] == 4
+    lost = totals['dropped'] + totals['rejected']
+    assert totals['kept'] + lost == 48
     assert len(read_rows(out/'rejects.jsonl')) == lost
     assert len(read_rows(out/'text'/'documents.jsonl')) == totals['kept']
-    for part in ('kinds', 'splits'):
-        counted = sum(entry['documents'] for entry in card[part].values())
-        assert counted == totals['kept']
+
+@pytest.mark.parametrize('part', ['kinds', 'splits'])
+def test_parts_of_a_card_add_up(mixed, part):
+    _, card = mixed
+    counted = sum(entry['documents'] for entry in card[part].values())
+    assert counted == card['totals']['kept']
+
+def test_copies_have_their_reasons(mixed):
+    _, card = mixed
     reasons = card['funnel'][3]['reasons']
     assert 'exact_duplicate' in reasons
     assert 'near_duplicate' in reasons
@@ -325,9 +360,10 @@ def test_no_text_is_in_two_splits(tmp_path):
         rows.append(dict(id=f'{i}-1', text=f'{text} Indeed so.'))
     source = write_rows(tmp_path/'twice.jsonl', rows)
     prepare(source, tmp_path/'out', **OPTIONS)
-    kept = read_rows(tmp_path/'out'/'text'/'documents.jsonl')
-    originals = {row['id'].split('-')[0] for row in kept}
-    assert len(kept) == len(originals) == 50
+    kept = [row['id'] for row in read_rows(tmp_path/'out'/'text'/'documents.jsonl')]
+    originals = {id.split('-')[0] for id in kept}
+    assert len(kept) == 50
+    assert len(originals) == 50
 
 @pytest.mark.parametrize('split', ['train', 'valid', 'test'])
 def test_every_split_holds_its_documents(mixed, split):
@@ -339,20 +375,28 @@ def test_every_split_holds_its_documents(mixed, split):
     assert card['splits'][split]['bytes'] == sum(row['bytes'] for row in rows)
     assert card['splits'][split]['documents']
 
-def test_text_cannot_end_itself(tmp_path):
+@pytest.fixture
+def sly(tmp_path):
+    "Prepare texts that hold commands; return them, the folder made and its splits."
     command = '<|endoftext|><|answer|>'
-    sly = [text[:50] + command + text[50:] for text in texts(30)]
-    source = write_rows(tmp_path/'sly.jsonl', [dict(text=text) for text in sly])
-    out = tmp_path/'out'
-    splits = prepare(source, out, **OPTIONS)['splits']
+    sly_texts = [text[:50] + command + text[50:] for text in texts(30)]
+    source = write_rows(tmp_path/'sly.jsonl', [dict(text=text) for text in sly_texts])
+    card = prepare(source, tmp_path/'out', **OPTIONS)
+    return sly_texts, tmp_path/'out', card['splits']
+
+def test_text_cannot_end_itself(sly):
+    _, out, splits = sly
     ids = open_tokens(out)[:]
     assert (ids == EOT).sum() == splits['train']['documents']
     assert not np.isin(ids, (1, 2, 3)).any()
+
+def test_commands_in_a_text_are_kept_as_text(sly):
+    sly_texts, out, splits = sly
     tok = load_tokenizer(out)
     restored = set()
     for split in splits:
         for doc in documents(out, split): restored.add(decode(tok, doc))
-    assert restored == set(sly)
+    assert restored == set(sly_texts)
 
 def test_a_folder_without_files(tmp_path):
     (tmp_path/'empty').mkdir()
@@ -565,20 +609,23 @@ def test_a_worker_gets_a_small_recipe(source, tmp_path, monkeypatch):
     prepare(source, tmp_path/'out', against=dict(exam=exam), **OPTIONS)
     assert max(sent) < 2_000
 
-def test_groups_name_the_files_of_their_documents(tmp_path):
+@pytest.fixture
+def grouped(tmp_path):
+    "Prepare two files that hold versions of one text; return the card."
     text, *others = texts(40)
     rows = [dict(id='x', text=text), dict(id='y', text=f'{text} The end.')]
     for k, other in enumerate(others): rows.append(dict(id=f'a{k}', text=other))
     write_rows(tmp_path/'a.jsonl', rows)
     write_rows(tmp_path/'b.jsonl', [dict(id='z', text=text)])
-    card = prepare(tmp_path/'*.jsonl', tmp_path/'out', **OPTIONS)
-    group, = card['clusters']
+    return prepare(tmp_path/'*.jsonl', tmp_path/'out', **OPTIONS)
+
+def test_groups_name_the_files_of_their_documents(grouped):
+    group, = grouped['clusters']
     assert group['kept'] == 'y'
     assert Path(group['file']).name == 'a.jsonl'
-    by_name = {Path(f).name: n for f, n in group['files'].items()}
-    assert by_name == {'a.jsonl': 1, 'b.jsonl': 1}
-    page = show_card(card).data
-    assert 'b.jsonl' in page
+    numbers = {Path(file).name: n for file, n in group['files'].items()}
+    assert numbers == {'a.jsonl': 1, 'b.jsonl': 1}
+    assert 'b.jsonl' in show_card(grouped).data
 
 def test_books_with_and_without_a_notice_are_one(tmp_path):
     folder = library(tmp_path/'books', 4, n_characters=319_000)
@@ -635,25 +682,28 @@ def test_the_end_of_a_text_that_is_alone_is_held_out(tmp_path, monkeypatch, long
     assert ' '.join(kept).split() == (source/'book0.txt').read_text().split()
     assert all(s['bytes'] > 9_000 for s in card['splits'].values())
 
+NOISE = {
+    'script': 'var a = {"key": 1, "other": [2, 3]}; if (a) { go(a.key); }\n',
+    'style': '.menu > li:hover { color: red; margin: 0 auto; }\n',
+}
+
+def noisy_page(text, element):
+    "Return a page with a short text and a long script or style."
+    head = f'<{element}>{NOISE[element] * 3_000}</{element}>'
+    return f'<html><head>{head}</head><body><article><p>{text}</p></article></body></html>'
+
 def test_a_page_is_extracted_before_it_is_cut(tmp_path):
-    texts_of_pages = texts(6, seed=3)
-    noise = {'script': 'var a = {"key": 1, "other": [2, 3]}; if (a) { go(a.key); }\n',
-             'style': '.menu > li:hover { color: red; margin: 0 auto; }\n'}
+    *of_files, of_row = texts(6, seed=3) + texts(1, seed=4)
     folder = tmp_path/'pages'
     folder.mkdir()
-    for i, text in enumerate(texts_of_pages):
-        name = ('script', 'style')[i % 2]
-        head = f'<{name}>{noise[name] * 3_000}</{name}>'
-        body = f'<article><p>{text}</p></article>'
-        (folder/f'{i}.html').write_text(f'<html><head>{head}</head><body>{body}</body></html>')
-    page = (folder/'0.html').read_text()
-    row = dict(id='row', kind='html', text=page.replace(texts_of_pages[0], texts(1, seed=4)[0]))
+    for i, text in enumerate(of_files):
+        element = ('script', 'style')[i % 2]
+        (folder/f'{i}.html').write_text(noisy_page(text, element))
+    row = dict(id='row', kind='html', text=noisy_page(of_row, 'script'))
     write_rows(folder/'more.jsonl', [row])
     card = prepare(folder, tmp_path/'out', **OPTIONS)
     assert card['totals'] == {'in': 7, 'kept': 7, 'dropped': 0, 'rejected': 0}
-    tok = load_tokenizer(tmp_path/'out')
-    kept = [decode(tok, ids) for split in card['splits'] for ids in documents(tmp_path/'out', split)]
-    assert sorted(kept) == sorted(texts_of_pages + texts(1, seed=4))
+    assert sorted(kept_texts(tmp_path/'out')) == sorted([*of_files, of_row])
 
 def test_a_long_text_loses_only_the_parts_that_are_refused(tmp_path):
     folder = library(tmp_path/'books', 4)
@@ -681,16 +731,26 @@ def test_a_long_program_is_judged_as_one(tmp_path):
     made = Doc('# Code generated by tables.py. DO NOT EDIT.\n' + program.text, 'b.py', kind='code')
     assert first.filtered(made).reason == 'generated'
 
-def test_an_evaluation_item_in_a_book_costs_the_part_that_holds_it(tmp_path):
+@pytest.fixture
+def book_with_an_item(tmp_path):
+    "Prepare books, one of which ends with an evaluation item; return the item, the folder made and its card."
     folder = library(tmp_path/'books', 4)
     item = ' '.join(f'{word}{i}' for i, word in enumerate(WORDS))
-    book = folder/'book0.txt'
-    book.write_text(book.read_text() + '\n\n' + item)
+    with open(folder/'book0.txt', 'a') as f: f.write(f'\n\n{item}')
     card = prepare(folder, tmp_path/'out', against={'exam': [item]}, **OPTIONS)
-    assert card['totals']['kept'] == 4
+    return item, tmp_path/'out', card
+
+def test_an_evaluation_item_in_a_book_is_counted(book_with_an_item):
+    _, _, card = book_with_an_item
     assert card['contamination'] == {'exam': dict(items=1, found=1, documents=1)}
-    assert not any(item in text for text in kept_texts(tmp_path/'out'))
     assert card['left_out']['contamination: holds exam']['parts'] == 1
+
+def test_an_evaluation_item_in_a_book_costs_the_part_that_holds_it(book_with_an_item):
+    item, out, card = book_with_an_item
+    kept = kept_texts(out)
+    assert len(kept) == 4
+    assert card['totals']['kept'] == 4
+    assert not any(item in text for text in kept)
 
 def test_hub_source_keeps_to_its_budget(tmp_path, monkeypatch):
     "Take the path of files with a stand-in for the network."

@@ -9,10 +9,11 @@ from llmbook.tokens import word_encoder as words
 from llmbook.tokens.tokenizer import encode_arrays, encode_text, train_tokenizer
 from llmbook.tokens.word_encoder import WordEncoder, encode_words, word_encoder, word_pattern
 
-PROSE = ["The miller's wheel didn't turn in 1952; it'll turn on 3 May.  Why?\n\n\tdef f(x):\n\t    return x  # ½\r\n"] * 5
-BLOCKS = (0x20, 0x80, 0x300, 0x370, 0x530, 0x590, 0x600, 0x900, 0xe00, 0x1000, 0x1100, 0x16a0, 0x1e00, 0x2000, 0x3000,
-          0x4e00,
-          0xa000, 0xac00, 0xfe00, 0x10000, 0x12000, 0x1f300, 0x20000, 0xe0000)
+PROSE = ["The miller's wheel didn't turn in 1952; it'll turn on 3 May.  Why?\n\n"
+         "\tdef f(x):\n\t    return x  # ½\r\n"] * 5
+BLOCKS = (
+    0x20, 0x80, 0x300, 0x370, 0x530, 0x590, 0x600, 0x900, 0xe00, 0x1000, 0x1100, 0x16a0, 0x1e00, 0x2000, 0x3000,
+    0x4e00, 0xa000, 0xac00, 0xfe00, 0x10000, 0x12000, 0x1f300, 0x20000, 0xe0000)
 JOINTS = (' ', '  ', '\n', '\r\n', '\t', "'s", "'LL", '12', '2024', '٣', 'abc', '.', '<|endoftext|>', '\x00', '\x1c',
           '\x85', '\u200b')
 
@@ -68,7 +69,10 @@ def drop_words(tok):
     tok.pre_tokenizer = pre_tokenizers.Sequence([removed, pre_tokenizers.ByteLevel(add_prefix_space=False)])
 
 
-@pytest.mark.parametrize('change', [set_normalizer, cut_at_spaces, set_prefix_space, set_truncation, set_padding, add_token, drop_words])
+CHANGES = [set_normalizer, cut_at_spaces, set_prefix_space, set_truncation, set_padding, add_token, drop_words]
+
+
+@pytest.mark.parametrize('change', CHANGES)
 def test_a_tokenizer_that_does_more_is_left_to_the_library(change):
     tok = changed(change)
     assert word_encoder(tok) is None
@@ -81,7 +85,9 @@ def test_a_tokenizer_changed_afterwards_is_not_served_from_the_cache(change):
     tok = train_tokenizer(PROSE, 300)
     encode_words(tok, PROSE)
     change(tok)
-    assert np.array_equal(encode_words(tok, PROSE[:1])[0], by_library(tok, PROSE[:1])[0])
+    got, = encode_words(tok, PROSE[:1])
+    want, = by_library(tok, PROSE[:1])
+    assert np.array_equal(got, want)
 
 
 def test_a_new_special_token_is_no_token_in_a_text():
@@ -102,12 +108,13 @@ def test_memory_is_bounded(monkeypatch):
     monkeypatch.setattr(words, 'MOST_WORDS', 50)
     tok = train_tokenizer(PROSE, 300)
     encode = WordEncoder(tok, word_pattern(tok))
-    names = [''.join(two) for two in product(ascii_lowercase[:12], ascii_lowercase)][:300]
-    texts = [f'word{name} ' + 'y' * 100 for name in names]
+    long = 'y' * 100
+    names = [''.join(two) for two in product(ascii_lowercase[:12], ascii_lowercase)]
+    texts = [f'word{name} {long}' for name in names[:300]]
     for text, want in zip(texts, by_library(tok, texts)):
         assert np.array_equal(encode(text), want)
         assert len(encode.words) <= 50
-        assert 'y' * 100 not in encode.words
+        assert long not in encode.words
 
 
 def test_a_foreign_pattern_that_leaves_something_out_is_not_followed():
