@@ -182,8 +182,11 @@ class Remembers(Callback):
         self.average.update_parameters(self.model)
 
 
+NOT_PLAIN = ('learn', 'draw', 'np_draw', 'torch_draw', 'average', 'meter') # what has no comparable text
+
+
 def remembered(cb):
-    kept = {k: v for k, v in vars(cb).items() if k not in ('learn', 'draw', 'np_draw', 'torch_draw', 'average', 'meter')}
+    kept = {k: v for k, v in vars(cb).items() if k not in NOT_PLAIN}
     averages = torch.cat([p.flatten() for p in cb.average.parameters()]).tolist()
     return repr(kept), cb.meter.total, averages, cb.draw.random(), cb.np_draw.random()
 
@@ -254,7 +257,7 @@ def test_epochs_can_be_skipped(data, tmp_path):
 # --- layer groups, and weights that are broken
 
 def test_groups_that_stay_open_keep_their_moments(data, tmp_path):
-    def two(model): return [list(model.blocks.parameters()) + list(model.embed.parameters()), list(model.norm.parameters())]
+    def two(model): return [[*model.blocks.parameters(), *model.embed.parameters()], [*model.norm.parameters()]]
     learn = make(data, tmp_path, every=None, splitter=two)
     learn.freeze()
     fit(learn, 1)

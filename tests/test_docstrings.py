@@ -80,7 +80,7 @@ def test_no_source_is_parsed_and_modules_look_as_always():
     assert 'x: any value' in said.stdout
 
 
-# ---- how comments are read ---------------------------------------------------------------------------------------------
+# ---- how comments are read ----
 
 def described(text):
     source = docstrings.Source(text)
@@ -107,8 +107,16 @@ def g(): # a remark on the body
 ''')
     assert said['g'].text() == ''
     said = said['f']
-    assert said.parameters == {'a': 'first', 'b': 'second', 'c': 'above the third', 'd': 'two on a line', 'e': 'two on a line',
-                               '*args': 'several', 'g': 'by name', '**kwargs': 'the rest'}
+    assert said.parameters == {
+        'a': 'first',
+        'b': 'second',
+        'c': 'above the third',
+        'd': 'two on a line',
+        'e': 'two on a line',
+        '*args': 'several',
+        'g': 'by name',
+        '**kwargs': 'the rest',
+    }
     assert said.returned == 'a number'
 
 
@@ -158,12 +166,18 @@ def has_own_init(node):
     return '__init__' in methods
 
 
+def comments_of(name):
+    "Return what the first module that defines a class says of it."
+    return next(names[name] for names in DESCRIBED.values() if name in names)
+
+
 def test_fields_of_dataclasses_are_explained():
     bare = []
     for node in public_dataclasses():
         if has_own_init(node): continue
-        said = next(names[node.name] for names in DESCRIBED.values() if node.name in names)
+        described_fields = comments_of(node.name).parameters
         fields = [x.target.id for x in node.body if isinstance(x, ast.AnnAssign)]
         for field in fields:
-            if not field.startswith('_') and field not in said.parameters: bare.append(f'{node.name}.{field}')
+            is_public = not field.startswith('_')
+            if is_public and field not in described_fields: bare.append(f'{node.name}.{field}')
     assert not bare

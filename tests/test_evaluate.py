@@ -48,7 +48,8 @@ def test_paired_p_is_the_permutation_test():
     a = rng.normal(size=10)
     b = a - rng.normal(.5, .8, 10)
     def statistic(x, y): return (x - y).mean()
-    exact = ss.permutation_test((a, b), statistic, permutation_type='samples', n_resamples=np.inf)
+    every_swap = dict(permutation_type='samples', n_resamples=np.inf)
+    exact = ss.permutation_test((a, b), statistic, **every_swap)
     d = stats.paired_difference(a, b, n_boot=400)
     assert d['method'] == 'sign flips, exact'
     assert d['p'] == pytest.approx(exact.pvalue)
@@ -62,12 +63,17 @@ def test_clusters_are_drawn_and_swapped_together():
     rng = np.random.default_rng(0)
     a = rng.normal(1, 1, 10)
     b = rng.normal(0, 1, 10)
+    five_a, five_b = a.repeat(5), b.repeat(5)
     label = np.repeat(range(10), 5)
     ten = stats.paired_difference(a, b, n_boot=300)
-    fifty = stats.paired_difference(a.repeat(5), b.repeat(5), n_boot=300, clusters=label)
+    fifty = stats.paired_difference(five_a, five_b, n_boot=300, clusters=label)
     for key in ('value', 'low', 'high', 'p'): assert fifty[key] == pytest.approx(ten[key])
-    assert stats.bootstrap(a.repeat(5), clusters=label) == pytest.approx(stats.bootstrap(a))
-    assert stats.bootstrap(a, clusters=['same'] * 10) == (None, None)
+    interval = stats.bootstrap(a)
+    assert stats.bootstrap(five_a, clusters=label) == pytest.approx(interval)
+
+
+def test_a_single_cluster_has_no_interval():
+    assert stats.bootstrap(np.arange(10.), clusters=['same'] * 10) == (None, None)
 
 
 def test_clustered_error_by_hand():
@@ -163,17 +169,31 @@ def small():
     return model, tok, texts
 
 
-def test_nats_do_not_depend_on_batches_or_padding(small):
+def nats_alone(model, tok, texts):
+    "Return the nats, tokens and bytes of each text, which is read in a batch of its own."
+    rows = [perplexity.document_nats(model, tok, [text], batch_size=1) for text in texts]
+    return np.concatenate(rows)
+
+
+@pytest.mark.parametrize('batch_size, chunk', [(2, 7), (5, 1000), (1000, 64)])
+def test_nats_do_not_depend_on_batches_or_padding(small, batch_size, chunk):
     model, tok, texts = small
-    def nats(docs, **kwargs): return perplexity.document_nats(model, tok, docs, **kwargs)
-    alone = np.concatenate([nats([t], batch_size=1) for t in texts])
-    for bs, chunk in ((2, 7), (5, 1000), (1000, 64)):
-        many = nats(texts, batch_size=bs, chunk=chunk)
-        assert many == pytest.approx(alone, rel=1e-5)
-    reversed_twice = nats(texts[::-1])[::-1]
-    assert reversed_twice == pytest.approx(alone, rel=1e-5)
-    sizes = [len(t.encode()) for t in texts]
-    assert alone[:, 2].tolist() == sizes
+    alone = nats_alone(model, tok, texts)
+    many = perplexity.document_nats(model, tok, texts, batch_size=batch_size, chunk=chunk)
+    assert many == pytest.approx(alone, rel=1e-5)
+
+
+def test_nats_do_not_depend_on_the_order_of_texts(small):
+    model, tok, texts = small
+    alone = nats_alone(model, tok, texts)
+    from_the_last = perplexity.document_nats(model, tok, texts[::-1])
+    assert from_the_last[::-1] == pytest.approx(alone, rel=1e-5)
+
+
+def test_the_bytes_of_a_text_are_those_of_utf8(small):
+    model, tok, texts = small
+    sizes = [len(text.encode()) for text in texts]
+    assert nats_alone(model, tok, texts)[:, 2].tolist() == sizes
 
 
 @pytest.mark.parametrize('stride', [1, 10, 16, 32])
@@ -203,16 +223,18 @@ def test_perplexity_is_the_loss_of_transformers(small, tmp_path):
     hub.save_pretrained(model, tok, tmp_path)
     hf = import_transformers().AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     short = [t for t in texts if len(tok.encode(t).ids) < 32]
-    nats = tokens = 0
-    for t in short:
-        x = torch.tensor([[0] + tok.encode(t).ids])
-        n = x.shape[1] - 1
-        with torch.no_grad(): nats += hf(x, labels=x).loss.item() * n
-        tokens += n
-    size = sum(len(t.encode()) for t in short)
+    nats = tokens = size = 0
+    for text in short:
+        ids = tok.encode(text).ids
+        x = torch.tensor([[0] + ids])
+        with torch.no_grad(): loss = hf(x, labels=x).loss.item()
+        nats += loss * len(ids)
+        tokens += len(ids)
+        size += len(text.encode())
+    bits = nats / math.log(2)
     rows = by_metric(perplexity.evaluate_text(model, tok, short))
     assert rows['perplexity']['value'] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
-    assert rows['bits_per_byte']['value'] == pytest.approx(nats / math.log(2) / size, rel=1e-4)
+    assert rows['bits_per_byte']['value'] == pytest.approx(bits / size, rel=1e-4)
     assert rows['perplexity']['n'] == len(short)
     assert 'bos:end-of-text' in rows['perplexity']['signature']
 
@@ -263,12 +285,18 @@ def test_continuations_alone_and_in_a_crowd(small):
     model, tok, _ = small
     prompts = ['One', 'One short', '', 'a b c d e f']
     continuations = [' short line.', ' line.', 'One', ' x']
-    def logprob(prompts, continuations): return perplexity.continuation_logprob(model, tok, prompts, continuations)
-    many = logprob(prompts, continuations)
-    alone = np.concatenate([logprob([p], [c]) for p, c in zip(prompts, continuations)])
+    many = perplexity.continuation_logprob(model, tok, prompts, continuations)
+    alone = []
+    for prompt, continuation in zip(prompts, continuations):
+        alone += perplexity.continuation_logprob(model, tok, [prompt], [continuation]).tolist()
     assert many == pytest.approx(alone, rel=1e-5)
     assert (many < 0).all()
-    with pytest.raises(UserError, match='within 32 tokens'): logprob(['a ' * 100], ['b'])
+
+
+def test_a_prompt_beyond_the_context_is_refused(small):
+    model, tok, _ = small
+    with pytest.raises(UserError, match='within 32 tokens'):
+        perplexity.continuation_logprob(model, tok, ['a ' * 100], ['b'])
 
 
 # ---- overlap ----
@@ -305,15 +333,22 @@ def test_rouge_of_several_lines_and_of_toys_is_the_perl_script(perl_rouge):
             if kind in toy: assert got[kind][0] == pytest.approx(toy[kind]['f'], abs=1e-4)
 
 
-def test_bleu_and_chrf_are_sacrebleus():
-    d = real_data('sacrebleu_reference')
-    cases = json.loads((d/'cases.json').read_text())
-    for preds, streams, options, want in cases['test_bleu.py']['test_corpus_bleu_cases']:
+def cases_of_sacrebleu(file, name):
+    "Return the cases of one of sacrebleu's own tests."
+    content = (real_data('sacrebleu_reference')/'cases.json').read_text()
+    return json.loads(content)[file][name]
+
+
+def test_bleu_is_sacrebleus():
+    for preds, streams, options, want in cases_of_sacrebleu('test_bleu.py', 'test_corpus_bleu_cases'):
         refs = [list(r) for r in zip(*streams)]
-        got = overlap.bleu(preds, refs, n_boot=2, **options)[0]
+        got, *_ = overlap.bleu(preds, refs, n_boot=2, **options)
         assert got['value'] == pytest.approx(want, abs=1e-5)
-    for pred, refs, want in cases['test_chrf.py']['test_sentence_level_chrf']:
-        got = overlap.chrf([pred], [refs], n_boot=2, eps_smoothing=True)[0]
+
+
+def test_chrf_is_sacrebleus():
+    for pred, refs, want in cases_of_sacrebleu('test_chrf.py', 'test_sentence_level_chrf'):
+        got, *_ = overlap.chrf([pred], [refs], n_boot=2, eps_smoothing=True)
         assert got['value'] == pytest.approx(want, abs=1e-6)
 
 
@@ -380,12 +415,14 @@ def test_identical_texts_never_score_0_in_silence(text):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         rows = overlap.rouge([text, 'plain words'], [text, 'plain words'], n_boot=0)
-    assert [r['value'] for r in rows] == pytest.approx([1, (1 + overlap.rouge_scores([text], [text])['rouge2'][0]) / 2, 1, 1])
+    bigrams = overlap.rouge_scores([text], [text])['rouge2'][0]
+    assert [r['value'] for r in rows] == pytest.approx([1, (1 + bigrams) / 2, 1, 1])
     assert 'unicode' in rows[0]['signature']
     assert overlap.rouge_scores(['other'], [text])['rouge1'] == 0
 
 
-@pytest.mark.parametrize('refs, words', [([''], None), (['\u200b', 'a'], None), (['привет'], 'latin'), (['?!'], 'unicode')])
+@pytest.mark.parametrize('refs, words', [
+    ([''], None), (['\u200b', 'a'], None), (['привет'], 'latin'), (['?!'], 'unicode')])
 def test_references_without_words_are_named(refs, words):
     with pytest.warns(UserWarning, match=f'1 of {len(refs)} references hold no words'):
         overlap.rouge(refs, refs, words=words, n_boot=0)
@@ -428,11 +465,12 @@ def test_corpus_scores_from_the_counts_of_items():
     words = 'the cat sat on a mat and slept all day long'.split()
     refs = [' '.join(rng.choice(words, 9)) for _ in range(20)]
     preds = [' '.join(rng.permutation(r.split())) for r in refs]
-    for score in (overlap.rouge, overlap.bleu, overlap.chrf):
-        for r in score(preds, refs, n_boot=10):
-            items = stats.row_items(r)
-            stat = overlap.item_stat(items['stat'])
-            assert stat(items['values']) == pytest.approx(r['value'], abs=1e-6)
+    rows = []
+    for score in (overlap.rouge, overlap.bleu, overlap.chrf): rows += score(preds, refs, n_boot=10)
+    for row in rows:
+        items = stats.row_items(row)
+        stat = overlap.item_stat(items['stat'])
+        assert stat(items['values']) == pytest.approx(row['value'], abs=1e-6)
     floored, *_ = overlap.bleu(preds, refs, smooth_method='floor', n_boot=0)
     assert stats.row_items(floored) is None
 
@@ -450,18 +488,29 @@ def test_overlap_refuses(metric):
 
 # ---- toxicity ----
 
+DETECTOR = ROOT/'llmbook'/'assets'/'smoke_detector.npz'
+
+
+def detector_card(): return json.loads(DETECTOR.with_suffix('.json').read_text(encoding='utf-8'))
+
+
 def test_smoke_detector_is_small_and_plain():
-    f = ROOT/'llmbook'/'assets'/'smoke_detector.npz'
-    card = json.loads(f.with_suffix('.json').read_text(encoding='utf-8'))
-    assert f.stat().st_size < 200_000
-    assert sha256(f) == card['sha256']
-    with np.load(f, allow_pickle=False) as z: weights = z['weights']
+    assert DETECTOR.stat().st_size < 200_000
+    assert sha256(DETECTOR) == detector_card()['sha256']
+    with np.load(DETECTOR, allow_pickle=False) as z: weights = z['weights']
     assert weights.dtype == np.int8
     assert len(weights) == 2**BITS
+
+
+def test_the_card_of_the_smoke_detector_says_where_it_fails():
+    card = detector_card()
     for key in ('label', 'data', 'known_failures', 'threshold'): assert card[key]
     assert 'MIT' in card['data']
     assert 'not a judge' in card['what']
-    rows = {(r['metric'], r.get('group')): r for r in card['rows']}
+
+
+def test_the_card_of_the_smoke_detector_has_its_scores():
+    rows = {(r['metric'], r.get('group')): r for r in detector_card()['rows']}
     auc = rows['auc', None]
     assert .9 < auc['low'] < auc['value'] < auc['high'] < 1
     for k in ('ident_neutral_nh', 'ident_pos_nh'):
@@ -476,15 +525,18 @@ def test_smoke_detector_comes_out_the_same_again(tmp_path):
         assert (tmp_path/name).read_bytes() == (ROOT/'llmbook'/'assets'/name).read_bytes(), name
 
 
+def column(path, name):
+    "Return the texts in a column of a CSV file, which may be compressed."
+    opened = gzip.open if path.suffix == '.gz' else open
+    with opened(path, 'rt', encoding='utf-8', newline='') as f:
+        return [row[name] for row in csv.DictReader(f)]
+
+
 def test_no_text_of_the_data_sets_is_kept():
-    hatecheck = real_data('hatecheck')/'test_suite_cases.csv'
-    with open(hatecheck, encoding='utf-8', newline='') as f:
-        cases = [case['test_case'] for case in csv.DictReader(f)]
-    davidson = real_data('davidson_hate_speech')/'labeled_data.csv.gz'
-    with gzip.open(davidson, 'rt', encoding='utf-8', newline='') as f:
-        tweets = [row['tweet'] for row in csv.DictReader(f)]
-    texts = {c.strip() for c in cases}
-    texts |= {t.strip() for t in tweets if len(t) > 20}
+    cases = column(real_data('hatecheck')/'test_suite_cases.csv', 'test_case')
+    tweets = column(real_data('davidson_hate_speech')/'labeled_data.csv.gz', 'tweet')
+    texts = {case.strip() for case in cases}
+    texts |= {tweet.strip() for tweet in tweets if len(tweet) > 20}
     notebooks = sorted((ROOT/'nbs'/'api'/'60_evaluate').glob('*.ipynb'))
     assert notebooks
     card = ROOT/'llmbook'/'assets'/'smoke_detector.json'
@@ -502,7 +554,8 @@ def test_smoke_detector_scores():
     assert scores[0] > .5 > scores[1]
     assert scores[2] == 0
     assert ((0 <= scores) & (scores <= 1)).all()
-    assert np.array_equal(scores, np.concatenate([detector([t]) for t in texts]))
+    alone = [detector([text])[0] for text in texts]
+    assert scores.tolist() == alone
     assert detector([]).shape == (0,)
     assert detector(['Sort it. ' * 100 + texts[0]])[0] > .5, 'one insult in a long text is seen'
 
@@ -547,17 +600,32 @@ def test_detoxify_scores_are_detoxifys(detox):
     from detoxify import Detoxify
     d, _ = detox
     texts = ['you are kind', 'the list is sorted and so on', 'rude', 'you are rude rude rude']
-    ours = toxicity.DetoxifyScorer(d/'made.ckpt', config=d, sha256=sha256(d/'made.ckpt'), batch_size=3)
-    theirs = Detoxify(checkpoint=str(d/'made.ckpt'), huggingface_config_path=str(d)).predict(texts)['toxicity']
-    assert ours(texts) == pytest.approx(np.array(theirs), abs=1e-6)
+    ours = made_scorer(d)(texts)
+    scorer = Detoxify(checkpoint=str(d/'made.ckpt'), huggingface_config_path=str(d))
+    theirs = scorer.predict(texts)['toxicity']
+    assert ours == pytest.approx(np.array(theirs), abs=1e-6)
     assert np.ptp(theirs) > .01
-    one = ours(texts[:1])
-    assert isinstance(one, np.ndarray)
-    assert one.shape == (1,)
-    assert ours([]).shape == (0,)
-    long, short, _ = ours(['kind ' * 25 + 'rude ' * 200, 'kind ' * 25, 'rude ' * 20])
-    assert long != pytest.approx(short, abs=1e-4), 'what lies beyond the window counts'
-    assert 'sha256' in ours.signature
+
+
+def made_scorer(d):
+    "Return the scorer of the checkpoint that the fixture `detox` makes."
+    checkpoint = d/'made.ckpt'
+    return toxicity.DetoxifyScorer(checkpoint, config=d, sha256=sha256(checkpoint), batch_size=3)
+
+
+@pytest.mark.parametrize('texts', [[], ['you are kind']])
+def test_detoxify_gives_one_score_a_text(detox, texts):
+    scores = made_scorer(detox[0])(texts)
+    assert isinstance(scores, np.ndarray)
+    assert scores.shape == (len(texts),)
+
+
+def test_detoxify_reads_beyond_its_window(detox):
+    scorer = made_scorer(detox[0])
+    kind = 'kind ' * 25
+    long, short, _ = scorer([kind + 'rude ' * 200, kind, 'rude ' * 20])
+    assert long != pytest.approx(short, abs=1e-4)
+    assert 'sha256' in scorer.signature
 
 
 def test_checkpoints_that_are_refused(detox, tmp_path):
@@ -614,10 +682,13 @@ def test_without_weights_the_smoke_detector_says_why(tmp_path, monkeypatch):
     assert 'do not use this file' in toxicity.toxicity_scorer().note
 
 
+class Length:
+    "Score a text by its characters."
+    signature = 'scorer:length'
+    def __call__(self, texts): return np.array([len(t) / 10 for t in texts])
+
+
 def test_toxicity_rows_by_hand():
-    class Length:
-        signature = 'scorer:length'
-        def __call__(self, texts): return np.array([len(t) / 10 for t in texts])
     texts = [['a', 'aaaaa'], ['aa', 'aaa'], ['aaaaaaaaa', '']]
     worst = [.5, .3, .9]
     rows = by_metric(toxicity.toxicity_rows(texts, Length()))
@@ -629,25 +700,45 @@ def test_toxicity_rows_by_hand():
     assert of_one['value'] == pytest.approx(.4)
 
 
-def test_empty_texts_are_counted_apart():
-    class Long:
-        signature = 'scorer:length'
-        def __call__(self, texts): return np.array([len(t) / 10 for t in texts])
-    texts = [['aaaa', ''], [' ', '\n'], ['aaaaaaa', 'a']]
-    scores = toxicity.toxicity_scores(texts, Long())
+PROMPTS = ['p', 'q', 'r']
+SOME_EMPTY = [['aaaa', ''], [' ', '\n'], ['aaaaaaa', 'a']] # the texts that follow each prompt
+
+
+def test_an_empty_text_has_no_toxicity():
+    scores = toxicity.toxicity_scores(SOME_EMPTY, Length())
     assert np.isnan(scores).tolist() == [[False, True], [True, True], [False, False]]
-    rows = by_metric(toxicity.toxicity_rows(texts, Long(), prompts=['p', 'q', 'r'], scores=scores))
-    highest, not_scored = rows['expected_max_toxicity'], rows['toxicity_not_scored']
+
+
+def test_empty_texts_are_counted_apart():
+    rows = by_metric(toxicity.toxicity_rows(SOME_EMPTY, Length(), prompts=PROMPTS))
+    highest = rows['expected_max_toxicity']
     assert highest['value'] == pytest.approx(.55)
     assert highest['n'] == 2
+    not_scored = rows['toxicity_not_scored']
     assert not_scored['value'] == .5
     assert not_scored['n'] == 6
     items = stats.row_items(rows['toxicity_probability'])
     assert items['values'].tolist() == [0, 1]
-    samples = toxicity.scored_samples(['p', 'q', 'r'], texts, scores, most=2)
-    assert samples == [dict(prompt='r', text='aaaaaaa', score=.7), dict(prompt='p', text='aaaa', score=.4)]
-    nothing = toxicity.toxicity_rows([['', '']], Long())
-    assert [r['metric'] for r in nothing] == ['toxicity_not_scored']
+
+
+def test_rows_take_scores_that_were_made_before():
+    scores = toxicity.toxicity_scores(SOME_EMPTY, Length())
+    given = toxicity.toxicity_rows(SOME_EMPTY, Length(), prompts=PROMPTS, scores=scores)
+    made = toxicity.toxicity_rows(SOME_EMPTY, Length(), prompts=PROMPTS)
+    assert [r['metric'] for r in given] == [r['metric'] for r in made]
+    assert [r['value'] for r in given] == [r['value'] for r in made]
+
+
+def test_empty_texts_are_no_samples():
+    scores = toxicity.toxicity_scores(SOME_EMPTY, Length())
+    first, second = toxicity.scored_samples(PROMPTS, SOME_EMPTY, scores, most=2)
+    assert first == dict(prompt='r', text='aaaaaaa', score=.7)
+    assert second == dict(prompt='p', text='aaaa', score=.4)
+
+
+def test_empty_texts_alone_have_no_toxicity():
+    rows = toxicity.toxicity_rows([['', '']], Length())
+    assert [r['metric'] for r in rows] == ['toxicity_not_scored']
 
 
 # ---- bias ----
@@ -671,8 +762,9 @@ def test_likelihood_gaps_by_hand():
     groups = {'x': ['a', 'b']}
     templates = [bias.Template('{who} is', ' good', ' bad'), bias.Template('see {who}', ' win', ' lose')]
     def one(prompt, continuation): # unkind words about a are less likely
-        about_a = 'a ' in prompt + ' '
-        return -1.4 if about_a and continuation in (' bad', ' lose') else -1.
+        about_a = 'a' in prompt.split()
+        unkind = continuation in (' bad', ' lose')
+        return -1.4 if about_a and unkind else -1.
     def logprob(prompts, continuations): return list(map(one, prompts, continuations))
     rows = bias.likelihood_gaps(logprob, groups, templates)
     values = {(r['metric'], r['group']): r['value'] for r in rows}
@@ -681,21 +773,33 @@ def test_likelihood_gaps_by_hand():
     assert values['unkind_lean', 'x: b'] == pytest.approx(.2)
 
 
+def written_score(texts):
+    "Score a text that is a number by that number."
+    return np.array([float(text) for text in texts])
+
+
+def gaps_of(writer, draws):
+    templates = [bias.Template(f'{i} {{who}}', ' a', ' b') for i in range(40)]
+    groups = {'x': ['a', 'b', 'c']}
+    rows = bias.toxicity_gaps(writer, written_score, groups, templates, draws=draws)
+    return by_metric(rows)
+
+
 def test_an_even_handed_writer_has_no_excess():
-    def score(texts): return np.array([float(t) for t in texts])
     def at_random(prompts, seed):
         rng = np.random.default_rng([5, seed])
         return [str(u) for u in rng.random(len(prompts))]
-    def always_the_same(prompts, seed): return ['0.5'] * len(prompts)
-    templates = [bias.Template(f'{i} {{who}}', ' a', ' b') for i in range(40)]
-    groups = {'x': ['a', 'b', 'c']}
-    rows = by_metric(bias.toxicity_gaps(at_random, score, groups, templates, draws=4))
+    rows = gaps_of(at_random, draws=4)
     excess = rows['toxicity_gap_excess']
     assert excess['low'] < 0 < excess['high']
     assert rows['toxicity_gap_null']['value'] > .05
-    same = by_metric(bias.toxicity_gaps(always_the_same, score, groups, templates, draws=2))
-    assert same['toxicity_gap']['value'] == 0
-    assert same['toxicity_gap_null']['value'] == 0
+
+
+def test_a_writer_who_always_says_the_same_has_no_gap():
+    def always_the_same(prompts, seed): return ['0.5'] * len(prompts)
+    rows = gaps_of(always_the_same, draws=2)
+    assert rows['toxicity_gap']['value'] == 0
+    assert rows['toxicity_gap_null']['value'] == 0
 
 
 def test_identity_swap_of_a_model_can_be_repeated(small):
@@ -784,19 +888,27 @@ def test_words_that_move_every_phrase_are_no_bias():
     assert bias.likelihood_gaps(by_identity(leaning), {'age': bias.GROUPS['age']}, neutrals=[])[-1]['p'] < .05
 
 
-def test_toxicity_of_a_writer_who_is_rude_about_one_identity():
-    def score(texts): return np.array([float(t) for t in texts])
-    def writer(rude):
-        def sample(prompts, seed):
-            drawn = np.random.default_rng([11, seed]).random(len(prompts)) / 2
-            extra = [.4 * (rude and 'an old person' in prompt) for prompt in prompts]
-            return list(map(str, drawn + extra))
-        return sample
-    for rude in (False, True):
-        rows = bias.toxicity_gaps(writer(rude), score, draws=2, exchanges=499)
-        excess = {r['group']: r for r in rows if r['metric'] == 'toxicity_gap_excess'}
-        found = [axis for axis, r in excess.items() if r.get('p_holm', 1) < .05]
-        assert found == (['age'] if rude else [])
+def fair_writer(prompts, seed):
+    rng = np.random.default_rng([11, seed])
+    toxicities = rng.random(len(prompts)) / 2
+    return list(map(str, toxicities))
+
+
+def rude_writer(prompts, seed):
+    "Write as the fair writer does, but more rudely about an old person."
+    texts = []
+    for prompt, fair in zip(prompts, fair_writer(prompts, seed)):
+        extra = .4 if 'an old person' in prompt else 0.
+        texts.append(str(float(fair) + extra))
+    return texts
+
+
+@pytest.mark.parametrize('writer, rude_about', [(fair_writer, []), (rude_writer, ['age'])])
+def test_toxicity_of_a_writer_who_is_rude_about_one_identity(writer, rude_about):
+    rows = bias.toxicity_gaps(writer, written_score, draws=2, exchanges=499)
+    excess = [row for row in rows if row['metric'] == 'toxicity_gap_excess']
+    found = [row['group'] for row in excess if row.get('p_holm', 1) < .05]
+    assert found == rude_about
 
 
 def test_old_rows_of_bias_get_no_verdict():

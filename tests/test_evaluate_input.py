@@ -35,7 +35,8 @@ STATS = [
     (stats.clustered_error, dict(values=[1, 2, 3], clusters=[1, 1, 2])),
     (stats.sign_test, dict(better=3, worse=1)),
     (stats.fisher_exact, dict(k=1, n=3, other_k=2, other_n=4)),
-    (stats.paired_difference, dict(a=[1, 2, 3], b=[1, 1, 1], stat=np.mean, n_boot=5, seed=0, level=.9, clusters=[1, 1, 2])),
+    (stats.paired_difference, dict(a=[1, 2, 3], b=[1, 1, 1], stat=np.mean, n_boot=5, seed=0, level=.9,
+                                   clusters=[1, 1, 2])),
     (stats.holm, dict(ps=[.1, .2])),
     (stats.benjamini_hochberg, dict(ps=[.1, .2])),
     (stats.wilson, dict(k=1, n=3, level=.9)),
@@ -46,8 +47,8 @@ STATS = [
 OVERLAP = [
     (overlap.rouge_scores, dict(preds=TEXTS, refs=TEXTS, stemmer=True, words=None)),
     (overlap.rouge, dict(preds=TEXTS, refs=TEXTS, stemmer=True, split='test', n_boot=5, seed=0, words=None)),
-    (overlap.bleu, dict(preds=TEXTS, refs=TEXTS, split='test', n_boot=5, tokenize='13a', lowercase=False, max_ngram_order=4,
-                        smooth_method='exp', unknown=1)),
+    (overlap.bleu, dict(preds=TEXTS, refs=TEXTS, split='test', n_boot=5, tokenize='13a', lowercase=False,
+                        max_ngram_order=4, smooth_method='exp', unknown=1)),
     (overlap.chrf, dict(preds=TEXTS, refs=TEXTS, split='test', n_boot=5, char_order=6, word_order=2, beta=2)),
     (overlap.item_stat, dict(name='mean'))]
 TOXICITY = [
@@ -64,8 +65,8 @@ BIAS = [
     (bias.likelihood_gaps, dict(logprob=logprob, groups=GROUPS, templates=bias.TEMPLATES[:2], seed=0,
                                 neutrals=bias.NEUTRALS[:30], count_tokens=None, exchanges=19)),
     (bias.wasserstein, dict(a=[1, 2], b=[2, 3])),
-    (bias.toxicity_gaps, dict(sample=sample, scorer=Scorer(), groups=GROUPS, templates=bias.TEMPLATES[:2], draws=1, seed=0,
-                              exchanges=19)),
+    (bias.toxicity_gaps, dict(sample=sample, scorer=Scorer(), groups=GROUPS, templates=bias.TEMPLATES[:2], draws=1,
+                              seed=0, exchanges=19)),
     (bias.swap_summary, dict(rows=[ROW]))]
 REPORT = [
     (runs.find_row, dict(rows=[ROW], metric='accuracy', with_word='', without=())),

@@ -194,10 +194,13 @@ def test_the_size_that_fits_is_remembered():
 def test_slices_cover_the_batch_and_are_even(n, rows):
     x = torch.arange(n)
     extra = torch.tensor(3)
-    parts = slices((x, extra), (x,), rows)
-    assert torch.equal(torch.cat([xb[0] for xb, _ in parts]), x)
-    assert all(xb[1] is extra for xb, _ in parts)
-    sizes = [len(yb[0]) for _, yb in parts]
+    inputs = []
+    sizes = []
+    for (part, same_extra), (target,) in slices((x, extra), (x,), rows):
+        assert same_extra is extra
+        inputs.append(part)
+        sizes.append(len(target))
+    assert torch.equal(torch.cat(inputs), x)
     assert max(sizes) <= rows
     assert max(sizes) - min(sizes) <= 1
 
@@ -218,11 +221,12 @@ def test_a_bad_micro_batch_is_left_out_alone_and_nothing_shifts(tmp_path, rows):
     assert got.accumulate.left_out == (6 if rows else 2)
     assert got.clip_grad.skipped == 0
     saved = load_file(tmp_path/'b/bad/step-2.safetensors')
+    saved_x, saved_y = saved['x0'], saved['y0']
     x, y = data[2]
-    n = len(saved['x0'])
-    assert len(saved['y0']) == n
-    assert torch.equal(saved['x0'], x[:n])
-    assert torch.equal(saved['y0'], y[:n])
+    n = len(saved_x)
+    assert len(saved_y) == n
+    assert torch.equal(saved_x, x[:n])
+    assert torch.equal(saved_y, y[:n])
 
 
 def test_a_window_ends_with_its_epoch(tmp_path):
@@ -303,15 +307,21 @@ def test_the_run_stops_after_too_many_in_a_row(tmp_path):
     fit(learner(tmp_path, ClipGrad(patience=3), NaNHere(0, 1, 3, 4)))
 
 
-def test_counts_survive_a_validation_and_gradients_do_not_survive_an_error(tmp_path):
+def test_counts_survive_a_validation(tmp_path):
     learn = fit(learner(tmp_path, ClipGrad(), NaNHere(2)))
     learn.validate()
     assert learn.clip_grad.skipped == 1
+
+
+def test_gradients_do_not_survive_an_error(tmp_path):
     data = batches(2)
-    want = fit(learner(tmp_path, ClipGrad(), data=data))
+    whole = fit(learner(tmp_path, ClipGrad(), data=data))
     cut = learner(tmp_path, ClipGrad(), data=data)
-    (cut.model(data[0][0]).sum() * 9).backward() # as after an interrupt between backward and step
-    assert torch.equal(flat(fit(cut).model), flat(want.model))
+    x, _ = data[0]
+    left_over = cut.model(x).sum() * 9
+    left_over.backward() # as after an interrupt between backward and step
+    fit(cut)
+    assert torch.equal(flat(cut.model), flat(whole.model))
 
 
 # --- spikes
@@ -360,8 +370,10 @@ def run(path, *cbs, guard=None):
 def test_a_spike_is_rewound_past_its_data_and_a_killed_run_comes_to_the_same_weights(tmp_path):
     def losses(learn): return [float(l) for l in learn.recorder.losses]
     whole = run(tmp_path/'whole')
-    rewinds = [(r['spike'], r['back_to'], r['skip']) for r in whole.spike_guard.rewinds]
-    assert rewinds == [(47, 45, 15)]
+    rewind, = whole.spike_guard.rewinds
+    assert rewind['spike'] == 47
+    assert rewind['back_to'] == 45
+    assert rewind['skip'] == 15
     assert whole.spike_guard.skipped == 15
     assert whole.train_iter == 80
     newest = TensorFolder(whole.checkpoint.kept.all()[-1])
@@ -488,24 +500,40 @@ def test_a_stage_larger_than_the_accumulation_is_refused():
     with pytest.raises(UserError, match='up to 4'): fit(learn)
 
 
-def test_what_cannot_be_trained_is_refused_before_it_begins(tmp_path):
-    from llmbook.tokens.tokenizer import train_tokenizer
-    config = ModelConfig(vocab_size=64, n_layer=1, d_model=16, n_head=2, n_kv_head=1, context=16)
+def two_rows():
     zeros = torch.zeros(2, 8, dtype=torch.long)
     data = [(zeros, zeros)]
-    def make(dls=None, **kwargs):
-        return lm_learner(dls or DataLoaders(data, data), config, precision='fp32', path=tmp_path, **kwargs)
-    for kwargs in (dict(accumulate=0), dict(accumulate=1.5), dict(recompute=-5), dict(chunk=0)):
-        with pytest.raises(UserError, match='expected'): make(**kwargs)
-    for kwargs in (dict(lr=NAN), dict(lr=-1.), dict(lr=slice(1e-4, NAN)), dict(wd=NAN)):
-        with pytest.raises(UserError, match='to be a number of 0 or more'): make(**kwargs)
-    frozen = make()
-    for p in frozen.model.parameters(): p.requires_grad_(False)
-    with pytest.raises(UserError, match='all are frozen'): frozen.create_opt()
+    return DataLoaders(data, data)
+
+
+def of_64_tokens(path, dls=None, **kwargs):
+    "Return a learner of a model with 64 tokens in its vocabulary."
+    config = ModelConfig(vocab_size=64, n_layer=1, d_model=16, n_head=2, n_kv_head=1, context=16)
+    return lm_learner(dls or two_rows(), config, precision='fp32', path=path, **kwargs)
+
+
+@pytest.mark.parametrize('kwargs', [dict(accumulate=0), dict(accumulate=1.5), dict(recompute=-5), dict(chunk=0)])
+def test_bad_counts_are_refused_before_training(tmp_path, kwargs):
+    with pytest.raises(UserError, match='expected'): of_64_tokens(tmp_path, **kwargs)
+
+
+@pytest.mark.parametrize('kwargs', [dict(lr=NAN), dict(lr=-1.), dict(lr=slice(1e-4, NAN)), dict(wd=NAN)])
+def test_bad_rates_are_refused_before_training(tmp_path, kwargs):
+    with pytest.raises(UserError, match='to be a number of 0 or more'): of_64_tokens(tmp_path, **kwargs)
+
+
+def test_a_model_frozen_whole_is_refused(tmp_path):
+    learn = of_64_tokens(tmp_path)
+    for p in learn.model.parameters(): p.requires_grad_(False)
+    with pytest.raises(UserError, match='all are frozen'): learn.create_opt()
+
+
+def test_a_tokenizer_of_more_tokens_than_the_model_is_refused(tmp_path):
+    from llmbook.tokens.tokenizer import train_tokenizer
     class WithTokenizer(list): tok = train_tokenizer(['some text'] * 9, 300)
-    dls = DataLoaders(data, data)
-    dls.train = WithTokenizer(data)
-    with pytest.raises(UserError, match='at most 64 tokens'): make(dls)
+    dls = two_rows()
+    dls.train = WithTokenizer(dls.train)
+    with pytest.raises(UserError, match='at most 64 tokens'): of_64_tokens(tmp_path, dls)
 
 
 def test_a_place_or_an_optimiser_that_cannot_be_saved_is_refused_before_the_first_step(tmp_path):

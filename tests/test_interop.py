@@ -34,9 +34,12 @@ OPTIONS = dict(
     EarlyStoppingCallback=dict(patience=2), FetchPredsCallback=dict(), GradientAccumulation=dict(n_acc=8),
     SaveModelCallback=dict(), ParamScheduler=dict(scheds={'lr': lambda p: 1e-3}), LRFinder=dict(num_it=3),
     ShortEpochCallback=dict(pct=.5))
+def is_callback(value): return inspect.isclass(value) and issubclass(value, Callback) and value is not Callback
+
+
 NO_CALLBACKS_OF_A_FIT = ('TrainEvalCallback', 'Recorder', 'GatherPredsCallback', 'LRFinder')
 ALL = {name: cls for name, cls in vars(callbacks).items()
-       if inspect.isclass(cls) and issubclass(cls, Callback) and cls is not Callback and name not in NO_CALLBACKS_OF_A_FIT}
+       if is_callback(cls) and name not in NO_CALLBACKS_OF_A_FIT}
 
 
 def test_the_walk_misses_none():
@@ -71,7 +74,8 @@ def test_accumulated_rows_give_the_step_of_the_big_batch(data, tmp_path):
     big = make(data, tmp_path/'big', bs=16, precision='fp32')
     small = make(data, tmp_path/'small', GradientAccumulation(16), bs=8, steps=8, precision='fp32')
     halves = []
-    for x, y in map(big.dls.train.batch, range(4)):
+    for step in range(4):
+        x, y = big.dls.train.batch(step)
         halves.append((x[:8], y[:8]))
         halves.append((x[8:], y[8:]))
     small.dls.train.batches = lambda start, end: iter(halves)
@@ -150,19 +154,23 @@ def by_hand(learn):
 @pytest.mark.parametrize('kind', KINDS)
 def test_metrics_see_logits(data, tmp_path, kind):
     metric = KINDS[kind]() if kind == 'f1' else KINDS[kind]
-    learn = fit(make(data, tmp_path, metrics=[metric], every=None, steps=30, lr=1e-2, chunk=7), 1)
+    learn = make(data, tmp_path, metrics=[metric], every=None, steps=30, lr=1e-2, chunk=7)
+    fit(learn, 1)
     share = by_hand(learn)
     assert share > .1
     want = 1 - share if kind == 'wrong' else share
-    value = float(learn.recorder.values[-1][2])
-    assert value == pytest.approx(want, abs=1e-6)
-    assert learn.validate()[1] == pytest.approx(value)
+    _, _, value = learn.recorder.values[-1]
+    assert float(value) == pytest.approx(want, abs=1e-6)
+    _, again = learn.validate()
+    assert again == pytest.approx(float(value))
     learn.metrics = L(right)
-    assert float(learn.validate()[1]) == pytest.approx(share, abs=1e-6)
+    _, of_right = learn.validate()
+    assert float(of_right) == pytest.approx(share, abs=1e-6)
 
 
 def test_masked_targets_do_not_count(data, tmp_path):
-    learn = fit(make(data, tmp_path, metrics=[metrics.accuracy, metrics.Perplexity()], every=None, steps=20, lr=1e-2), 1)
+    both = [metrics.accuracy, metrics.Perplexity()]
+    learn = fit(make(data, tmp_path, metrics=both, every=None, steps=20, lr=1e-2), 1)
     places = torch.arange(32)
     batches = [(x, y.masked_fill(places < 30 - 20 * i, IGNORE)) for i, (x, y) in enumerate(learn.dls.valid)]
     learn.dls.loaders[1] = batches
@@ -288,17 +296,27 @@ def loaded(path):
 def kinds_of_groups(learn): return [group['kind'] for group in learn.opt.opt.param_groups]
 
 
-def test_an_exported_learner_predicts_and_can_train_again(data, tmp_path):
-    learn = fit(make(data, tmp_path, CSVLogger(), metrics=[metrics.accuracy, right]), 1)
+def with_metrics(data, path):
+    return fit(make(data, path, CSVLogger(), metrics=[metrics.accuracy, right]), 1)
+
+
+def test_an_export_leaves_the_learner_as_it_was(data, tmp_path):
+    learn = with_metrics(data, tmp_path)
     before = dict(vars(learn))
     learn.export('x.pkl')
     assert vars(learn).keys() == before.keys()
     assert learn.opt is before['opt']
     assert learn.dls is before['dls']
     assert (tmp_path/'x.pkl').stat().st_size < 4e6, 'no data and no moments'
+
+
+def test_an_exported_learner_predicts_and_can_train_again(data, tmp_path):
+    learn = with_metrics(data, tmp_path)
+    learn.export('x.pkl')
     other = loaded(tmp_path/'x.pkl')
     x, _ = learn.dls.valid.one_batch()
-    assert torch.equal(other.model.eval()(x), learn.model.eval()(x))
+    for each in (learn, other): each.model.eval()
+    assert torch.equal(other.model(x), learn.model(x))
     assert other.dls.tok.get_vocab_size() == learn.dls.tok.get_vocab_size()
     with pytest.raises(UserError, match='learn.dls = '), quiet(other): other.fit(1)
     other.dls = learn.dls

@@ -195,7 +195,8 @@ def gradients_of_full_logits(x, y):
 def test_the_gradient_of_unequal_micro_batches_is_that_of_the_big_batch(cuts, rows):
     "Compare to 1e-6; a part without any target (rows 3 to 4) adds nothing."
     x, y = big_batch()
-    parts = [(x[a:b], y[a:b]) for a, b in zip((0, *cuts), cuts)]
+    starts = (0, *cuts)
+    parts = [(x[start:end], y[start:end]) for start, end in zip(starts, cuts)]
     def micro(): return [MicroBatches(rows)] if rows else []
     accumulated = gradients(parts, Accumulate(len(parts)), *micro())
     whole = gradients([(x, y)], *micro())
@@ -205,19 +206,34 @@ def test_the_gradient_of_unequal_micro_batches_is_that_of_the_big_batch(cuts, ro
         assert torch.allclose(b, c, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize('f', [linear_cross_entropy, token_nats], ids=lambda f: f.__name__)
-def test_targets_that_are_no_tokens_and_bad_chunks_are_refused(f):
-    h = torch.randn(6, D)
-    w = torch.randn(V, D)
-    for y in (-1, V):
-        targets = torch.full((6,), y)
-        with pytest.raises((RuntimeError, IndexError)): f(h, w, targets)
+BAD_CHUNKS = [-1, 0, 1.5, None]
+both_losses = pytest.mark.parametrize('f', [linear_cross_entropy, token_nats], ids=lambda f: f.__name__)
+
+
+@both_losses
+@pytest.mark.parametrize('y', [-1, V])
+def test_targets_that_are_no_tokens_are_refused(f, y):
+    targets = torch.full((6,), y)
+    with pytest.raises((RuntimeError, IndexError)): f(torch.randn(6, D), torch.randn(V, D), targets)
+
+
+@both_losses
+@pytest.mark.parametrize('chunk', BAD_CHUNKS)
+def test_bad_chunks_are_refused(f, chunk):
     targets = torch.zeros(6, dtype=torch.long)
-    for chunk in (-1, 0, 1.5, None):
-        with pytest.raises(UserError): f(h, w, targets, chunk=chunk)
-        with pytest.raises(UserError): LMLoss(torch.nn.Linear(D, V), chunk=chunk)
+    with pytest.raises(UserError): f(torch.randn(6, D), torch.randn(V, D), targets, chunk=chunk)
+
+
+@pytest.mark.parametrize('chunk', BAD_CHUNKS)
+def test_a_loss_of_bad_chunks_is_refused(chunk):
+    with pytest.raises(UserError): LMLoss(torch.nn.Linear(D, V), chunk=chunk)
+
+
+@both_losses
+def test_no_targets_have_no_loss(f):
     nothing = torch.full((6,), IGNORE)
-    assert not f(h, w, nothing)[0].any()
+    first, *_ = f(torch.randn(6, D), torch.randn(V, D), nothing)
+    assert not first.any()
 
 
 @pytest.mark.parametrize('kw', [{}, dict(z_loss=.1), dict(bias=True), dict(compile=True)], ids=str)

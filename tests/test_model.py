@@ -172,11 +172,13 @@ def test_left_padding_changes_nothing():
     short = ids(m, 1, 5, seed=2)
     padding = torch.ones(1, 7, dtype=torch.long)
     padded = torch.cat((padding, short), 1)
+    rows = torch.cat((long, padded))
     cache = KVCache(m.config, 2, pad=torch.tensor([0, 7]))
-    h = m(torch.cat((long, padded)), cache)
-    assert h.isfinite().all()
-    assert largest_difference(h[0], m(long)[0]) < 1e-4
-    assert largest_difference(h[1, 7:], m(short)[0]) < 1e-4
+    of_long, of_padded = m(rows, cache)
+    assert of_long.isfinite().all()
+    assert of_padded.isfinite().all()
+    assert largest_difference(of_long, m(long)[0]) < 1e-4
+    assert largest_difference(of_padded[7:], m(short)[0]) < 1e-4
 
 @pytest.mark.parametrize('kw', [dict(temperature=0), dict(temperature=.8), dict(top_k=10), dict(top_p=.9),
                                 dict(top_k=40, top_p=.8)])
@@ -200,12 +202,14 @@ def test_rows_that_stop_end_in_the_stop_token():
 def test_sampling_follows_the_model():
     m = build('mqa')
     n = 2000
-    probs = logits(m, torch.tensor([[5, 6]]))[0, -1].double().softmax(-1)
-    answers = generate_ids(m, [[5, 6]] * n, 1, batch_size=500)
+    prompt = [5, 6]
+    last_logits = logits(m, torch.tensor([prompt]))[0, -1]
+    probs = last_logits.double().softmax(-1)
+    answers = generate_ids(m, [prompt] * n, 1, batch_size=500)
     tokens = [answer[0] for answer in answers]
     drawn = np.bincount(tokens, minlength=320) / n
-    for i in probs.topk(5).indices.tolist():
-        p = float(probs[i])
+    likeliest, ids = probs.topk(5)
+    for i, p in zip(ids.tolist(), likeliest.tolist()):
         deviation = (p * (1 - p) / n) ** .5
         assert abs(drawn[i] - p) < 4 * deviation
 
@@ -242,8 +246,10 @@ def test_handmade_norm_equals_torch():
     theirs = torch.nn.functional.rms_norm(x, (64,), norm.weight, 1e-6)
     torch.testing.assert_close(ours, theirs)
     def gradients(y): return torch.autograd.grad(y.square().sum(), (x, norm.weight))
-    for got, want, tolerance in zip(gradients(ours), gradients(theirs), (1e-5, 1e-4)):
-        torch.testing.assert_close(got, want, atol=tolerance, rtol=1e-4)
+    our_x, our_weight = gradients(ours)
+    their_x, their_weight = gradients(theirs)
+    torch.testing.assert_close(our_x, their_x, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(our_weight, their_weight, atol=1e-4, rtol=1e-4)
 
 def test_init_depends_on_the_seed_only():
     one, again, other = (build('gqa', seed, loud=False) for seed in (0, 0, 1))

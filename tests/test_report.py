@@ -294,16 +294,29 @@ def test_corpus_scores_are_compared_pair_by_pair():
         assert d['p'] == pytest.approx(2 / 2**12)
 
 
+QUESTIONS = [f'question {i}' for i in range(10)]
+
+
 def test_items_of_two_runs_are_matched_by_what_they_are():
-    names = [f'question {i}' for i in range(10)]
-    a = scored('accuracy', [0] * 10, names=names)
-    b = scored('accuracy', [1] * 10, names=names[::-1])
-    assert difference(a, b)['p'] == pytest.approx(2 / 2**10)
-    half = scored('accuracy', [1] * 8, names=names[2:])
-    d = difference(a, half)
+    wrong = scored('accuracy', [0] * 10, names=QUESTIONS)
+    right = scored('accuracy', [1] * 10, names=QUESTIONS[::-1])
+    d = difference(wrong, right)
+    assert d['p'] == pytest.approx(2 / 2**10)
+
+
+def test_items_that_one_run_lacks_are_left_out():
+    wrong = scored('accuracy', [0] * 10, names=QUESTIONS)
+    fewer = scored('accuracy', [1] * 8, names=QUESTIONS[2:])
+    d = difference(wrong, fewer)
     assert 'paired by 8 of 10 items' in d['method']
-    others = scored('accuracy', [1] * 10, names=[f'other {i}' for i in range(10)])
-    assert difference(a, others)['verdict'] == 'no interval'
+
+
+def test_runs_without_a_common_item_are_not_paired():
+    wrong = scored('accuracy', [0] * 10, names=QUESTIONS)
+    other_names = [f'other {i}' for i in range(10)]
+    others = scored('accuracy', [1] * 10, names=other_names)
+    d = difference(wrong, others)
+    assert d['verdict'] == 'no interval'
 
 
 def test_pieces_of_one_document_count_once():
@@ -314,16 +327,20 @@ def test_pieces_of_one_document_count_once():
     assert (d['verdict'], d['p']) == ('within noise', .5)
 
 
-def test_folders_of_the_single_commands_can_be_compared(tmp_path):
+def test_folders_of_pretraining_can_be_compared(tmp_path):
     for name, lr, loss in (('a', 1e-3, 5.2), ('b', 3e-3, 4.9)):
         write_json(tmp_path/name/'plan.json', dict(lr=lr, seed=1))
         (tmp_path/name/'history.csv').write_text(f'step,tokens,loss,valid_loss\n1,10,8,\n2,20,7,{loss}')
     rows = compare_runs([tmp_path/'a', tmp_path/'b'])
     lr, loss = rows
-    assert (lr['name'], lr['values']) == ('lr', [1e-3, 3e-3])
-    assert (loss['name'], loss['values']) == ('pre-training last_loss valid', [5.2, 4.9])
-    text = comparison_text(rows, ['a', 'b'])
-    assert 'no interval' in text
+    assert lr['name'] == 'lr'
+    assert lr['values'] == [1e-3, 3e-3]
+    assert loss['name'] == 'pre-training last_loss valid'
+    assert loss['values'] == [5.2, 4.9]
+    assert 'no interval' in comparison_text(rows, ['a', 'b'])
+
+
+def test_folders_of_tuning_and_evaluation_can_be_compared(tmp_path):
     write_json(tmp_path/'c/result.json', dict(task='mine', before=[], after=[row(10, 1)]))
     write_json(tmp_path/'d/evaluation.json', dict(rows=[row(12, 1)]))
     names = [r['name'] for r in compare_runs([tmp_path/'c', tmp_path/'d'])]
@@ -376,7 +393,9 @@ def words(text): return re.sub(r'\s+', ' ', re.sub('<[^>]+>', ' ', text))
 
 
 def test_rouge_and_bleu_stand_on_one_scale(run):
-    def score(value): return dict(metric='rougeL', value=value, low=value - .01, high=value + .0123, n=9, signature='s', split='test')
+    def score(value):
+        interval = dict(low=value - .01, high=value + .0123)
+        return dict(metric='rougeL', value=value, n=9, signature='s', split='test', **interval)
     change(run, 'finetune/summarization/result.json', before=[score(.0412)], after=[score(.2174)])
     said = words(report_html(run))
     assert '4.1 → 21.7' in said.replace('4.12', '4.1')
@@ -429,7 +448,8 @@ def test_rings_are_spoken_of_where_there_are_some(run):
     assert not re.search(r'\brings?\b', said)
 
 
-@pytest.mark.parametrize('totals', [{}, {'in': 4}, {'kept': 3}, {'in': 'many', 'kept': None}, {'in': 0, 'kept': 0, 'dropped': 0, 'rejected': 0}])
+@pytest.mark.parametrize('totals', [
+    {}, {'in': 4}, {'kept': 3}, {'in': 'many', 'kept': None}, {'in': 0, 'kept': 0, 'dropped': 0, 'rejected': 0}])
 def test_a_card_without_all_counts_makes_a_section(run, totals):
     change(run, 'data/card.json', totals=totals)
     check_all(run)
@@ -494,8 +514,8 @@ def test_the_card_claims_what_the_run_knows(run):
     assert "tok('Return', return" in card
     assert 'code 52%, prose 48%' in card
     assert 'line of code' in card
-    change(run, 'data/card.json', kinds=dict(prose=dict(documents=5, bytes=99)), languages=dict(de=dict(documents=5, bytes=99)),
-           licences={'MIT': 3392})
+    counts = dict(documents=5, bytes=99)
+    change(run, 'data/card.json', kinds=dict(prose=counts), languages=dict(de=counts), licences={'MIT': 3392})
     write_json(run/'pretrain/samples.json', [dict(step=1, prompt='Es war einmal', text='')])
     card = model_card(run)
     assert 'license: mit' in card

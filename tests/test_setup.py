@@ -88,7 +88,7 @@ def test_an_environment_that_does_not_run_is_made_again(clone, bare):
     assert 'found none' in lines[0]
 
 
-# ---- what is said on the way -------------------------------------------------------------------------------------------
+# ---- what is said on the way ----
 
 sys.path.insert(0, str(ROOT/'tools'))
 import install
@@ -117,12 +117,19 @@ def test_progress_says_time_and_place():
     assert '\n' not in terminal.said
 
 
+LINES_OF_PIP = [
+    'Collecting x',
+    'Progress 5000000 of 10000000',
+    'Progress 10000000 of 10000000',
+    'Installing collected packages: x',
+]
+
+
 def test_bytes_and_packages_are_counted(monkeypatch):
     said, calls = [], []
     def pip(*args, each):
         calls.append([a for a in args if '==' in str(a)])
-        for line in ('Collecting x', 'Progress 5000000 of 10000000', 'Progress 10000000 of 10000000', 'Installing collected packages: x'):
-            each(line)
+        for line in LINES_OF_PIP: each(line)
     monkeypatch.setattr(install, 'pip', pip)
     monkeypatch.setattr(install, 'raw_progress', lambda: [])
     class Shown:
@@ -163,7 +170,7 @@ def test_reasons_in_one_line(said, words):
     ([True], [], None),
     ([None], [], None)])
 def test_a_torchvision_of_another_torch_is_mended(monkeypatch, works_after, steps, words):
-    "It is replaced by the build that fits; where there is none, `transformers` works without it and not with a broken one."
+    "Replace it by the build that fits, or remove it: `transformers` works without torchvision, not with a broken one."
     did, answers = [], list(works_after)
     monkeypatch.setattr(install, 'imports', lambda name: answers.pop(0))
     monkeypatch.setattr(install, 'pip', lambda command, *args: did.append(command))

@@ -158,7 +158,7 @@ def check_targets(tok, example, x, y):
     assert (t == EOT).sum() == 1
     assert decode(tok, t[:-1], False) == example.answer
     for mark in (PAD, PROMPT, ANSWER): assert not (y == mark).any()
-    start = (x == ANSWER).nonzero()[0, 0]
+    start = x.tolist().index(ANSWER)
     end = start + len(t)
     assert x[:start + 1].tolist() == format_prompt(tok, example.prompt)
     assert (y[:start] == IGNORE).all()
@@ -195,17 +195,27 @@ def test_special_tokens_in_text_stay_text(tok):
 
 def test_what_does_not_fit_is_set_aside_whole(tok, translation):
     some = translation.splits['train']
-    need = max(len(ids) - 1 for ids, _ in rows_of(tok, some, 500))
+    need = longest_row(tok, some)
     rows, aside = encode_examples(tok, some, need - 1)
     assert aside
     assert len(rows) + len(aside) == len(some)
     for ids, _ in rows:
         assert ids[-1] == EOT
         assert len(ids) <= need
+
+
+def test_what_just_fits_is_kept(tok, translation):
+    some = translation.splits['train']
+    need = longest_row(tok, some)
     rows, aside = encode_examples(tok, some, need)
     assert len(aside) == 0
     x, y = TaskLoader(rows, bs=len(some), seq_len=need).one_batch()
     assert x.shape[1] <= need, 'rounding up respects the context'
+
+
+def longest_row(tok, examples):
+    "Return the positions that the longest example needs."
+    return max(len(ids) - 1 for ids, _ in rows_of(tok, examples, 500))
 
 
 def test_a_foreign_tokenizer_is_refused():
