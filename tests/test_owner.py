@@ -7,8 +7,13 @@ from llmbook.checkpoint.folder import Kept
 from llmbook.base.owner import NOTE, own_folder, owner
 from llmbook.core import UserError
 from llmbook.model.config import ModelConfig
+from llmbook.model.transformer import Transformer
 from llmbook.pretrain.run import pretrain
 from llmbook.tokens.shards import read_manifest
+from llmbook.tokens.tokenizer import train_tokenizer
+from llmbook.tune.finetune import finetune
+from llmbook.tune.pairs import Example
+from llmbook.tune.sft import sft
 from folders import contents
 from run_program import PROGRAMS
 from test_train import grammar_data, learner
@@ -127,6 +132,32 @@ def test_a_second_pretraining_is_refused_and_changes_nothing(other, data, tmp_pa
     before = contents(tmp_path/'run')
     with pytest.raises(UserError, match=f'pre-training .* process {other.pid}'):
         pretrain(data, planned(data), tmp_path/'run', device='cpu')
+    assert contents(tmp_path/'run') == before
+
+
+def small_task():
+    "Return a model, its tokenizer, and pairs of a question and an answer."
+    texts = [f'say {word} {i}' for word in ('red', 'green', 'blue') for i in range(8)]
+    tok = train_tokenizer(texts, 300)
+    config = ModelConfig(vocab_size=tok.get_vocab_size(), n_layer=1, d_model=32, n_head=2, n_kv_head=1, context=32)
+    return Transformer(config), tok, texts
+
+
+def test_a_second_fine_tuning_is_refused_and_changes_nothing(other, tmp_path):
+    model, tok, texts = small_task()
+    pairs = [Example(text, text.split()[1]) for text in texts]
+    before = contents(tmp_path/'run')
+    with pytest.raises(UserError, match=f'process {other.pid}'):
+        finetune(model, tok, dict(train=pairs[:16], valid=pairs[16:]), tmp_path/'run', steps=2, device='cpu')
+    assert contents(tmp_path/'run') == before
+
+
+def test_a_second_tuning_on_chats_is_refused_and_changes_nothing(other, tmp_path):
+    model, tok, texts = small_task()
+    records = [dict(prompt=text, answer=text.split()[1]) for text in texts]
+    before = contents(tmp_path/'run')
+    with pytest.raises(UserError, match=f'process {other.pid}'):
+        sft(model, tok, records, tmp_path/'run', steps=2, device='cpu')
     assert contents(tmp_path/'run') == before
 
 

@@ -13,6 +13,7 @@ from fastai.callback.tracker import EarlyStoppingCallback
 from torch import nn
 from tqdm.auto import tqdm
 from ..core import RunFolder, UserError, atomic_path, derived_seed, fingerprint, real_number, whole_number
+from ..base.owner import own_folder
 from ..generate.text import generate
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.folder import load_best
@@ -215,14 +216,15 @@ def finetune(
     out = RunFolder(out).path
     aside = task.rejects if isinstance(task, Task) else []
     for rejects in dls.set_aside.values(): aside = aside + rejects
-    write_rejects(out/'rejects.jsonl', aside)
     cbs = L(cbs) + L(Checkpoint(out/'checkpoints', asked=asked))
     if patience: cbs.append(EarlyStoppingCallback(patience=patience))
     label = f"fine-tuning {getattr(task, 'name', '')}".strip()
-    learn = finetune_learner(model, dls, lr=lr, path=out, label=label, cbs=cbs, **kwargs)
-    learn.telemetry.csv_path = out/'history.csv'
-    learn.fit_wsd(epochs, decay=.6)
-    if best: load_best(out/'checkpoints', learn.model)
+    with own_folder(out, label):
+        write_rejects(out/'rejects.jsonl', aside)
+        learn = finetune_learner(model, dls, lr=lr, path=out, label=label, cbs=cbs, **kwargs)
+        learn.telemetry.csv_path = out/'history.csv'
+        learn.fit_wsd(epochs, decay=.6)
+        if best: load_best(out/'checkpoints', learn.model)
     _check_result(learn, lr)
     return learn
 

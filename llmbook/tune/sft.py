@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from fastcore.foundation import L
 from fastai.callback.tracker import EarlyStoppingCallback
+from ..base.owner import own_folder
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.folder import load_best
 from ..core import RunFolder, UserError, check_seed, fingerprint, real_number, whole_number, within, write_json
@@ -170,9 +171,8 @@ def sft(
     adapters = dict(adapter or {}, seed=seed) if method != 'full' else dict(adapter or {})
     model = set_method(model, method, base, **adapters)
     out = RunFolder(out).path
-    write_rejects(out/'rejects.jsonl', prepared.rejects)
     asked = dict(method=method, quantised=base, adapter=adapters, tokens=tokens, seed=seed, weights=weights,
-                 template=fingerprint(fmt.template))
+                 template=fingerprint([fmt.template, fmt.variables]))
     cbs = L(kwargs.pop('cbs', None)) + L(Checkpoint(out/'checkpoints', asked=asked))
     if patience: cbs.append(EarlyStoppingCallback(patience=patience))
     learn = chat_learner(model, prepared, fmt, lr, tokens, seed=seed, cbs=cbs, path=out, watch_path=out/'looks.json', **kwargs)
@@ -180,10 +180,12 @@ def sft(
     epochs = equal_epochs(total, evaluations)
     learn.dls.train.steps = total // epochs
     learn.telemetry.csv_path = out/'history.csv'
-    learn.fit_wsd(epochs, decay=.6)
-    if best: load_best(out/'checkpoints', learn.model)
-    write_tuned(learn.model, fmt, out, merge)
     learn.data = prepared
+    with own_folder(out, 'tuning on chats'):
+        write_rejects(out/'rejects.jsonl', prepared.rejects)
+        learn.fit_wsd(epochs, decay=.6)
+        if best: load_best(out/'checkpoints', learn.model)
+        write_tuned(learn.model, fmt, out, merge)
     return learn
 
 def write_tuned(
