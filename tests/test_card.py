@@ -75,33 +75,40 @@ def merged(parts, rng):
     return parts[0]
 
 
+def deal(rng, n, workers):
+    "Deal the numbers to `n` out to workers, in any order."
+    hands = [[] for _ in range(workers)]
+    for i in rng.sample(range(n), n): rng.choice(hands).append(i)
+    return hands
+
 @pytest.mark.parametrize('workers', [1, 2, 3, 8])
 @pytest.mark.parametrize('seed, n', [*enumerate((0, 1, 5, 60, 400, 1000))])
 def test_workers_together_count_what_one_would(workers, seed, n):
     "Whatever the split and the order of arrival; names come several times, so ties are decided, too."
     rng = random.Random(seed)
-    hands = [[] for _ in range(workers)]
-    for i in rng.sample(range(n), n): rng.choice(hands).append(i)
-    parts = [sent(account(hand)) for hand in hands]
+    parts = [sent(account(hand)) for hand in deal(rng, n, workers)]
     funnel, lengths, tally = merged(parts, rng)
     alone_funnel, alone_lengths, alone_tally = account(range(n))
-    expected = json.loads(json.dumps(timeless(alone_funnel)))
-    assert timeless(funnel) == expected
+    assert timeless(funnel) == json.loads(json.dumps(timeless(alone_funnel)))
     assert lengths.as_dict() == alone_lengths.as_dict()
     assert tally.as_dict() == alone_tally.as_dict()
     assert funnel.check(n) == alone_funnel.check(n)
 
 
-def test_merging_leaves_the_other_alone_and_adds_time():
-    a, _, _ = account(range(30))
-    b, _, _ = account(range(30, 60))
-    before = json.dumps(b.as_list())
-    sums = [x.ns + y.ns for x, y in zip(a.steps, b.steps)]
-    a.merge(b)
-    assert [s.ns for s in a.steps] == sums
-    first = a.steps[0]
-    for i in range(60, 90): first.drop('short', f'doc{i}', 'x')
-    assert json.dumps(b.as_list()) == before
+def test_merging_adds_time():
+    first, _, _ = account(range(30))
+    second, _, _ = account(range(30, 60))
+    sums = [a.ns + b.ns for a, b in zip(first.steps, second.steps)]
+    first.merge(second)
+    assert [step.ns for step in first.steps] == sums
+
+def test_merging_leaves_the_other_alone():
+    first, _, _ = account(range(30))
+    second, _, _ = account(range(30, 60))
+    before = json.dumps(second.as_list())
+    first.merge(second)
+    for i in range(60, 90): first.steps[0].drop('short', f'doc{i}', 'x')
+    assert json.dumps(second.as_list()) == before
 
 
 def test_a_dictionary_is_a_copy():
@@ -128,15 +135,19 @@ def test_examples_are_the_smallest_keys(n):
     assert shown == sorted(ids, key=sample_key)[:n]
 
 
+def places_of_examples(n_documents, run):
+    "Return which of the documents of a run are shown as its examples."
+    step = Step('filter')
+    for i in range(n_documents): step.drop('r', f'{run}/{i}', 'text')
+    ids = [example['id'] for example in step.reasons['r']['examples']]
+    return [int(id.split('/')[1]) for id in ids]
+
 def test_examples_are_spread_over_the_corpus():
     "Over many names, an example is as likely from the end as from the beginning."
-    firsts = 0
-    for k in range(300):
-        s = Step('filter')
-        for i in range(20): s.drop('r', f'{k}/{i}', 'text')
-        places = [int(e['id'].split('/')[1]) for e in s.reasons['r']['examples']]
-        firsts += sum(place < 10 for place in places)
-    assert abs(firsts / 900 - .5) < .06
+    places = []
+    for run in range(300): places += places_of_examples(20, run)
+    n_first = sum(place < 10 for place in places)
+    assert abs(n_first / 900 - .5) < .06
 
 
 def test_keys_are_the_same_in_every_process():
@@ -150,17 +161,25 @@ def test_counting_needs_no_torch():
     assert heavy_imports(modules, ['torch', 'fastai', 'IPython', 'ipywidgets', 'matplotlib']) == {}
 
 
-def test_lengths_are_a_histogram():
+@pytest.fixture
+def counted_sizes():
+    "Return some sizes in order, and their histogram."
     rng = np.random.default_rng(0)
     corners = [0, 1, 2, 3, 4, 1023, 1024]
     sizes = sorted([*corners, *rng.integers(0, 10**6, 500).tolist()])
     lengths = Lengths()
     for n in sizes: lengths.add(n)
-    d = lengths.as_dict()
-    expected, _ = np.histogram(sizes, d['edges'])
-    assert d['documents'] == expected.tolist()
-    assert sum(d['documents']) == len(sizes)
-    low, high = middle(d)
+    return sizes, lengths.as_dict()
+
+def test_lengths_are_a_histogram(counted_sizes):
+    sizes, histogram = counted_sizes
+    expected, _ = np.histogram(sizes, histogram['edges'])
+    assert histogram['documents'] == expected.tolist()
+    assert sum(histogram['documents']) == len(sizes)
+
+def test_the_middle_of_lengths_holds_the_median(counted_sizes):
+    sizes, histogram = counted_sizes
+    low, high = middle(histogram)
     median = sizes[(len(sizes) - 1) // 2]
     assert low <= median < high
 
@@ -290,15 +309,17 @@ def test_values_are_escaped():
 
 
 def test_save_card(tmp_path):
-    card = full_card()
-    page = save_card(card, tmp_path/'new/card.html')
+    page = save_card(full_card(), tmp_path/'new/card.html')
     text = page.read_text(encoding='utf-8')
     assert text.count('://') == 0
     assert "default-src 'none'" in text
-    as_json = save_card(card, tmp_path/'card.json')
-    assert read_json(as_json) == json.loads(json.dumps(card))
-    left = [p.name for p in page.parent.iterdir()]
+    left = [path.name for path in page.parent.iterdir()]
     assert left == ['card.html']
+
+def test_a_card_can_be_saved_as_json(tmp_path):
+    card = full_card()
+    saved = read_json(save_card(card, tmp_path/'card.json'))
+    assert saved == json.loads(json.dumps(card))
     with pytest.raises(UserError, match='.html or .json'): save_card(card, tmp_path/'card.pdf')
 
 
@@ -306,11 +327,12 @@ def test_size_stays_bounded():
     "Many names, reasons and examples do not make an endless page."
     card = full_card()
     names = [f'name {i}' for i in range(100_000)]
+    counted = {name: dict(documents=1, bytes=i) for i, name in enumerate(names)}
     card['licences'] = dict.fromkeys(names, 1)
-    for key in ('languages', 'sources'):
-        card[key] = {name: dict(documents=1, bytes=i) for i, name in enumerate(names)}
-    dropped = [str(i) for i in range(50_000)]
-    card['clusters'] = [dict(kept='x', dropped=dropped) for _ in range(100)]
+    card['languages'] = counted
+    card['sources'] = counted
+    cluster = dict(kept='x', dropped=names[:50_000])
+    card['clusters'] = [cluster] * 100
     assert len(card_html(card)) < 100_000
 
 

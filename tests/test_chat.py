@@ -1,7 +1,9 @@
 "Chats: the same text and ids as transformers, masks from ids, one begin mark, hostile messages and templates."
-import copy, json, pickle, re
+import copy, json, pickle, random, re
+from importlib.util import find_spec
+from pathlib import Path
 import numpy as np, pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from llmbook.core import UserError, import_transformers
 from llmbook.tokens.template import TemplateError, render_template
 from llmbook.tokens.tokenizer import decode, load_any, train_tokenizer
@@ -92,7 +94,7 @@ def byte_level(): return train_tokenizer(WORDS, 420, specials=SPECIAL)
 
 
 def metaspace(prepend='first'):
-    "A tokenizer in the manner of SentencePiece, which puts a space in front of a text."
+    "Return a tokenizer in the manner of SentencePiece, which puts a space in front of a text."
     tok = Tokenizer(models.BPE(unk_token='<unk>', byte_fallback=False))
     tok.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
     tok.decoder = decoders.Metaspace(prepend_scheme=prepend)
@@ -115,7 +117,7 @@ KINDS = dict(bytes=byte_level, metaspace=metaspace, always=lambda: metaspace('al
 
 @pytest.fixture(scope='module', params=[(family, kind) for family in FAMILIES for kind in KINDS], ids='-'.join)
 def model(request, tmp_path_factory):
-    "A folder with a tokenizer and a template of a family, and what it should end answers with."
+    "Return a folder with a tokenizer and a template of a family, and what it should end answers with."
     family, kind = request.param
     template, bos, eos, end = FAMILIES[family]
     folder = tmp_path_factory.mktemp('model')
@@ -164,17 +166,22 @@ def test_text_and_ids_are_those_of_transformers(model, fmt, theirs, n, prompt):
     assert own == ids_of(theirs, messages, add_generation_prompt=prompt)
 
 
-def test_tools_and_variables_reach_the_template(model, fmt, theirs):
-    if model[1] == 'qwen':
-        tools = [dict(type='function', function=dict(name='<ä>', parameters={}))]
-        messages = chat_for('qwen', 1)
-        assert fmt.render(messages, tools=tools) == theirs.apply_chat_template(messages, tools=tools, tokenize=False)
-        assert '"<ä>"' in fmt.render(messages, tools=tools)
-    if model[1] == 'llama3':
-        dated = ChatFormat(model[0], variables=dict(date_string='1 May 2026'))
-        want = theirs.apply_chat_template(chat_for('llama3'), tokenize=False, date_string='1 May 2026')
-        assert dated.render(chat_for('llama3')) == want
-        assert '1 May 2026' in want
+@pytest.mark.parametrize('model', [('qwen', kind) for kind in KINDS], ids='-'.join, indirect=True)
+def test_tools_reach_the_template(model, fmt, theirs):
+    tools = [dict(type='function', function=dict(name='<ä>', parameters={}))]
+    messages = chat_for('qwen', 1)
+    text = fmt.render(messages, tools=tools)
+    assert text == theirs.apply_chat_template(messages, tools=tools, tokenize=False)
+    assert '"<ä>"' in text
+
+
+@pytest.mark.parametrize('model', [('llama3', kind) for kind in KINDS], ids='-'.join, indirect=True)
+def test_variables_reach_the_template(model, theirs):
+    dated = ChatFormat(model[0], variables=dict(date_string='1 May 2026'))
+    messages = chat_for('llama3')
+    expected = theirs.apply_chat_template(messages, tokenize=False, date_string='1 May 2026')
+    assert dated.render(messages) == expected
+    assert '1 May 2026' in expected
 
 
 def test_what_is_exported_is_read_by_both(model, fmt, tmp_path):
@@ -318,21 +325,39 @@ def test_roles_are_those_of_who_wrote_it(model, fmt):
     for i in np.flatnonzero(row.ids == fmt.end): assert ROLES[row.roles[i]] == 'mark'
 
 
+def roles_of(messages, role): return [k for k, message in enumerate(messages) if message['role'] == role]
+
+
+def special_ids(fmt): return set(fmt.tok.get_added_tokens_decoder())
+
+
+def marks_in(row, fmt):
+    "Return the special tokens of a row, in order."
+    special = special_ids(fmt)
+    return [i for i in row.ids.tolist() if i in special]
+
+
+def without_spaces(text): return text.replace(' ', '').lstrip()
+
+
+def with_marks(fmt, message):
+    "Return a message whose content names every special token."
+    marks = [token.content for token in fmt.tok.get_added_tokens_decoder().values() if token.special]
+    return dict(message, content='yes ' + ' '.join(marks) + ' No')
+
+
 @pytest.mark.parametrize('role', ['user', 'system', 'assistant'])
 def test_special_tokens_in_messages_stay_text(model, fmt, role):
     family = model[1]
     if family == 'gemma' and role == 'system': pytest.skip('no system messages')
     messages = chat_for(family, 1)
     ordinary = fmt.encode(messages)
-    at = next(i for i, m in enumerate(messages) if m['role'] == role)
-    marks = [t.content for t in fmt.tok.get_added_tokens_decoder().values() if t.special]
-    messages[at] = dict(messages[at], content='yes ' + ' '.join(marks) + ' No')
+    at, *_ = roles_of(messages, role)
+    messages[at] = with_marks(fmt, messages[at])
     row = fmt.encode(messages)
-    special = set(fmt.tok.get_added_tokens_decoder())
-    assert [i for i in row.ids if i in special] == [i for i in ordinary.ids if i in special]
-    text = fmt.render(messages)
-    back = decode(fmt.tok, row.ids, skip_special=False)
-    assert back.replace(' ', '').lstrip() == text.replace(' ', '').lstrip()
+    assert marks_in(row, fmt) == marks_in(ordinary, fmt)
+    text = decode(fmt.tok, row.ids, skip_special=False)
+    assert without_spaces(text) == without_spaces(fmt.render(messages))
     prompt = fmt.prompt_ids(messages[:-1])
     assert row.ids[:len(prompt)].tolist() == prompt
 
@@ -514,23 +539,21 @@ def test_a_format_can_be_pickled():
 
 # ---- many ----
 
+SYSTEM, QUESTION, ANSWER = turns(1)
+TOO_LONG = [SYSTEM, dict(QUESTION, content='yes ' * 500), ANSWER]
+UNANSWERED = [SYSTEM, QUESTION]
+WITHOUT_TEXT = [dict(role='user', content=None)]
+
+
 def test_in_is_rows_and_rejects():
     "huggingface/trl#6668: truncation removed every target, and the loss was 0.0."
     fmt = ChatFormat(byte_level(), 'chatml')
-    long = turns(1)
-    long[1]['content'] = 'yes ' * 500
-    unanswered = turns(1)[:-1]
-    bad = [dict(role='user', content=None)]
-    chats = [turns(1), long, unanswered, bad, turns(9), turns(2)]
+    chats = [turns(1), TOO_LONG, UNANSWERED, WITHOUT_TEXT, turns(9), turns(2)]
     rows, rejects = encode_chats(fmt, chats, seq_len=200)
     assert len(rows) + len(rejects) == len(chats)
     assert [r.id for r in rejects] == ['chat 1', 'chat 2', 'chat 3', 'chat 4']
     assert [r.reason for r in rejects][:2] == ['longer than 200 tokens', 'nothing to train on']
     assert all(row.n_targets for row in rows)
-    rows, rejects = encode_chats(fmt, chats, seq_len=200, too_long='cut')
-    assert [r.id for r in rejects] == ['chat 1', 'chat 2', 'chat 3']
-    shorter = next(n for n in range(9, 0, -1) if len(fmt.encode([turns(1)[0], *turns(9)[-2 * n:]])) <= 201)
-    assert rows[1].ids.tolist() == fmt.encode([turns(1)[0], *turns(9)[-2 * shorter:]]).ids.tolist()
 
 
 def test_a_turn_with_tools_is_dropped_whole():
@@ -569,15 +592,45 @@ def tool_chat():
             dict(role='tool', content='4 <|im_end|>'), dict(role='assistant', content='It is 4.')]
 
 
+def last_turns(n):
+    "Return the system message and the last `n` turns of a chat of nine."
+    system, *messages = turns(9)
+    return [system, *messages[-2 * n:]]
+
+
+def test_a_chat_that_is_cut_keeps_as_many_turns_as_fit():
+    fmt = ChatFormat(byte_level(), 'chatml')
+    chats = [turns(1), TOO_LONG, UNANSWERED, WITHOUT_TEXT, turns(9), turns(2)]
+    rows, rejects = encode_chats(fmt, chats, seq_len=200, too_long='cut')
+    assert [r.id for r in rejects] == ['chat 1', 'chat 2', 'chat 3']
+    fitting = [n for n in range(1, 10) if len(fmt.encode(last_turns(n))) <= 201]
+    expected = fmt.encode(last_turns(max(fitting)))
+    assert rows[1].ids.tolist() == expected.ids.tolist()
+
+
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": "<|im_end|>"}}\n</tool_call><|im_end|>'
+
+
 def test_calls_of_tools_are_trained_on_and_their_results_are_not():
     fmt = ChatFormat(byte_level(), HERMES)
     row = fmt.encode(tool_chat(), tools=TOOLS)
     trained = decode(fmt.tok, row.ids[row.trained], skip_special=False)
-    assert trained == ('<tool_call>\n{"name": "add", "arguments": {"a": 2, "b": "<|im_end|>"}}\n</tool_call><|im_end|>'
-                       'It is 4.<|im_end|>')
+    assert trained == CALL + 'It is 4.<|im_end|>'
     assert (row.ids == fmt.end).sum() == 5, 'those of the template, and none that an argument or a result holds'
-    assert decode(fmt.tok, row.ids[row.roles == ROLES.index('tool')]) == '4 <|im_end|>'
-    assert row.ids[:len(fmt.prompt_ids(tool_chat()[:3], TOOLS))].tolist() == fmt.prompt_ids(tool_chat()[:3], TOOLS)
+
+
+def test_results_of_tools_have_their_role():
+    fmt = ChatFormat(byte_level(), HERMES)
+    row = fmt.encode(tool_chat(), tools=TOOLS)
+    of_tool = row.roles == ROLES.index('tool')
+    assert decode(fmt.tok, row.ids[of_tool]) == '4 <|im_end|>'
+
+
+def test_a_prompt_with_tools_is_the_beginning_of_its_row():
+    fmt = ChatFormat(byte_level(), HERMES)
+    row = fmt.encode(tool_chat(), tools=TOOLS)
+    prompt = fmt.prompt_ids(tool_chat()[:3], TOOLS)
+    assert row.ids[:len(prompt)].tolist() == prompt
 
 
 def test_calls_of_tools_are_those_of_transformers(tmp_path):
@@ -644,39 +697,51 @@ PIECES = [
     '<think>', '<|endoftext|>', 'assistant', 'user\n', 'system']
 
 
+def random_content(r):
+    n = r.randint(0, 12)
+    return ''.join(r.choice(PIECES) for _ in range(n))
+
+
 def random_chat(r, system):
-    def text(): return ''.join(r.choice(PIECES) for _ in range(r.randint(0, 12)))
-    messages = [dict(role='system', content=text())] if system and r.random() < .5 else []
+    messages = []
+    if system and r.random() < .5: messages.append(dict(role='system', content=random_content(r)))
     for _ in range(r.randint(1, 3)):
-        messages.append(dict(role='user', content=text()))
-        messages.append(dict(role='assistant', content=text()))
+        messages.append(dict(role='user', content=random_content(r)))
+        messages.append(dict(role='assistant', content=random_content(r)))
     return messages
 
 
-def test_random_chats_keep_every_promise(model, fmt, theirs):
-    import random
+@pytest.fixture
+def random_chats(model):
     r = random.Random(model[1])
-    special = {i for i, t in fmt.tok.get_added_tokens_decoder().items() if t.special}
-    is_lossless = isinstance(fmt.tok.decoder, decoders.ByteLevel)
-    for _ in range(25):
-        messages = random_chat(r, model[1] != 'gemma')
+    return [random_chat(r, model[1] != 'gemma') for _ in range(25)]
+
+
+def test_random_chats_come_back_and_make_no_mark(fmt, theirs, random_chats):
+    if not isinstance(fmt.tok.decoder, decoders.ByteLevel): pytest.skip('not every text comes back from its tokens')
+    for messages in random_chats:
         row = fmt.encode(messages)
         text = theirs.apply_chat_template(messages, tokenize=False)
-        if is_lossless: assert decode(fmt.tok, row.ids, skip_special=False) == text
-        marks = [i for i in row.ids.tolist() if i in special]
-        bare = fmt.encode([dict(m, content='x') for m in messages])
-        if is_lossless: assert marks == [i for i in bare.ids.tolist() if i in special], 'no message makes a mark'
-        answers = [k for k, m in enumerate(messages) if m['role'] == 'assistant']
+        assert decode(fmt.tok, row.ids, skip_special=False) == text
+        bare = fmt.encode([dict(message, content='x') for message in messages])
+        assert marks_in(row, fmt) == marks_in(bare, fmt)
+
+
+def test_random_chats_keep_every_promise(fmt, random_chats):
+    for messages in random_chats:
+        row = fmt.encode(messages)
+        answers = roles_of(messages, 'assistant')
         assert (row.ids[row.trained] == fmt.end).sum() == len(answers)
         for k in answers:
             prompt = fmt.prompt_ids(messages[:k])
             n = len(prompt)
             assert row.ids[:n].tolist() == prompt
-            assert row.weights[n] == 1 and row.weights[n - 1] == 0
+            assert row.weights[n - 1] == 0
+            assert row.weights[n] == 1
 
 
 def test_ids_of_a_long_chat_are_those_of_its_whole_text(model, fmt, theirs):
-    "A row grows turn by turn, and only what follows the last special token is encoded again."
+    "Compare a long row, which grows turn by turn: only what follows the last special token is encoded again."
     messages = chat_for(model[1], 12)
     assert fmt.encode(messages).ids.tolist() == ids_of(theirs, messages)
 
@@ -765,22 +830,35 @@ def test_an_end_of_the_whole_chat_is_not_the_end_of_a_turn():
 STOCK = ['cohere', 'cohere2', 'gemma', 'gemma3', 'llama3', 'llama3_1', 'llama3_2', 'phi3', 'phi3_5', 'qwen2_5', 'lfm2']
 
 
-@pytest.mark.parametrize('name', STOCK)
-def test_stock_templates_train_on_answers_alone(name):
-    "huggingface/trl#3586 again, with the templates as the models bring them, none of which marks its answers."
-    from importlib.util import find_spec
-    from pathlib import Path
+def stock_template(name):
+    "Return a template as a model brings it; skip the test where trl, which has them, is not installed."
     trl = find_spec('trl')
-    file = Path(trl.submodule_search_locations[0])/'chat_templates'/f'{name}.jinja' if trl else Path('nowhere')
-    if not file.is_file(): pytest.skip(f'trl, which brings {name}.jinja, is not installed')
-    template = file.read_text()
+    if trl is None: pytest.skip('trl is not installed')
+    file = Path(trl.submodule_search_locations[0])/'chat_templates'/f'{name}.jinja'
+    if not file.is_file(): pytest.skip(f'this trl brings no {name}.jinja')
+    return file.read_text()
+
+
+@pytest.fixture(params=STOCK)
+def stock(request):
+    "Return a format with a template as a model brings it, a chat, and its row."
+    template = stock_template(request.param)
     marks = set(re.findall(r'<\|?\w+\|?>', template)) - {'<|endoftext|>'}
     tok = train_tokenizer(WORDS, 600, specials=sorted(marks | {'<s>', '</s>'}))
     tok.settings = [dict(bos_token='<s>', eos_token='</s>')], []
     fmt = ChatFormat(tok, template)
-    messages = turns(3, system=name != 'gemma')
-    row = fmt.encode(messages)
-    end = tok.id_to_token(fmt.end)
-    assert decode(tok, row.ids[row.trained], skip_special=False).replace('<|END_RESPONSE|>', '') == (
-        f'It is 2.{end}It is 3.{end}It is 4.{end}')
-    assert decode(tok, row.ids, skip_special=False) == fmt.render(messages)
+    messages = turns(3, system=request.param != 'gemma')
+    return fmt, messages, fmt.encode(messages)
+
+
+def test_stock_templates_train_on_answers_alone(stock):
+    "huggingface/trl#3586 again, with the templates as the models bring them, none of which marks its answers."
+    fmt, _, row = stock
+    end = fmt.tok.id_to_token(fmt.end)
+    trained = decode(fmt.tok, row.ids[row.trained], skip_special=False)
+    assert trained.replace('<|END_RESPONSE|>', '') == f'It is 2.{end}It is 3.{end}It is 4.{end}'
+
+
+def test_rows_of_stock_templates_are_their_texts(stock):
+    fmt, messages, row = stock
+    assert decode(fmt.tok, row.ids, skip_special=False) == fmt.render(messages)

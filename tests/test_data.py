@@ -139,17 +139,25 @@ def documented(source):
     found = [ast.get_docstring(node) for node in ast.walk(ast.parse(source)) if isinstance(node, definitions)]
     return [text for text in found if text]
 
+def programs(docs): return [d.text for d in docs if d.kind == 'code']
+
+def long_docstrings(text):
+    "Return the longer docstrings that Python's parser finds; none where it finds no program."
+    try: found = documented(text)
+    except (SyntaxError, ValueError): return []
+    return [docstring for docstring in found if len(docstring) > 150 and '\\' not in docstring]
+
 def test_docstrings_are_those_that_the_parser_finds(docs):
-    found = total = 0
-    for d in [d for d in docs if d.kind == 'code'][:80]:
-        try: want = [text for text in documented(d.text) if len(text) > 150 and '\\' not in text]
-        except (SyntaxError, ValueError): continue
-        got = docstrings(d.text)
-        found += sum(text.strip() in got for text in want)
-        total += len(want)
+    n_found = total = 0
+    for text in programs(docs)[:80]:
+        expected = long_docstrings(text)
+        got = docstrings(text)
+        n_found += sum(docstring.strip() in got for docstring in expected)
+        total += len(expected)
     assert total > 50
-    assert found > .95 * total, f'{found} of {total}'
-    assert docstrings('x = 1\n') == ''
+    assert n_found > .95 * total, f'{n_found} of {total}'
+
+def test_a_program_without_docstrings(): assert docstrings('x = 1\n') == ''
 
 
 # --- clean ---
@@ -216,10 +224,14 @@ def test_long_runs_do_not_hang():
 
 PROSE = 'It was the best of times, and to be in the town with that old book was a joy that we have not had since.'
 ANIMALS = 'cat dog hen pig cow fox owl bee ant elk'.split()
-NOUNS = ('cat dog hen pig cow fox owl bee ant elk wolf hare swan crow goat lamb toad newt seal lynx mole boar deer duck frog crab '
-         'barley oats wheat rye hops malt yeast water copper kettle barrel cellar bottle label crate wagon horse road town market')
-LOREM = (' Lorem ipsum dolor sit amet, consectetur adipiscing elit, sed do eiusmod tempor incididunt ut labore et dolore magna '
-         'aliqua, ut enim ad minim veniam, quis nostrud exercitation ullamco laboris nisi ut aliquip ex ea commodo consequat.')
+NOUNS = (
+    'cat dog hen pig cow fox owl bee ant elk wolf hare swan crow goat lamb toad newt seal lynx mole boar deer duck '
+    'frog crab barley oats wheat rye hops malt yeast water copper kettle barrel cellar bottle label crate wagon horse '
+    'road town market')
+LOREM = (
+    ' Lorem ipsum dolor sit amet, consectetur adipiscing elit, sed do eiusmod tempor incididunt ut labore et dolore '
+    'magna aliqua, ut enim ad minim veniam, quis nostrud exercitation ullamco laboris nisi ut aliquip ex ea commodo '
+    'consequat.')
 LONG = ' '.join(f'Sentence {w} is here to be read and it says that the {w} of the house have gone with the {w}s.'
                 for w in ANIMALS)
 
@@ -286,17 +298,24 @@ def every_pair(texts, threshold=.8):
             label = [first if old == second else old for old in label]
     return label
 
-def test_licences_against_every_pair():
-    texts = [d.text for d in embedded_corpus(6_000_000) if d.kind == 'licence']
-    named = [(str(i), text) for i, text in enumerate(texts)]
-    r = dedup(named)
-    assert r.cluster == every_pair(texts)
-    assert 5 < sum(r.keep) < len(texts)
-    for i, j, similarity in r.pairs:
+@pytest.fixture(scope='module')
+def licence_texts(): return [d.text for d in embedded_corpus(6_000_000) if d.kind == 'licence']
+
+@pytest.fixture(scope='module')
+def one_licence_each(licence_texts): return dedup((str(i), text) for i, text in enumerate(licence_texts))
+
+def test_licences_against_every_pair(licence_texts, one_licence_each):
+    assert one_licence_each.cluster == every_pair(licence_texts)
+    n_kept = sum(one_licence_each.keep)
+    assert 5 < n_kept < len(licence_texts)
+    n_links = len(licence_texts) - n_kept # links make a forest: one less than members, in every cluster
+    assert len(one_licence_each.pairs) == n_links
+
+def test_pairs_of_licences_are_as_similar_as_they_say(licence_texts, one_licence_each):
+    for i, j, similarity in one_licence_each.pairs:
         if similarity == 1: continue
-        assert similarity == jaccard(shingles(texts[i]), shingles(texts[j]))
+        assert similarity == jaccard(shingles(licence_texts[i]), shingles(licence_texts[j]))
         assert similarity >= .8
-    assert len(r.pairs) == len(texts) - sum(r.keep)      # links make a forest: one less than members, in every cluster
 
 def lines_of(name):
     "Return the lines of a file of the published near-duplicates that are not blank."
@@ -313,18 +332,21 @@ def test_published_near_duplicates(articles_file, truth_file):
     r = dedup(articles, threshold=.5)
     assert {frozenset((ids[i], ids[j])) for i, j, _ in r.pairs} == truth
 
+VERSION = ' '.join(f'word{i}' for i in range(200))
+EQUAL = [('b', VERSION), ('a', VERSION)]
+
 def test_which_copy_stays():
-    base = ' '.join(f'word{i}' for i in range(200))
-    equal = [('b', base), ('a', base)]
-    others = [('c', base + ' more'), ('d', base.upper() + '\n'), ('e', 'something else')]
-    r = dedup(equal + others)
-    assert r.keep == [False, False, True, False, True]
-    assert r.kept_for == [2, 2, 2, 2, 4]
-    assert r.cluster == [0, 0, 0, 0, 4]
-    assert r.reason == ['near_duplicate', 'near_duplicate', '', 'near_duplicate', '']
-    r = dedup(equal)
-    assert r.keep == [False, True]
-    assert r.reason == ['exact_duplicate', '']
+    others = [('c', VERSION + ' more'), ('d', VERSION.upper() + '\n'), ('e', 'something else')]
+    found = dedup(EQUAL + others)
+    assert found.keep == [False, False, True, False, True]
+    assert found.kept_for == [2, 2, 2, 2, 4]
+    assert found.cluster == [0, 0, 0, 0, 4]
+    assert found.reason == ['near_duplicate', 'near_duplicate', '', 'near_duplicate', '']
+
+def test_which_equal_copy_stays():
+    found = dedup(EQUAL)
+    assert found.keep == [False, True]
+    assert found.reason == ['exact_duplicate', '']
 
 def test_the_order_of_the_documents_does_not_matter(docs):
     some = docs[:400]

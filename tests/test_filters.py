@@ -45,15 +45,19 @@ def texts(): return [d.text for d in embedded_corpus(600_000)] + ODD
 def test_tokens_are_spacys(text, tokens):
     assert view(text).tokens == tokens.split()
 
+LETTERS = "aB1.,'’-–…()[]:;!?$%@/_#é漢😀\u200d"
+LONG_CHUNKS = {'@' * 100_000, '(' * 100_000, 'a.' * 50_000, 'a@' * 200 + '.', '"' * 100 + 'x' + '.' * 100}
+
+def random_chunk(rng): return ''.join(rng.choices(LETTERS, k=rng.randint(1, 30)))
+
 def test_tokens_put_together_are_the_chunk(texts):
     rng = random.Random(3)
-    letters = "aB1.,'’-–…()[]:;!?$%@/_#é漢😀\u200d"
-    chunks = {chunk for t in texts for chunk in t.split()}
-    for _ in range(3000): chunks.add(''.join(rng.choices(letters, k=rng.randint(1, 30))))
-    chunks |= {'@' * 100_000, '(' * 100_000, 'a.' * 50_000, 'a@' * 200 + '.', '"' * 100 + 'x' + '.' * 100}
+    chunks = {random_chunk(rng) for _ in range(3000)} | LONG_CHUNKS
+    for text in texts: chunks.update(text.split())
     for chunk in chunks:
-        assert ''.join(split_chunk(chunk)) == chunk
-        assert all(split_chunk(chunk))
+        tokens = split_chunk(chunk)
+        assert all(tokens)
+        assert ''.join(tokens) == chunk
 
 def test_what_tokens_are_made_of():
     want = {'word': LETTER | WORD, 'x1': LETTER | WORD, 'é': LETTER | WORD, '漢字': LETTER | WORD, "n't": LETTER | WORD,
@@ -114,21 +118,27 @@ def plain_top(tokens, n):
     phrase, times = Counter(phrases).most_common(1)[0]
     return sum(map(len, phrase)), times
 
-def test_phrases_are_those_of_the_plain_way(texts):
+@pytest.fixture
+def with_made_up(texts):
     rng = random.Random(0)
     made_up = [' '.join(rng.choices('abc', k=rng.randint(0, 60))) for _ in range(60)]
-    for text in texts[:80] + ODD + made_up:
-        v = view(text[:20_000])
-        for n in (2, 3, 4):
-            assert v.phrases.top(n) == plain_top(v.tokens, n)
-            assert v.word_phrases.top(n) == plain_top(v.words, n)
-        for n in (5, 6, 10):
-            exact = plain_repeated(v.tokens, n)
-            bound = v.phrases.covered(n)
-            assert v.phrases.repeated(n) == exact
-            assert exact <= bound
-            assert bound <= v.phrases.covered(5)
-            if exact > 40: assert v.phrases.repeated(n, 40) > 40 # a bound is only given where it settles the question
+    return [view(text[:20_000]) for text in texts[:80] + ODD + made_up]
+
+@pytest.mark.parametrize('n', [2, 3, 4])
+def test_top_phrases_are_those_of_the_plain_way(with_made_up, n):
+    for v in with_made_up:
+        assert v.phrases.top(n) == plain_top(v.tokens, n)
+        assert v.word_phrases.top(n) == plain_top(v.words, n)
+
+@pytest.mark.parametrize('n', [5, 6, 10])
+def test_phrases_are_those_of_the_plain_way(with_made_up, n):
+    for v in with_made_up:
+        exact = plain_repeated(v.tokens, n)
+        bound = v.phrases.covered(n)
+        assert v.phrases.repeated(n) == exact
+        assert exact <= bound
+        assert bound <= v.phrases.covered(5)
+        if exact > 40: assert v.phrases.repeated(n, 40) > 40 # a bound is only given where it settles the question
 
 def test_phrases_of_nothing():
     p = Phrases(np.zeros(0, np.int64), np.zeros(0, np.int64))
@@ -219,6 +229,8 @@ def test_a_threshold_is_the_last_value_that_passes():
     assert gopher.gopher_words(view('word ' * 50)) is None
     assert gopher.gopher_words(view('word ' * 49)) == 49
     assert webrules.c4_sentences(view('It is. It was. It is. It was. It is.')) is None
+
+def test_stop_words_are_those_of_the_language():
     assert gopher.gopher_stop_words(view('Der Hund und die Katze', language='de')) is None
     assert gopher.gopher_stop_words(view('Hund Katze Maus', language='de')) == 0
     assert gopher.gopher_stop_words(view('Hund Katze Maus', language='am')) is None # no list for Amharic
@@ -286,11 +298,14 @@ def test_a_good_page_passes_the_presets_for_prose():
     assert apply_preset(Doc(PAGE, 'x'), 'web').text == STORY + '\nSee  and so on.'
     assert apply_preset(Doc(PAGE, 'x'), 'default').text == PAGE
 
+def n_words(v): return len(v.words)
+
 def test_presets_of_ones_own():
     two = Doc('one two', 'x')
-    def n_words(v): return len(v.words)
     assert check(two, dict(prose=[n_words])) == Drop('n_words', 2)
     assert check(two, dict(prose=[lambda v: len(v.words)])) == Drop('<lambda>', 2)
+
+def test_a_preset_may_change_a_threshold_or_have_no_rule():
     raised = partial(gopher.gopher_words, low=200)
     assert check(Doc(STORY, 'x'), dict(prose=[raised])).reason == 'gopher_words'
     program = Doc('one two', 'x', kind='code')

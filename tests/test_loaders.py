@@ -604,17 +604,21 @@ def test_taking_a_source_out_leaves_the_others_in_order():
     assert len(three) > 30
     assert two[:len(three)] == three
 
+def drawn_from(dl, n_batches):
+    "Return the number of each source in the rows of the first batches."
+    if n_batches == 0: return np.array([], int)
+    return dl.starts(0, n_batches)[:, 0]
+
 @pytest.mark.parametrize('n_batches', [0, 1, 7, 100])
 def test_passes_counts_what_was_read(n_batches):
     sources = dict(a=view(), b=view(500, 1))
     dl = MixedLoader(sources, dict(a=.8, b=.2), bs=8, seq_len=16, steps=5)
-    drawn = dl.starts(0, n_batches)[:, 0] if n_batches else np.array([], int)
+    drawn = drawn_from(dl, n_batches)
     passes = dl.passes(n_batches)
     assert list(passes) == ['a', 'b']
     for j, name in enumerate(passes):
-        n_drawn = (drawn == j).sum()
         n_windows = dl.readers[name].n_windows
-        assert passes[name] == pytest.approx(n_drawn / n_windows)
+        assert passes[name] == pytest.approx((drawn == j).sum() / n_windows)
 
 def test_mixing_prepared_folders(data, tmp_path):
     folders = dict(one=data, two=prepared(tmp_path/'other', corpus(5)))

@@ -21,16 +21,21 @@ def test_personal_data_is_masked_and_nothing_beside_it(line): assert mask_person
 @pytest.mark.parametrize('line', LEFT)
 def test_what_only_looks_personal_stays(line): assert mask_personal(line) == (line, {})
 
-def test_precision_and_recall():
-    "Count by kind what is found of what is there, and what is found besides, with all lines in one text."
-    lines = FOUND + LEFT
-    out, found = mask_personal('\n'.join(map(plain, lines)))
+def count_kinds(lines, masked_lines):
+    "Return how many of each kind there are by the labels of the lines, and how many of them were found."
     wanted, right = Counter(), Counter()
-    for got, line in zip(out.split('\n'), lines):
+    for line, got in zip(lines, masked_lines, strict=True):
         labels = Counter(kind for kind, _ in LABEL.findall(line))
         marks = Counter(MARK.findall(got))
         wanted += labels
         right += marks & labels
+    return wanted, right
+
+def test_precision_and_recall():
+    "Count by kind what is found of what is there, and what is found besides, with all lines in one text."
+    lines = FOUND + LEFT
+    out, found = mask_personal('\n'.join(map(plain, lines)))
+    wanted, right = count_kinds(lines, out.split('\n'))
     for kind in wanted:
         assert right[kind] / wanted[kind] >= .98, (kind, 'recall')
         assert right[kind] / found[kind] >= .98, (kind, 'precision')

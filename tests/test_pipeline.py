@@ -191,16 +191,24 @@ def test_lines_that_stand_everywhere_go(tmp_path):
     assert n_with_line == 1, 'the first document that has the line keeps it'
 
 
-def test_evaluation_items_are_kept_out(tmp_path):
-    item, other = text(1000, 40), text(2000, 40)
+@pytest.fixture
+def guarded(tmp_path):
+    "Prepare sixty texts, two of which hold an evaluation item; return the folder made and its card."
+    item = text(1000, 40)
     texts = [text(i) for i in range(60)]
     for i in (3, 5): texts[i] += ' ' + item
     rows = [dict(id=f'd{i}', text=t) for i, t in enumerate(texts)]
     source = write_rows(tmp_path/'a.jsonl', rows)
     out = tmp_path/'out'
-    card = prepare(source, out, against={'exam': [item, other]}, **OPTIONS)
+    return out, prepare(source, out, against={'exam': [item, text(2000, 40)]}, **OPTIONS)
+
+def test_evaluation_items_are_counted(guarded):
+    _, card = guarded
     assert card['contamination'] == {'exam': dict(items=2, found=1, documents=2)}
     assert card['totals']['dropped'] == 2
+
+def test_evaluation_items_are_kept_out(guarded):
+    out, _ = guarded
     lost = read_rows(out/'rejects.jsonl')
     assert [row['id'] for row in lost] == ['d3', 'd5']
     assert [row['step'] for row in lost] == ['contamination'] * 2
@@ -215,45 +223,61 @@ def test_a_tokenizer_can_be_given(source, alone, tmp_path):
         prepare(source, tmp_path/'no', tokenizer=tmp_path/'none', **OPTIONS)
 
 
-def test_units_hold_everything_once(source, tmp_path):
-    src = Sources([str(source), 'embedded'], max_bytes=1_500_000)
-    found = list(units(src, tmp_path))
+@pytest.fixture
+def two_sources(source): return Sources([str(source), 'embedded'], max_bytes=1_500_000)
+
+def test_units_are_of_a_size(two_sources, tmp_path):
+    found = list(units(two_sources, tmp_path))
     sizes = [unit.n_bytes for unit in found]
     assert sum(sizes) > 4e6
-    assert max(sizes) < 2 * unit_size(src.n_bytes)
-    records = [record for unit in found for record in read_unit(unit)]
+    assert max(sizes) < 2 * unit_size(two_sources.n_bytes)
+    assert list(units(two_sources, tmp_path)) == found
+
+def test_units_hold_everything_once(two_sources, tmp_path):
+    records = []
+    for unit in units(two_sources, tmp_path): records += read_unit(unit)
     names = {(record.source, record.id) for record in records}
-    assert len(names) == len(records) > 3300
-    assert list(units(src, tmp_path)) == found
+    assert len(records) > 3300
+    assert len(names) == len(records)
 
 
-def test_dividing_fills_every_split():
+@pytest.mark.parametrize('n', [3, 10, 500])
+def test_dividing_fills_every_split(n):
+    rng = np.random.default_rng(n)
+    draws = rng.random(n)
+    order = rng.random(n)
+    sizes = rng.integers(1, 1000, n)
+    split = divide(draws, order, sizes, .1, .1)
+    assert set(split.tolist()) == {0, 1, 2}
+
+def test_dividing_without_shares_leaves_all_to_train_on():
     rng = np.random.default_rng(0)
-    for n in (3, 10, 500):
-        draws = rng.random(n)
-        order = rng.random(n)
-        sizes = rng.integers(1, 1000, n)
-        split = divide(draws, order, sizes, .1, .1)
-        assert set(split.tolist()) == {0, 1, 2}
-    only_train = divide(rng.random(50), rng.random(50), np.ones(50), 0, 0)
-    assert set(only_train.tolist()) == {0}
+    split = divide(rng.random(50), rng.random(50), np.ones(50), 0, 0)
+    assert set(split.tolist()) == {0}
 
 
-def test_dividing_keeps_groups_together_and_leaves_most_to_train_on():
-    for seed in range(40):
-        rng = np.random.default_rng(seed)
-        n = int(rng.integers(3, 30))
-        sizes = rng.integers(1, 1000, n)
-        sizes[rng.integers(n)] = 50_000
-        group = rng.integers(0, 4, n).astype(np.uint64)
-        draws = rng.random(n)
-        names = [f'g{k}' if k else f'd{i}' for i, k in enumerate(group)]
-        if len(set(names)) < 3: continue
-        split = divide(draws, rng.random(n), sizes, .1, .1, group)
-        assert set(split.tolist()) == {0, 1, 2}
-        sides = dict(zip(names, split))
-        assert all(sides[name] == s for name, s in zip(names, split))
-        assert sizes[split == 0].sum() > .4 * sizes.sum()
+@pytest.fixture(params=range(40))
+def divided(request):
+    "Divide up to thirty documents, one of them large; return their groups' names, their sizes and splits."
+    rng = np.random.default_rng(request.param)
+    n = int(rng.integers(3, 30))
+    sizes = rng.integers(1, 1000, n)
+    sizes[rng.integers(n)] = 50_000
+    group = rng.integers(0, 4, n).astype(np.uint64)
+    names = [f'g{k}' if k else f'd{i}' for i, k in enumerate(group)]
+    split = divide(rng.random(n), rng.random(n), sizes, .1, .1, group)
+    return names, sizes, split
+
+def test_dividing_keeps_groups_together(divided):
+    names, _, split = divided
+    side_of = dict(zip(names, split))
+    for name, side in zip(names, split): assert side_of[name] == side
+
+def test_dividing_leaves_most_to_train_on(divided):
+    names, sizes, split = divided
+    if len(set(names)) < 3: return
+    assert set(split.tolist()) == {0, 1, 2}
+    assert sizes[split == 0].sum() > .4 * sizes.sum()
 
 
 def test_engines_and_workers():
@@ -281,24 +305,37 @@ def test_the_bar_never_goes_back():
 
 
 
-def test_what_could_not_be_read_has_a_place_and_a_size(tmp_path):
+@pytest.fixture(scope='module')
+def cut_off(tmp_path_factory):
+    "Prepare a folder of files with odd records and without their ends; return the folder made and its card."
+    folder = tmp_path_factory.mktemp('cut')
     whole = [json.dumps(dict(text=text(i), id=f'd{i}')) for i in range(40)]
     odd = ['{"text": ', '{"text": "", "id": "void"}', '{"text": "1 2 3"}']
     a_text = gzip.compress(text(50).encode())
     records = gzip.compress('\n'.join(whole).encode())
-    (tmp_path/'in').mkdir()
-    (tmp_path/'in/a.jsonl').write_text('\n'.join([*whole, *odd]))
-    (tmp_path/'in/b.txt.gz').write_bytes(a_text[:-6])
-    (tmp_path/'in/c.jsonl.gz').write_bytes(records[:-100])
-    card = prepare(tmp_path/'in', tmp_path/'out', **OPTIONS)
+    (folder/'in').mkdir()
+    (folder/'in/a.jsonl').write_text('\n'.join([*whole, *odd]))
+    (folder/'in/b.txt.gz').write_bytes(a_text[:-6])
+    (folder/'in/c.jsonl.gz').write_bytes(records[:-100])
+    return folder/'out', prepare(folder/'in', folder/'out', **OPTIONS)
+
+def test_what_could_not_be_read_has_a_size_or_says_that_it_has_none(cut_off):
+    _, card = cut_off
     lost = {}
-    for name, r in card['funnel'][0]['reasons'].items():
-        lost[name] = r['documents'], r['bytes'], r.get('unknown')
+    for name, reason in card['funnel'][0]['reasons'].items():
+        lost[name] = reason['documents'], reason['bytes'], reason.get('unknown')
     assert lost == {'broken JSON': (1, 10, None), 'empty': (1, 27, None), 'truncated': (1, 0, 1)}
     assert card['left_out'] == {'read: truncated': dict(parts=1, bytes=0, unknown=1)}
+
+def test_the_summary_says_what_has_no_size(cut_off):
+    _, card = cut_off
     summary = '\n'.join(card_summary(card))
     assert 'truncated 1 (size unknown)' in summary
     assert 'by read: truncated: 1 parts (size unknown)' in summary
-    copies = [r for r in read_rows(tmp_path/'out/rejects.jsonl') if r['step'] == 'near-duplicates']
+
+def test_what_could_not_be_read_has_a_place_and_a_size(cut_off):
+    out, _ = cut_off
+    rejects = read_rows(out/'rejects.jsonl')
+    copies = [row for row in rejects if row['step'] == 'near-duplicates']
     assert len(copies) == 39
-    assert all('c.jsonl.gz:' in r['place'] or 'a.jsonl:' in r['place'] for r in copies)
+    for row in copies: assert 'c.jsonl.gz:' in row['place'] or 'a.jsonl:' in row['place']

@@ -104,21 +104,46 @@ def read_units(units): return [d for u in units for d in read_unit(u)]
 
 def as_json(unit): return json.dumps(dataclasses.asdict(unit), ensure_ascii=False)
 
-@pytest.mark.parametrize('size', [150, 1000, 5000, 1 << 20])
-def test_units_give_what_reading_in_one_go_gives(tmp_path, size):
+@pytest.fixture
+def collected(tmp_path):
+    "Return a folder with a bit of everything, and what is read of it in one go."
     collection(tmp_path)
-    whole = list(read_sources(tmp_path))
-    units = plan_units(tmp_path, size)
-    assert read_units(units) == whole
-    docs = [d for d in whole if isinstance(d, Doc)]
-    assert len(docs) > 700
-    assert len({d.id for d in docs}) == len(docs)
+    return tmp_path, list(read_sources(tmp_path))
+
+UNIT_SIZES = [150, 1000, 5000, 1 << 20]
+
+@pytest.mark.parametrize('size', UNIT_SIZES)
+def test_units_give_what_reading_in_one_go_gives(collected, size):
+    folder, whole = collected
+    assert read_units(plan_units(folder, size)) == whole
+
+def test_documents_have_names_of_their_own(collected):
+    _, whole = collected
+    ids = [d.id for d in whole if isinstance(d, Doc)]
+    assert len(ids) > 700
+    assert len(set(ids)) == len(ids)
+
+@pytest.mark.parametrize('size', UNIT_SIZES)
+def test_units_are_the_same_on_every_call_and_travel_as_json(collected, size):
+    folder, _ = collected
+    units = plan_units(folder, size)
+    assert plan_units(str(folder), size) == units
+    for unit in units: assert Unit(**json.loads(as_json(unit).encode())) == unit
+
+@pytest.mark.parametrize('size', UNIT_SIZES)
+def test_only_large_files_are_divided(collected, size):
+    folder, _ = collected
+    units = plan_units(folder, size)
     assert len(units) > 1000 // size
-    assert plan_units(str(tmp_path), size) == units                              # the same on every call
-    for u in units: assert Unit(**json.loads(as_json(u).encode())) == u
-    parts = [u for u in units if u.end is not None]
-    assert all(len(u.paths) == 1 for u in parts)
+    parts = [unit for unit in units if unit.end is not None]
+    assert all(len(unit.paths) == 1 for unit in parts)
     assert size > 20_000 or parts
+
+def test_every_reject_has_its_reason(collected):
+    _, got = collected
+    seen = Counter(reasons(got))
+    assert seen.pop('read') > 700
+    assert seen == {'not UTF-8': 1, 'empty': 1, 'unknown type': 2, 'truncated': 1, 'broken JSON': 2, 'no text': 1}
 
 def test_another_process_reads_a_unit_alike(tmp_path):
     collection(tmp_path)
@@ -523,18 +548,14 @@ def test_a_very_deep_folder(tmp_path):
     licence, code = sorted(read_sources(tmp_path), key=lambda d: len(d.id))
     assert code.licence == licence.licence == 'MPL-2.0'
 
-def test_every_file_is_accounted_for(tmp_path):
-    collection(tmp_path)
-    got = list(read_sources(tmp_path))
-    seen = Counter(reasons(got))
-    assert seen.pop('read') > 700
-    assert seen == {'not UTF-8': 1, 'empty': 1, 'unknown type': 2, 'truncated': 1, 'broken JSON': 2, 'no text': 1}
+def test_every_file_is_accounted_for(collected):
+    folder, got = collected
     ids = {r.id for r in got}
-    files = [p for p in tmp_path.rglob('*') if p.is_file() and '.hidden' not in p.parts]
+    files = [path for path in folder.rglob('*') if path.is_file() and '.hidden' not in path.parts]
     for name in map(path_id, files):
         of_a_part = [id for id in ids if id.startswith((f'{name}:', 'urn'))]
         assert name in ids or of_a_part
-    assert len(source_paths(tmp_path)) == len(files) - 1
+    assert len(source_paths(folder)) == len(files) - 1
 
 def test_another_field(tmp_path):
     table = as_parquet([{'content': 'three'}])
@@ -595,8 +616,9 @@ def test_languages():
     ('Programs: BSD-2-Clause. Manuals: GNU Free Documentation License, Version 1.3', 'BSD-2-Clause AND GFDL-1.3')])
 def test_licences(text, want): assert identify_licence(text) == want
 
-FREE_TEXT = ('Permission is hereby granted, free of charge, to any person obtaining a copy of this software, to deal in '
-             'the Software without restriction, subject to this permission notice.')
+FREE_TEXT = (
+    'Permission is hereby granted, free of charge, to any person obtaining a copy of this software, to deal in the '
+    'Software without restriction, subject to this permission notice.')
 
 @pytest.mark.parametrize('text,want', [
     ('Attribution-NonCommercial-NoDerivatives 4.0 International\n\n' + '=' * 60, 'CC-BY-NC-ND-4.0'),
@@ -668,17 +690,23 @@ def without_versions(name):
     "Return the name of a licence without -only and -or-later."
     return name.split('-only')[0].split('-or')[0]
 
+def licence_of(dist):
+    "Return what an installed package states of its licence, and the file with it if there is just one."
+    stated = dist.metadata.get('License-Expression') or ''
+    files = [f for f in dist.files or () if is_licence(f.name) and '.dist-info' in str(f)]
+    return stated, files[0].locate() if len(files) == 1 else None
+
 def test_installed_packages_and_the_texts_of_the_system():
     "Hold the licence of every installed package against the name in its metadata."
-    right, wrong = 0, []
+    n_right = 0
+    wrong = []
     for dist in metadata.distributions():
-        stated = dist.metadata.get('License-Expression') or ''
-        files = [f for f in dist.files or () if is_licence(f.name) and '.dist-info' in str(f)]
-        if not stated or ' ' in stated or len(files) != 1: continue
-        found = identify_licence(files[0].locate().read_text(errors='replace'))
-        if without_versions(found) == without_versions(stated): right += 1
+        stated, file = licence_of(dist)
+        if not stated or ' ' in stated or file is None: continue
+        found = identify_licence(file.read_text(errors='replace'))
+        if without_versions(found) == without_versions(stated): n_right += 1
         elif found: wrong.append((dist.name, stated, found))
-    assert right > 10 * len(wrong), wrong
+    assert n_right > 10 * len(wrong), wrong
 
 @pytest.mark.parametrize('name, want', [
     ('Apache-2.0', 'Apache-2.0'), ('GPL-2', 'GPL-2.0'), ('GPL-3', 'GPL-3.0'), ('LGPL-2.1', 'LGPL-2.1'),

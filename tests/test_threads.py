@@ -103,7 +103,9 @@ def plan(tokens_per_param, others):
     "Return a plan with the figures that its notes depend on."
     expected = dict(body=1000)
     steps = max(1, round(tokens_per_param * 1000 / 8))
-    return Plan(1, 0, dict(cores=2, others=others), 'pico', get_config('pico').to_dict(), 2, 4, steps, 8 * steps, .1, expected)
+    machine = dict(cores=2, others=others)
+    config = get_config('pico').to_dict()
+    return Plan(1, 0, machine, 'pico', config, 2, 4, steps, 8 * steps, .1, expected)
 
 
 def test_a_plan_says_when_the_machine_was_busy_or_the_budget_is_tiny():

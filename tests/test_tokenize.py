@@ -300,6 +300,8 @@ def test_ours_has_its_fixed_ids(ours, tmp_path):
     assert (ids.end, ids.bos, ids.begin, ids.pad) == ((EOT,), None, EOT, PAD)
 
 GPT2, LLAMA3 = ('<|endoftext|>',), ('<|begin_of_text|>', '<|end_of_text|>', '<|eot_id|>')
+OLDER_FILE = dict(eos_token=dict(content='[A]'), bos_token='[B]', pad_token='[C]')
+BOTH_FILES = dict(tokenizer_config=dict(eos_token='[A]'), config=dict(eos_token_id=256))
 ROWS = { # special tokens, settings, end, bos, begin, pad
     'by name alone': (GPT2, {}, (256,), None, 256, None),
     'none': ((), {}, (), None, None, None),
@@ -309,10 +311,8 @@ ROWS = { # special tokens, settings, end, bos, begin, pad
                          (256,), 256, 256, None),
     'several': (LLAMA3, dict(tokenizer_config=dict(bos_token='<|begin_of_text|>', eos_token='<|eot_id|>'),
                              generation_config=dict(eos_token_id=[257, 258])), (258, 257), 256, 256, None),
-    'the older file': (('[A]', '[B]', '[C]'), dict(special_tokens_map=dict(eos_token=dict(content='[A]'), bos_token='[B]', pad_token='[C]')),
-                       (256,), 257, 257, 258),
-    'the tokenizer before the model': (('[A]', '</s>'), dict(tokenizer_config=dict(eos_token='[A]'), config=dict(eos_token_id=256)),
-                                       (256,), None, 256, None),
+    'the older file': (('[A]', '[B]', '[C]'), dict(special_tokens_map=OLDER_FILE), (256,), 257, 257, 258),
+    'the tokenizer before the model': (('[A]', '</s>'), BOTH_FILES, (256,), None, 256, None),
     'only the model says it': ((), dict(config=dict(eos_token_id=33)), (33,), None, 33, None),
     'out of range': ((), dict(config=dict(eos_token_id=50256)), (), None, None, None),
 }
@@ -408,21 +408,33 @@ def test_chats_out_of_turn(ours, bad):
 
 # measuring
 
-def test_comparison_adds_up(ours):
+@pytest.fixture
+def compared(ours):
+    "Return two tokenizers, the texts of three kinds, and the rows of their comparison."
     kinds = dict(code=texts()[::2], prose=texts()[1::2], one='The house.')
     tokenizers = dict(ours=ours, code=train_tokenizer(texts(), 400, code=True))
-    rows = compare_tokenizers(tokenizers, kinds)
-    names = [(r['kind'], r['tokenizer']) for r in rows]
+    return tokenizers, kinds, compare_tokenizers(tokenizers, kinds)
+
+def test_a_comparison_has_a_row_for_each_kind_and_tokenizer(compared, ours):
+    tokenizers, kinds, rows = compared
+    names = [(row['kind'], row['tokenizer']) for row in rows]
     assert names == list(product(kinds, tokenizers))
     assert rows[0]['bytes_per_token'] == bytes_per_token(ours, kinds['code'])
-    for r in rows:
-        n_bytes = r['bytes_per_token'] * r['tokens']
-        assert n_bytes == pytest.approx(r['bytes'])
-        n_tokens = r['fertility'] * r['words']
-        assert n_tokens == pytest.approx(r['tokens'])
+
+def test_comparison_adds_up(compared):
+    _, _, rows = compared
+    for row in rows:
+        n_bytes = row['bytes_per_token'] * row['tokens']
+        assert n_bytes == pytest.approx(row['bytes'])
+        n_tokens = row['fertility'] * row['words']
+        assert n_tokens == pytest.approx(row['tokens'])
+
+def test_the_table_of_a_comparison_has_lines_of_one_length(compared):
+    _, _, rows = compared
     lines = comparison_table(rows, 'fertility').split('\n')
     assert len(lines) == 3
-    assert len({len(line) for line in lines}) == 1
+    lengths = {len(line) for line in lines}
+    assert len(lengths) == 1
 
 def test_a_comparison_counts_words_without_spaces(ours):
     row, = compare_tokenizers(dict(ours=ours), dict(Chinese=['猫在窗边。', '狗在门口。']))

@@ -23,20 +23,27 @@ KINDS = {
     'encoder': dict(family='encoder', n_kv_head=None),
 }
 WRAPPED = {
-    'gpt_neox': dict(vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64),
+    'gpt_neox': dict(
+        vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64),
     'gptj': dict(vocab_size=300, n_embd=32, n_layer=1, n_head=2, rotary_dim=4, n_positions=64), # its head has a bias
-    'opt': dict(vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, ffn_dim=64, # a tied head
-                word_embed_proj_dim=32, max_position_embeddings=64),
+    'opt': dict( # a tied head
+        vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, ffn_dim=64,
+        word_embed_proj_dim=32, max_position_embeddings=64),
 }
 ALL = [*KINDS, *WRAPPED]
+
+
+def wrapped(kind):
+    "Return a small model of transformers, wrapped."
+    tf = import_transformers()
+    config = tf.AutoConfig.for_model(kind, **WRAPPED[kind])
+    return as_lm(tf.AutoModelForCausalLM.from_config(config))
 
 
 def build(kind):
     set_seed(0)
     if kind in KINDS: model = Transformer(ModelConfig(**{**SMALL, **KINDS[kind]}))
-    else:
-        tf = import_transformers()
-        model = as_lm(tf.AutoModelForCausalLM.from_config(tf.AutoConfig.for_model(kind, **WRAPPED[kind])))
+    else: model = wrapped(kind)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.ndim > 1 or name.endswith('bias'): p.copy_(torch.randn_like(p) * .1)
@@ -49,7 +56,8 @@ def foreign(*specials):
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tok.train_from_iterator(['hi there'] * 3, trainers.BpeTrainer(vocab_size=260, initial_alphabet=alphabet, show_progress=False))
+    trainer = trainers.BpeTrainer(vocab_size=260, initial_alphabet=alphabet, show_progress=False)
+    tok.train_from_iterator(['hi there'] * 3, trainer)
     tok.add_special_tokens(list(specials))
     return tok
 
@@ -65,7 +73,13 @@ def rows_of(model):
 
 # ---- the tokenizer
 
-@pytest.mark.parametrize('tok', [foreign('<|endoftext|>'), train_tokenizer(['hi there'] * 9, 262)], ids=['foreign', 'ours'])
+def ours(): return train_tokenizer(['hi there'] * 9, 262)
+
+
+@pytest.fixture(params=['foreign', 'ours'])
+def tok(request): return foreign('<|endoftext|>') if request.param == 'foreign' else ours()
+
+
 def test_marks_come_behind_all_other_ids(tok):
     before = tok.to_str()
     top = max(tok.get_vocab().values())
@@ -73,23 +87,39 @@ def test_marks_come_behind_all_other_ids(tok):
     assert tok.to_str() == before
     assert new_ids(tok, extended) == [top + 1, top + 2]
     assert [extended.token_to_id(mark) for mark in MARKS] == [top + 1, top + 2]
+
+
+def test_texts_have_their_ids_and_make_no_mark(tok):
+    extended = extend_tokenizer(tok, MARKS)
     assert encode_text(extended, ['hi there']) == encode_text(tok, ['hi there'])
-    assert not set(encode_text(extended, [' '.join(MARKS)])[0]) & {top + 1, top + 2}, 'a text made a mark'
+    ids, = encode_text(extended, [' '.join(MARKS)])
+    assert not set(ids) & set(new_ids(tok, extended))
 
 
-@pytest.mark.parametrize('tok', [foreign('<|endoftext|>'), train_tokenizer(['hi there'] * 9, 262)], ids=['foreign', 'ours'])
-def test_another_end_is_remembered_by_folders_and_further_marks(tok, tmp_path):
+@pytest.fixture
+def ended(tok):
+    "Return a model, its tokenizer with another end and padding, and their ids."
     model = Transformer(ModelConfig(**SMALL))
-    tok, new = extend_vocabulary(model, tok, MARKS, end='<|im_end|>', pad='<|endoftext|>')
-    end, pad = tok.token_to_id('<|im_end|>'), tok.token_to_id('<|endoftext|>')
-    assert (text_ids(tok).end, text_ids(tok).pad) == ((end,), pad)
+    tok, _ = extend_vocabulary(model, tok, MARKS, end='<|im_end|>', pad='<|endoftext|>')
+    return model, tok, tok.token_to_id('<|im_end|>'), tok.token_to_id('<|endoftext|>')
+
+
+def test_another_end_is_remembered_by_further_marks(ended):
+    _, tok, end, pad = ended
+    assert text_ids(tok).end == (end,)
+    assert text_ids(tok).pad == pad
     further = extend_tokenizer(tok, ['<|tool|>'])
     assert text_ids(further).end == (end,)
+
+
+def test_another_end_is_remembered_by_folders(ended, tmp_path):
+    model, tok, end, pad = ended
     save_pretrained(model, tok, tmp_path)
     model, again = load_pretrained(tmp_path, 'cpu')
     assert text_ids(again, model).end == (end,)
     assert text_ids(again, model).pad == pad
-    assert json.loads((tmp_path/'generation_config.json').read_text())['eos_token_id'] == end
+    generation = json.loads((tmp_path/'generation_config.json').read_text())
+    assert generation['eos_token_id'] == end
 
 
 def test_marks_for_the_roles_that_are_missing(tmp_path):
@@ -116,23 +146,43 @@ def test_marks_that_are_none(marks, kw, says):
 
 # ---- the model
 
+OLD_TEXT = torch.tensor([[5, 6, 7, 8]])
+
+
 @pytest.mark.parametrize('kind', ALL)
 def test_old_tokens_keep_their_logits(kind):
-    model, x = build(kind), torch.tensor([[5, 6, 7, 8]])
-    before = logits(model, x).detach()
-    tied = model.embed.weight is model.head.weight
+    model = build(kind)
+    before = logits(model, OLD_TEXT).detach()
     assert grow_rows(model, 303) == 3
-    after = logits(model, x).detach()
-    assert model.config.vocab_size == after.shape[-1] == 303
+    after = logits(model, OLD_TEXT).detach()
     torch.testing.assert_close(after[..., :300], before, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(after[..., 300:], before.mean(-1, keepdim=True).expand(1, 4, 3), atol=1e-5, rtol=1e-4)
-    assert (model.embed.weight is model.head.weight) == tied
+
+
+@pytest.mark.parametrize('kind', ALL)
+def test_new_tokens_start_at_the_mean(kind):
+    model = build(kind)
+    mean = logits(model, OLD_TEXT).detach().mean(-1)
+    grow_rows(model, 303)
+    for i in (300, 301, 302):
+        logits_of_new = logits(model, OLD_TEXT)[..., i]
+        torch.testing.assert_close(logits_of_new, mean, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(model.embed.weight[301], model.embed.weight[:300].mean(0))
-    assert len(logits(model, torch.tensor([[302]]))[0, 0]) == 303
+
+
+@pytest.mark.parametrize('kind', ALL)
+def test_a_grown_model_knows_its_size_and_stays_tied(kind):
+    model = build(kind)
+    tied = model.embed.weight is model.head.weight
+    grow_rows(model, 303)
+    assert model.config.vocab_size == 303
+    new_token = torch.tensor([[302]])
+    assert logits(model, new_token).shape == (1, 1, 303)
+    assert (model.embed.weight is model.head.weight) == tied
 
 
 def test_a_spare_row_starts_at_the_mean_too():
-    model, tok = build('untied'), foreign('<|endoftext|>')
+    model = build('untied')
+    tok = foreign('<|endoftext|>')
     n = tok.get_vocab_size()
     before = model.embed.weight.detach().clone()
     _, new = extend_vocabulary(model, tok, MARKS)
@@ -140,28 +190,54 @@ def test_a_spare_row_starts_at_the_mean_too():
     assert model.config.vocab_size == 300
     old = [i for i in range(300) if i not in new]
     assert model.embed.weight[old].equal(before[old])
-    for w in rows_of(model): torch.testing.assert_close(w[new], w[old].mean(0).expand(2, -1))
+    for weight in rows_of(model):
+        mean = weight[old].mean(0)
+        for i in new: torch.testing.assert_close(weight[i], mean)
 
 
-@pytest.mark.parametrize('kind', ['tied', 'untied', 'gpt2'])
-def test_a_grown_model_is_saved_and_opens_in_transformers(kind, tmp_path):
-    model, tok = build(kind), train_tokenizer(['hi there'] * 9, 262)
-    tok, new = extend_vocabulary(model, tok, [f'<|{i}|>' for i in range(60)])
-    theirs = import_transformers().AutoModelForCausalLM.from_pretrained(save_pretrained(model, tok, tmp_path)).eval()
-    x = torch.tensor([[5, new[0], new[-1]]])
+@pytest.fixture(params=['tied', 'untied', 'gpt2'])
+def grown(request, tmp_path):
+    "Save a model that got tokens; return it, a text with new tokens, and the folder."
+    model = build(request.param)
+    tok, new = extend_vocabulary(model, ours(), [f'<|{i}|>' for i in range(60)])
+    save_pretrained(model, tok, tmp_path)
+    return model, torch.tensor([[5, new[0], new[-1]]]), tmp_path
+
+
+def test_a_grown_model_is_saved_and_opens_in_transformers(grown):
+    model, x, folder = grown
+    theirs = import_transformers().AutoModelForCausalLM.from_pretrained(folder).eval()
     assert (logits(model, x) - theirs(x).logits).abs().max() < 1e-4
-    again, _ = load_pretrained(tmp_path, 'cpu')
+
+
+def test_a_grown_model_is_saved_and_opens_here(grown):
+    model, x, folder = grown
+    again, _ = load_pretrained(folder, 'cpu')
     assert logits(again, x).equal(logits(model, x))
 
 
-def test_a_tokenizer_of_another_model_is_refused_and_changes_nothing(tmp_path):
-    model, tok = build('tied'), train_tokenizer(['hi there'] * 9, 262)
-    save_pretrained(model, tok, tmp_path)
+@pytest.fixture
+def saved(tmp_path):
+    "Return a model that was saved with its tokenizer and opened again."
+    save_pretrained(build('tied'), ours(), tmp_path)
     model, _ = load_pretrained(tmp_path, 'cpu')
-    for other, says in ((foreign('<|endoftext|>'), 'got another'), (foreign(*map(str, range(300, 400))), 'at most 300')):
-        with pytest.raises(UserError, match=says): extend_vocabulary(model, other, MARKS)
-    assert model.config.vocab_size == 300
-    with pytest.raises(UserError, match='as_lm'): extend_vocabulary(torch.nn.Linear(2, 2), tok, MARKS)
+    return model
+
+
+OTHER_TOKENIZERS = [
+    (foreign('<|endoftext|>'), 'got another'),
+    (foreign(*map(str, range(300, 400))), 'at most 300'),
+]
+
+
+@pytest.mark.parametrize('other, says', OTHER_TOKENIZERS)
+def test_a_tokenizer_of_another_model_is_refused_and_changes_nothing(saved, other, says):
+    with pytest.raises(UserError, match=says): extend_vocabulary(saved, other, MARKS)
+    assert saved.config.vocab_size == 300
+
+
+def test_what_is_no_language_model_is_refused():
+    with pytest.raises(UserError, match='as_lm'): extend_vocabulary(torch.nn.Linear(2, 2), ours(), MARKS)
 
 
 # ---- training
@@ -174,25 +250,51 @@ def take_steps(model, opt, ids, n=4):
         opt.zero_grad()
 
 
+def copies(parameters): return [p.detach().clone() for p in parameters]
+
+
+def differing_rows(p, old):
+    "Return which rows of a matrix, or entries of a vector, differ."
+    differs = p != old
+    if p.ndim > 1: differs = differs.flatten(1).any(1)
+    return differs.nonzero().flatten().tolist()
+
+
 def open_rows(model, before):
     "Return which rows of each parameter differ."
-    return [(p != old).flatten(1).any(1).nonzero().flatten().tolist() if p.ndim > 1 else (p != old).nonzero().flatten().tolist()
-            for p, old in zip(rows_of(model), before)]
+    return [differing_rows(p, old) for p, old in zip(rows_of(model), before)]
+
+
+def others(model):
+    "Return the parameters that have no row for each token."
+    with_rows = set(map(id, rows_of(model)))
+    return [p for p in model.parameters() if id(p) not in with_rows]
 
 
 @pytest.mark.parametrize('muon', [True, False])
 @pytest.mark.parametrize('kind', ALL)
 def test_only_new_rows_move(kind, muon):
     model = build(kind).train()
-    tok, new = extend_vocabulary(model, train_tokenizer(['hi there'] * 9, 262), MARKS)
+    _, new = extend_vocabulary(model, ours(), MARKS)
     train_only_rows(model, new)
-    before = [p.detach().clone() for p in rows_of(model)]
-    body = next(p for name, p in model.named_parameters() if p.ndim == 2 and id(p) not in map(id, rows_of(model)))
-    body_before = body.detach().clone()
+    before = copies(rows_of(model))
+    matrix = next(p for p in others(model) if p.ndim == 2)
+    matrix_before = matrix.detach().clone()
     opt = lm_opt(model, muon=muon)(list(model.parameters()), lr=.01, wd=.5)
     take_steps(model, opt, new)
     for rows in open_rows(model, before): assert rows == new
-    assert not body.equal(body_before), 'the rest trains'
+    assert not matrix.equal(matrix_before), 'the rest trains'
+
+
+@pytest.mark.parametrize('muon', [True, False])
+@pytest.mark.parametrize('kind', ALL)
+def test_all_rows_move_again(kind, muon):
+    model = build(kind).train()
+    _, new = extend_vocabulary(model, ours(), MARKS)
+    train_only_rows(model, new)
+    opt = lm_opt(model, muon=muon)(list(model.parameters()), lr=.01, wd=.5)
+    take_steps(model, opt, new)
+    before = copies(rows_of(model))
     train_all_rows(model)
     take_steps(model, opt, new)
     assert open_rows(model, before)[0] != new
@@ -203,16 +305,14 @@ def test_new_rows_train_in_a_frozen_group(kind):
     model = build(kind).train()
     new = [298, 299]
     train_only_rows(model, new)
-    inside = {id(p) for p in rows_of(model)}
-    groups = [rows_of(model)[:1 if kind == 'tied' else 2], [p for p in model.parameters() if id(p) not in inside]]
-    before = [p.detach().clone() for p in rows_of(model)]
+    n_own = 1 if kind == 'tied' else 2
+    groups = [rows_of(model)[:n_own], others(model)]
+    before = copies(rows_of(model))
     opt = lm_opt(model)(groups, lr=.01, wd=.5)
-    opt.freeze_to(1)
-    take_steps(model, opt, new)
-    for rows in open_rows(model, before): assert rows == new
-    opt.freeze_to(0)
-    take_steps(model, opt, new)
-    for rows in open_rows(model, before): assert rows == new
+    for frozen in (1, 0):
+        opt.freeze_to(frozen)
+        take_steps(model, opt, new)
+        for rows in open_rows(model, before): assert rows == new
 
 
 @pytest.mark.parametrize('ids', [[], [-1], [300]])
