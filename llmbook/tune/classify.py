@@ -21,13 +21,29 @@ from ..model.hf import check_tokenizer
 from ..model.hf_wrap import WrappedConfig
 from ..model.transformer import Transformer
 from ..tokens.loaders import SeekLoader
+from ..tokens.shuffle import length_groups
 from ..tokens.tokenizer import encode_text, text_ids
 from ..train.learner import LMLearner
 from ..train.optim import lm_opt
 from .groups import check_groups, layer_groups
-from .pack import length_groups
 
 # %% ../../nbs/api/50_tune/12_classify.ipynb #e64d85ce
+def _label_names(labels, names):
+    "Return the labels in order; raise `UserError` if there are fewer than two, or others among `labels`."
+    names = sorted(set(labels), key=str) if names is None else list(names)
+    if len(names) < 2: raise UserError(
+        f'expected at least two different labels, got {names}: there is nothing to tell apart')
+    unknown = sorted({str(label) for label in set(labels) - set(names)})
+    if unknown: raise UserError(f'expected labels of {", ".join(map(str, names))}, got {", ".join(unknown[:5])} too')
+    return names
+
+def _both_ends(ids, seq_len):
+    "Return the beginning and the end of a text that is too long, and any other as it is."
+    if len(ids) <= seq_len: return ids
+    n_begin = seq_len // 2
+    n_end = seq_len - n_begin
+    return [*ids[:n_begin], *ids[-n_end:]]
+
 def label_rows(
     tok, # the model's tokenizer
     texts:list, # texts
@@ -40,22 +56,27 @@ def label_rows(
     texts, labels = list(texts), list(labels)
     if len(texts) != len(labels) or not texts: raise UserError(
         f'expected a label for each text, got {len(texts)} texts and {len(labels)} labels')
-    names = sorted(set(labels), key=str) if names is None else list(names)
-    if len(names) < 2: raise UserError(f'expected at least two different labels, got {names}: there is nothing to tell apart')
-    places = {name: i for i, name in enumerate(names)}
-    unknown = sorted({str(label) for label in labels if label not in places})
-    if unknown: raise UserError(f'expected labels of {", ".join(map(str, names))}, got {", ".join(unknown[:5])} too')
+    names = _label_names(labels, names)
+    numbers = {name: i for i, name in enumerate(names)}
     begin = text_ids(tok).begin
     rows = []
     for ids, label in zip(encode_text(tok, texts), labels):
-        ids = ids if begin is None else [begin, *ids]
-        if len(ids) > seq_len:
-            head = seq_len // 2
-            ids = [*ids[:head], *ids[head - seq_len:]]
-        rows.append((np.array(ids, np.int64), places[label]))
+        if begin is not None: ids = [begin, *ids]
+        kept = _both_ends(ids, seq_len)
+        rows.append((np.array(kept, np.int64), numbers[label]))
     return rows, names
 
 # %% ../../nbs/api/50_tune/12_classify.ipynb #379aa530
+def _padded(rows, pad):
+    "Return (x, lengths, y) of rows, each padded to the longest of them."
+    lengths = torch.tensor([len(ids) for ids, _ in rows])
+    longest = int(lengths.max())
+    x = torch.full((len(rows), longest), pad)
+    for b, (ids, _) in enumerate(rows):
+        x[b, :len(ids)] = torch.from_numpy(ids)
+    y = torch.tensor([label for _, label in rows])
+    return x, lengths, y
+
 class LabelLoader(SeekLoader):
     "Batches (x, lengths, y) of texts with labels, texts of similar length together."
     n_inp = 2
@@ -75,7 +96,10 @@ class LabelLoader(SeekLoader):
         whole_number('bs', bs)
         check_seed(seed)
         self.lengths = np.array([len(ids) for ids, _ in rows])
-        self.names, self.seed, self.tok, self.pad = list(names), seed, tok, pad
+        self.names = list(names)
+        self.seed = seed
+        self.tok = tok
+        self.pad = pad
         self.steps = -(-len(rows) // bs)
         self._pass = None, None # the last pass that was asked for, and its batches
         super().__init__(rows, bs=bs, shuffle=shuffle, device=device, **kwargs)
@@ -86,9 +110,14 @@ class LabelLoader(SeekLoader):
         "Return the batches of a pass."
         if not self.shuffle: number = 0
         if self._pass[0] != number:
-            seed = derived_seed(self.seed, number) if self.shuffle else None
-            self._pass = number, length_groups(self.lengths, self.bs, seed)
+            self._pass = number, length_groups(self.lengths, self.bs, self._keys(number))
         return self._pass[1]
+
+    def _keys(self, number):
+        "Return the two keys of a pass, for its rows and for its batches; None without shuffling."
+        if not self.shuffle: return None
+        seed = derived_seed(self.seed, number)
+        return seed, derived_seed(seed, 1)
 
     def batch(self,
         i:int, # global number: epoch * len(dl) + step
@@ -96,17 +125,16 @@ class LabelLoader(SeekLoader):
         "Make batch `i`, whatever came before."
         number, step = divmod(i, self.steps)
         rows = [self.dataset[j] for j in self.order(number)[step]]
-        lengths = torch.tensor([len(ids) for ids, _ in rows])
-        x = torch.full((len(rows), int(lengths.max())), self.pad)
-        for b, (ids, _) in enumerate(rows): x[b, :len(ids)] = torch.from_numpy(ids)
-        y = torch.tensor([label for _, label in rows])
-        return tuple(self.sent(t) for t in (x, lengths, y))
+        return tuple(self.sent(t) for t in _padded(rows, self.pad))
 
     def show_batch(self, b=None, max_n=6, **kwargs):
         "Show texts with their labels."
         from IPython.display import display
         x, lengths, y = self.one_batch() if b is None else b
-        shown = [(self.tok.decode(ids[:n].tolist()), self.names[label]) for ids, n, label in zip(x[:max_n], lengths, y)]
+        shown = []
+        for ids, n, label in zip(x[:max_n], lengths, y):
+            text = self.tok.decode(ids[:n].tolist())
+            shown.append((text, self.names[label]))
         display(pd.DataFrame(shown, columns=['text', 'label']))
 
 # %% ../../nbs/api/50_tune/12_classify.ipynb #fd29265b
@@ -140,15 +168,21 @@ class HubEncoder(nn.Module):
         return self.model(input_ids=x, attention_mask=docs).last_hidden_state
 
 # %% ../../nbs/api/50_tune/12_classify.ipynb #dfbb7252
+def _inside(length, lengths):
+    "Return (B, length) bool: True for a token, False for padding behind a text."
+    places = torch.arange(length, device=lengths.device)
+    return places[None] < lengths[:, None]
+
 def pooled(
     h:Tensor, # (B, T, D) states; what follows a text's end does not count
     lengths:Tensor, # (B) tokens of each text
 ) -> Tensor: # (B, 3 D): state of the last token, mean, maximum
     "Return what a classifier sees of a text."
-    inside = torch.arange(h.shape[1], device=h.device)[None] < lengths[:, None]  # (B, T)
-    last = h[torch.arange(len(h), device=h.device), lengths - 1]
-    mean = (h * inside[..., None]).sum(1) / lengths[:, None]
-    most = h.masked_fill(~inside[..., None], -math.inf).amax(1)
+    inside = _inside(h.shape[1], lengths)[..., None]  # (B, T, 1)
+    rows = torch.arange(len(h), device=h.device)
+    last = h[rows, lengths - 1]
+    mean = (h * inside).sum(1) / lengths[:, None]
+    most = h.masked_fill(~inside, -math.inf).amax(1)
     return torch.cat([last, mean, most], -1)
 
 class Classifier(nn.Module):
@@ -164,32 +198,36 @@ class Classifier(nn.Module):
         if real_number('dropout', dropout, most=.99) < 0: raise UserError(f'expected a dropout of 0 or more, got {dropout}')
         self.body = body
         self.config = body.config
-        self.sees_ahead = isinstance(body, HubEncoder) or isinstance(body, Transformer) and not body.config.traits.causal
+        is_own_encoder = isinstance(body, Transformer) and not body.config.traits.causal
+        self.sees_ahead = isinstance(body, HubEncoder) or is_own_encoder
         width = 3 * body.config.d_model
         self.classify = nn.Sequential(
             nn.LayerNorm(width), nn.Dropout(dropout), nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout / 2),
             nn.Linear(hidden, n_classes))
-        head = list(body.head.parameters()) if body.head is not None else []
-        own_head = [p for p in head if p is not body.embed.weight]
-        for p in own_head: p.requires_grad_(False)  # what the classifier does not use
+        if body.head is None: return
+        for p in body.head.parameters():
+            is_tied = p is body.embed.weight
+            if not is_tied: p.requires_grad_(False)  # what the classifier does not use
 
     def forward(self,
         x:Tensor, # (B, T) int64 tokens
         lengths:Tensor, # (B) tokens of each text
     ) -> Tensor: # (B, classes) logits
         docs = None
-        if self.sees_ahead: # what fills a row up must not be seen
-            inside = torch.arange(x.shape[1], device=x.device)[None] < lengths[:, None]
-            docs = inside.long()
-        return self.classify(pooled(self.body(x, docs).float(), lengths))
+        if self.sees_ahead: docs = _inside(x.shape[1], lengths).long() # padding must not be seen
+        h = self.body(x, docs).float()
+        return self.classify(pooled(h, lengths))
 
 # %% ../../nbs/api/50_tune/12_classify.ipynb #257bdd4e
 def class_groups(
     model:Classifier, # a classifier
 ) -> list: # lists of parameters: embedding, blocks, head
     "Return the layer groups of a classifier: those of its body, and the head."
-    body = [[p for p in group if p.requires_grad] for group in layer_groups(model.body)]
-    return [group for group in body if group] + [list(model.classify.parameters())]
+    groups = []
+    for group in layer_groups(model.body):
+        trained = [p for p in group if p.requires_grad]
+        if trained: groups.append(trained)
+    return [*groups, list(model.classify.parameters())]
 
 def class_dls(
     tok, # the model's tokenizer
@@ -203,8 +241,9 @@ def class_dls(
     "Make fastai `DataLoaders` of texts with labels."
     rows, names = label_rows(tok, *train, seq_len)
     held_out, _ = label_rows(tok, *valid, seq_len, names)
-    loaders = [LabelLoader(rows, bs, names, seed, tok=tok), LabelLoader(held_out, bs, names, seed, shuffle=False, tok=tok)]
-    dls = DataLoaders(*loaders, device=pick_device(device))
+    train_loader = LabelLoader(rows, bs, names, seed, tok=tok)
+    valid_loader = LabelLoader(held_out, bs, names, seed, shuffle=False, tok=tok)
+    dls = DataLoaders(train_loader, valid_loader, device=pick_device(device))
     dls.names = names
     return dls
 
@@ -227,8 +266,9 @@ def class_learner(
     splitter = kwargs.pop('splitter', class_groups)
     check_groups(model, splitter(model))
     kwargs = dict(metrics=[accuracy]) | kwargs
-    return LMLearner(dls, model, nn.CrossEntropyLoss(), opt_func=lm_opt(model, muon=False, wd=wd), lr=lr, splitter=splitter,
-                     cbs=L(cbs), **kwargs)
+    opt_func = lm_opt(model, muon=False, wd=wd)
+    return LMLearner(dls, model, nn.CrossEntropyLoss(), opt_func=opt_func, lr=lr, splitter=splitter, cbs=L(cbs),
+                     **kwargs)
 
 # %% ../../nbs/api/50_tune/12_classify.ipynb #c47a2ce5
 def slanted_triangle(
@@ -237,7 +277,8 @@ def slanted_triangle(
     ratio:float=32., # largest rate divided by the smallest
 ) -> float: # share of the largest rate
     "Return the rate of ULMFiT's schedule."
-    p = pct / cut if pct < cut else 1 - (pct - cut) / (1 - cut)
+    if pct < cut: p = pct / cut
+    else: p = 1 - (pct - cut) / (1 - cut)
     return (1 + p * (ratio - 1)) / ratio
 
 def fit_slanted(
@@ -254,12 +295,27 @@ def fit_slanted(
     if learn.opt is None: learn.create_opt()
     learn.opt.set_hyper('lr', lr)
     highest = np.array([h['lr'] for h in learn.opt.hypers])
-    def rate(pct): return list(highest * slanted_triangle(pct, cut, ratio))
-    cbs = L(kwargs.pop('cbs', None)) + L(ParamScheduler(dict(lr=rate)))
+    def rates(pct): return list(highest * slanted_triangle(pct, cut, ratio))
+    schedule = ParamScheduler(dict(lr=rates))
+    cbs = L(kwargs.pop('cbs', None)) + L(schedule)
     learn.fit(n_epoch, cbs=cbs, **kwargs)
 
 # %% ../../nbs/api/50_tune/12_classify.ipynb #6103c349
 @torch.no_grad()
+def _probabilities(model, rows, n_classes, bs):
+    "Return (rows, classes) probabilities, computed in batches of similar length, in the order of the rows."
+    lengths = np.array([len(ids) for ids, _ in rows])
+    found = np.zeros((len(rows), n_classes))
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    for part in length_groups(lengths, bs):
+        x, n, _ = _padded([rows[i] for i in part], pad=0)
+        logits = model(x.to(device), n.to(device))
+        found[part] = logits.softmax(-1).cpu().numpy()
+    model.train(training)
+    return found
+
 def classify(
     learn:LMLearner, # from `class_learner`
     texts:list, # texts
@@ -269,17 +325,10 @@ def classify(
     texts = [texts] if isinstance(texts, str) else list(texts)
     dl = learn.dls.train
     names = learn.dls.names
-    rows, _ = label_rows(dl.tok, texts, [names[0]] * len(texts), int(dl.lengths.max()), names)
-    lengths = np.array([len(ids) for ids, _ in rows])
-    found = np.zeros((len(rows), len(names)))
-    training = learn.model.training
-    learn.model.eval()
-    for part in length_groups(lengths, bs):
-        x, n, _ = LabelLoader([rows[i] for i in part], len(part), names, shuffle=False).batch(0)
-        device = next(learn.model.parameters()).device
-        order = np.argsort(lengths[part], kind='stable')
-        found[part[order]] = learn.model(x.to(device), n.to(device)).softmax(-1).cpu().numpy()
-    learn.model.train(training)
+    unknown = [names[0]] * len(texts)
+    rows, _ = label_rows(dl.tok, texts, unknown, int(dl.lengths.max()), names)
+    found = _probabilities(learn.model, rows, len(names), bs)
     table = pd.DataFrame(found, columns=[str(name) for name in names])
-    table.insert(0, 'label', [names[i] for i in found.argmax(1)])
+    best = [names[i] for i in found.argmax(1)]
+    table.insert(0, 'label', best)
     return table
