@@ -57,9 +57,13 @@ def _check_plain(arch, fact):
         'rope.dimension_count': lambda n: n == width,
         'rope.scaling.type': lambda kind: kind in ('none', 'linear'),
     }
-    odd = {name: fact(name) for name, fits in allowed.items() if fact(name) is not None and not fits(fact(name))}
+    odd = {}
+    for name, fits in allowed.items():
+        value = fact(name)
+        if value is not None and not fits(value): odd[name] = value
     if odd: raise UserError(f'expected a plain {arch}, got {odd}: these options are not supported')
 
+# %% ../../nbs/api/20_model/09_gguf.ipynb #8f694622
 def _stretching(fact, factors, width, theta):
     "Return `rope_scaling` of our configuration."
     if fact('rope.scaling.type') == 'linear': return dict(type='linear', factor=_real(fact('rope.scaling.factor')))
@@ -76,6 +80,7 @@ def _first_angles(width, theta, scaling):
     _, sin = rotary_tables(2, width, theta, scaling)
     return sin[1, width // 2:].asin().numpy()
 
+# %% ../../nbs/api/20_model/09_gguf.ipynb #bb6868e9
 _NEEDED = ('embedding_length', 'block_count', 'attention.head_count', 'context_length')
 
 def _facts_of(facts, shapes):
@@ -136,19 +141,25 @@ _TENSORS = { # module in the file: our module
     'blk.*.ffn_down': 'blocks.*.mlp.down_proj',
 }
 
+def _all_modules(n_layer):
+    "Yield (module in the file, our module) for a whole model."
+    for theirs, ours in _TENSORS.items():
+        copies = n_layer if '*' in theirs else 1
+        for i in range(copies): yield theirs.replace('*', str(i)), ours.replace('*', str(i))
+
 def gguf_names(
     model:Transformer, # a model of the families that are read
 ) -> dict: # name in the file: our name
     "Return the name that each of our parameters has in a GGUF file."
     have = {name for name, _ in model.named_parameters()}
     names = {}
-    for theirs, ours in _TENSORS.items():
-        for i in range(model.config.n_layer if '*' in theirs else 1):
-            for kind in ('weight', 'bias'):
-                name = f'{ours}.{kind}'.replace('*', str(i))
-                if name in have: names[f'{theirs}.{kind}'.replace('*', str(i))] = name
+    for theirs, ours in _all_modules(model.config.n_layer):
+        for kind in ('weight', 'bias'):
+            parameter = f'{ours}.{kind}'
+            if parameter in have: names[f'{theirs}.{kind}'] = parameter
     return names
 
+# %% ../../nbs/api/20_model/09_gguf.ipynb #0e251237
 def _shape(tensor): return tuple(int(n) for n in reversed(tensor.shape)) # outputs first
 
 def _plain(tensor):
@@ -197,6 +208,8 @@ _CUTS = { # name in the file: how text is cut into words
     'gpt-2': _GPT2_WORDS,
     'qwen2': _cut(_QWEN2),
 }
+
+# %% ../../nbs/api/20_model/09_gguf.ipynb #438c5e52
 _SPECIAL, _ADDED = 3, 4 # kinds of tokens
 
 def _frame(facts, tokens):
@@ -207,7 +220,8 @@ def _frame(facts, tokens):
         i = facts.get(f'tokenizer.ggml.{name}_token_id')
         if i is not None and i < len(tokens): frame[key] = tokens[i]
     template = facts.get('tokenizer.chat_template')
-    return frame | (dict(chat_template=template) if template else {})
+    if template: frame['chat_template'] = template
+    return frame
 
 def _check_kind(model, pre):
     "Raise `UserError` for a tokenizer of another kind, or one that cuts text in an unknown way."
@@ -216,6 +230,7 @@ def _check_kind(model, pre):
     known = ', '.join(_CUTS)
     if pre not in _CUTS: raise UserError(f'expected a tokenizer that cuts as {known}, got {pre!r}: {instead}')
 
+# %% ../../nbs/api/20_model/09_gguf.ipynb #31375dc1
 def gguf_tokenizer(
     facts:dict, # facts of a GGUF file by name
 ) -> Tokenizer: # UserError for a tokenizer of another kind, or one that cuts text in an unknown way
@@ -252,13 +267,15 @@ def load_gguf(
     facts, tensors = _open(path)
     factors = tensors.pop('rope_freqs.weight', None)
     shapes = {name: _shape(tensor) for name, tensor in tensors.items()}
-    config = gguf_config(facts, shapes, None if factors is None else np.asarray(factors.data))
+    if factors is not None: factors = np.asarray(factors.data)
+    config = gguf_config(facts, shapes, factors)
     tok = gguf_tokenizer(facts)
     check_vocab(tok, config)
     with torch.device('meta'): model = Transformer(config)
-    wanted = {theirs: tuple(model.get_parameter(ours).shape) for theirs, ours in gguf_names(model).items()}
+    names = gguf_names(model)
+    wanted = {theirs: tuple(model.get_parameter(ours).shape) for theirs, ours in names.items()}
     check_shapes(f'the tensors in {path} do not fit its facts', wanted, shapes)
-    for theirs, ours in gguf_names(model).items():
+    for theirs, ours in names.items():
         _fill_one(model, ours, tensors[theirs], device, getattr(torch, dtype))
     if config.tie_embeddings: model.head.weight = model.embed.weight
     check_finite(model)

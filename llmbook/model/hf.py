@@ -60,22 +60,39 @@ def _save_weights(model, path, dtype, limit):
     from safetensors.torch import save_file
     shards, total = _shards(model, dtype, limit)
     check_space(path, total)
-    have, names, n = dict(model.named_parameters()), hf_names(model), len(shards)
-    files = [f'model-{i + 1:05}-of-{n:05}.safetensors' for i in range(n)] if n > 1 else ['model.safetensors']
+    files = _shard_files(len(shards))
     with ExitStack() as stack:
         for file, shard in zip(files, shards):
-            state = {}
-            for theirs in shard:
-                ours, transposed = names[theirs]
-                state[theirs] = hf_tensor([have[name].detach().to('cpu', dtype) for name in ours], transposed)
-            save_file(state, stack.enter_context(atomic_path(path/file)), metadata={'format': 'pt'})
-    if n > 1:
-        weight_map = {theirs: file for file, shard in zip(files, shards) for theirs in shard}
-        write_json(path/_INDEX, dict(metadata=dict(total_size=total), weight_map=weight_map))
+            unfinished = stack.enter_context(atomic_path(path/file))
+            save_file(_shard_tensors(model, shard, dtype), unfinished, metadata={'format': 'pt'})
+    if len(shards) > 1: _save_index(path, files, shards, total)
     else: (path/_INDEX).unlink(missing_ok=True)
     for old in path.glob('model*.safetensors'):
         if old.name not in files: old.unlink(missing_ok=True)
 
+def _shard_files(n):
+    "Return the names of n weight files."
+    if n == 1: return ['model.safetensors']
+    return [f'model-{i:05}-of-{n:05}.safetensors' for i in range(1, n + 1)]
+
+def _shard_tensors(model, shard, dtype):
+    "Return the tensors of one file, on the CPU and under their names in transformers."
+    have, names = dict(model.named_parameters()), hf_names(model)
+    tensors = {}
+    for theirs in shard:
+        ours, transposed = names[theirs]
+        parts = [have[name].detach().to('cpu', dtype) for name in ours]
+        tensors[theirs] = hf_tensor(parts, transposed)
+    return tensors
+
+def _save_index(path, files, shards, total):
+    "Write down which tensor is in which file."
+    weight_map = {}
+    for file, shard in zip(files, shards):
+        for theirs in shard: weight_map[theirs] = file
+    write_json(path/_INDEX, dict(metadata=dict(total_size=total), weight_map=weight_map))
+
+# %% ../../nbs/api/20_model/06_hf.ipynb #f2b6ea7a
 def _shards(model, dtype, limit):
     "Return lists of tensor names, each of at most `limit` bytes, and the bytes of all of them."
     have = dict(model.named_parameters())
@@ -90,6 +107,7 @@ def _shards(model, dtype, limit):
         total += n
     return shards, total
 
+# %% ../../nbs/api/20_model/06_hf.ipynb #bd0d23f5
 def write_tokenizer(
     tok:Tokenizer, # any tokenizer
     path:Path, # folder of the model
@@ -144,7 +162,10 @@ def not_finite(
     def bad(p): return not _is_finite(p if dtype is None else p.detach().to(dtype))
     return [name for name, p in model.named_parameters() if bad(p)]
 
-def _some(names): return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
+def _some(names):
+    "Return the first three names, and how many there are besides."
+    first = ', '.join(names[:3])
+    return f'{first} and {len(names) - 3} more' if len(names) > 3 else first
 
 def check_finite(
     model:nn.Module, # any model
@@ -238,6 +259,7 @@ def _instead(path):
     if not pickles: return 'none: give a folder made by save_pretrained'
     return f'{pickles}: pickles can run code and are not read; convert them to safetensors'
 
+# %% ../../nbs/api/20_model/06_hf.ipynb #1af6ada6
 def _open_weights(path, stack):
     "Return name: (open file, name there, shape) of all tensors in a folder; nothing is read yet."
     from safetensors import safe_open
@@ -256,7 +278,8 @@ def _todays_names(found, c):
     renamed = {}
     for name, entry in found.items():
         if name.endswith(tables): continue
-        renamed[f'transformer.{name}' if bare and name != 'lm_head.weight' else name] = entry
+        if bare and name != 'lm_head.weight': name = f'transformer.{name}'
+        renamed[name] = entry
     return renamed
 
 # %% ../../nbs/api/20_model/06_hf.ipynb #e7f34dc1
@@ -265,11 +288,13 @@ def _shapes(model):
     have = {name: tuple(p.shape) for name, p in model.named_parameters()}
     shapes = {}
     for theirs, (ours, transposed) in hf_names(model).items():
-        outputs = sum(have[name][0] for name in ours)
-        shape = (outputs, *have[ours[0]][1:])
+        parts = [have[name] for name in ours]
+        outputs = sum(part[0] for part in parts)
+        shape = (outputs, *parts[0][1:])
         shapes[theirs] = shape[::-1] if transposed else shape
     return shapes
 
+# %% ../../nbs/api/20_model/06_hf.ipynb #a9417990
 def check_shapes(
     what:str, # what does not fit what, to open the message with
     want:dict, # name of a tensor: the shape that it should have
@@ -303,11 +328,12 @@ def _fill(model, entry, ours, transposed, device, dtype):
     "Read one tensor of transformers into the parameters of ours that it consists of."
     w = _read(entry)
     if transposed: w = w.mT
-    parts = w.split([model.get_parameter(name).shape[0] for name in ours])
-    for name, part in zip(ours, parts):
+    outputs = [model.get_parameter(name).shape[0] for name in ours]
+    for name, part in zip(ours, w.split(outputs)):
+        memory = torch.empty(part.shape, dtype=dtype, device=device)
+        memory.copy_(part)
         module, _, kind = name.rpartition('.')
-        p = torch.empty(part.shape, dtype=dtype, device=device).copy_(part)
-        setattr(model.get_submodule(module), kind, nn.Parameter(p))
+        setattr(model.get_submodule(module), kind, nn.Parameter(memory))
 
 # %% ../../nbs/api/20_model/06_hf.ipynb #16da308f
 def _refuse_weight(path, name, dtype):
@@ -327,12 +353,13 @@ def model_folder(
     if (path/'config.json').exists(): return path
     for inside in _INSIDE:
         if (path/inside/'config.json').exists(): return path/inside
-    deeper = sorted({str(file.parent) for file in path.glob('*/*/config.json')} |
-                    {str(file.parent) for file in path.glob('*/config.json')})
+    files = [*path.glob('*/config.json'), *path.glob('*/*/config.json')]
+    deeper = sorted({str(file.parent) for file in files})
     instead = 'give a folder made by save_pretrained, or by a run that ended'
     if deeper: instead = f'give one of {", ".join(deeper[:4])}'
     raise UserError(f'expected a model in {path}, found no config.json there: {instead}')
 
+# %% ../../nbs/api/20_model/06_hf.ipynb #6939ae07
 _FRAME = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 
 def _frame_settings(path):
@@ -340,6 +367,18 @@ def _frame_settings(path):
     files = [path/'generation_config.json', path/'config.json']
     found = [_read_object(file) for file in files if file.exists()]
     return [{key: d.get(key) for key in _FRAME} for d in found]
+
+def _fill_all(model, path, device, dtype):
+    "Read the weights of a folder into a model without memory, one tensor after the other."
+    with ExitStack() as stack:
+        found = _todays_names(_open_weights(path, stack), model.config)
+        _drop_tied(found, model)
+        got = {name: shape for name, (_, _, shape) in found.items()}
+        check_shapes(f'the weights in {path} do not fit its config.json', _shapes(model), got)
+        for theirs, (ours, transposed) in hf_names(model).items():
+            _fill(model, found[theirs], ours, transposed, device, getattr(torch, dtype))
+            finite = [_is_finite(model.get_parameter(name)) for name in ours]
+            if not all(finite): _refuse_weight(path, theirs, dtype)
 
 def load_model(
     path:str|Path, # folder in the layout of transformers, or the folder of a run
@@ -352,14 +391,7 @@ def load_model(
     config = config_from_hf(_read_object(path/'config.json'))
     device = pick_device(device)
     with torch.device('meta'): model = Transformer(config)
-    with ExitStack() as stack:
-        found = _todays_names(_open_weights(path, stack), config)
-        _drop_tied(found, model)
-        got = {name: shape for name, (_, _, shape) in found.items()}
-        check_shapes(f'the weights in {path} do not fit its config.json', _shapes(model), got)
-        for theirs, (ours, transposed) in hf_names(model).items():
-            _fill(model, found[theirs], ours, transposed, device, getattr(torch, dtype))
-            if not all(_is_finite(model.get_parameter(name)) for name in ours): _refuse_weight(path, theirs, dtype)
+    _fill_all(model, path, device, dtype)
     model.settings = _frame_settings(path)
     if config.tie_embeddings: model.head.weight = model.embed.weight
     model.make_tables(device)

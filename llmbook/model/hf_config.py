@@ -68,6 +68,10 @@ def _modules(c):
         for theirs, ours in table.items():
             if '*' in theirs: yield theirs.replace('*', str(i)), ours.replace('*', str(i)).split()
 
+def _is_transposed(family, parameter):
+    "Tell whether transformers stores a parameter of ours inputs first, as GPT-2 does with the matrices of its blocks."
+    return family == 'gpt2' and parameter.endswith('proj.weight')
+
 def hf_names(
     model, # `Transformer`
 ) -> dict: # name in transformers: (our names, whether it is stored transposed), in the order of the model
@@ -76,9 +80,9 @@ def hf_names(
     names = {}
     for theirs, ours in _modules(c):
         for kind in ('weight', 'bias'):
-            if f'{ours[0]}.{kind}' not in have: continue
-            transposed = c.family == 'gpt2' and kind == 'weight' and 'proj' in ours[0]
-            names[f'{theirs}.{kind}'] = [f'{name}.{kind}' for name in ours], transposed
+            parameters = [f'{module}.{kind}' for module in ours]
+            if parameters[0] not in have: continue
+            names[f'{theirs}.{kind}'] = parameters, _is_transposed(c.family, parameters[0])
     return names
 
 # %% ../../nbs/api/20_model/05_hf_config.ipynb #5a0b3102
@@ -88,7 +92,8 @@ def hf_tensor(
 ): # one tensor
     "Return our tensors as one tensor of transformers."
     w = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return (w.mT if transposed else w).contiguous()
+    if transposed: w = w.mT
+    return w.contiguous()
 
 # %% ../../nbs/api/20_model/05_hf_config.ipynb #6d657b1c
 _ACTIVATIONS = dict(swiglu='silu', geglu='gelu', gelu='gelu_new', relu2='relu2') # our feed-forward layer: activation
@@ -147,8 +152,10 @@ def _gpt2_numbers(c):
         use_cache=True,
     )
 
+def _layer_type(is_near): return 'sliding_attention' if is_near else 'full_attention'
+
 def _modernbert_numbers(c):
-    local = [c.window > 0 and i % c.global_every > 0 for i in range(c.n_layer)]
+    near = [c.window > 0 and i % c.global_every > 0 for i in range(c.n_layer)]
     return dict(
         hidden_size=c.d_model,
         intermediate_size=c.d_ff,
@@ -158,7 +165,7 @@ def _modernbert_numbers(c):
         hidden_activation=_ACTIVATIONS[c.mlp],
         norm_eps=c.norm_eps,
         local_attention=2 * c.window,
-        layer_types=['sliding_attention' if near else 'full_attention' for near in local],
+        layer_types=[_layer_type(is_near) for is_near in near],
         global_attn_every_n_layers=c.global_every if c.window else 1,
         rope_parameters=dict(full_attention=dict(rope_type='default', rope_theta=c.rope_theta),
                              sliding_attention=dict(rope_type='default', rope_theta=c.local_theta)),
@@ -185,11 +192,29 @@ def hf_ids(
 ) -> dict: # bos_token_id, eos_token_id (a list if there are several), pad_token_id
     "Return the ids that frame a text in the words of transformers."
     ids = ids or TextIds((EOT,), None, PAD)
-    end = list(ids.end)
-    return dict(bos_token_id=ids.bos, eos_token_id=end if len(end) > 1 else next(iter(end), None), pad_token_id=ids.pad)
+    return dict(bos_token_id=ids.bos, eos_token_id=_one_or_list(ids.end), pad_token_id=ids.pad)
 
-def _sep(c, ids): # an encoder's texts end in our end token
-    return dict(sep_token_id=next(iter(ids.end), None) if ids else EOT) if c.family == 'encoder' else {}
+def _one_or_list(found):
+    "Return ids as a config.json holds them: None, one number, or a list of several."
+    if not found: return None
+    return found[0] if len(found) == 1 else list(found)
+
+def _sep(c, ids):
+    "Return the id that an encoder of transformers looks for between two texts: the one that ends ours."
+    if c.family != 'encoder': return {}
+    if not ids: return dict(sep_token_id=EOT)
+    return dict(sep_token_id=next(iter(ids.end), None))
+
+def _check_gate(c):
+    "Raise `UserError` for a feed-forward layer that the family in transformers lacks."
+    needs_gate = c.family != 'gpt2'
+    if c.gated == needs_gate: return
+    gate = 'with' if needs_gate else 'without'
+    _, cls = _CLASSES[c.family]
+    raise UserError(f'expected a feed-forward layer {gate} a gate, got {c.mlp}: '
+                    f'{cls} has no other, so this model cannot be written in its layout')
+
+_WRITERS = dict(gpt2=_gpt2_numbers, encoder=_modernbert_numbers) # the other families: _llama_numbers
 
 def hf_config(
     c:ModelConfig, # our configuration
@@ -197,40 +222,57 @@ def hf_config(
     ids:TextIds|None=None, # the ids that frame a text, from `text_ids`; None: those of our tokenizers
 ) -> dict: # content of config.json; UserError for a feed-forward layer that the family in transformers lacks
     "Return our configuration in the words of transformers."
+    _check_gate(c)
     kind, cls = _CLASSES[c.family]
-    if c.gated == (c.family == 'gpt2'):
-        gate = 'without' if c.family == 'gpt2' else 'with'
-        raise UserError(f'expected a feed-forward layer {gate} a gate, got {c.mlp}: '
-                        f'{cls} has no other, so this model cannot be written in its layout')
-    numbers = dict(gpt2=_gpt2_numbers, encoder=_modernbert_numbers).get(c.family, _llama_numbers)(c)
-    return dict(architectures=[cls], model_type=kind, vocab_size=c.vocab_size, tie_word_embeddings=c.tie_embeddings,
-                initializer_range=.02, torch_dtype=dtype, **hf_ids(ids), **numbers, **_sep(c, ids))
+    common = dict(
+        architectures=[cls],
+        model_type=kind,
+        vocab_size=c.vocab_size,
+        tie_word_embeddings=c.tie_embeddings,
+        initializer_range=.02,
+        torch_dtype=dtype,
+    )
+    write = _WRITERS.get(c.family, _llama_numbers)
+    return common | hf_ids(ids) | write(c) | _sep(c, ids)
 
 # %% ../../nbs/api/20_model/05_hf_config.ipynb #7e7994f2
+_ACTIVATION_KEYS = dict(gpt2='activation_function', encoder='hidden_activation') # the other families: hidden_act
+
 def _read_mlp(d, family, unsupported):
     "Return our name of the feed-forward layer."
-    key = dict(gpt2='activation_function', encoder='hidden_activation').get(family, 'hidden_act')
-    activation = d.get(key, _ACTIVATIONS[FAMILIES[family].mlp])
-    mlp = next((mlp for mlp, name in _ACTIVATIONS.items() if name == activation), None)
-    if activation == 'gelu_pytorch_tanh': mlp = 'gelu'
-    gateless = mlp in ('gelu', 'relu2')
-    if mlp is None or gateless != (family == 'gpt2'): unsupported[key] = activation
+    key = _ACTIVATION_KEYS.get(family, 'hidden_act')
+    usual = _ACTIVATIONS[FAMILIES[family].mlp]
+    activation = d.get(key, usual)
+    mlp = _mlp_of(activation)
+    has_gate = mlp not in ('gelu', 'relu2')
+    needs_gate = family != 'gpt2'
+    if mlp is None or has_gate != needs_gate: unsupported[key] = activation
     return mlp
 
+def _mlp_of(activation):
+    "Return our feed-forward layer with an activation; None: there is none."
+    if activation == 'gelu_pytorch_tanh': return 'gelu' # the same function as gelu_new
+    for mlp, name in _ACTIVATIONS.items():
+        if name == activation: return mlp
+    return None
+
+# %% ../../nbs/api/20_model/05_hf_config.ipynb #199af6f8
 def _read_llama(d, unsupported):
     rope = d.get('rope_parameters') or d.get('rope_scaling') or {}
     partial = rope.get('partial_rotary_factor', d.get('partial_rotary_factor', 1))
     if partial != 1: unsupported['partial_rotary_factor'] = partial
-    biased = d['model_type'] in ('llama', 'qwen3') and d.get('attention_bias', False)
+    kind = d['model_type']
+    biased = kind in ('llama', 'qwen3') and d.get('attention_bias', False)
+    usual_head = 128 if kind == 'qwen3' else None
     return dict(
         n_kv_head=d.get('num_key_value_heads') or d.get('num_attention_heads'),
-        head_dim=d.get('head_dim') or (128 if d['model_type'] == 'qwen3' else None),
+        head_dim=d.get('head_dim') or usual_head,
         rope_theta=rope.get('rope_theta', d.get('rope_theta', 10_000.)),
         norm_eps=d.get('rms_norm_eps', 1e-6),
         tie_embeddings=d.get('tie_word_embeddings', False),
         rope_scaling=_read_rope(rope, d, unsupported),
         attn_bias='all' if biased else None,
-        mlp_bias=d.get('mlp_bias') if d['model_type'] == 'llama' else None,
+        mlp_bias=d.get('mlp_bias') if kind == 'llama' else None,
         window=_read_window(d, unsupported),
     )
 
@@ -254,18 +296,23 @@ def _read_rope(rope, d, unsupported):
 def _read_window(d, unsupported):
     "Return the window that all layers of a decoder have; 0: none has one."
     kind, window = d['model_type'], d.get('sliding_window', 4096)
-    used = kind == 'mistral' or kind in ('qwen2', 'qwen3') and d.get('use_sliding_window', False)
-    if not used or not window: return 0
+    if not window: return 0
     if kind == 'mistral': return window
-    first = d.get('max_window_layers', 28)
-    n = d.get('num_hidden_layers', 0)
-    types = d.get('layer_types') or ['sliding_attention' if i >= first else 'full_attention' for i in range(n)]
+    if kind == 'llama' or not d.get('use_sliding_window', False): return 0
+    types = d.get('layer_types') or _qwen_layer_types(d)
     near = [name == 'sliding_attention' for name in types]
     if all(near): return window
     reaches_all = window >= d.get('max_position_embeddings', 0)
     if any(near) and not reaches_all: unsupported['layer_types'] = types
     return 0
 
+def _qwen_layer_types(d):
+    "Return the kind of each layer where a file names only the first that has a window."
+    first = d.get('max_window_layers', 28)
+    n = d.get('num_hidden_layers', 0)
+    return [_layer_type(i >= first) for i in range(n)]
+
+# %% ../../nbs/api/20_model/05_hf_config.ipynb #7c95e309
 def _read_gpt2(d, unsupported):
     return dict(
         d_ff=d.get('n_inner'),
@@ -279,7 +326,9 @@ def _read_modernbert(d, unsupported):
     for rope in ropes.values():
         kind = (rope or {}).get('rope_type', 'default')
         if kind != 'default': unsupported['rope_type'] = kind
-    def theta(kind, old, usual): return (ropes.get(kind) or {}).get('rope_theta') or d.get(old) or usual
+    def theta(kind, old, usual):
+        rope = ropes.get(kind) or {}
+        return rope.get('rope_theta') or d.get(old) or usual
     return dict(
         rope_theta=theta('full_attention', 'global_rope_theta', 160_000.),
         local_theta=theta('sliding_attention', 'local_rope_theta', 10_000.),
@@ -293,11 +342,18 @@ def _read_layer_types(d, unsupported):
     "Return which layers are local, and the interval between those that are not."
     n = d.get('num_hidden_layers', 0)
     every = d.get('global_attn_every_n_layers', 3)
-    types = d.get('layer_types') or ['sliding_attention' if i % every else 'full_attention' for i in range(n)]
+    types = d.get('layer_types') or [_layer_type(i % every != 0) for i in range(n)]
     near = [kind == 'sliding_attention' for kind in types]
-    every = next((i for i in range(1, n) if not near[i]), max(1, n))
-    if near != [i % every > 0 for i in range(n)]: unsupported['layer_types'] = types
-    return near, every
+    interval = _interval(near)
+    regular = [i % interval > 0 for i in range(n)]
+    if near != regular: unsupported['layer_types'] = types
+    return near, interval
+
+def _interval(near):
+    "Return the number of the first layer after 0 that sees the whole text; the number of layers if none does."
+    for i in range(1, len(near)):
+        if not near[i]: return i
+    return max(1, len(near))
 
 # %% ../../nbs/api/20_model/05_hf_config.ipynb #3a44f5c0
 _SUPPORTED = dict( # options that may only have this value
@@ -320,26 +376,37 @@ _GPT2_NUMBERS = dict(
     context='n_positions',
 )
 
+_READERS = dict(gpt2=_read_gpt2, encoder=_read_modernbert) # the other families: _read_llama
+
+def _family_of(d):
+    "Return our family for a config.json; raise `UserError` if its model is of none."
+    found = d.get('model_type')
+    for family, (kind, _) in _CLASSES.items():
+        if found == kind: return family
+    known = ', '.join(map(repr, OUR_TYPES))
+    raise UserError(f'expected model_type {known}, got {found!r}: only these families are read; '
+                    'load_lm wraps any other causal model')
+
+def _unsupported_options(d, family):
+    "Return the options that have another value than the only one that is supported."
+    supported = {**_SUPPORTED.get(family, {}), 'quantization_config': None}
+    return {name: d[name] for name, value in supported.items() if d.get(name, value) != value}
+
 def config_from_hf(
     d:dict, # content of a config.json
 ) -> ModelConfig: # UserError for another family, or an option that `Transformer` lacks
     "Return our configuration for a model of transformers."
-    families = {kind: family for family, (kind, _) in _CLASSES.items()}
-    family = families.get(d.get('model_type'))
-    if family is None:
-        known = ', '.join(map(repr, OUR_TYPES))
-        raise UserError(f"expected model_type {known}, got {d.get('model_type')!r}: only these families are read; "
-                        'load_lm wraps any other causal model')
-    options = {**_SUPPORTED.get(family, {}), 'quantization_config': None}
-    unsupported = {k: d[k] for k, v in options.items() if d.get(k, v) != v}
+    family = _family_of(d)
+    unsupported = _unsupported_options(d, family)
     mlp = _read_mlp(d, family, unsupported)
     names = _GPT2_NUMBERS if family == 'gpt2' else _NUMBERS
     missing = sorted(name for name in names.values() if name not in d)
     if missing and not unsupported:
         raise UserError(f'expected {", ".join(missing)} in config.json, found none: the file is not whole')
-    read = dict(gpt2=_read_gpt2, encoder=_read_modernbert).get(family, _read_llama)
+    read = _READERS.get(family, _read_llama)
     rest = read(d, unsupported)
     if unsupported:
         plain = _CLASSES[family][1].partition('For')[0]
         raise UserError(f'expected a plain {plain}, got {unsupported}: these options are not supported')
-    return ModelConfig(family=family, mlp=mlp, **{ours: d[theirs] for ours, theirs in names.items()}, **rest)
+    numbers = {ours: d[theirs] for ours, theirs in names.items()}
+    return ModelConfig(family=family, mlp=mlp, **numbers, **rest)

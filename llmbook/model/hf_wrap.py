@@ -48,6 +48,7 @@ def _check_numbers(model, logits):
     raise UserError(f'expected logits that are numbers, got NaN from {type(model).__name__}: its weights have diverged '
                     '(`check_finite` names them), or its dtype is too narrow')
 
+# %% ../../nbs/api/20_model/07_hf_wrap.ipynb #14141239
 @torch.no_grad()
 def _check_head(model, base, head):
     "Raise `UserError` unless logits are the head times the hidden states."
@@ -91,6 +92,7 @@ def _frame_settings(model):
     names = ('bos_token_id', 'eos_token_id', 'pad_token_id')
     return [{name: getattr(c, name, None) for name in names} for c in found if c is not None]
 
+# %% ../../nbs/api/20_model/07_hf_wrap.ipynb #13bfdb77
 class WrappedLM(nn.Module):
     "A causal model of transformers: tokens in, hidden states out."
     is_wrapped = True # for `save_pretrained`, which leaves the writing to it
@@ -171,16 +173,18 @@ def _apart(self:WrappedLM, x, docs):
 @torch.no_grad()
 def _keeps_apart(self:WrappedLM):
     "Return whether two documents in a row give what each gives alone."
-    parameters = inspect.signature(self.model.base_model.forward).parameters
-    if not {'attention_mask', 'position_ids'} <= set(parameters): return False
+    base = self.model.base_model
+    parameters = inspect.signature(base.forward).parameters
+    if 'attention_mask' not in parameters or 'position_ids' not in parameters: return False
     x = torch.arange(8, device=self.embed.weight.device)[None] % self.config.vocab_size
-    docs = torch.tensor([[0] * 3 + [1] * 5], device=x.device)
+    first, second = x[:, :3], x[:, 3:]
+    docs = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1]], device=x.device)
     try:
         with eval_mode(self), torch.autocast(x.device.type, enabled=False):  # in 16 bits the two ways would differ
-            h = self._apart(x, docs)
-            alone = torch.cat([_hidden(self.model.base_model, part) for part in (x[:, :3], x[:, 3:])], 1)
+            together = self._apart(x, docs)
+            alone = torch.cat([_hidden(base, first), _hidden(base, second)], 1)
     except Exception: return False  # the model does not take such a mask
-    return _same(h, alone)
+    return _same(together, alone)
 
 # %% ../../nbs/api/20_model/07_hf_wrap.ipynb #93706bbc
 @patch
@@ -217,7 +221,7 @@ def _checkpointing(self:WrappedLM, verb):
 # %% ../../nbs/api/20_model/07_hf_wrap.ipynb #9f850aad
 def as_lm(
     model, # `Transformer`, or a causal language model of transformers (its weights are used, not copied)
-) -> nn.Module: # a model with embed, head, logits and config, whose forward returns hidden states; UserError if that is impossible
+) -> nn.Module: # has embed, head, logits and config, and returns hidden states; UserError if that is impossible
     "Return a model in the shape that `lm_learner` takes."
     return model if isinstance(model, (Transformer, WrappedLM)) else WrappedLM(model)
 
@@ -309,6 +313,7 @@ def hub_folder(
         raise UserError(f'expected a folder or a model of the hub, found no {source} ({type(e).__name__}: {reason}): '
                         'check the name and the network') from None
 
+# %% ../../nbs/api/20_model/07_hf_wrap.ipynb #83cb5cab
 def _family_fault(folder):
     "Return why a model cannot be one of ours, None if it can, and whether its family is one of ours."
     facts = read_json(folder/'config.json')
