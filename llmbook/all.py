@@ -12,17 +12,18 @@ __all__ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'huma
            'find_duplicates', 'drop_repeats', 'repeated_spans', 'Curriculum', 'assign_splits', 'mixture_rows',
            'mixture_weights', 'split_of', 'Decontaminator', 'contaminated', 'contamination', 'bytes_per_token',
            'chat_ids', 'decode', 'encode_text', 'extend_tokenizer', 'load_any', 'load_tokenizer', 'not_restored',
-           'read_tokenizer', 'show_tokens', 'special_ids', 'text_ids', 'train_tokenizer', 'compare_tokenizers',
-           'comparison_table', 'plot_vocabulary', 'check_shards', 'document_edges', 'documents', 'open_tokens',
-           'read_manifest', 'best_fit', 'concatenate', 'SeekLoader', 'TokenLoader', 'document_ids', 'lm_dls',
-           'PackedLoader', 'packed_dls', 'MixedLoader', 'mixed_dls', 'MixtureSchedule', 'SequenceWarmup',
+           'open_tokenizer', 'read_tokenizer', 'show_tokens', 'special_ids', 'text_ids', 'train_tokenizer',
+           'compare_tokenizers', 'comparison_table', 'plot_vocabulary', 'check_shards', 'document_edges', 'documents',
+           'open_tokens', 'read_manifest', 'best_fit', 'concatenate', 'SeekLoader', 'TokenLoader', 'document_ids',
+           'lm_dls', 'PackedLoader', 'packed_dls', 'MixedLoader', 'mixed_dls', 'MixtureSchedule', 'SequenceWarmup',
            'funnel_picture', 'save_card', 'show_card', 'show_documents', 'threshold_table', 'prepare', 'FAMILIES',
            'SIZES', 'ModelConfig', 'get_config', 'Transformer', 'check_finite', 'load_model', 'load_pretrained',
            'save_pretrained', 'as_lm', 'as_reader', 'load_lm', 'extend_vocabulary', 'train_only_rows', 'load_gguf',
-           'smollm2', 'count_params', 'flops_per_token', 'measure_machine', 'memory_estimate', 'Plan', 'plan',
-           'compute_optimal', 'planner_html', 'LMLoss', 'linear_cross_entropy', 'token_nats', 'LMOptim', 'MuonAdamW',
-           'lm_opt', 'wsd', 'Precision', 'best_precision', 'check_precision', 'Accumulate', 'ClipGrad', 'MicroBatches',
-           'SpikeGuard', 'launch', 'read_history', 'write_history', 'Perplexity', 'SmoothLoss', 'TokenLoss', 'Progress',
+           'smollm2', 'open_lm', 'model_tokenizer', 'count_params', 'flops_per_token', 'measure_machine',
+           'memory_estimate', 'Plan', 'plan', 'Continuation', 'plan_continuation', 'compute_optimal', 'planner_html',
+           'LMLoss', 'linear_cross_entropy', 'token_nats', 'LMOptim', 'MuonAdamW', 'lm_opt', 'wsd', 'Precision',
+           'best_precision', 'check_precision', 'Accumulate', 'ClipGrad', 'MicroBatches', 'SpikeGuard', 'launch',
+           'read_history', 'write_history', 'Perplexity', 'SmoothLoss', 'TokenLoss', 'Forgetting', 'Progress',
            'Samples', 'Telemetry', 'TrackioCallback', 'tensorboard', 'wandb_tracker', 'Checkpoint', 'LMLearner',
            'load_checkpoint', 'save_checkpoint', 'lm_learner', 'pretrain', 'MaskTokens', 'masked_table', 'BatchWarmup',
            'parallel', 'ShardedCheckpoint', 'cosine', 'compile_model', 'generate', 'generate_ids', 'fill_mask', 'TASKS',
@@ -61,7 +62,7 @@ from .tokens.mixture import Curriculum, mixture_rows, mixture_weights
 from .prepare.splits import assign_splits, split_of
 from .dedup.decontaminate import Decontaminator, contaminated, contamination
 from llmbook.tokens.tokenizer import (
-    bytes_per_token, chat_ids, decode, encode_text, extend_tokenizer, load_any, load_tokenizer, not_restored, read_tokenizer,
+    bytes_per_token, chat_ids, decode, encode_text, extend_tokenizer, load_any, load_tokenizer, not_restored, open_tokenizer, read_tokenizer,
     show_tokens, special_ids, text_ids, train_tokenizer
 )
 from .tokens.compare import compare_tokenizers, comparison_table, plot_vocabulary
@@ -81,12 +82,13 @@ from .model.hf import check_finite, load_model, load_pretrained, save_pretrained
 from .model.hf_wrap import as_lm, as_reader, load_lm
 from .model.vocabulary import extend_vocabulary, train_only_rows
 from .model.gguf import load_gguf
-from .model.smollm import smollm2
+from .model.smollm import model_tokenizer, open_lm, smollm2
 from .plan.flops import count_params, flops_per_token
 from .plan.devices import measure_machine
 from .plan.memory import memory_estimate
 from .plan.plan import Plan
 from .plan.planner import plan
+from .plan.continuation import Continuation, plan_continuation
 from .plan.scaling import compute_optimal
 from .plan.advice import planner_html
 from .train.loss import LMLoss, linear_cross_entropy, token_nats
@@ -98,6 +100,7 @@ from .checkpoint.spikes import SpikeGuard
 from .distributed.launch import launch
 from .train.history import read_history, write_history
 from .train.metrics import Perplexity, SmoothLoss, TokenLoss
+from .train.forgetting import Forgetting, text_bits
 from .train.progress import Progress
 from .train.telemetry import Samples, Telemetry
 from .train.trackers import TrackioCallback, tensorboard, wandb_tracker
@@ -122,7 +125,7 @@ from .tune.quantised import quantise_base
 from llmbook.tune.adapters import (
     adapter_table, add_adapters, drop_adapters, load_adapters, merge_adapters, merge_gap, save_adapters, set_merged
 )
-from .tune.watch import ChatWatch, chat_answers, role_loss, text_bits
+from .tune.watch import ChatWatch, chat_answers, role_loss
 from .tune.finetune import answers, finetune, finetune_learner
 from .tune.replay import mix_rows, with_replay
 from .tune.talk import Talk, open_chat_model
@@ -151,17 +154,17 @@ _all_ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'human_
          'found_by_bands', 'jaccard', 'shingles', 'Deduper', 'dedup', 'find_duplicates', 'drop_repeats',
          'repeated_spans', 'Curriculum', 'assign_splits', 'mixture_rows', 'mixture_weights', 'split_of',
          'Decontaminator', 'contaminated', 'contamination', 'bytes_per_token', 'chat_ids', 'decode', 'encode_text',
-         'extend_tokenizer', 'load_any', 'load_tokenizer', 'not_restored', 'read_tokenizer', 'show_tokens', 'special_ids', 'text_ids', 'train_tokenizer',
+         'extend_tokenizer', 'load_any', 'load_tokenizer', 'not_restored', 'open_tokenizer', 'read_tokenizer', 'show_tokens', 'special_ids', 'text_ids', 'train_tokenizer',
          'compare_tokenizers', 'comparison_table', 'plot_vocabulary', 'check_shards', 'document_edges', 'documents',
          'open_tokens', 'read_manifest', 'best_fit', 'concatenate', 'SeekLoader', 'TokenLoader', 'document_ids',
          'lm_dls', 'PackedLoader', 'packed_dls', 'MixedLoader', 'mixed_dls', 'MixtureSchedule', 'SequenceWarmup',
          'funnel_picture', 'save_card', 'show_card', 'show_documents', 'threshold_table', 'prepare', 'FAMILIES',
          'SIZES', 'ModelConfig', 'get_config', 'Transformer', 'check_finite', 'load_model', 'load_pretrained',
          'save_pretrained', 'as_lm', 'as_reader', 'load_lm', 'extend_vocabulary', 'train_only_rows',
-         'load_gguf', 'smollm2', 'count_params', 'flops_per_token', 'measure_machine', 'memory_estimate', 'Plan', 'plan',
+         'load_gguf', 'smollm2', 'open_lm', 'model_tokenizer', 'count_params', 'flops_per_token', 'measure_machine', 'memory_estimate', 'Plan', 'plan', 'Continuation', 'plan_continuation',
          'compute_optimal', 'planner_html', 'LMLoss', 'linear_cross_entropy', 'token_nats', 'LMOptim', 'MuonAdamW',
          'lm_opt', 'wsd', 'Precision', 'best_precision', 'check_precision', 'Accumulate', 'ClipGrad', 'MicroBatches',
-         'SpikeGuard', 'launch', 'read_history', 'write_history', 'Perplexity', 'SmoothLoss', 'TokenLoss', 'Progress',
+         'SpikeGuard', 'launch', 'read_history', 'write_history', 'Perplexity', 'SmoothLoss', 'TokenLoss', 'Forgetting', 'Progress',
          'Samples', 'Telemetry', 'TrackioCallback', 'tensorboard', 'wandb_tracker', 'Checkpoint', 'LMLearner',
          'load_checkpoint', 'save_checkpoint', 'lm_learner', 'pretrain', 'MaskTokens', 'masked_table', 'BatchWarmup',
          'parallel', 'ShardedCheckpoint', 'cosine', 'compile_model', 'generate', 'generate_ids', 'fill_mask', 'TASKS',

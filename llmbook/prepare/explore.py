@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from ..core import UserError, read_json
 from ..filters.presets import View
-from ..tokens.shards import open_tokens
+from ..tokens.shards import open_tokens, read_manifest
 from ..show.charts import bar_chart
 from ..show.html import Markup, concat, html_table, tag
-from ..tokens.tokenizer import EOT, decode, load_tokenizer
+from ..tokens.tokenizer import decode, prepared_tokenizer
 
 # %% ../../nbs/api/15_prepare/09_explore.ipynb #c975c92c
 class JsonlRows:
@@ -96,7 +96,8 @@ class KeptDocuments(JsonlRows):
     ):
         super().__init__(Path(out)/'text/documents.jsonl')
         self.out = Path(out)
-        self.tok = load_tokenizer(out)
+        self.tok = prepared_tokenizer(out)
+        self.eot = read_manifest(out)['eot']
         self.total = read_json(self.out/'card.json')['totals']['kept']
         self.starts = array('q') # the first token of each row in its split
         self.held = {} # split -> tokens of the rows so far
@@ -122,7 +123,7 @@ class KeptDocuments(JsonlRows):
         start = self._start(i)
         end = start + row['tokens'] - 1 # where the end marker should stand
         view = self._view(row['split'])
-        agrees = end < len(view) and view[end] == EOT
+        agrees = end < len(view) and view[end] == self.eot
         if not agrees: return ''
         last = min(end, start + tokens)
         return decode(self.tok, view[start:last])

@@ -27,7 +27,7 @@ from ..dedup.minhash import Signer
 from ..dedup.repeats import RepeatCounter, line_keys, remove_repeats
 from ..filters.presets import Drop, apply_preset
 from ..filters.view import SURE
-from ..tokens.tokenizer import encode_arrays, load_tokenizer
+from ..tokens.tokenizer import encode_arrays, prepared_tokenizer
 from .account import Step
 from .splits import SPLITS, split_place
 from .units import LONGEST_PART, part_of, passages, split_huge, split_long
@@ -526,7 +526,7 @@ def close(self:SecondPass) -> dict: # summary of the unit
 
 # %% ../../nbs/api/15_prepare/06_passes.ipynb #af3086da
 @lru_cache(maxsize=2)
-def _tokenizer(path, stamp): return load_tokenizer(path)
+def _tokenizer(path, stamp): return prepared_tokenizer(path)
 
 def pack_stage(
     recipe:Recipe, # what is done with every unit

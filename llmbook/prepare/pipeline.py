@@ -22,7 +22,10 @@ from ..dedup.decontaminate import Decontaminator
 from ..dedup.near import find_duplicates
 from ..dedup.repeats import repeated_keys
 from ..tokens.shards import ShardWriter, disk_errors, token_dtype, write_manifest
-from ..tokens.tokenizer import MIN_VOCAB, load_tokenizer, save_tokenizer, tokenizer_fingerprint, train_tokenizer
+from llmbook.tokens.tokenizer import (
+    EOT, MIN_VOCAB, count_ids, open_tokenizer, prepared_tokenizer, save_tokenizer, text_ids, tokenizer_fingerprint,
+    train_tokenizer
+)
 from .outputs import Outputs, check_place
 from .account import Funnel, Lengths, Step
 from .splits import SPLITS
@@ -47,7 +50,10 @@ class Preparation:
         workers:int=1, # number of processes
         engine:str='local', # where units run, see `run_units`
         progress:bool=False, # whether to show a bar
+        given=None, # tokenizer to use; None trains one
     ):
+        self.given = given
+        self.eot = text_ids(given).end[0] if given else EOT
         self.out = out
         self.options = options
         self.recipe = recipe
@@ -276,19 +282,18 @@ def tokenizer(self:Preparation): # the tokenizer
     "Train the tokenizer, or load the one that is given."
     since = perf_counter()
     path = self.work/'tokenizer.json'
-    given = self.options['tokenizer']
+    given = self.given
     sample = [] if given else self._sample()
     n_bytes = int(self.documents.columns['bytes'][sample].sum())
     self.sample = dict(documents=len(sample), bytes=n_bytes)
     self.progress('tokenizer', .1)
     if not path.exists():
-        if given: tok = load_tokenizer(given)
-        else: tok = train_tokenizer(self._texts(sample), self.options['vocab_size'])
+        tok = given or train_tokenizer(self._texts(sample), self.options['vocab_size'])
         save_tokenizer(tok, path)
     self.documents.close()
     self.seconds['tokenizer'] = round(perf_counter() - since, 3)
     self.progress('tokenizer', 1)
-    return load_tokenizer(path)
+    return prepared_tokenizer(path)
 
 @patch
 def _sample(self:Preparation): # numbers of documents
@@ -318,13 +323,13 @@ def pack(self:Preparation,
     if self.recipe.repeats:
         steps = [Step.from_dict(s['step']) for s in self.packed]
         self.funnel.steps.append(reduce(Step.merge, steps))
-    dtype = token_dtype(tok.get_vocab_size())
+    dtype = token_dtype(count_ids(tok))
     return {split: self._write_shards(split, dtype) for split in SPLITS}
 
 @patch
 def _write_shards(self:Preparation, split, dtype):
     "Write the ids of one split, from all units."
-    writer = ShardWriter(self.out, split, dtype)
+    writer = ShardWriter(self.out, split, dtype, eot=self.eot)
     for summary in self.packed:
         folder = unit_folder(self.work, 'pack', summary['unit'])
         ids = np.fromfile(folder/f'{split}.bin', '<u4')
@@ -439,7 +444,7 @@ def _tokenizer_entry(self:Preparation, tok, splits):
     held_out = splits['valid'] if splits['valid']['tokens'] else splits['train']
     tokens = held_out['tokens'] - held_out['documents'] # without the marker at each document's end
     return dict(
-        vocab_size=tok.get_vocab_size(),
+        vocab_size=count_ids(tok),
         bytes_per_token=_ratio(held_out['bytes'], tokens),
         fingerprint=tokenizer_fingerprint(tok),
         trained_on=self.sample)
@@ -458,8 +463,8 @@ def _run_stages(prep, src, question):
     for name in TEXT_FILES: prep.gather(name)
     write_json(prep.out/'card.json', card)
     save_card(card, prep.out/'card.html')
-    n_tokens = tok.get_vocab_size()
-    write_manifest(prep.out, splits, n_tokens, card['tokenizer']['fingerprint'], token_dtype(n_tokens))
+    n_ids = count_ids(tok)
+    write_manifest(prep.out, splits, n_ids, card['tokenizer']['fingerprint'], token_dtype(n_ids), prep.eot)
     prep.progress('pack', 1)
     return card
 
@@ -483,11 +488,22 @@ def _check_options(options):
 def _check_outside(out, sources, tokenizer):
     "Raise `UserError` if a file that is read is one that would be replaced."
     paths = [Path(name) for name in sources]
-    if tokenizer: paths += [Path(tokenizer), Path(tokenizer)/'tokenizer.json']
+    if isinstance(tokenizer, (str, Path)): paths += [Path(tokenizer), Path(tokenizer)/'tokenizer.json']
     for path in paths:
         if path.is_file() and out.resolve() in path.resolve().parents and path in Outputs():
             raise UserError(f'expected sources and a tokenizer outside of {out}, which is made again, got {path}: '
                             'give another --out, or copy the file to another place')
+
+def _name_of(tokenizer):
+    "Return what the card calls the tokenizer that was given; None if one is trained."
+    if not tokenizer: return None
+    return str(tokenizer) if isinstance(tokenizer, (str, Path)) else type(tokenizer).__name__
+
+def _identity(tok):
+    "Return what tells a given tokenizer from others; the mark at the end of a document counts where it is not ours."
+    end = text_ids(tok).end[0]
+    name = tokenizer_fingerprint(tok)
+    return name if end == EOT else [name, end]
 
 def _report(card, progress):
     "Print what was left out, if progress is shown, and what to look at first."
@@ -509,21 +525,21 @@ def prepare(
     similarity:float=.8, # similarity from which two texts count as near-duplicates
     repeats:int=0, # lines that stand in more documents than this are removed; 0: none are
     against:dict|None=None, # evaluation sets that the corpus must not contain: name -> texts, or a .jsonl file
-    tokenizer:str|Path|None=None, # tokenizer made before: a prepared folder or its tokenizer.json; None trains one
+    tokenizer=None, # a prepared folder, a model's folder, a tokenizer.json, or a tokenizer itself; None trains one
     workers:int|None=None, # number of processes; None: all cores, or one for little text
     engine:str='local', # 'local', or 'ray' for a Ray cluster, whose machines must see `out`
     text_field:str='text', # field or column that holds the text in jsonl, CSV, parquet and hub data sets
 ) -> dict: # the data card; UserError for a source that is not there, too little text, a full disk, ...
     "Turn sources into token shards, tokenizer and data card; do nothing if they are already there."
     src = Sources(sources, max_bytes, seed, text_field)
-    given = str(tokenizer) if tokenizer else None
+    given = open_tokenizer(tokenizer) if tokenizer else None
     options = dict(vocab_size=vocab_size, preset=preset, seed=seed, valid=valid, test=test, personal=personal,
-                   similarity=similarity, repeats=repeats, tokenizer=given)
+                   similarity=similarity, repeats=repeats, tokenizer=_name_of(tokenizer))
     if text_field != 'text': options['text_field'] = text_field # older cards do not have it, and still answer
     _check_options(options)
     guard = Decontaminator(against) if against else None
     guard_fingerprint = guard.fingerprint if guard else None
-    given_fingerprint = tokenizer_fingerprint(load_tokenizer(tokenizer)) if tokenizer else None
+    given_fingerprint = _identity(given) if given else None
     question = fingerprint([__version__, src.identity(), options, guard_fingerprint, given_fingerprint])
     out = Path(out)
     if out.exists() and not out.is_dir(): RunFolder(out) # says that a file is in the way
@@ -541,7 +557,7 @@ def prepare(
         if guard: guard.save(work/'against.npz')
         against_file = str(work/'against.npz') if guard else ''
         recipe = Recipe(str(work), preset, personal, similarity, repeats, against_file, seed, valid, test, workers == 1)
-        card = _run_stages(Preparation(out, options, recipe, workers, engine, progress), src, question)
+        card = _run_stages(Preparation(out, options, recipe, workers, engine, progress, given), src, question)
         shutil.rmtree(out/'.work')
     _report(card, progress)
     return card

@@ -15,7 +15,7 @@ import numpy as np
 from ..core import UserError, read_json, write_json
 from ..read.doc import Doc
 from ..tokens.shards import check_shards
-from ..tokens.tokenizer import load_tokenizer, tokenizer_fingerprint
+from ..tokens.tokenizer import prepared_tokenizer, tokenizer_fingerprint
 from .outputs import OUR_NAMES, TEXT_FILES, check_place
 from .splits import SPLITS
 
@@ -143,7 +143,7 @@ def stored_card(
         card = read_json(out/'card.json')
         if not isinstance(card, dict) or card.get('question') != question: return None
         check_shards(out)
-        if tokenizer_fingerprint(load_tokenizer(out)) != card['tokenizer']['fingerprint']: return None
+        if tokenizer_fingerprint(prepared_tokenizer(out)) != card['tokenizer']['fingerprint']: return None
         return card if all((out/name).is_file() for name in TEXT_FILES) else None
     except (UserError, KeyError): return None
 

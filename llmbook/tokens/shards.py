@@ -14,7 +14,7 @@ from typing import Iterator
 import numpy as np
 from fastcore.basics import patch
 from ..core import UserError, atomic_path, human_bytes, read_json, sha256, write_json
-from .tokenizer import EOT, load_tokenizer, tokenizer_fingerprint
+from .tokenizer import EOT, prepared_tokenizer, tokenizer_fingerprint
 
 INDEX_DTYPE = '<u8' # type of an index: eight bytes, since nothing says how long a shard may be
 
@@ -269,10 +269,11 @@ def open_prepared(
 ) -> tuple: # (manifest, tokenizer); UserError if they do not belong together
     "Read the manifest of a prepared folder, and the tokenizer that made it."
     m = read_manifest(data)
-    tok = load_tokenizer(data)
+    tok = prepared_tokenizer(data)
     if tokenizer_fingerprint(tok) != m['tokenizer']:
         raise UserError(f'expected the tokenizer that made the shards in {data}, found another: '
                         'run the preparation again')
+    tok.settings = [dict(eos_token=tok.id_to_token(m['eot']))], [] # of a model's tokenizer only this is left
     return m, tok
 
 # %% ../../nbs/api/14_tokens/03_shards.ipynb #9c80edbd

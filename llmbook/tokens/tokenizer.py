@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SPECIALS', 'EOT', 'PAD', 'PROMPT', 'ANSWER', 'MIN_VOCAB', 'train_tokenizer', 'encode_arrays', 'encode_text', 'decode',
            'not_restored', 'bytes_per_token', 'show_tokens', 'tokenizer_fingerprint', 'save_tokenizer',
-           'load_tokenizer', 'read_tokenizer', 'TextIds', 'listed_ids', 'folder_settings', 'text_ids', 'missing_marks',
-           'special_ids', 'mask_id', 'extend_tokenizer', 'new_ids', 'AnyTokenizer', 'load_any', 'chat_ids',
-           'llama_cpp_name']
+           'load_tokenizer', 'read_tokenizer', 'prepared_tokenizer', 'TextIds', 'listed_ids', 'folder_settings',
+           'text_ids', 'missing_marks', 'special_ids', 'mask_id', 'extend_tokenizer', 'new_ids', 'open_tokenizer',
+           'count_ids', 'AnyTokenizer', 'load_any', 'chat_ids', 'llama_cpp_name']
 
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #6422f5fb
 import json
@@ -232,6 +232,14 @@ def read_tokenizer(
     tok.settings = folder_settings(path)
     return tok
 
+def prepared_tokenizer(
+    data:str|Path, # a prepared folder, or its tokenizer.json
+) -> Tokenizer: # UserError if it is absent or damaged
+    "Read the tokenizer that text was prepared with: one made here, or that of a model."
+    tok = _read_tokenizer(data)
+    tok.encode_special_tokens = True
+    return tok
+
 def _is_ours(tok): return [tok.token_to_id(s) for s in SPECIALS] == [0, 1, 2, 3]
 
 _PREPARE = 'prepare the data, which makes one' # what to do where a tokenizer of our own is missing
@@ -438,6 +446,41 @@ def new_ids(
     "Return the ids that only the extended tokenizer has."
     return sorted(set(extended.get_vocab().values()) - set(tok.get_vocab().values()))
 
+# %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #909fae07
+def open_tokenizer(
+    source, # a tokenizer.json, a folder that holds one, a `Tokenizer`, or a tokenizer of transformers
+) -> Tokenizer: # UserError if it is absent or damaged, or has no token for the end of a text
+    "Return a tokenizer with which text can be prepared: ours, or that of any model."
+    if isinstance(source, (str, Path)): tok = read_tokenizer(source)
+    else: tok = _taken_over(source)
+    tok.encode_special_tokens = True
+    if text_ids(tok).end: return tok
+    raise UserError('expected a tokenizer with a token that ends a text, found none: '
+                    'name one as eos_token in tokenizer_config.json, or append one with extend_tokenizer(end=...)')
+
+def _taken_over(source):
+    "Return a copy of a tokenizer object, which neither cuts texts nor fills them up."
+    own = getattr(source, 'backend_tokenizer', source) # transformers wraps one of this library
+    if not isinstance(own, Tokenizer): raise UserError(
+        f'expected a tokenizer, its file or its folder, got {type(source).__name__}: '
+        'a tokenizer of transformers has to be a fast one')
+    tok = _copy(own)
+    tok.no_truncation()
+    tok.no_padding()
+    if own is not source: tok.settings = [_frame_names(source)], []
+    return tok
+
+def _frame_names(source):
+    "Return what a tokenizer of transformers calls the tokens that frame a text."
+    keys = ('eos_token', 'bos_token', 'pad_token', 'unk_token')
+    return {key: getattr(source, key, None) for key in keys}
+
+def count_ids(
+    tok:Tokenizer, # any tokenizer
+) -> int: # the highest id + 1, which is more than the number of tokens where there are gaps
+    "Return how many rows a model needs for a tokenizer."
+    return max(tok.get_vocab().values(), default=-1) + 1
+
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #82c16548
 @dataclass
 class AnyTokenizer:
@@ -472,8 +515,7 @@ def load_any(
     if lost:
         ids, = encode_text(tok, lost[:1])
         notes.append(f'not lossless: {lost[0]!r} comes back as {decode(tok, ids)!r}')
-    n_rows = max(tok.get_vocab().values()) + 1
-    return AnyTokenizer(tok, special_ids(tok), _special(tok), added, n_rows, notes)
+    return AnyTokenizer(tok, special_ids(tok), _special(tok), added, count_ids(tok), notes)
 
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #67ac2291
 def chat_ids(

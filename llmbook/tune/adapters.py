@@ -8,7 +8,7 @@ __all__ = ['ADAPTER_KINDS', 'low_rank_linear', 'adapter_scale', 'AdaptedLinear',
            'peft_modules', 'save_adapters', 'load_adapters', 'adapter_table']
 
 # %% ../../nbs/api/50_tune/07_adapters.ipynb #e22f531c
-import copy, hashlib, math, warnings
+import copy, math, warnings
 from dataclasses import dataclass
 from pathlib import Path
 import torch, torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import nn, Tensor
 from safetensors import safe_open
 from safetensors.torch import save_file
 from ..core import UserError, atomic_path, read_json, real_number, whole_number, write_json
+from ..checkpoint.identity import weights_fingerprint
 from ..model.hf_config import hf_names
 from ..model.linear import dense_weight, fast_here, times
 from ..model.transformer import Transformer
@@ -212,13 +213,7 @@ def base_fingerprint(
     model, # a model, with or without adapters
 ) -> str: # 16 hexadecimal digits; equal for equal weights, whatever their type
     "Return a fingerprint of the weights that adapters leave as they are."
-    digest = hashlib.sha256()
-    for name, t in sorted(_base_tensors(model).items()):
-        digest.update(name.encode())
-        values = t.detach().cpu()
-        if values.is_floating_point(): values = values.float()
-        digest.update(values.numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return weights_fingerprint(_base_tensors(model))
 
 def add_adapters(
     model, # a `Transformer`, or a wrapped model; it is changed, and its weights are frozen

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Callable
 from ..core import UserError, real_number, whole_number
 from ..generate.text import generate_ids
-from ..model.hf_wrap import load_lm
-from ..model.smollm import smollm2
+from ..model.smollm import open_lm
 from ..show.html import html_table
 from ..tokens.tokenizer import decode
 from .adapters import load_adapters, merge_adapters
@@ -26,8 +25,7 @@ def open_chat_model(
     dtype:str='float32', # or 'bfloat16', 'float16': half the memory, for generation
 ): # (the model, its `ChatFormat`)
     "Open a model to talk to or to tune."
-    if source == 'smollm2': model, tok = smollm2(device, dtype)
-    else: model, tok = load_lm(source, device, dtype)
+    model, tok = open_lm(source, device, dtype)
     template = None
     if adapter:
         load_adapters(model, adapter)
