@@ -422,14 +422,21 @@ def test_no_rank_of_several_waits_for_buttons(shown, monkeypatch):
     assert not shown.any_widget
 
 
-def test_a_plain_learner_has_a_dashboard_too(shown):
-    model, loss = tiny().model, tiny().loss_func
+def plain_learner(*cbs):
+    "Return a learner of fastai's own."
     data = DataLoaders(Batches(20), Batches(2))
-    learn = Learner(data, model, loss, cbs=[Telemetry(), stop_at(5)])
+    return Learner(data, tiny().model, tiny().loss_func, cbs=list(cbs))
+
+
+def test_a_plain_learner_has_a_dashboard_too(shown):
+    learn = plain_learner(Telemetry(), stop_at(5))
     with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=Dashboard('html'))
     assert learn.train_iter == 5
     assert 'stopped after step 5' in shown.last
-    learn = Learner(data, model, loss)
+
+
+def test_a_plain_learner_without_telemetry_has_none():
+    learn = plain_learner()
     with pytest.raises(UserError, match='add Telemetry'): learn.fit(1, cbs=Dashboard('html'))
 
 
@@ -447,15 +454,18 @@ class Frontend:
         self.outputs = {}   # display id -> data
         self.printed = ''
 
+    def read_widget(self, kind, content):
+        "Note a button that is made, and a page that a widget shows."
+        state = content.get('data', {}).get('state', {})
+        is_button = kind == 'comm_open' and state.get('_model_name') == 'ButtonModel'
+        if is_button: self.buttons[state['description']] = content['comm_id']
+        if 'lb-dashboard' in str(state.get('value')): self.pages.append(state['value'])
+
     def read(self):
         message = self.client.get_iopub_msg(timeout=60)
         kind, content = message['msg_type'], message['content']
         assert kind != 'error', content
-        if kind in ('comm_open', 'comm_msg', 'comm_close'):
-            state = content.get('data', {}).get('state', {})
-            is_button = kind == 'comm_open' and state.get('_model_name') == 'ButtonModel'
-            if is_button: self.buttons[state['description']] = content['comm_id']
-            if 'lb-dashboard' in str(state.get('value')): self.pages.append(state['value'])
+        if kind in ('comm_open', 'comm_msg', 'comm_close'): self.read_widget(kind, content)
         if kind in ('display_data', 'update_display_data'):
             self.outputs[content['transient']['display_id']] = content['data']
         if kind == 'stream': self.printed += content['text']

@@ -78,27 +78,41 @@ MEASURED = {'seconds', 'wall', 'tokens_per_s', 'memory', 'memory_peak', 'lost', 
             'paused', 'start', 'wall0'}
 
 
+def copied(values): return {k: v.clone() if torch.is_tensor(v) else v for k, v in values.items()}
+
+
+def without_times(row): return {k: v for k, v in row.items() if k not in MEASURED}
+
+
+def trace_of_optimiser(opt):
+    if opt is None: return None
+    moments, _ = optim_tensors(opt)
+    return copied(moments), opt.hypers, opt.frozen_idx
+
+
+def trace_of_recorder(recorder):
+    "Return the curves of a Recorder, which has none before its first fit, and the number of its rows."
+    rates = [float(rate) for rate in getattr(recorder, 'lrs', [])]
+    losses = [float(loss) for loss in getattr(recorder, 'losses', [])]
+    return rates, losses, len(getattr(recorder, 'values', []))
+
+
 def trace(learn):
     "Return the state of a Learner, as values that can be compared."
-    opt = None
-    if learn.opt is not None:
-        moments, _ = optim_tensors(learn.opt)
-        opt = {k: v.clone() for k, v in moments.items()}, learn.opt.hypers, learn.opt.frozen_idx
     recorder, clip = learn.recorder, learn.clip_grad
-    curves = [[float(x) for x in getattr(recorder, k, [])] for k in ('lrs', 'losses')]
     return dict(
-        model={k: v.clone() for k, v in learn.model.state_dict().items()},
+        model=copied(learn.model.state_dict()),
         modes=[m.training for m in learn.model.modules()],
-        grads=[None if p.grad is None else p.grad.clone() for p in learn.model.parameters()],
-        opt=opt,
+        grads=copied({name: p.grad for name, p in learn.model.named_parameters()}),
+        opt=trace_of_optimiser(learn.opt),
         rng=rng_state(),
         learn=sorted(vars(learn)),
         step=getattr(learn, 'train_iter', None),
         cbs=[(cb.name, sorted(vars(cb))) for cb in learn.cbs],
         position=learn.dls.train.position,
-        recorder=[*curves, len(getattr(recorder, 'values', []))],
+        recorder=trace_of_recorder(recorder),
         smooth=recorder.smooth_loss.state(),
-        rows=[{k: v for k, v in row.items() if k not in MEASURED} for row in learn.telemetry.rows],
+        rows=[without_times(row) for row in learn.telemetry.rows],
         clip=clip.checkpoint_state() | dict(most=clip.most, patience=clip.patience),
         rows_at_once=learn.micro_batches.rows)
 
@@ -227,7 +241,6 @@ def test_other_optimisers_and_callbacks_of_fastai(tmp_path):
     silence(learn)
     learn.fit(1)
     learn.add_cbs([EarlyStoppingCallback(), SaveModelCallback()])
-    def copied(values): return {k: v.clone() if torch.is_tensor(v) else v for k, v in values.items()}
     def state():
         moments = [copied(learn.opt.state[p]) for p in m.parameters()]
         return copied(m.state_dict()), moments, [dict(h) for h in learn.opt.hypers]
@@ -242,15 +255,17 @@ def test_unchanged_keeps_what_a_fit_would_lose(data, tmp_path):
     learn = learner(data, tmp_path)
     learn.dls.train.rng = random.Random(3)
     params = list(learn.model.parameters())
-    for p in params: p.grad = torch.ones_like(p)
-    held = [p.grad for p in params]
+    held = [torch.ones_like(p) for p in params]
+    for p, grad in zip(params, held): p.grad = grad
     drawn = random.Random(3).random()
     with unchanged(learn):
         assert all(p.grad is None for p in params)
         learn.fit(1)
         learn.micro_batches.rows = 1
         learn.dls.train.rng.random()
-    assert all(p.grad is g and (g == 1).all() for p, g in zip(params, held))
+    for p, grad in zip(params, held):
+        assert p.grad is grad
+        assert (grad == 1).all()
     assert learn.micro_batches.rows is None
     assert learn.dls.train.rng.random() == drawn
 
@@ -297,7 +312,8 @@ def plain(cls, path):
     from llmbook.train.optim import lm_opt
     set_seed(0)
     m = Transformer(ModelConfig(vocab_size=32, n_layer=1, d_model=32, n_head=2, n_kv_head=1, context=16))
-    ids = torch.randint(0, 32, (30, 4, 17), generator=torch.Generator().manual_seed(0)) // 4
+    g = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 32, (30, 4, 17), generator=g) // 4
     data = [(b[:, :-1], b[:, 1:]) for b in ids]
     learn = cls(DataLoaders(data, data[:1]), m, LMLoss(m.head), opt_func=lm_opt(m), lr=1e-3, path=path)
     learn.create_mbar = False
@@ -312,7 +328,7 @@ def test_curve_and_suggestions_are_those_of_fastai(tmp_path):
     got = ours.lr_find(**options)
     search = ours.lr_search
     lrs = fastai.recorder.lrs
-    losses = [float(l) for l in fastai.recorder.losses]
+    losses = [float(loss) for loss in fastai.recorder.losses]
     n = min(len(lrs), len(search.lrs)) # fastai's Recorder does not note the last step twice
     assert n >= 50
     assert lrs[:n] == pytest.approx(search.lrs[:n])
@@ -337,9 +353,12 @@ def test_layer_groups_and_steps_of_several_batches(data, tmp_path):
     of_steps = seen[::3]
     assert seen[1::3] == of_steps
     assert seen[2::3] == of_steps
-    last = [1e-3 * 100 ** (-1 / 12), 1e-1 * 1000 ** (-1 / 12)] # one of twelve steps before the end
-    assert seen[-1] == pytest.approx(last)
-    assert learn.lr_search.lrs == pytest.approx([rate for _, rate in of_steps])
+    before_the_end = 1 / 12 # the last of twelve steps does not reach the highest rates
+    last_of_body = 1e-3 / 100 ** before_the_end
+    last_of_head = 1e-1 / 1000 ** before_the_end
+    assert seen[-1] == pytest.approx([last_of_body, last_of_head])
+    rates_of_head = [head for _, head in of_steps]
+    assert learn.lr_search.lrs == pytest.approx(rates_of_head)
 
 
 def test_picture(data, tmp_path):

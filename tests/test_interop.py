@@ -171,8 +171,11 @@ def test_metrics_see_logits(data, tmp_path, kind):
 def test_masked_targets_do_not_count(data, tmp_path):
     both = [metrics.accuracy, metrics.Perplexity()]
     learn = fit(make(data, tmp_path, metrics=both, every=None, steps=20, lr=1e-2), 1)
-    places = torch.arange(32)
-    batches = [(x, y.masked_fill(places < 30 - 20 * i, IGNORE)) for i, (x, y) in enumerate(learn.dls.valid)]
+    positions = torch.arange(32)
+    batches = []
+    for i, (x, y) in enumerate(learn.dls.valid): # each batch hides 20 targets of a row fewer
+        hidden = positions < 30 - 20 * i
+        batches.append((x, y.masked_fill(hidden, IGNORE)))
     learn.dls.loaders[1] = batches
     loss, accuracy, perplexity = learn.validate()
     assert accuracy == pytest.approx(by_hand(learn), abs=1e-6)

@@ -51,7 +51,8 @@ def test_every_number_has_n_and_signature(first):
     for r in rows:
         assert r['n'] > 0
         assert r['signature']
-        if r['low'] is not None: assert r['low'] - 1e-9 <= r['value'] <= r['high'] + 1e-9
+        low, high = r['low'], r['high']
+        if low is not None: assert low - 1e-9 <= r['value'] <= high + 1e-9
 
 
 def test_second_run_finds_all_done(first):
@@ -179,8 +180,8 @@ def folder(path):
     return path
 
 
-def make_inputs(d):
-    "Make the files and folders that the mistakes name."
+def make_plans(d):
+    "Make plans and their folders, good and damaged."
     good = plan(1, BY_HAND, size='pico').to_dict()
     write_json(folder(d/'planned')/'plan.json', good)
     write_json(d/'planned'/'other.json', good | dict(seed=7))
@@ -188,12 +189,23 @@ def make_inputs(d):
     for out in ('planned', 'lost'): folder(d/out/'checkpoints'/'step-000000010')
     write_json(d/'tokens.json', good | dict(tokens=10))
     (d/'cut.json').write_text('{"bs":')
+
+
+def make_small_data(d):
+    "Make data of nine tokens, with a plan that expects nothing and one of too many tokens."
     writer = ShardWriter(d/'small', 'train')
     writer.add(np.arange(9), 9)
     write_manifest(d/'small', dict(train=writer.close()), 300, 'none')
-    for_small = plan(1, BY_HAND, size='pico', vocab_size=300).to_dict()
-    write_json(d/'small'/'empty.json', for_small | dict(expected={}))
-    write_json(d/'small'/'wide.json', good)
+    fitting = plan(1, BY_HAND, size='pico', vocab_size=300)
+    write_json(d/'small'/'empty.json', fitting.to_dict() | dict(expected={}))
+    too_wide = plan(1, BY_HAND, size='pico')
+    write_json(d/'small'/'wide.json', too_wide.to_dict())
+
+
+def make_inputs(d):
+    "Make the files and folders that the mistakes name."
+    make_plans(d)
+    make_small_data(d)
     folder(d/'taken-history.csv'/'history.csv') # a folder where a file should be, and the other way round
     for name in ('checkpoints', 'model'): (folder(d/f'taken-{name}')/name).write_text('x')
     (folder(d/'listmodel')/'config.json').write_text('[]')

@@ -354,20 +354,22 @@ def test_stopped_anywhere_a_run_resumes_bit_for_bit(data, tmp_path, spans):
 def test_the_command_trains_an_encoder_and_a_kill_changes_nothing(data, tmp_path):
     "Kill `llmbook-pretrain --size encoder-nano` with -9 after step 7, and call it again."
     kill = 'self.learn.checkpoint.wait(); os.kill(os.getpid(), signal.SIGKILL)'
+    cut, whole = tmp_path/'cut', tmp_path/'whole'
     command = stopped_command(tmp_path, data, 7, kill, '--size', 'encoder-nano')
     killed = command('cut', '--checkpoint-minutes', '.0001')
     assert killed.returncode == -9, killed.stderr[-2000:]
-    assert any((tmp_path/'cut/checkpoints').glob('step-*')), killed.stderr[-2000:]
-    plan = json.loads((tmp_path/'cut/plan.json').read_text())
+    assert any((cut/'checkpoints').glob('step-*')), killed.stderr[-2000:]
+    plan = json.loads((cut/'plan.json').read_text())
     assert plan['size'] == 'encoder-nano'
     assert plan['config']['family'] == 'encoder'
-    (tmp_path/'whole').mkdir()
-    (tmp_path/'whole/plan.json').write_text(json.dumps(plan))
+    whole.mkdir()
+    (whole/'plan.json').write_text(json.dumps(plan))
     for out in ('cut', 'whole'):
         resumed = command(out, '--resume')
         assert resumed.returncode == 0, resumed.stderr[-2000:]
-    assert sha256(tmp_path/'cut/model/model.safetensors') == sha256(tmp_path/'whole/model/model.safetensors')
-    assert json.loads((tmp_path/'cut/model/tokenizer_config.json').read_text())['mask_token'] == '<|answer|>'
+    assert sha256(cut/'model/model.safetensors') == sha256(whole/'model/model.safetensors')
+    tokenizer_config = json.loads((cut/'model/tokenizer_config.json').read_text())
+    assert tokenizer_config['mask_token'] == '<|answer|>'
 
 
 # ---- what is learnt

@@ -155,7 +155,8 @@ def test_every_sidebar_link_opens(browser, address):
     traffic(browser)
     browser.get_log('browser')
     links = [a.get_attribute('href') for a in found(browser, '.sidebar-tree a.reference.internal')]
-    assert len(links) == len(notebooks()) - 1 + len(headings()), 'one link a notebook and a heading, the start page apart'
+    n_pages = len(notebooks()) - 1 # the start page has no link
+    assert len(links) == n_pages + len(headings())
     for link in links:
         browser.get(link)
         asked, status = traffic(browser)
@@ -169,14 +170,21 @@ def test_every_sidebar_link_opens(browser, address):
         assert not errors, (link, errors)
 
 
+def links_shown(browser):
+    "Return the texts of the links of the sidebar that a reader sees."
+    links = found(browser, '.sidebar-tree a.reference.internal')
+    return [link.text for link in links if link.is_displayed()]
+
+
 @browser_only
 def test_the_sidebar_is_folded(browser, address):
     browser.get(f'{address}/index.html')
-    seen = [a for a in found(browser, '.sidebar-tree a.reference.internal') if a.is_displayed()]
-    assert [a.text for a in seen] == [x['section'] for x in sidebar.contents() if isinstance(x, dict)]
+    seen = links_shown(browser)
+    sections = [x['section'] for x in sidebar.contents() if isinstance(x, dict)]
+    assert seen == sections
     assert len(seen) <= 14
     browser.get(f'{address}/contents/data/filters.html')
-    opened = [a.text for a in found(browser, '.sidebar-tree a.reference.internal') if a.is_displayed()]
+    opened = links_shown(browser)
     assert 'filters' in opened
     assert len(opened) > len(seen) + 8
 
@@ -209,29 +217,16 @@ def test_names_link_to_their_documentation(browser, address):
 @browser_only
 def test_light_and_dark(browser, address):
     shade = lambda: browser.execute_script('return getComputedStyle(document.body).backgroundColor')
-    colours = {}
+    brightness = {}
     for theme in ('light', 'dark'):
-        browser.get(f'{address}/api/00_base/core.html')
-        browser.execute_script('localStorage.setItem("theme", arguments[0])', theme)
-        browser.refresh()
-        colours[theme] = sum(int(x) for x in re.findall(r'\d+', shade())[:3])
-    assert colours['light'] > 600 and colours['dark'] < 150, colours
+        show_in(browser, f'{address}/api/00_base/core.html', theme)
+        red_green_blue = re.findall(r'\d+', shade())[:3]
+        brightness[theme] = sum(map(int, red_green_blue))
+    assert brightness['light'] > 600
+    assert brightness['dark'] < 150
 
 
-CONTRAST = """
-const say = c => { const m = c.match(/[\\d.]+/g).map(Number); return [m[0], m[1], m[2], m.length > 3 ? m[3] : 1] }
-const over = (a, b) => [0, 1, 2].map(i => a[i] * a[3] + b[i] * (1 - a[3]))
-function ground(e) {
-  const layers = []
-  for (; e; e = e.parentElement) { const c = say(getComputedStyle(e).backgroundColor); if (c[3]) layers.push(c); if (c[3] === 1) break }
-  return layers.reverse().reduce((below, c) => over(c, below), [255, 255, 255])
-}
-const light = c => { const [r, g, b] = c.map(x => (x /= 255) <= .04045 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4); return .2126*r + .7152*g + .0722*b }
-return [...document.querySelectorAll(arguments[0])].map(e => {
-  const below = ground(e), [a, b] = [light(over(say(getComputedStyle(e).color), below)), light(below)].sort((x, y) => y - x)
-  return [e.textContent.slice(0, 30), (a + .05) / (b + .05)]
-})
-"""
+CONTRAST = (Path(__file__).parent/'programs'/'contrast.js').read_text()
 
 
 def show_in(browser, address, theme):

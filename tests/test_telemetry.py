@@ -104,9 +104,10 @@ def test_loss_is_the_mean_of_all_targets(accumulate):
     rows = training_rows(learn)
     assert [r['step'] for r in rows] == [1, 5, 10, 12]
     seen = learn.losses.seen
-    for r, part in zip(rows, (seen[:1], seen[1:5], seen[5:10], seen[10:])):
-        total = sum(n for _, n in part)
-        nats = sum(l * n for l, n in part)
+    intervals = (seen[:1], seen[1:5], seen[5:10], seen[10:])
+    for r, interval in zip(rows, intervals):
+        total = sum(n for _, n in interval)
+        nats = sum(loss * n for loss, n in interval)
         assert r['targets'] == total
         assert r['loss'] == pytest.approx(nats / total, rel=1e-6)
     assert [r['tokens'] for r in rows] == [16, 80, 160, 192]
@@ -129,12 +130,11 @@ def test_bad_losses_are_left_out_and_counted():
             self.learn.loss = self.loss_grad.clone()
     learn = fitted([Telemetry(every=5), Poison(), ClipGrad(most=0)])
     rows = training_rows(learn)
-    assert all(math.isfinite(r['loss']) for r in rows)
     assert [r['bad_losses'] for r in rows] == [0, 1, 2, 2]
     assert [r['skipped'] for r in rows] == [0, 1, 2, 2]
     assert rows[1]['targets'] < learn.telemetry.since + 5 * 16
-    assert math.isfinite(float(learn.recorder.smooth_loss.value))
-    assert all(math.isfinite(float(l)) for l in learn.recorder.losses)
+    losses = [r['loss'] for r in rows] + [learn.recorder.smooth_loss.value, *learn.recorder.losses]
+    for loss in losses: assert math.isfinite(float(loss))
 
 
 def test_a_batch_without_a_loss_is_not_counted_twice():

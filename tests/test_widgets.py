@@ -28,9 +28,11 @@ def stories(n=120, seed=0):
     "Return documents of many lengths; every ninth is hostile, the first twenty come twice."
     rng = random.Random(seed)
     docs = []
+    def word(share_of_marks): return '#' if rng.random() < share_of_marks else rng.choice(WORDS)
     for i in range(n):
         n_words = int(rng.lognormvariate(4.3, .9)) + 3
-        words = ['#' if rng.random() < i % 9 / 40 else rng.choice(WORDS) for _ in range(n_words)]
+        share_of_marks = i % 9 / 40
+        words = [word(share_of_marks) for _ in range(n_words)]
         text = f'Story {i}: ' + ' '.join(words)
         if i % 9 == 0: text += EVIL
         docs.append(Doc(text + ' É ß 字.', f'story/{i}'))
@@ -64,9 +66,10 @@ def shuffled(n, seed):
 @pytest.mark.parametrize('end', ['\n', ''])
 def test_rows_are_the_lines(tmp_path, block, end):
     want = [dict(id=i, text='é\u2028\n' * (i % 5)) for i in range(23)]
-    written = [json.dumps(row, ensure_ascii=i % 2 == 0) for i, row in enumerate(want)]
+    lines = [json.dumps(row, ensure_ascii=i % 2 == 0) for i, row in enumerate(want)]
+    content = '\n'.join(lines) + end
     path = tmp_path/'rows.jsonl'
-    path.write_bytes(('\n'.join(written) + end).encode())
+    path.write_bytes(content.encode())
     rows = JsonlRows(path)
     rows.block = block
     for i in shuffled(23, seed=block): assert rows[i] == want[i]
@@ -148,10 +151,20 @@ def test_dropped_rows_tell_why(out):
     rows = read_rows(out/'rejects.jsonl')
     assert lost.total == len(rows) > 20
     assert [lost[i] for i in range(len(rows))] == rows
+
+
+def test_a_duplicate_names_the_document_that_stays(out):
+    rows = read_rows(out/'rejects.jsonl')
     i = first_row(rows, reason='exact_duplicate')
-    assert f'near-duplicates: exact_duplicate, {rows[i]["value"]}' in row_html(lost, i)
+    stays = rows[i]['value']
+    assert f'near-duplicates: exact_duplicate, {stays}' in row_html(DroppedDocuments(out), i)
+
+
+def test_a_filtered_document_shows_what_was_measured(out):
+    rows = read_rows(out/'rejects.jsonl')
     i = first_row(rows, step='filter')
-    assert re.search(rf"filter: {rows[i]['reason']}, measured [\d.,]+", row_html(lost, i))
+    reason = rows[i]['reason']
+    assert re.search(rf'filter: {reason}, measured [\d.,]+', row_html(DroppedDocuments(out), i))
 
 
 @pytest.mark.parametrize('where, text', [
@@ -273,7 +286,8 @@ def test_a_threshold_beyond_the_axis_has_no_line():
     outside = value_picture(values, 'characters', low=150, high=10**6)
     assert '>high 1,000,000<' not in outside
     assert 'high 1,000,000 lies to the right' in outside
-    assert 'low 0 lies to the left' in value_picture([1, 10, 10**3, 10**5], 'characters', low=0), 'a logarithmic axis has no 0'
+    logarithmic = value_picture([1, 10, 10**3, 10**5], 'characters', low=0)
+    assert 'low 0 lies to the left' in logarithmic, 'a logarithmic axis has no 0'
     near = value_picture(values, 'characters', high=210)
     assert '>high 210<' in near, 'the axis reaches as far as a threshold that is near'
 
