@@ -222,12 +222,16 @@ def test_first_target_is_the_first_token_of_the_answer(model, fmt):
     "huggingface/trl#4147: labels were shifted where the generation prompt was missing."
     messages = chat_for(model[1], 1)
     row = fmt.encode(messages)
-    trained = decode(fmt.tok, row.ids[row.trained], skip_special=False)
-    assert trained.strip().startswith('It is 2.')
-    assert trained.endswith(model[3])
     prompt = fmt.prompt_ids(messages[:-1])
     assert row.ids[:len(prompt)].tolist() == prompt
     assert np.flatnonzero(row.trained)[0] == len(prompt)
+
+
+def test_targets_are_the_answer_and_its_end(model, fmt):
+    row = fmt.encode(chat_for(model[1], 1))
+    trained = decode(fmt.tok, row.ids[row.trained], skip_special=False)
+    assert trained.strip().startswith('It is 2.')
+    assert trained.endswith(model[3])
 
 
 def n_ends(row, fmt): return int((row.ids[row.trained] == fmt.end).sum())
@@ -250,7 +254,13 @@ def test_weights_of_messages_become_weights_of_tokens(model, fmt):
     messages = chat_for(model[1])
     row = fmt.encode(messages)
     assert fmt.encode(weighing(messages, 0)).n_targets == 0
-    assert (fmt.encode(weighing(messages, .5)).weights == row.weights / 2).all()
+    half = fmt.encode(weighing(messages, .5))
+    assert (half.weights == row.weights / 2).all()
+
+
+def test_one_answer_may_have_no_weight(model, fmt):
+    messages = chat_for(model[1])
+    row = fmt.encode(messages)
     messages[-3] = dict(messages[-3], weight=0)
     without_second = fmt.encode(messages)
     assert n_ends(without_second, fmt) == 2
@@ -545,12 +555,13 @@ UNANSWERED = [SYSTEM, QUESTION]
 WITHOUT_TEXT = [dict(role='user', content=None)]
 
 
+MIXED = [turns(1), TOO_LONG, UNANSWERED, WITHOUT_TEXT, turns(9), turns(2)]
+
+
 def test_in_is_rows_and_rejects():
     "huggingface/trl#6668: truncation removed every target, and the loss was 0.0."
-    fmt = ChatFormat(byte_level(), 'chatml')
-    chats = [turns(1), TOO_LONG, UNANSWERED, WITHOUT_TEXT, turns(9), turns(2)]
-    rows, rejects = encode_chats(fmt, chats, seq_len=200)
-    assert len(rows) + len(rejects) == len(chats)
+    rows, rejects = encode_chats(ChatFormat(byte_level(), 'chatml'), MIXED, seq_len=200)
+    assert len(rows) + len(rejects) == len(MIXED)
     assert [r.id for r in rejects] == ['chat 1', 'chat 2', 'chat 3', 'chat 4']
     assert [r.reason for r in rejects][:2] == ['longer than 200 tokens', 'nothing to train on']
     assert all(row.n_targets for row in rows)
@@ -600,8 +611,7 @@ def last_turns(n):
 
 def test_a_chat_that_is_cut_keeps_as_many_turns_as_fit():
     fmt = ChatFormat(byte_level(), 'chatml')
-    chats = [turns(1), TOO_LONG, UNANSWERED, WITHOUT_TEXT, turns(9), turns(2)]
-    rows, rejects = encode_chats(fmt, chats, seq_len=200, too_long='cut')
+    rows, rejects = encode_chats(fmt, MIXED, seq_len=200, too_long='cut')
     assert [r.id for r in rejects] == ['chat 1', 'chat 2', 'chat 3']
     fitting = [n for n in range(1, 10) if len(fmt.encode(last_turns(n))) <= 201]
     expected = fmt.encode(last_turns(max(fitting)))

@@ -614,6 +614,10 @@ def test_planted_passages_are_found_with_their_edges(tmp_path):
             assert said == [passage]
             assert passage not in cut_spans(text, spans).lower()
 
+def is_said_before(words, earlier):
+    said = ' '.join(words)
+    return any(said in text for text in earlier)
+
 def test_every_span_is_in_an_earlier_document(texts, tmp_path):
     some = [' '.join(text.lower().split()) for text in texts if text.isascii()]
     all_spans = passages(some, tmp_path, 50, 50)
@@ -622,10 +626,8 @@ def test_every_span_is_in_an_earlier_document(texts, tmp_path):
         for start, end in spans:
             words = some[i][start:end].split()
             assert len(words) >= 50
-            begin = ' '.join(words[:50])
-            finish = ' '.join(words[-50:])
-            assert any(begin in earlier for earlier in some[:i])
-            assert any(finish in earlier for earlier in some[:i])
+            assert is_said_before(words[:50], some[:i])
+            assert is_said_before(words[-50:], some[:i])
 
 def test_spans_are_in_order_and_apart(texts, tmp_path):
     for spans in passages(texts, tmp_path, 50, 50):
@@ -657,8 +659,8 @@ def test_a_text_without_spaces_and_its_edited_copy(letters, line):
     pieces = rng.choices(letters, k=720)
     copy = list(pieces)
     for k in range(60, 720, 120): copy[k] = letters[0]
-    other = rng.choices(letters, k=720)
-    found = dedup([('a', in_lines(pieces, line)), ('b', in_lines(copy, line)), ('c', in_lines(other, line))])
+    versions = dict(a=pieces, b=copy, c=rng.choices(letters, k=720))
+    found = dedup((name, in_lines(version, line)) for name, version in versions.items())
     assert found.keep.count(True) == 2
     assert found.keep[2]
 
@@ -670,16 +672,18 @@ def test_a_text_of_two_scripts_is_compared_in_both():
 
 def random_han(rng, n): return ''.join(rng.choices(HAN, k=n))
 
+def spans_in_last(texts, folder):
+    "Return the spans of the last text that stand in an earlier one."
+    *_, spans = passages(texts, folder, 50, 50)
+    return spans
+
 def test_passages_without_spaces_are_found(tmp_path):
     rng = random.Random(5)
     passage = random_han(rng, 150)
-    first_text = f'{random_han(rng, 100)}\n{passage}\n{random_han(rng, 80)}'
-    second_text = random_han(rng, 70) + passage + random_han(rng, 90)
-    texts = [first_text, second_text]
-    counted(tmp_path, [window_keys(text) for text in texts])
-    keys, first = repeated_keys(tmp_path, 2)
-    (start, end), = repeated_spans(second_text, 1, keys, first, texts.__getitem__)
-    assert second_text[start:end] == passage
+    first = random_han(rng, 100) + '\n' + passage + '\n' + random_han(rng, 80)
+    second = random_han(rng, 70) + passage + random_han(rng, 90)
+    (start, end), = spans_in_last([first, second], tmp_path)
+    assert second[start:end] == passage
 
 @pytest.mark.parametrize('letters', [HAN, THAI, KANA], ids=['Han', 'Thai', 'Hiragana'])
 def test_an_evaluation_item_without_spaces_is_found(letters):

@@ -139,14 +139,18 @@ ROWS = [dict(frage=f'Was ist {i}; "{i}",\n{i}?', antwort=f'Es ist ä{i}.') for i
 NAMED = dict(prompt='frage', answer='antwort')
 
 
+def write_table(path, rows, kind):
+    table = pd.DataFrame(rows)
+    if kind == 'parquet': table.to_parquet(path)
+    else: table.to_csv(path, index=False, sep='\t' if kind == 'tsv' else ',', lineterminator='\r\n')
+
+
 def write_rows(path, rows):
     kind = path.name.removesuffix('.gz').rpartition('.')[2]
     plain = path.with_name('plain.' + kind)
-    if kind == 'parquet': pd.DataFrame(rows).to_parquet(plain)
-    elif kind == 'csv': pd.DataFrame(rows).to_csv(plain, index=False, lineterminator='\r\n')
-    elif kind == 'tsv': pd.DataFrame(rows).to_csv(plain, index=False, sep='\t', lineterminator='\r\n')
-    elif kind == 'jsonl': plain.write_text('\n'.join(map(json.dumps, rows)))
-    else: plain.write_text(json.dumps(rows))
+    if kind == 'jsonl': plain.write_text('\n'.join(map(json.dumps, rows)))
+    elif kind == 'json': plain.write_text(json.dumps(rows))
+    else: write_table(plain, rows, kind)
     data = plain.read_bytes()
     plain.unlink()
     if path.suffix == '.gz': data = gzip.compress(data)
@@ -483,15 +487,25 @@ def test_in_is_rows_and_rejects_from_a_file_on(fmt, tmp_path):
     assert {r.id for r in data.rejects} == {f'a.jsonl:{i}' for i in range(31, 35)}
 
 
-def test_replay_is_a_share_of_all_positions(fmt):
+@pytest.fixture(scope='module')
+def replayed(fmt):
+    "Return rows of chats, and the rows of text that were added as a fifth of all positions."
     rows, _ = encode_chats(fmt, chats(300))
     both = with_replay(rows, TEXTS, fmt, share=.2, seq_len=32)
     assert both[:300] == rows
-    text = both[300:]
-    assert positions(text) / positions(both) == pytest.approx(.2, abs=.005)
+    return rows, both[300:]
+
+
+def test_replay_is_a_share_of_all_positions(replayed):
+    rows, text = replayed
+    assert positions(text) / positions(rows + text) == pytest.approx(.2, abs=.005)
+
+
+def test_replayed_windows_are_trained_on_whole_and_differ(replayed):
+    _, text = replayed
     assert all(row.n_targets == 33 for row in text)
     different = {row.ids.tobytes() for row in text}
-    assert len(different) > .9 * len(text), 'windows differ'
+    assert len(different) > .9 * len(text)
 
 
 def test_answers_that_are_labelled_bad_are_not_learned(fmt):

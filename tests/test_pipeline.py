@@ -305,19 +305,22 @@ def test_the_bar_never_goes_back():
 
 
 
+ODD_ROWS = ['{"text": ', '{"text": "", "id": "void"}', '{"text": "1 2 3"}']
+
 @pytest.fixture(scope='module')
 def cut_off(tmp_path_factory):
     "Prepare a folder of files with odd records and without their ends; return the folder made and its card."
     folder = tmp_path_factory.mktemp('cut')
-    whole = [json.dumps(dict(text=text(i), id=f'd{i}')) for i in range(40)]
-    odd = ['{"text": ', '{"text": "", "id": "void"}', '{"text": "1 2 3"}']
-    a_text = gzip.compress(text(50).encode())
-    records = gzip.compress('\n'.join(whole).encode())
-    (folder/'in').mkdir()
-    (folder/'in/a.jsonl').write_text('\n'.join([*whole, *odd]))
-    (folder/'in/b.txt.gz').write_bytes(a_text[:-6])
-    (folder/'in/c.jsonl.gz').write_bytes(records[:-100])
-    return folder/'out', prepare(folder/'in', folder/'out', **OPTIONS)
+    source = folder/'in'
+    source.mkdir()
+    rows = [json.dumps(dict(text=text(i), id=f'd{i}')) for i in range(40)]
+    packed_text = gzip.compress(text(50).encode())
+    packed_rows = gzip.compress('\n'.join(rows).encode())
+    (source/'a.jsonl').write_text('\n'.join(rows + ODD_ROWS))
+    (source/'b.txt.gz').write_bytes(packed_text[:-6])
+    (source/'c.jsonl.gz').write_bytes(packed_rows[:-100])
+    card = prepare(source, folder/'out', **OPTIONS)
+    return folder/'out', card
 
 def test_what_could_not_be_read_has_a_size_or_says_that_it_has_none(cut_off):
     _, card = cut_off

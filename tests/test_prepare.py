@@ -259,18 +259,20 @@ def test_learner_uses_it(whole, tmp_path):
 PLACES = ['train_tokenizer', 'check_space', 'save_tokenizer', 'write_json', 'write_manifest', 'second shard',
           'find_duplicates', 'pack_stage']
 
+def kill_preparation(source, out, where):
+    killed = run_program('prepare_killed', source, out, json.dumps(MADE_WITH), where)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+
 @pytest.mark.parametrize('where', PLACES)
 def test_killed_in_the_middle(source, whole, tmp_path, where):
     out = tmp_path/'data'
-    killed = run_program('prepare_killed', source, out, json.dumps(MADE_WITH), where)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    kill_preparation(source, out, where)
     with pytest.raises(UserError, match='manifest'): open_tokens(out)
     with pytest.raises(UserError): lm_dls(out, 2, 8, 2, device='cpu')
     prepare(source, out, **OPTIONS)
     assert check_shards(out) == 3
     assert shard_bytes(out) == shard_bytes(whole)
-    names = [path.name for path in out.rglob('*')]
-    assert not any(name.startswith('.') for name in names)
+    assert not list(out.rglob('.*')), 'nothing of the work is left'
 
 def test_kill_over_an_older_preparation(source, mine):
     "While another seed is being prepared, the old answer no longer counts."
@@ -353,12 +355,16 @@ def test_copies_have_their_reasons(mixed):
     assert 'exact_duplicate' in reasons
     assert 'near_duplicate' in reasons
 
-def test_no_text_is_in_two_splits(tmp_path):
+def two_versions_of_each(n):
+    "Return rows with two versions each of some texts; their names begin with the number of the text."
     rows = []
-    for i, text in enumerate(texts(50)):
+    for i, text in enumerate(texts(n)):
         rows.append(dict(id=f'{i}-0', text=text))
         rows.append(dict(id=f'{i}-1', text=f'{text} Indeed so.'))
-    source = write_rows(tmp_path/'twice.jsonl', rows)
+    return rows
+
+def test_no_text_is_in_two_splits(tmp_path):
+    source = write_rows(tmp_path/'twice.jsonl', two_versions_of_each(50))
     prepare(source, tmp_path/'out', **OPTIONS)
     kept = [row['id'] for row in read_rows(tmp_path/'out'/'text'/'documents.jsonl')]
     originals = {id.split('-')[0] for id in kept}

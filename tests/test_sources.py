@@ -221,14 +221,18 @@ def test_jsonl_reads_what_json_reads():
     docs = list(read_jsonl(stream(data), 'f', 'f'))
     assert [(d.text, d.meta['n']) for d in docs] == [(r['text'], r['n']) for r in want]
 
-def test_csv_reads_what_csv_reads():
-    values = ['plain', 'with, comma', 'with "quotes"', 'two\nlines', 'größe', ' x ', 'a\r\nb']
-    rs = [{'text': text, 'n': str(i)} for i, text in enumerate(values)]
-    table = as_csv(rs)
-    want = [r['text'] for r in csv.DictReader(io.StringIO(table.decode(), newline=''))]
-    docs = list(read_csv(stream(table), 'f', 'f'))
-    assert want == values
-    assert texts(docs) == values
+CELLS = ['plain', 'with, comma', 'with "quotes"', 'two\nlines', 'größe', ' x ', 'a\r\nb']
+
+@pytest.fixture
+def odd_table(): return as_csv([{'text': text, 'n': str(i)} for i, text in enumerate(CELLS)])
+
+def test_csv_reads_what_csv_reads(odd_table):
+    by_library = csv.DictReader(io.StringIO(odd_table.decode(), newline=''))
+    assert [row['text'] for row in by_library] == CELLS
+    assert texts(read_csv(stream(odd_table), 'f', 'f')) == CELLS
+
+def test_a_row_of_csv_has_its_line_and_its_other_cells(odd_table):
+    docs = list(read_csv(stream(odd_table), 'f', 'f'))
     assert docs[3].id == 'f:4'
     assert docs[1].meta == {'n': '1'}
 
@@ -975,11 +979,16 @@ def damaged_crawl(file, packing, where, number):
 @pytest.mark.parametrize('packing', [name for name in PACK if name != 'zst'])
 @pytest.mark.parametrize('where', [0, 1, 25, 'middle', -6])
 def test_a_damaged_archive_costs_one_record_of_a_crawl(tmp_path, packing, where, damaged_number):
-    f = tmp_path/f'crawl.warc.{packing}'
-    got, n_bytes = damaged_crawl(f, packing, where, damaged_number)
+    got, _ = damaged_crawl(tmp_path/f'crawl.warc.{packing}', packing, where, damaged_number)
     pages = [page.decode() for page in RANDOM_PAGES]
     bad = pages.pop(damaged_number)
     assert [text for text in texts(got) if text != bad] == pages
+
+@pytest.mark.parametrize('packing', [name for name in PACK if name != 'zst'])
+@pytest.mark.parametrize('where', [0, 1, 25, 'middle', -6])
+def test_a_damaged_archive_is_named_with_its_size(tmp_path, packing, where, damaged_number):
+    f = tmp_path/f'crawl.warc.{packing}'
+    got, n_bytes = damaged_crawl(f, packing, where, damaged_number)
     lost, = [record for record in got if isinstance(record, Reject)]
     assert path_id(f) in lost.id
     is_last = damaged_number == 6
