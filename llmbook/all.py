@@ -71,7 +71,7 @@ from .tokens.packing import best_fit, concatenate
 from .tokens.loaders import SeekLoader, TokenLoader, document_ids, lm_dls
 from .tokens.packed_loader import PackedLoader, packed_dls
 from .tokens.mixture_loader import MixedLoader, mixed_dls
-from .train.warmup import MixtureSchedule, SequenceWarmup
+from .train.data_schedules import MixtureSchedule, SequenceWarmup
 from .prepare.card import funnel_picture
 from .prepare.card import save_card, show_card
 from .prepare.explore import show_documents, threshold_table
@@ -109,7 +109,7 @@ from .train.learner import LMLearner
 from .checkpoint.state import load_checkpoint, save_checkpoint
 from .pretrain.run import lm_learner, pretrain
 from .train.masking import MaskTokens, masked_table
-from .train.warmup import BatchWarmup
+from .train.data_schedules import BatchWarmup
 from .parallel.learner import parallel
 from .parallel.checkpoint import ShardedCheckpoint
 from .train.schedules import cosine, wsd

@@ -16,7 +16,7 @@ from llmbook.train.loss import LMLoss
 from llmbook.train.microbatch import MicroBatches, out_of_memory, slices
 from llmbook.train.optim import lm_opt
 from llmbook.train.precision import Precision
-from llmbook.train.warmup import BatchWarmup
+from llmbook.train.data_schedules import BatchWarmup
 from llmbook.checkpoint.checkpoint import Checkpoint
 from llmbook.checkpoint.spikes import Shifted, SpikeGuard, spike_level
 from llmbook.checkpoint.tensor_files import TensorFolder

@@ -22,7 +22,7 @@ from llmbook.tokens.shards import (
 )
 from llmbook.tokens.shuffle import MixedOrder
 from llmbook.tokens.tokenizer import EOT, PAD, save_tokenizer, tokenizer_fingerprint, train_tokenizer
-from llmbook.train.warmup import MixtureSchedule, SequenceWarmup
+from llmbook.train.data_schedules import MixtureSchedule, SequenceWarmup
 
 
 def corpus(seed=0, n=60, longest=40, vocab=290):

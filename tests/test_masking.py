@@ -19,7 +19,7 @@ from llmbook.tokens.tokenizer import (
 )
 from llmbook.train.loss import token_nats
 from llmbook.train.masking import MaskTokens, choose_spans, choose_tokens, span_lengths
-from llmbook.train.warmup import BatchWarmup, SequenceWarmup, growing
+from llmbook.train.data_schedules import BatchWarmup, SequenceWarmup, growing
 from test_faults import stopped_command
 from test_train import CONFIG, grammar_data, losses_of_fives
 

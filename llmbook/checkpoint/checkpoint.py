@@ -163,7 +163,7 @@ def _told(self:Checkpoint): return self.wish.got
 def _stop(self:Checkpoint):
     self.save()
     print(f'{self.wish.got.name}: stopped after step {self.train_iter} and saved. To resume from the checkpoints in '
-          f'{self.kept.folder}, make the same call again (in a shell, with --resume).', flush=True)
+          f'{self.kept.folder}, make the same call again (llmbook-pretrain: with --resume).', flush=True)
     raise CancelFitException
 
 @patch
