@@ -47,7 +47,11 @@ LIBRARY = {
     'overlap_rows': 'journey',
     'own_template': 'tune.chat',
     'own_together': 'distributed.world',
+    'open_lm': 'model.smollm',
+    'model_tokenizer': 'model.smollm',
     'plan': 'plan.planner',
+    'plan_continuation': 'plan.continuation',
+    'read_continuation': 'plan.continuation',
     'prepare': 'prepare.pipeline',
     'pretrain': 'pretrain.run',
     'rank': 'distributed.world',
@@ -56,6 +60,7 @@ LIBRARY = {
     'reasons_text': 'tune.tasks',
     'rows_text': 'evaluate.stats',
     'save_pretrained': 'model.hf',
+    'save_tuned': 'journey',
     'short_card': 'journey',
     'toxicity_scorer': 'evaluate.toxicity',
     'whole_model': 'parallel.learner',
@@ -64,7 +69,6 @@ LIBRARY = {
     'sft': 'tune.sft',
     'talk_in_shell': 'tune.talk',
     'with_marks': 'tune.finetune',
-    'write_chat_template': 'tune.tasks',
     'write_predictions': 'journey',
 }
 
@@ -165,7 +169,7 @@ def llmbook_prepare(
     out:str='data', # the folder to make
     preset:str='default', # preset of the filters: web, prose, code, ...; none switches them off
     vocab_size:int=4096, # size of the tokenizer
-    tokenizer:str=None, # a prepared folder or tokenizer.json to use instead of training one
+    tokenizer:str=None, # a prepared folder, tokenizer.json, model folder, name on the hub or smollm2; none: train one
     max_bytes:int=16_000_000, # most bytes of 'embedded' and 'hub:' sources
     personal:str='all', # kinds of personal data to mask, such as email,phone; or none
     similarity:float=.8, # similarity of two texts that count as near-duplicates
@@ -180,13 +184,19 @@ def llmbook_prepare(
     from llmbook.cli import prepare
     card = prepare(
         list(sources) or ['embedded'], out, vocab_size, max_bytes, preset, seed, personal=_kinds_to_mask(personal),
-        similarity=similarity, repeats=repeats, against=_evaluation_sets(against), tokenizer=tokenizer,
+        similarity=similarity, repeats=repeats, against=_evaluation_sets(against), tokenizer=_tokenizer_of(tokenizer),
         workers=workers, engine=engine, text_field=text_field)
     totals = card['totals']
     tokens = human_count(card['splits']['train']['tokens'])
     account = f"{totals['kept']} kept + {totals['dropped']} dropped + {totals['rejected']} rejected"
     page = Path(out)/'card.html'
     print(f"{totals['in']} documents = {account}; {tokens} training tokens in {out}; the card: {page}")
+
+def _tokenizer_of(name):
+    "Return what `prepare` takes for a tokenizer: the path that was given, or the tokenizer of a model by name."
+    from llmbook.cli import model_tokenizer
+    is_path = not name or (Path(name)/'tokenizer.json').is_file() or Path(name).suffix == '.json'
+    return name if is_path else model_tokenizer(name)
 
 def _kinds_to_mask(personal):
     "Return the kinds of personal data to mask, as `prepare` takes them: None for all."
@@ -226,6 +236,25 @@ def _planned(data, out, given, resume, asked):
     if not resumed: print(p)
     return p
 
+def _check_going_on(from_model, for_new, for_old):
+    "Raise `UserError` for options of a new model beside --from, or of going on without it."
+    wrong = _given(**(for_new if from_model else for_old))
+    names = ', '.join('--' + name for name in wrong)
+    if wrong and from_model: raise UserError(f'expected --steps and --lr with --from, got {names}: leave it out')
+    if wrong: raise UserError(f'expected --from MODEL with {names}: add it, or plan a new model with --minutes')
+
+def _planned_continuation(model, data, out, resume, asked):
+    "Return the plan of the run in `out` if it resumes, or a new one, as a dictionary."
+    from llmbook.cli import plan_continuation, read_continuation
+    own = out/'plan.json'
+    if resume and own.exists():
+        p = read_continuation(own)
+        _check_options(p, _given(**asked), own, 'give another --out')
+    else:
+        p = plan_continuation(model, data, **_given(**asked))
+        print(p)
+    return p.to_dict()
+
 def _check_out(out, resume):
     "Raise `UserError` if the folder has no room for a run, or holds one that is not to be resumed."
     check_free(out, ('plan.json', 'history.csv', 'history.parquet'), ('checkpoints', 'model'))
@@ -256,11 +285,15 @@ def llmbook_pretrain(
     keep:int=2, # checkpoints to keep, besides the best one
     compile:bool=False, # torch.compile the model: pays in long runs
     parallel:str=None, # ddp or fsdp, under torchrun --no-python llmbook-pretrain ...; none: as planned, or ddp
+    from_model:str=None, # --from MODEL: go on with a model folder, a name on the hub, or smollm2; none: a new model
+    steps:int=None, # steps of going on; none: one pass over the data
+    lr:float=None, # highest learning rate of going on; none: a tenth of that of a new model
+    former:str=None, # a text file like the model's former text, to see what is forgotten
 ):
-    "Pre-train on prepared data; a run that was stopped resumes with --resume."
-    from llmbook.cli import (
-        KeepPlan, Kept, from_first, join, load_tokenizer, own_together, pretrain, rank, save_pretrained, whole_model
-    )
+    "Pre-train on prepared data, from nothing or --from MODEL; a run that was stopped resumes with --resume."
+    from llmbook.cli import KeepPlan, Kept, from_first, join, open_lm, own_together, pretrain, rank, whole_model
+    _check_going_on(from_model, dict(size=size, minutes=minutes, plan=plan), dict(steps=steps, lr=lr, former=former))
+    texts = _read_texts([former]) if former else []
     out = Path(out)
     if parallel not in (None, 'ddp', 'fsdp'): raise UserError(
         f'expected --parallel ddp or fsdp, got {parallel}: leave it out for the usual one')
@@ -269,14 +302,24 @@ def llmbook_pretrain(
     Kept(out, keep) # refuses a number of checkpoints that cannot be kept
     join()
     asked = dict(size=size, minutes=minutes, seed=seed)
+    base, own_tok = open_lm(from_model, 'cpu') if from_model else (None, None)
     with own_together(out, 'pre-training'): # nothing is planned or written while another run is at work there
         _check_out(out, resume)
-        p = _planned(data, out, plan, resume, asked).to_dict() if rank() == 0 else None
+        p = None
+        if rank() == 0 and from_model: p = _planned_continuation(base, data, out, resume, dict(steps=steps, lr=lr, seed=seed))
+        elif rank() == 0: p = _planned(data, out, plan, resume, asked).to_dict()
         p = from_first(p) # under torchrun, rank 0 plans for all
         learn = pretrain(data, p, out, checkpoint_seconds=60 * checkpoint_minutes, keep=keep, compile=compile,
-                         parallel=parallel, cbs=KeepPlan(p, out/'plan.json'))
+                         parallel=parallel, cbs=KeepPlan(p, out/'plan.json'), model=base, former=texts)
         model = whole_model(learn.model)
-        if rank() == 0: print(f"model: {save_pretrained(model, load_tokenizer(data), out/'model')}")
+        if texts and rank() == 0: print(learn.forgetting.table().to_string())
+        if rank() == 0: print(f"model: {_save_trained(model, own_tok, data, out/'model')}")
+
+def _save_trained(model, tok, data, folder):
+    "Write a model with its own tokenizer, or with that of its text where it is new."
+    from llmbook.cli import load_tokenizer, save_pretrained
+    if not hasattr(model.config, 'traits'): return model.save_pretrained(folder, tok) # a wrapped model
+    return save_pretrained(model, tok or load_tokenizer(data), folder)
 
 # %% ../nbs/api/80_app/02_cli.ipynb #d42a6d3a
 def _model_folder(path):
@@ -344,7 +387,9 @@ def llmbook_finetune(
     patience:int=None, # stop after so many validations without a better one; none: take all steps
 ):
     "Fine-tune a model on a task; scores before and after."
-    from llmbook.cli import answers, check_metric, finetune, get_task, overlap_rows, with_marks, write_predictions
+    from llmbook.cli import (
+        answers, check_metric, finetune, get_task, overlap_rows, save_tuned, with_marks, write_predictions
+    )
     _check_numbers(dict(pairs=pairs, bs=bs, evaluations=evaluations),
                    dict(steps=steps, answer_tokens=answer_tokens, patience=patience))
     real_number('lr', lr, above=0)
@@ -370,25 +415,17 @@ def llmbook_finetune(
     rows = dict(before=overlap_rows(t, before, refs), after=overlap_rows(t, after, refs))
     write_predictions(out/'predictions.jsonl', test, before, after)
     result = dict(task=t.name, note=t.note, answer_tokens=limit, **rows)
-    _save_tuned(out, learn.model, tok, result, model)
+    save_tuned(out, learn.model, tok, result)
     _say_scores(rows, dict(before=before, after=after))
     print(f"answers: {out/'predictions.jsonl'}")
     print(f"model: {out/'model'}")
 
-def _save_tuned(out, model, tok, result, source):
-    "Write the tuned model with its chat template and card, and the scores beside it."
-    from llmbook.cli import save_pretrained, write_chat_template
-    save_pretrained(model, tok, out/'model')
-    write_chat_template(out/'model', tok)
-    write_json(out/'result.json', result)
-    _write_card(out/'model', source, model, result)
-
-def _write_card(folder, source, model, result=None):
+def _write_card(folder, source, model):
     "Write a short card beside a model that has none of its own, unless its source has one."
     from llmbook.cli import short_card
     card = _model_folder(source)/'README.md'
-    if not result and card.is_file(): text = card.read_text(encoding='utf-8')
-    else: text = short_card(Path(folder), model, result)
+    if card.is_file(): text = card.read_text(encoding='utf-8')
+    else: text = short_card(Path(folder), model)
     with atomic_path(Path(folder)/'README.md') as tmp: tmp.write_text(text, encoding='utf-8')
 
 # %% ../nbs/api/80_app/02_cli.ipynb #7877c9ba

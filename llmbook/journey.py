@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRETRAIN', 'PROMPTS', 'SHORT', 'Settings', 'task_name', 'data_stage', 'plan_stage', 'pretrain_stage', 'overlap_rows',
-           'task_steps', 'write_predictions', 'finetune_stage', 'held_out', 'continuation_rows', 'evaluate_stage',
-           'logits_gap', 'check_export', 'export_stage', 'report_stage', 'short_card', 'journey']
+           'task_steps', 'write_predictions', 'short_card', 'save_tuned', 'finetune_stage', 'held_out',
+           'continuation_rows', 'evaluate_stage', 'logits_gap', 'check_export', 'export_stage', 'report_stage',
+           'journey']
 
 # %% ../nbs/api/80_app/01_journey.ipynb #8e896fb5
 import json, math, time
@@ -228,6 +229,69 @@ def _answered(e, before, after):
     "Return a question with its reference and the answers of both models."
     return dict(prompt=e.prompt, reference=e.answer, before=before, after=after)
 
+# %% ../nbs/api/80_app/01_journey.ipynb #420876bf
+_CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [llmbook]
+---
+
+# {name}
+
+A decoder language model of {params} parameters (layout: {family}, context: {context} tokens), made with llmbook.
+
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model, tok = AutoModelForCausalLM.from_pretrained('.'), AutoTokenizer.from_pretrained('.')
+{ask}
+print(tok.decode(model.generate(ids, max_new_tokens=40)[0]))
+```
+"""
+_ASK_CHAT = """\
+messages = [dict(role='user', content='...')]
+ids = tok.apply_chat_template(messages, add_generation_prompt=True, return_tensors='pt', return_dict=True).input_ids"""
+_ASK_TEXT = "ids = tok('The', return_tensors='pt').input_ids"
+
+def short_card(
+    folder:Path, # the exported model
+    model, # the `Transformer`
+    result:dict|None=None, # task, note, and rows before and after, if it was tuned
+) -> str: # Markdown
+    "Return a card for a model without a run: what it is, how to use it, how it scored."
+    has_template = (folder/'chat_template.jinja').is_file()
+    params = human_count(sum(p.numel() for p in model.parameters()))
+    ask = _ASK_CHAT if has_template else _ASK_TEXT
+    c = model.config
+    text = _CARD.format(name=folder.resolve().name, params=params, family=c.family, context=c.context, ask=ask)
+    if not result: return text
+    head = ['', f'## Fine-tuned on {result["task"]}', '', result['note'], '']
+    return text + '\n'.join(head + _score_lines(result)) + '\n'
+
+def _score_lines(result):
+    "Return the scores before and after as a table of Markdown."
+    lines = ['| when | metric | value | n |', '|---|---|---|---|']
+    for when in ('before', 'after'):
+        for r in result[when]: lines.append(f'| {when} | {r["metric"]} | {number(r["value"])} | {r["n"]} |')
+    return lines
+
+# %% ../nbs/api/80_app/01_journey.ipynb #918a84b4
+def save_tuned(
+    out:Path, # folder of the task
+    model, # the tuned `Transformer`
+    tok, # its tokenizer
+    result:dict, # task, note, and rows before and after
+) -> Path: # the folder of the model, out/model
+    "Write a tuned model with its chat template and card, and its scores beside it."
+    folder = Path(out)/'model'
+    save_pretrained(model, tok, folder)
+    write_chat_template(folder, tok)
+    with atomic_path(folder/'README.md') as tmp: tmp.write_text(short_card(folder, model, result), encoding='utf-8')
+    write_json(Path(out)/'result.json', result)
+    return folder
+
 # %% ../nbs/api/80_app/01_journey.ipynb #280523e2
 def finetune_stage(
     run:RunFolder, # the run
@@ -249,15 +313,13 @@ def finetune_stage(
     steps = task_steps(p, task, tok, len(s.tasks))
     learn = finetune(model, tok, task, out, steps=steps, seed=s.seed, asked=dict(task=name))
     after = answers(learn.model, tok, prompts, max_new_tokens=limit, progress='answering after')
-    save_pretrained(learn.model, tok, out/'model')
-    write_chat_template(out/'model', tok)
     write_predictions(out/'predictions.jsonl', test, before, after)
     rows = dict(before=overlap_rows(task, before, refs), after=overlap_rows(task, after, refs))
     samples = [_answered(*texts) for texts in zip(test[:8], before, after)]
     t = learn.telemetry
     history = [dict(step=r['step'], loss=r.get('loss'), valid_loss=r.get('valid_loss')) for r in t.rows]
     result = dict(task=task.name, note=task.note, **rows, samples=samples, seconds=t.seconds, history=history)
-    write_json(out/'result.json', result)
+    save_tuned(out, learn.model, tok, result)
     main = METRICS[task.metric]
     return dict(before=_first_value(rows['before'], main), after=_first_value(rows['after'], main))
 
@@ -389,54 +451,6 @@ def report_stage(
     write_json(run/'summary.json', summary)
     with atomic_path(run/'model'/'README.md') as tmp: tmp.write_text(model_card(run.path), encoding='utf-8')
     return dict(report=str(write_report(run.path)))
-
-# %% ../nbs/api/80_app/01_journey.ipynb #420876bf
-_CARD = """\
----
-library_name: transformers
-pipeline_tag: text-generation
-tags: [llmbook]
----
-
-# {name}
-
-A decoder language model of {params} parameters (layout: {family}, context: {context} tokens), made with llmbook.
-
-## Use
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model, tok = AutoModelForCausalLM.from_pretrained('.'), AutoTokenizer.from_pretrained('.')
-{ask}
-print(tok.decode(model.generate(ids, max_new_tokens=40)[0]))
-```
-"""
-_ASK_CHAT = """\
-messages = [dict(role='user', content='...')]
-ids = tok.apply_chat_template(messages, add_generation_prompt=True, return_tensors='pt', return_dict=True).input_ids"""
-_ASK_TEXT = "ids = tok('The', return_tensors='pt').input_ids"
-
-def short_card(
-    folder:Path, # the exported model
-    model, # the `Transformer`
-    result:dict|None=None, # task, note, and rows before and after, if it was tuned
-) -> str: # Markdown
-    "Return a card for a model without a run: what it is, how to use it, how it scored."
-    has_template = (folder/'chat_template.jinja').is_file()
-    params = human_count(sum(p.numel() for p in model.parameters()))
-    ask = _ASK_CHAT if has_template else _ASK_TEXT
-    c = model.config
-    text = _CARD.format(name=folder.resolve().name, params=params, family=c.family, context=c.context, ask=ask)
-    if not result: return text
-    head = ['', f'## Fine-tuned on {result["task"]}', '', result['note'], '']
-    return text + '\n'.join(head + _score_lines(result)) + '\n'
-
-def _score_lines(result):
-    "Return the scores before and after as a table of Markdown."
-    lines = ['| when | metric | value | n |', '|---|---|---|---|']
-    for when in ('before', 'after'):
-        for r in result[when]: lines.append(f'| {when} | {r["metric"]} | {number(r["value"])} | {r["n"]} |')
-    return lines
 
 # %% ../nbs/api/80_app/01_journey.ipynb #22faec3e
 def _stages(s, answers):

@@ -8,7 +8,7 @@ from foreign import gpt2_like
 import llmbook.cli as cli
 from llmbook.core import UserError, import_transformers
 from llmbook.model.config import ModelConfig
-from llmbook.model.hf import save_pretrained
+from llmbook.model.hf import load_pretrained, save_pretrained
 from llmbook.model.transformer import Transformer
 from llmbook.tokens.tokenizer import train_tokenizer
 from broken_weights import break_weight
@@ -263,7 +263,14 @@ def test_a_task_of_a_file_is_tuned_in_a_folder_of_its_name(model, tok, tmp_path,
     answer = journey.finetune_stage(run, journey.Settings(tasks=path), path)
     assert set(answer) == {'before', 'after'}
     assert (run/'finetune'/'mine'/'predictions.jsonl').exists()
-    assert (run/'finetune'/'mine'/'model'/'chat_template.jinja').exists()
+    tuned = run/'finetune'/'mine'/'model'
+    assert (tuned/'chat_template.jinja').exists()
+    assert '## Fine-tuned on' in (tuned/'README.md').read_text() and 'apply_chat_template' in (tuned/'README.md').read_text()
+    opened, own = load_pretrained(tuned, device='cpu')
+    assert own.get_vocab() == tok.get_vocab() and opened.config == small(tok).config
+    from llmbook.report.report import _tuned_folders
+    from llmbook.report.runs import read_run
+    assert 'run/finetune/mine/model' in str(_tuned_folders(read_run(run.path))[0])
 
 
 def test_a_run_that_failed_at_once_may_be_asked_for_something_else(tmp_path, monkeypatch):

@@ -297,3 +297,18 @@ def test_an_encoder_goes_on_with_masks(base, domain, tmp_path):
         pretrain(domain, plan, tmp_path/'run', model=model, device='cpu', former=['text'])
     learn = pretrain(domain, plan, tmp_path/'run', evaluations=1, model=model, device='cpu')
     assert learn.train_iter == 4 and learn.model is model
+
+
+def test_the_command_goes_on_and_resumes(base, domain, tmp_path, capsys):
+    from llmbook.cli import llmbook_pretrain
+    (tmp_path/'old.txt').write_text('\n'.join(stories()[:3]))
+    options = dict(from_model=str(base/'model'), out=str(tmp_path/'run'), former=str(tmp_path/'old.txt'))
+    llmbook_pretrain(str(domain), steps=4, **options)
+    assert 'after a warm-up' in capsys.readouterr().out
+    model, tok = load_pretrained(tmp_path/'run', device='cpu')
+    assert len(tok.get_vocab()) == model.config.vocab_size
+    llmbook_pretrain(str(domain), resume=True, **options)
+    assert len(read_json(tmp_path/'run'/'forgetting.json')) == 5
+    for wrong, message in ((dict(minutes=1.), 'steps and --lr with --from'), (dict(steps=5, resume=True), 'steps 4')):
+        with pytest.raises(UserError, match=message): llmbook_pretrain(str(domain), **options | wrong)
+    with pytest.raises(UserError, match='expected --from MODEL'): llmbook_pretrain(str(domain), steps=4, out=str(tmp_path/'new'))

@@ -409,7 +409,15 @@ def _use_lines(run):
     if not (run.path/'model'/'config.json').exists(): return [note('No exported model in this run.')]
     folder = f'{run.name}/model'
     lines = _USE.format(repr(folder))
-    return [tag('h3', 'Use the model'), tag('pre', lines)]
+    return [tag('h3', 'Use the model'), tag('pre', lines), *_tuned_folders(run)]
+
+def _tuned_folders(run):
+    "Return where the tuned models lie, as a table; nothing where the run has none."
+    rows = []
+    for file in sorted(run.path.glob('finetune/*/model/config.json')):
+        folder = file.parent.relative_to(run.path).as_posix()
+        rows.append([file.parent.parent.name, f'{run.name}/{folder}'])
+    return [table(['tuned on', 'folder'], rows, 'The tuned models open in the same way')] if rows else []
 
 def _reproduce(run):
     "Return the section that says how to do it again."
