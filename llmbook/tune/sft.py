@@ -6,8 +6,8 @@
 __all__ = ['METHODS', 'TuneData', 'prepare_chats', 'usual_rate', 'set_method', 'chat_learner', 'sft', 'write_tuned']
 
 # %% ../../nbs/api/50_tune/10_sft.ipynb #0b6ea0ea
-import warnings
-from dataclasses import dataclass, field
+import copy, warnings
+from dataclasses import dataclass
 from pathlib import Path
 import torch
 from fastcore.foundation import L
@@ -62,14 +62,15 @@ def prepare_chats(
     if not within(valid, 0, 1) or valid == 0: raise UserError(
         f'expected valid to be a share between 0 and 1, got {valid!r}: give another')
     data = source if isinstance(source, ChatData) else load_chats(source, columns)
+    chats = split_chats(data.chats, seed, valid)
     rejects = list(data.rejects)
-    chats, rows = split_chats(data.chats, seed, valid), {}
+    rows = {}
     for split, part in chats.items():
         rows[split], aside = encode_chats(fmt, part, seq_len, train, too_long)
         rejects += aside
-    for split in ('train', 'valid'):
+    for split, use in dict(train='train on', valid='validate with').items():
         if not rows.get(split): raise UserError(
-            f'expected chats to {"train on" if split == "train" else "validate with"} in {data.source}, found none '
+            f'expected chats to {use} in {data.source}, found none '
             f'({len(rejects)} of {data.total} set aside): give more, or a longer context')
     return TuneData(chats, rows, rejects, data.total, data.source)
 
@@ -83,6 +84,13 @@ def usual_rate(
     "Return the learning rate to begin with."
     return _FULL_RATE if method == 'full' else 10 * _FULL_RATE
 
+def _as_model(model):
+    "Return a model of transformers as ours, and any other as it is; raise `UserError` for weights that are not finite."
+    is_theirs = hasattr(model, 'get_output_embeddings')
+    if is_theirs: model = as_lm(model)
+    check_finite(model)
+    return model
+
 def set_method(
     model, # a `Transformer`, or a causal model of transformers; it is changed
     method:str='lora', # one of `METHODS`
@@ -91,14 +99,26 @@ def set_method(
 ): # the model in the shape that trains; UserError for a method that does not exist
     "Prepare a model for a method of training."
     if method not in METHODS: raise UserError(f'expected a method of {", ".join(METHODS)}, got {method!r}: give one')
-    model = as_lm(model) if hasattr(model, 'get_output_embeddings') else model
-    check_finite(model)
+    model = _as_model(model)
     if method == 'full':
         extra = ['base'] if base else list(options)
-        if extra: raise UserError(f'expected {", ".join(extra)} with adapters only, got method full: give method="lora"')
+        if extra: raise UserError(
+            f'expected {", ".join(extra)} with adapters only, got method full: give method="lora"')
         return model
     if base: quantise_base(model, base)
     return add_adapters(model, kind=method, **options)
+
+def _method_of(model):
+    "Return the method that a model was prepared for."
+    adapters = getattr(model, 'adapters', None)
+    return adapters.kind if adapters else 'full'
+
+def _may_pack(model, packed):
+    "Return whether rows are packed: if it is asked for and the model can; warn if it cannot."
+    if not packed or can_pack(model): return packed
+    warnings.warn(f'{model.config.family} cannot keep several chats in a row apart: one chat stands in a row, '
+                  'in batches of similar length')
+    return False
 
 def chat_learner(
     model, # a model from `set_method`
@@ -122,20 +142,19 @@ def chat_learner(
     "Make a fastai Learner for tuning on chats."
     check_tokenizer(fmt.tok, model)
     check_groups(model, splitter(model))
-    if lr is None: lr = usual_rate(model.adapters.kind if getattr(model, 'adapters', None) else 'full')
+    if lr is None: lr = usual_rate(_method_of(model))
     real_number('lr', lr, above=0)
     real_number('ratio', ratio, above=0)
-    if packed and not can_pack(model):
-        warnings.warn(f'{model.config.family} cannot keep several chats in a row apart: one chat stands in a row, '
-                      'in batches of similar length')
-        packed = False
+    packed = _may_pack(model, packed)
     dls = chat_dls(data.rows, fmt.tok, tokens, model.config.context, seed, steps, device, fmt.pad, packed)
-    watch = ChatWatch(fmt, data.chats['valid'][:samples], data.rows['valid'][:64], keep, path=watch_path)
+    answered = data.chats['valid'][:samples]
+    measured = data.rows['valid'][:64]
+    watch = ChatWatch(fmt, answered, measured, keep, path=watch_path)
     cbs = L(cbs) + L(watch)
     if share: cbs.append(GradualUnfreeze(share))
-    rates = slice(lr / ratio, lr)
-    kwargs = dict(objective='next', muon=False, wd=0., label='tuning') | kwargs
-    learn = lm_learner(dls, model, lr=rates, splitter=splitter, cbs=cbs, **kwargs)
+    options = dict(objective='next', muon=False, wd=0., label='tuning')
+    options |= kwargs
+    learn = lm_learner(dls, model, lr=slice(lr / ratio, lr), splitter=splitter, cbs=cbs, **options)
     learn.loss_func = AnswerLoss(model.head, learn.loss_func.chunk)
     return learn
 
@@ -164,21 +183,20 @@ def sft(
     for name, n in dict(steps=steps, patience=patience).items():
         if n is not None: whole_number(name, n)
     fmt = tok if isinstance(tok, ChatFormat) else ChatFormat(tok)
-    model = as_lm(model) if hasattr(model, 'get_output_embeddings') else model
-    check_finite(model)
+    model = _as_model(model)
     prepared = prepare_chats(source, fmt, model.config.context, seed=seed, **(data or {}))
-    weights = base_fingerprint(model)
-    adapters = dict(adapter or {}, seed=seed) if method != 'full' else dict(adapter or {})
-    model = set_method(model, method, base, **adapters)
+    options = dict(adapter or {})
+    if method != 'full': options['seed'] = seed
+    asked = dict(method=method, quantised=base, adapter=options, tokens=tokens, seed=seed,
+                 weights=base_fingerprint(model), template=fingerprint([fmt.template, fmt.variables]))
+    model = set_method(model, method, base, **options)
     out = RunFolder(out).path
-    asked = dict(method=method, quantised=base, adapter=adapters, tokens=tokens, seed=seed, weights=weights,
-                 template=fingerprint([fmt.template, fmt.variables]))
-    cbs = L(kwargs.pop('cbs', None)) + L(Checkpoint(out/'checkpoints', asked=asked))
+    checkpoint = Checkpoint(out/'checkpoints', asked=asked)
+    cbs = L(kwargs.pop('cbs', None)) + L(checkpoint)
     if patience: cbs.append(EarlyStoppingCallback(patience=patience))
-    learn = chat_learner(model, prepared, fmt, lr, tokens, seed=seed, cbs=cbs, path=out, watch_path=out/'looks.json', **kwargs)
-    total = steps or 2 * len(learn.dls.train)
-    epochs = equal_epochs(total, evaluations)
-    learn.dls.train.steps = total // epochs
+    learn = chat_learner(model, prepared, fmt, lr, tokens, seed=seed, cbs=cbs, path=out,
+                         watch_path=out/'looks.json', **kwargs)
+    epochs = _set_length(learn, steps, evaluations)
     learn.telemetry.csv_path = out/'history.csv'
     learn.data = prepared
     with own_folder(out, 'tuning on chats'):
@@ -188,6 +206,19 @@ def sft(
         write_tuned(learn.model, fmt, out, merge)
     return learn
 
+def _set_length(learn, steps, evaluations):
+    "Divide the steps of a run, two passes if there is no number, into epochs of equal length; return how many."
+    total = steps or 2 * len(learn.dls.train)
+    epochs = equal_epochs(total, evaluations)
+    learn.dls.train.steps = total // epochs
+    return epochs
+
+def _write_whole(model, fmt, folder):
+    "Write a model without adapters in the layout of transformers."
+    if isinstance(model, Transformer): save_pretrained(model, fmt.tok, folder)
+    else: model.save_pretrained(folder, fmt.tok)
+    return folder
+
 def write_tuned(
     model, # a tuned model; it stays as it is
     fmt:ChatFormat, # its chat format
@@ -195,14 +226,11 @@ def write_tuned(
     merge:bool=False, # whether to write the merged model too, where there are adapters
 ) -> list[Path]: # the folders
     "Write a tuned model with its chat template: model/ for whole weights, adapter/ for adapters."
-    import copy
-    out, folders = Path(out), []
-    has_adapters = bool(getattr(model, 'adapters', None))
-    if has_adapters: folders.append(save_adapters(model, out/'adapter'))
-    if not has_adapters or merge:
-        whole = merge_adapters(copy.deepcopy(model)) if has_adapters else model
-        if isinstance(whole, Transformer): save_pretrained(whole, fmt.tok, out/'model')
-        else: whole.save_pretrained(out/'model', fmt.tok)
-        folders.append(out/'model')
+    out = Path(out)
+    folders = []
+    if getattr(model, 'adapters', None):
+        folders.append(save_adapters(model, out/'adapter'))
+        if merge: folders.append(_write_whole(merge_adapters(copy.deepcopy(model)), fmt, out/'model'))
+    else: folders.append(_write_whole(model, fmt, out/'model'))
     for folder in folders: fmt.save(folder)
     return folders

@@ -18,6 +18,11 @@ from .chat import CHAT_FILE, ChatFormat
 from .watch import prompt_that_fits
 
 # %% ../../nbs/api/50_tune/11_talk.ipynb #e392c1ea
+def _template_of(adapter):
+    "Return the chat template in an adapter's folder; None if there is none."
+    file = Path(adapter)/CHAT_FILE
+    return file.read_text(encoding='utf-8') if file.is_file() else None
+
 def open_chat_model(
     source:str|Path, # folder of a model or a run, a name on the hub, or 'smollm2'
     adapter:str|Path|None=None, # folder made by `save_adapters` or by PEFT; None: the model alone
@@ -30,8 +35,7 @@ def open_chat_model(
     if adapter:
         load_adapters(model, adapter)
         merge_adapters(model)
-        file = Path(adapter)/CHAT_FILE
-        if file.is_file(): template = file.read_text(encoding='utf-8')
+        template = _template_of(adapter)
     return model.eval(), ChatFormat(tok, template)
 
 # %% ../../nbs/api/50_tune/11_talk.ipynb #417ef217
@@ -67,7 +71,8 @@ class Talk:
         top_p:float=.95, # probability of the nucleus of tokens to draw from
         seed:int=0, # seed of the draws; each answer has its own
     ):
-        self.model, self.fmt = model, fmt
+        self.model = model
+        self.fmt = fmt
         context = model.config.context
         self.most = whole_number('max_new_tokens', max_new_tokens)
         if context is not None: self.most = min(self.most, context // 2)
@@ -78,36 +83,48 @@ class Talk:
         self.begin = [dict(role='system', content=system)] if system else []
         self.messages = list(self.begin)
 
-    def __repr__(self): return '\n'.join(f"{m['role']}: {m['content']}" for m in self.messages) or 'nothing said yet'
-    def _repr_html_(self): return html_table(['who', 'says'], [[m['role'], m['content']] for m in self.messages])
+    def __repr__(self):
+        lines = [f"{m['role']}: {m['content']}" for m in self.messages]
+        return '\n'.join(lines) or 'nothing said yet'
+
+    def _repr_html_(self):
+        rows = [[m['role'], m['content']] for m in self.messages]
+        return html_table(['who', 'says'], rows)
 
     def ask(self,
         text:str, # what is said to the model
         on_text:Callable|None=None, # called with each new piece of the answer as it comes
     ) -> str: # the answer
         "Say something, and return the answer."
-        if not isinstance(text, str) or not text.strip(): raise UserError(f'expected a text to answer, got {text!r:.40}')
+        if not isinstance(text, str) or not text.strip(): raise UserError(
+            f'expected a text to answer, got {text!r:.40}')
         messages = [*self.messages, dict(role='user', content=text)]
+        answer = self._answer(messages, on_text)
+        self.messages = [*messages, dict(role='assistant', content=answer)]
+        return answer
+
+    def _answer(self, messages, on_text):
+        "Let the model write, and show each piece as it comes."
         context = self.model.config.context
         longest = None if context is None else context - self.most
         prompt = prompt_that_fits(self.fmt, messages, longest)
         pieces = TextPieces(self.fmt.tok)
+
         def tell(row, token):
             piece = pieces.add(token)
             if piece and on_text: on_text(piece)
-        turn = sum(m['role'] == 'user' for m in messages)
-        ids, = generate_ids(self.model, [prompt], self.most, seed=self.seed + turn, stop=self.fmt.stop_ids, on_token=tell,
-                            **self.options)
-        answer = self.fmt.read_answer(ids)
-        self.messages = [*messages, dict(role='assistant', content=answer)]
-        return answer
 
-    def undo(self):
+        turn = sum(m['role'] == 'user' for m in messages)
+        options = dict(seed=self.seed + turn, stop=self.fmt.stop_ids, on_token=tell)
+        written = generate_ids(self.model, [prompt], self.most, **options, **self.options)
+        return self.fmt.read_answer(written[0])
+
+    def undo(self) -> None:
         "Forget the last question and its answer."
         asked = [i for i, m in enumerate(self.messages) if m['role'] == 'user']
         if asked: self.messages = self.messages[:asked[-1]]
 
-    def clear(self):
+    def clear(self) -> None:
         "Forget everything but what the model is told first."
         self.messages = list(self.begin)
 

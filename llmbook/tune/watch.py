@@ -32,6 +32,10 @@ class Answer:
     tokens:int # how many it wrote
     stopped:bool # whether it ended its answer itself
 
+def _messages(chat):
+    "Return the messages of a `Conversation`, or of a list of messages."
+    return chat.messages if isinstance(chat, Conversation) else chat
+
 def _question(messages):
     "Return a chat without the answer at its end."
     last_is_answer = messages and messages[-1]['role'] == 'assistant'
@@ -51,6 +55,14 @@ def prompt_that_fits(
         ids = fmt.prompt_ids(messages)
     return ids
 
+def _longest_prompt(model, max_new_tokens):
+    "Return how long a prompt may be beside an answer; None without a limit."
+    context = model.config.context
+    if context is None: return None
+    if max_new_tokens >= context: raise UserError(
+        f'expected answers of less than {context} tokens, the context, got {max_new_tokens}: give fewer')
+    return context - max_new_tokens
+
 def chat_answers(
     model, # a `Transformer`, or a wrapped model
     fmt:ChatFormat, # its chat format
@@ -62,26 +74,27 @@ def chat_answers(
 ) -> list[Answer]:
     "Let a model answer chats."
     whole_number('max_new_tokens', max_new_tokens)
-    context = model.config.context
-    longest = None if context is None else context - max_new_tokens
-    if longest is not None and longest < 1: raise UserError(
-        f'expected answers of less than {context} tokens, the context, got {max_new_tokens}: give fewer')
-    messages = [_question(chat.messages if isinstance(chat, Conversation) else chat) for chat in chats]
-    prompts = [prompt_that_fits(fmt, m, longest) for m in messages]
-    options = dict(temperature=0., stop=fmt.stop_ids, max_new_tokens=max_new_tokens, batch_size=batch_size) | kwargs
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    longest = _longest_prompt(model, max_new_tokens)
+    prompts = []
+    for chat in chats:
+        question = _question(_messages(chat))
+        prompts.append(prompt_that_fits(fmt, question, longest))
+    options = dict(temperature=0., stop=fmt.stop_ids, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    options |= kwargs
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     found = [None] * len(prompts)
     with tqdm(total=len(prompts), desc=progress, unit='chat', leave=False, disable=not progress) as bar:
-        for start in range(0, len(order), batch_size):
-            part = order[start:start + batch_size]
-            got = generate_ids(model, [prompts[i] for i in part], **options)
-            for i, ids in zip(part, got): found[i] = _answer(fmt, ids, max_new_tokens)
+        for start in range(0, len(by_length), batch_size):
+            part = by_length[start:start + batch_size]
+            written = generate_ids(model, [prompts[i] for i in part], **options)
+            for i, ids in zip(part, written): found[i] = _answer(fmt, ids, max_new_tokens)
             bar.update(len(part))
     return found
 
 def _answer(fmt, ids, most):
-    ended = len(ids) < most or ids[-1] in fmt.stop_ids
-    return Answer(fmt.read_answer(ids), len(ids), ended)
+    "Return what a model wrote as an `Answer`."
+    stopped = len(ids) < most or ids[-1] in fmt.stop_ids
+    return Answer(fmt.read_answer(ids), len(ids), stopped)
 
 # %% ../../nbs/api/50_tune/08_watch.ipynb #8765fbff
 @torch.no_grad()
@@ -94,25 +107,30 @@ def role_loss(
     if not rows: raise UserError('expected rows, got none: see encode_chats')
     loss = LMLoss(model.head)
     loss.reduction = 'none'
-    totals, counts = np.zeros(len(ROLES)), np.zeros(len(ROLES), np.int64)
+    totals = np.zeros(len(ROLES))
+    counts = np.zeros(len(ROLES), np.int64)
     lengths = np.array([len(row) - 1 for row in rows])
     device = next(model.parameters()).device
     with eval_mode(model):
         for part in length_groups(lengths, bs):
             x, y, roles = _padded([rows[i] for i in part])
-            nats = loss(model(x.to(device)), y.to(device)).float().cpu().numpy()
+            nats = loss(model(x.to(device)), y.to(device))
+            nats = nats.float().cpu().numpy()
             is_token = y.numpy() != IGNORE
-            totals += np.bincount(roles[is_token], nats[is_token], len(ROLES))
-            counts += np.bincount(roles[is_token], minlength=len(ROLES))
-    table = pd.DataFrame(dict(tokens=counts, nats=totals / counts.clip(1)), index=pd.Index(ROLES, name='role'))
+            found = roles[is_token]
+            totals += np.bincount(found, nats[is_token], len(ROLES))
+            counts += np.bincount(found, minlength=len(ROLES))
+    means = totals / counts.clip(1)
+    table = pd.DataFrame(dict(tokens=counts, nats=means), index=pd.Index(ROLES, name='role'))
     return table[table.tokens > 0]
 
 def _padded(rows):
     "Return tokens, targets and the roles of the targets, each (B, T); every token is a target."
     T = max(len(row) for row in rows) - 1
-    x = np.zeros((len(rows), T), np.int64)
-    y = np.full((len(rows), T), IGNORE)
-    roles = np.zeros((len(rows), T), np.int64)
+    shape = len(rows), T
+    x = np.zeros(shape, np.int64)
+    y = np.full(shape, IGNORE)
+    roles = np.zeros(shape, np.int64)
     for b, row in enumerate(rows):
         end = len(row) - 1
         x[b, :end] = row.ids[:-1]
@@ -133,7 +151,10 @@ class ChatWatch(Callback):
         max_new_tokens:int=64, # longest answer, in tokens; half of the context if that is less
         path=None, # .json file for what was seen; None: it stays in `.looks` alone
     ):
-        self.fmt, self.chats, self.rows, self.keep = fmt, list(chats), rows, list(keep)
+        self.fmt = fmt
+        self.chats = list(chats)
+        self.rows = rows
+        self.keep = list(keep)
         self.max_new_tokens = max_new_tokens
         self.json = path
         self.looks = [] # one dictionary for each look
@@ -142,18 +163,21 @@ class ChatWatch(Callback):
     def before_fit(self): self.fitting = True
 
     def before_epoch(self):
-        if self.fitting and not self.looks and not self.learn.train_iter: self.look()
+        is_first = not self.looks and not self.learn.train_iter
+        if self.fitting and is_first: self.look()
 
     def after_validate(self):
         if self.fitting: self.look()
 
     def after_fit(self):
-        was_fitting, self.fitting = self.fitting, False
+        was_fitting = self.fitting
+        self.fitting = False
         if was_fitting and len(self.looks) > 1: self._warn()
 
     def look(self) -> dict: # step, nats by role, answers, share of answers that stop, bits per byte
         "Take a look now."
-        aside = self.learn.telemetry.aside('sampling') if hasattr(self.learn, 'telemetry') else nullcontext()
+        telemetry = getattr(self.learn, 'telemetry', None)
+        aside = telemetry.aside('sampling') if telemetry else nullcontext()
         training = self.model.training
         with aside:
             try: found = self._seen(self.model.eval())
@@ -163,13 +187,19 @@ class ChatWatch(Callback):
         return found
 
     def _seen(self, model):
+        "Return what a look sees; None where there is nothing to look at."
+        found = dict(step=self.learn.train_iter, nats={}, answers=[], stops=None, bits=None)
+        if self.rows: found['nats'] = role_loss(model, self.rows).nats.to_dict()
+        if self.keep: found['bits'] = text_bits(model, self.fmt.tok, self.keep)
+        if self.chats:
+            answers = chat_answers(model, self.fmt, self.chats, self._longest_answer(model))
+            found['answers'] = [a.text for a in answers]
+            found['stops'] = float(np.mean([a.stopped for a in answers]))
+        return found
+
+    def _longest_answer(self, model):
         context = model.config.context
-        most = self.max_new_tokens if context is None else min(self.max_new_tokens, context // 2)
-        answers = chat_answers(model, self.fmt, self.chats, most) if self.chats else []
-        nats = role_loss(model, self.rows).nats.to_dict() if self.rows else {}
-        bits = text_bits(model, self.fmt.tok, self.keep) if self.keep else None
-        stops = float(np.mean([a.stopped for a in answers])) if answers else None
-        return dict(step=self.learn.train_iter, nats=nats, answers=[a.text for a in answers], stops=stops, bits=bits)
+        return self.max_new_tokens if context is None else min(self.max_new_tokens, context // 2)
 
     def _warn(self):
         first, last = self.looks[0], self.looks[-1]
@@ -179,7 +209,7 @@ class ChatWatch(Callback):
         if first['bits']: warn_if_forgotten(first['bits'], last['bits'])
 
     def table(self) -> pd.DataFrame: # a row for each look
-        "Return what has changed in numbers: nats of each role, share of answers that stop, bits per byte of plain text."
+        "Return what has changed in numbers: nats by role, share of answers that stop, bits per byte of plain text."
         rows = []
         for look in self.looks:
             roles = {f'{role} nats': nats for role, nats in look['nats'].items()}
@@ -191,11 +221,14 @@ class ChatWatch(Callback):
         if not self.looks: raise UserError('expected a look, got none yet: train first, or call look()')
         first, last = self.looks[0], self.looks[-1]
         rows = []
-        for i, chat in enumerate(self.chats):
-            messages = chat.messages if isinstance(chat, Conversation) else chat
-            wanted = messages[-1]['content'] if messages[-1]['role'] == 'assistant' else ''
-            rows.append([_question(messages)[-1]['content'], wanted, first['answers'][i], last['answers'][i]])
-        return html_table(['asked', 'wanted', f"before (step {first['step']})", f"after (step {last['step']})"], rows)
+        for chat, before, after in zip(self.chats, first['answers'], last['answers']):
+            messages = _messages(chat)
+            asked = _question(messages)[-1]['content']
+            end = messages[-1]
+            wanted = end['content'] if end['role'] == 'assistant' else ''
+            rows.append([asked, wanted, before, after])
+        heads = ['asked', 'wanted', f"before (step {first['step']})", f"after (step {last['step']})"]
+        return html_table(heads, rows)
 
     def checkpoint_state(self): return list(self.looks)
     def load_checkpoint_state(self, s): self.looks = list(s)
