@@ -526,11 +526,12 @@ class ChatFormat:
         "Return what the template writes at the end of a chat alone, such as an end of text behind the end of a turn."
         if not isinstance(longer, str): return ''
         _, _, following = longer.partition(_PROBE[1]['content'])
-        common = os.path.commonprefix([tail, following])
+        n_common = len(os.path.commonprefix([tail, following]))
         marks = list(self.encoder.special.finditer(tail))
-        if not marks or marks[0].end() > len(common): return '' # another end mark, not a further one
-        later = [mark for mark in marks if mark.end() > len(common)]
-        return tail[later[0].start():] if later else ''
+        if not marks or marks[0].end() > n_common: return '' # another end mark, not a further one
+        for mark in marks:
+            if mark.end() > n_common: return tail[mark.start():]
+        return ''
 
     def _add_generation_prompt(self, text):
         "Let the template write what stands in front of an answer when it is asked for one."
@@ -595,15 +596,25 @@ class _Growing:
 
     def _move_anchor(self, hidden):
         "Find the last special token: a tokenizer cuts a text there before it does anything else."
-        last = None
-        for mark in self.encoder.special.finditer(self.text, self.anchor):
-            if not _overlaps(mark, hidden): last = mark
-        if last is None: return
-        n = len(self.ids) - 1
-        while n >= 0 and self.ids[n] not in self.encoder.special_ids: n -= 1
-        if n < 0 or self.ends[n] != last.end(): return # it took spaces with it: then nothing is settled
-        self.anchor = last.start()
+        mark = self._last_mark(hidden)
+        n = self._last_mark_token()
+        if mark is None or n is None: return
+        if self.ends[n] != mark.end(): return # it took spaces with it: then nothing is settled
+        self.anchor = mark.start()
         self.n_settled = n
+
+    def _last_mark(self, hidden):
+        "Return the match of the last special token in the text, or None."
+        found = None
+        for mark in self.encoder.special.finditer(self.text, self.anchor):
+            if not _overlaps(mark, hidden): found = mark
+        return found
+
+    def _last_mark_token(self):
+        "Return the place of the last special token among the ids, or None."
+        for n in reversed(range(len(self.ids))):
+            if self.ids[n] in self.encoder.special_ids: return n
+        return None
 
 # %% ../../nbs/api/50_tune/00_chat.ipynb #bf2acf70
 def _roles_of(text, spans, messages):
@@ -769,10 +780,12 @@ def encode_text(self:ChatFormat,
     words, _ = self.encoder.encode(text, as_text=True)
     end = known.end[0] if known.end else self.end
     ids = np.array([*begin, *words, end], np.int32)
-    roles = np.full(len(ids), ROLES.index('mark'), np.uint8)
-    roles[len(begin):-1] = ROLES.index('other')
+    first = len(begin)
+    mark, other = ROLES.index('mark'), ROLES.index('other')
+    roles = np.full(len(ids), mark, np.uint8)
+    roles[first:-1] = other
     weights = np.ones(len(ids), np.float32)
-    weights[:len(begin)] = 0
+    weights[:first] = 0
     return ChatRow(ids, roles, weights, self.tok)
 
 # %% ../../nbs/api/50_tune/00_chat.ipynb #75cf46ac

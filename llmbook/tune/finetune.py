@@ -168,6 +168,7 @@ def write_rejects(
     with atomic_path(path) as tmp: tmp.write_text(''.join(lines), encoding='utf-8', errors='replace')
     return len(rejects)
 
+# %% ../../nbs/api/50_tune/09_finetune.ipynb #797b80a7
 def _check_result(learn, lr):
     "Raise `UserError` if a run ended with weights or a loss that are no numbers; warn if it knows less than nothing."
     check_finite(learn.model)
@@ -229,10 +230,15 @@ def finetune(
     return learn
 
 def _weights_fingerprint(model):
+    "Return a fingerprint of all weights."
     digests = []
     for p in model.parameters():
         values = p.detach().float().cpu().numpy()
         digests.append(hashlib.sha256(values.tobytes()).hexdigest())
     return fingerprint(digests)
 
-def _pairs_fingerprint(rows): return fingerprint([[int(n), *map(int, ids)] for ids, n in rows])
+def _pairs_fingerprint(rows):
+    "Return a fingerprint of encoded pairs, in their order."
+    numbers = []
+    for ids, n in rows: numbers.append([int(n), *map(int, ids)])
+    return fingerprint(numbers)

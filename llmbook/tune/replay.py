@@ -24,9 +24,17 @@ def _drawn(rows, positions, seed):
     order = permuted(np.arange(len(rows)), len(rows), derived_seed(seed, 0))
     ends = np.cumsum(lengths[order])
     ends = np.concatenate([[0], ends]) # positions in the first n rows
-    n = int(np.abs(ends - rest).argmin())
+    distances = np.abs(ends - rest)
+    n = int(distances.argmin())
     part = [rows[i] for i in order[:n]]
     return list(rows) * int(passes) + part
+
+def _check_sources(sources):
+    "Raise `UserError` unless there are sources, each with rows."
+    empty = [name for name, rows in sources.items() if not rows]
+    if sources and not empty: return
+    names = ', '.join(empty) or 'any'
+    raise UserError(f'expected rows in every source, got none in {names}')
 
 def mix_rows(
     sources:dict, # name -> `ChatRow`s
@@ -37,8 +45,7 @@ def mix_rows(
     seed:int=42, # seed of the choice
 ) -> tuple[list, list]: # (rows, a dictionary for each source: see `mixture_rows`)
     "Mix rows of several sources by their shares."
-    empty = [name for name, rows in sources.items() if not rows]
-    if empty or not sources: raise UserError(f'expected rows in every source, got none in {", ".join(empty) or "any"}')
+    _check_sources(sources)
     check_seed(seed)
     sizes = {name: int(_positions(rows).sum()) for name, rows in sources.items()}
     if positions is None: positions = sum(sizes.values())
@@ -46,7 +53,8 @@ def mix_rows(
     shares = mixture_weights(sizes, temperature, weights, epoch_cap, positions)
     mixed = []
     for i, (name, rows) in enumerate(sources.items()):
-        mixed += _drawn(rows, shares[name] * positions, derived_seed(seed, i))
+        wanted = shares[name] * positions
+        mixed += _drawn(rows, wanted, derived_seed(seed, i))
     return mixed, mixture_rows(sizes, shares, positions)
 
 # %% ../../nbs/api/50_tune/09_replay.ipynb #1690d672
