@@ -164,3 +164,21 @@ def test_labels_of_new_texts_come_in_their_order(tok):
 ])
 def test_bad_input_is_refused_in_words(tok, call, message):
     with pytest.raises(UserError, match=message): call(tok)
+
+
+def test_results_are_texts_with_labels_and_what_was_found(tok, capsys):
+    learn = learner(tok)
+    learn.show_results(max_n=3)
+    shown = capsys.readouterr().out
+    assert 'found' in shown and 'what a' in shown
+    assert '<|endoftext|>' not in shown
+
+
+def test_a_table_of_texts_and_labels(tok):
+    import pandas as pd
+    table = pd.DataFrame(PAIRS, columns=['text', 'label'])
+    dls = class_dls(tok, table, table, seq_len=24, device='cpu')
+    assert dls.names == ['bad', 'good']
+    with pytest.raises(UserError, match='got words, label'):
+        class_dls(tok, table.rename(columns=dict(text='words')), table, device='cpu')
+    with pytest.raises(UserError, match='texts, labels'): class_dls(tok, table.text, table.label, device='cpu')

@@ -225,3 +225,26 @@ def test_bad_input_is_refused_in_words_before_work_starts(tok, tmp_path, options
     call = dict(source=RECORDS, out=tmp_path/'run', method='lora', steps=4, device='cpu') | options
     with pytest.raises(UserError, match=message): sft(small(tok), tok, **call)
     assert not (tmp_path/'run'/'checkpoints').exists()
+
+
+def test_plain_texts_are_tuned_on_and_nothing_is_answered(tok, fmt, tmp_path):
+    texts = [dict(text=f'say {word} {i}') for word in WORDS for i in range(6)]
+    learn = sft(small(tok), tok, texts, tmp_path, steps=4, lr=1e-2, tokens=128, device='cpu')
+    table = learn.chat_watch.table()
+    assert 'stops' not in table and len(table) == 5
+
+
+def test_the_reason_is_named_when_nothing_can_be_used(fmt):
+    with pytest.raises(UserError, match='1 nothing to train on'): prepare_chats([dict(prompt='a'), RECORDS[0]], fmt)
+
+
+def test_few_chats_of_validation_are_worth_a_warning(fmt):
+    with pytest.warns(UserWarning, match='are left to validate with'): prepare_chats(RECORDS[:12], fmt)
+
+
+def test_numbers_of_a_table_are_answers(fmt):
+    import pandas as pd
+    table = pd.DataFrame(dict(question=[f'{i} and {i}?' for i in range(30)], answer=[2 * i for i in range(30)]))
+    data = prepare_chats(table, fmt)
+    assert not data.rejects
+    assert {chat.messages[-1]['content'] for part in data.chats.values() for chat in part} == {str(2 * i) for i in range(30)}

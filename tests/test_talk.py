@@ -139,3 +139,8 @@ def test_the_command(folder):
                        capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
     assert '> ' in r.stdout and '!' in r.stdout
+
+
+def test_a_tokenizer_will_do_for_a_format(talk):
+    again = Talk(talk.model, talk.fmt.tok, temperature=0, max_new_tokens=8)
+    assert again.ask('say red 3') == talk.ask('say red 3')

@@ -137,6 +137,22 @@ class LabelLoader(SeekLoader):
             shown.append((text, self.names[label]))
         display(pd.DataFrame(shown, columns=['text', 'label']))
 
+    def show_results(self,
+        b, # a batch
+        out, # the model's predictions for it: numbers of labels, or scores
+        max_n=6, # texts
+        **kwargs # fastai's own arguments
+    ):
+        "Show texts with their labels and those that were found."
+        from IPython.display import display
+        x, lengths, y = b
+        found = out.argmax(-1) if out.dim() > 1 else out
+        shown = []
+        for ids, n, label, place in zip(x[:max_n], lengths, y, found):
+            text = self.tok.decode(ids[:n].tolist())
+            shown.append((text, self.names[label], self.names[place]))
+        display(pd.DataFrame(shown, columns=['text', 'label', 'found']))
+
 # %% ../../nbs/api/50_tune/12_classify.ipynb #fd29265b
 class HubEncoder(nn.Module):
     "An encoder of transformers: tokens in, hidden states out."
@@ -229,18 +245,27 @@ def class_groups(
         if trained: groups.append(trained)
     return [*groups, list(model.classify.parameters())]
 
+def _texts_and_labels(source):
+    "Return texts and labels, from a pair of them or from a table."
+    if isinstance(source, pd.DataFrame):
+        if {'text', 'label'} <= set(source.columns): return list(source.text), list(source.label)
+        columns = ', '.join(map(str, source.columns))
+        raise UserError(f'expected a table with the columns text and label, got {columns}: rename them')
+    if isinstance(source, (tuple, list)) and len(source) == 2: return source
+    raise UserError(f'expected (texts, labels) or a table with the columns text and label, got {type(source).__name__}')
+
 def class_dls(
     tok, # the model's tokenizer
-    train, # (texts, labels)
-    valid, # (texts, labels)
+    train, # (texts, labels), or a table with the columns text and label
+    valid, # the same
     seq_len:int=256, # most tokens of a text; not more than the model's context
     bs:int=32, # texts in a batch
     seed:int=42, # seed of the order
     device=None, # device of the batches; None takes the best there is
-) -> DataLoaders: # `dls.names`: the labels in order
+) -> DataLoaders: # with `names`, the labels in order; UserError for anything but texts and labels
     "Make fastai `DataLoaders` of texts with labels."
-    rows, names = label_rows(tok, *train, seq_len)
-    held_out, _ = label_rows(tok, *valid, seq_len, names)
+    rows, names = label_rows(tok, *_texts_and_labels(train), seq_len)
+    held_out, _ = label_rows(tok, *_texts_and_labels(valid), seq_len, names)
     train_loader = LabelLoader(rows, bs, names, seed, tok=tok)
     valid_loader = LabelLoader(held_out, bs, names, seed, shuffle=False, tok=tok)
     dls = DataLoaders(train_loader, valid_loader, device=pick_device(device))

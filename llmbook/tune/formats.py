@@ -382,10 +382,18 @@ def _is_frame(source): return hasattr(source, 'itertuples') and hasattr(source, 
 
 def _frame_rows(frame):
     "Yield the rows of a table of pandas as dictionaries, one at a time."
-    import pandas as pd
     names = [str(name) for name in frame.columns]
     for values in frame.itertuples(index=False, name=None):
-        yield {name: None if value is pd.NA or value is pd.NaT else value for name, value in zip(names, values)}
+        yield {name: _cell(value) for name, value in zip(names, values)}
+
+def _cell(value):
+    "Return what a cell of a table of pandas says: a column of numbers is how pandas reads one of written numbers."
+    import pandas as pd
+    if value is pd.NA or value is pd.NaT: return None
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or value != value: return value # what is missing is not equal to itself
+    is_whole = isinstance(value, float) and value.is_integer()
+    return str(int(value)) if is_whole else str(value)
 
 def _table_of_lists(table):
     "Yield the rows of a dictionary of columns."

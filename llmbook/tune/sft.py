@@ -23,7 +23,7 @@ from ..pretrain.run import equal_epochs, lm_learner
 from .adapters import ADAPTER_KINDS, add_adapters, base_fingerprint, merge_adapters, save_adapters
 from .chat import ChatFormat, Conversation, encode_chats
 from .finetune import write_rejects
-from .formats import ChatData, load_chats
+from .formats import ChatData, load_chats, reasons_text
 from .groups import GradualUnfreeze, check_groups, layer_groups
 from .pack import AnswerLoss, can_pack, chat_dls
 from .quantised import quantise_base
@@ -47,6 +47,8 @@ class TuneData:
         return (f'{self.source}: {self.total:,} records, {sizes} chats, {len(self.rejects):,} set aside; '
                 f'{targets:,} of {tokens:,} training tokens are learned')
 
+_FEW = 5 # chats of validation below which a warning is given
+
 def prepare_chats(
     source, # a file, a list of dictionaries, a table, a data set, its name on the hub, or a `ChatData`
     fmt:ChatFormat, # the model's chat format
@@ -68,10 +70,13 @@ def prepare_chats(
     for split, part in chats.items():
         rows[split], aside = encode_chats(fmt, part, seq_len, train, too_long)
         rejects += aside
+    aside = f'{len(rejects)} of {data.total} set aside'
+    if rejects: aside += f': {reasons_text(rejects)}'
     for split, use in dict(train='train on', valid='validate with').items():
         if not rows.get(split): raise UserError(
-            f'expected chats to {use} in {data.source}, found none '
-            f'({len(rejects)} of {data.total} set aside): give more, or a longer context')
+            f'expected chats to {use} in {data.source}, found none ({aside}): give more, or a longer context')
+    if len(rows['valid']) < _FEW: warnings.warn(
+        f"only {len(rows['valid'])} chats are left to validate with: their loss says little; give more, or a larger valid")
     return TuneData(chats, rows, rejects, data.total, data.source)
 
 # %% ../../nbs/api/50_tune/10_sft.ipynb #5b442e31
@@ -147,7 +152,7 @@ def chat_learner(
     real_number('ratio', ratio, above=0)
     packed = _may_pack(model, packed)
     dls = chat_dls(data.rows, fmt.tok, tokens, model.config.context, seed, steps, device, fmt.pad, packed)
-    answered = data.chats['valid'][:samples]
+    answered = [chat for chat in data.chats['valid'] if chat.messages][:samples] # plain texts ask nothing
     measured = data.rows['valid'][:64]
     watch = ChatWatch(fmt, answered, measured, keep, path=watch_path)
     cbs = L(cbs) + L(watch)

@@ -64,7 +64,7 @@ class Talk:
     "A conversation with a model."
     def __init__(self,
         model, # a `Transformer`, or a wrapped model
-        fmt:ChatFormat, # its chat format
+        fmt:ChatFormat, # its chat format, or its tokenizer
         system:str='', # what the model is told first; '' leaves it to the template
         max_new_tokens:int=256, # longest answer, in tokens; half of the context if that is less
         temperature:float=.7, # 0 takes the most likely token
@@ -72,7 +72,7 @@ class Talk:
         seed:int=0, # seed of the draws; each answer has its own
     ):
         self.model = model
-        self.fmt = fmt
+        self.fmt = fmt if isinstance(fmt, ChatFormat) else ChatFormat(fmt)
         context = model.config.context
         self.most = whole_number('max_new_tokens', max_new_tokens)
         if context is not None: self.most = min(self.most, context // 2)
