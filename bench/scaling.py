@@ -16,7 +16,7 @@ from llmbook.model.config import get_config
 from llmbook.model.transformer import Transformer
 from llmbook.plan.devices import measure_machine
 from llmbook.plan.flops import count_params, flops_per_token
-from llmbook.plan.local import expected_rate
+from llmbook.plan.minutes import expected_rate
 from llmbook.plan.memory import memory_estimate
 from llmbook.train.learner import keep_heap
 from llmbook.train.loss import LMLoss

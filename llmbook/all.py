@@ -79,14 +79,15 @@ from .prepare.pipeline import prepare
 from .model.config import FAMILIES, SIZES, ModelConfig, get_config
 from .model.transformer import Transformer
 from .model.hf import check_finite, load_model, load_pretrained, save_pretrained
-from .model.hf_wrap import as_lm, as_reader, load_lm
+from .model.hf_wrap import as_lm, as_reader
 from .model.vocabulary import extend_vocabulary, train_only_rows
 from .model.gguf import load_gguf
-from .model.smollm import model_tokenizer, open_lm, smollm2
+from .model.smollm import smollm2
+from .model.open import load_lm, model_tokenizer, open_lm
 from .plan.flops import count_params, flops_per_token
 from .plan.devices import measure_machine
 from .plan.memory import memory_estimate
-from .plan.plan import Plan
+from .plan.record import Plan
 from .plan.planner import plan
 from .plan.continuation import Continuation, plan_continuation
 from .plan.scaling import compute_optimal

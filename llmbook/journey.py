@@ -29,7 +29,7 @@ from .generate.text import generate
 from .plan.flops import count_params
 from .plan.devices import measure_machine
 from .model.hf import check_finite, load_pretrained, save_pretrained
-from .plan.plan import Plan, read_plan
+from .plan.record import Plan, read_plan
 from .plan.planner import plan
 from .report.modelcard import model_card
 from .report.report import write_report

@@ -7,7 +7,8 @@ from llmbook.cli import llmbook_export, llmbook_finetune, llmbook_generate
 from llmbook.core import UserError, import_transformers, read_json, set_seed, write_json
 from llmbook.generate.text import generate, generate_ids
 from llmbook.model.hf import load_pretrained, save_pretrained
-from llmbook.model.hf_wrap import WrappedLM, as_lm, load_lm
+from llmbook.model.hf_wrap import WrappedLM, as_lm
+from llmbook.model.open import load_lm
 from llmbook.model.hf_config import config_from_hf
 from llmbook.model.transformer import Transformer
 from llmbook.plan.flops import count_params

@@ -12,9 +12,9 @@ from llmbook.plan.devices import (
     DEVICES, Device, carbon_intensity, find_device, get_device, machine_cost, peak_flops
 )
 from llmbook.plan.flops import count_params, flops_by_part, flops_per_token
-from llmbook.plan.local import expected_rate
+from llmbook.plan.minutes import expected_rate
 from llmbook.plan.memory import accumulation, activation_bytes, largest_batch, memory_estimate
-from llmbook.plan.plan import Plan
+from llmbook.plan.record import Plan
 from llmbook.plan.planner import arrange, plan
 from llmbook.plan.scaling import compute_optimal, isoflop_picture, predicted_loss
 

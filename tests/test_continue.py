@@ -8,8 +8,9 @@ from llmbook.core import UserError, import_transformers, read_json, set_seed
 from llmbook.checkpoint.identity import weights_fingerprint
 from llmbook.model.config import ModelConfig
 from llmbook.model.hf import load_pretrained, save_pretrained
-from llmbook.model.hf_wrap import WrappedLM, load_lm
-from llmbook.model.smollm import has_smollm2, model_tokenizer
+from llmbook.model.hf_wrap import WrappedLM
+from llmbook.model.open import load_lm, model_tokenizer
+from llmbook.model.smollm import has_smollm2
 from llmbook.model.transformer import Transformer
 from llmbook.plan.continuation import Continuation, plan_continuation, read_continuation
 from llmbook.prepare.pipeline import prepare

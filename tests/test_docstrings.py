@@ -45,7 +45,7 @@ def test_hints_in_quotes_can_be_evaluated():
 @pytest.mark.parametrize('module, name', [
     ('core', 'refused'), ('pretrain.run', 'lm_learner'), ('prepare.pipeline', 'prepare'), ('plan.planner', 'plan'),
     ('generate.text', 'generate'), ('tune.finetune', 'finetune'), ('model.config', 'ModelConfig'),
-    ('plan.plan', 'Plan'),
+    ('plan.record', 'Plan'),
     ('widgets.dashboard', 'Dashboard'), ('checkpoint.checkpoint', 'Checkpoint'), ('read.doc', 'Doc')])
 def test_each_argument_of_the_signature_is_explained(module, name):
     found = documented(module, name)

@@ -10,7 +10,7 @@ import torch
 from llmbook.generate.text import generate
 from llmbook.journey import Settings, journey
 from llmbook.model.hf import load_pretrained
-from llmbook.plan.plan import read_plan
+from llmbook.plan.record import read_plan
 from llmbook.prepare.pipeline import prepare
 from llmbook.pretrain.run import pretrain
 from llmbook.tokens.loaders import lm_dls

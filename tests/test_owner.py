@@ -3,7 +3,7 @@ import json, os, subprocess, sys, threading, warnings
 from types import SimpleNamespace
 import pytest
 from llmbook.checkpoint.checkpoint import Checkpoint
-from llmbook.checkpoint.folder import Kept
+from llmbook.checkpoint.retention import Kept
 from llmbook.base.owner import NOTE, own_folder, owner
 from llmbook.core import UserError
 from llmbook.model.config import ModelConfig

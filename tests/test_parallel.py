@@ -11,7 +11,7 @@ from llmbook.core import UserError
 from llmbook.generate.text import generate_ids
 from llmbook.model.config import ModelConfig
 from test_train import grammar_data
-from llmbook.plan.plan import Plan
+from llmbook.plan.record import Plan
 from llmbook.distributed.launch import RankFailed, launch
 from llmbook.tokens.loaders import IGNORE
 from llmbook.parallel.learner import is_sharded, parallel

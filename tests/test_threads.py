@@ -3,7 +3,7 @@ import os, subprocess, sys
 import pytest, torch
 from llmbook.base import threads
 from llmbook.base.threads import SleepingTeam, set_up_threads, share_cores, stop_sharing
-from llmbook.plan.plan import Plan
+from llmbook.plan.record import Plan
 from llmbook.model.config import get_config
 
 

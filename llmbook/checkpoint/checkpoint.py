@@ -20,7 +20,7 @@ from ..model.linear import product_ways, use_product_ways
 from ..train.learner import LMLearner, StopSignals
 from .attributes import Attributes
 from .background import Background, Snapshot
-from .folder import Kept, load_best, newest
+from .retention import Kept, load_best, newest
 from llmbook.checkpoint.identity import (
     Curve, check_options, differences, load_recorder, recorder_state, run_facts, valid_loss, which_fit
 )

@@ -15,9 +15,9 @@ from ..model.config import SIZES, ModelConfig, get_config
 from .devices import DEVICES, Device, get_device
 from .memory import FREE, memory_estimate
 from .flops import count_params
-from .plan import SIZE_COLUMNS, Plan
+from .record import SIZE_COLUMNS, Plan
 from .planner import arrange, cluster_plan
-from .local import local_plan
+from .minutes import local_plan
 from .scaling import RATIO
 
 # %% ../../nbs/api/25_plan/08_advice.ipynb #72ad86b2

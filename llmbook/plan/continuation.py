@@ -10,7 +10,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from ..core import UserError, human_count, read_json, real_number, whole_number
-from .plan import learning_rate
+from .record import learning_rate
 from ..tokens.shards import read_manifest
 
 # %% ../../nbs/api/25_plan/09_continuation.ipynb #4897000d

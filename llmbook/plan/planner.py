@@ -14,8 +14,8 @@ from .flops import count_params, flops_by_part
 from .memory import accumulation, largest_batch, memory_estimate
 from .devices import Device, get_device, machine_cost
 from .scaling import RATIO, predicted_loss
-from .plan import Plan, check_text, check_vocabulary, expected_figures, learning_rate
-from .local import LOCAL_SIZES, MAX_PASSES, local_plan
+from .record import Plan, check_text, check_vocabulary, expected_figures, learning_rate
+from .minutes import LOCAL_SIZES, MAX_PASSES, local_plan
 
 # %% ../../nbs/api/25_plan/07_planner.ipynb #692b98ef
 MFU = dict(fp8=.25) # share of the promised rate that training reaches, by precision

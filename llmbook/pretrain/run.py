@@ -22,10 +22,10 @@ from ..plan.flops import flops_by_part
 from ..model.config import ModelConfig
 from ..model.hf import check_tokenizer
 from ..plan.continuation import Continuation, read_continuation
-from ..plan.plan import read_plan
+from ..plan.record import read_plan
 from ..model.transformer import Transformer
 from ..model.hf_wrap import as_lm
-from ..model.smollm import open_lm
+from ..model.open import open_lm
 from ..checkpoint.identity import weights_fingerprint
 from ..train.compile import compile_model
 from ..train import interop # lets fastai's own tools work on tokens

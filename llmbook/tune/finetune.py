@@ -16,7 +16,7 @@ from ..core import RunFolder, UserError, atomic_path, derived_seed, fingerprint,
 from ..base.owner import own_folder
 from ..generate.text import generate
 from ..checkpoint.checkpoint import Checkpoint
-from ..checkpoint.folder import load_best
+from ..checkpoint.retention import load_best
 from ..model.hf import check_finite
 from ..model.hf_wrap import as_lm, as_reader
 from ..model.vocabulary import extend_vocabulary, grow_rows # the last for older code

@@ -14,7 +14,7 @@ from fastcore.foundation import L
 from fastai.callback.tracker import EarlyStoppingCallback
 from ..base.owner import own_folder
 from ..checkpoint.checkpoint import Checkpoint
-from ..checkpoint.folder import load_best
+from ..checkpoint.retention import load_best
 from ..core import RunFolder, UserError, check_seed, fingerprint, real_number, whole_number, within, write_json
 from ..model.hf import check_finite, check_tokenizer, save_pretrained
 from ..model.hf_wrap import as_lm

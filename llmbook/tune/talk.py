@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Callable
 from ..core import UserError, real_number, whole_number
 from ..generate.text import generate_ids
-from ..model.smollm import open_lm
+from ..model.open import open_lm
 from ..show.html import html_table
 from ..tokens.tokenizer import decode
 from .adapters import load_adapters, merge_adapters
