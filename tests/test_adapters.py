@@ -410,3 +410,67 @@ def test_dora_on_a_part_of_a_joined_layer_over_codes_is_written_and_opened(tmp_p
     save_adapters(model, tmp_path)
     opened = load_adapters(base(), tmp_path).eval()
     torch.testing.assert_close(opened.logits(opened(x)), model.logits(model(x)), atol=1e-5, rtol=1e-5)
+
+
+# ---- what changes silently if nobody looks
+
+@pytest.mark.parametrize('p', [0., .1])
+def test_recomputed_blocks_drop_the_same_inputs_again(p):
+    def gradient(every):
+        model = learnt(base(), dropout=p).train().set_recompute(every)
+        set_seed(5)
+        model.logits(model(X)).square().mean().backward()
+        return [layer.lora_A.grad for layer in adapted_layers(model).values()]
+    for plain, again in zip(gradient(0), gradient(1)): torch.testing.assert_close(plain, again, atol=1e-7, rtol=1e-5)
+
+
+def with_alpha(peft, folder, pattern):
+    "Make an adapter of PEFT with another alpha for some layers; return its logits."
+    transformers = import_transformers()
+    save_pretrained(base(), None, folder/'base')
+    set_seed(3)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder/'base')
+    config = peft.LoraConfig(r=4, lora_alpha=8, task_type='CAUSAL_LM', init_lora_weights=False,
+                             target_modules='all-linear', alpha_pattern={pattern: 64})
+    theirs = peft.get_peft_model(theirs, config).eval()
+    theirs.save_pretrained(folder/'adapter')
+    with torch.no_grad(): return theirs(X).logits
+
+
+@pytest.mark.parametrize('pattern', ['q_proj', r'.*layers\.0\.self_attn\.[qk]_proj'])
+@pytest.mark.filterwarnings('ignore:.*does not say over which')
+def test_another_alpha_for_some_layers_survives_reading_and_writing(peft, tmp_path, pattern):
+    exact = with_alpha(peft, tmp_path, pattern)
+    model = load_adapters(base(), tmp_path/'adapter').eval()
+    torch.testing.assert_close(logits(model), exact, atol=1e-4, rtol=1e-4)
+    save_adapters(model, tmp_path/'again')
+    torch.testing.assert_close(logits(load_adapters(base(), tmp_path/'again').eval()), exact, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize('option', [dict(init_lora_weights='pissa'), dict(init_lora_weights='loftq'),
+                                    dict(alora_invocation_tokens=[5]), dict(use_qalora=True)])
+def test_an_adapter_that_is_more_than_a_correction_is_refused(tmp_path, option):
+    save_adapters(learnt(base()), tmp_path)
+    edited(tmp_path, **option)
+    with pytest.raises(UserError, match=next(iter(option))): load_adapters(base(), tmp_path)
+
+
+def test_a_merge_over_a_partly_adapted_quantised_base_is_whole(tmp_path):
+    model = learnt(quantise_base(base(), 'nf4'), targets=('q_proj',))
+    exact = logits(model)
+    merged = merge_adapters(model)
+    assert not any(isinstance(m, QuantisedLinear) for m in merged.modules())
+    save_pretrained(merged, None, tmp_path/'m')
+    torch.testing.assert_close(logits(load_model(tmp_path/'m', device='cpu')), exact, atol=1e-5, rtol=1e-5)
+
+
+def test_merged_adapters_are_not_trained():
+    model = set_merged(learnt(base())).train()
+    with pytest.raises(UserError, match='set_merged'): model(X)
+    assert model.eval()(X).isfinite().all()
+
+
+def test_the_gap_of_a_merge_is_measured_without_dropout():
+    model = learnt(base(), dropout=.3).train()
+    assert merge_gap(model, X)['own base']['largest'] < 1e-4
+    assert model.training

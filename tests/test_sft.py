@@ -248,3 +248,12 @@ def test_numbers_of_a_table_are_answers(fmt):
     data = prepare_chats(table, fmt)
     assert not data.rejects
     assert {chat.messages[-1]['content'] for part in data.chats.values() for chat in part} == {str(2 * i) for i in range(30)}
+
+
+def test_a_run_is_not_resumed_with_other_answers(tok, tmp_path):
+    "Also where the changed chat is in none of the batches that a loader's fingerprint looks at, or in the validation."
+    options = dict(out=tmp_path, method='lora', steps=4, lr=1e-2, tokens=64, device='cpu')
+    sft(small(tok), tok, RECORDS, **options)
+    for i in (5, 17, 30):
+        changed = [dict(r, answer='four!') if k == i else r for k, r in enumerate(RECORDS)]
+        with pytest.raises(Exception, match='differs in .*rows'): sft(small(tok), tok, changed, **options)

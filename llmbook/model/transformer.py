@@ -112,8 +112,9 @@ class Transformer(nn.Module):
         block = self.blocks[i]
         again = self.recompute > 0 and i % self.recompute == 0 and torch.is_grad_enabled()
         if not again: return block(h, cos, sin, cache, mask)
-        # nothing random happens in a block, so no random state has to be kept
-        return checkpoint(block, h, cos, sin, cache, mask, use_reentrant=False, preserve_rng_state=False)
+        # a block draws nothing itself; an adapter in it may drop inputs, and must drop the same ones again
+        draws = any(isinstance(m, nn.Dropout) and m.p for m in block.modules())
+        return checkpoint(block, h, cos, sin, cache, mask, use_reentrant=False, preserve_rng_state=draws)
     def logits(self, h:Tensor) -> Tensor: return self.head(h) # (..., D) -> (..., V)
 
 # %% ../../nbs/api/20_model/04_transformer.ipynb #4f6637a3

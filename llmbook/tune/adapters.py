@@ -8,14 +8,14 @@ __all__ = ['ADAPTER_KINDS', 'low_rank_linear', 'adapter_scale', 'AdaptedLinear',
            'peft_modules', 'save_adapters', 'load_adapters', 'adapter_table']
 
 # %% ../../nbs/api/50_tune/07_adapters.ipynb #e22f531c
-import copy, math, warnings
+import copy, re, math, warnings
 from dataclasses import dataclass
 from pathlib import Path
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
 from safetensors import safe_open
 from safetensors.torch import save_file
-from ..core import UserError, atomic_path, read_json, real_number, whole_number, write_json
+from ..core import UserError, atomic_path, eval_mode, read_json, real_number, whole_number, write_json
 from ..checkpoint.identity import weights_fingerprint
 from ..model.hf_config import hf_names
 from ..model.linear import dense_weight, fast_here, times
@@ -145,6 +145,8 @@ class AdaptedLinear(nn.Module):
         return self.magnitude / self.row_lengths() if self.kind == 'dora' else None
 
     def forward(self, x:Tensor) -> Tensor: # (..., K) -> (..., M)
+        if self.merged and self.training and torch.is_grad_enabled(): raise UserError(
+            'expected adapters beside the weights to train them, got merged ones: set_merged(model, False) first')
         if self.merged: return self.base(x)
         A, B = self.parts()
         if self.training and self.dropout.p: return self._finished(self._with_dropout(x, A, B), x.dtype)
@@ -319,11 +321,11 @@ def _own_layers(model):
     raise UserError(f'expected a model with adapters, got {type(model).__name__} without any: see add_adapters')
 
 def _plain_layer(name, layer):
-    "Return a linear layer that computes what an adapted layer does; None for any other layer."
-    if not isinstance(layer, AdaptedLinear): return None
+    "Return a linear layer that computes what an adapted or quantised layer does; None for any other layer."
+    if not isinstance(layer, (AdaptedLinear, QuantisedLinear)): return None
     weights = layer.dense()
     linear_class = nn.Linear
-    if isinstance(layer.base, nn.Linear):
+    if isinstance(layer, AdaptedLinear) and isinstance(layer.base, nn.Linear):
         linear_class = type(layer.base)
         weights = weights.to(layer.base.weight.dtype)
     has_bias = layer.bias is not None
@@ -370,11 +372,12 @@ def merge_gap(
     dtype:torch.dtype=torch.float32, # type that the merged weights are rounded to
 ) -> dict: # 'own base', 'other base': largest difference of a logit, and share of next tokens that stay the likeliest
     "Measure how far merged models are from the model that was trained."
-    exact = model.logits(model(x)).float()
-    ways = {'own base': merge_adapters(copy.deepcopy(model))}
-    if other is not None: ways['other base'] = _merged_onto(model, copy.deepcopy(other))
+    with eval_mode(model): exact = model.logits(model(x)).float()
+    ways = {'own base': lambda: merge_adapters(copy.deepcopy(model))}
+    if other is not None: ways['other base'] = lambda: _merged_onto(model, copy.deepcopy(other))
     found = {}
-    for name, merged in ways.items():
+    for name, make in ways.items():
+        merged = make().eval() # one copy at a time
         for p in merged.parameters(): p.copy_(p.to(dtype).to(p.dtype))
         logits = merged.logits(merged(x)).float()
         largest = (logits - exact).abs().max()
@@ -452,20 +455,23 @@ def _target_names(ranks, modules):
     meant = [name for name in modules if name.rpartition('.')[2] in ends]
     return ends if all(name in ranks for name in meant) else sorted(ranks)
 
-def _peft_options(options, ranks, scale, modules, base_name):
-    "Return the content of adapter_config.json; `ranks` is the rank of each module of transformers."
+def _most_frequent(values): return max(set(values), key=list(values).count)
+
+def _peft_options(options, ranks, scales, modules, base_name):
+    "Return the content of adapter_config.json, from the rank and the scale of each module of transformers."
     kind = options.kind
-    all_ranks = list(ranks.values())
-    usual = max(set(all_ranks), key=all_ranks.count)
+    usual = _most_frequent(ranks.values())
+    alphas = {name: _alpha_of(kind, rank, scales[name]) for name, rank in ranks.items()}
+    usual_alpha = _most_frequent(alphas.values())
     other_ranks = {name: rank for name, rank in ranks.items() if rank != usual}
-    other_alphas = {name: _alpha_of(kind, rank, scale) for name, rank in other_ranks.items()}
+    other_alphas = {name: alpha for name, alpha in alphas.items() if alpha != usual_alpha}
     is_transposed = any(modules[name][1] for name in ranks)
     return dict(
         peft_type='LORA',
         task_type='CAUSAL_LM',
         base_model_name_or_path=base_name,
         r=usual,
-        lora_alpha=_alpha_of(kind, usual, scale),
+        lora_alpha=usual_alpha,
         lora_dropout=options.dropout,
         bias='none',
         use_rslora=kind == 'rslora',
@@ -479,17 +485,21 @@ def _peft_options(options, ranks, scale, modules, base_name):
         modules_to_save=None)
 
 def _peft_tensors(modules, layers, model):
-    "Return the tensors of the file by name, and the rank of each module of transformers."
-    tensors, ranks = {}, {}
+    "Return the tensors of the file by name, and the rank and the scale of each module of transformers."
+    tensors, ranks, scales = {}, {}, {}
     for name, (ours, _) in modules.items():
-        if not any(our in layers for our in ours): continue
+        adapted = [layers[our] for our in ours if our in layers]
+        if not adapted: continue
+        if len({layer.scale for layer in adapted}) > 1: raise UserError(
+            f'expected one scale for the parts of {name}, got several: PEFT has one adapter there; merge them instead')
         A, B, lengths = _joined([model.get_submodule(our) for our in ours])
         ranks[name] = len(A)
+        scales[name] = adapted[0].scale
         tensors[f'{_PREFIX}{name}.lora_A.weight'] = A
         tensors[f'{_PREFIX}{name}.lora_B.weight'] = B
         if lengths is not None: tensors[f'{_PREFIX}{name}.lora_magnitude_vector'] = lengths
     tensors = {name: t.detach().float().cpu().contiguous() for name, t in tensors.items()}
-    return tensors, ranks
+    return tensors, ranks, scales
 
 def _check_finite(tensors):
     "Raise `UserError` unless all numbers are finite."
@@ -505,18 +515,20 @@ def save_adapters(
     "Write the adapters of a model as PEFT does, with the fingerprint of their base."
     layers = _own_layers(model)
     modules = peft_modules(model)
-    tensors, ranks = _peft_tensors(modules, layers, model)
+    tensors, ranks, scales = _peft_tensors(modules, layers, model)
     _check_finite(tensors)
-    scale = next(iter(layers.values())).scale
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     metadata = dict(format='pt', base_fingerprint=model.adapters.base)
     with atomic_path(folder/_WEIGHTS) as tmp: save_file(tensors, tmp, metadata=metadata)
-    write_json(folder/_OPTIONS, _peft_options(model.adapters, ranks, scale, modules, base_name))
+    write_json(folder/_OPTIONS, _peft_options(model.adapters, ranks, scales, modules, base_name))
     return folder
 
 # %% ../../nbs/api/50_tune/07_adapters.ipynb #e6661477
-_REFUSED = dict(bias='none', modules_to_save=None, layer_replication=None, trainable_token_indices=None) # must be so
+_PLAIN_STARTS = ('gaussian', 'eva', 'orthogonal') # other named starts take something out of the base
+_REFUSED = dict( # options that must be so
+    bias='none', modules_to_save=None, layer_replication=None, trainable_token_indices=None,
+    alora_invocation_tokens=None, arrow_config=None, use_qalora=False)
 
 def _read_options(folder):
     "Return the content of an adapter's adapter_config.json; raise `UserError` for what cannot be loaded."
@@ -527,8 +539,12 @@ def _read_options(folder):
     if not isinstance(options, dict) or options.get('peft_type') != 'LORA':
         kind = options.get('peft_type') if isinstance(options, dict) else type(options).__name__
         raise UserError(f"expected peft_type 'LORA' in {file}, got {kind!r}: only LoRA and its kin are read")
+    start = options.get('init_lora_weights')
+    if isinstance(start, str) and start not in _PLAIN_STARTS: raise UserError(
+        f'expected an adapter over unchanged weights, got init_lora_weights {start!r}, which changes them: let PEFT '
+        'convert it (path_initial_model_for_weight_conversion of its save_pretrained)')
     for name, plain in _REFUSED.items():
-        if options.get(name) not in (None, plain, []): raise UserError(
+        if options.get(name) not in (None, False, plain, []): raise UserError(
             f'expected an adapter of linear layers alone, got {name} {options[name]!r}: merge it with PEFT, '
             'and open the whole model')
     return options
@@ -580,8 +596,10 @@ def _scale_of(options, module, rank):
     "Return the factor of a module's correction, as PEFT computes it."
     alpha = options.get('lora_alpha', 8)
     patterns = options.get('alpha_pattern') or {}
-    for pattern, value in patterns.items():
-        if _ends_as(module, pattern): alpha = value
+    for pattern, value in patterns.items(): # regular expressions; the first that fits counts
+        if not re.match(rf'(.*\.)?({pattern})$', module): continue
+        alpha = value
+        break
     kind = 'rslora' if options.get('use_rslora') else 'lora'
     return adapter_scale(kind, rank, alpha)
 

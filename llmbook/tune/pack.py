@@ -55,6 +55,12 @@ def _check_rows(rows):
         if not isinstance(row, ChatRow): raise UserError(
             f'expected ChatRows, got {type(row).__name__}: see encode_chats')
 
+def _to_mean_one(rows):
+    "Return the factor that makes the mean weight of a target 1."
+    targets = sum(row.n_targets for row in rows)
+    total = sum(float(row.weights.sum()) for row in rows)
+    return targets / total
+
 def _has_weights(rows):
     "Return whether any token counts for something else than 0 or 1."
     for row in rows:
@@ -93,6 +99,7 @@ class ChatLoader(SeekLoader):
         self.per_pass = -(-n_rows // bs)
         self.steps = steps or self.per_pass
         self.weighted = _has_weights(rows)
+        self.weight_scale = _to_mean_one(rows) if self.weighted else 1.
         self.n_inp = 2 if packed else 1
         self._pass = None, None # the last pass that was asked for, and its batches
         self.position = 0
@@ -169,7 +176,7 @@ class ChatLoader(SeekLoader):
             arrays['x'][here] = row.ids[:-1]
             arrays['docs'][here] = k
             arrays['y'][here] = np.where(row.trained[1:], row.ids[1:], IGNORE)
-            arrays['weights'][here] = row.weights[1:]
+            arrays['weights'][here] = row.weights[1:] * self.weight_scale
             start = end
 
     def show_batch(self, b=None, max_n=4, **kwargs):
@@ -204,7 +211,8 @@ class AnswerLoss(LMLoss):
             places = (weights == weight).nonzero()[:, 0]
             mean = super().__call__(h.index_select(0, places), y[places])
             total = total + weight * len(places) * mean
-        return total / weights.sum().clamp(min=1e-9)
+        if not len(y): return h.sum() * 0. # nothing to learn, with a gradient of zero
+        return total / len(y)
 
 # %% ../../nbs/api/50_tune/04_pack.ipynb #35f8231a
 def can_pack(

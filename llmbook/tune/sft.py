@@ -164,6 +164,10 @@ def chat_learner(
     return learn
 
 # %% ../../nbs/api/50_tune/10_sft.ipynb #dc96c6c4
+def _rows_fingerprint(rows):
+    "Return a fingerprint of all that is trained on and validated with."
+    return fingerprint({split: [[row.ids.tolist(), row.weights.tolist()] for row in part] for split, part in rows.items()})
+
 def sft(
     model, # a `Transformer`, or a causal model of transformers; it is changed
     tok, # its tokenizer, or a `ChatFormat`
@@ -193,7 +197,8 @@ def sft(
     options = dict(adapter or {})
     if method != 'full': options['seed'] = seed
     asked = dict(method=method, quantised=base, adapter=options, tokens=tokens, seed=seed,
-                 weights=base_fingerprint(model), template=fingerprint([fmt.template, fmt.variables]))
+                 weights=base_fingerprint(model), template=fingerprint([fmt.template, fmt.variables]),
+                 rows=_rows_fingerprint(prepared.rows))
     model = set_method(model, method, base, **options)
     out = RunFolder(out).path
     checkpoint = Checkpoint(out/'checkpoints', asked=asked)
