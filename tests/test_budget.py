@@ -164,12 +164,12 @@ def peak_of(command):
     (8, 0, 'muon', dict(n_layer=6, d_model=384, n_head=6, n_kv_head=2)),
     (2, 0, 'adamw', dict(n_layer=4, d_model=512, n_head=8, n_kv_head=2)),
     (8, 1, 'muon', dict(n_layer=6, d_model=384, n_head=6, n_kv_head=2)),
-    (4, 0, 'muon', dict(n_layer=6, d_model=384, n_head=6, family='gpt2')),
+    (8, 0, 'muon', dict(n_layer=6, d_model=384, n_head=6, family='gpt2')),
 ])
 def test_a_real_run_peaks_within_a_quarter_of_the_estimate(bs, recompute, optimizer, kw):
     command = [sys.executable, PROGRAMS/'train_memory.py', json.dumps(kw), str(bs), str(recompute), optimizer]
-    # the C library's allocator adds up to a fifth to some runs, so the smallest peak counts
-    measured = min(peak_of(command) for _ in range(3))
+    # the C library's allocator adds up to a fifth to some runs, so the median of three counts
+    measured = sorted(peak_of(command) for _ in range(3))[1]
     config = ModelConfig(**kw)
     estimated = memory_estimate(config, bs, recompute=recompute, optimizer=optimizer)['total']
     assert .75 < measured / estimated < 1.25, f'{measured / 1e6:.0f} MB measured, {estimated / 1e6:.0f} estimated'

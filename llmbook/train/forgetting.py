@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback
+from ..base.arguments import checked
 from ..core import UserError, eval_mode, write_json
 from ..distributed.world import rank
 from ..tokens.loaders import IGNORE
@@ -20,6 +21,7 @@ from .loss import LMLoss
 
 # %% ../../nbs/api/31_train/19_forgetting.ipynb #726bb11a
 @torch.no_grad()
+@checked
 def text_bits(
     model, # a `Transformer`, or a wrapped model
     tok, # its tokenizer
@@ -63,6 +65,7 @@ def _padded(pieces, device):
 # %% ../../nbs/api/31_train/19_forgetting.ipynb #73656593
 FORGOTTEN = 1.1 # bits per byte after, divided by before, from which a warning is given
 
+@checked
 def warn_if_forgotten(
     before:float, # bits per byte before the training
     after:float, # and after it
