@@ -474,3 +474,123 @@ def test_the_gap_of_a_merge_is_measured_without_dropout():
     model = learnt(base(), dropout=.3).train()
     assert merge_gap(model, X)['own base']['largest'] < 1e-4
     assert model.training
+
+
+# ---- 16 bits, and a base of codes
+
+def in_bfloat16(layer): return layer.to(torch.bfloat16)
+
+
+@pytest.mark.parametrize('kind', ADAPTER_KINDS)
+@pytest.mark.parametrize('bits', (None, 'nf4'))
+def test_a_base_in_bfloat16_computes_outside_of_autocast(kind, bits):
+    set_seed(0)
+    layer = in_bfloat16(nn.Linear(64, 32))
+    adapted = AdaptedLinear(QuantisedLinear(layer, bits) if bits else layer, 4, 8, kind)
+    nn.init.normal_(adapted.lora_B, std=.3)
+    x = torch.randn(7, 64, dtype=torch.bfloat16)
+    y = adapted(x)
+    assert y.dtype == torch.bfloat16
+    exact = x.double() @ adapted.dense().double().T + layer.bias.double()
+    torch.testing.assert_close(y.double(), exact, atol=.05, rtol=.02)
+    y.float().square().sum().backward()
+    assert adapted.lora_A.grad.dtype == torch.float32 and adapted.lora_A.grad.abs().sum() > 0
+
+
+def test_a_correction_over_bfloat16_is_that_of_peft(peft):
+    set_seed(0)
+    layer = nn.Sequential(in_bfloat16(nn.Linear(64, 32)))
+    theirs = peft.get_peft_model(copy.deepcopy(layer), peft.LoraConfig(r=4, lora_alpha=8, target_modules=['0']))
+    adapted = AdaptedLinear(layer[0], 4, 8)
+    nn.init.normal_(adapted.lora_B, std=.3)
+    lora = theirs.base_model.model[0]
+    lora.lora_A['default'].weight.data.copy_(adapted.lora_A)
+    lora.lora_B['default'].weight.data.copy_(adapted.lora_B)
+    x = torch.randn(7, 64, dtype=torch.bfloat16)
+    torch.testing.assert_close(adapted(x), theirs(x), atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize('x_type, autocast, dropout', (
+    (torch.float32, False, .3), (torch.bfloat16, False, 0), (torch.float64, False, 0), (torch.float32, True, 0),
+    (torch.float32, True, .3)))
+@pytest.mark.parametrize('bits', ('int8', 'nf4'))
+def test_no_dense_matrix_is_kept_of_a_base_of_codes(bits, x_type, autocast, dropout):
+    layer = AdaptedLinear(QuantisedLinear(nn.Linear(128, 64), bits), 4, dropout=dropout).train()
+    if x_type == torch.float64: layer.double()
+    x = torch.randn(3, 128, dtype=x_type, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        with torch.autocast('cpu', torch.bfloat16, enabled=autocast): y = layer(x)
+    assert max(kept) < 64 * 128
+    y.float().sum().backward()
+    assert x.grad.dtype == x_type and x.grad.abs().sum() > 0
+
+
+def test_gradients_over_codes_are_those_of_the_dense_matrix_under_autocast():
+    set_seed(0)
+    layer = AdaptedLinear(QuantisedLinear(nn.Linear(128, 64, bias=False)), 4)
+    nn.init.normal_(layer.lora_B, std=.3)
+    dense = nn.Linear(128, 64, bias=False)
+    dense.weight.data = layer.dense()
+    x = torch.randn(5, 128)
+    grads = []
+    for m in (layer, dense):
+        given = x.clone().requires_grad_()
+        with torch.autocast('cpu', torch.bfloat16): y = m(given)
+        y.float().square().sum().backward()
+        grads.append(given.grad)
+    torch.testing.assert_close(*grads, atol=.5, rtol=.05)
+
+
+@pytest.mark.parametrize('targets', ((), ('q_proj',)))
+def test_a_model_in_16_bits_is_merged_in_its_type(targets):
+    model = quantise_base(in_bfloat16(base()), 'nf4')
+    merge_adapters(learnt(model, targets=targets))
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert torch.isfinite(logits(model)).all()
+
+
+def test_a_model_of_codes_keeps_its_scales_when_its_type_changes():
+    model = quantise_base(base(), 'nf4')
+    before = [m.dense() for m in model.modules() if isinstance(m, QuantisedLinear)]
+    in_bfloat16(model)
+    after = [m.dense() for m in model.modules() if isinstance(m, QuantisedLinear)]
+    assert all(map(torch.equal, before, after))
+    assert merge_adapters(learnt(model)).blocks[0].attn.q_proj.weight.dtype == torch.bfloat16
+
+
+def test_weights_larger_than_float16_holds_survive_nf4():
+    w = torch.randn(4, 128)
+    w[0, 0] = 1e5
+    layer = nn.Linear(128, 4)
+    layer.weight.data = w
+    values = QuantisedLinear(layer).dense()
+    assert values[0, 0] == 1e5 and torch.isfinite(values).all()
+    layer.weight.data[0, 0] = 65504
+    assert QuantisedLinear(layer).scales.dtype == torch.float16
+
+
+def test_levels_are_numbers_under_another_default_device():
+    from llmbook.tune import quantised
+    layer = QuantisedLinear(nn.Linear(64, 4))
+    values = layer.dense()
+    quantised._PAIRS.clear()
+    with torch.device('meta'): again = layer.dense()
+    assert torch.equal(values, again)
+
+
+def test_adapters_leave_the_draws_of_gpus_alone(monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, 'manual_seed_all', seeded.append)
+    model = base()
+    seeded.clear()
+    state = torch.get_rng_state()
+    add_adapters(model)
+    assert not seeded and torch.equal(torch.get_rng_state(), state)
+
+
+def test_lengths_of_merged_rows_move_with_the_model():
+    model = set_merged(learnt(base(), 'dora'))
+    layer = next(iter(adapted_layers(model).values()))
+    model.to('meta')
+    assert layer.kept_gain.is_meta

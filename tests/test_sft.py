@@ -257,3 +257,25 @@ def test_a_run_is_not_resumed_with_other_answers(tok, tmp_path):
     for i in (5, 17, 30):
         changed = [dict(r, answer='four!') if k == i else r for k, r in enumerate(RECORDS)]
         with pytest.raises(Exception, match='differs in .*rows'): sft(small(tok), tok, changed, **options)
+
+
+@pytest.mark.parametrize('kind', ('ours', 'wrapped'))
+def test_weights_in_16_bits_are_trained_in_float32(tok, fmt, kind):
+    "At this rate a norm of ones in bfloat16 would stay where it is."
+    model = small(tok) if kind == 'ours' else as_lm(neox(tok))
+    with pytest.warns(UserWarning, match='trained in float32'): model = set_method(model.to(torch.bfloat16), 'full')
+    norms = {name: p.detach().clone() for name, p in model.named_parameters() if 'norm' in name and p.ndim == 1}
+    learn = chat_learner(model, prepare_chats(RECORDS, fmt), fmt, lr=5e-5, tokens=256, device='cpu', steps=2)
+    learn.fit(1)
+    assert norms and {p.dtype for p in model.parameters()} == {torch.float32}
+    moved = [name for name, p in model.named_parameters() if name in norms and not torch.equal(p, norms[name])]
+    assert len(moved) == len(norms)
+
+
+@pytest.mark.parametrize('method, base', (('lora', None), ('dora', 'nf4')))
+def test_adapters_over_a_model_in_bfloat16(tok, fmt, method, base):
+    model = set_method(small(tok).to(torch.bfloat16), method, base, r=4)
+    learn = chat_learner(model, prepare_chats(RECORDS, fmt), fmt, lr=1e-2, tokens=256, device='cpu', precision='fp32', steps=8)
+    first = learn.validate()[0]
+    learn.fit(2)
+    assert learn.validate()[0] < first

@@ -58,9 +58,21 @@ def low_rank_linear(
     if fast_here(x, A, B) and x.numel():
         y = _LowRank.apply(x.flatten(0, -2), A, B, scale, base)
         return y.view(*x.shape[:-1], -1)
-    w = dense_weight(base).detach().to(x.dtype)
+    y = _base_product(x, base)
+    return (y + _correction(x, A, B, scale)).to(y.dtype)
+
+def _base_product(x, base):
+    "Return x @ W.T without a gradient of W; a matrix made of codes is not kept for the backward pass."
+    if isinstance(base, QuantisedLinear): return base.product(x)
+    return F.linear(x, dense_weight(base).detach().to(x.dtype))
+
+def _autocasts(device_type): return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+def _correction(x, A, B, scale):
+    "Return scale * x @ A.T @ B.T, in the type of the factors unless autocast chooses one."
+    if x.dtype != A.dtype and not _autocasts(x.device.type): x = x.to(A.dtype)
     thin = F.linear(x, A)
-    return F.linear(x, w) + F.linear(thin, B) * scale
+    return F.linear(thin, B) * scale
 
 # %% ../../nbs/api/50_tune/07_adapters.ipynb #d05ac1c0
 ADAPTER_KINDS = ('lora', 'rslora', 'dora', 'pissa')
@@ -100,12 +112,13 @@ class AdaptedLinear(nn.Module):
         self.scale = adapter_scale(kind, r, alpha)
         self.dropout = nn.Dropout(dropout)
         self.merged = False
+        self.register_buffer('kept_gain', None, persistent=False)
         device = dense_weight(base).device
-        A = torch.empty(r, base.in_features, device=device)
+        A = torch.empty(r, base.in_features, device='cpu')
+        nn.init.kaiming_uniform_(A, a=math.sqrt(5)) # on the CPU: the same start on every device
         B = torch.zeros(base.out_features, r, device=device)
-        self.lora_A = nn.Parameter(A)
+        self.lora_A = nn.Parameter(A.to(device))
         self.lora_B = nn.Parameter(B)
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         if kind == 'pissa': self._start_at_principal()
         if kind == 'dora': self.magnitude = nn.Parameter(self.row_lengths())
 
@@ -155,10 +168,8 @@ class AdaptedLinear(nn.Module):
 
     def _with_dropout(self, x, A, B):
         "Compute with an input of the correction that is partly dropped."
-        w = dense_weight(self.base).detach().to(x.dtype)
-        plain = F.linear(x, w)
-        thin = F.linear(self.dropout(x), A)
-        return plain + F.linear(thin, B) * self.scale
+        y = _base_product(x, self.base)
+        return (y + _correction(self.dropout(x), A, B, self.scale)).to(y.dtype)
 
     def _finished(self, y, dtype):
         "Give the rows their length, and add the bias."
@@ -238,7 +249,7 @@ def add_adapters(
         return AdaptedLinear(layer, r, alpha, kind, dropout) if name in names else None
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed) # of the CPU alone: a GPU's draws stay the caller's
         replace_layers(model, adapted)
     return _with_options(model, options)
 
@@ -323,11 +334,10 @@ def _own_layers(model):
 def _plain_layer(name, layer):
     "Return a linear layer that computes what an adapted or quantised layer does; None for any other layer."
     if not isinstance(layer, (AdaptedLinear, QuantisedLinear)): return None
-    weights = layer.dense()
-    linear_class = nn.Linear
-    if isinstance(layer, AdaptedLinear) and isinstance(layer.base, nn.Linear):
-        linear_class = type(layer.base)
-        weights = weights.to(layer.base.weight.dtype)
+    below = layer.base if isinstance(layer, AdaptedLinear) else layer
+    linear_class = nn.Linear if isinstance(below, QuantisedLinear) else type(below)
+    held = below.typed if isinstance(below, QuantisedLinear) else below.weight
+    weights = layer.dense().to(held.dtype)
     has_bias = layer.bias is not None
     plain = linear_class(layer.in_features, layer.out_features, bias=has_bias, device='meta')
     plain.weight = nn.Parameter(weights)

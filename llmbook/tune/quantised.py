@@ -17,6 +17,9 @@ from .groups import block_list
 def nf4_levels(
 ) -> Tensor: # (16), float32, rising from -1 to 1
     "Return the levels of NF4: quantiles of a normal distribution, with an exact zero (Dettmers et al. 2023)."
+    with torch.device('cpu'): return _levels() # wherever the caller makes its tensors, numbers are needed
+
+def _levels():
     end = 1 - (1 / 32 + 1 / 30) / 2  # the outermost quantile: the mean of what 15 and 16 equal parts would give
     above = torch.linspace(end, .5, 9, dtype=torch.float64)[:-1] # without the middle, which is zero
     below = torch.linspace(end, .5, 8, dtype=torch.float64)[:-1]
@@ -48,22 +51,32 @@ def int8_values(
 # %% ../../nbs/api/50_tune/06_quantised.ipynb #cc9a11f7
 _BLOCK = 64 # numbers that share a scale
 
-def _low_level_pairs():
-    "Return the two levels for each of the 256 bytes: (256, 2)."
-    byte = torch.arange(256)
-    codes = torch.stack([byte >> 4, byte & 15], 1)
-    return nf4_levels()[codes]
+_MOST = torch.finfo(torch.float16).max # largest scale that 16 bits hold
 
-_PAIRS = _low_level_pairs()
+_PAIRS = {} # device: its table of levels
+
+def _level_pairs(device):
+    "Return the two levels for each of the 256 bytes, copied to a device once: (256, 2)."
+    if device not in _PAIRS:
+        byte = torch.arange(256, device='cpu')
+        codes = torch.stack([byte >> 4, byte & 15], 1)
+        _PAIRS[device] = nf4_levels()[codes].to(device)
+    return _PAIRS[device]
+
+def _block_scales(blocks):
+    "Return the largest number of each block, in 16 bits where they hold it."
+    largest = blocks.abs().amax(-1)
+    is_held = bool((largest <= _MOST).all())
+    return largest.half() if is_held else largest
 
 def nf4_codes(
     w:Tensor, # (M, K); the last block of a row is filled up with zeros
-) -> tuple[Tensor, Tensor]: # codes (M, 32 n) uint8, two in a byte; scales (M, n) float16, for the n blocks of a row
+) -> tuple[Tensor, Tensor]: # codes (M, 32 n) uint8, two in a byte; scales (M, n), for the n blocks of a row: float16, or float32 above 65,504
     "Quantise a matrix to NF4, each block of 64 numbers with a scale of its own."
     n_missing = -w.shape[1] % _BLOCK
     filled = F.pad(w.float(), (0, n_missing))
     blocks = filled.unflatten(1, (-1, _BLOCK))
-    scales = blocks.abs().amax(-1).half()
+    scales = _block_scales(blocks)
     divisors = scales.float().clamp(min=_TINY)
     shares = blocks / divisors[..., None]
     levels = nf4_levels().to(w.device)
@@ -78,7 +91,7 @@ def nf4_values(
     scales:Tensor, # (M, n)
 ) -> Tensor: # (M, 64 n) float32
     "Return the numbers that NF4 codes stand for, with the zeros at the end of each row."
-    pairs = _PAIRS.to(codes.device)
+    pairs = _level_pairs(codes.device)
     shares = pairs.index_select(0, codes.flatten().int())
     blocks = shares.view(len(codes), -1, _BLOCK)
     return blocks.mul_(scales.float()[..., None]).flatten(1)
@@ -116,19 +129,34 @@ class QuantisedLinear(nn.Module):
         codes, scales = to_codes(layer.weight.detach())
         self.register_buffer('codes', codes, persistent=False)  # the base is not saved with an adapter
         self.register_buffer('scales', scales, persistent=False)
+        # holds nothing but the type of the weights that were there, which follows the model's as theirs would
+        self.register_buffer('typed', layer.weight.new_empty(0), persistent=False)
 
     def extra_repr(self): return f'{self.in_features} -> {self.out_features}, {self.kind}'
+
+    def _apply(self, fn, recurse=True):
+        "Move with the model; a change of its type leaves the scales as precise as they are."
+        scales = self.scales
+        super()._apply(fn, recurse)
+        if self.scales.dtype != scales.dtype: self.scales = scales.to(self.scales.device)
+        return self
 
     def dense(self) -> Tensor: # (M, K) float32
         "Return the weights that the codes stand for."
         values = self.to_values(self.codes, self.scales)
         return values[:, :self.in_features].contiguous()  # without what fills up the last block
 
+    def product(self,
+        x:Tensor, # (..., K)
+    ) -> Tensor: # (..., M)
+        "Return the product without the bias; of the weights only the codes are kept for the backward pass."
+        rows = x.flatten(0, -2)
+        y = _ThroughBase.apply(rows, self)
+        return y.view(*x.shape[:-1], self.out_features)
+
     def forward(self, x:Tensor) -> Tensor: # (..., K) -> (..., M)
-        flat = x.flatten(0, -2)
-        y = _ThroughBase.apply(flat, self)
-        y = y.view(*x.shape[:-1], -1)
-        return y if self.bias is None else y + self.bias
+        y = self.product(x)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
 # %% ../../nbs/api/50_tune/06_quantised.ipynb #28515627
 def replace_layers(

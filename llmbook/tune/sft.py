@@ -81,6 +81,7 @@ def prepare_chats(
 
 # %% ../../nbs/api/50_tune/10_sft.ipynb #5b442e31
 METHODS = ('full', *ADAPTER_KINDS)
+_SHORT = (torch.bfloat16, torch.float16)
 _FULL_RATE = 5e-5 # of adapters: ten times that
 
 def usual_rate(
@@ -96,6 +97,14 @@ def _as_model(model):
     check_finite(model)
     return model
 
+def _in_float32(model):
+    "Return a model whose weights are float32; warn if they were not."
+    short = {str(p.dtype).removeprefix('torch.') for p in model.parameters() if p.dtype in _SHORT}
+    if not short: return model
+    warnings.warn(f'the weights are {", ".join(sorted(short))}, where small steps are lost: they are trained in float32, '
+                  'which takes twice their memory; autocast computes in 16 bits all the same')
+    return model.float()
+
 def set_method(
     model, # a `Transformer`, or a causal model of transformers; it is changed
     method:str='lora', # one of `METHODS`
@@ -109,7 +118,7 @@ def set_method(
         extra = ['base'] if base else list(options)
         if extra: raise UserError(
             f'expected {", ".join(extra)} with adapters only, got method full: give method="lora"')
-        return model
+        return _in_float32(model)
     if base: quantise_base(model, base)
     return add_adapters(model, kind=method, **options)
 
