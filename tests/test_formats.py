@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from llmbook.core import UserError
+from llmbook.prepare.splits import split_of
 from llmbook.tokens.loaders import IGNORE
 from llmbook.tokens.tokenizer import decode, train_tokenizer
 from llmbook.tune.chat import ChatFormat, Conversation, encode_chats
@@ -79,6 +80,41 @@ def test_more_than_messages_is_kept():
     messages = [CHAT[0], dict(CHAT[1], weight=0)]
     weighted, _, _ = conversation_of(dict(messages=messages))
     assert weighted.messages == messages
+
+
+WRONG = WORSE[-1]['content']
+GOOD_LABELS = [True, 1, 1., 'True', ' true', '1']
+BAD_LABELS = [False, 0, 0., 'False', 'FALSE', '0']
+
+
+@pytest.mark.parametrize('labels, good', [(GOOD_LABELS, True), (BAD_LABELS, False)])
+def test_a_label_beside_a_pair_is_read_however_it_is_written(labels, good):
+    for label in labels:
+        pair, _, _ = conversation_of(dict(prompt=Q, completion=A, label=label))
+        named, _, _ = conversation_of(dict(chat=CHAT, ok=label), dict(messages='chat', label='ok'))
+        assert pair.label is good
+        assert named.label is good
+
+
+@pytest.mark.parametrize('label', ['positive', 2, '', None, [True], float('nan')])
+def test_what_is_no_label_is_refused_only_in_a_named_column(label):
+    chat, _, why = conversation_of(dict(prompt=Q, completion=A, label=label))
+    assert (chat.label, why) == (None, '')
+    columns = dict(prompt='q', answer='a', label='ok')
+    chat, _, why = conversation_of(dict(q=Q, a=A, ok=label), columns)
+    assert chat is None
+    assert why.startswith('label is not true, false, 1 or 0')
+
+
+def test_bad_answers_of_tables_are_not_learned(fmt, tmp_path):
+    path = tmp_path/'kto.csv'
+    path.write_text(f'prompt,completion,label\n{Q},{A},True\n{Q},{WRONG},False\n')
+    frame = pd.DataFrame(dict(prompt=[Q, Q], completion=[A, WRONG], label=[1, 0]))
+    for source in (path, frame):
+        rows, rejects = encode_chats(fmt, load_chats(source).chats)
+        assert len(rows) == 1
+        assert [r.reason for r in rejects] == ['its label is false: an answer not to learn']
+    assert [e.answer for part in load_task_file(path).splits.values() for e in part] == [A]
 
 
 BAD_RECORDS = {
@@ -447,6 +483,33 @@ def test_splits_have_their_shares():
 def test_chats_with_one_question_stay_together():
     twice = split_chats(chats(50) + chats(50))
     for split in ('train', 'valid'): assert len(twice[split]) % 2 == 0
+
+
+def test_chats_of_one_group_stay_together():
+    grouped = [Conversation(chat.messages, group=str(i // 4)) for i, chat in enumerate(chats(200))]
+    parts = split_chats(grouped, valid=.2)
+    groups = {split: {chat.group for chat in part} for split, part in parts.items()}
+    assert len(groups['train']) + len(groups['valid']) == 50
+    assert not groups['train'] & groups['valid']
+
+
+@pytest.mark.parametrize('n', [10, 24, 48, 90, 150])
+@pytest.mark.parametrize('seed', range(5))
+def test_a_small_split_has_at_least_its_share(n, seed):
+    parts = split_chats(chats(n), seed, valid=.1, test=.1)
+    for split in ('valid', 'test'): assert len(parts[split]) >= round(.1 * n)
+    assert parts == split_chats(chats(n), seed, valid=.1, test=.1)
+
+
+def test_something_is_left_to_train_on():
+    for n in range(2, 12): assert split_chats(chats(n), valid=.95)['train']
+
+
+def test_a_large_split_is_that_of_the_hash_alone():
+    parts = split_chats(chats(400), valid=.1)
+    questions = [chat.messages[0]['content'] for chat in parts['valid']]
+    assert len(questions) >= 20
+    assert all(split_of(question, 42, .1, 0) == 'valid' for question in questions)
 
 
 @pytest.mark.parametrize('n', range(2, 12))

@@ -1,13 +1,16 @@
 "Layer groups: what trains, at which rate, and which requests are refused."
 import pytest, torch
+from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from llmbook.core import UserError, import_transformers, set_seed
 from llmbook.model.config import ModelConfig
+from llmbook.model.hf_wrap import as_lm
 from llmbook.model.transformer import Transformer
 from llmbook.pretrain.run import lm_learner
 from llmbook.tiny import copy_task
 from llmbook.tune.finetune import finetune_learner
 from llmbook.tune.groups import GradualUnfreeze, check_groups, layer_groups, layerwise_decay, show_groups
+from llmbook.tune.quantised import quantise_base
 
 SIZES = dict(vocab_size=300, n_layer=3, d_model=32, n_head=2, n_kv_head=1, context=32)
 
@@ -95,9 +98,67 @@ def test_a_wrong_splitter_is_refused_before_training(wrong, message):
 
 def test_frozen_parameters_need_no_group():
     model = Transformer(ModelConfig(**SIZES))
-    model.embed.weight.requires_grad_(False)
     groups = layer_groups(model)[1:]
+    model.embed.weight.requires_grad_(False)
     assert check_groups(model, groups) == groups
+
+
+def frozen_names(model): return {name for name, p in model.named_parameters() if not p.requires_grad}
+
+
+@pytest.mark.parametrize('share', [0, .5])
+def test_what_was_frozen_stays_frozen(share):
+    model = Transformer(ModelConfig(**SIZES))
+    model.embed.weight.requires_grad_(False)
+    model.blocks[1].requires_grad_(False)
+    frozen = frozen_names(model)
+    learn = finetune_learner(model, batches(), share=share)
+    before = weights(learn)
+    learn.fit(2)
+    learn.freeze_to(-1)
+    learn.unfreeze()
+    learn.fit(1)
+    assert frozen_names(model) == frozen
+    assert changed(learn, before) == {'blocks.0', 'blocks.2', 'norm'}
+    assert list(show_groups(learn).layers) == ['blocks.0', 'blocks.2, norm']
+
+
+def test_biases_beside_quantised_weights_stay_frozen():
+    transformers = import_transformers()
+    config = transformers.GPTNeoXConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2,
+                                        num_attention_heads=2, intermediate_size=64, max_position_embeddings=32)
+    model = quantise_base(as_lm(transformers.GPTNeoXForCausalLM(config)), 'int8')
+    model.head.weight.requires_grad_(True)
+    frozen = frozen_names(model)
+    learn = lm_learner(batches(), model, splitter=layer_groups, precision='float32')
+    learn.unfreeze()
+    assert any(name.endswith('bias') for name in frozen)
+    assert frozen_names(model) == frozen
+
+
+class Stop(Exception): pass
+
+
+class StopEarly(Callback):
+    order = 100
+    def after_batch(self): raise Stop
+
+
+def test_groups_that_an_interrupted_run_left_closed_train_in_the_next():
+    model = Transformer(ModelConfig(**SIZES))
+    learn = finetune_learner(model, batches(), share=.5, cbs=[StopEarly()])
+    with pytest.raises(Stop): learn.fit(1)
+    assert frozen_names(model)
+    again = finetune_learner(model, batches(), share=0)
+    again.unfreeze()
+    assert len(show_groups(again)) == 4
+    assert not frozen_names(model)
+
+
+def test_rates_of_a_learner_with_frozen_groups_are_for_all_its_groups():
+    learn = learner()
+    learn.freeze_to(-1)
+    assert layerwise_decay(learn, 1e-3, decay=.5) == slice(1.25e-4, 1e-3)
 
 
 def test_gradual_unfreezing_opens_groups_by_the_share_of_the_run():

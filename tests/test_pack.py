@@ -1,6 +1,7 @@
 "Several chats in a row: nothing leaks, nothing is lost, and the loss sees the answers alone."
 import numpy as np
 import pytest, torch
+from fastai.data.core import DataLoaders
 from torch import nn
 from llmbook.core import UserError, import_transformers, set_seed
 from llmbook.model.config import ModelConfig
@@ -75,18 +76,31 @@ def test_a_changed_chat_changes_no_other(name):
     torch.testing.assert_close(model(x, docs)[others], model(changed, docs)[others], atol=1e-6, rtol=0)
 
 
+def inputs_and_targets(row):
+    "Return what a model is given of a chat, and what it has to say, as lists."
+    targets = np.where(row.trained[1:], row.ids[1:], IGNORE)
+    return row.ids[:-1].tolist(), targets.tolist()
+
+
+def unpacked(x, docs, y):
+    "Return inputs and targets of each chat in a batch, as lists."
+    chats = []
+    for tokens, places, targets in zip(x, docs, y):
+        n_chats = int(places.max()) + 1 # what fills the row has the place -1
+        for k in range(n_chats):
+            own = places == k
+            chats.append((tokens[own].tolist(), targets[own].tolist()))
+    return chats
+
+
 def test_every_chat_is_seen_once_in_a_pass_whole_and_with_its_targets():
+    wanted = sorted(inputs_and_targets(row) for row in CHATS)
     dl = ChatLoader(CHATS, bs=2, seq_len=24, seed=3)
     for number in range(3):
         seen = []
-        for i in range(number * len(dl), (number + 1) * len(dl)):
-            x, docs, y = dl.batch(i)
-            for row in range(len(x)):
-                for k in range(int(docs[row].max()) + 1):
-                    place = docs[row] == k
-                    seen.append((tuple(x[row][place].tolist()), tuple(y[row][place].tolist())))
-        wanted = [(tuple(c.ids[:-1].tolist()), tuple(np.where(c.trained[1:], c.ids[1:], IGNORE).tolist())) for c in CHATS]
-        assert sorted(seen) == sorted(wanted)
+        first = number * len(dl)
+        for i in range(first, first + len(dl)): seen += unpacked(*dl.batch(i))
+        assert sorted(seen) == wanted
 
 
 def test_passes_differ_and_batches_depend_on_their_number_alone():
@@ -168,19 +182,24 @@ def test_weights_by_message():
     torch.testing.assert_close(AnswerLoss(model.head)(model(x, docs), y, w), by_hand, atol=1e-6, rtol=1e-5)
 
 
+UNEVEN = [chat(20, 1, 0), chat(6, 5, 1), chat(30, 25, 2), chat(9, 2, 3)]
+
+
+def trained_on_uneven(bs, **options):
+    "Return a model after one pass over the four chats in their order, `bs` at a time."
+    train = ChatLoader(UNEVEN, bs=bs, shuffle=False, packed=False)
+    valid = ChatLoader(UNEVEN, bs=4, shuffle=False, packed=False)
+    model = ours()
+    learn = lm_learner(DataLoaders(train, valid), model, lr=1e-2, precision='float32', muon=False, **options)
+    learn.loss_func = AnswerLoss(model.head)
+    learn.fit(1)
+    return model
+
+
 def test_accumulation_of_uneven_batches_is_the_big_batch():
     "transformers#34191, transformers#37766: the mean of means is not the mean."
-    chats = [chat(n, a, i) for i, (n, a) in enumerate([(20, 1), (6, 5), (30, 25), (9, 2)])]
-    def trained(bs, **options):
-        dls = chat_dls(dict(train=chats, valid=chats), None, tokens=32 * bs, device='cpu', packed=False)
-        dls.train.bs, dls.train.per_pass, dls.train.steps, dls.train.shuffle = bs, 4 // bs, 4 // bs, False
-        dls.train._pass = None, None
-        model = ours()
-        learn = lm_learner(dls, model, lr=1e-2, precision='float32', muon=False, **options)
-        learn.loss_func = AnswerLoss(model.head)
-        learn.fit(1)
-        return model
-    whole, parts = trained(4), trained(1, accumulate=4)
+    whole = trained_on_uneven(bs=4)
+    parts = trained_on_uneven(bs=1, accumulate=4)
     for a, b in zip(whole.parameters(), parts.parameters()): torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
 
 
@@ -208,20 +227,23 @@ def test_bad_input_is_refused_in_words(make, message):
     with pytest.raises(UserError, match=message): make()
 
 
-def test_weights_in_slices_are_the_weights_of_the_whole():
-    "A batch that is cut for want of memory must not change what is learned."
+def gradient(chats, bs):
+    "Return the gradient of chats whose batches of `bs` count by their targets."
     model = ours()
+    loss_func = AnswerLoss(model.head)
+    batches = list(ChatLoader(chats, bs=bs, seq_len=8, shuffle=False))
+    targets = [int((y != IGNORE).sum()) for _, _, y, _ in batches]
+    for (x, docs, y, w), n in zip(batches, targets):
+        loss = loss_func(model(x, docs), y, w)
+        share = n / sum(targets)
+        (loss * share).backward()
+    return [p.grad for p in model.parameters()]
+
+
+def test_weights_in_slices_are_the_weights_of_the_whole():
+    "Hold a batch that is cut for want of memory against the whole one: it must not change what is learned."
     chats = [chat(9, 4, weight=2.), chat(9, 4, seed=1, weight=.5)]
-    def gradient(bs):
-        dl = ChatLoader(chats, bs=bs, seq_len=8, shuffle=False)
-        model.zero_grad()
-        batches = list(dl)
-        targets = sum(int((y != IGNORE).sum()) for _, _, y, _ in batches)
-        for x, docs, y, w in batches:
-            share = int((y != IGNORE).sum()) / targets
-            (AnswerLoss(model.head)(model(x, docs), y, w) * share).backward()
-        return [p.grad.clone() for p in model.parameters()]
-    for whole, parts in zip(gradient(2), gradient(1)): torch.testing.assert_close(whole, parts, atol=1e-6, rtol=1e-4)
+    for whole, parts in zip(gradient(chats, bs=2), gradient(chats, bs=1)): torch.testing.assert_close(whole, parts, atol=1e-6, rtol=1e-4)
 
 
 def test_a_weighted_batch_without_targets_has_a_gradient_of_zero():

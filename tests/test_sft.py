@@ -10,7 +10,7 @@ from llmbook.model.hf_wrap import as_lm
 from llmbook.model.transformer import Transformer
 from llmbook.tokens.tokenizer import train_tokenizer
 from llmbook.tune.adapters import adapted_layers, load_adapters
-from llmbook.tune.chat import ChatFormat
+from llmbook.tune.chat import ChatFormat, Conversation
 from llmbook.tune.groups import show_groups
 from llmbook.tune.sft import METHODS, chat_learner, prepare_chats, set_method, sft, usual_rate
 from llmbook.tune.watch import ChatWatch, chat_answers, role_loss, text_bits
@@ -60,6 +60,42 @@ def test_a_question_stands_in_one_split_alone(fmt):
     data = prepare_chats(twice, fmt)
     asked = {split: {chat.messages[0]['content'] for chat in chats} for split, chats in data.chats.items()}
     assert not asked['train'] & asked['valid']
+
+
+def said(*roles): return [dict(role=role, content='red one') for role in roles]
+
+
+def test_what_asks_nothing_does_not_end_the_run(model, fmt, tmp_path):
+    odd = [said('assistant'), said('user', 'assistant', 'assistant'), said('assistant', 'user', 'assistant')]
+    records = [dict(messages=messages, split='valid') for messages in odd]
+    records += [dict(r, split='train') for r in RECORDS]
+    learn = sft(model, fmt, records, tmp_path, method='full', steps=2, evaluations=1, tokens=256)
+    answered = [chat.messages for chat in learn.chat_watch.chats]
+    assert answered == odd[1:]
+    assert len(learn.chat_watch.looks[-1]['answers']) == 2
+    assert 'red one\n\nred one' in learn.chat_watch.samples()
+
+
+def test_a_look_answers_as_many_chats_as_were_asked_for(model, fmt):
+    chats = [said('assistant'), *[said('user', 'assistant')] * 5]
+    assert len(ChatWatch(fmt, chats, [], most=4).chats) == 4
+    assert ChatWatch(fmt, chats, [], most=0).chats == []
+    with pytest.raises(UserError, match='most'): ChatWatch(fmt, chats, [], most=-1)
+
+
+def test_a_chat_of_tools_is_asked_with_its_tools(model, fmt, monkeypatch):
+    seen = []
+    def asked(self, messages, tools=None):
+        seen.append(tools)
+        return [5, 6]
+    monkeypatch.setattr(ChatFormat, 'prompt_ids', asked)
+    tools = [dict(type='function', function=dict(name='f'))]
+    chat_answers(model, fmt, [Conversation(said('user'), tools=tools), said('user')], max_new_tokens=2)
+    assert seen == [tools, None]
+
+
+def test_a_small_validation_set_has_its_share(fmt):
+    assert len(prepare_chats(RECORDS, fmt).chats['valid']) >= round(.1 * len(RECORDS))
 
 
 @pytest.mark.parametrize('n', [2, 3, 10])
@@ -127,19 +163,25 @@ class StopAt(Callback):
         if self.learn.train_iter == self.step: raise Stop
 
 
+def check_same_weights(one, other):
+    found = dict(other.named_parameters())
+    for name, p in one.named_parameters(): assert torch.equal(p, found[name]), name
+
+
 @pytest.mark.parametrize('method, step', [('full', 5), ('full', 13), ('lora', 7), ('dora', 13), ('pissa', 6)])
 def test_a_run_that_was_cut_ends_in_the_same_bits(tok, tmp_path, method, step):
     "accelerate#4071, ms-swift#10050: a resume in a later epoch repeats or skips data."
-    def run(folder, *cbs):
-        options = dict(method=method, steps=16, lr=1e-2, tokens=128, device='cpu', cbs=list(cbs))
-        return sft(small(tok), tok, RECORDS, folder, **options)
-    whole = run(tmp_path/'whole')
-    with pytest.raises(Stop): run(tmp_path/'cut', StopAt(step))
-    resumed = run(tmp_path/'cut')
-    for (name, a), b in zip(whole.model.named_parameters(), resumed.model.parameters()): assert torch.equal(a, b), name
+    options = dict(method=method, steps=16, lr=1e-2, tokens=128, device='cpu')
+    whole_folder = tmp_path/'whole'
+    cut_folder = tmp_path/'cut'
+    whole = sft(small(tok), tok, RECORDS, whole_folder, **options)
+    with pytest.raises(Stop): sft(small(tok), tok, RECORDS, cut_folder, cbs=[StopAt(step)], **options)
+    resumed = sft(small(tok), tok, RECORDS, cut_folder, **options)
+    check_same_weights(whole.model, resumed.model)
     assert whole.chat_watch.looks == resumed.chat_watch.looks
-    looks = json.loads((tmp_path/'cut'/'looks.json').read_text())
-    assert [look['step'] for look in looks] == [0, 4, 8, 12, 16]
+    looks = json.loads((cut_folder/'looks.json').read_text())
+    steps = [look['step'] for look in looks]
+    assert steps == [0, 4, 8, 12, 16]
 
 
 # ---- looks
@@ -192,14 +234,21 @@ def test_the_written_model_answers_as_the_trained_one(tok, fmt, tmp_path):
     assert chat_answers(loaded, ChatFormat(tok2), chats, 8) == chat_answers(learn.model.eval(), fmt, chats, 8)
 
 
-def test_an_adapter_is_opened_over_its_base(tok, fmt, tmp_path):
-    learn = sft(small(tok), tok, RECORDS, tmp_path, method='lora', steps=8, lr=1e-2, tokens=128, device='cpu', merge=True)
-    opened = load_adapters(small(tok), tmp_path/'adapter').eval()
-    merged, _ = load_pretrained(tmp_path/'model', device='cpu')
+@torch.no_grad()
+def logits_of(model):
+    "Return what a model says after each of 20 tokens."
     x = torch.arange(20)[None]
-    with torch.no_grad(): wanted, got, plain = (m.logits(m(x)) for m in (learn.model.eval(), opened, merged))
-    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(plain, wanted, atol=1e-5, rtol=1e-5)
+    hidden = model.eval()(x)
+    return model.logits(hidden)
+
+
+def test_an_adapter_is_opened_over_its_base(tok, fmt, tmp_path):
+    options = dict(method='lora', steps=8, lr=1e-2, tokens=128, device='cpu', merge=True)
+    learn = sft(small(tok), tok, RECORDS, tmp_path, **options)
+    wanted = logits_of(learn.model)
+    opened = load_adapters(small(tok), tmp_path/'adapter')
+    merged, _ = load_pretrained(tmp_path/'model', device='cpu')
+    for model in (opened, merged): torch.testing.assert_close(logits_of(model), wanted, atol=1e-5, rtol=1e-5)
     assert adapted_layers(learn.model)  # merging for the file left the trained model as it is
 
 

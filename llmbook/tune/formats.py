@@ -87,7 +87,8 @@ def _check_said(message, name):
 def _is_chat(value):
     "Return whether a value is a list of objects, perhaps as JSON."
     value = _listed(value)
-    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(m, dict) for m in value)
+    if not isinstance(value, (list, tuple)) or not value: return False
+    return all(isinstance(m, dict) for m in value)
 
 # %% ../../nbs/api/50_tune/01_formats.ipynb #225117a6
 def _fields(record):
@@ -251,6 +252,18 @@ def check_columns(
         f'expected columns that name prompt, messages, text, or chosen and rejected, got {", ".join(columns)}')
     return columns
 
+_LABELS = {'true': True, '1': True, '1.0': True, 'false': False, '0': False, '0.0': False} # as files write them
+
+def _label(meaning, shape, is_named):
+    "Return whether an answer is a good one; None if nothing says so, or the label may be one of another kind."
+    label = meaning.get('label')
+    if isinstance(label, bool): return label
+    is_of_answer = is_named or shape in ('pair', 'alpaca')
+    if not is_of_answer: return None
+    found = _LABELS.get(str(label).strip().lower())
+    if found is None and is_named: raise _Bad(f'label is not true, false, 1 or 0 ({label!r:.40})')
+    return found
+
 def conversation_of(
     record, # object of a file or row of a table
     columns:dict|None=None, # meaning -> name of the column that holds it; None: found by the usual names
@@ -262,14 +275,14 @@ def conversation_of(
         found = _READ[shape](meaning)
         tools = _listed(meaning.get('tools'))
         if tools is not None and not isinstance(tools, list): raise _Bad('tools are not a list')
+        label = _label(meaning, shape, is_named=bool(columns) and 'label' in columns)
     except _Bad as e: return None, '', str(e)
-    label = meaning.get('label')
     columns = columns or {}
     split = record.get(columns.get('split', 'split')) or ''
     if split not in ('', *SPLITS): return None, '', 'split is not train, valid or test'
     group = str(record.get(columns.get('group', 'group')) or '')
     chat = Conversation(group=group, split=split, tools=tools or None, **found)
-    if isinstance(label, bool): chat.label = label
+    chat.label = label
     return chat, _shape_name(shape, record), ''
 
 # %% ../../nbs/api/50_tune/01_formats.ipynb #11a9a054

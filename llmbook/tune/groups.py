@@ -34,7 +34,7 @@ def layer_groups(
     before, after = _around_blocks(model, blocks)
     if _has_own_head(model, after): groups = [before, *blocks, after]
     else: groups = [before, *blocks[:-1], blocks[-1] + after]
-    return _without_base(model, groups)
+    return _that_train(model, groups)
 
 def _around_blocks(model, blocks):
     "Return the parameters that are defined before the blocks, and those defined after the first of them."
@@ -52,13 +52,16 @@ def _has_own_head(model, after):
     head = getattr(model, 'head', None)
     return head is not None and any(p is head.weight for p in after)
 
-def _without_base(model, groups):
-    "Leave out the parameters that adapters keep as they are, and the groups that are empty then."
-    names = getattr(model, 'base_names', ())
-    base = {id(p) for name, p in model.named_parameters() if name in names} if names else set()
+def _that_train(model, groups):
+    "Leave out the parameters that are frozen, or belong under adapters, and the groups that are empty then."
+    base = getattr(model, 'base_names', ()) # a checkpoint leaves them out, so they must not train even if thawed
+    left_out = set()
+    for name, p in model.named_parameters():
+        is_frozen = not p.requires_grad and not getattr(p, 'waits', False)
+        if is_frozen or name in base: left_out.add(id(p))
     found = []
     for group in groups:
-        trained = [p for p in group if id(p) not in base]
+        trained = [p for p in group if id(p) not in left_out]
         if trained: found.append(trained)
     return found
 
@@ -142,7 +145,7 @@ def layerwise_decay(
     "Return rates that fall by a factor from each layer group to the one below it."
     real_number('lr', lr, above=0)
     real_number('decay', decay, above=0, most=1)
-    n = len(learn.splitter(learn.model))
+    n = len(learn.splitter(learn.model) if learn.opt is None else learn.opt.param_lists)
     return slice(lr * decay ** (n - 1), lr)
 
 # %% ../../nbs/api/50_tune/05_groups.ipynb #aac49be5
@@ -175,15 +178,21 @@ class GradualUnfreeze(Callback):
         n = len(self.opt.param_lists)
         k = open_groups(self.pct_train, n, self.share)
         if k == self.now: return
-        self.opt.freeze_to(n - k)
+        self._freeze_to(n - k)
         self.now = k
 
     def after_fit(self):
-        if self.learn.opt is not None: self.opt.freeze_to(0) # `validate` of a new Learner has no optimiser yet
+        if self.learn.opt is not None: self._freeze_to(0) # `validate` of a new Learner has no optimiser yet
+
+    def _freeze_to(self, n):
+        "Close the groups before `n`, and note that their parameters wait: a run may end before they are opened."
+        self.opt.freeze_to(n)
+        for group in self.opt.param_lists:
+            for p in group: p.waits = not p.requires_grad
 
     def checkpoint_state(self): return dict(open=self.now)
 
     def load_checkpoint_state(self, s):
         self.now = s['open']
         if self.now is None: return
-        self.opt.freeze_to(len(self.opt.param_lists) - self.now)
+        self._freeze_to(len(self.opt.param_lists) - self.now)

@@ -161,9 +161,8 @@ def chat_learner(
     real_number('ratio', ratio, above=0)
     packed = _may_pack(model, packed)
     dls = chat_dls(data.rows, fmt.tok, tokens, model.config.context, seed, steps, device, fmt.pad, packed)
-    answered = [chat for chat in data.chats['valid'] if chat.messages][:samples] # plain texts ask nothing
     measured = data.rows['valid'][:64]
-    watch = ChatWatch(fmt, answered, measured, keep, path=watch_path)
+    watch = ChatWatch(fmt, data.chats['valid'], measured, keep, path=watch_path, most=samples)
     cbs = L(cbs) + L(watch)
     if share: cbs.append(GradualUnfreeze(share))
     options = dict(objective='next', muon=False, wd=0., label='tuning')

@@ -8,7 +8,7 @@ __all__ = ['METRICS', 'TASKS', 'check_metric', 'Task', 'summarization_task', 'tr
            'split_chats']
 
 # %% ../../nbs/api/50_tune/03_tasks.ipynb #01438ccd
-import warnings
+import math, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from ..core import UserError, check_seed, fingerprint, pick_device, whole_number, within
 from ..tokens.loaders import SeekLoader
 from ..tokens.shuffle import length_groups
-from ..prepare.splits import SPLITS, assign_splits
+from ..prepare.splits import SPLITS, assign_splits, split_place
 from ..read.doc import Doc, Reject
 from ..tokens.tokenizer import PAD, decode, encode_text, special_ids
 from ..tokens.loaders import IGNORE
@@ -119,6 +119,7 @@ def pair_of(
     "Find prompt and answer in a record, under any of the names that are in use."
     chat, _, why = conversation_of(_without_preference(record), columns)
     if why: return '', '', why
+    if chat.label is False: return '', '', 'its label is false: an answer not to learn'
     if chat.text: return '', '', f'no prompt and answer among its keys ({", ".join(map(str, record))})'
     roles = [message['role'] for message in chat.messages]
     if 'assistant' not in roles: return '', '', 'no text in answer'
@@ -347,19 +348,25 @@ class TaskLoader(SeekLoader):
     ): # x, y: (B, T) int64 on the loader's device
         "Make batch `i`, whatever came before."
         number, step = divmod(i, self.per_pass)
-        rows = [self.dataset[j] for j in self.order(number)[step]]
-        if self.fixed: longest = int(self.lengths.max())
-        else: longest = max(len(ids) for ids, _ in rows) - 1
-        rounded_up = -(-longest // self.multiple) * self.multiple
-        T = min(rounded_up, self.seq_len)
-        x = np.full((len(rows), T), self.pad)
-        y = np.full((len(rows), T), IGNORE)
-        for b, (ids, n) in enumerate(rows):
+        picked = self.order(number)[step]
+        T = self._width(picked)
+        shape = len(picked), T
+        x = np.full(shape, self.pad)
+        y = np.full(shape, IGNORE)
+        for b, j in enumerate(picked):
+            ids, n_prompt = self.dataset[j]
             end = len(ids) - 1
             x[b, :end] = ids[:-1]
-            y[b, n - 1:end] = ids[n:]
+            y[b, n_prompt - 1:end] = ids[n_prompt:]
         batch = torch.from_numpy(x), torch.from_numpy(y)
         return to_device(batch, self.device or 'cpu')
+
+    def _width(self, picked):
+        "Return how long a batch of rows is: the longest of them, or of all rows, rounded up."
+        lengths = self.lengths if self.fixed else self.lengths[picked]
+        longest = int(lengths.max())
+        multiples = math.ceil(longest / self.multiple)
+        return min(multiples * self.multiple, self.seq_len)
 
 # %% ../../nbs/api/50_tune/03_tasks.ipynb #1f7cd43c
 def _prompts(x, y):
@@ -439,8 +446,9 @@ def task_dls(
     return dls
 
 # %% ../../nbs/api/50_tune/03_tasks.ipynb #bd35e46f
-def _first_question(chat):
-    "Return the text that decides which split a conversation belongs to."
+def _division_key(chat):
+    "Return what decides which split a conversation belongs to: its group, or its first question."
+    if chat.group: return f'group {chat.group}'
     for message in chat.messages:
         if message['role'] == 'user': return str(message['content'])
     return chat.text or str(chat.messages)
@@ -451,12 +459,28 @@ def split_chats(
     valid:float=.1, # share of those that name no split, unless others name 'valid'
     test:float=0., # share of those that name no split, unless others name 'test'
 ) -> dict: # {'train' | 'valid' | 'test': [Conversation]}, without those that are empty
-    "Divide conversations into splits, so that those with one first question stay together."
+    "Divide conversations into splits, so that those of one group or with one first question stay together."
     named = {chat.split for chat in chats}
     if 'valid' in named: valid = 0
     if 'test' in named: test = 0
-    unnamed = [_first_question(chat) for chat in chats if not chat.split]
-    assigned = iter(_assigned(unnamed, seed, valid, test))
+    keys = [_division_key(chat) for chat in chats if not chat.split]
+    split_by_key = dict(zip(keys, _assigned(keys, seed, valid, test)))
+    _top_up(split_by_key, 'valid', valid, valid, seed)
+    _top_up(split_by_key, 'test', test, valid + test, seed)
     splits = {split: [] for split in SPLITS}
-    for chat in chats: splits[chat.split or next(assigned)].append(chat)
+    for chat in chats:
+        split = chat.split or split_by_key[_division_key(chat)]
+        splits[split].append(chat)
     return {split: part for split, part in splits.items() if part}
+
+_SMALL = 20 # keys of a split from which the hash alone decides
+
+def _top_up(split_by_key, split, share, end, seed):
+    "Give a split that is small by chance about its share: keys of training whose place is nearest to its span's end."
+    wanted = min(_SMALL, round(share * len(split_by_key)))
+    held = sum(of == split for of in split_by_key.values())
+    spare = [key for key, of in split_by_key.items() if of == 'train']
+    spare.sort(key=lambda key: abs(split_place(key, seed) - end))
+    most = max(len(spare) - 1, 0) # something has to be trained on
+    missing = max(wanted - held, 0)
+    for key in spare[:min(missing, most)]: split_by_key[key] = split

@@ -9,6 +9,7 @@ __all__ = ['Answer', 'prompt_that_fits', 'chat_answers', 'role_loss', 'ChatWatch
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 import numpy as np
 import pandas as pd
 import torch
@@ -36,23 +37,34 @@ def _messages(chat):
     "Return the messages of a `Conversation`, or of a list of messages."
     return chat.messages if isinstance(chat, Conversation) else chat
 
+def _tools(chat):
+    "Return the tools of a `Conversation`; None for a list of messages."
+    return chat.tools if isinstance(chat, Conversation) else None
+
 def _question(messages):
-    "Return a chat without the answer at its end."
-    last_is_answer = messages and messages[-1]['role'] == 'assistant'
-    return list(messages[:-1]) if last_is_answer else list(messages)
+    "Return a chat without the answers at its end."
+    end = len(messages)
+    while end and messages[end - 1]['role'] == 'assistant': end -= 1
+    return list(messages[:end])
+
+def _can_ask(fmt, chat):
+    "Return whether a chat holds a question that the model's template can put."
+    try: return bool(fmt.prompt_ids(_question(_messages(chat)), _tools(chat)))
+    except UserError: return False # nothing but answers, or an order of roles that the template refuses
 
 def prompt_that_fits(
     fmt:ChatFormat, # the model's chat format
     messages:list, # a chat that waits for an answer
     longest:int|None, # most tokens of the prompt; None: no limit
-) -> list[int]:
+    tools:list|None=None, # JSON schemas of the tools that may be called
+) -> list[int]: # token ids
     "Return what a model reads before it answers, without the oldest turns if it were too long."
-    ids = fmt.prompt_ids(messages)
+    ids = fmt.prompt_ids(messages, tools)
     while longest is not None and len(ids) > longest:
         shorter = without_oldest_turn(messages)
         if not shorter: return ids[-longest:]
         messages = shorter
-        ids = fmt.prompt_ids(messages)
+        ids = fmt.prompt_ids(messages, tools)
     return ids
 
 def _longest_prompt(model, max_new_tokens):
@@ -66,7 +78,7 @@ def _longest_prompt(model, max_new_tokens):
 def chat_answers(
     model, # a `Transformer`, or a wrapped model
     fmt:ChatFormat, # its chat format
-    chats:list, # `Conversation`s or lists of messages; an answer at the end is left out
+    chats:list, # `Conversation`s or lists of messages; answers at the end are left out
     max_new_tokens:int=128, # longest answer, in tokens
     batch_size:int=16, # chats answered together
     progress:str='', # beginning of a progress bar; '' shows none
@@ -78,7 +90,7 @@ def chat_answers(
     prompts = []
     for chat in chats:
         question = _question(_messages(chat))
-        prompts.append(prompt_that_fits(fmt, question, longest))
+        prompts.append(prompt_that_fits(fmt, question, longest, _tools(chat)))
     options = dict(temperature=0., stop=fmt.stop_ids, max_new_tokens=max_new_tokens, batch_size=batch_size)
     options |= kwargs
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -145,14 +157,17 @@ class ChatWatch(Callback):
     remove_on_fetch = True
     def __init__(self,
         fmt:ChatFormat, # the model's chat format
-        chats:list, # `Conversation`s to be answered; their own answers stand beside the model's
+        chats:list, # `Conversation`s to be answered, where they hold a question; theirs stand beside the model's
         rows:list, # `ChatRow`s of the validation
         keep:list=(), # texts whose bits per byte show what is forgotten
         max_new_tokens:int=64, # longest answer, in tokens; half of the context if that is less
         path=None, # .json file for what was seen; None: it stays in `.looks` alone
+        most:int|None=None, # chats that are answered, the first ones; None: all
     ):
+        if most is not None: whole_number('most', most, 0)
         self.fmt = fmt
-        self.chats = list(chats)
+        askable = (chat for chat in chats if _can_ask(fmt, chat))
+        self.chats = list(islice(askable, most))
         self.rows = rows
         self.keep = list(keep)
         self.max_new_tokens = max_new_tokens
@@ -189,12 +204,15 @@ class ChatWatch(Callback):
     def _seen(self, model):
         "Return what a look sees; None where there is nothing to look at."
         found = dict(step=self.learn.train_iter, nats={}, answers=[], stops=None, bits=None)
-        if self.rows: found['nats'] = role_loss(model, self.rows).nats.to_dict()
+        if self.rows:
+            table = role_loss(model, self.rows)
+            found['nats'] = table.nats.to_dict()
         if self.keep: found['bits'] = text_bits(model, self.fmt.tok, self.keep)
-        if self.chats:
-            answers = chat_answers(model, self.fmt, self.chats, self._longest_answer(model))
-            found['answers'] = [a.text for a in answers]
-            found['stops'] = float(np.mean([a.stopped for a in answers]))
+        if not self.chats: return found
+        answers = chat_answers(model, self.fmt, self.chats, self._longest_answer(model))
+        stopped = [answer.stopped for answer in answers]
+        found['answers'] = [answer.text for answer in answers]
+        found['stops'] = float(np.mean(stopped))
         return found
 
     def _longest_answer(self, model):
@@ -223,10 +241,10 @@ class ChatWatch(Callback):
         rows = []
         for chat, before, after in zip(self.chats, first['answers'], last['answers']):
             messages = _messages(chat)
-            asked = _question(messages)[-1]['content']
-            end = messages[-1]
-            wanted = end['content'] if end['role'] == 'assistant' else ''
-            rows.append([asked, wanted, before, after])
+            question = _question(messages)
+            answers = messages[len(question):]
+            wanted = '\n\n'.join(str(message['content'] or '') for message in answers)
+            rows.append([question[-1]['content'], wanted, before, after])
         heads = ['asked', 'wanted', f"before (step {first['step']})", f"after (step {last['step']})"]
         return html_table(heads, rows)
 
