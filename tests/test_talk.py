@@ -8,7 +8,7 @@ from llmbook.model.hf import save_pretrained
 from llmbook.model.transformer import Transformer
 from llmbook.tokens.tokenizer import train_tokenizer
 from llmbook.tune.adapters import adapted_layers, add_adapters, save_adapters
-from llmbook.tune.chat import ChatFormat
+from llmbook.tune.chat import CHAT_FILE, ChatFormat
 from llmbook.tune.sft import sft
 from llmbook.tune.talk import Talk, TextPieces, open_chat_model, talk_in_shell
 from llmbook.tune.watch import chat_answers
@@ -108,6 +108,18 @@ def test_an_adapter_brings_its_answers_along(folder, tmp_path):
     opened, fmt2 = open_chat_model(folder/'base', tmp_path, device='cpu')
     assert chat_answers(opened, fmt2, chats, 8) == wanted
     with pytest.raises(UserError, match='over which'): open_chat_model(folder/'model', tmp_path, device='cpu')
+
+
+def test_an_adapter_brings_its_template_and_variables(folder, tmp_path):
+    "PEFT keeps the template in tokenizer_config.json alone."
+    base, fmt = open_chat_model(folder/'base', device='cpu')
+    save_adapters(add_adapters(base, r=4), tmp_path)
+    template = "{{ answer_in or '' }}" + fmt.template
+    ChatFormat(fmt.tok, template, variables=dict(answer_in='German. ')).save(tmp_path)
+    (tmp_path/CHAT_FILE).unlink()
+    _, opened = open_chat_model(folder/'base', tmp_path, device='cpu')
+    assert opened.template == template
+    assert opened.render([dict(role='user', content='say red')]).startswith('German. ')
 
 
 def test_a_conversation_in_the_shell(talk):

@@ -20,7 +20,7 @@ from ..core import UserError, atomic_path, read_json, real_number, whole_number,
 from ..read.doc import Reject
 from ..show.html import tag
 from ..tokens.template import TemplateError, render_template
-from ..tokens.tokenizer import PROMPT, decode, read_tokenizer, special_ids, text_ids
+from ..tokens.tokenizer import PROMPT, _taken_over, decode, folder_settings, read_tokenizer, special_ids, text_ids
 
 # %% ../../nbs/api/50_tune/00_chat.ipynb #f6d18f62
 ROLES = ('mark', 'system', 'user', 'assistant', 'tool', 'other') # of a token; a mark is what the template writes
@@ -102,6 +102,17 @@ def _template_of(config):
     if isinstance(found, dict): found = found.get('default')
     return found if isinstance(found, str) else ''
 
+_VARIABLES = 'chat_template_variables' # key of tokenizer_config.json, which other programs leave alone
+
+def _own_format(configs):
+    "Return (the first template that a tokenizer's configurations hold or '', the variables it was saved with)."
+    for config in configs:
+        template = _template_of(config)
+        if not template: continue
+        variables = config.get(_VARIABLES)
+        return template, variables if isinstance(variables, dict) else {}
+    return '', {}
+
 # %% ../../nbs/api/50_tune/00_chat.ipynb #82f9dc30
 TEMPLATES = ('chatml', 'prompt_answer') # names of the built-in ones
 
@@ -134,24 +145,14 @@ def _default_template(tok):
     if '<|prompt|>' in special and '<|answer|>' in special: return named_template('prompt_answer', tok)
     return named_template('chatml', tok) # refuses it, and says what is lacking
 
-def _template_beside(path):
-    "Return the template in the file that lies beside a tokenizer, or ''."
-    path = Path(path)
-    file = (path if path.is_dir() else path.parent)/CHAT_FILE
-    return file.read_text(encoding='utf-8') if file.is_file() else ''
-
 def own_template(
     source:str|Path|Tokenizer, # a model folder, a tokenizer file, or a tokenizer
 ) -> str: # a Jinja template, '' if there is none
     "Return the chat template that a model or a tokenizer brings."
-    if isinstance(source, (str, Path)):
-        beside = _template_beside(source)
-        if beside: return beside
-        source = read_tokenizer(source)
-    configs, _ = getattr(source, 'settings', ((), ()))
-    for config in configs:
-        if _template_of(config): return _template_of(config)
-    return ''
+    if isinstance(source, (str, Path)): configs, _ = folder_settings(source)
+    else: configs, _ = getattr(source, 'settings', ((), ()))
+    template, _ = _own_format(configs)
+    return template
 
 def find_template(
     source:str|Path|Tokenizer, # a model folder, a tokenizer file, or a tokenizer
@@ -170,25 +171,31 @@ def _free_characters(texts):
     return next(free), next(free), next(free)
 
 def _strings(value):
-    "Yield every text in a message, however deep."
+    "Yield every text in a message, however deep: keys as well as values."
     if isinstance(value, str): yield value
     elif isinstance(value, dict):
-        for v in value.values(): yield from _strings(v)
+        for k, v in value.items():
+            yield from _strings(k)
+            yield from _strings(v)
     elif isinstance(value, (list, tuple)):
         for v in value: yield from _strings(v)
 
-def _mapped(value, change):
-    "Return a message with `change` applied to every text in it."
+def _mapped(value, change, keys=False):
+    "Return a message with `change` applied to every text in it; with `keys`, to the names in dictionaries too."
     if isinstance(value, str): return change(value)
-    if isinstance(value, dict): return {k: _mapped(v, change) for k, v in value.items()}
-    if isinstance(value, (list, tuple)): return [_mapped(v, change) for v in value]
-    return value
+    if isinstance(value, (list, tuple)): return [_mapped(v, change, keys) for v in value]
+    if not isinstance(value, dict): return value
+    changed = {}
+    for k, v in value.items():
+        name = change(k) if keys and isinstance(k, str) else k
+        changed[name] = _mapped(v, change, keys)
+    return changed
 
 class _Placeholders:
-    "Protects special tokens in messages, and marks who wrote what."
-    def __init__(self, special, messages):
+    "Protects special tokens in messages and tools, and marks who wrote what."
+    def __init__(self, special, messages, tools=None):
         self.special = special # a compiled pattern
-        texts = list(_strings(messages))
+        texts = list(_strings([messages, tools]))
         self.fence, self.open, self.close = _free_characters(texts)
         self.names = []
         self.pattern = re.compile(f'{self.fence}(\\d+){self.fence}|{self.open}(\\d+){self.open}|{self.close}')
@@ -197,21 +204,33 @@ class _Placeholders:
         self.names.append(m[0])
         return f'{self.fence}{len(self.names) - 1}{self.fence}'
 
-    def protect(self, messages):
-        "Return messages in which no text holds a special token."
+    def protect(self, value):
+        "Return messages or tools in which no text and no name holds a special token."
         def hide(text): return self.special.sub(self._hide, text)
-        return [{k: v if k == 'role' else _mapped(v, hide) for k, v in m.items()} for m in messages]
+        return _mapped(value, hide, keys=True)
+
+    def protect_messages(self, messages):
+        "Return messages in which only the roles, which are plain names, are as they were."
+        safe = []
+        for message in messages:
+            role = message['role']
+            safe.append({**self.protect(message), 'role': role})
+        return safe
 
     def sign(self, messages):
         "Return messages whose contents say which message they belong to."
-        def signed(i, message):
-            def sign(text):
-                core = text.strip()
-                if not core: return text
-                return text.replace(core, f'{self.open}{i}{self.open}{core}{self.close}', 1)
-            written = ('content', 'reasoning_content', 'thinking')
-            return {k: _mapped(v, sign) if k in written else v for k, v in message.items()}
-        return [signed(i, message) for i, message in enumerate(messages)]
+        return [self._signed(i, message) for i, message in enumerate(messages)]
+
+    def _signed(self, i, message):
+        "Return message `i` with its number around what was written."
+        def sign(text):
+            core = text.strip()
+            if not core: return text
+            return text.replace(core, f'{self.open}{i}{self.open}{core}{self.close}', 1)
+        signed = dict(message)
+        for k in ('content', 'reasoning_content', 'thinking'):
+            if k in message: signed[k] = _mapped(message[k], sign)
+        return signed
 
     def read(self, text):
         "Return (text without placeholders, spans (start, end, message) of contents, spans of hidden tokens)."
@@ -240,9 +259,33 @@ def _overlaps(mark, spans):
     "Return whether a match overlaps one of the spans."
     return any(start < mark.end() and mark.start() < end for start, end in spans)
 
+_LIKE_A_MARK = re.compile(r'[^\w\s].*\w.*[^\w\s]', re.DOTALL) # in brackets of some kind, not a word or spaces
+
+def _ordinary_marks(tok, texts):
+    "Return (marks, tags) of a template: added tokens that it writes and the tokenizer does not call special."
+    ordinary = {t.content for t in tok.get_added_tokens_decoder().values() if not t.special}
+    marks, tags = [], []
+    for name in sorted(ordinary):
+        is_written = any(name in text for text in texts)
+        if not is_written or not _LIKE_A_MARK.fullmatch(name): continue
+        opening = name.replace('</', '<', 1)
+        closing = opening.replace('<', '</', 1)
+        is_tag = opening != closing and {opening, closing} <= ordinary
+        if is_tag: tags.append(name)
+        else: marks.append(name)
+    return marks, tags
+
+def _calling_special(tok, marks):
+    "Return a copy of a tokenizer that calls further tokens special, so that they can be text where a user writes them."
+    state = json.loads(tok.to_str())
+    for token in state['added_tokens']:
+        if token['content'] in marks: token['special'] = True
+    return Tokenizer.from_str(json.dumps(state))
+
 class _TextEncoder:
-    "Turns rendered chats into ids."
-    def __init__(self, tok):
+    "Turns rendered chats into ids; `marks` are tokens that count as special beside those that the tokenizer calls so."
+    def __init__(self, tok, marks=()):
+        if marks: tok = _calling_special(tok, marks)
         self.tok = tok
         tokens = tok.get_added_tokens_decoder()
         self.added = set(tokens) # ids
@@ -424,33 +467,51 @@ def _with_aliases(message):
     if reasoning is None: return message
     return {'thinking': reasoning, **message, 'reasoning_content': reasoning}
 
+_KINDS = ('bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask')
+
+def _name_in(config, kind):
+    "Return what a configuration calls a special token, or None."
+    name = config.get(f'{kind}_token')
+    if isinstance(name, dict): name = name.get('content')
+    return name if isinstance(name, str) else None
+
 def _token_names(tok):
     "Return the variables that a template finds special tokens under: bos_token, eos_token and so on."
     configs, _ = getattr(tok, 'settings', ((), ()))
-    kinds = ('bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask')
     names = {}
     for config in configs:
-        for kind in kinds:
-            name = config.get(f'{kind}_token')
-            name = name.get('content') if isinstance(name, dict) else name
-            if isinstance(name, str): names.setdefault(f'{kind}_token', name)
+        for kind in _KINDS:
+            name = _name_in(config, kind)
+            if name is not None: names.setdefault(f'{kind}_token', name)
     if names: return names
     ids = text_ids(tok)
     known = dict(bos_token=ids.bos, eos_token=next(iter(ids.end), None), pad_token=ids.pad)
     return {name: tok.id_to_token(i) for name, i in known.items() if i is not None}
 
 def _opened(source):
-    "Return (tokenizer, variables with the names of its tokens, the template that lies beside it or '')."
+    "Return (a tokenizer that neither cuts nor fills texts, names of its tokens, its configurations)."
     if isinstance(source, (str, Path)):
         tok = read_tokenizer(source)
-        return tok, _token_names(tok), _template_beside(source)
-    if hasattr(source, 'backend_tokenizer'): # of transformers
-        own_template = _template_of(dict(chat_template=source.chat_template))
-        return source.backend_tokenizer, dict(source.special_tokens_map), own_template
-    if isinstance(source, Tokenizer): return source, _token_names(source), ''
-    raise UserError(f'expected a tokenizer or a model folder, got {type(source).__name__}: load_any(...).tok is one')
+        return tok, _token_names(tok), tok.settings[0]
+    own = getattr(source, 'backend_tokenizer', source) # that of a tokenizer of transformers
+    if not isinstance(own, Tokenizer): raise UserError(
+        f'expected a tokenizer or a model folder, got {type(source).__name__}: load_any(...).tok is one')
+    tok = _taken_over(source)
+    tok.encode_special_tokens = own.encode_special_tokens
+    if own is source: return tok, _token_names(tok), tok.settings[0]
+    config = {**source.init_kwargs, 'chat_template': source.chat_template}
+    return tok, dict(source.special_tokens_map), [config]
 
 # %% ../../nbs/api/50_tune/00_chat.ipynb #f310c32c
+def _chosen_template(wanted, own, tok):
+    "Return the template that is wanted; None stands for a tokenizer's own, or the default for it."
+    template = wanted
+    if wanted is None: template = own or _default_template(tok)
+    elif wanted in TEMPLATES: template = named_template(wanted, tok)
+    if isinstance(template, str) and template.strip(): return template
+    raise UserError(f'expected a chat template, got {wanted!r:.40}: give a Jinja template, '
+                    'or None for that of the tokenizer')
+
 class ChatFormat:
     "Turns messages into the rows of training, the prompts of generation, and the files of an export."
     def __init__(self,
@@ -462,17 +523,13 @@ class ChatFormat:
     ):
         self.seconds = real_number('seconds', seconds, above=0)
         self.max_chars = max_chars
-        self.variables = dict(variables or {})
         self.notes = [] # what a user should know, in sentences
-        self.tok, self.tokens, own_template = _opened(tok)
-        if template is None: self.template = own_template or find_template(self.tok)
-        elif template in TEMPLATES: self.template = named_template(template, self.tok)
-        else: self.template = template
-        if not isinstance(self.template, str) or not self.template.strip(): raise UserError(
-            f'expected a chat template, got {template!r:.40}: give a Jinja template, or None for that of the tokenizer')
-        self.encoder = _TextEncoder(self.tok)
-        if 'strftime_now' in self.template and 'today' not in self.variables: self.notes.append(
-            "the template writes the date of the day: fix it with variables=dict(today='2026-05-01')")
+        self.tok, self.tokens, configs = _opened(tok)
+        own, saved = _own_format(configs)
+        self.template = _chosen_template(template, own, self.tok)
+        if self.template != own: saved = {} # they belong to the template that they were saved with
+        self.variables = {**saved, **(variables or {})}
+        self._note_variables(saved)
         self._ask_template()
 
     def __repr__(self):
@@ -501,6 +558,20 @@ class ChatFormat:
         if isinstance(found, str): return found
         raise UserError(f'the chat template cannot write this chat: {found}') from None
 
+    def _note_variables(self, saved):
+        "Note which variables came with the template, and which one is missing."
+        kept = [f'{name}={value!r}' for name, value in self.variables.items() if name in saved]
+        if kept: self.notes.append(f'the template sees {", ".join(kept)}, with which it was saved')
+        if 'strftime_now' in self.template and 'today' not in self.variables: self.notes.append(
+            "the template writes the date of the day: fix it with variables=dict(today='2026-05-01')")
+
+    def _make_encoder(self, texts):
+        "Make the encoder, which knows the marks that the template and some rendered texts hold."
+        marks, tags = _ordinary_marks(self.tok, texts)
+        self.encoder = _TextEncoder(self.tok, marks)
+        if tags: self.notes.append(f'{", ".join(tags)} in a message become the tokens that the template writes, too: '
+                                   'the tokenizer does not call them special, and answers may hold them')
+
     def _ask_template(self):
         "Find out how a template asks for an answer, and how it ends one."
         question = _PROBE[:1]
@@ -509,6 +580,7 @@ class ChatFormat:
         for text in (whole, asked, plain):
             if not isinstance(text, str): raise UserError(
                 f'expected a template that writes a question and an answer, got an error: {text}')
+        self._make_encoder([self.template, asked, whole])
         head, found, tail = whole.rpartition(_PROBE[1]['content'])
         if not found: raise UserError('expected a template that writes the answer, got a text without it: '
                                       'does it read messages with role and content?')
@@ -633,19 +705,22 @@ class _Chat:
         self.messages = [_with_aliases(message) for message in check_messages(messages)]
         self.fmt = fmt
         self.row = _Growing(fmt.encoder)
-        self.placeholders = _Placeholders(fmt.encoder.special, self.messages)
-        safe = self.placeholders.protect(self.messages)
+        self.placeholders = _Placeholders(fmt.encoder.special, self.messages, tools)
+        safe = self.placeholders.protect_messages(self.messages)
+        safe_tools = self.placeholders.protect(tools)
         signed = self.placeholders.sign(safe)
-        wanted = [(safe, prompt, tools), (signed, prompt, tools)]
-        self.answers = _answers_in(safe)
-        for k in self.answers:
-            asked = safe[:k], True, tools
-            answered = safe[:k + 1], False, tools
+        wanted = [(safe, prompt, safe_tools), (signed, prompt, safe_tools)]
+        answers = _answers_in(safe)
+        for k in answers:
+            asked = safe[:k], True, safe_tools
+            answered = safe[:k + 1], False, safe_tools
             wanted += [asked, answered]
         whole, self.signed, *steps = fmt._render(wanted)
         self.whole = self._read(whole)
         texts = [self._read(step) for step in steps]
-        self.steps = list(zip(self.answers, texts[::2], texts[1::2]))
+        asked_texts = texts[::2]
+        answered_texts = texts[1::2]
+        self.steps = list(zip(answers, asked_texts, answered_texts))
 
     def _read(self, found):
         "Return (text, spans of hidden tokens)."
@@ -734,8 +809,8 @@ def encode(self:ChatFormat,
     messages:list, # a chat
     train:str='all', # 'all': every answer is trained on; 'last': the last one; a message's own `weight` counts for both
     tools:list|None=None, # JSON schemas of the tools that may be called
-) -> ChatRow: # `HistoryRewritten` (a UserError) if one row cannot hold all answers
-    "Turn a chat into a row of training."
+) -> ChatRow: # ids, and for each its role and its weight
+    "Turn a chat into a row of training; raise `HistoryRewritten`, a `UserError`, if one row cannot hold all answers."
     _check_rule(train)
     chat = _Chat(self, messages, tools, prompt=False)
     spans = _Spans(self, _weights(chat.messages, train))
@@ -745,8 +820,11 @@ def encode(self:ChatFormat,
     ids = np.array(chat.row.ids, np.int32)
     by_character = chat.roles()
     if by_character is None: roles = _roles_without_text(ids, spans.found, self.encoder.special_ids)
-    else: roles = by_character[np.maximum(chat.row.ends, 1) - 1] # that of a token's last character
-    return ChatRow(ids, roles, spans.weights_of(len(ids)), self.tok)
+    else:
+        last_characters = np.maximum(chat.row.ends, 1) - 1 # of each token
+        roles = by_character[last_characters]
+    weights = spans.weights_of(len(ids))
+    return ChatRow(ids, roles, weights, self.tok)
 
 def _roles_without_text(ids, answers, special):
     "Return the roles that are known without the text: marks and answers."
@@ -776,16 +854,17 @@ def encode_text(self:ChatFormat,
     "Turn a plain text into a row, as in pre-training."
     if not isinstance(text, str) or not _is_unicode(text): raise UserError(f'expected a text, got {text!r:.40}')
     known = text_ids(self.tok)
-    begin = [known.bos] if known.bos in known.front else []
+    begins = known.bos in known.front
+    begin = [known.bos] if begins else []
     words, _ = self.encoder.encode(text, as_text=True)
     end = known.end[0] if known.end else self.end
     ids = np.array([*begin, *words, end], np.int32)
-    first = len(begin)
-    mark, other = ROLES.index('mark'), ROLES.index('other')
-    roles = np.full(len(ids), mark, np.uint8)
-    roles[first:-1] = other
+    roles = np.full(len(ids), ROLES.index('other'), np.uint8)
+    roles[-1] = ROLES.index('mark')
     weights = np.ones(len(ids), np.float32)
-    weights[:first] = 0
+    if begins:
+        roles[0] = ROLES.index('mark')
+        weights[0] = 0
     return ChatRow(ids, roles, weights, self.tok)
 
 # %% ../../nbs/api/50_tune/00_chat.ipynb #75cf46ac
@@ -819,15 +898,17 @@ def save(self:ChatFormat,
     "Write how messages become text, and what ends an answer, for every server."
     folder = Path(folder)
     settings = dict(tokenizer_class='PreTrainedTokenizerFast', **self.tokens)
-    _change_json(folder/'tokenizer_config.json', settings, dict(chat_template=self.template))
+    ours = {'chat_template': self.template, _VARIABLES: self.variables or None}
+    _change_json(folder/'tokenizer_config.json', settings, ours)
     _change_json(folder/'generation_config.json', {}, dict(eos_token_id=self.stop_ids))
     with atomic_path(folder/CHAT_FILE) as tmp: tmp.write_text(self.template, encoding='utf-8')
     return folder/CHAT_FILE
 
 def _change_json(path, defaults, changes):
-    "Change some keys of a JSON file, which may not be there yet."
+    "Change some keys of a JSON file, which may not be there yet; None takes a key away."
     old = read_json(path) if path.is_file() else defaults
-    write_json(path, {**old, **changes})
+    new = {**old, **changes}
+    write_json(path, {k: v for k, v in new.items() if k not in changes or v is not None})
 
 # %% ../../nbs/api/50_tune/00_chat.ipynb #4931c8ca
 @dataclass

@@ -12,16 +12,17 @@ from ..core import UserError, real_number, whole_number
 from ..generate.text import generate_ids
 from ..model.open import open_lm
 from ..show.html import html_table
-from ..tokens.tokenizer import decode
+from ..tokens.tokenizer import decode, folder_settings
 from .adapters import load_adapters, merge_adapters
-from .chat import CHAT_FILE, ChatFormat
+from .chat import ChatFormat
 from .watch import prompt_that_fits
 
 # %% ../../nbs/api/50_tune/11_talk.ipynb #e392c1ea
-def _template_of(adapter):
-    "Return the chat template in an adapter's folder; None if there is none."
-    file = Path(adapter)/CHAT_FILE
-    return file.read_text(encoding='utf-8') if file.is_file() else None
+def _trust_adapter(tok, adapter):
+    "Let what an adapter's folder says about texts come before what the model's says."
+    of_model, listed = getattr(tok, 'settings', ((), ()))
+    of_adapter, _ = folder_settings(adapter)
+    tok.settings = [*of_adapter, *of_model], listed
 
 def open_chat_model(
     source:str|Path, # folder of a model or a run, a name on the hub, or 'smollm2'
@@ -31,12 +32,11 @@ def open_chat_model(
 ): # (the model, its `ChatFormat`)
     "Open a model to talk to or to tune."
     model, tok = open_lm(source, device, dtype)
-    template = None
     if adapter:
         load_adapters(model, adapter)
         merge_adapters(model)
-        template = _template_of(adapter)
-    return model.eval(), ChatFormat(tok, template)
+        _trust_adapter(tok, adapter)
+    return model.eval(), ChatFormat(tok)
 
 # %% ../../nbs/api/50_tune/11_talk.ipynb #417ef217
 class TextPieces:
