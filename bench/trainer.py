@@ -3,8 +3,12 @@
 Each side runs in a process of its own, so that its peak memory is its own. Needs `accelerate`, as `Trainer` does:
 pip install '.[bench]'
 """
-import json, resource, statistics, subprocess, sys, tempfile, time
+import statistics, sys
 import torch
+from _sides import (
+    Clock, fit, learner_ticks, measure, median_ratio, one_round, quiet_transformers, train, trainer_arguments,
+    trainer_ticks
+)
 
 STEPS, WARM, ROUNDS = 24, 4, 3
 BS, T = 8, 256
@@ -16,71 +20,30 @@ def batches():
     return [torch.randint(4096, (BS, T + 1), generator=g) for _ in range(STEPS)]
 
 
-class Clock:
-    "The time of each step, from the end of one to the end of the next."
-    def __init__(self): self.at = []
-    def tick(self): self.at.append(time.perf_counter())
-
-    def rate(self):
-        after_warm_up = self.at[WARM:]
-        seconds = [b - a for a, b in zip(after_warm_up, after_warm_up[1:])]
-        return BS * T / statistics.median(seconds)
-
-
 def ours(clock):
-    from fastai.callback.core import Callback
     from fastai.data.core import DataLoaders
     from llmbook.model.config import ModelConfig
     from llmbook.pretrain.run import lm_learner
-    class Tick(Callback):
-        order = 90
-        def after_batch(self): clock.tick()
     dls = DataLoaders([(w[:, :-1], w[:, 1:]) for w in batches()], [])
-    learn = lm_learner(dls, ModelConfig(**SHAPE), muon=False, precision='fp32', cbs=Tick())
-    before = peak()
-    with learn.no_bar(), learn.no_logging(): learn.fit(1)
-    return before
+    learn = lm_learner(dls, ModelConfig(**SHAPE), muon=False, precision='fp32', cbs=learner_ticks(clock.tick))
+    return fit(learn)
 
 
 def theirs(clock):
-    from llmbook.core import import_transformers
     from llmbook.model.config import ModelConfig
     from llmbook.model.hf_config import hf_config
-    tf = import_transformers()
-    tf.utils.logging.set_verbosity_error()
-    class Tick(tf.TrainerCallback):
-        def on_step_end(self, *args, **kwargs): clock.tick()
+    tf = quiet_transformers()
     model = tf.Qwen3ForCausalLM(tf.Qwen3Config(**hf_config(ModelConfig(**SHAPE)))).float()
-    args = tf.TrainingArguments(
-        tempfile.mkdtemp(), per_device_train_batch_size=BS, max_steps=STEPS, optim='adamw_torch_fused',
-        max_grad_norm=1., weight_decay=.1, learning_rate=3e-3, use_cpu=True,
-        save_strategy='no', logging_steps=10, disable_tqdm=True, report_to=[])
+    args = trainer_arguments(tf.TrainingArguments, per_device_train_batch_size=BS, max_steps=STEPS, weight_decay=.1,
+                             learning_rate=3e-3)
     rows = [dict(input_ids=r[:-1], labels=r[:-1]) for w in batches() for r in w] # shifted inside the model
-    trainer = tf.Trainer(model, args, train_dataset=rows, callbacks=[Tick()])
-    trainer.remove_callback(tf.trainer_callback.PrinterCallback)
-    before = peak()
-    trainer.train()
-    return before
+    return train(tf.Trainer(model, args, train_dataset=rows, callbacks=[trainer_ticks(clock.tick)]))
 
 
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+SIDES = dict(ours=ours, theirs=theirs)
 
 
-def measure(side):
-    "Train one side in this process and print what it took."
-    clock = Clock()
-    before = dict(ours=ours, theirs=theirs)[side](clock)
-    print(json.dumps(dict(rate=clock.rate(), peak=peak(), step=peak() - before)))
-
-
-def child(side):
-    "Measure one side in a process of its own."
-    r = subprocess.run([sys.executable, __file__, side], capture_output=True, text=True)
-    if r.returncode: sys.exit(r.stderr[-2000:])
-    return json.loads(r.stdout.splitlines()[-1])
-
-
-def show(name, runs):
+def print_side(name, runs):
     "Print the median speed and the largest memory of a side's runs."
     rate = statistics.median(r['rate'] for r in runs)
     memory = max(r['peak'] for r in runs) / 1e6
@@ -89,15 +52,15 @@ def show(name, runs):
 
 
 def compare():
-    rounds = [(child('ours'), child('theirs')) for _ in range(ROUNDS)]
-    of_learner, of_trainer = zip(*rounds)
-    show('Learner', of_learner)
-    show('Trainer', of_trainer)
-    memory = [theirs['step'] / ours['step'] for ours, theirs in rounds]
-    rate = [ours['rate'] / theirs['rate'] for ours, theirs in rounds]
-    memory_ratio, rate_ratio = statistics.median(memory), statistics.median(rate)
-    print(f'trainer_memory: ratio {memory_ratio:.2f} goal 1.0')
-    print(f'trainer: ratio {rate_ratio:.2f} goal 1.3')
+    rounds = [one_round(__file__, SIDES) for _ in range(ROUNDS)]
+    print_side('Learner', [r['ours'] for r in rounds])
+    print_side('Trainer', [r['theirs'] for r in rounds])
+    memory = median_ratio(rounds, 'step', 'theirs', 'ours')
+    rate = median_ratio(rounds, 'rate', 'ours', 'theirs')
+    print(f'trainer_memory: ratio {memory:.2f} goal 1.0')
+    print(f'trainer: ratio {rate:.2f} goal 1.3')
 
 
-if __name__ == '__main__': measure(sys.argv[1]) if len(sys.argv) > 1 else compare()
+if __name__ == '__main__':
+    if len(sys.argv) > 1: measure(SIDES[sys.argv[1]], Clock(BS * T, WARM))
+    else: compare()

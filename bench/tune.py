@@ -4,9 +4,13 @@ Model, rows and optimiser are the same. Each side runs in a process of its own, 
 is its own. Needs `trl` (pip install '.[bench]') and
 raschka_instruction in the folder LLMBOOK_DATA; without it the lengths of chats are drawn.
 """
-import json, os, resource, statistics, subprocess, sys, tempfile, time
+import json, os, statistics, sys, time
 from pathlib import Path
 import numpy as np
+from _sides import (
+    fit, measure, median_ratio, one_round, quiet_transformers, their_llama, their_tokenizer, train, trainer_ticks,
+    trl_arguments
+)
 
 TOKENS, STEPS, WARM, ROUNDS = 2048, 14, 4, 3
 SHAPE = dict(vocab_size=4096, n_layer=6, d_model=384, n_head=6, n_kv_head=6, context=512, family='llama')
@@ -43,7 +47,7 @@ def chats():
     return rows
 
 
-class Clock:
+class TokenClock:
     "The time of each step and the tokens in it, padding not counted."
     def __init__(self): self.at, self.tokens = [], []
 
@@ -76,77 +80,32 @@ def ours(clock):
     model = Transformer(ModelConfig(**SHAPE))
     learn = lm_learner(dls, model, muon=False, precision='fp32', lr=1e-4, wd=0., cbs=Tick())
     learn.loss_func = AnswerLoss(model.head, 512)
-    before = peak()
-    with learn.no_bar(), learn.no_logging(): learn.fit(1)
-    return before
+    return fit(learn)
 
 
 def theirs(clock, grouped):
-    from llmbook.core import import_transformers
-    tf = import_transformers()
+    quiet_transformers()
     import trl
     from datasets import Dataset
-    from llmbook.model.config import ModelConfig
-    from llmbook.model.hf_config import hf_config
-    from llmbook.tokens.tokenizer import train_tokenizer
-    tf.utils.logging.set_verbosity_error()
     seen = []
-    class Tick(tf.TrainerCallback):
-        def on_step_end(self, *args, **kwargs): clock.tick(seen[-1])
     class Counted(trl.SFTTrainer):
         def training_step(self, model, inputs, *args, **kwargs):
             seen.append(int(inputs['attention_mask'].sum()))
             return super().training_step(model, inputs, *args, **kwargs)
-    config = hf_config(ModelConfig(**SHAPE))
-    model = tf.LlamaForCausalLM(tf.LlamaConfig(**config)).float()
-    tok = tf.PreTrainedTokenizerFast(tokenizer_object=train_tokenizer(['a text'], 300), eos_token='<|endoftext|>',
-                                     pad_token='<|pad|>')
     data = chats()
     mean_length = np.mean([len(ids) for ids, _ in data])
-    rows = round(TOKENS / mean_length)
     options = dict(train_sampling_strategy='group_by_length') if grouped else {}
-    args = trl.SFTConfig(
-        tempfile.mkdtemp(), per_device_train_batch_size=rows, max_steps=STEPS, optim='adamw_torch_fused', bf16=False,
-        gradient_checkpointing=False, max_grad_norm=1., learning_rate=1e-4, use_cpu=True, max_length=SHAPE['context'],
-        completion_only_loss=True, save_strategy='no', logging_steps=10, disable_tqdm=True, report_to=[], **options)
+    args = trl_arguments(per_device_train_batch_size=round(TOKENS / mean_length), max_steps=STEPS, learning_rate=1e-4,
+                         max_length=SHAPE['context'], completion_only_loss=True, **options)
     table = Dataset.from_list([dict(input_ids=ids.tolist(), completion_mask=trained.astype(int).tolist())
                                for ids, trained in data])
-    trainer = Counted(model, args, train_dataset=table, processing_class=tok, callbacks=[Tick()])
-    trainer.remove_callback(tf.trainer_callback.PrinterCallback)
-    before = peak()
-    trainer.train()
-    return before
+    ticks = trainer_ticks(lambda: clock.tick(seen[-1]))
+    trainer = Counted(their_llama(SHAPE), args, train_dataset=table, processing_class=their_tokenizer(),
+                      callbacks=[ticks])
+    return train(trainer)
 
 
 SIDES = dict(ours=ours, padded=lambda clock: theirs(clock, False), grouped=lambda clock: theirs(clock, True))
-
-
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def measure(side):
-    "Train one side in this process and print what it took."
-    clock = Clock()
-    before = SIDES[side](clock)
-    print(json.dumps(dict(rate=clock.rate(), step=peak() - before)))
-
-
-def child(side):
-    "Measure one side in a process of its own."
-    r = subprocess.run([sys.executable, __file__, side], capture_output=True, text=True)
-    if r.returncode: sys.exit(r.stderr[-2000:])
-    return json.loads(r.stdout.splitlines()[-1])
-
-
-def one_round():
-    "Measure each side once, one after the other."
-    return {side: child(side) for side in SIDES}
-
-
-def median_ratio(rounds, figure, above, below):
-    "Return the median over the rounds of a figure of one side by that of another."
-    ratios = [r[above][figure] / r[below][figure] for r in rounds]
-    return statistics.median(ratios)
 
 
 def print_side(side, rounds):
@@ -156,7 +115,7 @@ def print_side(side, rounds):
 
 
 def compare():
-    rounds = [one_round() for _ in range(ROUNDS)]
+    rounds = [one_round(__file__, SIDES) for _ in range(ROUNDS)]
     for side in SIDES: print_side(side, rounds)
     for side, goal in GOALS.items():
         ratio = median_ratio(rounds, 'rate', 'ours', side)
@@ -165,4 +124,6 @@ def compare():
     print(f'tune_memory: ratio {memory:.2f} goal 1.0')
 
 
-if __name__ == '__main__': measure(sys.argv[1]) if len(sys.argv) > 1 else compare()
+if __name__ == '__main__':
+    if len(sys.argv) > 1: measure(SIDES[sys.argv[1]], TokenClock())
+    else: compare()

@@ -1,5 +1,13 @@
-"Tokenizers as other libraries make them."
+"Other libraries, and tokenizers as they make them."
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from llmbook.core import import_transformers
+
+
+def quiet_transformers():
+    "Return transformers without its progress bars."
+    tf = import_transformers()
+    tf.utils.logging.disable_progress_bar()
+    return tf
 
 
 def byte_level(prefix=False):

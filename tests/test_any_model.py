@@ -2,9 +2,11 @@
 import json, warnings
 from pathlib import Path
 import pytest, torch
+from folders import write_rows
+from foreign import quiet_transformers
 from safetensors.torch import load_file, save_file
 from llmbook.cli import llmbook_export, llmbook_finetune, llmbook_generate
-from llmbook.core import UserError, import_transformers, read_json, set_seed, write_json
+from llmbook.core import UserError, read_json, set_seed, write_json
 from llmbook.generate.text import generate, generate_ids
 from llmbook.model.hf import load_pretrained, save_pretrained
 from llmbook.model.hf_wrap import WrappedLM, as_lm
@@ -52,10 +54,7 @@ OTHERS = {
 
 
 @pytest.fixture(scope='module')
-def tf():
-    tf = import_transformers()
-    tf.utils.logging.disable_progress_bar()
-    return tf
+def tf(): return quiet_transformers()
 
 @pytest.fixture(scope='module')
 def tok(): return train_tokenizer(['the cat sat on the mat and the dog'] * 9, 280)
@@ -116,16 +115,22 @@ def test_a_model_is_taken_over(both):
     assert (logits(model, ids()) - expected).abs().max() < 1e-4
 
 
-def test_a_model_is_written_back(tf, both, tmp_path):
-    theirs, model, its_tok, folder = both
+def test_a_model_is_written_back(both, tmp_path):
+    _, model, its_tok, folder = both
     save_pretrained(model, its_tok, tmp_path/'ours')
     before = tensors(folder)
     after = tensors(tmp_path/'ours')
     assert before.keys() == after.keys()
     for key in before: assert before[key].equal(after[key]), key
-    again = tf.AutoModelForCausalLM.from_pretrained(tmp_path/'ours').eval()
+
+
+def test_transformers_opens_what_is_written_back(tf, both, tmp_path):
+    theirs, model, its_tok, _ = both
+    save_pretrained(model, its_tok, tmp_path)
+    again = tf.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert type(again) is type(theirs)
-    assert their_logits(again, ids()).equal(their_logits(theirs, ids()))
+    x = ids()
+    assert their_logits(again, x).equal(their_logits(theirs, x))
 
 
 def test_a_model_written_back_has_its_configuration(both, tmp_path):
@@ -376,13 +381,19 @@ def test_published_models_are_read_as_transformers_reads_them(name, tf):
     assert config_from_hf(theirs.to_dict()) == config_from_hf(config)
 
 
-def test_a_wrapped_model_is_tuned_written_and_asked_by_commands(tf, tok, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def write_wrapped(tf, tok, folder):
+    "Write a model of a family that is only wrapped, with its weights as transformers draws them."
     set_seed(0)
     config = tf.AutoConfig.for_model('gpt_neox', **OTHERS['gpt_neox'])
-    write_model(tf.AutoModelForCausalLM.from_config(config), tok, tmp_path/'theirs')
-    pairs = [json.dumps(dict(prompt=f'say {i}', answer='cat')) for i in range(60)]
-    (tmp_path/'pairs.jsonl').write_text('\n'.join(pairs))
+    model = tf.AutoModelForCausalLM.from_config(config)
+    write_model(model, tok, folder)
+
+
+def test_a_wrapped_model_is_tuned_written_and_asked_by_commands(tf, tok, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_wrapped(tf, tok, tmp_path/'theirs')
+    pairs = [dict(prompt=f'say {i}', answer='cat') for i in range(60)]
+    write_rows(tmp_path/'pairs.jsonl', pairs)
     llmbook_finetune('theirs', task='pairs.jsonl', out='tuned', steps=8, evaluations=2, bs=8, pairs=4)
     assert llmbook_generate('tuned', prompt='say 3', answer=True, tokens=4, temperature=0.) == ['cat']
     llmbook_export('tuned', out='exported')

@@ -1,5 +1,5 @@
 "Classification: rows, pooling, groups, schedules, and what is refused."
-import numpy as np
+import numpy as np, pandas as pd
 import pytest, torch
 from torch import nn
 from llmbook.core import UserError, import_transformers, set_seed
@@ -8,8 +8,8 @@ from llmbook.model.hf_wrap import as_lm
 from llmbook.model.transformer import Transformer
 from llmbook.tokens.tokenizer import train_tokenizer
 from llmbook.tune.classify import (
-    Classifier, HubEncoder, LabelLoader, class_dls, class_groups, class_learner, classify, fit_slanted, label_rows, pooled,
-    slanted_triangle
+    Classifier, HubEncoder, LabelLoader, class_dls, class_groups, class_learner, classify, fit_slanted, label_rows,
+    pooled, slanted_triangle
 )
 from llmbook.tune.groups import show_groups
 
@@ -31,20 +31,17 @@ def ours(tok, family='qwen3', **options):
     return Transformer(ModelConfig(**(sizes | heads | options)))
 
 
-def neox(tok):
+def theirs(tok, config, model):
+    "Return a small model of transformers, by the names of its configuration and its class."
     transformers = import_transformers()
     set_seed(0)
-    config = transformers.GPTNeoXConfig(vocab_size=tok.get_vocab_size(), hidden_size=32, num_hidden_layers=2,
-                                        num_attention_heads=2, intermediate_size=64, max_position_embeddings=32)
-    return as_lm(transformers.GPTNeoXForCausalLM(config))
+    sizes = getattr(transformers, config)(vocab_size=tok.get_vocab_size(), hidden_size=32, num_hidden_layers=2,
+                                          num_attention_heads=2, intermediate_size=64, max_position_embeddings=32)
+    return getattr(transformers, model)(sizes)
 
 
-def bert(tok):
-    transformers = import_transformers()
-    set_seed(0)
-    config = transformers.BertConfig(vocab_size=tok.get_vocab_size(), hidden_size=32, num_hidden_layers=2,
-                                     num_attention_heads=2, intermediate_size=64, max_position_embeddings=32)
-    return HubEncoder(transformers.BertModel(config))
+def neox(tok): return as_lm(theirs(tok, 'GPTNeoXConfig', 'GPTNeoXForCausalLM'))
+def bert(tok): return HubEncoder(theirs(tok, 'BertConfig', 'BertModel'))
 
 
 BODIES = dict(qwen3=ours, gpt2=lambda tok: ours(tok, 'gpt2'), encoder=lambda tok: ours(tok, 'encoder'),
@@ -66,15 +63,23 @@ def test_a_long_text_keeps_its_beginning_and_its_end(tok):
     assert ids.tolist() == [*whole[:5], *whole[-5:]]
 
 
+def texts_of_pass(dl, number):
+    "Return (ids without padding, label) of every text in a pass of a loader, sorted."
+    seen = []
+    for i in range(len(dl)):
+        x, lengths, y = dl.batch(number * len(dl) + i)
+        for ids, n, label in zip(x, lengths, y):
+            text = ids[:n].tolist()
+            seen.append((text, int(label)))
+    return sorted(seen)
+
+
 def test_every_text_stands_once_in_a_pass(tok):
     rows, names = label_rows(tok, *columns(TRAIN), 24)
     dl = LabelLoader(rows, bs=7, names=names)
-    for number in range(2):
-        seen = []
-        for i in range(number * len(dl), (number + 1) * len(dl)):
-            x, lengths, y = dl.batch(i)
-            for ids, n, label in zip(x, lengths, y): seen.append((ids[:n].tolist(), int(label)))
-        assert sorted(seen) == sorted((ids.tolist(), label) for ids, label in rows)
+    expected = sorted((ids.tolist(), label) for ids, label in rows)
+    assert texts_of_pass(dl, 0) == expected
+    assert texts_of_pass(dl, 1) == expected
 
 
 def test_pooling_by_hand():
@@ -137,15 +142,21 @@ def test_rates_follow_the_triangle_in_every_group(tok):
     assert seen[:, -1].argmax() <= len(seen) * .2
 
 
-def test_labels_of_new_texts_come_in_their_order(tok):
+@pytest.fixture(scope='module')
+def trained(tok):
     learn = learner(tok)
     learn.fit_one_cycle(14, slice(1e-3, 1e-2))
+    return learn
+
+
+def test_labels_of_new_texts_come_in_their_order(trained):
     texts = ['what a warm film', 'x', 'what a dull and cold and flat and long story', 'what a bright song']
-    table = classify(learn, texts, bs=2)
-    alone = [classify(learn, [text]).iloc[0] for text in texts]
-    assert list(table.label) == [row.label for row in alone]
-    np.testing.assert_allclose(table.good, [row.good for row in alone], atol=1e-5)
-    assert list(table.label[[0, 2, 3]]) == ['good', 'bad', 'good']
+    table = classify(trained, texts, bs=2)
+    alone = pd.concat([classify(trained, [text]) for text in texts])
+    assert list(table.label) == list(alone.label)
+    np.testing.assert_allclose(table.good, alone.good, atol=1e-5)
+    warm, _, dull, bright = table.label
+    assert (warm, dull, bright) == ('good', 'bad', 'good')
 
 
 @pytest.mark.parametrize('call, message', [

@@ -150,14 +150,15 @@ def test_the_lines_of_the_card_run(model, tmp_path, monkeypatch, capsys):
 
 
 def test_a_folder_of_transformers_with_its_own_tokenizer_can_be_tuned(tmp_path):
+    hub = tmp_path/'hub'
     own = gpt2_like(LINES, 280, '<|endoftext|>')
     end = own.token_to_id('<|endoftext|>')
     transformers = import_transformers()
     config = transformers.GPT2Config(vocab_size=own.get_vocab_size(), n_positions=64, n_embd=32, n_layer=2, n_head=2,
                                      bos_token_id=end, eos_token_id=end)
-    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path/'hub')
-    own.save(str(tmp_path/'hub'/'tokenizer.json'))
-    out = tuned(str(tmp_path/'hub'), tmp_path)
+    transformers.GPT2LMHeadModel(config).save_pretrained(hub)
+    own.save(str(hub/'tokenizer.json'))
+    out = tuned(str(hub), tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(out/'model')
     model = transformers.AutoModelForCausalLM.from_pretrained(out/'model')
     assert theirs.eos_token_id == end == model.config.eos_token_id
@@ -184,12 +185,14 @@ def broken(tok, tmp_path):
 
 @pytest.mark.parametrize('command', ['finetune', 'export', 'generate', 'evaluate'])
 def test_weights_of_nan_are_refused_and_leave_nothing(broken, tmp_path, command):
-    out = tmp_path/'made'/'here'
+    out = str(tmp_path/'made'/'here')
+    task = task_file(tmp_path, records())
     calls = dict(
-        finetune=lambda: cli.llmbook_finetune(broken, task=task_file(tmp_path, records()), out=str(out)),
-        export=lambda: cli.llmbook_export(broken, out=str(out)),
+        finetune=lambda: cli.llmbook_finetune(broken, task=task, out=out),
+        export=lambda: cli.llmbook_export(broken, out=out),
         generate=lambda: cli.llmbook_generate(broken, 'the'),
-        evaluate=lambda: cli.llmbook_evaluate(broken, out=str(out)))
+        evaluate=lambda: cli.llmbook_evaluate(broken, out=out),
+    )
     with pytest.raises(UserError, match='NaN or infinity in .*q_proj'): calls[command]()
     assert not (tmp_path/'made').exists()
 
@@ -265,7 +268,9 @@ def test_a_task_of_a_file_is_tuned_in_a_folder_of_its_name(model, tok, tmp_path,
     assert (run/'finetune'/'mine'/'predictions.jsonl').exists()
     tuned = run/'finetune'/'mine'/'model'
     assert (tuned/'chat_template.jinja').exists()
-    assert '## Fine-tuned on' in (tuned/'README.md').read_text() and 'apply_chat_template' in (tuned/'README.md').read_text()
+    readme = (tuned/'README.md').read_text()
+    assert '## Fine-tuned on' in readme
+    assert 'apply_chat_template' in readme
     opened, own = load_pretrained(tuned, device='cpu')
     assert own.get_vocab() == tok.get_vocab() and opened.config == small(tok).config
     from llmbook.report.report import _tuned_folders

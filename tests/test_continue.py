@@ -3,8 +3,10 @@ import json
 import pytest, torch
 from fastai.callback.core import Callback
 from folders import contents
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from llmbook.core import UserError, import_transformers, read_json, set_seed
+from foreign import byte_level, quiet_transformers
+from tokenizers import pre_tokenizers, trainers
+from llmbook.cli import llmbook_pretrain
+from llmbook.core import UserError, read_json, set_seed
 from llmbook.checkpoint.identity import weights_fingerprint
 from llmbook.model.config import ModelConfig
 from llmbook.model.hf import load_pretrained, save_pretrained
@@ -18,7 +20,7 @@ from llmbook.pretrain.run import lm_learner, pretrain
 from llmbook.tokens.loaders import lm_dls
 from llmbook.tokens.shards import documents, open_prepared, read_manifest
 from llmbook.tokens.tokenizer import (
-    SPECIALS, decode, encode_text, open_tokenizer, prepared_tokenizer, save_tokenizer, text_ids, train_tokenizer
+    SPECIALS, decode, encode_text, open_tokenizer, prepared_tokenizer, text_ids, train_tokenizer
 )
 from llmbook.train.forgetting import text_bits
 
@@ -37,13 +39,13 @@ def stories(n=240, step=5):
 
 
 def foreign_tokenizer(texts=None, vocab_size=330):
-    "Return a byte-level tokenizer that knows none of our special tokens; its text ends with a mark in the middle of its ids."
-    tok = Tokenizer(models.BPE())
-    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tok.decoder = decoders.ByteLevel()
+    "Return a byte-level tokenizer without our special tokens; its text ends with a mark in the middle of its ids."
+    tok = byte_level()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tok.train_from_iterator(texts or stories(), trainers.BpeTrainer(
-        vocab_size=vocab_size, show_progress=False, special_tokens=['<|padding|>', '<|unused|>', END], initial_alphabet=alphabet))
+    specials = ['<|padding|>', '<|unused|>', END]
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False, special_tokens=specials,
+                                  initial_alphabet=alphabet)
+    tok.train_from_iterator(texts or stories(), trainer)
     return tok
 
 
@@ -63,10 +65,7 @@ class PowerCut(Callback):
 
 
 @pytest.fixture(scope='module')
-def tf():
-    tf = import_transformers()
-    tf.utils.logging.disable_progress_bar()
-    return tf
+def tf(): return quiet_transformers()
 
 
 @pytest.fixture(scope='module')
@@ -82,8 +81,10 @@ def base(source, tmp_path_factory):
     "Return the folder of a model that was pre-trained a little, and of the text it read."
     root = tmp_path_factory.mktemp('base')
     prepare(source, root/'data', vocab_size=300, **OPTIONS)
-    config = ModelConfig(vocab_size=read_manifest(root/'data')['vocab_size'], n_layer=2, d_model=32, n_head=2, context=64)
-    learn = lm_learner(lm_dls(root/'data', 8, 64, steps=40, device='cpu'), config, lr=1e-2)
+    vocab_size = read_manifest(root/'data')['vocab_size']
+    config = ModelConfig(vocab_size=vocab_size, n_layer=2, d_model=32, n_head=2, context=64)
+    dls = lm_dls(root/'data', 8, 64, steps=40, device='cpu')
+    learn = lm_learner(dls, config, lr=1e-2)
     with learn.no_bar(), learn.no_logging(): learn.fit_wsd(1)
     save_pretrained(learn.model, prepared_tokenizer(root/'data'), root/'model')
     return root
@@ -100,8 +101,8 @@ def wrapped(tf, tmp_path_factory):
     "Return the folder of a model of a family that is only wrapped, with a tokenizer of its own."
     folder = tmp_path_factory.mktemp('wrapped')
     set_seed(0)
-    config = tf.GPTNeoXConfig(vocab_size=340, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-                              max_position_embeddings=64)
+    config = tf.GPTNeoXConfig(vocab_size=340, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                              intermediate_size=64, max_position_embeddings=64)
     tf.GPTNeoXForCausalLM(config).save_pretrained(folder)
     tf.PreTrainedTokenizerFast(tokenizer_object=foreign_tokenizer(), eos_token=END).save_pretrained(folder)
     return folder
@@ -109,29 +110,48 @@ def wrapped(tf, tmp_path_factory):
 
 # --- text in a model's tokens
 
+def read_texts(folder):
+    "Return the texts of all splits of prepared text, decoded and sorted."
+    manifest, tok = open_prepared(folder)
+    texts = []
+    for split in manifest['splits']:
+        for ids in documents(folder, split): texts.append(decode(tok, ids))
+    return sorted(texts)
+
+
 def test_text_is_prepared_with_the_tokenizer_of_a_model_of_transformers(tf, source, wrapped, tmp_path):
     theirs = tf.AutoTokenizer.from_pretrained(wrapped)
-    card = prepare(source, tmp_path/'data', tokenizer=wrapped, **OPTIONS)
-    manifest, tok = open_prepared(tmp_path/'data')
-    assert manifest['eot'] == theirs.eos_token_id == text_ids(tok).end[0] != 0
+    end = theirs.eos_token_id
+    data = tmp_path/'data'
+    card = prepare(source, data, tokenizer=wrapped, **OPTIONS)
+    manifest, tok = open_prepared(data)
+    assert manifest['eot'] == end == text_ids(tok).end[0]
+    assert end != 0
     assert card['options']['tokenizer'] == str(wrapped)
-    read = [decode(tok, ids) for split in manifest['splits'] for ids in documents(tmp_path/'data', split)]
-    assert sorted(read) == sorted(stories())
-    ids = next(documents(tmp_path/'data', 'valid')).tolist()
-    assert ids == theirs(decode(tok, ids), add_special_tokens=False).input_ids
-    assert (lm_dls(tmp_path/'data', 4, 32, steps=2, device='cpu').train.eot) == theirs.eos_token_id
+    assert read_texts(data) == sorted(stories())
+    ids = next(documents(data, 'valid')).tolist()
+    text = decode(tok, ids)
+    assert ids == theirs(text, add_special_tokens=False).input_ids
+    dls = lm_dls(data, 4, 32, steps=2, device='cpu')
+    assert dls.train.eot == end
 
 
 def test_a_tokenizer_can_be_given_as_an_object_and_stays_as_it_was(tf, source, wrapped, tmp_path):
     theirs = tf.AutoTokenizer.from_pretrained(wrapped)
     before = theirs.backend_tokenizer.to_str()
-    prepare(source, tmp_path/'file', tokenizer=wrapped, **OPTIONS)
-    prepare(source, tmp_path/'object', tokenizer=theirs, **OPTIONS)
-    assert (tmp_path/'file/train-00000.bin').read_bytes() == (tmp_path/'object/train-00000.bin').read_bytes()
+    of_file, of_object = tmp_path/'file', tmp_path/'object'
+    prepare(source, of_file, tokenizer=wrapped, **OPTIONS)
+    prepare(source, of_object, tokenizer=theirs, **OPTIONS)
+    assert (of_file/'train-00000.bin').read_bytes() == (of_object/'train-00000.bin').read_bytes()
     assert theirs.backend_tokenizer.to_str() == before
-    again = (tmp_path/'object/manifest.json').stat().st_mtime_ns
-    prepare(source, tmp_path/'object', tokenizer=theirs, **OPTIONS)
-    assert (tmp_path/'object/manifest.json').stat().st_mtime_ns == again # nothing to do
+
+
+def test_text_is_not_prepared_again_with_the_same_tokenizer(tf, source, wrapped, tmp_path):
+    theirs = tf.AutoTokenizer.from_pretrained(wrapped)
+    prepare(source, tmp_path, tokenizer=theirs, **OPTIONS)
+    written = (tmp_path/'manifest.json').stat().st_mtime_ns
+    prepare(source, tmp_path, tokenizer=theirs, **OPTIONS)
+    assert (tmp_path/'manifest.json').stat().st_mtime_ns == written
 
 
 def test_a_tokenizer_without_an_end_is_refused(source, tmp_path):
@@ -171,9 +191,15 @@ def test_the_plan_follows_from_model_and_text(base, domain):
 
 
 @pytest.mark.parametrize('options, message', [
-    (dict(seq_len=65), 'the context of the model'), (dict(bs=10**6), 'give more text'), (dict(bs=0), 'bs to be a whole'),
-    (dict(steps=0), 'steps to be a whole'), (dict(lr=-1.), 'lr to be a number'), (dict(passes=0), 'passes to be a number'),
-    (dict(warmup=-.1), 'warm-up of 0 or more'), (dict(warmup=2.), 'warmup to be a number')])
+    (dict(seq_len=65), 'the context of the model'),
+    (dict(bs=10**6), 'give more text'),
+    (dict(bs=0), 'bs to be a whole'),
+    (dict(steps=0), 'steps to be a whole'),
+    (dict(lr=-1.), 'lr to be a number'),
+    (dict(passes=0), 'passes to be a number'),
+    (dict(warmup=-.1), 'warm-up of 0 or more'),
+    (dict(warmup=2.), 'warmup to be a number'),
+])
 def test_a_plan_that_cannot_be_is_refused(base, domain, options, message):
     model, _ = load_pretrained(base/'model', device='cpu')
     with pytest.raises(UserError, match=message): plan_continuation(model, domain, **options)
@@ -188,7 +214,8 @@ def going_on(base, domain, out, stop=None, model=None, steps=24, **options):
     plan = plan_continuation(opened, domain, steps=steps, bs=4, seq_len=32, lr=5e-3)
     options = dict(evaluations=4, device='cpu', model=source) | options
     if stop:
-        with pytest.raises(KeyboardInterrupt): pretrain(domain, plan, out, checkpoint_seconds=0, cbs=PowerCut(stop), **options)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(domain, plan, out, checkpoint_seconds=0, cbs=PowerCut(stop), **options)
     return pretrain(domain, plan, out, **options)
 
 
@@ -203,18 +230,27 @@ def valid_loss(model, data):
     with learn.no_bar(): return learn.validate()[0]
 
 
-def test_going_on_lowers_the_loss_on_the_domain_and_shows_what_is_forgotten(base, domain, tmp_path):
-    model, tok = load_pretrained(base/'model', device='cpu')
-    old = stories()[:20]
-    begin, bits = valid_loss(model, domain), text_bits(model, tok, old)
-    with pytest.warns(UserWarning, match='the model forgets'):
-        learn = going_on(base, domain, tmp_path/'run', former=old)
+def test_going_on_lowers_the_loss_on_the_domain(base, domain, tmp_path):
+    model, _ = load_pretrained(base/'model', device='cpu')
+    begin = valid_loss(model, domain)
+    learn = going_on(base, domain, tmp_path)
     losses = [row[1] for row in learn.recorder.values]
     assert losses[-1] < losses[0] < begin
-    looks = read_json(tmp_path/'run'/'forgetting.json')
-    assert [look['step'] for look in looks] == [0, 6, 12, 18, 24] and looks == learn.forgetting.looks
-    assert looks[0]['bits'] == pytest.approx(bits, rel=1e-6)
-    assert looks[-1]['bits'] == pytest.approx(text_bits(learn.model, tok, old), rel=1e-6) and looks[-1]['bits'] > bits
+
+
+def test_going_on_shows_what_is_forgotten(base, domain, tmp_path):
+    model, tok = load_pretrained(base/'model', device='cpu')
+    old = stories()[:20]
+    before = text_bits(model, tok, old)
+    with pytest.warns(UserWarning, match='the model forgets'): learn = going_on(base, domain, tmp_path, former=old)
+    after = text_bits(learn.model, tok, old)
+    looks = learn.forgetting.looks
+    bits = [look['bits'] for look in looks]
+    assert bits[0] == pytest.approx(before, rel=1e-6)
+    assert bits[-1] == pytest.approx(after, rel=1e-6)
+    assert bits[-1] > before
+    assert read_json(tmp_path/'forgetting.json') == looks
+    assert [look['step'] for look in looks] == [0, 6, 12, 18, 24]
 
 
 @pytest.mark.parametrize('stop', [5, 12, 23])
@@ -232,14 +268,27 @@ def test_looking_changes_no_weight(base, domain, tmp_path):
 
 
 def test_another_base_in_the_same_folder_is_refused(base, domain, tmp_path):
-    learn = going_on(base, domain, tmp_path/'run', steps=8)
-    moved = save_pretrained(learn.model, prepared_tokenizer(base/'data'), tmp_path/'moved')
-    before = contents(tmp_path/'run')
-    with pytest.raises(UserError, match='base'): going_on(base, domain, tmp_path/'run', model=moved, steps=8)
-    assert contents(tmp_path/'run') == before
-    facts = [read_json(path)['asked'] for path in (tmp_path/'run').glob('checkpoints/step-*/*.json') if 'asked' in read_json(path)]
-    names = dict(load_pretrained(base/'model', device='cpu')[0].named_parameters())
-    assert facts and facts[0]['base'] == weights_fingerprint(names)
+    run = tmp_path/'run'
+    learn = going_on(base, domain, run, steps=8)
+    tok = prepared_tokenizer(base/'data')
+    moved = save_pretrained(learn.model, tok, tmp_path/'moved')
+    before = contents(run)
+    with pytest.raises(UserError, match='base'): going_on(base, domain, run, model=moved, steps=8)
+    assert contents(run) == before
+
+
+def asked_of_checkpoints(run):
+    "Return what each checkpoint of a run says it was asked for."
+    facts = [read_json(path) for path in run.glob('checkpoints/step-*/*.json')]
+    return [fact['asked'] for fact in facts if 'asked' in fact]
+
+
+def test_a_checkpoint_names_its_base(base, domain, tmp_path):
+    going_on(base, domain, tmp_path, steps=8)
+    model, _ = load_pretrained(base/'model', device='cpu')
+    fingerprint = weights_fingerprint(dict(model.named_parameters()))
+    asked = asked_of_checkpoints(tmp_path)
+    assert asked and asked[0]['base'] == fingerprint
 
 
 def test_text_in_other_tokens_is_refused_before_anything_is_written(base, domain_source, tmp_path):
@@ -253,11 +302,12 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(base, domain, w
     model, _ = load_pretrained(base/'model', device='cpu')
     plan = plan_continuation(model, domain, steps=8, bs=4, seq_len=32)
     wide = Continuation(**dict(plan.to_dict(), seq_len=128))
+    sizes = ModelConfig(vocab_size=model.config.vocab_size, n_layer=1, d_model=32, n_head=2)
     cases = [
         (plan, None, 'expected a model to go on with, got none'),
         (plan, model.config, 'got a configuration'),
         (wide, model, 'the context of the model'),
-        (plan, Transformer(ModelConfig(vocab_size=model.config.vocab_size, n_layer=1, d_model=32, n_head=2)), 'one for another'),
+        (plan, Transformer(sizes), 'one for another'),
         (plan, wrapped, 'prepare it again'),
         (plan, tmp_path/'none', 'expected'),
         (plan, 5, 'ModelConfig or a model'),
@@ -268,48 +318,86 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(base, domain, w
     assert not (tmp_path/'run').exists()
 
 
-def test_a_wrapped_model_goes_on_and_resumes(wrapped, source, tmp_path):
+@pytest.fixture
+def wrapped_data(wrapped, source, tmp_path):
     prepare(source, tmp_path/'data', tokenizer=wrapped, **OPTIONS)
+    return tmp_path/'data'
+
+
+def test_a_wrapped_model_goes_on_and_is_saved(wrapped, wrapped_data, tmp_path):
     model, tok = load_lm(wrapped, 'cpu')
     assert isinstance(model, WrappedLM)
-    begin = valid_loss(model, tmp_path/'data')
-    whole = going_on(None, tmp_path/'data', tmp_path/'whole', model=wrapped, steps=16)
-    again = going_on(None, tmp_path/'data', tmp_path/'cut', model=wrapped, steps=16, stop=9)
-    assert whole.recorder.values[-1][1] < begin - .5
+    begin = valid_loss(model, wrapped_data)
+    learn = going_on(None, wrapped_data, tmp_path/'run', model=wrapped, steps=16)
+    _, loss, *_ = learn.recorder.values[-1]
+    assert loss < begin - .5
+    saved = learn.model.save_pretrained(tmp_path/'model', tok)
+    opened, _ = load_lm(saved, 'cpu')
+    loss_of_opened = valid_loss(opened, wrapped_data)
+    assert loss_of_opened == pytest.approx(loss, abs=.2)
+
+
+def test_a_wrapped_model_resumes(wrapped, wrapped_data, tmp_path):
+    options = dict(model=wrapped, steps=16)
+    whole = going_on(None, wrapped_data, tmp_path/'whole', **options)
+    again = going_on(None, wrapped_data, tmp_path/'cut', stop=9, **options)
     assert again.checkpoint.resumed and same(weights(whole), weights(again))
-    opened, _ = load_lm(whole.model.save_pretrained(tmp_path/'model', tok), 'cpu')
-    assert valid_loss(opened, tmp_path/'data') == pytest.approx(whole.recorder.values[-1][1], abs=.2)
 
 
-def test_a_model_of_transformers_itself_is_trained(tf, wrapped, source, tmp_path):
-    prepare(source, tmp_path/'data', tokenizer=wrapped, **OPTIONS)
+def test_a_model_of_transformers_itself_is_trained(tf, wrapped, wrapped_data, tmp_path):
     theirs = tf.AutoModelForCausalLM.from_pretrained(wrapped)
-    plan = plan_continuation(load_lm(wrapped, 'cpu')[0], tmp_path/'data', steps=4, bs=4, seq_len=32)
+    model, _ = load_lm(wrapped, 'cpu')
+    plan = plan_continuation(model, wrapped_data, steps=4, bs=4, seq_len=32)
     before = weights_fingerprint(dict(theirs.named_parameters()))
-    learn = pretrain(tmp_path/'data', plan, tmp_path/'run', evaluations=1, model=theirs, device='cpu')
-    assert learn.model.model is theirs and weights_fingerprint(dict(theirs.named_parameters())) != before
+    learn = pretrain(wrapped_data, plan, tmp_path/'run', evaluations=1, model=theirs, device='cpu')
+    assert learn.model.model is theirs
+    assert weights_fingerprint(dict(theirs.named_parameters())) != before
 
 
-def test_an_encoder_goes_on_with_masks(base, domain, tmp_path):
-    config = ModelConfig(family='encoder', vocab_size=read_manifest(domain)['vocab_size'], n_layer=1, d_model=32, n_head=2, context=64)
+def small_encoder(data):
+    "Return an encoder for prepared text, and a plan of four steps."
+    vocab_size = read_manifest(data)['vocab_size']
+    config = ModelConfig(family='encoder', vocab_size=vocab_size, n_layer=1, d_model=32, n_head=2, context=64)
     model = Transformer(config)
-    plan = plan_continuation(model, domain, steps=4, bs=4, seq_len=32)
+    return model, plan_continuation(model, data, steps=4, bs=4, seq_len=32)
+
+
+def test_an_encoder_goes_on_with_masks(domain, tmp_path):
+    model, plan = small_encoder(domain)
+    learn = pretrain(domain, plan, tmp_path/'run', evaluations=1, model=model, device='cpu')
+    assert learn.train_iter == 4
+    assert learn.model is model
+
+
+def test_what_an_encoder_forgets_is_not_measured(domain, tmp_path):
+    model, plan = small_encoder(domain)
     with pytest.raises(UserError, match='got an encoder'):
         pretrain(domain, plan, tmp_path/'run', model=model, device='cpu', former=['text'])
-    learn = pretrain(domain, plan, tmp_path/'run', evaluations=1, model=model, device='cpu')
-    assert learn.train_iter == 4 and learn.model is model
 
 
-def test_the_command_goes_on_and_resumes(base, domain, tmp_path, capsys):
-    from llmbook.cli import llmbook_pretrain
-    (tmp_path/'old.txt').write_text('\n'.join(stories()[:3]))
-    options = dict(from_model=str(base/'model'), out=str(tmp_path/'run'), former=str(tmp_path/'old.txt'))
-    llmbook_pretrain(str(domain), steps=4, **options)
+@pytest.fixture
+def command(base, tmp_path):
+    "Return the options of the command that goes on with the base, into the folder `run`."
+    former = tmp_path/'old.txt'
+    former.write_text('\n'.join(stories()[:3]))
+    return dict(from_model=str(base/'model'), out=str(tmp_path/'run'), former=str(former))
+
+
+def test_the_command_goes_on_and_resumes(command, domain, tmp_path, capsys):
+    run, data = tmp_path/'run', str(domain)
+    llmbook_pretrain(data, steps=4, **command)
     assert 'after a warm-up' in capsys.readouterr().out
-    model, tok = load_pretrained(tmp_path/'run', device='cpu')
+    model, tok = load_pretrained(run, device='cpu')
     assert len(tok.get_vocab()) == model.config.vocab_size
-    llmbook_pretrain(str(domain), resume=True, **options)
-    assert len(read_json(tmp_path/'run'/'forgetting.json')) == 5
-    for wrong, message in ((dict(minutes=1.), 'steps and --lr with --from'), (dict(steps=5, resume=True), 'steps 4')):
-        with pytest.raises(UserError, match=message): llmbook_pretrain(str(domain), **options | wrong)
-    with pytest.raises(UserError, match='expected --from MODEL'): llmbook_pretrain(str(domain), steps=4, out=str(tmp_path/'new'))
+    llmbook_pretrain(data, resume=True, **command)
+    looks = read_json(run/'forgetting.json')
+    assert len(looks) == 5
+
+
+def test_the_command_refuses_what_does_not_go_with_a_model(command, domain, tmp_path):
+    data = str(domain)
+    llmbook_pretrain(data, steps=4, **command)
+    with pytest.raises(UserError, match='steps and --lr with --from'): llmbook_pretrain(data, minutes=1., **command)
+    with pytest.raises(UserError, match='steps 4'): llmbook_pretrain(data, steps=5, resume=True, **command)
+    with pytest.raises(UserError, match='expected --from MODEL'):
+        llmbook_pretrain(data, steps=4, out=str(tmp_path/'new'))

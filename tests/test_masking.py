@@ -161,10 +161,12 @@ def test_what_is_no_target_is_left_as_it_was(hidden):
 def test_span_lengths_by_hand():
     "P(l) = .2 * .8^(l - 1) / (1 - .8^10), and its mean 5 - 10 * .8^10 / (1 - .8^10) = 3.797."
     q = span_lengths()
+    longer_than_ten = .8 ** 10
+    ten_at_most = 1 - longer_than_ten
     assert q.sum() == pytest.approx(1)
-    assert q[0] == pytest.approx(.2 / (1 - .8 ** 10))
+    assert q[0] == pytest.approx(.2 / ten_at_most)
     assert q[3] / q[2] == pytest.approx(.8)
-    by_hand = 5 - 10 * .8 ** 10 / (1 - .8 ** 10)
+    by_hand = 5 - 10 * longer_than_ten / ten_at_most
     mean = q.dot(np.arange(1, 11))
     assert mean == pytest.approx(by_hand)
     assert mean == pytest.approx(3.797, abs=5e-4)
@@ -179,7 +181,8 @@ def test_a_span_has_one_lot():
 
 def test_spans_never_touch():
     "On both sides of a gap of one token are two spans."
-    chosen, lot = choose_spans(torch.arange(500 * 200).view(500, 200), .5, 3)
+    positions = torch.arange(500 * 200).view(500, 200)
+    chosen, lot = choose_spans(positions, .5, 3)
     left = chosen[:, :-2]
     middle = chosen[:, 1:-1]
     right = chosen[:, 2:]
@@ -209,10 +212,13 @@ def test_neither_specials_nor_pads_are_targets_or_drawn(documents):
     learn, fed = encoder(documents, dls=dls, cbs=[MaskTokens(rate=.5)])
     fit(learn)
     x, y = joined(fed.in_training)
-    assert not torch.isin(y, torch.tensor([EOT, PAD, 2, 3])).any()
-    assert not torch.isin(x, torch.tensor([PAD, 2])).any()
-    at_random = (y != IGNORE) & (x != y) & (x != ANSWER)
-    drawn = x[at_random]
+    specials = torch.tensor([EOT, PAD, 2, 3])
+    never_read = torch.tensor([PAD, 2])
+    assert not torch.isin(y, specials).any()
+    assert not torch.isin(x, never_read).any()
+    is_target = y != IGNORE
+    was_replaced = (x != y) & (x != ANSWER)
+    drawn = x[is_target & was_replaced]
     assert len(drawn) > 500
     assert drawn.min() >= 4
     assert len(drawn.unique()) > 200
@@ -380,7 +386,9 @@ def without_context(grammar, text):
     share = grammar.stationary.reshape(-1, n).sum(0) # of each symbol
     hidden = -(share * np.log(share)).sum()
     at_random = np.full(n, .5 / text)
-    joint = np.diag(share / 2) + np.outer(share, at_random)
+    kept = np.diag(share / 2)
+    replaced = np.outer(share, at_random)
+    joint = kept + replaced # of a target and the symbol that is seen in its place
     given = joint / joint.sum(0)
     shown = -(joint * np.log(given)).sum()
     no_symbol = .5 * (1 - n / text) # tokens at random that no text holds, and that say nothing

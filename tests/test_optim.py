@@ -223,13 +223,15 @@ def where_parameters_go(m, opt):
 @pytest.mark.parametrize('family', FAMILIES)
 def test_muon_takes_the_matrices_of_blocks_alone(family):
     m = model(family)
-    where = where_parameters_go(m, lm_opt(m)(list(m.parameters()), lr=1e-3))
+    opt = lm_opt(m)(list(m.parameters()), lr=1e-3)
+    where = where_parameters_go(m, opt)
     parameters = dict(m.named_parameters())
     assert set(where) == set(parameters)
     for name, p in parameters.items():
         in_block = name.startswith(('blocks', 'predict'))
-        kind = 'muon' if p.ndim == 2 and in_block else 'adamw'
-        decay = .1 if p.ndim == 2 else 0
+        is_matrix = p.ndim == 2
+        kind = 'muon' if is_matrix and in_block else 'adamw'
+        decay = .1 if is_matrix else 0
         assert where[name] == (kind, decay), name
 
 
@@ -355,7 +357,8 @@ def run(m, opt, steps):
 def test_state_put_into_a_new_optimiser_resumes_bit_for_bit(muon, way, tmp_path):
     a = model('gpt2')
     b = model('gpt2', seed=1)
-    opt, other = [lm_opt(m, muon=muon)(layers(m), lr=1.) for m in (a, b)]
+    def make(m): return lm_opt(m, muon=muon)(layers(m), lr=1.)
+    opt, other = make(a), make(b)
     opt.set_hypers(wd=[.01, .1, .3, .5])
     run(a, opt, range(7))
     if way == 'state_dict':

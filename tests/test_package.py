@@ -114,16 +114,26 @@ def imported_packages(path):
     return {(name or '').split('.')[0] for name in names} - set(sys.stdlib_module_names) - {'llmbook', ''}
 
 
+def normal(name):
+    "Return a distribution's name as indexes compare it."
+    return re.sub(r'[-_.]+', '-', name.lower())
+
+
+def required_distributions():
+    "Return the names of what settings.ini requires, without extras."
+    lines = setting_lines('requirements')
+    return {normal(requirement_name(line.split('[')[0])) for line in lines}
+
+
 def test_every_import_is_required():
     "Find everything the package imports in settings.ini, so that an empty environment has it."
     distributions = packages_distributions()
-    def normal(name): return re.sub(r'[-_.]+', '-', name.lower())
-    required = {normal(requirement_name(line.split('[')[0])) for line in setting_lines('requirements')}
+    required = required_distributions()
     missing = set()
     for path in (ROOT/'llmbook').rglob('*.py'):
         for top in imported_packages(path) - OPTIONAL:
-            providers = {normal(d) for d in distributions.get(top, [top])}
-            if not required & providers: missing.add(f'{path.relative_to(ROOT)}: {top}')
+            providers = {normal(name) for name in distributions.get(top, [top])}
+            if required.isdisjoint(providers): missing.add(f'{path.relative_to(ROOT)}: {top}')
     assert not missing, f'imported and not in settings.ini: {sorted(missing)}'
 
 

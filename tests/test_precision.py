@@ -255,19 +255,26 @@ def test_fp8_layers_are_ordinary_for_odd_rows_in_evaluation_and_afterwards():
     assert not has_float8(model)
 
 
-def test_fp8_trains_nearly_as_float32_does():
-    "Train in eight bits to nearly the same loss; the optimiser's float32 weights stay."
+def learn_one_batch(precision):
+    "Train on one batch again and again; return the Learner and the loss of that batch afterwards."
     data = batches(1) * 40
     x, y = data[0]
-    def train(name): return fit(learner(Precision(name, emulate=True), data=data, lr=1e-2))
-    def loss(learn): return learn.loss_func(learn.model(x), y).item()
-    plain, eight = train('fp32'), train('fp8')
-    losses = [loss(plain), loss(eight)]
-    assert losses[0] < 3, losses
-    assert abs(losses[0] - losses[1]) < .1, losses
-    assert eight.precision.layers == (14, [])
-    assert {p.dtype for p in eight.model.parameters()} == {torch.float32}
-    assert not has_float8(eight.model)
+    learn = learner(Precision(precision, emulate=True), data=data, lr=1e-2)
+    fit(learn)
+    loss = learn.loss_func(learn.model(x), y)
+    return learn, loss.item()
+
+
+def test_fp8_trains_nearly_as_float32_does():
+    "Train in eight bits to nearly the same loss; the optimiser's float32 weights stay."
+    _, plain = learn_one_batch('fp32')
+    learn, eight = learn_one_batch('fp8')
+    assert plain < 3
+    assert abs(plain - eight) < .1, (plain, eight)
+    assert learn.precision.layers == (14, [])
+    kinds = {p.dtype for p in learn.model.parameters()}
+    assert kinds == {torch.float32}
+    assert not has_float8(learn.model)
 
 
 # ---- torch.compile

@@ -96,18 +96,29 @@ def test_wrong_options_are_refused(talk, options):
     with pytest.raises(UserError): Talk(talk.model, talk.fmt, **options)
 
 
-def test_an_adapter_brings_its_answers_along(folder, tmp_path):
+@pytest.fixture
+def adapter(folder, tmp_path):
+    "Save an adapter with drawn weights over the base; return its model, its template and its folder."
     base, fmt = open_chat_model(folder/'base', device='cpu')
     set_seed(1)
     model = add_adapters(base, r=4)
     for layer in adapted_layers(model).values(): layer.lora_B.data.normal_(std=.1)
     save_adapters(model, tmp_path)
     fmt.save(tmp_path)
+    return model.eval(), fmt, tmp_path
+
+
+def test_an_adapter_brings_its_answers_along(folder, adapter):
+    model, fmt, saved = adapter
     chats = [[dict(role='user', content=f'say {w} 1')] for w in WORDS]
-    wanted = chat_answers(model.eval(), fmt, chats, 8)
-    opened, fmt2 = open_chat_model(folder/'base', tmp_path, device='cpu')
-    assert chat_answers(opened, fmt2, chats, 8) == wanted
-    with pytest.raises(UserError, match='over which'): open_chat_model(folder/'model', tmp_path, device='cpu')
+    wanted = chat_answers(model, fmt, chats, 8)
+    opened, its_fmt = open_chat_model(folder/'base', saved, device='cpu')
+    assert chat_answers(opened, its_fmt, chats, 8) == wanted
+
+
+def test_an_adapter_over_another_base_is_refused(folder, adapter):
+    _, _, saved = adapter
+    with pytest.raises(UserError, match='over which'): open_chat_model(folder/'model', saved, device='cpu')
 
 
 def test_an_adapter_brings_its_template_and_variables(folder, tmp_path):

@@ -280,7 +280,8 @@ def test_only_new_rows_move(kind, muon):
     before = copies(rows_of(model))
     matrix = next(p for p in others(model) if p.ndim == 2)
     matrix_before = matrix.detach().clone()
-    opt = lm_opt(model, muon=muon)(list(model.parameters()), lr=.01, wd=.5)
+    make_optimiser = lm_opt(model, muon=muon)
+    opt = make_optimiser(list(model.parameters()), lr=.01, wd=.5)
     take_steps(model, opt, new)
     for rows in open_rows(model, before): assert rows == new
     assert not matrix.equal(matrix_before), 'the rest trains'

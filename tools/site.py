@@ -81,15 +81,28 @@ def shown_name(source):
 
 def documentation(name, mod, outputs, sources, names):
     "Return a name's entry: target, heading, signature, one line, and its source to unfold."
-    written = [o['data']['text/markdown'] for o in outputs if 'text/markdown' in o.get('data', {})]
-    text = tidy_documentation(''.join(written[0]) if written else '')
-    source = sources.get(name) or sources.get(name.split('.')[0])
-    if source:
-        text += f'\n\n<details class="source"><summary>source</summary>\n\n```python\n{source}\n```\n\n</details>'
+    text = tidy_documentation(first_markdown(outputs))
+    of_class, _, _ = name.partition('.')
+    source = sources.get(name) or sources.get(of_class)
+    if source: text += folded_source(source)
     full = f'llmbook.{mod}.{name}'
     if full in names.placed: return text # one target, though a notebook may show a name twice
     names.placed.add(full)
-    return f'({names.labels[full]})=\n{text}'
+    label = names.labels[full]
+    return f'({label})=\n{text}'
+
+
+def first_markdown(outputs):
+    "Return the first Markdown among a cell's outputs, '' if there is none."
+    for output in outputs:
+        written = output.get('data', {}).get('text/markdown')
+        if written is not None: return ''.join(written)
+    return ''
+
+
+def folded_source(source):
+    "Return source that a reader can unfold."
+    return f'\n\n<details class="source"><summary>source</summary>\n\n```python\n{source}\n```\n\n</details>'
 
 
 def tidy_documentation(text):
@@ -99,13 +112,14 @@ def tidy_documentation(text):
 
 def exported_sources(path):
     "Return, for each name, the exported cell that defines it, without directives."
-    res = {}
+    sources = {}
     for kind, src, _ in cells(path):
         found, body = split_directives(src)
-        if kind != 'code' or 'export' not in found: continue
-        for name in DEFINED.findall(body): res.setdefault(name, body)
-        for method, cls in PATCHED.findall(body): res[f'{cls}.{method}'] = body
-    return res
+        is_exported = kind == 'code' and 'export' in found
+        if not is_exported: continue
+        for name in DEFINED.findall(body): sources.setdefault(name, body)
+        for method, cls in PATCHED.findall(body): sources[f'{cls}.{method}'] = body
+    return sources
 
 
 def convert(processed, original, names):
@@ -113,18 +127,23 @@ def convert(processed, original, names):
     nb = json.loads(processed.read_text(encoding='utf-8'))
     mod = module(original)
     sources = exported_sources(original)
-    out = []
+    converted = []
     for cell in nb['cells']:
-        kind, src = cell['cell_type'], ''.join(cell['source'])
-        if kind == 'raw': out.append(md_cell(heading(front(src), mod)))
-        elif kind == 'markdown': out.append(md_cell(markdown(src, names)))
-        else: out += code_cells(cell, src, mod, sources, names)
-    shown = []
-    for cell in out:
-        is_warning = cell['source'].startswith('<!-- WARNING')
-        if cell['source'].strip() and not is_warning: shown.append(cell)
+        kind = cell['cell_type']
+        src = ''.join(cell['source'])
+        if kind == 'raw': converted.append(md_cell(heading(front(src), mod)))
+        elif kind == 'markdown': converted.append(md_cell(markdown(src, names)))
+        else: converted += code_cells(cell, src, mod, sources, names)
+    shown = [cell for cell in converted if is_shown(cell)]
     kernel = dict(name='python3', language='python', display_name='python3')
     return dict(nbformat=4, nbformat_minor=4, cells=shown, metadata=dict(kernelspec=kernel))
+
+
+def is_shown(cell):
+    "Return whether a cell holds something for a reader, other than the warning that a file is generated."
+    source = cell['source']
+    is_warning = source.startswith('<!-- WARNING')
+    return bool(source.strip()) and not is_warning
 
 
 def md_cell(text): return dict(cell_type='markdown', metadata={}, source=text)
@@ -140,16 +159,23 @@ def heading(head, mod):
 
 def code_cells(cell, src, mod, sources, names):
     "Return a code cell with its directives carried out: nothing, documentation, plain Markdown, or code with outputs."
-    found, body = split_directives(src)
-    outputs = [] if found.get('output') == 'false' else cell.get('outputs', [])
+    directives, body = split_directives(src)
+    output = directives.get('output')
+    outputs = [] if output == 'false' else cell.get('outputs', [])
     name = shown_name(body)
     if name and mod:
-        return [md_cell(markdown(documentation(name, mod, outputs, sources, names), names))]
-    if found.get('include') == 'false': return []
-    if found.get('output') == 'asis':
-        return [md_cell(markdown(output_text(o), names)) for o in outputs]
-    tags = ['remove-input'] if found.get('echo') == 'false' else []
-    return [dict(cell_type='code', metadata={'tags': tags}, source=body, outputs=outputs, execution_count=None)]
+        text = documentation(name, mod, outputs, sources, names)
+        return [md_cell(markdown(text, names))]
+    if directives.get('include') == 'false': return []
+    if output == 'asis': return [md_cell(markdown(output_text(o), names)) for o in outputs]
+    has_input = directives.get('echo') != 'false'
+    return [code_cell(body, outputs, has_input)]
+
+
+def code_cell(source, outputs, has_input):
+    "Return a cell of code, with or without its input."
+    tags = [] if has_input else ['remove-input']
+    return dict(cell_type='code', metadata=dict(tags=tags), source=source, outputs=outputs, execution_count=None)
 
 
 def output_text(output):
@@ -180,12 +206,13 @@ class Section:
 
     def listing(self, level=0):
         "Return a list of links: each notebook with its one line, each section with its notebooks below it."
-        indent, lines = '  ' * level, []
+        bullet = '  ' * level + '- '
+        lines = []
         for x in self.inside:
             if isinstance(x, Section):
-                link = f'[{x.title}](/{x.path}.md): {purpose(x.title)}'
-                lines += [f'{indent}- {link}', x.listing(level + 1)]
-            else: lines.append(f'{indent}- {notebook_link(x)}')
+                lines.append(f'{bullet}[{x.title}](/{x.path}.md): {purpose(x.title)}')
+                lines.append(x.listing(level + 1))
+            else: lines.append(bullet + notebook_link(x))
         return '\n'.join(lines)
 
 
@@ -206,20 +233,30 @@ def toctree(entries):
 
 def stage(processed, folder):
     "Write what Sphinx reads: every page in the sidebar, the pages of its headings, and the files beside them."
-    sidebar = yaml.safe_load((ROOT/'nbs/sidebar.yml').read_text())['website']['sidebar']
-    entries = [Section(x) if isinstance(x, dict) else x for x in sidebar['contents']]
+    entries = sidebar_entries()
     sections = [x for x in entries if isinstance(x, Section)]
     listed = ['index.ipynb']
     for section in sections: listed += section.pages()
     copy_other_files(processed, folder)
     for section in sections: section.write(folder)
     names = documented_names(processed, listed)
-    for p in listed:
-        nb = convert(processed/p, ROOT/'nbs'/p, names)
-        if p == 'index.ipynb': nb['cells'].append(md_cell(toctree(entries)))
-        to = folder/f'{page(p)}.ipynb'
-        to.parent.mkdir(parents=True, exist_ok=True)
-        to.write_text(json.dumps(nb), encoding='utf-8')
+    for name in listed:
+        nb = convert(processed/name, ROOT/'nbs'/name, names)
+        if name == 'index.ipynb': nb['cells'].append(md_cell(toctree(entries)))
+        write_page(folder/f'{page(name)}.ipynb', nb)
+
+
+def sidebar_entries():
+    "Return what the sidebar lists at its top: sections, and notebooks by their names."
+    site = yaml.safe_load((ROOT/'nbs/sidebar.yml').read_text())['website']
+    contents = site['sidebar']['contents']
+    return [Section(x) if isinstance(x, dict) else x for x in contents]
+
+
+def write_page(path, nb):
+    "Write a notebook, and the folder that it lies in."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(nb), encoding='utf-8')
 
 
 def copy_other_files(processed, folder):
