@@ -191,6 +191,14 @@ def _mapped(value, change, keys=False):
         changed[name] = _mapped(v, change, keys)
     return changed
 
+def _signed_content(content, sign):
+    "Return a content with its texts signed; the type of a part is a name that templates compare, and stays."
+    signed = _mapped(content, sign)
+    if not isinstance(signed, list): return signed
+    for old, new in zip(content, signed):
+        if isinstance(old, dict) and 'type' in old: new['type'] = old['type']
+    return signed
+
 class _Placeholders:
     "Protects special tokens in messages and tools, and marks who wrote what."
     def __init__(self, special, messages, tools=None):
@@ -229,7 +237,7 @@ class _Placeholders:
             return text.replace(core, f'{self.open}{i}{self.open}{core}{self.close}', 1)
         signed = dict(message)
         for k in ('content', 'reasoning_content', 'thinking'):
-            if k in message: signed[k] = _mapped(message[k], sign)
+            if k in message: signed[k] = _signed_content(message[k], sign)
         return signed
 
     def read(self, text):
@@ -699,6 +707,15 @@ def _roles_of(text, spans, messages):
 
 def _answers_in(messages): return [k for k, message in enumerate(messages) if message['role'] == 'assistant']
 
+def _joined_mark(text, spans, special):
+    "Return a special token of which only a part was written in a message, or ''."
+    edges = set()
+    for start, end, _ in spans: edges |= {start, end}
+    for mark in special.finditer(text):
+        inside = range(mark.start() + 1, mark.end())
+        if not edges.isdisjoint(inside): return mark[0]
+    return ''
+
 class _Chat:
     "One chat on its way to ids: the texts up to each answer, before it and after it."
     def __init__(self, fmt, messages, tools, prompt):
@@ -717,6 +734,7 @@ class _Chat:
             wanted += [asked, answered]
         whole, self.signed, *steps = fmt._render(wanted)
         self.whole = self._read(whole)
+        self._refuse_joined_marks()
         texts = [self._read(step) for step in steps]
         asked_texts = texts[::2]
         answered_texts = texts[1::2]
@@ -732,6 +750,14 @@ class _Chat:
         if not isinstance(self.signed, str): return None
         text, spans, _ = self.placeholders.read(self.signed)
         return _roles_of(text, spans, self.messages) if text == self.whole[0] else None
+
+    def _refuse_joined_marks(self):
+        "Refuse messages whose pieces, each harmless, become a special token where the template joins them."
+        if not isinstance(self.signed, str): return
+        text, spans, _ = self.placeholders.read(self.signed)
+        joined = _joined_mark(text, spans, self.fmt.encoder.special)
+        if joined: raise UserError(f'expected messages without special tokens, got pieces that become {joined} where '
+                                   'the template joins them: give them as one text, which stays text')
 
     def walk(self):
         "Yield (message, length of its prompt, whether the prompt, whether the answer continues what was before)."
