@@ -66,14 +66,16 @@ def said(*roles): return [dict(role=role, content='red one') for role in roles]
 
 
 def test_what_asks_nothing_does_not_end_the_run(model, fmt, tmp_path):
-    odd = [said('assistant'), said('user', 'assistant', 'assistant'), said('assistant', 'user', 'assistant')]
-    records = [dict(messages=messages, split='valid') for messages in odd]
-    records += [dict(r, split='train') for r in RECORDS]
-    learn = sft(model, fmt, records, tmp_path, method='full', steps=2, evaluations=1, tokens=256)
-    answered = [chat.messages for chat in learn.chat_watch.chats]
-    assert answered == odd[1:]
-    assert len(learn.chat_watch.looks[-1]['answers']) == 2
-    assert 'red one\n\nred one' in learn.chat_watch.samples()
+    lone = said('assistant')
+    twice = said('user', 'assistant', 'assistant')
+    greeted = said('assistant', 'user', 'assistant')
+    odd = [dict(messages=messages, split='valid') for messages in (lone, twice, greeted)]
+    usual = [dict(r, split='train') for r in RECORDS]
+    learn = sft(model, fmt, usual + odd, tmp_path, method='full', steps=2, evaluations=1, tokens=256)
+    watch = learn.chat_watch
+    assert [chat.messages for chat in watch.chats] == [twice, greeted]
+    assert len(watch.looks[-1]['answers']) == 2
+    assert 'red one\n\nred one' in watch.samples()
 
 
 def test_a_look_answers_as_many_chats_as_were_asked_for(model, fmt):

@@ -239,11 +239,8 @@ def class_groups(
     model:Classifier, # a classifier
 ) -> list: # lists of parameters: embedding, blocks, head
     "Return the layer groups of a classifier: those of its body, and the head."
-    groups = []
-    for group in layer_groups(model.body):
-        trained = [p for p in group if p.requires_grad]
-        if trained: groups.append(trained)
-    return [*groups, list(model.classify.parameters())]
+    head = list(model.classify.parameters())
+    return [*layer_groups(model.body), head]
 
 def _texts_and_labels(source):
     "Return texts and labels, from a pair of them or from a table."

@@ -118,18 +118,24 @@ def _input_of(fields):
     for name in _MORE:
         if fields.get(name): return fields[name]
 
+def _beside(fields):
+    "Return what stands beside a question or a chat: the system message, tools, earlier turns, the label."
+    found = {name: fields[name] for name in _BESIDE if fields.get(name) is not None}
+    if fields.get('system_prompt'): found['system'] = fields['system_prompt']
+    return found
+
 def _meaning(fields):
     "Return what the fields of a record mean: a dictionary with names of `COLUMNS`, and the shape."
     if 'parent_id' in fields and 'role' in fields:
         raise _Bad('one message of a tree (parent_id): join the messages of each path to one record')
-    meaning = {name: fields[name] for name in _BESIDE if fields.get(name) is not None}
-    if fields.get('system_prompt'): meaning['system'] = fields['system_prompt']
+    meaning = _beside(fields)
     name, question = _question(fields)
     if name: meaning['prompt'] = question
     if name == 'instruction': meaning['input'] = _input_of(fields)
     if 'chosen' in fields and 'rejected' in fields:
         return dict(meaning, chosen=fields['chosen'], rejected=fields['rejected']), 'preference'
-    if _chat_field(fields): return dict(meaning, messages=fields[_chat_field(fields)]), 'messages'
+    chat = _chat_field(fields)
+    if chat: return dict(meaning, messages=fields[chat]), 'messages'
     asked, answered = _pair_fields(fields)
     if asked == 'instruction': return dict(meaning, answer=fields[answered]), 'alpaca'
     if asked: return dict(meaning, prompt=fields[asked], input=None, answer=fields[answered]), 'pair'

@@ -103,6 +103,16 @@ def _layer_name(name):
     if block: return block[1]
     return name.rpartition('.')[0] or name
 
+def _layers_of(groups, model):
+    "Return the names of the layers in each group, as one text a group."
+    names = {id(p): _layer_name(name) for name, p in model.named_parameters()}
+    texts = []
+    for group in groups:
+        layers = [names.get(id(p), '?') for p in group]
+        each_once = dict.fromkeys(layers)
+        texts.append(', '.join(each_once))
+    return texts
+
 def _state(group):
     "Return whether all, some or none of a group's parameters train, in a word."
     trained = sum(p.requires_grad for p in group)
@@ -127,14 +137,14 @@ def show_groups(
     learn, # a Learner
 ) -> pd.DataFrame: # one row for each layer group: layers, parameters, state ('trained', 'partly', 'frozen'), rate
     "Return a table of a Learner's layer groups: what trains, and at which rate."
-    names = {id(p): _layer_name(name) for name, p in learn.model.named_parameters()}
     if learn.opt is None: learn.create_opt()
-    rows = []
-    for group, rate in zip(learn.opt.param_lists, _rates(learn)):
-        layers = dict.fromkeys(names.get(id(p), '?') for p in group) # each once, in order
-        n_parameters = sum(p.numel() for p in group)
-        rows.append(dict(layers=', '.join(layers), parameters=n_parameters, state=_state(group), rate=rate))
-    return pd.DataFrame(rows).rename_axis('group')
+    groups = learn.opt.param_lists
+    columns = dict(
+        layers=_layers_of(groups, learn.model),
+        parameters=[sum(p.numel() for p in group) for group in groups],
+        state=[_state(group) for group in groups],
+        rate=_rates(learn))
+    return pd.DataFrame(columns).rename_axis('group')
 
 # %% ../../nbs/api/50_tune/05_groups.ipynb #e2e4a86f
 def layerwise_decay(

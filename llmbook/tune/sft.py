@@ -75,8 +75,9 @@ def prepare_chats(
     for split, use in dict(train='train on', valid='validate with').items():
         if not rows.get(split): raise UserError(
             f'expected chats to {use} in {data.source}, found none ({aside}): give more, or a longer context')
-    if len(rows['valid']) < _FEW: warnings.warn(
-        f"only {len(rows['valid'])} chats are left to validate with: their loss says little; give more, or a larger valid")
+    n_valid = len(rows['valid'])
+    if n_valid < _FEW: warnings.warn(
+        f'only {n_valid} chats are left to validate with: their loss says little; give more, or a larger valid')
     return TuneData(chats, rows, rejects, data.total, data.source)
 
 # %% ../../nbs/api/50_tune/10_sft.ipynb #5b442e31
@@ -174,7 +175,9 @@ def chat_learner(
 # %% ../../nbs/api/50_tune/10_sft.ipynb #dc96c6c4
 def _rows_fingerprint(rows):
     "Return a fingerprint of all that is trained on and validated with."
-    return fingerprint({split: [[row.ids.tolist(), row.weights.tolist()] for row in part] for split, part in rows.items()})
+    numbers = {}
+    for split, part in rows.items(): numbers[split] = [[row.ids.tolist(), row.weights.tolist()] for row in part]
+    return fingerprint(numbers)
 
 def sft(
     model, # a `Transformer`, or a causal model of transformers; it is changed

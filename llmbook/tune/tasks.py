@@ -125,9 +125,10 @@ def pair_of(
     if 'assistant' not in roles: return '', '', 'no text in answer'
     if roles not in (['user', 'assistant'], ['system', 'user', 'assistant']):
         return '', '', 'messages are not one of the user and one of the assistant'
-    *question, answer = [message['content'] for message in chat.messages]
-    if not all(isinstance(text, str) for text in (*question, answer)): return '', '', 'no text in messages'
-    return '\n\n'.join(question), answer, ''
+    texts = [message['content'] for message in chat.messages]
+    if not all(isinstance(text, str) for text in texts): return '', '', 'no text in messages'
+    prompt = '\n\n'.join(texts[:-1])
+    return prompt, texts[-1], ''
 
 # %% ../../nbs/api/50_tune/03_tasks.ipynb #8cc50865
 def _same_pair(e): return ' '.join(e.prompt.split()), ' '.join(e.answer.split())
@@ -477,10 +478,12 @@ _SMALL = 20 # keys of a split from which the hash alone decides
 
 def _top_up(split_by_key, split, share, end, seed):
     "Give a split that is small by chance about its share: keys of training whose place is nearest to its span's end."
-    wanted = min(_SMALL, round(share * len(split_by_key)))
-    held = sum(of == split for of in split_by_key.values())
-    spare = [key for key, of in split_by_key.items() if of == 'train']
-    spare.sort(key=lambda key: abs(split_place(key, seed) - end))
-    most = max(len(spare) - 1, 0) # something has to be trained on
+    def distance(key): return abs(split_place(key, seed) - end)
+
+    its_share = round(share * len(split_by_key))
+    wanted = min(its_share, _SMALL)
+    held = list(split_by_key.values()).count(split)
+    trained = [key for key, its_split in split_by_key.items() if its_split == 'train']
+    spare = sorted(trained, key=distance)[:-1] # something has to be trained on
     missing = max(wanted - held, 0)
-    for key in spare[:min(missing, most)]: split_by_key[key] = split
+    for key in spare[:missing]: split_by_key[key] = split
