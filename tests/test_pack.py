@@ -243,7 +243,8 @@ def gradient(chats, bs):
 def test_weights_in_slices_are_the_weights_of_the_whole():
     "Hold a batch that is cut for want of memory against the whole one: it must not change what is learned."
     chats = [chat(9, 4, weight=2.), chat(9, 4, seed=1, weight=.5)]
-    for whole, parts in zip(gradient(chats, bs=2), gradient(chats, bs=1)): torch.testing.assert_close(whole, parts, atol=1e-6, rtol=1e-4)
+    for whole, parts in zip(gradient(chats, bs=2), gradient(chats, bs=1)):
+        torch.testing.assert_close(whole, parts, atol=1e-6, rtol=1e-4)
 
 
 def test_a_weighted_batch_without_targets_has_a_gradient_of_zero():
