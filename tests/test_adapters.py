@@ -11,6 +11,7 @@ from llmbook.model.config import ModelConfig
 from llmbook.model.hf import load_model, save_pretrained
 from llmbook.model.hf_wrap import as_lm
 from llmbook.model.transformer import Transformer
+from llmbook.model.vocabulary import train_all_rows, train_only_rows
 from llmbook.pretrain.run import lm_learner
 from llmbook.tiny import copy_task
 from llmbook.tune.adapters import (
@@ -601,3 +602,56 @@ def test_lengths_of_merged_rows_move_with_the_model():
     layer = next(iter(adapted_layers(model).values()))
     model.to('meta')
     assert layer.kept_gain.is_meta
+
+
+# ---- the base that an adapter was trained over is made again
+
+def test_a_plain_model_becomes_the_quantised_base_of_an_adapter(tmp_path):
+    for bits in ('int8', 'nf4'):
+        model = learnt(quantise_base(base(), bits))
+        folder = save_adapters(model, tmp_path/bits)
+        opened = load_adapters(base(), folder).eval()
+        assert torch.equal(logits(opened), logits(model))
+        assert opened.adapters.base == model.adapters.base and opened.base_kind == bits
+        again = save_adapters(opened, tmp_path/f'{bits}_again')
+        assert torch.equal(logits(load_adapters(base(), again).eval()), logits(model))
+        merged = merge_adapters(opened)
+        assert not merged.base_kind
+
+
+@pytest.mark.parametrize('bits', (None, 'nf4'))
+@pytest.mark.parametrize('dtype', (torch.bfloat16, torch.float16))
+def test_a_float32_model_becomes_the_base_in_16_bits_of_an_adapter(tmp_path, bits, dtype):
+    model = base().to(dtype)
+    if bits: quantise_base(model, bits)
+    learnt(model)
+    folder = save_adapters(model, tmp_path)
+    opened = load_adapters(base(), folder)
+    assert base_fingerprint(opened) == model.adapters.base
+    assert next(opened.parameters()).dtype == torch.float32
+
+
+def test_another_base_stays_as_it_is(tmp_path):
+    folder = save_adapters(learnt(quantise_base(base(), 'nf4')), tmp_path/'nf4')
+    for other in (base(seed=1), quantise_base(base(), 'int8')):
+        before = base_fingerprint(other)
+        with pytest.raises(UserError, match='over which'): load_adapters(other, folder)
+        assert base_fingerprint(other) == before
+    with pytest.raises(UserError, match='in float32'): load_adapters(base().to(torch.bfloat16), folder)
+    assert not getattr(load_adapters(base(), folder, other_base=True), 'base_kind', '')
+
+
+# ---- rows for new tokens
+
+def test_rows_that_train_and_adapters_refuse_one_another(tmp_path):
+    folder = save_adapters(learnt(base()), tmp_path)
+    model = base()
+    train_only_rows(model, [3])
+    before = base_fingerprint(model)
+    for put in (add_adapters, quantise_base, lambda model: load_adapters(model, folder)):
+        with pytest.raises(UserError, match='train_all_rows'): put(model)
+    assert base_fingerprint(model) == before and not adapted_layers(model)
+    train_all_rows(model)
+    add_adapters(model)
+    with pytest.raises(UserError, match='train the rows first'): train_only_rows(model, [3])
+    assert not model.embed.weight.requires_grad

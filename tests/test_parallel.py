@@ -10,11 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from llmbook.core import UserError
 from llmbook.generate.text import generate_ids
 from llmbook.model.config import ModelConfig
+from llmbook.model.transformer import Transformer
+from llmbook.tune.adapters import add_adapters
 from test_train import grammar_data
 from llmbook.plan.record import Plan
 from llmbook.distributed.launch import RankFailed, launch
 from llmbook.tokens.loaders import IGNORE
-from llmbook.parallel.learner import is_sharded, parallel
+from llmbook.parallel.learner import is_sharded, parallel, whole_model
 from llmbook.parallel import checkpoint as sharded_checkpoint
 from llmbook.train.microbatch import MicroBatches
 from llmbook.pretrain.run import lm_learner
@@ -434,3 +436,14 @@ def test_loaders_that_give_every_rank_the_same_rows_are_refused(monkeypatch):
     monkeypatch.setattr(module, 'world', lambda: 2)
     learn = Named(cbs=[], dls=Named(train=Named(world=1)))
     with pytest.raises(UserError, match='loaders for 2 ranks'): module.parallel(learn)
+
+
+def test_a_sharded_model_with_other_weights_is_refused(monkeypatch):
+    "Their names would not be found in a plain model, which would be exported as it began."
+    model = Transformer(ModelConfig(vocab_size=64, n_layer=1, d_model=32, n_head=2, context=16))
+    monkeypatch.setattr('llmbook.parallel.learner.is_sharded', lambda model: True)
+    model.reshard = lambda: None
+    assert torch.equal(whole_model(model).embed.weight, model.embed.weight)
+    add_adapters(model, r=2)
+    with pytest.raises(UserError, match='that are lacking or unknown, such as blocks.0'): whole_model(model)
+    with pytest.raises(UserError, match='expected a Transformer'): whole_model(torch.nn.Linear(2, 2))

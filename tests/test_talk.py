@@ -1,7 +1,7 @@
 "Talking to a model: what it remembers, what is shown, and what is refused."
 import subprocess, sys
 from pathlib import Path
-import pytest
+import pytest, torch
 from llmbook.core import UserError, set_seed
 from llmbook.model.config import ModelConfig
 from llmbook.model.hf import save_pretrained
@@ -167,3 +167,24 @@ def test_the_command(folder):
 def test_a_tokenizer_will_do_for_a_format(talk):
     again = Talk(talk.model, talk.fmt.tok, temperature=0, max_new_tokens=8)
     assert again.ask('say red 3') == talk.ask('say red 3')
+
+
+@pytest.mark.parametrize('dtype', ('float32', 'bfloat16'))
+@pytest.mark.parametrize('bits', (None, 'nf4', 'int8'))
+def test_an_adapter_is_opened_in_any_type_over_any_base(folder, tmp_path, bits, dtype):
+    "The tables of positions stay float32, as in a model without an adapter."
+    model, fmt = open_chat_model(folder/'base', device='cpu')
+    sft(model, fmt, RECORDS, tmp_path, method='lora', base=bits, steps=4, evaluations=1, lr=1e-2, tokens=256, device='cpu')
+    opened, _ = open_chat_model(folder/'base', tmp_path/'adapter', device='cpu', dtype=dtype)
+    assert {str(p.dtype) for p in opened.parameters()} == {f'torch.{dtype}'}
+    assert {str(b.dtype) for b in opened.buffers()} == {'torch.float32'}
+    x = torch.arange(20)[None]
+    with torch.no_grad():
+        trained = model.eval().logits(model(x))
+        found = opened.logits(opened(x)).float()
+    close = 1e-4 if dtype == 'float32' else .15
+    torch.testing.assert_close(found, trained, atol=close, rtol=close)
+
+
+def test_a_type_is_refused_before_anything_is_opened(folder, tmp_path):
+    with pytest.raises(UserError, match='dtype'): open_chat_model(folder/'base', tmp_path, device='cpu', dtype='int7')

@@ -1,5 +1,5 @@
 "Tokens that a tokenizer gets later: their numbers, their rows in a model, and training that touches no other row."
-import json
+import copy, json, weakref
 import pytest, torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from llmbook.core import UserError, import_transformers, set_seed
@@ -319,3 +319,31 @@ def test_new_rows_train_in_a_frozen_group(kind):
 @pytest.mark.parametrize('ids', [[], [-1], [300]])
 def test_rows_that_are_not_there(ids):
     with pytest.raises(UserError, match='expected ids of 0 to 299'): train_only_rows(build('tied'), ids)
+
+
+@pytest.mark.parametrize('kind', ALL)
+def test_a_copy_and_a_grown_model_train_the_same_rows(kind):
+    model = build(kind).train()
+    train_only_rows(model, [5, 6])
+    twin = copy.deepcopy(model)
+    again = copy.deepcopy(twin)
+    grow_rows(model, model.config.vocab_size + 3)
+    for m in (twin, again, model):
+        before = copies(rows_of(m))
+        opt = lm_opt(m)(list(m.parameters()), lr=.01, wd=.5)
+        take_steps(m, opt, [7])
+        for rows in open_rows(m, before): assert rows == [5, 6]
+    train_all_rows(twin)
+    assert copy.deepcopy(twin).embed.weight.requires_grad and not hasattr(copy.deepcopy(twin).embed.weight, 'trained_rows')
+
+
+def test_rows_that_train_can_be_written_and_are_freed(tmp_path):
+    model = build('tied')
+    train_only_rows(model, [5])
+    torch.save(model.state_dict(), tmp_path/'state.pt')
+    torch.save(model, tmp_path/'model.pt')
+    opened = torch.load(tmp_path/'model.pt', weights_only=False)
+    train_all_rows(opened)
+    gone = weakref.ref(model.embed.weight)
+    del model
+    assert gone() is None

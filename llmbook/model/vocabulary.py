@@ -8,6 +8,7 @@ __all__ = ['grow_rows', 'extend_vocabulary', 'train_only_rows', 'train_all_rows'
 # %% ../../nbs/api/20_model/08_vocabulary.ipynb #7e4c8213
 from dataclasses import replace
 from typing import Iterable
+from weakref import ref
 import torch
 from tokenizers import Tokenizer
 from torch import nn
@@ -58,6 +59,7 @@ def grow_rows(
     _check_growable(model)
     have = model.config.vocab_size
     missing = max(0, whole_number('rows', rows) - have)
+    trained = _trained_rows(model)
     ids = sorted({*fresh, *range(have, have + missing)})
     if missing:
         if isinstance(model, Transformer): _grow_ours(model, rows)
@@ -65,7 +67,14 @@ def grow_rows(
         model.config = replace(model.config, vocab_size=rows)
     for p in _vocabulary_parameters(model):
         if ids: _set_to_mean(p, ids)
+    if trained: train_only_rows(model, trained) # the parameters are other ones now
     return missing
+
+def _trained_rows(model):
+    "Return the ids whose rows alone are trained; none if all are."
+    for p in _vocabulary_parameters(model):
+        if hasattr(p, 'trained_rows'): return p.trained_rows
+    return ()
 
 # %% ../../nbs/api/20_model/08_vocabulary.ipynb #efa86113
 def extend_vocabulary(
@@ -95,21 +104,41 @@ def _row_mask(ids):
         return kept
     return keep
 
+def _arm(p, ids):
+    "Let some rows of a parameter train and no others, in its copies too."
+    p.requires_grad_(True)
+    p.trained_rows = tuple(ids)
+    p.__deepcopy__ = _Copier(p)
+    _HOOKS[p] = p.register_hook(_row_mask(list(ids)))
+
+class _Copier:
+    "Copies a parameter together with its hook, which PyTorch leaves behind."
+    def __init__(self, p): self.source = ref(p) # the parameter itself would never be freed
+
+    def __call__(self, memo):
+        p = self.source()
+        twin = type(p).__deepcopy__(p, memo)
+        _arm(twin, p.trained_rows)
+        twin.requires_grad_(p.requires_grad)
+        return twin
+
+    def __reduce__(self): return type(None), () # a file cannot hold the parameter it belongs to
+
 def train_only_rows(
     model, # a `Transformer` or a wrapped model, before its optimiser is made
     ids:Iterable[int], # ids of the tokens whose rows are trained
-) -> None: # UserError for ids that the model does not have
+) -> None: # UserError for ids that the model does not have, and for a model with adapters
     "Train some rows of the embedding and the head, and leave the others exactly as they are."
     _check_growable(model)
+    if getattr(model, 'adapters', None): raise UserError(
+        'expected a model without adapters, got one that has some, whose checkpoints and files hold no rows: '
+        'train the rows first, save that model, and put adapters on it')
     ids = sorted(set(ids))
     rows = model.config.vocab_size
     if not ids or ids[0] < 0 or ids[-1] >= rows:
         raise UserError(f'expected ids of 0 to {rows - 1}, at least one, got {ids or "none"}: see extend_vocabulary')
     train_all_rows(model)
-    for p in _vocabulary_parameters(model):
-        p.requires_grad_(True)
-        p.trained_rows = tuple(ids)
-        _HOOKS[p] = p.register_hook(_row_mask(ids))
+    for p in _vocabulary_parameters(model): _arm(p, ids)
 
 def train_all_rows(
     model, # a `Transformer` or a wrapped model
@@ -117,5 +146,7 @@ def train_all_rows(
     "Let the embedding and the head train as a whole again; an optimiser that is there keeps its groups."
     for p in _vocabulary_parameters(model):
         if not hasattr(p, 'trained_rows'): continue
-        _HOOKS.pop(p).remove()
+        hook = _HOOKS.pop(p, None)
+        if hook: hook.remove()
         del p.trained_rows
+        del p.__deepcopy__

@@ -85,13 +85,26 @@ def whole_model(
     "Collect a model's weights on rank 0, one tensor at a time, to export it; every rank calls it."
     is_first = rank() == 0
     if not is_sharded(model): return model if is_first else None
+    _check_exportable(model) # on every rank, before any of them waits for another
     model.reshard()
     res = Transformer(model.config) if is_first else None
     here = dict(res.named_parameters()) if is_first else {}
     for name, p in model.named_parameters():
         t = whole(p) # every rank takes part
-        if name in here: here[name].copy_(t)
+        if is_first: here[name].copy_(t)
     return res
+
+def _check_exportable(model):
+    "Raise `UserError` unless a sharded model has the weights of a plain `Transformer`, and no others."
+    if not isinstance(model, Transformer): raise UserError(
+        f'expected a Transformer, got {type(model).__name__}: collect its weights with unsharded')
+    with torch.device('meta'): plain = Transformer(model.config)
+    wanted = {name for name, _ in plain.named_parameters()}
+    found = {name for name, _ in model.named_parameters()}
+    other = sorted(wanted ^ found)
+    if other: raise UserError(
+        f'expected the weights of a plain Transformer, got {len(other)} that are lacking or unknown, such as {other[0]}: '
+        'take adapters off, or keep them with save_adapters inside unsharded')
 
 # %% ../../nbs/api/33_parallel/02_learner.ipynb #cf7237d8
 def _sum_metric(m, device):

@@ -21,7 +21,7 @@ from ..model.hf_config import hf_names
 from ..model.linear import dense_weight, fast_here, times
 from ..model.transformer import Transformer
 from .groups import block_list
-from .quantised import QuantisedLinear, replace_layers
+from .quantised import BASE_KINDS, QuantisedLinear, _refuse_trained_rows, quantise_base, replace_layers
 
 # %% ../../nbs/api/50_tune/07_adapters.ipynb #9c8f67b8
 class _LowRank(torch.autograd.Function):
@@ -240,6 +240,7 @@ def add_adapters(
     "Freeze a model, and put adapters on its linear layers."
     if getattr(model, 'adapters', None): raise UserError(
         'expected a model without adapters, got one that has some: merge_adapters or drop_adapters first')
+    _refuse_trained_rows(model)
     options = AdapterOptions(r, alpha, kind, dropout, targets)
     names = _targets(model, options)
     options.base = base_fingerprint(model)
@@ -351,6 +352,7 @@ def merge_adapters(
     "Turn adapters into plain weights."
     _own_layers(model)
     replace_layers(model, _plain_layer)
+    model.base_kind = model.plain_base = ''
     return _without_adapters(model)
 
 def _layer_below(name, layer):
@@ -530,6 +532,7 @@ def save_adapters(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     metadata = dict(format='pt', base_fingerprint=model.adapters.base)
+    if getattr(model, 'base_kind', ''): metadata |= dict(base_kind=model.base_kind, plain_fingerprint=model.plain_base)
     with atomic_path(folder/_WEIGHTS) as tmp: save_file(tensors, tmp, metadata=metadata)
     write_json(folder/_OPTIONS, _peft_options(model.adapters, ranks, scales, modules, base_name))
     return folder
@@ -567,7 +570,7 @@ def _check_weights(folder):
     raise UserError(f'expected {_WEIGHTS} in {folder}, found {found}: save the adapter as safetensors')
 
 def _read_weights(folder):
-    "Return {module of transformers: {'lora_A': tensor, ...}} and the fingerprint of the base, or ''."
+    "Return {module of transformers: {'lora_A': tensor, ...}}, and what the file says of its base."
     _check_weights(folder)
     try: file = safe_open(folder/_WEIGHTS, 'pt')
     except Exception as e: raise UserError(f'{folder/_WEIGHTS} cannot be read ({e}): copy or save it again') from None
@@ -577,25 +580,50 @@ def _read_weights(folder):
             name = key.removeprefix(_PREFIX).removesuffix('.weight')
             module, _, part = name.rpartition('.')
             modules.setdefault(module, {})[part] = file.get_tensor(key)
-        metadata = file.metadata() or {}
-    return modules, metadata.get('base_fingerprint', '')
+        facts = file.metadata() or {}
+    return modules, facts
 
-def _check_base(model, said, folder, other_base):
-    "Raise `UserError` if an adapter was made over another base, unless one is wanted; warn if its file does not say."
-    if other_base: return
-    if not said: return warnings.warn(
+def _find_base(model, facts, folder):
+    "Return how a model becomes the base of an adapter: (type to round to or None, kind of codes or ''); it stays as it is."
+    said = facts.get('base_fingerprint', '')
+    if not said: warnings.warn(
         f'{folder} does not say over which weights it was trained: over others it answers badly, without an error')
     here = base_fingerprint(model)
-    if said != here: raise UserError(
-        f'expected the base of fingerprint {said}, over which {folder} was trained, got {here}: '
-        'open the model that it was trained on')
+    if said in ('', here): return None, ''
+    kind = facts.get('base_kind', '')
+    plain = facts.get('plain_fingerprint', said)
+    is_possible = kind in ('', *BASE_KINDS) and not getattr(model, 'base_kind', '')
+    rounding = _rounding_to(model, here, plain) if is_possible else ()
+    if rounding: return rounding[0], kind
+    hint = ', in float32' if next(model.parameters()).dtype != torch.float32 else ''
+    raise UserError(f'expected the base of fingerprint {said}, over which {folder} was trained, got {here}: '
+                    f'open the model that it was trained on{hint}')
+
+def _rounding_to(model, here, plain):
+    "Return the type, None for none, that gives a model's weights a fingerprint, alone in a tuple; () if none does."
+    if plain == here: return (None,)
+    for dtype in (torch.bfloat16, torch.float16): # the model may have been opened in 16 bits for training
+        rounded = {name: t.to(dtype) for name, t in _base_tensors(model).items()}
+        if weights_fingerprint(rounded) == plain: return (dtype,)
+    return ()
+
+@torch.no_grad()
+def _make_base(model, dtype, kind):
+    "Round a model's weights to a type, and then to codes."
+    if dtype:
+        for p in model.parameters(): p.copy_(p.to(dtype))
+    if kind: quantise_base(model, kind)
 
 def _check_modules(model, modules, known):
-    "Raise `UserError` unless a model has every layer that an adapter is for."
+    "Raise `UserError` unless a model has every layer that an adapter is for, of its size."
     lost = [name for name in modules if name not in known]
     if lost: raise UserError(
         f'expected adapters of the layers of this {model.config.family}, got {len(lost)} others, such as {lost[0]}: '
         'they belong to another model')
+    for name, parts in modules.items():
+        layers = [model.get_submodule(ours) for ours in known[name][0]]
+        height = sum(layer.out_features for layer in layers)
+        _check_parts(name, parts, height, layers[0].in_features)
 
 def _kind_of(options):
     "Return the kind of an adapter from PEFT's options."
@@ -632,15 +660,17 @@ def load_adapters(
     folder:str|Path, # folder made by `save_adapters` or by PEFT
     other_base:bool=False, # True: put them on weights that they were not trained over, to see what comes out
 ) -> nn.Module: # the model with adapters, to train on or to merge; UserError if they were made over another base
-    "Open adapters and put them on their base."
+    "Open adapters and put them on their base, which is rounded as it was in training."
     folder = Path(folder)
     if getattr(model, 'adapters', None): raise UserError(
         'expected a model without adapters, got one that has some: merge_adapters or drop_adapters first')
+    _refuse_trained_rows(model)
     options = _read_options(folder)
-    modules, said = _read_weights(folder)
-    _check_base(model, said, folder, other_base)
+    modules, facts = _read_weights(folder)
+    dtype, base_kind = (None, '') if other_base else _find_base(model, facts, folder)
     known = peft_modules(model)
     _check_modules(model, modules, known)
+    _make_base(model, dtype, base_kind)
     kind = _kind_of(options)
     made = {}
     for module, parts in modules.items():
@@ -657,8 +687,6 @@ def load_adapters(
 def _adapters_of(model, module, parts, names, options, kind):
     "Return our adapted layers by name for one module of transformers."
     layers = [model.get_submodule(name) for name in names]
-    height = sum(layer.out_features for layer in layers)
-    _check_parts(module, parts, height, layers[0].in_features)
     scale = _scale_of(options, module, len(parts['lora_A']))
     dropout = options.get('lora_dropout', 0.)
     made = {}

@@ -10,6 +10,7 @@ __all__ = ['BASE_KINDS', 'nf4_levels', 'int8_codes', 'int8_values', 'nf4_codes',
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
 from ..core import UserError
+from ..checkpoint.identity import weights_fingerprint
 from ..model.linear import times
 from .groups import block_list
 
@@ -175,6 +176,12 @@ def replace_layers(
             replaced.append(name)
     return replaced
 
+def _refuse_trained_rows(model):
+    "Raise `UserError` for a model some of whose rows are being trained."
+    if not any(hasattr(p, 'trained_rows') for p in model.parameters()): return
+    raise UserError('expected a model that is frozen as a whole, got one with rows that train (train_only_rows), which no '
+                    'file of an adapter holds: train them first, save the model, and call train_all_rows')
+
 def quantise_base(
     model, # a `Transformer`, or a wrapped model; it is changed
     kind:str='nf4', # 'int8' or 'nf4'
@@ -183,6 +190,7 @@ def quantise_base(
     if kind not in BASE_KINDS: raise UserError(f'expected a base of {" or ".join(BASE_KINDS)}, got {kind!r}: give one')
     if getattr(model, 'adapters', None): raise UserError(
         'expected a model without adapters, got one that has some: quantise the base first')
+    _refuse_trained_rows(model)
     in_blocks = set()
     for block in block_list(model): in_blocks.update(id(m) for m in block.modules())
 
@@ -190,8 +198,12 @@ def quantise_base(
         is_meant = isinstance(layer, nn.Linear) and id(layer) in in_blocks
         return QuantisedLinear(layer, kind) if is_meant else None
 
+    plain = {name.replace('.base.', '.'): p for name, p in model.named_parameters()} # as `base_fingerprint` names them
+    plain_base = weights_fingerprint(plain)
     if not replace_layers(model, quantised): raise UserError(
         f'expected linear layers in the blocks of the model, found none in {type(model).__name__}: '
         'it may be quantised already')
+    model.base_kind = kind
+    model.plain_base = plain_base
     for p in model.parameters(): p.requires_grad_(False)
     return model

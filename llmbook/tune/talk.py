@@ -8,8 +8,10 @@ __all__ = ['open_chat_model', 'TextPieces', 'Talk', 'talk_in_shell']
 # %% ../../nbs/api/50_tune/11_talk.ipynb #681d3fc7
 from pathlib import Path
 from typing import Callable
+import torch
 from ..core import UserError, real_number, whole_number
 from ..generate.text import generate_ids
+from ..model.hf import check_dtype
 from ..model.open import open_lm
 from ..show.html import html_table
 from ..tokens.tokenizer import decode, folder_settings
@@ -24,6 +26,10 @@ def _trust_adapter(tok, adapter):
     of_adapter, _ = folder_settings(adapter)
     tok.settings = [*of_adapter, *of_model], listed
 
+def _set_type(model, dtype):
+    "Hold a model's weights in a type; tables of positions keep theirs, as in a model that is opened in this type."
+    for p in model.parameters(): p.data = p.data.to(getattr(torch, dtype))
+
 def open_chat_model(
     source:str|Path, # folder of a model or a run, a name on the hub, or 'smollm2'
     adapter:str|Path|None=None, # folder made by `save_adapters` or by PEFT; None: the model alone
@@ -31,10 +37,13 @@ def open_chat_model(
     dtype:str='float32', # or 'bfloat16', 'float16': half the memory, for generation
 ): # (the model, its `ChatFormat`)
     "Open a model to talk to or to tune."
-    model, tok = open_lm(source, device, dtype)
+    check_dtype(dtype)
+    # the weights that the adapter's fingerprint knows are those of float32
+    model, tok = open_lm(source, device, 'float32' if adapter else dtype)
     if adapter:
         load_adapters(model, adapter)
         merge_adapters(model)
+        _set_type(model, dtype)
         _trust_adapter(tok, adapter)
     return model.eval(), ChatFormat(tok)
 
