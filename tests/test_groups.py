@@ -155,6 +155,15 @@ def test_groups_that_an_interrupted_run_left_closed_train_in_the_next():
     assert not frozen_names(model)
 
 
+def test_groups_that_another_learner_froze_can_be_opened():
+    learn = learner()
+    learn.freeze_to(-1)
+    again = finetune_learner(learn.model, batches(), share=0)
+    assert list(show_groups(again).state) == ['frozen', 'frozen', 'frozen', 'trained']
+    again.unfreeze()
+    assert not frozen_names(again.model)
+
+
 def test_rates_of_a_learner_with_frozen_groups_are_for_all_its_groups():
     learn = learner()
     learn.freeze_to(-1)

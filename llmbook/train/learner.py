@@ -174,6 +174,12 @@ def _options_of(method, learn, args, kwargs):
     return bound.arguments
 
 # %% ../../nbs/api/31_train/08_learner.ipynb #c19f84bd
+def _close_below(opt, n):
+    "Freeze the groups before `n`, and note that their parameters only wait: what the user froze has no such note."
+    opt.freeze_to(n)
+    for group in opt.param_lists:
+        for p in group: p.waits = not p.requires_grad
+
 class LMLearner(FastEvents, Learner):
     "A Learner whose every step depends on its number alone, so that it can start anywhere."
     model_seed = None # seed that the weights were drawn with; None: the model was given
@@ -217,7 +223,7 @@ class LMLearner(FastEvents, Learner):
         if not is_place: raise UserError(
             f'expected a number from {-groups} to {groups}, since there are {groups} layer groups, got {n!r}: '
             'see show_groups')
-        self.opt.freeze_to(n)
+        _close_below(self.opt, n)
 
     def _call_one(self, name):
         if name == 'before_train': self.epoch_over = False

@@ -11,6 +11,7 @@ import pandas as pd
 from fastai.callback.core import Callback
 from torch import nn
 from ..core import UserError, real_number, whole_number
+from ..train.learner import _close_below
 
 # %% ../../nbs/api/50_tune/05_groups.ipynb #5f283cd6
 def block_list(
@@ -188,21 +189,15 @@ class GradualUnfreeze(Callback):
         n = len(self.opt.param_lists)
         k = open_groups(self.pct_train, n, self.share)
         if k == self.now: return
-        self._freeze_to(n - k)
+        _close_below(self.opt, n - k)
         self.now = k
 
     def after_fit(self):
-        if self.learn.opt is not None: self._freeze_to(0) # `validate` of a new Learner has no optimiser yet
-
-    def _freeze_to(self, n):
-        "Close the groups before `n`, and note that their parameters wait: a run may end before they are opened."
-        self.opt.freeze_to(n)
-        for group in self.opt.param_lists:
-            for p in group: p.waits = not p.requires_grad
+        if self.learn.opt is not None: _close_below(self.opt, 0) # `validate` of a new Learner has no optimiser yet
 
     def checkpoint_state(self): return dict(open=self.now)
 
     def load_checkpoint_state(self, s):
         self.now = s['open']
         if self.now is None: return
-        self._freeze_to(len(self.opt.param_lists) - self.now)
+        _close_below(self.opt, len(self.opt.param_lists) - self.now)
