@@ -27,11 +27,24 @@ STAGES = {  # heading -> the folders of nbs/api that stand under it, each with w
         'pretrain': 'the learning-rate finder and a whole pre-training run',
     },
     'Writing': {'generate': 'sampling, decoding, text, filling masks'},
-    'Fine-tuning': {'tune': 'tasks, their pairs, and a fine-tuning run'},
-    'Evaluation': {'evaluate': 'intervals, perplexity, overlap scores, toxicity, bias'},
+    'Fine-tuning': {
+        'tune': 'chats, tasks, adapters, and a fine-tuning run',
+        'prefer': 'preference pairs, their losses, the cached reference, reward models',
+        'reward': 'verifiers, rollouts, and training by reward',
+    },
+    'Evaluation': {
+        'evaluate': 'intervals, items, likelihoods, perplexity, overlap scores, toxicity, bias',
+        'recipes': 'whole tasks, from data to a score before and after',
+        'recall': 'what a model has learnt by heart, and where it stands in the training text',
+        'verdict': 'runs compared by item, ablations, the ledger of what was tried',
+    },
     'Report': {'report': 'runs read back and compared, learning curves, model card, report'},
+    'Shipping': {'ship': 'a model in the formats of other tools, verified before it leaves'},
     'Notebook': {'widgets': 'browser of documents, dashboard, planner'},
-    'The whole journey': {'app': 'the seven stages in one call, and the commands'},
+    'The whole journey': {
+        'app': 'the seven stages in one call, and the first commands',
+        'commands': 'the commands of tuning, shipping and evaluation',
+    },
 }
 HEAD = '# Written by tools/sidebar.py (make export); not edited by hand.\n'
 
