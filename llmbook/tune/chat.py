@@ -948,6 +948,7 @@ class Conversation:
     tools:list|None=None # JSON schemas of tools
     text:str='' # a text without turns, instead of messages
     label:bool|None=None # whether the answer is a good one, if the record says so
+    more:list|None=None # further right answers, where a record holds several
 
 # %% ../../nbs/api/50_tune/00_chat.ipynb #686e1f16
 def without_oldest_turn(

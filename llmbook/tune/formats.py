@@ -166,6 +166,18 @@ def _named(record, columns):
 # %% ../../nbs/api/50_tune/01_formats.ipynb #4b8dd95c
 def _said(role, text, name): return dict(role=role, content=_text(text, name))
 
+def _are_texts(value): return isinstance(value, (list, tuple)) and all(isinstance(text, str) for text in value)
+
+def _joined(value):
+    "Return a list of sentences as one text, and anything else as it is."
+    return ' '.join(value) if _are_texts(value) else value
+
+def _several(value):
+    "Return an answer and the further right ones, if a record lists several texts; None where there is one."
+    if not _are_texts(value) or not value: return value, None
+    first, *others = value
+    return first, others or None
+
 def _asked(meaning):
     "Return the messages before an answer: system, earlier turns, and the question."
     messages = []
@@ -176,7 +188,7 @@ def _asked(meaning):
         question, answer = turn
         messages.append(_said('user', question, 'history'))
         messages.append(_said('assistant', answer, 'history'))
-    prompt = _text(meaning.get('prompt'), 'prompt')
+    prompt = _text(_joined(meaning.get('prompt')), 'prompt')
     more = meaning.get('input')
     if more: prompt += '\n\n' + _text(more, 'input')
     return [*messages, dict(role='user', content=prompt)]
@@ -187,7 +199,8 @@ def _pair(meaning):
         answer = meaning['answer']
         if isinstance(answer, str) and not _is_chat(answer): answer = [_said('assistant', answer, 'answer')]
         return dict(messages=_messages(meaning['prompt'], 'prompt') + _messages(answer, 'completion'))
-    return dict(messages=[*_asked(meaning), _said('assistant', meaning['answer'], 'answer')])
+    answer, more = _several(meaning['answer'])
+    return dict(messages=[*_asked(meaning), _said('assistant', answer, 'answer')], more=more)
 
 def _chat(meaning):
     "Return a chat of messages, with the system message that stands beside them."
