@@ -12,6 +12,7 @@ import torch
 from torch import nn, Tensor
 from ..core import UserError
 from .decoder import Cached, Decoder, Reread
+from ..model.few_bits import FewBitEmbedding, FewBitLinear
 from ..model.layers import MLP, Attention, Block, RMSNorm
 from ..model.linear import Linear
 from ..model.transformer import Transformer
@@ -127,7 +128,7 @@ class Replayed(Decoder):
         return self.out.clone() # the next token overwrites it
 
 # %% ../../nbs/api/40_generate/03_cuda_graph.ipynb #012e03f9
-_KNOWN = {Transformer, Block, Attention, MLP, RMSNorm, Linear,
+_KNOWN = {Transformer, Block, Attention, MLP, RMSNorm, Linear, FewBitLinear, FewBitEmbedding,
           nn.Linear, nn.LayerNorm, nn.Embedding, nn.ModuleList, nn.Identity}
 
 def _is_known(module): # and does nothing but what its class does
