@@ -12,7 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 # %% ../../nbs/api/14_tokens/10_template.ipynb #11866d0e
-def template_environment(): # a jinja2 ImmutableSandboxedEnvironment
+def template_environment(
+    of_data:bool=False, # whether the templates are those of evaluation tasks, which keep every line break
+): # a jinja2 ImmutableSandboxedEnvironment
     "Return the environment in which a chat template runs: the sandbox, with what `transformers` gives to templates."
     import jinja2
     from jinja2.ext import Extension, loopcontrols
@@ -35,10 +37,20 @@ def template_environment(): # a jinja2 ImmutableSandboxedEnvironment
     def tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
         return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
+    if of_data: return _data_environment()
     env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
                                         extensions=[GenerationBlocks, loopcontrols])
     env.filters['tojson'] = tojson
     env.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
+    return env
+
+def _data_environment():
+    "Return the sandbox for prompts of evaluation tasks, as lm-evaluation-harness reads them."
+    import re, jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    def regex_replace(text, pattern, repl, count=0): return re.sub(pattern, repl, text, count=count)
+    env = ImmutableSandboxedEnvironment(keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
+    env.filters['regex_replace'] = regex_replace
     return env
 
 # %% ../../nbs/api/14_tokens/10_template.ipynb #7ebdcd53
@@ -78,28 +90,31 @@ def _reason(error):
     named = isinstance(error, (jinja2.TemplateError, OverflowError))
     return line + (str(error) if named else f'{type(error).__name__}: {error}')
 
-def _answer(request, compiled, env):
+def _answer(request, compiled, environments):
     "Return what the helper answers to a request: for each job a text, or why there is none."
     source = request['template']
+    of_data = request['of_data']
     answers = []
     for job in request['jobs']:
         try:
-            if source not in compiled: compiled[source] = env.from_string(source)
-            answers.append(dict(text=render_bounded(compiled[source], job, request['max_chars'])))
+            if (source, of_data) not in compiled:
+                compiled[source, of_data] = environments[of_data].from_string(source)
+            text = render_bounded(compiled[source, of_data], job, request['max_chars'])
+            answers.append(dict(text=text))
         except Exception as e: answers.append(dict(error=' '.join(_reason(e).split())[:300]))
     return answers
 
 def _serve(memory):
     "Answer requests from standard input until it ends."
-    env = template_environment()
-    env.from_string('{{ 1 }}').render() # imports what the first template needs, before the clock runs
+    environments = {of_data: template_environment(of_data) for of_data in (False, True)}
+    for env in environments.values(): env.from_string('{{ 1 }}').render() # imports what the first template needs, before the clock runs
     compiled = {}
     _limit_memory(memory)
     for line in sys.stdin.buffer:
         request = json.loads(line)
         if len(compiled) > 20: compiled.clear()
         _limit_time(request['seconds'])
-        answers = _answer(request, compiled, env)
+        answers = _answer(request, compiled, environments)
         _limit_time(0)
         sys.stdout.buffer.write(json.dumps(answers).encode() + b'\n')
         sys.stdout.buffer.flush()
@@ -147,10 +162,11 @@ class TemplateHelper:
         jobs:list, # the variables of each text that is wanted
         seconds:float=2., # processor time for all of them together
         max_chars:int=10_000_000, # longest text
+        of_data:bool=False, # whether it is the prompt of an evaluation task, as in `template_environment`
     ) -> list: # for each job a text, or a `TemplateError` that says why there is none
         "Render a template several times."
         if self.owner != os.getpid(): self.forget()
-        request = dict(template=template, jobs=jobs, seconds=seconds, max_chars=max_chars)
+        request = dict(template=template, jobs=jobs, seconds=seconds, max_chars=max_chars, of_data=of_data)
         line = json.dumps(request).encode() + b'\n'
         with self.lock:
             self.start()
@@ -186,6 +202,7 @@ def render_template(
     jobs:list, # the variables of each text that is wanted: messages, add_generation_prompt, bos_token, ...
     seconds:float=2., # processor time for all of them together
     max_chars:int=10_000_000, # longest text
+    of_data:bool=False, # whether it is the prompt of an evaluation task, as in `template_environment`
 ) -> list: # for each job a text, or a `TemplateError` that says why there is none
     "Render a template several times, in the helper process; raise `TemplateError` if it takes too long."
-    return _HELPER.ask(template, jobs, seconds, max_chars)
+    return _HELPER.ask(template, jobs, seconds, max_chars, of_data)
