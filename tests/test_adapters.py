@@ -111,6 +111,66 @@ def test_the_base_gets_no_gradient_and_dropout_only_touches_the_correction():
     assert layer.lora_B.grad.abs().sum() > 0
 
 
+def three_layers(kind, **options):
+    set_seed(0)
+    layers = [AdaptedLinear(nn.Linear(24, n, bias=n < 16), 4, 8, kind, **options) for n in (16, 8, 8)]
+    for layer in layers: nn.init.normal_(layer.lora_B, std=.3)
+    return layers
+
+
+def outputs_and_gradients(layers, x, compute):
+    "Return what layers compute, and the gradients of their input and of all that trains in them."
+    x = x.clone().requires_grad_()
+    outputs = compute(x)
+    total = sum((i + 1) * y.square().sum() for i, y in enumerate(outputs))
+    trained = [p for layer in layers for p in layer.parameters() if p.requires_grad]
+    return *outputs, *torch.autograd.grad(total, [x, *trained])
+
+
+@pytest.mark.parametrize('kind', ADAPTER_KINDS)
+def test_layers_with_one_input_compute_together_what_they_compute_alone(kind):
+    layers = three_layers(kind)
+    x = torch.randn(2, 7, 24)
+    together = outputs_and_gradients(layers, x, lambda x: AdaptedLinear.joint(layers, x))
+    alone = outputs_and_gradients(layers, x, lambda x: [layer(x) for layer in layers])
+    for a, b in zip(together, alone): torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize('kind', ADAPTER_KINDS)
+def test_a_gated_layer_keeps_gate_and_branch_alone(kind):
+    layer = three_layers(kind)[0]
+    gate, up = torch.randn(2, 2, 5, 24)
+    kept = []
+    def usual(x): return [layer(nn.functional.silu(gate + x) * (up - x))]
+    def ours(x): return [layer.gated(gate + x, up - x)]
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
+        got = outputs_and_gradients([layer], torch.zeros(24), ours)
+    for a, b in zip(got, outputs_and_gradients([layer], torch.zeros(24), usual)):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-5)
+    assert kept.count((2, 5, 24)) == 2
+
+
+def test_layers_that_drop_inputs_compute_alone():
+    x = torch.randn(5, 24)
+    layers = three_layers('lora')
+    want = [layer(x) for layer in layers]
+    layers = three_layers('lora', dropout=.5)
+    assert not layers[0].train().takes_gate(x)
+    for a, b in zip(want, AdaptedLinear.joint([layer.eval() for layer in layers], x)):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_frozen_factors_pass_the_gradient_on():
+    layers = three_layers('lora')
+    x = torch.randn(5, 24)
+    gradient = outputs_and_gradients(layers, x, lambda x: AdaptedLinear.joint(layers, x))[3]
+    for layer in layers: layer.requires_grad_(False)
+    x.requires_grad_()
+    outputs = AdaptedLinear.joint(layers, x)
+    sum((i + 1) * y.square().sum() for i, y in enumerate(outputs)).backward()
+    torch.testing.assert_close(x.grad, gradient)
+
+
 def test_rows_without_tokens():
     layer = nn.Linear(24, 16)
     assert low_rank_linear(torch.zeros(0, 24), layer, torch.zeros(4, 24), torch.zeros(16, 4), 1.).shape == (0, 16)

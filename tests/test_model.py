@@ -9,7 +9,7 @@ from llmbook.generate.text import generate, generate_ids
 from llmbook.model.config import ModelConfig
 from llmbook.model.hf import load_model, load_pretrained, save_pretrained
 from llmbook.model.hf_config import hf_config, hf_names
-from llmbook.model.layers import KVCache, RMSNorm
+from llmbook.model.layers import KVCache, RMSNorm, rotary_tables, rotate
 from llmbook.model.transformer import Transformer
 
 SHAPES = {
@@ -323,3 +323,15 @@ def test_half_a_file_and_a_wrong_tokenizer(saved, tok):
     small = Transformer(ModelConfig(vocab_size=270, n_layer=1, d_model=32, n_head=2, n_kv_head=1))
     with pytest.raises(UserError, match='not the one of this model'):
         save_pretrained(small, tok, saved)
+
+
+def test_a_rotation_by_hand_is_that_of_autograd_to_the_bit():
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 3, 8).transpose(1, 2).requires_grad_()
+    cos, sin = rotary_tables(6, 8)
+    first, second = x.chunk(2, -1)
+    usual = torch.addcmul(x * cos, torch.cat((second, first), -1), sin)
+    ours = rotate(x, cos, sin)
+    g = torch.randn_like(usual)
+    assert torch.equal(ours, usual)
+    assert torch.equal(*[torch.autograd.grad(y, x, g)[0] for y in (ours, usual)])

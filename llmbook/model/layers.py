@@ -15,7 +15,7 @@ from torch import nn, Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..core import UserError
 from .config import ROPE_SCALING, ModelConfig
-from .linear import Linear, fast_here, gated_down
+from .linear import Linear, project
 
 # %% ../../nbs/api/20_model/03_layers.ipynb #560e4abc
 class RMSNorm(nn.Module):
@@ -45,17 +45,23 @@ class _Rms(torch.autograd.Function):
     def forward(ctx, x, w, eps):
         r = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         n = x * r  # normalised, before the gain
-        ctx.save_for_backward(n, r, w)
-        return n * w
+        if ctx.needs_input_grad[1]:
+            ctx.save_for_backward(n, r, w)
+            return n * w
+        ctx.save_for_backward(x, r, w)  # a frozen gain needs no n, whose memory takes the result
+        return n.mul_(w)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, g):
-        n, r, w = ctx.saved_tensors
-        gn = g * n
-        along = (gn @ w).unsqueeze(-1).div_(-n.shape[-1])  # removes the part of the gradient along n
-        gw = gn.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None  # a frozen gain needs none
-        return torch.addcmul(g * w, n, along).mul_(r), gw, None
+        v, r, w = ctx.saved_tensors  # v: n, or x
+        gv = g * v
+        along = (gv @ w).unsqueeze(-1).div_(-v.shape[-1])  # removes the part of the gradient along v
+        trains = ctx.needs_input_grad[1]
+        gw = gv.flatten(0, -2).sum(0) if trains else None
+        if not trains: along.mul_(r).mul_(r)
+        gx = torch.mul(g, w, out=gv)  # in the memory of what is no longer needed
+        return gx.addcmul_(v, along).mul_(r), gw, None
 
 # %% ../../nbs/api/20_model/03_layers.ipynb #ef04e5f0
 def make_norm(
@@ -136,8 +142,32 @@ def rotate(
     sin:Tensor, # the same shape
 ) -> Tensor: # (B, H, T, d)
     "Rotate each pair of coordinates (i, i + d/2) by the angle of its position."
+    by_hand = x.is_cpu and x.requires_grad and not torch.compiler.is_compiling()
+    if by_hand: return _Rotate.apply(x, cos, sin)
     a, b = x.chunk(2, -1)
     return torch.addcmul(x * cos, torch.cat((b, a), -1), sin)
+
+class _Rotate(torch.autograd.Function):
+    "A rotation on a CPU without copies of the halves; its gradient rotates back."
+    @staticmethod
+    def forward(ctx, x, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        half = x.shape[-1] // 2
+        y = x * cos
+        y[..., :half].addcmul_(x[..., half:], sin[..., :half])
+        y[..., half:].addcmul_(x[..., :half], sin[..., half:])
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        cos, sin = ctx.saved_tensors
+        half = g.shape[-1] // 2
+        gx = g * cos
+        turned = g * sin
+        gx[..., :half] += turned[..., half:]
+        gx[..., half:] += turned[..., :half]
+        return gx, None, None
 
 # %% ../../nbs/api/20_model/03_layers.ipynb #69ee548b
 class KVCache:
@@ -295,9 +325,10 @@ class Attention(nn.Module):
         mask:Tensor|None=None, # as in `attend`; None: nothing ahead, or everything in an encoder
     ) -> Tensor: # (B, T, D)
         x = as_autocast(x)
-        q = self.q_norm(self._heads(self.q_proj(x)))     # (B, T, H, d)
-        k = self.k_norm(self._heads(self.k_proj(x)))     # (B, T, K, d)
-        v = self._heads(self.v_proj(x))                  # (B, T, K, d)
+        q, k, v = project(x, self.q_proj, self.k_proj, self.v_proj)
+        q = self.q_norm(self._heads(q))                  # (B, T, H, d)
+        k = self.k_norm(self._heads(k))                  # (B, T, K, d)
+        v = self._heads(v)                               # (B, T, K, d)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if cos is not None:
             cos, sin = cos.to(q.dtype), sin.to(q.dtype)
@@ -331,17 +362,16 @@ class MLP(nn.Module):
 
     def forward(self, x:Tensor) -> Tensor: # (B, T, D) -> (B, T, D)
         x = as_autocast(x)
-        up = self.up_proj(x)
-        if not self.gated: return self.down_proj(self.act(up))
-        gate = self.gate_proj(x)
-        if self._keeps_less(up): return gated_down(gate, up, self.down_proj.weight)
+        if not self.gated: return self.down_proj(self.act(self.up_proj(x)))
+        up, gate = project(x, self.up_proj, self.gate_proj)
+        if self._keeps_less(up): return self.down_proj.gated(gate, up)
         return self.down_proj(self.act(gate) * up)
 
     def _keeps_less(self, up):
-        "Return whether `gated_down` fits, which keeps half as much for the backward pass."
-        down = self.down_proj
-        plain = self.act is F.silu and type(down) is Linear and down.bias is None
-        return plain and torch.is_grad_enabled() and fast_here(up, down.weight)
+        "Return whether the last layer takes gate and branch apart, and so keeps half as much for the backward pass."
+        takes_gate = getattr(self.down_proj, 'takes_gate', None)
+        is_silu = self.act is F.silu
+        return is_silu and torch.is_grad_enabled() and takes_gate is not None and takes_gate(up)
 
 # %% ../../nbs/api/20_model/03_layers.ipynb #c851387d
 class Block(nn.Module):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MARGIN', 'choices_file', 'machine_key', 'fastest', 'way', 'product_ways', 'use_product_ways', 'fast_here',
-           'by_onednn', 'times', 'has_matrix_units', 'linear', 'Linear', 'dense_weight', 'gated_down']
+           'by_onednn', 'times', 'add_times', 'has_matrix_units', 'linear', 'Linear', 'project', 'dense_weight',
+           'gate_gradients', 'gated_down']
 
 # %% ../../nbs/api/20_model/02_linear.ipynb #901c6340
 import math, os, time
@@ -132,10 +133,23 @@ def times(
     w:Tensor, # (M, K)
 ) -> Tensor: # (N, M)
     "Return a @ w.T, without a gradient."
-    if fast_here(a, w) and min(a.shape) > 0:
-        layout = _layout(a, w)
-        if layout and by_onednn(layout): return _onednn(a, w, None, 'none', [], '')
+    if _is_for_onednn(a, w): return _onednn(a, w, None, 'none', [], '')
     return a @ w.T
+
+def add_times(
+    total:Tensor, # (N, M), changed in place
+    a:Tensor, # (N, K)
+    w:Tensor, # (M, K)
+) -> Tensor: # (N, M): `total`
+    "Add a @ w.T to a matrix, without a gradient."
+    if _is_for_onednn(a, w): return total.add_(times(a, w))
+    return total.addmm_(a, w.T)
+
+def _is_for_onednn(a, w):
+    "Return whether oneDNN computes a @ w.T here, and faster than torch does."
+    if not fast_here(a, w) or min(a.shape) == 0: return False
+    layout = _layout(a, w)
+    return bool(layout) and by_onednn(layout)
 
 # %% ../../nbs/api/20_model/02_linear.ipynb #cba2e6e5
 def has_matrix_units(
@@ -181,6 +195,30 @@ class Linear(nn.Linear):
     "`nn.Linear` that computes its product by the faster way."
     def forward(self, x:Tensor) -> Tensor: return linear(x, self.weight, self.bias) # (..., K) -> (..., M)
 
+    def takes_gate(self,
+        up:Tensor, # (..., K): the branch that a gate opens or closes
+    ) -> bool:
+        "Return whether `gated` fits; a class with a product of its own has to say so itself."
+        return type(self) is Linear and self.bias is None and fast_here(up, self.weight)
+
+    def gated(self,
+        gate:Tensor, # (..., K): gate, before its silu
+        up:Tensor, # (..., K): the branch that the gate opens or closes
+    ) -> Tensor: # (..., M)
+        "Compute the layer of silu(gate) * up; see `gated_down`."
+        return gated_down(gate, up, self.weight)
+
+# %% ../../nbs/api/20_model/02_linear.ipynb #695e1d09
+def project(
+    x:Tensor, # (..., K)
+    *layers:nn.Module, # layers that read `x`
+) -> list: # a tensor (..., M) for each layer
+    "Return what several layers make of one input, computed together where their kind knows how."
+    kind = type(layers[0])
+    joint = getattr(kind, 'joint', None)
+    if joint is None or any(type(layer) is not kind for layer in layers): return [layer(x) for layer in layers]
+    return joint(layers, x)
+
 # %% ../../nbs/api/20_model/02_linear.ipynb #9d87f845
 def dense_weight(
     layer:nn.Module, # linear layer, or one that has a method `dense`
@@ -203,7 +241,20 @@ class _GatedDown(torch.autograd.Function):
         s = F.silu(g)         # (N, F)
         dp = times(d, w.T)    # (N, F): gradient of the product s * u
         dw = times(d.T, (s * u).T) if ctx.needs_input_grad[2] else None
-        return torch.ops.aten.silu_backward(dp * u, g), s.mul_(dp), dw
+        dg, du = gate_gradients(dp, s, g, u)
+        return dg, du, dw
+
+def gate_gradients(
+    dp:Tensor, # (N, F): gradient of the product silu(g) * u; changed in place
+    s:Tensor, # (N, F): silu(g); changed in place
+    g:Tensor, # (N, F): gate
+    u:Tensor, # (N, F): the branch that the gate opens or closes
+) -> tuple[Tensor, Tensor]: # gradients of g and u, in the memory of dp and s
+    "Return the gradients of a gate and of its branch."
+    du = s.mul_(dp)
+    ds = dp.mul_(u)
+    dg = torch.ops.aten.silu_backward.grad_input(ds, g, grad_input=ds)
+    return dg, du
 
 def gated_down(
     g:Tensor, # (..., F): gate, before its silu

@@ -18,34 +18,98 @@ from safetensors.torch import save_file
 from ..core import UserError, atomic_path, eval_mode, read_json, real_number, whole_number, write_json
 from ..checkpoint.identity import weights_fingerprint
 from ..model.hf_config import hf_names
-from ..model.linear import dense_weight, fast_here, times
+from ..model.linear import add_times, dense_weight, fast_here, gate_gradients, times
 from ..model.transformer import Transformer
 from .groups import block_list
 from .quantised import BASE_KINDS, QuantisedLinear, _refuse_trained_rows, quantise_base, replace_layers
 
 # %% ../../nbs/api/50_tune/07_adapters.ipynb #9c8f67b8
-class _LowRank(torch.autograd.Function):
-    "x @ W.T + scale * x @ A.T @ B.T for float32 on a CPU, without a gradient of W."
-    @staticmethod
-    def forward(ctx, x, A, B, scale, base): # (N, K), (r, K), (M, r)
-        thin = x @ A.T  # (N, r)
-        ctx.save_for_backward(x, A, B, thin)
-        ctx.scale = scale
-        ctx.base = base
+def _stacked(As): return As[0] if len(As) == 1 else torch.cat(As)
+
+def _corrected(x, bases, scales, As, Bs): # (N, K), layers, numbers, [(r, K)], [(M, r)]
+    "Return x @ W.T + scale * x @ A.T @ B.T for each layer, and the thin products x @ A.T side by side (N, R)."
+    ranks = [len(A) for A in As]
+    thin = x @ _stacked(As).T
+    outputs = []
+    for base, scale, B, own in zip(bases, scales, Bs, thin.split(ranks, 1)):
         y = times(x, dense_weight(base))
-        return y.addmm_(thin, B.T, alpha=scale)
+        outputs.append(y.addmm_(own, B.T, alpha=scale))
+    return outputs, thin
+
+def _input_gradient(gs, g_thin, bases, As):
+    "Return the gradient of the input that several layers share."
+    first, *others = zip(gs, bases)
+    total = times(first[0], dense_weight(first[1]).T)
+    for g, base in others: add_times(total, g, dense_weight(base).T)
+    return total.addmm_(g_thin, _stacked(As))
+
+def _factor_gradients(x, thin, gs, g_thin, scales, As):
+    "Return the gradients of the factors A, and those of the factors B."
+    ranks = [len(A) for A in As]
+    gAs = (g_thin.T @ x).split(ranks)
+    gBs = []
+    for g, scale, own in zip(gs, scales, thin.split(ranks, 1)):
+        gBs.append((own.T @ g).mul_(scale).T)  # the thin factor first, which takes half the time
+    return gAs, gBs
+
+def _thin_gradient(thin, gs, scales, Bs):
+    "Return the gradient of the thin products, (N, R)."
+    ranks = [B.shape[1] for B in Bs]
+    g_thin = torch.empty_like(thin)
+    for g, scale, B, own in zip(gs, scales, Bs, g_thin.split(ranks, 1)): own.addmm_(g, B, beta=0, alpha=scale)
+    return g_thin
+
+class _LowRank(torch.autograd.Function):
+    "The products of layers that share an input, for float32 on a CPU, without gradients of the weights under them."
+    @staticmethod
+    def forward(ctx, x, bases, scales, *factors): # (..., K); factors: every A, then every B
+        n = len(bases)
+        rows = x.flatten(0, -2)
+        outputs, thin = _corrected(rows, bases, scales, factors[:n], factors[n:])
+        ctx.save_for_backward(rows, thin, *factors)
+        ctx.layers = bases, scales
+        return tuple(y.view(*x.shape[:-1], -1) for y in outputs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, g): # (N, M)
-        x, A, B, thin = ctx.saved_tensors
-        need_x, need_A, need_B = ctx.needs_input_grad[:3]
-        gx = gA = gB = None
-        if need_x or need_A: g_thin = (g @ B).mul_(ctx.scale) # (N, r)
-        if need_x: gx = times(g, dense_weight(ctx.base).T).addmm_(g_thin, A)
-        if need_A: gA = g_thin.T @ x
-        if need_B: gB = (g.T @ thin).mul_(ctx.scale)
-        return gx, gA, gB, None, None
+    def backward(ctx, *gs): # (..., M) for each layer
+        x, thin, *factors = ctx.saved_tensors
+        bases, scales = ctx.layers
+        n = len(bases)
+        As = factors[:n]
+        rows = [g.flatten(0, -2) for g in gs]
+        g_thin = _thin_gradient(thin, rows, scales, factors[n:])
+        gx = None
+        gAs = gBs = [None] * n
+        if ctx.needs_input_grad[0]: gx = _input_gradient(rows, g_thin, bases, As).view(*gs[0].shape[:-1], -1)
+        if any(ctx.needs_input_grad[3:]): gAs, gBs = _factor_gradients(x, thin, rows, g_thin, scales, As)
+        return gx, None, None, *gAs, *gBs
+
+class _GatedLowRank(torch.autograd.Function):
+    "The product of a layer whose input is silu(gate) * up; keeps gate and up, and computes the input again."
+    @staticmethod
+    def forward(ctx, gate, up, base, scale, A, B): # (..., F), (..., F)
+        x = F.silu(gate).mul_(up).flatten(0, -2)
+        (y,), thin = _corrected(x, [base], [scale], [A], [B])
+        ctx.save_for_backward(gate, up, thin, A, B)
+        ctx.layer = base, scale
+        return y.view(*gate.shape[:-1], -1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g): # (..., M)
+        gate, up, thin, A, B = ctx.saved_tensors
+        base, scale = ctx.layer
+        g = g.flatten(0, -2)
+        g_thin = _thin_gradient(thin, [g], [scale], [B])
+        opened = F.silu(gate)
+        gA = gB = None
+        if any(ctx.needs_input_grad[4:]):
+            x = (opened * up).flatten(0, -2)
+            (gA,), (gB,) = _factor_gradients(x, thin, [g], g_thin, [scale], [A])
+        gx = _input_gradient([g], g_thin, [base], [A]).view_as(gate)
+        g_gate, g_up = gate_gradients(gx, opened, gate, up)
+        return g_gate, g_up, None, None, gA, gB
 
 def low_rank_linear(
     x:Tensor, # (..., K)
@@ -55,9 +119,7 @@ def low_rank_linear(
     scale:float, # factor of the correction
 ) -> Tensor: # (..., M)
     "Compute x @ W.T + scale * x @ A.T @ B.T."
-    if fast_here(x, A, B) and x.numel():
-        y = _LowRank.apply(x.flatten(0, -2), A, B, scale, base)
-        return y.view(*x.shape[:-1], -1)
+    if fast_here(x, A, B) and x.numel(): return _LowRank.apply(x, [base], [scale], A, B)[0]
     y = _base_product(x, base)
     return (y + _correction(x, A, B, scale)).to(y.dtype)
 
@@ -66,7 +128,9 @@ def _base_product(x, base):
     if isinstance(base, QuantisedLinear): return base.product(x)
     return F.linear(x, dense_weight(base).detach().to(x.dtype))
 
-def _autocasts(device_type): return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+def _autocasts(device_type):
+    "Return whether autocast chooses the type of a product."
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 def _correction(x, A, B, scale):
     "Return scale * x @ A.T @ B.T, in the type of the factors unless autocast chooses one."
@@ -164,6 +228,39 @@ class AdaptedLinear(nn.Module):
         A, B = self.parts()
         if self.training and self.dropout.p: return self._finished(self._with_dropout(x, A, B), x.dtype)
         y = low_rank_linear(x, self.base, A, B, self.scale)
+        return self._finished(y, y.dtype)
+
+    @staticmethod
+    def joint(
+        layers, # adapted layers
+        x:Tensor, # (..., K), the input of all of them
+    ) -> list: # a tensor (..., M) for each
+        "Compute several layers with one input, which is read once."
+        if not all(layer._is_fast(x) for layer in layers): return [layer(x) for layer in layers]
+        As, Bs = zip(*[layer.parts() for layer in layers])
+        bases = [layer.base for layer in layers]
+        scales = [layer.scale for layer in layers]
+        outputs = _LowRank.apply(x, bases, scales, *As, *Bs)
+        return [layer._finished(y, y.dtype) for layer, y in zip(layers, outputs)]
+
+    def _is_fast(self, x):
+        "Return whether the correction is computed beside the weights, by the functions for float32 on a CPU."
+        drops = self.training and self.dropout.p > 0
+        return not self.merged and not drops and fast_here(x, self.lora_A) and x.numel() > 0
+
+    def takes_gate(self,
+        up:Tensor, # (..., K): the branch that a gate opens or closes
+    ) -> bool:
+        "Return whether `gated` fits."
+        return self._is_fast(up)
+
+    def gated(self,
+        gate:Tensor, # (..., K): gate, before its silu
+        up:Tensor, # (..., K): the branch that the gate opens or closes
+    ) -> Tensor: # (..., M)
+        "Compute the layer of silu(gate) * up, and keep only those two."
+        A, B = self.parts()
+        y = _GatedLowRank.apply(gate, up, self.base, self.scale, A, B)
         return self._finished(y, y.dtype)
 
     def _with_dropout(self, x, A, B):
