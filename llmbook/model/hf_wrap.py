@@ -6,7 +6,9 @@
 __all__ = ['WrappedConfig', 'WrappedLM', 'as_lm', 'WrappedLogits', 'as_reader']
 
 # %% ../../nbs/api/20_model/07_hf_wrap.ipynb #8bea6421
-import inspect, torch, warnings
+import inspect, warnings
+import numpy as np
+import torch
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from fastcore.basics import patch
@@ -126,11 +128,12 @@ class WrappedLM(nn.Module):
 
     def forward(self,
         x:Tensor, # (B, T) int64 token ids
-        seen:Tensor|None=None, # (B, T): document of each token, if the model can keep documents apart
+        seen:Tensor|None=None, # document of each token, see `document_positions`, if the model can keep them apart
     ) -> Tensor: # (B, T, D), input of `logits`; UserError for a cache, too many tokens, or documents that would mix
         self._check(x, seen)
         if seen is None: return _hidden(self.model.base_model, x)
         if self._documents is None: self._documents = self._keeps_apart()
+        if not self._documents and seen.ndim == 3: return self._one_by_one(x, seen)
         if not self._documents:
             raise UserError(f'expected no documents, since {self.config.family} cannot keep them apart: '
                             'leave them out, or put one document in a row')
@@ -138,14 +141,16 @@ class WrappedLM(nn.Module):
 
     def _check(self, x, seen):
         context = self.config.context
-        if context and x.shape[1] > context:
-            raise UserError(f'expected at most {context} tokens, got {x.shape[1]}: '
+        need = x.shape[1]
+        if isinstance(seen, Tensor) and seen.ndim == 3: need = int(document_positions(seen).max()) + 1
+        if context and need > context:
+            raise UserError(f'expected at most {context} tokens, got {need}: '
                             'cut the text, or use a longer context')
         if isinstance(seen, KVCache):
             raise UserError('expected documents or None, got a cache: '
                             f'{self.config.family} generates with its own `generate`')
         if seen is None: return
-        if seen.shape != x.shape:
+        if seen.shape[:2] != x.shape:
             raise UserError(f'expected a document for each token, {tuple(x.shape)}, got {tuple(seen.shape)}')
         window = _window(self.model.config)
         if window and x.shape[1] > window:
@@ -181,6 +186,31 @@ def _keeps_apart(self:WrappedLM):
             alone = torch.cat([_hidden(base, first), _hidden(base, second)], 1)
     except Exception: return False  # the model does not take such a mask
     return _same(together, alone)
+
+# %% ../../nbs/api/20_model/07_hf_wrap.ipynb #0da27bac
+def _paths(docs):
+    "Return (row, indices) of each branch of each document, with its trunk before it; of the trunk if it has none."
+    found = []
+    for row, numbers in enumerate(docs.cpu().numpy()):
+        doc, branch = numbers.T
+        for d in np.unique(doc):
+            branches = np.unique(branch[doc == d])
+            for k in branches[1:] if len(branches) > 1 else branches:
+                in_path = (doc == d) & ((branch == 0) | (branch == k))
+                found.append((row, torch.from_numpy(np.flatnonzero(in_path))))
+    return found
+
+@patch
+def _one_by_one(self:WrappedLM, x, docs):
+    "Return the hidden states (B, T, D) of documents with branches, each branch computed in a row of its own."
+    paths = _paths(docs)
+    longest = max(len(places) for _, places in paths)
+    alone = x.new_zeros(len(paths), longest)
+    for i, (row, places) in enumerate(paths): alone[i, :len(places)] = x[row, places]
+    states = _hidden(self.model.base_model, alone)  # what fills a row stands behind its end, where nothing looks
+    h = states.new_zeros(*x.shape, states.shape[-1])
+    for i, (row, places) in enumerate(paths): h[row, places] = states[i, :len(places)]
+    return h
 
 # %% ../../nbs/api/20_model/07_hf_wrap.ipynb #93706bbc
 @patch

@@ -239,21 +239,48 @@ class KVCache:
 
 # %% ../../nbs/api/20_model/03_layers.ipynb #22ce2045
 def document_positions(
-    docs:Tensor, # (B, T): a number for each token, another one where a document starts
+    docs:Tensor, # (B, T): a number for each token, another one where a document starts; or (B, T, 2), see below
 ) -> Tensor: # (B, T) int64
     "Return the position of each token in its own document."
+    if docs.ndim == 3: return _branch_positions(docs)
+    t = torch.arange(docs.shape[1], device=docs.device).expand_as(docs)
+    return t - _last_start(docs)
+
+def _last_start(docs):
+    "Return (B, T) the index at which the document of each token starts."
     t = torch.arange(docs.shape[1], device=docs.device).expand_as(docs)
     starts = F.pad(docs[:, 1:] != docs[:, :-1], (1, 0), value=True)
-    return t - t.where(starts, 0).cummax(1).values
+    return t.where(starts, 0).cummax(1).values
+
+def _branch_positions(docs):
+    "Return the positions of tokens whose documents have branches: each branch continues its document's trunk."
+    doc, branch = docs.unbind(-1)
+    t = torch.arange(doc.shape[1], device=doc.device).expand_as(doc)
+    in_trunk = branch == 0
+    trunk_before = in_trunk.cumsum(1) - in_trunk.long()  # tokens of any trunk to the left
+    doc_start = _last_start(doc)
+    of_own_trunk = trunk_before - trunk_before.gather(1, doc_start)
+    branch_start = torch.maximum(doc_start, _last_start(branch))
+    in_branch = of_own_trunk + t - branch_start
+    return torch.where(in_trunk, t - doc_start, in_branch)
 
 # %% ../../nbs/api/20_model/03_layers.ipynb #5a0b3005
 def document_mask(
-    docs:Tensor, # (B, T) as above; a number must not return later in the row
+    docs:Tensor, # (B, T) as above, or (B, T, 2), see below; a number must not return later in the row
     causal:bool=True, # False for an encoder, which may look ahead
 ) -> Tensor: # (B, 1, T, T) bool, true where a query may look
     "Return which positions each query may see: those of its own document, and none ahead of it."
+    if docs.ndim == 3: return _branch_mask(docs)
     same = docs[:, None, :, None] == docs[:, None, None, :]
     return same.tril() if causal else same
+
+def _branch_mask(docs):
+    "Return the mask of documents with branches: a query sees its document's trunk and its own branch, up to itself."
+    doc, branch = docs[:, None].unbind(-1)
+    same_document = doc[..., :, None] == doc[..., None, :]
+    own_branch = branch[..., :, None] == branch[..., None, :]
+    in_trunk = branch[..., None, :] == 0
+    return (same_document & (own_branch | in_trunk)).tril()
 
 # %% ../../nbs/api/20_model/03_layers.ipynb #3023f901
 def window_mask(

@@ -94,7 +94,7 @@ class Transformer(nn.Module):
 
     def forward(self,
         x:Tensor, # (B, T) int64 token ids
-        seen:KVCache|Tensor|None=None, # cache of earlier tokens; or (B, T): document of each token; false for padding
+        seen:KVCache|Tensor|None=None, # cache of earlier tokens; or document of each token, see `document_positions`
     ) -> Tensor: # (B, T, D), input of `logits`; UserError if there are too many tokens
         docs, cache = None, seen
         if isinstance(seen, Tensor): docs, cache = seen, None
@@ -128,27 +128,33 @@ def _where(self:Transformer, x, docs, cache):
     if docs is not None:
         positions = document_positions(docs)[:, None]
         mask = document_mask(docs, self.config.traits.causal)
-    return positions, self._narrowed(mask, x)
+    return positions, self._narrowed(mask, x, positions)
 
 @patch
 def _check_input(self:Transformer, x, docs, cache):
     "Raise `UserError` for too many tokens, documents of another shape, and a cache for an encoder."
     if cache is not None and not self.config.traits.causal:
         raise UserError('expected documents or None, got a cache: an encoder reads whole texts')
-    if docs is not None and docs.shape != x.shape:
+    if docs is not None and docs.shape[:2] != x.shape:
         raise UserError(f'expected a document for each token, {tuple(x.shape)}, got {tuple(docs.shape)}')
     need, most = x.shape[1], self.config.context
     if cache is not None: need, most = cache.pos + need, cache.length
+    if docs is not None and docs.ndim == 3:
+        if not self.config.traits.causal: raise UserError('expected documents without branches for an encoder, '
+                                                          'which reads whole texts')
+        need = int(document_positions(docs).max()) + 1  # branches lie side by side: a row may be longer
     if need > most:
         raise UserError(f'expected at most {most} tokens, got {need}: cut the text, or use a longer context')
 
 @patch
-def _narrowed(self:Transformer, mask, x):
+def _narrowed(self:Transformer, mask, x, positions):
     "Return the mask of a decoder whose tokens see a window alone; any other mask as it is."
     window = self.config.window
     if not self.config.traits.causal or not 0 < window < x.shape[1]: return mask
-    near = window_mask(x.shape[1], window - 1, x.device).tril()
-    return near if mask is None else near & mask
+    if mask is not None:
+        back = positions.mT - positions  # (B, T, T): how far behind the query each key of its document lies
+        return mask & (back < window)[:, None]
+    return window_mask(x.shape[1], window - 1, x.device).tril()
 
 @patch
 def _embed(self:Transformer, x, positions): # (B, T, D)
