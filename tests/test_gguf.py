@@ -13,7 +13,7 @@ from llmbook.model.hf import save_pretrained
 from llmbook.model.layers import rotary_tables
 from llmbook.model.smollm import has_smollm2, smollm2, smollm2_file
 from llmbook.model.transformer import Transformer
-from llmbook.tokens.tokenizer import decode, encode_text, llama_cpp_name, not_restored, text_ids
+from llmbook.tokens.tokenizer import LLAMA_CPP_CUTS, decode, encode_text, llama_cpp_name, not_restored, text_ids
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 TOKENS = ['<|endoftext|>', '<|im_start|>', '<|im_end|>', *ALPHABET, 'hi', 'Ġt', 'Ġth']
@@ -211,7 +211,7 @@ def test_qwen2_cuts_as_its_own_tokenizer(tf):
     theirs = tf.Qwen2Tokenizer(vocab={token: i for i, token in enumerate(ALPHABET)}, merges=[])
     for text in TEXTS:
         want = theirs.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
-        assert ours._CUTS['qwen2'].pre_tokenize_str(text) == want
+        assert LLAMA_CPP_CUTS['qwen2'].pre_tokenize_str(text) == want
 
 
 @pytest.mark.parametrize('pre', ['smollm', 'gpt-2'])

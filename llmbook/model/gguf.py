@@ -9,10 +9,10 @@ __all__ = ['import_gguf', 'gguf_config', 'gguf_names', 'pairs_apart', 'gguf_toke
 from pathlib import Path
 import numpy as np
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 from torch import nn
 from ..core import UserError, pick_device
-from ..tokens.tokenizer import text_ids
+from ..tokens.tokenizer import LLAMA_CPP_CUTS, text_ids
 from .config import ModelConfig
 from .hf import check_dtype, check_finite, check_shapes, check_vocab, vocabulary_mark
 from .layers import rotary_tables
@@ -193,24 +193,9 @@ def _fill_one(model, name, tensor, device, dtype):
     if heads: w = pairs_apart(w, heads)
     setattr(model.get_submodule(module), kind, nn.Parameter(w.to(device, dtype)))
 
-# %% ../../nbs/api/20_model/09_gguf.ipynb #f22ba234
-_GPT2_WORDS = pre_tokenizers.ByteLevel(add_prefix_space=False)
-_QWEN2 = ( # contractions; words with a sign before; single digits; signs; line ends; spaces
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-
-def _cut(pattern):
-    "Return a rule that cuts text by an expression."
-    words = pre_tokenizers.Split(Regex(pattern), 'isolated')
-    return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-
-_CUTS = { # name in the file: how text is cut into words
-    'smollm': pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _GPT2_WORDS]),
-    'gpt-2': _GPT2_WORDS,
-    'qwen2': _cut(_QWEN2),
-}
-
 # %% ../../nbs/api/20_model/09_gguf.ipynb #438c5e52
-_SPECIAL, _ADDED = 3, 4 # kinds of tokens
+_SPECIAL, _ADDED, _UNUSED = 3, 4, 5 # kinds of tokens; what is unused fills the rows of a model that has no token there
+_WHOLE_WORDS = ('llama-bpe',) # where a word that is a token is taken as it is, whatever its merges say
 
 def _frame(facts, tokens):
     "Return what the file says about its texts, in the words of a tokenizer_config.json."
@@ -227,8 +212,8 @@ def _check_kind(model, pre):
     "Raise `UserError` for a tokenizer of another kind, or one that cuts text in an unknown way."
     instead = 'read the tokenizer from the folder that the file was made from'
     if model != 'gpt2': raise UserError(f"expected byte-level BPE ('gpt2') in the file, got {model!r}: {instead}")
-    known = ', '.join(_CUTS)
-    if pre not in _CUTS: raise UserError(f'expected a tokenizer that cuts as {known}, got {pre!r}: {instead}')
+    known = ', '.join(LLAMA_CPP_CUTS)
+    if pre not in LLAMA_CPP_CUTS: raise UserError(f'expected a tokenizer that cuts as {known}, got {pre!r}: {instead}')
 
 # %% ../../nbs/api/20_model/09_gguf.ipynb #31375dc1
 def gguf_tokenizer(
@@ -238,15 +223,23 @@ def gguf_tokenizer(
     def fact(name): return facts.get(f'tokenizer.ggml.{name}')
     _check_kind(fact('model'), fact('pre'))
     tokens = fact('tokens')
-    ids = {token: i for i, token in enumerate(tokens)}
+    kinds = fact('token_type') or [0] * len(tokens)
+    ids = {token: i for i, (token, kind) in enumerate(zip(tokens, kinds)) if kind != _UNUSED}
     merges = [tuple(merge.split(' ')) for merge in fact('merges')]
-    tok = Tokenizer(models.BPE(ids, merges))
-    tok.pre_tokenizer = _CUTS[fact('pre')]
+    tok = Tokenizer(models.BPE(ids, merges, ignore_merges=fact('pre') in _WHOLE_WORDS))
+    tok.pre_tokenizer = LLAMA_CPP_CUTS[fact('pre')]
     tok.decoder = decoders.ByteLevel()
-    _mark_added(tok, tokens, fact('token_type') or [])
+    _mark_added(tok, tokens, kinds)
+    if fact('add_bos_token'): _open_with(tok, fact('bos_token_id'))
     tok.settings = [_frame(facts, tokens)], []
     tok.encode_special_tokens = True
     return tok
+
+def _open_with(tok, i):
+    "Let a tokenizer put a token in front of every text."
+    if i is None or tok.id_to_token(i) is None: return
+    name = tok.id_to_token(i)
+    tok.post_processor = processors.TemplateProcessing(single=f'{name} $A', special_tokens=[(name, i)])
 
 def _mark_added(tok, tokens, kinds):
     "Tell a tokenizer which tokens are special, and which were added as a whole."

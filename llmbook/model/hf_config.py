@@ -132,7 +132,7 @@ def _window_words(c):
     "Return how far a decoder's tokens see, in the words of transformers."
     if c.family == 'mistral': return dict(sliding_window=c.window or None)
     if c.family == 'llama': return {}
-    if not c.window: return dict(use_sliding_window=False)
+    if not c.window: return dict(use_sliding_window=False, max_window_layers=c.n_layer) # mistral.rs asks for both
     return dict(use_sliding_window=True, sliding_window=c.window, max_window_layers=0,
                 layer_types=['sliding_attention'] * c.n_layer)
 
