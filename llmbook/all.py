@@ -35,8 +35,9 @@ __all__ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'huma
            'quantise_base', 'adapter_table', 'add_adapters', 'drop_adapters', 'load_adapters', 'merge_adapters',
            'merge_gap', 'save_adapters', 'set_merged', 'bootstrap', 'paired_difference', 'plot_rows', 'row',
            'rows_text', 'wilson', 'compressor_rows', 'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows',
-           'toxicity_scorer', 'identity_swap', 'swap_summary', 'write_report', 'history_picture', 'compare_runs',
-           'headline', 'read_run', 'model_card', 'browse', 'tune_filter', 'Dashboard', 'planner', 'Settings', 'journey']
+           'toxicity_scorer', 'identity_swap', 'swap_summary', 'items_needed', 'smallest_difference', 'weigh', 'ablate',
+           'plot_ablation', 'log_run', 'read_ledger', 'write_report', 'history_picture', 'compare_runs', 'headline',
+           'read_run', 'model_card', 'browse', 'tune_filter', 'Dashboard', 'planner', 'Settings', 'journey']
 
 # %% ../nbs/api/80_app/03_all.ipynb #3b60e48f
 from pathlib import Path
@@ -140,6 +141,10 @@ from .evaluate.toxicity import toxicity_rows, toxicity_scorer
 from .evaluate.bias import identity_swap, swap_summary
 from .report.report import write_report
 from .report.curves import history_picture
+from .verdict.power import items_needed, smallest_difference
+from .verdict.weigh import weigh
+from .verdict.ablate import ablate, plot_ablation
+from .verdict.ledger import log_run, read_ledger
 from .report.runs import compare_runs, headline, read_run
 from .report.modelcard import model_card
 from .widgets.browser import browse, tune_filter
@@ -177,6 +182,7 @@ _all_ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'human_
          'add_adapters', 'drop_adapters', 'load_adapters', 'merge_adapters', 'merge_gap', 'save_adapters', 'set_merged',
          'bootstrap', 'paired_difference', 'plot_rows', 'row', 'rows_text', 'wilson',
          'compressor_rows', 'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows', 'toxicity_scorer',
-         'identity_swap', 'swap_summary', 'write_report', 'history_picture', 'compare_runs', 'headline', 'read_run',
+         'identity_swap', 'swap_summary', 'items_needed', 'smallest_difference', 'weigh',
+         'ablate', 'plot_ablation', 'log_run', 'read_ledger', 'write_report', 'history_picture', 'compare_runs', 'headline', 'read_run',
          'model_card',
          'browse', 'tune_filter', 'Dashboard', 'planner', 'Settings', 'journey']

@@ -497,6 +497,7 @@ def write_rows(self:SecondPass,
     "Write a document's line, and its text unless it is trained on."
     row = dict(id=doc.id, kind=doc.kind, package=doc.meta.get('package', ''))
     if split != 'train': _write_row(self.texts[split], dict(row, text=doc.text))
+    if doc.licence: row['licence'] = doc.licence
     tokens = n_ids + 1 # with the end marker
     _write_row(self.texts['documents'], dict(row, split=split, bytes=n_bytes, tokens=tokens))
 
