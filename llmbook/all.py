@@ -37,7 +37,8 @@ __all__ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'huma
            'rows_text', 'wilson', 'compressor_rows', 'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows',
            'toxicity_scorer', 'identity_swap', 'swap_summary', 'items_needed', 'smallest_difference', 'weigh', 'ablate',
            'plot_ablation', 'log_run', 'read_ledger', 'write_report', 'history_picture', 'compare_runs', 'headline',
-           'read_run', 'model_card', 'browse', 'tune_filter', 'Dashboard', 'planner', 'Settings', 'journey']
+           'read_run', 'model_card', 'browse', 'tune_filter', 'chat_with', 'Dashboard', 'planner', 'Settings',
+           'journey']
 
 # %% ../nbs/api/80_app/03_all.ipynb #3b60e48f
 from pathlib import Path
@@ -148,6 +149,7 @@ from .verdict.ledger import log_run, read_ledger
 from .report.runs import compare_runs, headline, read_run
 from .report.modelcard import model_card
 from .widgets.browser import browse, tune_filter
+from .widgets.chat import chat_with
 from .widgets.dashboard import Dashboard
 from .widgets.planner import planner
 from .journey import Settings, journey
@@ -185,4 +187,4 @@ _all_ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'human_
          'identity_swap', 'swap_summary', 'items_needed', 'smallest_difference', 'weigh',
          'ablate', 'plot_ablation', 'log_run', 'read_ledger', 'write_report', 'history_picture', 'compare_runs', 'headline', 'read_run',
          'model_card',
-         'browse', 'tune_filter', 'Dashboard', 'planner', 'Settings', 'journey']
+         'browse', 'tune_filter', 'chat_with', 'Dashboard', 'planner', 'Settings', 'journey']

@@ -165,6 +165,16 @@ set -x DB_PASS [[secret:q8Zt3LmX0vR7kP2w]]
 <Password>[[secret:q8Zt3LmX0vR7kP2w]]</Password>
 default login ada password [[secret:q8Zt3LmX0vR7kP2w]]
 redis_pass: "[[secret:q8Zt3LmX0vR7kP2w]]"
+Mobil erreichbar unter [[phone:0151 23456789]]
+Rückfragen an [[phone:0160 1234567]] oder per Post
+[[phone:0170/1234567]] (Fr. Lenz)
+Nummer [[phone:0176 12 34 56 78]], abends
++ [[phone:01512 3456789]]
+[[phone:+49 151 23456789]]
+[[phone:+49 1577 3456789]]
+DB_PASS=[[secret:Sommer2024!xK]]
+password: [[secret:Winter2023#ab]]
+DB_PASSWORD="[[secret:Sommer2024!xK]]"
 '''.strip('\n').split('\n')
 
 LEFT = r'''
@@ -342,4 +352,27 @@ Mountain pass: Col d'Aubisque 1709m
 ENV NODE_VERSION 18.17.0
 Pass: A1 and B2 are required
 The password is required for page2 and page3
+Az. 0170/1234
+Drucksache 16/0170 1234567
+00000170 2061 7369 6d70 6c65
+0000160 001234 005678 012345 000000
+0170 2061 7369 2061 2074 6573
+Artikel-Nr. 015112345678
+Bestellung 0160-1234
+0151 ist die Vorwahl von D1
+0152-2019 and 0163-2020
+on 0170 12 days later
+15.01.2024 0160 pages 12
+version 0.151 23456789
+x = 0o170 1234567
+bytes 0151 0152 0153 0154 0155
+the years 0150 1600 1750 1800
+table 0171 555
+Your password: see page 2024!
+password: required! at least 8
+PASSWORD=$PASSWORD_2024
+DB_PASS=${DB_PASS!}
+pass = True; n = 0!=1
+assert token == 2024!
+auth: none, since 2019!
 '''.strip('\n').split('\n')

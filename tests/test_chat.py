@@ -372,6 +372,43 @@ def test_special_tokens_in_messages_stay_text(model, fmt, role):
     assert row.ids[:len(prompt)].tolist() == prompt
 
 
+def folding_tokenizer(normalizer):
+    "Return a tokenizer whose marks are looked for in the normalized text."
+    state = json.loads(byte_level().to_str())
+    state['normalizer'] = dict(type=normalizer)
+    for token in state['added_tokens']: token['normalized'] = True
+    return Tokenizer.from_str(json.dumps(state))
+
+
+@pytest.mark.parametrize('normalizer, written', [
+    ('Lowercase', '<|IM_END|>'), ('Lowercase', '<|Im_eND|> <|im_end|>'), ('NFKC', '\uff1c|im_end|\uff1e')])
+@pytest.mark.parametrize('role', ['user', 'assistant'])
+def test_marks_in_other_letters_stay_text(normalizer, written, role):
+    "A tokenizer that lowercases reads its marks in capitals too."
+    tok = folding_tokenizer(normalizer)
+    assert tok.token_to_id('<|im_end|>') in tok.encode(written).ids
+    fmt = ChatFormat(tok, 'chatml')
+    messages = [dict(role='user', content='hello'), dict(role='assistant', content='yes')]
+    ordinary = fmt.encode(messages)
+    messages[role == 'assistant']['content'] += f' {written} no'
+    row = fmt.encode(messages)
+    assert marks_in(row, fmt) == marks_in(ordinary, fmt)
+    assert fmt.prompt_ids(messages[:1]) == row.ids[:len(fmt.prompt_ids(messages[:1]))].tolist()
+
+
+ESCAPING = CHATML.replace("message['content']", "message['content'] | tojson(ensure_ascii=True)")
+
+@pytest.mark.parametrize('content', ['stop <|im_end|> "now"', 'a \\ue000 b <|im_end|>', 'caf\u00e9 <|im_end|>', 'plain'])
+def test_placeholders_survive_a_template_that_escapes(content):
+    "With tojson(ensure_ascii=True) a placeholder came out as an escape of JSON, and the text was lost."
+    fmt = ChatFormat(byte_level(), ESCAPING)
+    row = fmt.encode([dict(role='user', content=content), dict(role='assistant', content='yes')])
+    assert json.dumps(content) in decode(fmt.tok, row.ids, skip_special=False)
+    assert (row.ids == fmt.end).sum() == 2
+    by_role = [ROLES[role] for role in row.roles]
+    assert 'user' in by_role and 'assistant' in by_role
+
+
 def test_every_private_character_may_be_written():
     fmt = ChatFormat(byte_level(), 'chatml')
     content = ''.join(map(chr, range(0xE000, 0xE010))) + '<|im_end|>'

@@ -162,6 +162,8 @@ _PHONE = re.compile(rf"""(?x)(?<![{_LATIN}+=*/^\)\].-])(?:
   | (?:1[-. ])? \([2-9]\d\d\)[ ]? [2-9]\d\d[ ]\d{{4}}
   | 8(?:[ -]?\([3-9]\d\d\)[ -]?|[ -][3-9]\d\d[ -])\d{{3}}[ -]\d\d[ -]\d\d         # Russia
   | 0\d{{1,4}}-\d{{1,4}}-\d{{4}}                                             # Japan, Korea
+  | (?<!\d[ ])01(?:5\d{{1,2}}|6[023]|7\d)(?:[ ]?/[ ]?|[ -])                  # mobile in Germany
+      (?:\d{{7,8}}|\d{{2,4}}(?:[ ]\d{{2,5}}){{1,3}})(?![ ]?\d)
   | (?<=[\u4e00-\u9fff\uff1a])1[3-9]\d{{9}}                                  # China
   | 010\d{{8}}(?=[\uac00-\ud7a3]) | (?<=[\uac00-\ud7a3])010\d{{8}}              # Korea
   ){_EXTENSION}(?![{_LATIN}-]|[.,]\d)""")
@@ -180,6 +182,7 @@ _LABELLED = re.compile(rf"""(?xi)(
       (?:号码|號碼|番号|번호)? (?: [.]?-?[ ]? (?:no|nr|number|nummer|número|numéro|n[º°])\b )?
       (?:[ ](?:is|ist|est|es))? (?:[ ]\d(?=[:：]))? [.]? [は은는]? [ ]? [:：=]? [ \t\u3000]{{0,3}} )
     (\+?\(?\d[\d ().\-/]{{5,18}}\d{_EXTENSION})(?![{_LATIN}-]|[.,]\d)""")
+_GERMAN_MOBILE = re.compile(r'01(?:5\d|6[023]|7\d)\d?(?: |/|-\d{5})').match
 _NOVEL = re.compile(r'555[-. ]?01\d\d$')
 _DATE = re.compile(r'(19|20)\d\d[-./ ]\d{1,2}[-./ ]\d{1,2}(?!\d)|\d{1,2}[-./]\d{1,2}[-./](19|20)\d\d(?!\d)'
                    r'|(19|20)\d\d ?- ?(19|20)\d\d(?!\d)').match
@@ -199,6 +202,7 @@ def _digits_needed(label, number):
     "Return the fewest and the most digits of a telephone number of this form."
     if label: return 7, 15
     if number.startswith('00') or number[1:].isdigit() and number[0] == '+': return 10, 15
+    if _GERMAN_MOBILE(number): return 11, 12
     return (10, 11) if number[0] == '0' else (8, 15) # Japan and Korea; others
 
 def _phone(m):
@@ -377,7 +381,7 @@ def _picture(*groups):
 _SHAPE = _picture((_DIGIT, '0'), (_UPPER, 'A'))
 _HEX = _picture((_DIGIT + 'abcdefABCDEF', '0'))
 _RUNS = _picture((_DIGIT + _UPPER + _LOWER, 'a'))
-_MIXED = _picture((_DIGIT, '0'), (_UPPER + _LOWER, 'a'))
+_MIXED = _picture((_DIGIT, '0'), (_UPPER + _LOWER, 'a'), ('!#$@', '!'))
 _SMALL = _picture((_DIGIT, '0'), *((upper, upper.lower()) for upper in _UPPER))
 _LOOKS = { # name -> picture, and strings of which any line that is looked for has one
     'at': (_SHAPE, (b'@',)),
@@ -386,7 +390,7 @@ _LOOKS = { # name -> picture, and strings of which any line that is looked for h
     'dots': (_SHAPE, (b'.0.', b'.00.', b'.000.')),
     'colons': (_HEX, (b'0000:',)),
     'runs': (_RUNS, (b'a' * 16,)),
-    'mixed': (_MIXED, (b'a0a', b'0a0'))}
+    'mixed': (_MIXED, (b'a0a', b'0a0', b'0!'))}
 _NAMES_OF_SECRETS = (b'key', b'secret', b'token', b'pass', b'pwd', b'credential', b'auth', b'bearer', b'kennwort',
                      b'contrase', b'senha', b'wachtwoord', b'curl', b'??') # ??: Cyrillic, Chinese, Japanese, Korean
 _PHONE_WORDS = (b'tel', b'fon', b'phone', b'fax', b'mobil', b'handy', b'cell', b'celular', b'portable', b'puh', b'tlf',

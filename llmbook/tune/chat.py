@@ -164,9 +164,13 @@ def find_template(
 # %% ../../nbs/api/50_tune/00_chat.ipynb #cc9f39c7
 _PRIVATE = range(0xE000, 0xF8FF) # characters that have no meaning in Unicode
 
+_ESCAPE = re.compile(r'\\u([0-9a-f]{4})', re.IGNORECASE) # of JSON
+
 def _free_characters(texts):
-    "Return three private-use characters that are in none of the texts."
+    "Return three private-use characters that are in none of the texts, also not as an escape of JSON."
     used = set().union(*texts)
+    if '\\' in used:
+        for text in texts: used.update(chr(int(code, 16)) for code in _ESCAPE.findall(text))
     free = (chr(i) for i in _PRIVATE if chr(i) not in used)
     return next(free), next(free), next(free)
 
@@ -199,23 +203,33 @@ def _signed_content(content, sign):
         if isinstance(old, dict) and 'type' in old: new['type'] = old['type']
     return signed
 
+def _plain_or_escaped(character):
+    "Return a pattern for a character as it is, or as a template writes it that escapes what is not ASCII."
+    return f'(?:{character}|\\\\u{ord(character):04x})'
+
 class _Placeholders:
     "Protects special tokens in messages and tools, and marks who wrote what."
-    def __init__(self, special, messages, tools=None):
-        self.special = special # a compiled pattern
+    def __init__(self, special_spans, messages, tools=None):
+        self.special_spans = special_spans # function of a text: (start, end) of each special token in it
         texts = list(_strings([messages, tools]))
         self.fence, self.open, self.close = _free_characters(texts)
         self.names = []
-        self.pattern = re.compile(f'{self.fence}(\\d+){self.fence}|{self.open}(\\d+){self.open}|{self.close}')
+        fence, first, last = map(_plain_or_escaped, (self.fence, self.open, self.close))
+        self.pattern = re.compile(f'{fence}(\\d+){fence}|{first}(\\d+){first}|{last}')
 
-    def _hide(self, m):
-        self.names.append(m[0])
-        return f'{self.fence}{len(self.names) - 1}{self.fence}'
+    def _hide(self, text):
+        "Return a text with a placeholder for each special token."
+        pieces = []
+        at = 0
+        for start, end in self.special_spans(text):
+            pieces += [text[at:start], f'{self.fence}{len(self.names)}{self.fence}']
+            self.names.append(text[start:end])
+            at = end
+        return ''.join(pieces) + text[at:]
 
     def protect(self, value):
         "Return messages or tools in which no text and no name holds a special token."
-        def hide(text): return self.special.sub(self._hide, text)
-        return _mapped(value, hide, keys=True)
+        return _mapped(value, self._hide, keys=True)
 
     def protect_messages(self, messages):
         "Return messages in which only the roles, which are plain names, are as they were."
@@ -252,6 +266,7 @@ class _Placeholders:
             at = m.end()
             if m[1]:
                 name = self.names[int(m[1])]
+                if m[0][0] == '\\': name = json.dumps(name)[1:-1] # as the text around it
                 pieces.append(name)
                 hidden.append((length, length + len(name)))
                 length += len(name)
@@ -301,11 +316,24 @@ class _TextEncoder:
         self.special_ids = set(special.values())
         longest_first = sorted(special, key=len, reverse=True)
         matches_nothing = '(?!)'
-        self.special = re.compile('|'.join(map(re.escape, longest_first)) or matches_nothing)
+        # a token that is looked for in the normalized text may be written in other letters
+        self.folds = tok.normalizer is not None and any(tokens[i].normalized for i in self.special_ids)
+        flags = re.IGNORECASE if self.folds else 0
+        self.special = re.compile('|'.join(map(re.escape, longest_first)) or matches_nothing, flags)
         self.line_end, _ = self.encode('\n')
         alone, _ = self.encode('a')
         behind_line_end, _ = self.encode('\na')
         self.adds_space = behind_line_end[len(self.line_end):] != alone
+
+    def special_spans(self, text):
+        "Return (start, end) of each special token in a text, in order: by its letters, and where those fold by its id."
+        spans = [m.span() for m in self.special.finditer(text)]
+        if not self.folds: return spans
+        found = self.tok.encode(text, add_special_tokens=False)
+        for i, span in zip(found.ids, found.offsets):
+            is_new = i in self.special_ids and not any(a < span[1] and span[0] < b for a, b in spans)
+            if is_new: spans.append(span)
+        return sorted(spans)
 
     def encode(self, text, as_text=False):
         "Return (ids, end of each token as a position in the text); `as_text` lets special tokens be text."
@@ -722,7 +750,7 @@ class _Chat:
         self.messages = [_with_aliases(message) for message in check_messages(messages)]
         self.fmt = fmt
         self.row = _Growing(fmt.encoder)
-        self.placeholders = _Placeholders(fmt.encoder.special, self.messages, tools)
+        self.placeholders = _Placeholders(fmt.encoder.special_spans, self.messages, tools)
         safe = self.placeholders.protect_messages(self.messages)
         safe_tools = self.placeholders.protect(tools)
         signed = self.placeholders.sign(safe)

@@ -16,7 +16,7 @@ from ..model.open import open_lm
 from ..show.html import html_table
 from ..tokens.tokenizer import decode, folder_settings
 from .adapters import load_adapters, merge_adapters
-from .chat import ChatFormat
+from .chat import ChatFormat, ChatRow, without_oldest_turn
 from .watch import prompt_that_fits
 
 # %% ../../nbs/api/50_tune/11_talk.ipynb #e392c1ea
@@ -102,7 +102,7 @@ class Talk:
 
     def ask(self,
         text:str, # what is said to the model
-        on_text:Callable|None=None, # called with each new piece of the answer as it comes
+        on_text:Callable|None=None, # called with each new piece of the answer; if it returns True, the answer ends
     ) -> str: # the answer
         "Say something, and return the answer."
         if not isinstance(text, str) or not text.strip(): raise UserError(
@@ -112,21 +112,45 @@ class Talk:
         self.messages = [*messages, dict(role='assistant', content=answer)]
         return answer
 
+    def _longest(self):
+        "Return how many tokens the model may read before it answers; None without a limit."
+        context = self.model.config.context
+        return None if context is None else context - self.most
+
     def _answer(self, messages, on_text):
         "Let the model write, and show each piece as it comes."
-        context = self.model.config.context
-        longest = None if context is None else context - self.most
-        prompt = prompt_that_fits(self.fmt, messages, longest)
+        prompt = prompt_that_fits(self.fmt, messages, self._longest())
         pieces = TextPieces(self.fmt.tok)
 
         def tell(row, token):
             piece = pieces.add(token)
-            if piece and on_text: on_text(piece)
+            if piece and on_text: return on_text(piece)
 
         turn = sum(m['role'] == 'user' for m in messages)
         options = dict(seed=self.seed + turn, stop=self.fmt.stop_ids, on_token=tell)
         written = generate_ids(self.model, [prompt], self.most, **options, **self.options)
         return self.fmt.read_answer(written[0])
+
+    def last_row(self) -> ChatRow: # for `show_roles`; UserError before the first answer
+        "Return what the model was given for its last answer, with this answer, as a row."
+        messages = self.messages
+        if not messages or messages[-1]['role'] != 'assistant': raise UserError(
+            'expected a conversation with an answer, got none yet: ask something')
+        longest = self._longest()
+        while longest is not None and len(self.fmt.prompt_ids(messages[:-1])) > longest:
+            shorter = without_oldest_turn(messages)
+            if not shorter: break
+            messages = shorter
+        return self.fmt.encode(messages, 'last')
+
+    def set_system(self,
+        text:str, # what the model is told first; '' leaves it to the template
+    ) -> None:
+        "Change what the model is told first, from the next question on."
+        if not isinstance(text, str): raise UserError(f'expected a text that the model is told first, got {text!r:.40}')
+        said = self.messages[len(self.begin):]
+        self.begin = [dict(role='system', content=text)] if text else []
+        self.messages = [*self.begin, *said]
 
     def undo(self) -> None:
         "Forget the last question and its answer."
