@@ -452,6 +452,9 @@ def llmbook_generate(
     min_p:float=0., # least share of the likeliest token's probability
     repetition_penalty:float=1., # above 1 avoids tokens that are there already
     stop:str=None, # text that ends a text; not written
+    choice:str=None, # the texts of which one is the answer, separated by |
+    regex:str=None, # regular expression that the answer matches as a whole
+    schema:str=None, # JSON schema of the answer, or a file that holds it
     stream:bool=False, # write while the model does; one text
     n:int=1, # number of texts
     seed:int=0, # seed of the draws
@@ -472,13 +475,24 @@ def llmbook_generate(
         f'{model} was not tuned to answer: it has no chat template, and goes on as it would with any text; '
         'tune it with llmbook-finetune, or leave --answer out', file=sys.stderr)
     options = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-                   repetition_penalty=repetition_penalty, seed=seed, stop=stop, **_given(max_new_tokens=tokens))
+                   repetition_penalty=repetition_penalty, seed=seed, stop=stop, **_given(max_new_tokens=tokens),
+                   **_given(choice=_choices(choice), regex=regex, schema=_schema(schema)))
     if stream: texts = [_print_stream(prompt, text_stream(m, tok, prompt, **options))]
     else:
         if answer: texts = answers(m, tok, [prompt] * n, **options)
         else: texts = [prompt + t for t in generate(m, tok, [prompt] * n, **options)]
         print(('\n' + '-' * 20 + '\n').join(texts))
     return None if is_cli() else texts
+
+def _choices(text): return text.split('|') if isinstance(text, str) else text
+
+def _schema(text):
+    "Return a JSON schema that was written out, or that lies in a file."
+    if not isinstance(text, str) or text.lstrip().startswith('{'): return text
+    file = Path(text)
+    if file.is_file(): return file.read_text(encoding='utf-8')
+    raise UserError(
+        f'expected --schema to be a JSON schema or a file that holds one, found no file {text}: check the path')
 
 def _is_tuned(folder):
     "Return whether a model's folder says how a question is put to it, or lies beside the scores of its fine-tuning."

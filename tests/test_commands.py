@@ -312,9 +312,21 @@ def calls(model, folder):
         (cli.llmbook_generate, dict(model=model, prompt='the', tokens=1, temperature=.5, top_p=.9, top_k=2, min_p=.1,
                                     repetition_penalty=1., stop='x', stream=False, n=1, seed=1, answer=False,
                                     dtype='float32')),
+        (cli.llmbook_generate, dict(model=model, tokens=1, choice='a|b')),
+        (cli.llmbook_generate, dict(model=model, tokens=1, regex='a')),
+        (cli.llmbook_generate, dict(model=model, tokens=1, schema='{"type": "integer"}')),
         (cli.llmbook_evaluate, dict(model=model, out=str(folder/'e.json'), prompts=1, seed=1)),
         (cli.llmbook_export, dict(model=model, out=out)),
     ]
+
+
+def test_an_answer_is_held_to_a_form(model, tmp_path):
+    (tmp_path/'age.json').write_text('{"type": "integer", "minimum": 10, "maximum": 99}')
+    options = dict(prompt='the', n=3)
+    for text in cli.llmbook_generate(model, choice=' yes| no', **options): assert text in ('the yes', 'the no')
+    for text in cli.llmbook_generate(model, regex='[a-c]{3}', **options): assert set(text[3:]) <= set('abc')
+    for text in cli.llmbook_generate(model, schema=str(tmp_path/'age.json'), **options): assert 10 <= int(text[3:]) < 100
+    with pytest.raises(UserError, match='found no file'): cli.llmbook_generate(model, schema='none.json')
 
 
 def test_a_bad_value_is_a_user_error_or_works(model, tmp_path, monkeypatch, capsys):

@@ -60,7 +60,8 @@ class FixedStep:
     def _mask(self): # (B*K, 1, S)
         "Return what to add to scores: nothing where a token can be seen, minus infinity elsewhere."
         not_yet = self.places > self.pos
-        empty = self.places < self.pad[:, None]
+        front = self.decoder.cache.front
+        empty = (self.places >= front) & (self.places < front + self.pad[:, None])
         shut = not_yet | empty # (B, S)
         window = self.decoder.cache.window
         if window: shut = shut | (self.places <= self.pos - window) # too far back

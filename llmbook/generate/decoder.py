@@ -238,6 +238,7 @@ class Cached:
         pad:Tensor|None=None, # (B) int64: empty positions at the left of each row
     ):
         self.model = model
+        self.batch = batch
         w = model.embed.weight
         kind = getattr(model, 'cache_kind', None) # set by `generate.quantise`
         if kind: self.cache = FewBitCache(model.config, batch, start, pad, w.device, w.dtype, kind)
@@ -251,6 +252,23 @@ class Cached:
     ) -> None:
         "Continue with these rows alone."
         self.cache.keep(rows)
+
+    def read_common(self,
+        x:Tensor, # (1, T) ids with which all rows begin, before anything else is read
+    ) -> None:
+        "Read a common beginning once, for all rows; the pads of a row stand behind it."
+        cache = self.cache
+        pad = cache.pad
+        cache.pad = None
+        first = torch.zeros(self.batch, dtype=torch.int64, device=x.device)
+        self.keep(first[:1])
+        self(x)
+        self.keep(first)
+        cache.front = x.shape[1]
+        cache.pad = pad
+        self._look()
+
+    def _look(self): "Do what a change of the cache's tensors asks for."
 
 class Reread:
     "Next tokens by a model without a cache; its rows have one length."
@@ -352,7 +370,8 @@ class Decoder(Cached):
         "Return what to add to the scores of empty positions, (B*K, 1, S), or None if there are none."
         if pad is None: return None
         positions = torch.arange(kv.shape[4], device=pad.device)
-        is_empty = positions < pad[:, None]                    # (B, S)
+        front = self.cache.front
+        is_empty = (positions >= front) & (positions < front + pad[:, None]) # (B, S)
         shut = torch.zeros(is_empty.shape, dtype=kv.dtype, device=pad.device)
         shut.masked_fill_(is_empty, -math.inf)
         return shut.repeat_interleave(self.K, 0)[:, None]

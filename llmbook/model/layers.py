@@ -176,7 +176,7 @@ class KVCache:
         config:ModelConfig, # configuration of the model
         batch:int=1, # B: rows
         length:int|None=None, # positions to reserve; the context by default, and never more
-        pad:Tensor|None=None, # (B) int64: empty positions at the left of each row; None: none
+        pad:Tensor|None=None, # (B) int64: empty positions of each row, behind the first `front`; None: none
         device=None, # device of the model
         dtype:torch.dtype=torch.float32, # type of keys and values
     ):
@@ -187,6 +187,7 @@ class KVCache:
         self.window = config.window  # tokens that a query sees; 0: all
         self.pos = 0
         self.pad = pad
+        self.front = 0 # positions before the empty ones, which all rows share
         if self.length > config.context:
             raise UserError(f'expected a cache of at most {config.context} positions (the context), got {self.length}')
         shape = (config.n_layer, 2, batch, config.n_kv_head, self.length, config.head_dim)
@@ -233,7 +234,7 @@ class KVCache:
         causal = (k <= q)[None, None]
         if narrow: causal = causal & (k > q - self.window)
         if self.pad is None: return causal
-        is_real = k >= self.pad[:, None, None, None]
+        is_real = (k >= self.front + self.pad[:, None, None, None]) | (k < self.front)
         itself = k == q
         return causal & is_real | itself
 
