@@ -1,21 +1,33 @@
 "Learning from rewards: what is scored, asked, drawn, learned, resumed and refused."
-import math, random
+import copy, json, math, random
+from importlib.util import find_spec
 from itertools import combinations
+import numpy as np
 import pytest, torch
+from datasets import Dataset
 import llmbook.generate.decoder as decoder_module
-from llmbook.core import UserError, set_seed
+from llmbook.core import UserError, import_transformers, set_seed
 from llmbook.generate.text import generate_ids
 from llmbook.model.config import ModelConfig
+from llmbook.model.hf import load_pretrained, save_pretrained
 from llmbook.model.transformer import Transformer
+from llmbook.reward.grpo import GRPOLoss, advantages, check_clip, clipped_loss, group_rows, zero_variance
 from llmbook.reward.puzzles import PUZZLES, PuzzleTask, get_puzzles, task_of_rows
-from llmbook.reward.rollouts import Sampler, sample_groups
+from llmbook.reward.rollouts import Rollout, Sampler, sample_groups
+from llmbook.reward.train import RewardWatch, answer_puzzles, grpo, grpo_learner, pass_rates
+from llmbook.tokens.tokenizer import train_tokenizer
+from llmbook.tune.adapters import add_adapters, load_adapters
+from llmbook.tune.chat import ChatFormat
+from same import same_parameters
+from test_callbacks import Cut
 from llmbook.reward.verify import (
-    Rewards, as_rewards, equals_json, find_answer, is_json, is_number, is_text, last_number, pass_at_k, read_number
+    Rewards, as_rewards, ended, equals_json, find_answer, is_json, is_number, is_text, last_number, pass_at_k,
+    read_number
 )
 
 PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13]]
-SAMPLERS = [Sampler(6), Sampler(6, temperature=.5), Sampler(6, temperature=1.7), Sampler(6, top_k=5), Sampler(6, top_p=.5),
-            Sampler(6, min_p=.6), Sampler(6, .7, 20, .9), Sampler(6, .7, 20, .9, .1)]
+SAMPLERS = [Sampler(6), Sampler(6, temperature=.5), Sampler(6, temperature=1.7), Sampler(6, top_k=5),
+            Sampler(6, top_p=.5), Sampler(6, min_p=.6), Sampler(6, .7, 20, .9), Sampler(6, .7, 20, .9, .1)]
 
 
 def tiny_model(**options):
@@ -54,8 +66,8 @@ def test_a_long_answer_costs_no_time():
 
 
 @pytest.mark.parametrize('answer, valid, right', [
-    ('{"a": 1}', 1, 1), (' {"a" : 1.0} ', 1, 1), ('{"a": true}', 1, 0), ('{"a": 1, "a": 1}', 0, 0), ('{"a": Infinity}', 0, 0),
-    ('{"a": 1} done', 0, 0), ('', 0, 0), ("{'a': 1}", 0, 0)])
+    ('{"a": 1}', 1, 1), (' {"a" : 1.0} ', 1, 1), ('{"a": true}', 1, 0), ('{"a": 1, "a": 1}', 0, 0),
+    ('{"a": Infinity}', 0, 0), ('{"a": 1} done', 0, 0), ('', 0, 0), ("{'a': 1}", 0, 0)])
 def test_json_is_read_strictly(answer, valid, right):
     meta = dict(answer='{"a": 1}')
     assert (is_json('', answer, meta), equals_json('', answer, meta)) == (valid, right)
@@ -69,7 +81,8 @@ def test_form_cannot_make_an_answer_right():
 
 
 @pytest.mark.parametrize('reward, said', [
-    (lambda *_: None, 'a finite number'), (lambda *_: math.inf, 'a finite number'), (lambda *_: 'good', 'a finite number'),
+    (lambda *_: None, 'a finite number'), (lambda *_: math.inf, 'a finite number'),
+    (lambda *_: 'good', 'a finite number'),
     (lambda *_: 1 / 0, 'ZeroDivisionError'), (lambda prompt, answer: 1., 'TypeError')])
 def test_a_broken_reward_is_named_with_its_answer(reward, said):
     with pytest.raises(UserError, match=f'(?s)correct.*{said}|{said}.*correct') as e:
@@ -144,6 +157,267 @@ def test_banned_ids_are_never_drawn():
     assert max(max(r.ids) for group in groups for r in group) < 10
 
 
+
+# ---- the update
+
+REWARDS = [[1, 0, 0, 1], [0, 0, 1, 0], [1, 1, 1, 0]]
+
+
+def updated(model, groups, rewards=REWARDS, shared=True, loss=None, **options):
+    "Return the loss, the gradient and what the loss has seen of one update."
+    model.zero_grad()
+    inputs, targets = group_rows(PROMPTS, groups, advantages(rewards), shared=shared, **options)
+    loss = loss or GRPOLoss(model.head)
+    value = loss(model(*inputs), *targets)
+    value.backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+    return value.item(), gradient, loss.shares()
+
+
+@pytest.mark.parametrize('sampler', SAMPLERS, ids=str)
+def test_the_ratio_is_1_at_the_first_update_for_every_sampler(sampler):
+    "trl#4159, trl#6789: the importance ratio was wrong under a temperature or top-p."
+    model = tiny_model()
+    groups = sample_groups(model, PROMPTS, 4, sampler, ends=[1, 2, 3])
+    _, gradient, seen = updated(model, groups, loss=GRPOLoss(model.head, temperature=sampler.temperature))
+    assert seen['ratio_off'] < 1e-5
+    assert seen['clipped'] == 0
+    assert gradient.norm() > 0
+
+
+@pytest.mark.parametrize('family', ['qwen3', 'llama', 'gpt2'])
+@pytest.mark.parametrize('normalise', ['tokens', 'answers', 'length'])
+def test_a_shared_prompt_gives_the_loss_and_the_gradient_of_copies(family, normalise):
+    options = dict(n_kv_head=2) if family == 'gpt2' else {}
+    model = tiny_model(family=family, **options)
+    groups = sample_groups(model, PROMPTS, 4, Sampler(6, top_k=9), ends=[1, 2, 3])
+    options = dict(normalise=normalise, longest=6)
+    loss, gradient, _ = updated(model, groups, **options)
+    naive_loss, naive, _ = updated(model, groups, shared=False, **options)
+    assert loss == pytest.approx(naive_loss, abs=1e-5)
+    assert (gradient - naive).abs().max() < 1e-5
+
+
+def test_the_gradient_of_the_cut_softmax_leaves_other_tokens_alone():
+    "Only what could be drawn is praised or blamed."
+    model = tiny_model(tie_embeddings=False)
+    groups = sample_groups(model, PROMPTS, 4, Sampler(6, top_k=2), ends=[])
+    updated(model, groups)
+    could = {int(i) for group in groups for rollout in group for ids in rollout.left for i in ids}
+    others = [i for i in range(40) if i not in could]
+    assert others
+    assert model.head.weight.grad[others].abs().max() == 0
+
+
+def test_flat_groups_are_left_out_without_a_difference():
+    model = tiny_model()
+    groups = sample_groups(model, PROMPTS, 4, Sampler(6), ends=[1, 2, 3])
+    flat = [[1, 0, 0, 1], [1, 1, 1, 1], [0, 0, 0, 0]]
+    loss, gradient, _ = updated(model, groups, flat)
+    with_all, same, _ = updated(model, groups, flat, skip=False)
+    assert loss == pytest.approx(with_all, abs=1e-6)
+    assert (gradient - same).abs().max() < 1e-6
+    assert zero_variance(flat) == pytest.approx(2 / 3)
+
+
+def test_a_short_group_beside_a_long_one_fits_the_context():
+    model = tiny_model(context=16)
+    prompts = [[5, 6], [7, 8]]
+    groups = sample_groups(model, prompts, 8, Sampler(14), ends=[])
+    groups[1] = [Rollout(r.ids[:1], r.logps[:1], True) for r in groups[1]]
+    inputs, targets = group_rows(prompts, groups, advantages([[1, 0] * 4] * 2))
+    loss = GRPOLoss(model.head)
+    loss(model(*inputs), *targets)
+    assert loss.shares()['ratio_off'] < 1e-5
+
+
+def test_values_by_hand():
+    assert advantages([[1, 0, 0, 1]]).tolist() == [[.5, -.5, -.5, .5]]
+    by_sigma = advantages([[1, 0, 0, 1]], 'group')[0, 0]
+    assert by_sigma == pytest.approx(.5 / (math.sqrt(1 / 3) + 1e-4))
+    old = torch.zeros(6)
+    now = torch.tensor([.3, .3, -.3, -.3, .1, -.1])
+    weight = torch.tensor([1., -1., 1., -1., 2., -2.])
+    losses, clipped = clipped_loss(now, old, weight, (.2, .28))
+    by_hand = [-1.28, math.exp(.3), -math.exp(-.3), .8, -2 * math.exp(.1), 2 * math.exp(-.1)]
+    assert losses.tolist() == pytest.approx(by_hand, abs=1e-6)
+    assert clipped.tolist() == [True, False, False, True, False, False]
+
+
+def their_trainer(folder, tok, model, **options):
+    "Return TRL's trainer for a model of ours, without training."
+    transformers = import_transformers()
+    import trl
+    save_pretrained(model, tok, folder/'model')
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder/'model', attn_implementation='eager').float()
+    own = transformers.PreTrainedTokenizerFast(tokenizer_object=tok, eos_token='<|endoftext|>', pad_token='<|pad|>')
+    args = trl.GRPOConfig(output_dir=str(folder), per_device_train_batch_size=12, num_generations=4, report_to='none',
+                          use_cpu=True, bf16=False, max_completion_length=6, gradient_checkpointing=False, **options)
+    trainer = trl.GRPOTrainer(theirs, reward_funcs=lambda **_: [0.], args=args, processing_class=own,
+                              train_dataset=Dataset.from_list([dict(prompt='a')]))
+    trainer.current_gradient_accumulation_steps = 1
+    return trainer
+
+
+def their_inputs(groups, better):
+    "Return the same rollouts as TRL takes them: prompts filled up at the left, answers at the right."
+    rollouts = sum(groups, [])
+    P, A = max(map(len, PROMPTS)), max(len(r.ids) for r in rollouts)
+    prompts = [[0] * (P - len(p)) + p for p in PROMPTS for _ in groups[0]]
+    prompt_mask = [[0] * (P - len(p)) + [1] * len(p) for p in PROMPTS for _ in groups[0]]
+    def filled(values): return [list(v) + [0] * (A - len(v)) for v in values]
+    answers = filled([r.ids for r in rollouts])
+    mask = torch.tensor(filled([[1] * len(r.ids) for r in rollouts]))
+    return dict(prompt_ids=torch.tensor(prompts),
+                prompt_mask=torch.tensor(prompt_mask),
+                completion_ids=torch.tensor(answers),
+                completion_mask=mask,
+                advantages=torch.tensor(better.flatten(), dtype=torch.float32),
+                old_per_token_logps=torch.tensor(filled([r.logps for r in rollouts])),
+                num_items_in_batch=mask.sum())
+
+
+@pytest.mark.skipif(find_spec('trl') is None, reason='trl is not installed')
+@pytest.mark.parametrize('loss_type, normalise', [('dapo', 'tokens'), ('grpo', 'answers'), ('dr_grpo', 'length')])
+def test_the_loss_is_that_of_trl(tmp_path, fmt, loss_type, normalise):
+    model = tiny_model(vocab_size=fmt.tok.get_vocab_size(), family='llama')
+    trainer = their_trainer(tmp_path, fmt.tok, model, loss_type=loss_type, temperature=.7)
+    groups = sample_groups(model, PROMPTS, 4, Sampler(6, temperature=.7), ends=[30, 40])
+    rng = np.random.default_rng(0)
+    for rollout in sum(groups, []): # as if some updates had come between, so that the clip acts
+        rollout.logps = [logp + float(rng.normal(0, .2)) for logp in rollout.logps]
+    for scale in ('none', 'group'):
+        better = advantages(REWARDS, scale)
+        theirs = trainer._compute_loss(trainer.model.train(), their_inputs(groups, better))
+        inputs, targets = group_rows(PROMPTS, groups, better, normalise, longest=6)
+        loss = GRPOLoss(model.head, temperature=.7)
+        ours = loss(model(*inputs), *targets)
+        assert ours.item() == pytest.approx(theirs.item(), abs=1e-5)
+        assert 0 < loss.shares()['clipped'] < 1
+
+
+# ---- a run
+
+@pytest.fixture(scope='module')
+def task(): return get_puzzles('copy', shortest=1, longest=2, alphabet='abc', held_out=.4)
+
+
+@pytest.fixture(scope='module')
+def fmt(task):
+    texts = [f'{task.puzzle(i).prompt} {task.puzzle(i).answer}' for i in range(40)]
+    return ChatFormat(train_tokenizer(texts, 270))
+
+
+def small(fmt): return tiny_model(vocab_size=fmt.tok.get_vocab_size()).train()
+
+
+def half(prompt, answer, meta): return len(answer) % 2 # so that a model that knows nothing has rewards to compare
+
+
+@pytest.fixture(scope='module')
+def luck(task):
+    return PuzzleTask('luck', task.make, half, held_out=.4)
+
+
+RUN = dict(method='full', steps=6, evaluations=2, lr=1e-3, prompts=3, group=4, test=4, tries=2, sampler=Sampler(6),
+           device='cpu')
+
+
+@pytest.mark.parametrize('method, updates, sampler', [
+    ('full', 1, Sampler(6)), ('lora', 1, Sampler(6, .8, 9)), ('full', 2, Sampler(6, top_p=.8))], ids=str)
+@pytest.mark.parametrize('at', [2, 5])
+def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path, fmt, luck, method, updates, sampler, at):
+    "accelerate#4071 for GRPO: a resume in a later epoch repeats or skips data; here the sampler too."
+    options = RUN | dict(method=method, updates=updates, sampler=sampler, redraws=1, every=1)
+    whole = grpo(small(fmt), fmt, luck, tmp_path/'whole', **options)
+    cut = tmp_path/'cut'
+    with pytest.raises(InterruptedError): grpo(small(fmt), fmt, luck, cut, cbs=[Cut(at)], **options)
+    resumed = grpo(small(fmt), fmt, luck, cut, **options)
+    assert same_parameters(whole.model, resumed.model)
+    assert whole.reward_watch.rows == resumed.reward_watch.rows
+    assert whole.reward_watch.looks == resumed.reward_watch.looks
+
+
+def test_a_loss_of_0_is_explained(fmt, task):
+    "trl#3452, trl#2703: 'GRPO loss 0: broken?'"
+    learn = grpo_learner(small(fmt), task, fmt, steps=2, prompts=3, group=4, test=4, tries=2, sampler=Sampler(6),
+                         device='cpu')
+    with pytest.warns(UserWarning, match='all answers had the same reward'): learn.fit(1)
+    steps = learn.reward_watch.steps()
+    assert list(steps.flat) == [1, 1]
+    assert list(steps.norm) == [0, 0]
+
+
+def test_the_gradient_lives_where_the_loss_is_0(fmt, luck):
+    "trl#3452, trl#2703: the loss says nothing, so reward, gradient and share of flat groups stand beside it."
+    learn = grpo_learner(small(fmt), luck, fmt, steps=2, prompts=8, group=8, test=4, tries=2, normalise='answers',
+                         sampler=Sampler(6), device='cpu')
+    learn.fit(1)
+    steps = learn.reward_watch.steps()
+    assert steps['loss'].abs().max() < 1e-6
+    assert steps.norm.min() > .01
+    assert {'reward', 'of correct', 'flat', 'tokens', 'stops'} <= set(steps)
+
+
+def test_the_first_update_of_a_run_has_a_ratio_of_1(fmt, luck):
+    learn = grpo_learner(small(fmt), luck, fmt, steps=3, prompts=4, group=4, test=4, tries=2, updates=3, lr=.01,
+                         sampler=Sampler(6, .7, 50, .9), device='cpu')
+    learn.fit(1)
+    off = list(learn.reward_watch.steps().ratio_off)
+    assert off[0] < 1e-5
+    assert min(off[1:]) > 1e-3
+
+
+def test_a_reward_is_learned(fmt, task):
+    "The share of answers that end rises on prompts that training never met."
+    brief = PuzzleTask('brief', task.make, ended, held_out=.4)
+    learn = grpo_learner(small(fmt), brief, fmt, steps=30, prompts=8, group=8, test=4, tries=16, lr=5e-3,
+                         sampler=Sampler(6), device='cpu')
+    learn.fit(1)
+    before, after = learn.reward_watch.table()['pass@1']
+    assert before < .3
+    assert after > .8
+
+
+def test_cheating_is_said(fmt, task):
+    watch = RewardWatch()
+    for step, reward, solved in ((0, .2, .5), (10, .9, .1)):
+        watch.looks.append(dict(step=step, right=[1], tries=2, figures=dict(reward=reward, solved=solved), samples=[]))
+    watch.rows.append(dict(step=10, flat=.1))
+    with pytest.warns(UserWarning, match='paid for something else'): watch._warn()
+
+
+def test_adapters_are_trained_and_written(tmp_path, fmt, luck):
+    model = small(fmt)
+    base = copy.deepcopy(model)
+    learn = grpo(model, fmt, luck, tmp_path, **RUN | dict(method='lora', adapter=dict(r=2)))
+    again = load_adapters(base, tmp_path/'adapter')
+    x = torch.tensor([[5, 6, 7]])
+    with torch.no_grad(): assert (again.eval()(x) - learn.model.eval()(x)).abs().max() < 1e-5
+
+
+def test_what_a_run_leaves(tmp_path, fmt, luck):
+    learn = grpo(small(fmt), fmt, luck, tmp_path, **RUN)
+    assert json.loads((tmp_path/'looks.json').read_text()) == learn.reward_watch.looks
+    assert len((tmp_path/'rewards.csv').read_text().splitlines()) == 1 + RUN['steps']
+    model, _ = load_pretrained(tmp_path/'model')
+    assert same_parameters(model, learn.model)
+
+
+def test_what_a_model_wrote_is_shown_escaped():
+    watch = RewardWatch()
+    for answer in ('<b>1</b>', '<script>'): watch.looks.append(dict(step=0, samples=[['1 + 1 =', '2', answer]]))
+    assert '&lt;script&gt;' in watch.samples()
+    assert '<script>' not in watch.samples()
+
+
+def test_another_task_or_sampler_is_another_run(tmp_path, fmt, luck, task):
+    grpo(small(fmt), fmt, luck, tmp_path, **RUN)
+    for other in (dict(task=task), dict(sampler=Sampler(5)), dict(group=5), dict(clip=.3)):
+        options = dict(task=luck) | RUN | other
+        with pytest.raises(UserError, match='another run'): grpo(small(fmt), fmt, out=tmp_path, **options)
+
+
 BAD = {
     'no reward': lambda: Rewards(),
     'a goal that is no part': lambda: Rewards(goal='right', correct=is_text),
@@ -159,6 +433,10 @@ BAD = {
     'a task without a function': lambda: PuzzleTask('x', None, is_text),
     'a temperature of 0': lambda: Sampler(temperature=0),
     'an empty prompt': lambda: sample_groups(tiny_model(), [[]], 2, Sampler(4), []),
+    'a group of one': lambda: advantages([[1.]]),
+    'a reward that is no number': lambda: advantages([[1., math.nan]]),
+    'a clip of nothing': lambda: check_clip(0),
+    'a single row of answers': lambda: pass_rates([1, 0]),
     'answers longer than the context': lambda: sample_groups(tiny_model(), [[5]], 2, Sampler(64), []),
 }
 

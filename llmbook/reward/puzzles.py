@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPLITS', 'PUZZLES', 'Puzzle', 'PuzzleTask', 'get_puzzles', 'task_of_rows', 'gym_task']
 
-# %% ../../nbs/api/54_reward/02_puzzles.ipynb #48f4e5fa
+# %% ../../nbs/api/54_reward/02_puzzles.ipynb #e1d066f7
 import hashlib, json, string
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -15,7 +15,7 @@ import numpy as np
 from ..core import UserError, check_seed, derived_seed, fingerprint, whole_number, within
 from .verify import Rewards, as_rewards, equals_json, is_json, is_number, is_text
 
-# %% ../../nbs/api/54_reward/02_puzzles.ipynb #bd65085b
+# %% ../../nbs/api/54_reward/02_puzzles.ipynb #cf9e8580
 @dataclass
 class Puzzle:
     "A prompt whose answer is known."
@@ -102,18 +102,18 @@ class PuzzleTask:
         first = [self.puzzle(i) for i in range(8)]
         return fingerprint([self.name, self.held_out, self.seed, self.rewards.weights, self.rewards.goal, first])
 
-# %% ../../nbs/api/54_reward/02_puzzles.ipynb #46134169
+# %% ../../nbs/api/54_reward/02_puzzles.ipynb #effab155
 def _letters(rng, shortest, longest, alphabet=string.ascii_lowercase):
     "Return some letters, in a list."
     n = int(rng.integers(shortest, longest + 1))
     return [alphabet[i] for i in rng.integers(len(alphabet), size=n)]
 
-def _make_copy(rng, shortest=3, longest=5):
-    letters = ' '.join(_letters(rng, shortest, longest))
+def _make_copy(rng, shortest=3, longest=5, alphabet=string.ascii_lowercase):
+    letters = ' '.join(_letters(rng, shortest, longest, alphabet))
     return f'copy {letters}', letters
 
-def _make_reverse(rng, shortest=3, longest=5):
-    letters = _letters(rng, shortest, longest)
+def _make_reverse(rng, shortest=3, longest=5, alphabet=string.ascii_lowercase):
+    letters = _letters(rng, shortest, longest, alphabet)
     return f'reverse {" ".join(letters)}', ' '.join(reversed(letters))
 
 def _make_sum(rng, digits=2):
@@ -167,7 +167,7 @@ def get_puzzles(
                                            f'got {options} ({type(e).__name__}: {e})') from None
     return PuzzleTask(name, make, _REWARDS[name], held_out, seed)
 
-# %% ../../nbs/api/54_reward/02_puzzles.ipynb #4a9705d8
+# %% ../../nbs/api/54_reward/02_puzzles.ipynb #4e8c08a8
 def task_of_rows(
     rows:list[dict], # records with prompt and answer; what else they hold goes to the reward
     reward, # a `Rewards`, or a function of (prompt, answer, meta)

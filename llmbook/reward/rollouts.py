@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Sampler', 'draw', 'Rollout', 'sample_groups']
 
-# %% ../../nbs/api/54_reward/03_rollouts.ipynb #0a9721f3
+# %% ../../nbs/api/54_reward/03_rollouts.ipynb #df32e651
 import math
 from dataclasses import asdict, dataclass, field
 import numpy as np
@@ -18,7 +18,7 @@ from ..generate.sampling import shares
 from ..generate.text import _numbers, _padded
 from ..model.hf_wrap import as_reader
 
-# %% ../../nbs/api/54_reward/03_rollouts.ipynb #17b801db
+# %% ../../nbs/api/54_reward/03_rollouts.ipynb #ff953ebd
 @dataclass
 class Sampler:
     "How answers are drawn."
@@ -72,7 +72,7 @@ def _left(p, ids):
         rows.append(left.numpy().astype(np.int32))
     return rows
 
-# %% ../../nbs/api/54_reward/03_rollouts.ipynb #b31bd682
+# %% ../../nbs/api/54_reward/03_rollouts.ipynb #a55d97b8
 @dataclass
 class Rollout:
     "One answer, as it was drawn."

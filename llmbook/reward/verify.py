@@ -6,14 +6,14 @@
 __all__ = ['FORMS', 'Rewards', 'as_rewards', 'find_answer', 'read_number', 'last_number', 'is_text', 'is_number', 'ended',
            'read_json_answer', 'is_json', 'equals_json', 'pass_at_k']
 
-# %% ../../nbs/api/54_reward/01_verify.ipynb #933a046f
+# %% ../../nbs/api/54_reward/01_verify.ipynb #9f1dc2cb
 import json, math, re
 from fractions import Fraction
 from numbers import Real
 from typing import Callable
 from ..core import UserError, real_number
 
-# %% ../../nbs/api/54_reward/01_verify.ipynb #d4759a82
+# %% ../../nbs/api/54_reward/01_verify.ipynb #9685b1ec
 class Rewards:
     "Several rewards with weights, whose parts stay visible."
     def __init__(self,
@@ -82,7 +82,7 @@ def as_rewards(
     "Return a reward as `Rewards`."
     return reward if isinstance(reward, Rewards) else Rewards(correct=reward)
 
-# %% ../../nbs/api/54_reward/01_verify.ipynb #4f5596f8
+# %% ../../nbs/api/54_reward/01_verify.ipynb #823dea63
 _TAG = re.compile(r'<answer>(.*?)</answer>', re.DOTALL)
 _HASHES = re.compile(r'####[ \t]*(.*)')
 FORMS = ('any', 'text', 'tag', 'boxed', 'hashes')
@@ -121,7 +121,7 @@ def find_answer(
         if found is not None: return found
     return text.strip()
 
-# %% ../../nbs/api/54_reward/01_verify.ipynb #364311f4
+# %% ../../nbs/api/54_reward/01_verify.ipynb #823819ea
 _SIGN = '[-+\u2212]?' # the last is the minus sign of typography
 _WHOLE = r'(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)'
 _DIGITS = rf'{_WHOLE}(?:\.\d+)?|\.\d+'
@@ -156,7 +156,7 @@ def last_number(
     matches = list(_NUMBER.finditer(text))
     return _value(matches[-1]) if matches else None
 
-# %% ../../nbs/api/54_reward/01_verify.ipynb #77bd3f1b
+# %% ../../nbs/api/54_reward/01_verify.ipynb #89d26c22
 def _rights(meta):
     "Return the right answers as a list."
     right = meta['answer']
@@ -189,7 +189,7 @@ def ended(
     "Score an answer by whether it ends by itself."
     return float(bool(meta['stopped']))
 
-# %% ../../nbs/api/54_reward/01_verify.ipynb #c2d9a956
+# %% ../../nbs/api/54_reward/01_verify.ipynb #7019cc72
 _MOST_JSON = 100_000 # characters of an answer that are read
 
 def _no_constant(name): raise ValueError(f'{name} is not JSON')
@@ -232,7 +232,7 @@ def equals_json(
     valid, found = read_json_answer(answer)
     return float(valid and _same(found, json.loads(meta['answer'])))
 
-# %% ../../nbs/api/54_reward/01_verify.ipynb #44870d60
+# %% ../../nbs/api/54_reward/01_verify.ipynb #cfd7520a
 def pass_at_k(
     n:int, # answers drawn
     c:int, # right ones among them
