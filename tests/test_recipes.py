@@ -1,8 +1,9 @@
 "Recipes: what is divided, asked, kept, compared and refused, each task end to end with a tiny model."
-import gzip, json, warnings
+import gzip, json, math, random, warnings
 import pytest
 from fastai.callback.core import Callback
 from folders import read_rows
+from real_data import real_data
 from llmbook.commands.recipe import check_recipe, llmbook_recipe
 from llmbook.core import UserError, set_seed
 from llmbook.evaluate.overlap import bleu, bleu_limits
@@ -12,9 +13,14 @@ from llmbook.model.transformer import Transformer
 from llmbook.recipes.answers import instruction_recipe, summarization_recipe, translation_recipe
 from llmbook.recipes.answers import first_words, instruction_scores, summary_scores
 from llmbook.recipes.asking import PART, same_run, seen_of_parts
+from llmbook.recipes.author import author_recipe, books_by_author, divide_passages, find_author, passage_items
+from llmbook.recipes.code import code_recipe, code_scores, with_calls
 from llmbook.recipes.compare import change_of, verdict
 from llmbook.recipes.data import RecipeItem, parallel_records, recipe_data, split_files
+from llmbook.recipes.domain import domain_recipe, former_texts, text_items, text_scores
 from llmbook.recipes.run import answer_limit, fitting_items, mean_row
+from llmbook.recipes.sandbox import called, can_limit, code_in, function_in, harm_in, same_values, trial_calls
+from llmbook.recipes.style import Copies, distinct, passages, repetition, style_judge, words_of_all
 from llmbook.tokens.tokenizer import train_tokenizer
 from llmbook.tune.chat import ChatFormat
 from llmbook.tune.formats import conversation_of
@@ -274,6 +280,195 @@ def test_the_command_prints_and_resumes(tok, tmp_path, capsys):
     assert said.count('wanted:') == 6
 
 
+# ---- code ----
+
+def function(body, name='f', args='x'): return f'def {name}({args}):\n    ' + body.replace('\n', '\n    ')
+
+
+@pytest.mark.parametrize('body', [
+    'import os', 'return open(x)', 'return eval(x)', 'return exec(x)', 'return __import__(x)', 'return getattr(x, "a")',
+    'return x.__class__', 'return x._a', 'return "{0.__class__}".format(x)', 'return x.gi_frame', 'return globals()',
+    'return type(x)', 'return print(x)', 'return other(x)', 'global y', 'class A: pass', 'with x: pass', 'del x',
+    'match x:\n    case Exception(__traceback__=t): return t', 'return f"{x.__class__}"', 'return x.read()',
+    'return input()', 'return (lambda: __builtins__)()', 'return str.format_map("{a}", x)', 'return breakpoint()'])
+def test_what_could_harm_is_never_run(body):
+    assert harm_in(function(body))
+    assert called(function(body), 'f', ['(1,)']) is None
+
+
+@pytest.mark.parametrize('code', ['import os', 'x = 1', '@d\n' + function('return x'), 'async def f(): pass', '', 'def f(',
+                                  function('return x') + '\nf(1)', '#' * 20_000])
+def test_what_is_more_than_functions_is_never_run(code): assert harm_in(code)
+
+
+@pytest.mark.skipif(not can_limit(), reason='needs limits of the operating system')
+def test_a_function_is_called_elsewhere():
+    assert called(function('return sorted(x)[0]'), 'f', ['([3, 1],)', '(4,)', '("ba",)']) == ['1', None, "'a'"]
+    assert called(function('return {x, "b", "a"}'), 'f', ['("c",)']) == ["set 'a', 'b', 'c'"]
+    assert called(function('return lambda: x'), 'f', ['(1,)']) == [None]
+    assert called(function('return x'), 'g', ['(1,)']) == [None]
+
+
+@pytest.mark.skipif(not can_limit(), reason='needs limits of the operating system')
+@pytest.mark.parametrize('body, value', [
+    ('while True: pass', None), ('return [0] * 10**10', [None]), ('return f(x)', [None]), ('return 10 ** 10 ** 10', None)])
+def test_what_takes_too_much_is_ended(body, value): assert called(function(body), 'f', ['(1,)'], seconds=1) == value
+
+
+def test_code_is_found_in_an_answer():
+    code = function('return x')
+    for answer in (code, f'```\n{code}\n```', f'Here:\n```python\n{code}\n```\nBye', '    ' + code.replace('\n', '\n    ')):
+        assert function_in(code_in(answer), 'f') is not None
+    assert function_in(code_in('I cannot.'), 'f') is None
+    assert function_in(code, 'g') is None
+
+
+@pytest.mark.skipif(not can_limit(), reason='needs limits of the operating system')
+def test_a_function_is_held_against_the_real_one():
+    wanted = trial_calls(function('return x[-1]'), 'f')
+    assert len(set(wanted.values())) > 1
+    assert same_values(function('return x[len(x) - 1]'), 'f', wanted)
+    assert not same_values(function('return x[0]'), 'f', wanted)
+    assert not same_values(function('import os'), 'f', wanted)
+    assert trial_calls(function('return 1'), 'f') == {}
+    assert trial_calls(function('return open(x)'), 'f') == {}
+    assert trial_calls(function('return 1', args='*x'), 'f') == {}
+
+
+@pytest.mark.skipif(not can_limit(), reason='needs limits of the operating system')
+def test_functions_are_scored():
+    right, opened = function('return x[-1]'), function('return open(x)')
+    items = [asked('last', right), asked('open', opened)]
+    items = with_calls(items[::-1], 2)
+    assert [item.question for item in items] == ['last', 'open']
+    def scores(*answers):
+        seen = [dict(answer=answer, stopped=True) for answer in answers]
+        return {r['metric']: (r['value'], r['n']) for r in code_scores(items, seen)}
+    assert scores(right, opened)['passes'] == (1, 1)
+    assert scores(right, opened)['parses'] == (1, 2)
+    assert scores(function('pass'), 'no')['passes'] == (0, 1)
+    assert scores(function('pass'), 'no')['parses'] == (.5, 2)
+
+
+def test_code_end_to_end(tok, tmp_path):
+    records = [dict(prompt=f'def f(x):\n    """{r["prompt"]}"""', answer=f'def f(x):\n    return x[{i % 5}]')
+               for i, r in enumerate(PAIRS)]
+    result = run(code_recipe, tok, records, tmp_path/'o', items=6)
+    assert list(result.table.index) == (['parses', 'passes', 'chrf', 'stops'] if can_limit() else ['parses', 'chrf', 'stops'])
+    assert result.table.baseline['parses'] == '1.00'
+
+
+# ---- an author's manner ----
+
+def test_passages_hold_every_word_of_a_text():
+    r = random.Random(0)
+    text = '\n\n'.join(' '.join(r.choice(['A b.', '"Who?" it said.', 'Long one of many words!']) for _ in range(20))
+                       for _ in range(5))
+    found = passages(text, 12)
+    words = ' '.join(found).split()
+    assert words == text.split()[:len(words)]
+    assert len(text.split()) - len(words) < 6
+    assert all(12 <= len(passage.split()) < 12 + 5 for passage in found[:-1])
+
+
+def test_a_text_without_ends_is_cut(): assert {len(p.split()) for p in passages('word ' * 100, 10)} == {20}
+
+
+def test_variety_by_hand():
+    assert distinct('a a a b', 1) == .5
+    assert distinct('a b', 3) == 0
+    assert repetition('a b c d a b c d', 4) == pytest.approx(1 / 5)
+    copies = Copies(['one two three four'], n=3)
+    assert copies.share('zero One, two; three five') == pytest.approx(1 / 3)
+    assert copies.share('two') == 0
+
+
+def test_words_of_one_author_alone_are_no_style():
+    texts = dict(a=['the hero of Oz is here', 'Dorothy and the dog'], b=['the king of men', 'here is the sea'])
+    assert set(words_of_all(texts)) == {'the', 'of', 'is', 'here'}
+
+
+def written(end, seed, n):
+    r = random.Random(seed)
+    words = 'the a of it was not very old new cat dog house'.split()
+    return [' '.join(r.choice(words) for _ in range(8)) + end for _ in range(n)]
+
+
+def test_a_judge_is_as_good_as_it_says():
+    own, others = written('; which it was.', 0, 60), written(', and it was!', 1, 60)
+    judge = style_judge('a', dict(a=own[:40], b=others[:40]), dict(a=own[40:], b=others[40:]))
+    assert (judge.right, judge.n) == (40, 40)
+    same = written('.', 2, 200)
+    judge = style_judge('a', dict(a=same[:60], b=same[60:120]), dict(a=same[120:160], b=same[160:]))
+    assert .3 < judge.right / judge.n < .7
+
+
+def test_the_end_of_a_book_is_held_out():
+    text = ' '.join(f'Sentence number {i} is here.' for i in range(200))
+    parts = divide_passages([text], 10)
+    def numbers(part): return {int(w) for passage in parts[part] for w in passage.split() if w.isdigit()}
+    assert max(numbers('train')) < min(numbers('valid'))
+    assert max(numbers('valid')) < min(numbers('test')) - 1
+    assert len(parts['test']) == 15
+
+
+def books(n=60):
+    return [dict(text='\n\n'.join(' '.join(written(end, k, 6)) for k in range(n)), author=name)
+            for name, end in dict(Anna='; which it was.', Ben=', and it was!').items()]
+
+
+def test_authors_end_to_end(tok, tmp_path):
+    result = run(author_recipe, tok, books(), 'anna', tmp_path/'o', samples=4, items=8, words=20)
+    assert list(result.table.index) == ['perplexity', 'style', 'distinct_1', 'distinct_2', 'repetition', 'copied']
+    assert result.changes[0]['better'] is True
+    assert result.table.author['perplexity'] == '-'
+    again = run(author_recipe, tok, books(), 'anna', tmp_path/'o', samples=4, items=8, words=20)
+    assert again.items.equals(result.items)
+
+
+# ---- a domain ----
+
+def test_pages_of_each_document_in_turn():
+    items = text_items(['a line\n' * 700, 'b', '   '], 'old', 3)
+    assert [item.more['document'] for item in items] == ['old 0', 'old 1', 'old 0']
+    assert all(len(item.more['passage']) <= 4000 for item in text_items(['x' * 9000], 'old', 9))
+
+
+def test_bits_by_hand():
+    items = text_items(['a' * 100, 'b' * 100], 'domain', 2) + text_items(['c' * 50], 'former', 1)
+    nats = [100 * math.log(2), 300 * math.log(2), 50 * math.log(2)]
+    rows = text_scores(items, [dict(cost=[x, 10, size]) for x, size in zip(nats, (100, 100, 50))])
+    found = {(r['metric'], r['group']): r['value'] for r in rows}
+    assert found['bits_per_byte', 'domain'] == pytest.approx(2)
+    assert found['bits_per_byte', 'former'] == pytest.approx(1)
+
+
+def test_a_domain_end_to_end_and_again(tok, tmp_path):
+    (tmp_path/'ships').mkdir()
+    for i in range(40): (tmp_path/'ships'/f'{i}.txt').write_text('\n'.join(written(f' ship {i}.', i, 12)))
+    options = dict(steps=4, lr=1e-2, items=10, preset='none', bs=4, seq_len=64, device='cpu', progress=False)
+    def go():
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            return domain_recipe((tiny(tok), tok), tmp_path/'ships', written('!', 1, 30), tmp_path/'o', **options)
+    result = go()
+    assert list(result.table.index)[:2] == ['bits_per_byte (domain)', 'bits_per_byte (former)']
+    assert result.changes[0]['change'] < 0
+    assert (tmp_path/'o'/'training'/'model'/'config.json').is_file()
+    assert go().changes == result.changes
+
+
+# ---- real data ----
+
+def test_real_sets_are_read(tok):
+    pairs = real_data('multi30k')
+    assert len(parallel_records(pairs, 'en', 'de')) == 29_000 + 1_014
+    data = recipe_data(real_data('scitldr'), items=50, train=20)
+    assert max(len(item.refs) for item in data.items) > 1
+    assert recipe_data(real_data('dialogsum', 'dialogsum.dev.jsonl'), items=20).total == 500
+    assert recipe_data(real_data('raschka_instruction', 'instruction-data.json'), items=20).total == 1100
+
+
 # ---- what is refused, before any work ----
 
 @pytest.mark.parametrize('options, says', [
@@ -323,8 +518,22 @@ def test_recipes_without_data_or_model(tok):
     with pytest.raises(UserError, match='name of a model'): instruction_recipe(7, PAIRS)
 
 
+def test_recipes_without_texts(tok, tmp_path):
+    model = tiny(tok), tok
+    with pytest.raises(UserError, match='text and author'): author_recipe(model, author='x')
+    with pytest.raises(UserError, match='text of a domain'): domain_recipe(model)
+    with pytest.raises(UserError, match='2 names'): find_author('an', dict(Anna=[], Hans=[]))
+    with pytest.raises(UserError, match='at least two'): author_recipe(model, books()[:1], 'Anna')
+    with pytest.raises(UserError, match='give more text'): author_recipe(model, books(3), 'Anna')
+    with pytest.raises(UserError, match='words'): author_recipe(model, books(), 'Anna', words=3)
+    with pytest.raises(UserError, match='.txt'): books_by_author(tmp_path)
+    with pytest.raises(UserError, match='found none'): former_texts([' '])
+    with pytest.raises(UserError, match='items'): passage_items(['a b'], 0)
+
+
 @pytest.mark.parametrize('name, options, says', [
-    ('poetry', {}, 'expected a recipe'), ('summarization', dict(target='de'), '--target')])
+    ('poetry', {}, 'expected a recipe'), ('summarization', dict(target='de'), '--target'),
+    ('domain', dict(method='lora'), '--method'), ('author', dict(answer_tokens=3), '--answer-tokens')])
 def test_commands_that_cannot_be(name, options, says):
     with pytest.raises(UserError, match=says): check_recipe(name, options)
 

@@ -6,19 +6,27 @@
 __all__ = ['RECIPES', 'check_recipe', 'llmbook_recipe']
 
 # %% ../../nbs/api/82_commands/01_recipe.ipynb #fc7b8e9b
-import sys
 from fastcore.script import call_parse, is_cli
 from ..core import UserError, whole_number
 from ..errors import check_free, plain_errors
 from ..recipes.answers import instruction_recipe, summarization_recipe, translation_recipe
+from ..recipes.author import author_recipe
+from ..recipes.code import code_recipe
+from ..recipes.domain import domain_recipe
 
 # %% ../../nbs/api/82_commands/01_recipe.ipynb #159b480c
-_OF_CHATS = ('prompt', 'answer', 'instruction', 'train', 'answer_tokens')
+_TUNING = ('method', 'base', 'r', 'tokens', 'best', 'train')
+_CHATS = (*_TUNING, 'prompt', 'answer', 'instruction', 'answer_tokens')
 RECIPES = { # name -> (function, its own options)
-    'summarization': (summarization_recipe, _OF_CHATS),
-    'translation': (translation_recipe, (*_OF_CHATS, 'source', 'target')),
-    'instructions': (instruction_recipe, _OF_CHATS),
+    'summarization': (summarization_recipe, _CHATS),
+    'translation': (translation_recipe, (*_CHATS, 'source', 'target')),
+    'instructions': (instruction_recipe, _CHATS),
+    'code': (code_recipe, _CHATS),
+    'author': (author_recipe, (*_TUNING, 'author', 'text', 'by', 'words', 'temperature')),
+    'domain': (domain_recipe, ('former', 'bs', 'seq_len', 'preset')),
 }
+
+def _in_shell(options): return ', '.join('--' + option.replace('_', '-') for option in options)
 
 def check_recipe(
     name:str, # name of a recipe
@@ -28,59 +36,75 @@ def check_recipe(
     if name not in RECIPES: raise UserError(f'expected a recipe of {", ".join(RECIPES)}, got {name!r}')
     function, known = RECIPES[name]
     given = {option: value for option, value in options.items() if value is not None}
-    wrong = [f'--{option.replace("_", "-")}' for option in given if option not in known]
-    if not wrong: return function, given
-    useful = ', '.join(f'--{option.replace("_", "-")}' for option in known)
-    raise UserError(f'expected options of {name} ({useful}), got {", ".join(wrong)}: leave it out')
+    wrong = [option for option in given if option not in known]
+    if wrong: raise UserError(
+        f'expected options of {name} ({_in_shell(known)}), got {_in_shell(wrong)}: leave it out')
+    return function, given
 
-# %% ../../nbs/api/82_commands/01_recipe.ipynb #1498eda4
-def _with_columns(given):
-    "Return options in which the names of columns stand together, as the functions take them."
-    columns = {meaning: given.pop(meaning) for meaning in ('prompt', 'answer', 'text', 'author') if meaning in given}
-    return dict(given, columns=columns) if columns else given
+# %% ../../nbs/api/82_commands/01_recipe.ipynb #9e9a69b2
+_COLUMNS = dict(prompt='prompt', answer='answer', text='text', by='group') # option -> meaning of the column
 
-def _training_options(options):
-    "Return the options of training that were given, with the adapters' rank in its place."
-    found = {name: value for name, value in options.items() if value is not None}
-    rank = found.pop('r', None)
-    return dict(found, adapter=dict(r=rank)) if rank else found
+def _arguments(given):
+    "Return options as the functions take them: columns together, the adapters' rank with the adapters."
+    columns = {meaning: given[option] for option, meaning in _COLUMNS.items() if option in given}
+    if 'group' in columns: columns.setdefault('text', 'text')
+    found = {option: value for option, value in given.items() if option not in (*_COLUMNS, 'r')}
+    if columns: found['columns'] = columns
+    if 'r' in given: found['adapter'] = dict(r=given['r'])
+    return found
+
+def _source_of(name, data):
+    "Return what a recipe reads: nothing, one name, or for a domain several."
+    if name == 'domain': return list(data) or None
+    if len(data) > 1: raise UserError(f'expected one file, folder or name, got {len(data)}: {", ".join(data)}')
+    return data[0] if data else None
 
 @call_parse
 @plain_errors
 def llmbook_recipe(
-    name:str, # summarization, translation or instructions
+    name:str, # summarization, translation, instructions, code, author or domain
     model:str, # a model folder, a run's folder, a .gguf file, a name on the hub, or smollm2
     *data:str, # a file, a folder of splits, or a name on the hub; none: data of this machine, where it has some
     out:str='recipe', # folder for answers, training, items and result
-    method:str='lora', # full, lora, rslora, dora or pissa
+    items:int=100, # held-out items
+    steps:int=None, # optimiser steps; none: two passes, or one over a domain
+    lr:float=None, # learning rate; none: 5e-5 for all weights, 5e-4 for adapters, a tenth of a new model's for a domain
+    seed:int=42, # seed of the division, the order and the adapters
+    method:str=None, # full, lora, rslora, dora or pissa; none: lora
     base:str=None, # int8 or nf4 for the weights under adapters; none: as they are
     r:int=None, # rank of the adapters; none: 16
-    steps:int=None, # optimiser steps; none: two passes
-    lr:float=None, # learning rate; none: 5e-5 for all weights, 5e-4 for adapters
     tokens:int=None, # positions in a batch; none: 2048
-    items:int=100, # held-out items
-    train:int=None, # chats to train on; none: 1,000
-    answer_tokens:int=None, # longest answer; none: as the longest reference
+    train:int=None, # chats or passages to train on; none: 1,000 chats, all passages
+    best:bool=False, # keep the weights of the best validation, instead of the last ones
     prompt:str=None, # column of the question, if its name is not a usual one
     answer:str=None, # column of the answer
     instruction:str=None, # what stands around each question, with {text} where it goes
+    answer_tokens:int=None, # longest answer; none: as the longest reference
     source:str=None, # translation: language of the texts, as in the names of the files; none: en
     target:str=None, # translation: language to translate into; none: de
-    seed:int=42, # seed of the division, the order and the adapters
-    best:bool=False, # keep the weights of the best validation, instead of the last ones
+    author:str=None, # author: whose manner is learned, a name or a part of it
+    text:str=None, # author: column of the text; none: text
+    by:str=None, # author: column of the author; none: author
+    words:int=None, # author: words that are written for each passage; none: 60
+    temperature:float=None, # author: 0 takes the most likely token; none: 0.8
+    former:str=None, # domain: text like that of the model's former training, a file or folder; none: Python's manual
+    bs:int=None, # domain: rows in a batch; none: 8
+    seq_len:int=None, # domain: tokens in a row; none: the context, 512 at most
+    preset:str=None, # domain: preset of the filters; none: default
     show:int=3, # items to print
     device:str=None, # cpu or cuda; none: the best there is
 ): # the result in a notebook; nothing in a shell
     "Run a recipe: answer held-out items, train, answer again, and compare with intervals."
-    own = dict(prompt=prompt, answer=answer, instruction=instruction, train=train, answer_tokens=answer_tokens,
-               source=source, target=target)
-    function, given = check_recipe(name, own)
+    tuning = dict(method=method, base=base, r=r, tokens=tokens, train=train, best=best or None)
+    chats = dict(prompt=prompt, answer=answer, instruction=instruction, answer_tokens=answer_tokens)
+    others = dict(source=source, target=target, author=author, text=text, by=by, words=words, temperature=temperature,
+                  former=former, bs=bs, seq_len=seq_len, preset=preset)
+    function, given = check_recipe(name, dict(tuning, **chats, **others))
     whole_number('show', show, 0)
-    if len(data) > 1: raise UserError(f'expected one file, folder or name, got {len(data)}: {", ".join(data)}')
+    found = _source_of(name, data)
     check_free(out, ('recipe.json', 'before.jsonl', 'after.jsonl', 'items.jsonl', 'result.json'), ('training',))
-    training = _training_options(dict(base=base, r=r, steps=steps, lr=lr, tokens=tokens, best=best or None))
-    result = function(model, data[0] if data else None, out, items=items, seed=seed, method=method, device=device,
-                      **_with_columns(given), **training)
+    result = function(model, found, out=out, items=items, steps=steps, lr=lr, seed=seed, device=device,
+                      **_arguments(given))
     print(result)
     _print_items(result, show)
     print(f'items: {result.out}/items.jsonl')
@@ -89,5 +113,6 @@ def llmbook_recipe(
 def _print_items(result, n):
     "Print some items with what was answered before and after."
     for item in result.items.head(n).to_dict('records'):
-        print(f"\n{item['question'][:400]}\n  wanted: {item['reference'][:300]}")
+        print(f"\n{item['question'][:400]}")
+        if item['reference']: print(f"  wanted: {item['reference'][:300]}")
         for when in ('before', 'after'): print(f'  {when}: {item[when][:300]}')

@@ -58,7 +58,7 @@ def instruction_scores(
     return [*chrf(texts, refs), longest_common, exact_row, _stops_row(items, seen)]
 
 # %% ../../nbs/api/65_recipes/05_answers.ipynb #48d961b4
-def _bleu_notes(items, after):
+def _bleu_notes(items, before, after):
     said = bleu_limits(bleu(_texts(after), _refs(items))[0])
     return [said] if said else []
 

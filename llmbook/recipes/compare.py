@@ -90,10 +90,11 @@ def _table_row(c):
 def change_table(
     changes:list, # from `change_of`, the one that decides first
     baseline:dict|None=None, # metric -> value of a rule without a model
+    beside:str='baseline', # name of its column
 ) -> pd.DataFrame: # a row for each metric
     "Set changes in a table."
     table = pd.DataFrame([_table_row(change) for change in changes]).set_index('metric')
-    if baseline is not None: table['baseline'] = [digits_of(baseline.get(metric))[0] for metric in table.index]
+    if baseline is not None: table[beside] = [digits_of(baseline.get(metric))[0] for metric in table.index]
     return table
 
 @dataclass
@@ -104,12 +105,13 @@ class RecipeResult:
     items:pd.DataFrame # a row for each item: what was asked, what would be right, before, after
     notes:list # sentences that a reader of the scores has to know
     baseline:dict|None = None # metric -> value of a rule without a model
+    beside:str = 'baseline' # name of its column in the table
     out:object = None # folder
     learn:object = None # the Learner, trained; None if the run was found at its end
 
     @property
     def table(self) -> pd.DataFrame: # a row for each metric
-        return change_table(self.changes, self.baseline)
+        return change_table(self.changes, self.baseline, self.beside)
 
     @property
     def verdict(self) -> str: # of the score that decides

@@ -111,8 +111,9 @@ class RecipeData:
 
     def __repr__(self):
         splits = Counter(chat.split for chat in self.chats)
-        text = (f"{self.source}: {self.total:,} records = {splits['train']:,} to train on + {splits['valid']:,} to "
-                f'validate + {len(self.items):,} held out + {self.unused:,} not drawn + {len(self.rejects):,} set aside')
+        parts = [f"{splits['train']:,} to train on", f"{splits['valid']:,} to validate",
+                 f'{len(self.items):,} held out', f'{self.unused:,} not drawn', f'{len(self.rejects):,} set aside']
+        text = f"{self.source}: {self.total:,} records = {' + '.join(parts)}"
         return f'{text} ({reasons_text(self.rejects)})' if self.rejects else text
 
 # %% ../../nbs/api/65_recipes/01_data.ipynb #19a20642

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['recipe_model', 'size_note', 'answer_limit', 'fitting_items', 'TaskRecipe', 'mean_row', 'cpu_counted', 'cpu_note',
-           'item_table', 'write_result', 'compared', 'run_recipe']
+           'item_table', 'write_result', 'compared', 'before_and_after', 'sft_on', 'run_recipe']
 
 # %% ../../nbs/api/65_recipes/04_run.ipynb #94ae7015
 import json, time
@@ -93,7 +93,8 @@ class TaskRecipe:
     name:str # such as 'summarization'
     score:Callable # (items, answers) -> rows with items, the one that decides first; answers: dictionaries of `asker`
     baseline:Callable|None = None # items -> texts that a rule without a model gives
-    notes:Callable|None = None # (items, answers after) -> sentences
+    notes:Callable|None = None # (items, answers before, answers after) -> sentences
+    beside:str = 'baseline' # name of the baseline's column
 
 def mean_row(
     metric:str, # name of the score
@@ -147,9 +148,11 @@ def item_table(
     rows:tuple, # (row before, row after) of the score that decides
 ) -> pd.DataFrame: # a row for each item
     "Set what was asked, what would be right and what was answered side by side."
-    table = pd.DataFrame(dict(id=[item.id for item in items], question=[item.question for item in items],
-                              reference=['\n'.join(item.refs) for item in items],
-                              before=[seen['answer'] for seen in before], after=[seen['answer'] for seen in after]))
+    table = pd.DataFrame(dict(id=[item.id for item in items], question=[item.question for item in items]))
+    table['reference'] = ['\n'.join(item.refs) for item in items]
+    table['before'] = [seen['answer'] for seen in before]
+    table['after'] = [seen['answer'] for seen in after]
+    if len(_item_values(rows[0])) < len(items): return table # a score of some items alone
     for when, r in zip(('before', 'after'), rows): table[f"{r['metric']} {when}"] = _item_values(r)
     return table
 
@@ -175,14 +178,16 @@ def compared(
     "Score the answers before and after, and hold them against each other."
     rows = [recipe.score(items, seen) for seen in (before, after)]
     changes = [change_of(old, new) for old, new in zip(*rows)]
-    baseline = None
-    if recipe.baseline:
-        texts = recipe.baseline(items)
-        seen = [dict(answer=text, tokens=0, stopped=True) for text in texts]
-        baseline = {r['metric']: r['value'] for r in recipe.score(items, seen)}
-    notes = [*notes, *_empty_notes(before, after), *(recipe.notes(items, after) if recipe.notes else ())]
+    said = recipe.notes(items, before, after) if recipe.notes else []
+    notes = [*notes, *_empty_notes(before, after), *said]
     table = item_table(items, before, after, (rows[0][0], rows[1][0]))
-    return RecipeResult(recipe.name, changes, table, notes, baseline)
+    return RecipeResult(recipe.name, changes, table, notes, _baseline(recipe, items), recipe.beside)
+
+def _baseline(recipe, items):
+    "Return the scores of a rule without a model by metric; None where a recipe has no rule."
+    if not recipe.baseline: return None
+    seen = [dict(answer=text, stopped=True) for text in recipe.baseline(items)]
+    return {r['metric']: r['value'] for r in recipe.score(items, seen)}
 
 def _empty_notes(before, after):
     "Return a sentence for each time at which some answers were empty."
@@ -194,13 +199,65 @@ def _empty_notes(before, after):
 
 _FREE = ('cbs', 'samples', 'keep', 'merge') # options of training that do not change the weights
 
-def _identity(recipe, data, items, most, fmt, model, options):
+def _check_changed(name, value):
+    "Raise `UserError` for an option that is none of JSON, which could not be compared later."
+    try: json.dumps(value)
+    except TypeError: raise UserError(
+        f'expected {name} to be text, a number or a list of them, got {value!r:.60}: leave it out') from None
+
+def _identity(recipe, items, fmt, model, options, more):
     "Return what makes a run the one that it is."
     asked = [[item.messages, item.refs] for item in items]
-    learned = [[chat.split, chat.messages] for chat in data.chats]
     training = {name: value for name, value in options.items() if name not in _FREE}
-    return dict(recipe=recipe.name, items=fingerprint(asked), chats=fingerprint(learned), answer_tokens=most,
-                template=fingerprint([fmt.template, fmt.variables]), weights=base_fingerprint(model), training=training)
+    for name, value in training.items(): _check_changed(name, value)
+    return dict(more, recipe=recipe.name, items=fingerprint(asked), weights=base_fingerprint(model), training=training,
+                template=fingerprint([fmt.template, fmt.variables]))
+
+def before_and_after(
+    recipe:TaskRecipe, # what is particular to the task
+    model, # the model
+    fmt:ChatFormat, # its chat format
+    items:list, # `RecipeItem`s in the order in which they are asked
+    out:str|Path, # folder for answers, training, items and result
+    ask:Callable, # model -> a function of items, such as `asker` makes
+    train:Callable, # folder -> the Learner, trained or found at its end
+    options:dict, # options of the training: what a folder with other ones is refused for
+    more:dict, # what else the run depends on, as JSON holds it
+    rejects:list=(), # `Reject`s of the data
+    notes:list=(), # sentences that a reader of the scores has to know
+    progress:bool=True, # whether bars tell the time left
+) -> RecipeResult: # UserError if the folder holds another run
+    "Ask, train, ask again and compare; resume where an earlier call was stopped."
+    asked = _identity(recipe, items, fmt, model, options, more)
+    with own_folder(out, 'a recipe'):
+        folder = same_run(out, asked)
+        write_rejects(folder/'rejects.jsonl', list(rejects))
+        before = _seen(items, ask(model), folder, 'before', progress)
+        with cpu_counted(folder, 'training'): learn = train(folder/'training')
+        after = _seen(items, ask(learn.model.eval()), folder, 'after', progress)
+        said = [note for note in [*notes, cpu_note(folder)] if note]
+        result = compared(recipe, items, before, after, said)
+        result.out, result.learn = folder, learn
+        write_result(folder, result)
+    return result
+
+def _seen(items, ask, folder, when, progress):
+    "Return what was seen of items, from the folder or by asking now."
+    bar = f'answering {when}' if progress else ''
+    with cpu_counted(folder, when): return seen_of_parts(items, ask, folder/f'{when}.jsonl', bar)
+
+def sft_on(
+    model, # the model, which is changed
+    fmt:ChatFormat, # its chat format
+    chats:list, # `Conversation`s with a split of 'train' or 'valid'
+    source:str, # where they come from
+    device:str|None, # 'cpu' or 'cuda'; None: the best there is
+    options:dict, # arguments of `sft`
+) -> Callable: # folder -> the Learner
+    "Return a function that tunes a model on chats in a folder."
+    def train(folder):
+        return sft(model, fmt, ChatData(chats, [], {}, source), folder, device=device, **options)
+    return train
 
 def run_recipe(
     recipe:TaskRecipe, # what is particular to the task
@@ -216,35 +273,19 @@ def run_recipe(
     progress:bool=True, # whether bars tell the time left
     **kwargs # arguments of `sft`: lr, base, tokens, best, patience, merge, adapter, keep, ...
 ) -> RecipeResult: # UserError if the folder holds another run
-    "Ask, train, ask again and compare; resume where an earlier call was stopped."
+    "Run a recipe whose items are questions of a chat."
     model, fmt = recipe_model(model, device)
     context = model.config.context
     most = answer_limit(fmt, data.items, context, answer_tokens)
     items, aside = fitting_items(fmt, data.items, context, most)
     options = dict(kwargs, method=method, steps=steps, evaluations=evaluations, seed=seed)
-    asked = _identity(recipe, data, items, most, fmt, model, options)
+    learned = [[chat.split, chat.messages] for chat in data.chats]
     notes = [repr(data), _aside_note(aside), size_note(model),
              f'Answers have up to {most} tokens, and the likeliest token at each step.']
-    with own_folder(out, 'a recipe'):
-        folder = same_run(out, asked)
-        write_rejects(folder/'rejects.jsonl', [*data.rejects, *aside])
-        before = _seen(items, asker(model, fmt, most), folder, 'before', progress)
-        with cpu_counted(folder, 'training'): learn = _train(model, fmt, data, folder, options, device)
-        after = _seen(items, asker(learn.model.eval(), fmt, most), folder, 'after', progress)
-        notes.append(cpu_note(folder))
-        result = compared(recipe, items, before, after, [note for note in notes if note])
-        result.out, result.learn = folder, learn
-        write_result(folder, result)
-    return result
+    return before_and_after(
+        recipe, model, fmt, items, out, ask=lambda m: asker(m, fmt, most), options=options,
+        train=sft_on(model, fmt, data.chats, data.source, device, options),
+        more=dict(chats=fingerprint(learned), answer_tokens=most), rejects=[*data.rejects, *aside], notes=notes,
+        progress=progress)
 
 def _aside_note(aside): return f'{len(aside)} items do not fit the context and are not asked.' if aside else ''
-
-def _seen(items, ask, folder, when, progress):
-    "Return what was seen of items, from the folder or by asking now."
-    bar = f'answering {when}' if progress else ''
-    with cpu_counted(folder, when): return seen_of_parts(items, ask, folder/f'{when}.jsonl', bar)
-
-def _train(model, fmt, data, folder, options, device):
-    "Train on the chats of a recipe, or find the training at its end."
-    chats = ChatData(data.chats, [], {}, data.source)
-    return sft(model, fmt, chats, folder/'training', device=device, **options)
