@@ -179,13 +179,14 @@ def llmbook_prepare(
     engine:str='local', # local, or ray: on a Ray cluster
     seed:int=42, # seed of the choice and the split
     text_field:str='text', # field or column that holds the text in jsonl, CSV, parquet and hub data sets
+    force:bool=False, # make finished data of other options again, instead of refusing
 ):
     "Turn sources into token shards, with tokenizer and data card."
     from llmbook.cli import prepare
     card = prepare(
         list(sources) or ['embedded'], out, vocab_size, max_bytes, preset, seed, personal=_kinds_to_mask(personal),
         similarity=similarity, repeats=repeats, against=_evaluation_sets(against), tokenizer=_tokenizer_of(tokenizer),
-        workers=workers, engine=engine, text_field=text_field)
+        workers=workers, engine=engine, text_field=text_field, replace=force)
     totals = card['totals']
     tokens = human_count(card['splits']['train']['tokens'])
     account = f"{totals['kept']} kept + {totals['dropped']} dropped + {totals['rejected']} rejected"

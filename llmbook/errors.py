@@ -6,7 +6,7 @@
 __all__ = ['check_arguments', 'no_empty_folder', 'plain_errors', 'check_free']
 
 # %% ../nbs/api/00_base/02_errors.ipynb #79aa0004
-import inspect, os, sys
+import inspect, os, sys, warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -80,6 +80,7 @@ def plain_errors(
     @wraps(f)
     def _f(*args, **kwargs):
         if not is_cli(): return run(*args, **kwargs)
+        warnings.formatwarning = _one_line
         try:
             res = run(*args, **kwargs)
             sys.stdout.flush()
@@ -97,6 +98,10 @@ def plain_errors(
             found = f'found other bytes ({e.reason} at {e.start})'
             raise CliError(f'error: expected UTF-8 text, {found}: convert the file') from None
     return _f
+
+def _one_line(message, category, filename, lineno, line=None):
+    "Return a warning as a reader of a command needs it: what is said, and not where in the program."
+    return f'warning: {" ".join(str(message).split())}\n'
 
 def _reader_left():
     "Return whether nobody reads our output, as under `head`; if so, send the rest of it nowhere."

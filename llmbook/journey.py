@@ -498,6 +498,17 @@ def _same_settings(run, asked):
     write_json(path, asked)
 
 # %% ../nbs/api/80_app/01_journey.ipynb #3a970cdc
+_OWN = ('asked.json', 'stages.json', 'plan.json', 'data', 'pretrain', 'finetune', 'model', 'evaluation.json',
+        'evaluation', 'report.html', 'summary.json', 'done') # what a run writes first and last
+
+def _check_own(out):
+    "Raise `UserError` for a folder with files of another origin and no run."
+    out = Path(out)
+    if not out.is_dir() or (out/'asked.json').exists() or (out/'stages.json').exists(): return
+    foreign = sorted(path.name for path in out.iterdir() if path.name not in _OWN and path.name[0] != '.')
+    if foreign: raise UserError(f'expected a folder that is new, empty or of a run, got {out}, which holds '
+                                f'{", ".join(foreign[:4])}: give another --out')
+
 def journey(
     out:str|Path='runs/first', # the run's folder
     settings:Settings|None=None, # settings of the run; the defaults take about seven minutes on two cores
@@ -506,6 +517,7 @@ def journey(
     "Run all stages, and skip those that are finished."
     s = settings or Settings()
     if not isinstance(s, Settings): raise UserError(f'expected Settings, got {type(s).__name__}: see Settings')
+    _check_own(out)
     run = RunFolder(out)
     asked = asdict(s)
     if s.plan: asked['plan'] = read_json(s.plan)

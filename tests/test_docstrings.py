@@ -120,6 +120,27 @@ def g(): # a remark on the body
     assert said.returned == 'a number'
 
 
+def test_what_is_raised_has_a_heading_of_its_own():
+    said = described('''
+def f(
+    a, # first
+) -> tuple: # (model, table); UserError if there is none
+    pass
+def g(
+    a, # first
+) -> None: # `ValueError` for a bad name
+    pass
+def h(
+    a, # first
+) -> str: # a text, or a `TemplateError` that says why there is none
+    pass
+''')
+    assert said['f'].outcomes() == ('(model, table)', 'UserError if there is none')
+    assert said['f'].text().endswith('Returns:\n    (model, table)\n\nRaises:\n    UserError if there is none')
+    assert said['g'].outcomes() == ('', '`ValueError` for a bad name')
+    assert said['h'].outcomes() == ('a text, or a `TemplateError` that says why there is none', '')
+
+
 def test_classes_methods_and_what_they_inherit():
     said = described('''
 class A:

@@ -84,18 +84,20 @@ def parameter_row(p, said):
     return cell(name, code=True), cell(kind, code=True), cell(default, code=True), cell(meaning)
 
 
-def returned_row(said, sig):
-    "Return the cells on what is returned, or raised; None if there is nothing to say."
+def outcome_rows(said, sig):
+    "Return the rows on what is returned and on what is raised; none where there is nothing to say."
     kind = shown_type(sig.return_annotation)
-    if said.returned.partition(' ')[0].endswith('Error'): return 'raises', '', '', cell(said.returned)
-    if not said.returned and kind in ('', 'None'): return None
-    return 'returns', cell(kind, code=True), '', cell(said.returned)
+    returned, raised = said.outcomes()
+    rows = []
+    if returned or kind not in ('', 'None'): rows.append(('returns', cell(kind, code=True), '', cell(returned)))
+    if raised: rows.append(('raises', '', '', cell(raised)))
+    return rows
 
 
 def parameter_table(said, sig):
     "Return a table of the parameters and of what is returned; '' if there is nothing to say."
     rows = [parameter_row(p, said) for p in sig.parameters.values()]
-    rows.append(returned_row(said, sig))
+    rows += outcome_rows(said, sig)
     for name, meaning in said.fields.items():
         row = (cell(name, code=True), '', '', cell(meaning))
         rows.append(row)

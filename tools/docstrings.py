@@ -3,13 +3,14 @@
 Python forgets comments when it compiles a module. This table keeps them: for each module the names, and for each name
 the text that `llmbook.base.docstrings` puts below the docstring when the module is imported.
 """
-import ast, io, json, tokenize
+import ast, io, json, re, tokenize
 from dataclasses import dataclass, field
 from house import ROOT
 
 TABLE = 'llmbook/assets/docstrings.json'
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 GENERATED = ('_modidx.py', '__init__.py')
+ERROR = re.compile(r'(?:^|[;.] )(`?[A-Z]\w*Error`?\b.*)') # at the beginning of what is returned, or behind it
 
 # what stands without a comment because it means the same everywhere: by the argument's type, then by its name
 TYPES = {
@@ -145,11 +146,18 @@ class Described:
     returned: str = ''
     fields: dict = field(default_factory=dict) # field of a class -> meaning
 
+    def outcomes(self):
+        "Return what is returned, and what is raised: the part from the first error's name on."
+        found = ERROR.search(self.returned)
+        if not found: return self.returned, ''
+        return self.returned[:found.start()].rstrip(' ;.'), self.returned[found.start(1):]
+
     def text(self):
         "Return what is put below the docstring."
         parts = [listed('Args', self.parameters), listed('Attributes', self.fields)]
-        head = 'Raises' if self.returned.partition(' ')[0].endswith('Error') else 'Returns'
-        if self.returned: parts.append(f'{head}:\n    {self.returned}')
+        returned, raised = self.outcomes()
+        if returned: parts.append(f'Returns:\n    {returned}')
+        if raised: parts.append(f'Raises:\n    {raised}')
         return '\n\n'.join(part for part in parts if part)
 
 

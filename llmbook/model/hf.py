@@ -8,7 +8,7 @@ __all__ = ['DTYPES', 'check_vocab', 'vocabulary_mark', 'check_tokenizer', 'write
            'load_pretrained']
 
 # %% ../../nbs/api/20_model/06_hf.ipynb #d51673df
-import warnings
+import re, warnings
 from contextlib import ExitStack
 from pathlib import Path
 import torch
@@ -425,6 +425,9 @@ def load_pretrained(
     dtype:str='float32', # or 'bfloat16', 'float16': half the bytes to hold and to read, for generation
 ) -> tuple[Transformer, Tokenizer]: # (Transformer, Tokenizer); UserError if they do not belong together
     "Read a model and its tokenizer."
+    is_name = re.fullmatch(r'[\w.-]+(/[\w.-]+)?', str(path)) and not Path(path).exists()
+    if is_name: raise UserError(f'expected a folder at {path}, found none: give one made by save_pretrained; '
+                                f'load_lm({str(path)!r}) and open_lm open models of the hub by their name')
     path = model_folder(path)
     model, tok = load_model(path, device, dtype), folder_tokenizer(path)
     tok.encode_special_tokens = True

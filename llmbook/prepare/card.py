@@ -543,10 +543,17 @@ def _sections(card):
     if changed: yield 'What was changed', changed
     yield 'Where it comes from', _origin(card)
 
+def _check_card(card):
+    "Raise `UserError` unless it is a data card."
+    is_card = isinstance(card, dict) and {'totals', 'funnel', 'splits'} <= set(card)
+    if is_card: return
+    raise UserError(f'expected a data card, got {card!r:.60}: give what prepare returns, or read_json(folder/"card.json")')
+
 def card_html(
     card:dict, # what `prepare` returns, or the content of card.json
 ) -> Markup: # <style> and <div>, with nothing from elsewhere
     "Return the data card as a piece of a page."
+    _check_card(card)
     parts = [concat([tag('h3', title), content]) for title, content in _sections(card)]
     return concat([_CSS, tag('div', _tiles(card), *parts, class_='lb-card')])
 

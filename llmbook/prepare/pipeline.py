@@ -14,7 +14,8 @@ from time import perf_counter
 import numpy as np
 from fastcore.basics import patch
 from .. import __version__
-from ..core import RunFolder, UserError, atomic_path, check_space, fingerprint, write_json
+from ..base.arguments import checked
+from ..core import RunFolder, UserError, atomic_path, check_space, fingerprint, read_json, write_json
 from ..base.owner import own_folder
 from ..read.embedded import combined_fingerprint
 from ..filters.presets import PRESETS
@@ -505,12 +506,19 @@ def _identity(tok):
     name = tokenizer_fingerprint(tok)
     return name if end == EOT else [name, end]
 
+def _what_is_there(out):
+    "Return how many documents and tokens the finished data of a folder has, in words."
+    card = read_json(out/'card.json')
+    tokens = card['splits']['train']['tokens']
+    return f"{card['totals']['kept']:,} documents, {tokens:,} training tokens,"
+
 def _report(card, progress):
     "Print what was left out, if progress is shown, and what to look at first."
     if progress:
         for line in card_summary(card): print(line)
     for warning in card['warnings']: print(f'note: {warning}')
 
+@checked
 def prepare(
     sources='embedded', # a file, folder, pattern, 'embedded', 'embedded:BYTES', 'hub:NAME', or a list of them
     out:str|Path='data', # folder to make
@@ -529,6 +537,7 @@ def prepare(
     workers:int|None=None, # number of processes; None: all cores, or one for little text
     engine:str='local', # 'local', or 'ray' for a Ray cluster, whose machines must see `out`
     text_field:str='text', # field or column that holds the text in jsonl, CSV, parquet and hub data sets
+    replace:bool=True, # whether finished data of other options is made again; False: it is refused
 ) -> dict: # the data card; UserError for a source that is not there, too little text, a full disk, ...
     "Turn sources into token shards, tokenizer and data card; do nothing if they are already there."
     src = Sources(sources, max_bytes, seed, text_field)
@@ -551,6 +560,9 @@ def prepare(
     workers = choose_workers(workers, src.n_bytes)
     with disk_errors(out), own_folder(out, 'a preparation'):
         changed = what_changed(out, question, options | dict(sources=src.names))
+        if changed and not replace: raise UserError(
+            f'expected a folder without finished data, got {out} with {_what_is_there(out)} made otherwise: {changed}; '
+            'give another --out, or --force to make it again')
         if changed: print(f'making {out} again: {changed}')
         work = work_folder(out, question).resolve() # its question marks the folder as one that prepare makes
         remove_old(out)

@@ -108,6 +108,8 @@ def lm_learner(
     **kwargs # arguments of the Learner: path, splitter, metrics...
 ) -> LMLearner: # ready to fit; fastai's own progress bar is left out
     "Make a fastai Learner for next-token training, or for masked tokens in an encoder."
+    if isinstance(dls, (str, Path)): raise UserError(
+        f'expected DataLoaders, got {str(dls)!r}: give lm_dls({str(dls)!r}, bs, seq_len, steps)')
     check_rate('lr', lr)
     check_rate('wd', wd)
     drawn = isinstance(model, ModelConfig)

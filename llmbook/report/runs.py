@@ -286,7 +286,9 @@ def _paired(a, b, change):
     value = change if is_whole else tested['value']
     method = f"paired by {items}, {tested['method']}"
     weighed = weigh(item_scores(x, stat), item_scores(y, stat), clusters=clusters)
-    return dict(value=value, z=None, p=tested['p'], method=method, is_paired=True, whole=is_whole, smallest=weighed.smallest)
+    holds_zero = tested['low'] <= 0 <= tested['high']
+    return dict(value=value, z=None, p=tested['p'], method=method, is_paired=True, whole=is_whole,
+                smallest=weighed.smallest, holds_zero=holds_zero)
 
 def _count(row):
     "Return how many of how many, for a row that is a share of examples, or None."
@@ -310,7 +312,9 @@ def _unpaired(a, b, change):
     if share and other: p, method = fisher_exact(*share, *other), 'unpaired, Fisher, exact'
     elif z is None: p, method = None, 'no interval'
     else: p, method = math.erfc(abs(z) / 2**.5), 'unpaired, from the intervals'
-    return dict(value=change, z=z, p=p, method=method, is_paired=False, whole=False, smallest=None)
+    holds_zero = z is not None and abs(z) <= 1.96
+    return dict(value=change, z=z, p=p, method=method, is_paired=False, whole=False, smallest=None,
+                holds_zero=holds_zero)
 
 def difference(
     a:dict, # a row with value, low and high (95 %), with items where there are any
@@ -332,7 +336,9 @@ def difference(
     if change == 0:
         verdict = 'equal'
         z, p = 0., 1. if tested['is_paired'] else None
-    else: verdict = 'no interval' if p is None else _verdict(metric, change, p)
+    elif p is None: verdict = 'no interval'
+    elif tested['holds_zero']: verdict = 'within noise'
+    else: verdict = _verdict(metric, change, p)
     if text_a != text_b and not tested['whole']: verdict += ', on other texts'
     return dict(difference=change, z=z, p=p, method=tested['method'], verdict=verdict, smallest=tested['smallest'])
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn, Tensor
+from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.data.core import DataLoaders
 from fastai.metrics import accuracy
@@ -25,6 +26,7 @@ from ..tokens.shuffle import length_groups
 from ..tokens.tokenizer import encode_text, text_ids
 from ..train.learner import LMLearner
 from ..train.optim import lm_opt
+from ..train.progress import Progress
 from .groups import check_groups, layer_groups
 
 # %% ../../nbs/api/50_tune/12_classify.ipynb #e64d85ce
@@ -289,8 +291,10 @@ def class_learner(
     check_groups(model, splitter(model))
     kwargs = dict(metrics=[accuracy]) | kwargs
     opt_func = lm_opt(model, muon=False, wd=wd)
-    return LMLearner(dls, model, nn.CrossEntropyLoss(), opt_func=opt_func, lr=lr, splitter=splitter, cbs=L(cbs),
-                     **kwargs)
+    learn = LMLearner(dls, model, nn.CrossEntropyLoss(), opt_func=opt_func, lr=lr, splitter=splitter, **kwargs)
+    learn.remove_cb(ProgressCallback)
+    learn.add_cbs(L(cbs) + L(Progress('classification')))
+    return learn
 
 # %% ../../nbs/api/50_tune/12_classify.ipynb #c47a2ce5
 def slanted_triangle(
