@@ -120,6 +120,7 @@ from .train.compile import compile_model
 from .generate.text import generate, generate_ids
 from .generate.fill_mask import fill_mask
 from .generate.quantise import open_quantised, quantise, save_quantised
+from .generate.speculative import Speculator
 from .tune.chat import ChatFormat, ChatRow, Conversation, encode_chats, show_roles
 from .tune.formats import load_chats
 from .tune.tasks import TASKS, Example, Task, get_task, task_dls

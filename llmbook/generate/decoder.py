@@ -247,6 +247,18 @@ class Cached:
     def __call__(self, x:Tensor) -> Tensor: # (B, T) new ids -> (B, V) logits of the next token
         return self.model.logits(self.model(x, self.cache)[:, -1])
 
+    def every(self,
+        x:Tensor, # (B, T) new ids
+    ) -> Tensor: # (B, T, V) logits after each of them
+        "Read tokens, and tell what may follow each of them."
+        return self.model.logits(self.model(x, self.cache))
+
+    def rewind(self,
+        n:int, # tokens to keep
+    ) -> None:
+        "Forget all tokens but the first; what is read next overwrites them."
+        self.cache.pos = n
+
     def keep(self,
         rows:Tensor, # numbers of rows
     ) -> None:
@@ -279,6 +291,19 @@ class Reread:
     def __call__(self, x:Tensor) -> Tensor: # (B, T) new ids -> (B, V) logits of the next token
         self.x = x if self.x is None else torch.cat((self.x, x), 1)
         return self.model.logits(self.model(self.x)[:, -1])
+
+    def every(self,
+        x:Tensor, # (B, T) new ids
+    ) -> Tensor: # (B, T, V) logits after each of them
+        "Read tokens, and tell what may follow each of them."
+        self.x = x if self.x is None else torch.cat((self.x, x), 1)
+        return self.model.logits(self.model(self.x)[:, -x.shape[1]:])
+
+    def rewind(self,
+        n:int, # tokens to keep
+    ) -> None:
+        "Forget all tokens but the first."
+        self.x = self.x[:, :n]
 
     def keep(self,
         rows:Tensor, # numbers of rows
@@ -421,6 +446,20 @@ def __call__(self:Decoder,
     x:Tensor, # (B, T) ids of the next tokens
 ) -> Tensor: # (B, V) logits after the last of them
     "Read tokens into the cache."
+    last = self._states(x)[:, -1]
+    return self.head(self.norm(last)).clone() # the next token would overwrite one row's result
+
+@patch
+def every(self:Decoder,
+    x:Tensor, # (B, T) ids of the next tokens
+) -> Tensor: # (B, T, V) logits after each of them
+    "Read tokens into the cache, and tell what may follow each of them."
+    h = self._states(x).flatten(0, 1)
+    return self.head(self.norm(h)).clone().view(*x.shape, -1)
+
+@patch
+def _states(self:Decoder, x): # (B, T) ids -> (B, T, D)
+    "Return what the blocks make of the next tokens."
     B, T = x.shape
     cache, model = self.cache, self.model
     end = cache.pos + T
@@ -436,8 +475,7 @@ def __call__(self:Decoder,
         h = layer.out(o).add_(h)
         h = layer.mlp(h).add_(h)
     cache.pos = end
-    last = h.view(B, T, -1)[:, -1]
-    return self.head(self.norm(last)).clone() # the next token would overwrite one row's result
+    return h.view(B, T, -1)
 
 @patch
 def _embedded(self:Decoder, x): # (B, T) ids -> (B*T, D), and cos and sin (.., 1, d) of their positions, if they rotate
