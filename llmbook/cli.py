@@ -30,10 +30,12 @@ LIBRARY = {
     'check_metric': 'tune.tasks',
     'check_plan': 'pretrain.run',
     'check_finite': 'model.hf',
+    'check_logs': 'commands.evaluate',
     'compare_runs': 'report.runs',
     'comparison_text': 'report.runs',
     'compressor_rows': 'evaluate.perplexity',
     'continuation_rows': 'journey',
+    'evaluate_tasks': 'commands.evaluate',
     'evaluate_text': 'evaluate.perplexity',
     'finetune': 'tune.finetune',
     'from_first': 'distributed.world',
@@ -49,6 +51,7 @@ LIBRARY = {
     'own_together': 'distributed.world',
     'open_lm': 'model.open',
     'model_tokenizer': 'model.open',
+    'named_tasks': 'commands.evaluate',
     'plan': 'plan.planner',
     'plan_continuation': 'plan.continuation',
     'read_continuation': 'plan.continuation',
@@ -587,16 +590,36 @@ def _read_texts(paths):
     return docs
 
 # %% ../nbs/api/80_app/02_cli.ipynb #2a6d93ec
+def _ask_tasks(model, texts, out, seed, tasks, data, shots, limit, logs):
+    "Ask tasks of a model; everything that can be refused is refused before the model is opened."
+    from llmbook.cli import check_finite, check_logs, evaluate_tasks, named_tasks, open_lm
+    if texts: raise UserError(f'expected tasks or texts, got both: leave {texts[0]} out')
+    if out == 'evaluation.json': out = 'evaluation'
+    if Path(out).suffix == '.json': raise UserError(f'expected a folder with --tasks, got {out}: give --out FOLDER')
+    wanted = check_logs(logs)
+    asked = named_tasks(tasks, data, shots)
+    if limit is not None: whole_number('--limit', limit)
+    RunFolder(out)
+    m, tok = open_lm(str(_model_folder(model)))
+    check_finite(m)
+    evaluate_tasks(m, tok, asked, out, limit, seed, wanted, label=str(model))
+
 @call_parse
 @plain_errors
 def llmbook_evaluate(
     model:str, # a model folder, a run's folder, or a name on the hub
     *texts:str, # text files to score, each one document; none: toxicity alone
-    out:str='evaluation.json', # the file to write
+    out:str='evaluation.json', # the file to write; with --tasks a folder
     prompts:int=25, # beginnings to continue, four times each, for toxicity
     seed:int=0, # seed of the draws
+    tasks:str=None, # ask tasks instead: embedded names and .yaml files of lm-evaluation-harness, with commas between
+    data:str=None, # file of records that the task asks about; none: what the task names
+    shots:int=None, # solved questions before each question of a task; none: as the task says
+    limit:int=None, # questions of each task; none: all
+    logs:str=None, # logs to write too: lm-eval, inspect
 ):
-    "Measure perplexity and bits per byte of texts, beside gzip and xz; toxicity of what the model writes."
+    "Measure perplexity and bits per byte of texts, and toxicity of what the model writes; or ask it tasks."
+    if tasks: return _ask_tasks(model, texts, out, seed, tasks, data, shots, limit, logs)
     from llmbook.cli import compressor_rows, continuation_rows, evaluate_text, rows_text, toxicity_scorer
     whole_number('prompts', prompts)
     check_free(out, [''])

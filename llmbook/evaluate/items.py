@@ -7,7 +7,7 @@ __all__ = ['STATS', 'MEASURES', 'COLUMNS', 'Measure', 'measure_of', 'ItemScore',
            'model_fingerprint', 'ItemStore', 'pass_at_k', 'item_values', 'measure_names', 'score_row', 'score_rows',
            'old_rows', 'rows_as_items']
 
-# %% ../../nbs/api/60_evaluate/10_items.ipynb #d8acab39
+# %% ../../nbs/api/60_evaluate/10_items.ipynb #9ec80e11
 import json, math, re, warnings
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -19,7 +19,7 @@ from ..base.arguments import checked
 from ..checkpoint.identity import weights_fingerprint
 from .stats import bootstrap, ratio, row, with_items
 
-# %% ../../nbs/api/60_evaluate/10_items.ipynb #73b883c1
+# %% ../../nbs/api/60_evaluate/10_items.ipynb #ce5e3127
 STATS = ('mean', 'ratio', 'exp ratio') # ways to make one value from the scores of the items
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def measure_of(
     if attempts: return Measure(why='chance that one of k attempts is right', of='exact_match', k=int(attempts[1]))
     return Measure(target=None, better='neither', why='no target is known for this measure')
 
-# %% ../../nbs/api/60_evaluate/10_items.ipynb #0cbd2fec
+# %% ../../nbs/api/60_evaluate/10_items.ipynb #ec78cc10
 @dataclass
 class ItemScore:
     "One answer of a model, with its scores."
@@ -105,7 +105,7 @@ def check_item(
             f'expected {name} of item {item.item} to be a finite number, a pair of them or None, got {score!r}')
     return item
 
-# %% ../../nbs/api/60_evaluate/10_items.ipynb #374e4ae7
+# %% ../../nbs/api/60_evaluate/10_items.ipynb #0d70ddca
 @dataclass
 class Setting:
     "One model asked one task in one way: everything that the scores depend on."
@@ -148,7 +148,7 @@ def model_fingerprint(
     kinds = sorted({str(p.dtype) for p in model.parameters()})
     return fingerprint([weights_fingerprint(model.state_dict()), named, kinds], 16)
 
-# %% ../../nbs/api/60_evaluate/10_items.ipynb #39752c1b
+# %% ../../nbs/api/60_evaluate/10_items.ipynb #4015e6ac
 _TEXTS = ('item', 'cluster', 'prompt', 'answer', 'gold', 'time')
 COLUMNS = ('item', 'repeat', 'cluster', 'prompt', 'answer', 'gold', 'time', 'scores', 'details') # of a part
 
@@ -259,7 +259,7 @@ def _with_setting(table, setting):
         table[f'score_{name}'] = pd.Series(column, index=table.index)
     return table
 
-# %% ../../nbs/api/60_evaluate/10_items.ipynb #e9c41085
+# %% ../../nbs/api/60_evaluate/10_items.ipynb #3016bce5
 def pass_at_k(
     n:int, # attempts
     c:int, # right ones among them
@@ -291,7 +291,7 @@ def item_values(
     if column not in table: raise UserError(
         f'expected a measure of this table, got {name!r}: it has {", ".join(measure_names(table)) or "none"}')
     names, values, clusters = [], [], []
-    for item, part in table.groupby('item', sort=False):
+    for item, part in table.groupby('item', sort=True): # the same rows, in whatever order answers were written
         scores = [score for score in part[column] if _applies(score)]
         if not scores: continue
         names.append(item)
@@ -344,9 +344,11 @@ def score_row(
     if measure.stat == 'exp ratio': value, low, high = map(_exp_or_none, (value, low, high))
     r = row(f'{setting.task} {name}', value, low, high, len(names), signature, split, group)
     stored = values if measure.stat != 'mean' else values[:, 0] / values[:, 1]
+    if value is None: facts['reason'] = 'too large to be written as a number'
     return {**with_items(r, names, stored, 'mean' if measure.stat == 'mean' else 'ratio', clusters), **facts}
 
-def _exp_or_none(x): return None if x is None else math.exp(x)
+def _exp_or_none(x): # None for what is larger than any float, too
+    return None if x is None or x > 700 else math.exp(x)
 
 def score_rows(
     store:ItemStore, # where the answers are
@@ -364,7 +366,7 @@ def score_rows(
         for name in dict.fromkeys(wanted): rows.append(score_row(table, name, setting, split, seed=seed))
     return rows
 
-# %% ../../nbs/api/60_evaluate/10_items.ipynb #2c753816
+# %% ../../nbs/api/60_evaluate/10_items.ipynb #7109b0fb
 def old_rows(
     path:str|Path, # evaluation.json, or the folder that holds it
 ) -> list[dict]: # its rows

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Evaluation', 'evaluate', 'order_spread', 'prompt_spread']
 
-# %% ../../nbs/api/60_evaluate/16_run.ipynb #36d5371e
+# %% ../../nbs/api/60_evaluate/16_run.ipynb #7c40cf5f
 import tempfile, time
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
@@ -25,9 +25,10 @@ from .choices import Spread, choice_scores, choice_values
 from .items import ItemScore, ItemStore, Setting, measure_of, model_fingerprint, old_rows, score_rows
 from .likelihood import LikelihoodRun, likelihood_signature
 from .perplexity import count_text_words, document_nats, window_signature
+from .task_files import load_task
 from .tasks import EvalTask, extract_answer, prompted, same_answer, token_f1
 
-# %% ../../nbs/api/60_evaluate/16_run.ipynb #a97f41f9
+# %% ../../nbs/api/60_evaluate/16_run.ipynb #57cae79b
 _SAVE_SECONDS = 5. # most seconds of answers that a kill can lose
 
 class _Writer:
@@ -53,12 +54,13 @@ def _not_scored(q, names, why, prompt=''):
     return ItemScore(q.item, {name: None for name in names}, prompt or q.prompt, gold=q.answers[0] if q.answers else '',
                      cluster=q.cluster, details=dict(reason=why))
 
-def _choice_item(task, q, pairs, logprob, tokens, unconditional):
+def _choice_item(task, q, pairs, logprob, tokens, greedy, unconditional):
     "Return the answer to a question with choices."
     values = choice_values(logprob, q.choices, tokens, unconditional)
     scores, details = choice_scores(values, q.gold)
     scores['chance'] = len(q.gold) / len(q.choices)
-    details |= dict(choices=q.choices, gold=q.gold)
+    details |= dict(choices=q.choices, gold=q.gold, delimiter=task.delimiter, greedy=greedy.tolist())
+    if q.contexts: details['contexts'] = [context for context, _ in pairs]
     answer = q.choices[details['picks']['acc']]
     return ItemScore(q.item, scores, pairs[0][0], answer, q.choices[q.gold[0]], q.cluster, details=details)
 
@@ -134,13 +136,13 @@ def _likelihood_item(work, n, run, logprob, greedy):
         item = _continuation_item(q, pairs, logprob[i], run.tokens[i], greedy[i])
     else:
         unasked = [logprob[work.unasked[text]] for _, text in pairs] if work.unasked else None
-        item = _choice_item(work.task, q, pairs, logprob[own], run.tokens[own], unasked)
+        item = _choice_item(work.task, q, pairs, logprob[own], run.tokens[own], greedy[own], unasked)
     cut = int(run.cut[own].max())
     if cut: item.details['cut'] = cut
     if run.merged[own].any(): item.details['merged'] = True
     return item
 
-# %% ../../nbs/api/60_evaluate/16_run.ipynb #97b606f5
+# %% ../../nbs/api/60_evaluate/16_run.ipynb #f8cb9d3c
 _GROUP = 32 # questions whose answers are written together
 
 def _answer_scores(task, answer, q):
@@ -186,7 +188,7 @@ def _score_texts(model, tok, asked, left, write, bar, batch_size):
             write.add(ItemScore(q.item, scores, q.prompt, cluster=q.cluster))
             bar.update()
 
-# %% ../../nbs/api/60_evaluate/16_run.ipynb #41d4238c
+# %% ../../nbs/api/60_evaluate/16_run.ipynb #a071eb63
 def _options(task, seed):
     "Return the options of a task that change scores."
     names = ['kind', 'shots', 'fixed_shots', 'order', 'delimiter', 'separator', 'description', 'letters']
@@ -236,7 +238,7 @@ def _ask(model, tok, asked, store, key, limit, batch_size, progress):
         elif task.kind == 'text': _score_texts(model, tok, asked, left, write, bar, batch_size)
         else: _score_likelihoods(model, tok, asked, left, write, bar, batch_size)
 
-# %% ../../nbs/api/60_evaluate/16_run.ipynb #5efce77a
+# %% ../../nbs/api/60_evaluate/16_run.ipynb #2a1b4760
 def _cells_of(r):
     "Return what the table says of one row."
     value, low, high = digits_of(r['value'], r['low'], r['high'])
@@ -255,6 +257,7 @@ class Evaluation:
     store:ItemStore # every answer
     keys:list # settings in the store, one for each task
     accounts:list # for each task: records, asked, set aside by reason
+    _places:dict=field(default_factory=dict, repr=False) # item -> its place in its task
     _folder:object=field(default=None, repr=False) # a temporary folder, which goes with this object
 
     def table(self) -> pd.DataFrame:
@@ -262,8 +265,14 @@ class Evaluation:
         return pd.DataFrame([_cells_of(r) for r in self.rows], columns=_HEADS)
 
     def items(self) -> pd.DataFrame:
-        "Return every answer as a table."
-        return pd.concat([self.store.read(key) for key in self.keys], ignore_index=True)
+        "Return every answer as a table, in the order of the tasks and their records."
+        tables = []
+        for key in self.keys:
+            table = self.store.read(key)
+            order = table['item'].map(self._places).fillna(len(self._places))
+            table = table.assign(place=order).sort_values(['place', 'repeat'], kind='stable')
+            tables.append(table.drop(columns='place'))
+        return pd.concat(tables, ignore_index=True)
 
     def value(self,
         measure:str, # 'task measure', as in the table
@@ -302,11 +311,20 @@ def _write_rows(file, rows, accounts):
     except UserError: kept = []
     write_json(file, dict(rows=kept + rows, tasks=accounts))
 
+def _tasks_of(tasks):
+    "Return tasks as a list, however they were given."
+    single = isinstance(tasks, (EvalTask, str, Path)) or not hasattr(tasks, '__iter__')
+    found = [load_task(task) for task in ([tasks] if single else tasks)]
+    if not found: raise UserError('expected a task at least, got none')
+    names = [task.name for task in found]
+    if len(set(names)) < len(names): raise UserError(f'expected tasks of different names, got {", ".join(names)}')
+    return found
+
 @checked
 def evaluate(
     model, # a `Transformer`, a wrapped model, or any causal model of transformers
     tok, # its tokenizer
-    tasks, # an `EvalTask`, or several
+    tasks, # an `EvalTask` or a name that `load_task` knows, or several
     out:str|Path|None=None, # folder for items/ and evaluation.json; None keeps them as long as the result
     limit:int|None=None, # questions of each task; None: all
     seed:int=0, # seed of shots, drawn answers and bootstraps
@@ -315,10 +333,7 @@ def evaluate(
     progress:bool=True, # whether to show a bar with the time left
 ) -> Evaluation: # UserError before anything is asked if a task cannot be
     "Ask a model tasks; resume where an earlier call was cut."
-    tasks = [tasks] if isinstance(tasks, EvalTask) else list(tasks) if hasattr(tasks, '__iter__') else [tasks]
-    for t in tasks:
-        if not isinstance(t, EvalTask): raise UserError(f'expected an EvalTask, got {t!r:.60}')
-    if not tasks: raise UserError('expected a task at least, got none')
+    tasks = _tasks_of(tasks)
     check_seed(seed)
     whole_number('batch_size', batch_size)
     if limit is not None: whole_number('limit', limit)
@@ -337,9 +352,10 @@ def evaluate(
             keys.append(key)
         accounts = [_account(one) for one in asked]
         _write_rows(folder/'evaluation.json', rows, accounts)
-    return Evaluation(rows, store, keys, accounts, temporary)
+    places = {q.item: i for one in asked for i, q in enumerate(one.questions)}
+    return Evaluation(rows, store, keys, accounts, places, temporary)
 
-# %% ../../nbs/api/60_evaluate/16_run.ipynb #da9cfb3d
+# %% ../../nbs/api/60_evaluate/16_run.ipynb #fc31867e
 def _spread(model, tok, variants, measure, **kw):
     "Return the score of each variant of a task."
     values = {}
