@@ -31,14 +31,15 @@ __all__ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'huma
            'ChatFormat', 'ChatRow', 'Conversation', 'encode_chats', 'show_roles', 'load_chats', 'mix_rows',
            'with_replay', 'AnswerLoss', 'ChatLoader', 'chat_dls', 'ChatWatch', 'chat_answers', 'role_loss', 'text_bits',
            'Talk', 'open_chat_model', 'class_dls', 'class_learner', 'classify', 'fit_slanted', 'chat_learner',
-           'prepare_chats', 'set_method', 'sft', 'layer_groups', 'check_groups', 'layerwise_decay', 'show_groups',
-           'quantise_base', 'adapter_table', 'add_adapters', 'drop_adapters', 'load_adapters', 'merge_adapters',
-           'merge_gap', 'save_adapters', 'set_merged', 'bootstrap', 'paired_difference', 'plot_rows', 'row',
-           'rows_text', 'wilson', 'compressor_rows', 'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows',
-           'toxicity_scorer', 'identity_swap', 'swap_summary', 'items_needed', 'smallest_difference', 'weigh', 'ablate',
-           'plot_ablation', 'log_run', 'read_ledger', 'write_report', 'history_picture', 'compare_runs', 'headline',
-           'read_run', 'model_card', 'browse', 'tune_filter', 'chat_with', 'Dashboard', 'planner', 'Settings',
-           'journey']
+           'prepare_chats', 'set_method', 'sft', 'judged_chats', 'prepare_preferences', 'rated_chats', 'prefer',
+           'preference_learner', 'reward_judge', 'score_answers', 'train_reward', 'layer_groups', 'check_groups',
+           'layerwise_decay', 'show_groups', 'quantise_base', 'adapter_table', 'add_adapters', 'drop_adapters',
+           'load_adapters', 'merge_adapters', 'merge_gap', 'save_adapters', 'set_merged', 'bootstrap',
+           'paired_difference', 'plot_rows', 'row', 'rows_text', 'wilson', 'compressor_rows', 'evaluate_text', 'bleu',
+           'chrf', 'rouge', 'toxicity_rows', 'toxicity_scorer', 'identity_swap', 'swap_summary', 'items_needed',
+           'smallest_difference', 'weigh', 'ablate', 'plot_ablation', 'log_run', 'read_ledger', 'write_report',
+           'history_picture', 'compare_runs', 'headline', 'read_run', 'model_card', 'browse', 'tune_filter',
+           'chat_with', 'Dashboard', 'planner', 'Settings', 'journey']
 
 # %% ../nbs/api/80_app/03_all.ipynb #3b60e48f
 from pathlib import Path
@@ -136,6 +137,9 @@ from .tune.replay import mix_rows, with_replay
 from .tune.talk import Talk, open_chat_model
 from .tune.classify import class_dls, class_learner, classify, fit_slanted
 from .tune.sft import chat_learner, prepare_chats, set_method, sft
+from .prefer.preferences import judged_chats, prepare_preferences, rated_chats
+from .prefer.run import prefer, preference_learner
+from .prefer.reward_model import reward_judge, score_answers, train_reward
 from .evaluate.stats import bootstrap, paired_difference, plot_rows, row, rows_text, wilson
 from .evaluate.perplexity import compressor_rows, evaluate_text
 from .evaluate.overlap import bleu, chrf, rouge
@@ -181,7 +185,9 @@ _all_ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'human_
          'Example', 'Task', 'get_task', 'task_dls', 'GradualUnfreeze', 'answers', 'finetune', 'finetune_learner',
          'ChatFormat', 'ChatRow', 'Conversation', 'encode_chats', 'show_roles', 'load_chats', 'mix_rows', 'with_replay',
          'AnswerLoss', 'ChatLoader', 'chat_dls', 'ChatWatch', 'chat_answers', 'role_loss', 'text_bits',
-         'Talk', 'open_chat_model', 'class_dls', 'class_learner', 'classify', 'fit_slanted', 'chat_learner', 'prepare_chats', 'set_method', 'sft', 'layer_groups', 'check_groups', 'layerwise_decay', 'show_groups', 'quantise_base', 'adapter_table',
+         'Talk', 'open_chat_model', 'class_dls', 'class_learner', 'classify', 'fit_slanted', 'chat_learner', 'prepare_chats', 'set_method', 'sft',
+         'judged_chats', 'prepare_preferences', 'rated_chats', 'prefer', 'preference_learner', 'reward_judge', 'score_answers', 'train_reward',
+         'layer_groups', 'check_groups', 'layerwise_decay', 'show_groups', 'quantise_base', 'adapter_table',
          'add_adapters', 'drop_adapters', 'load_adapters', 'merge_adapters', 'merge_gap', 'save_adapters', 'set_merged',
          'bootstrap', 'paired_difference', 'plot_rows', 'row', 'rows_text', 'wilson',
          'compressor_rows', 'evaluate_text', 'bleu', 'chrf', 'rouge', 'toxicity_rows', 'toxicity_scorer',

@@ -6,14 +6,17 @@ import numpy as np
 import pytest, torch
 from fastai.callback.core import Callback
 from torch.nn import functional as F
+from llmbook.commands.prefer import llmbook_prefer
 from llmbook.core import UserError, import_transformers, set_seed
 from llmbook.model.config import ModelConfig
+from llmbook.model.hf import save_pretrained
 from llmbook.model.hf_wrap import as_lm
 from llmbook.model.transformer import Transformer
 from llmbook.prefer.losses import preference_loss
 from llmbook.prefer.objective import PreferenceLoss
 from llmbook.prefer.preferences import judged_chats, pair_of, prepare_preferences, rated_chats
 from llmbook.prefer.reference import adapters_off, fill_logps, reference_logps
+from llmbook.prefer.reward_model import RewardLoss, RewardModel, open_reward, score_answers, train_reward
 from llmbook.prefer.run import prefer, preference_learner, preferences_for
 from llmbook.prefer.shared import PreferenceLoader, answer_logps, preference_dls
 from llmbook.prefer.watch import PreferenceWatch, preference_warnings
@@ -236,7 +239,7 @@ def test_the_cached_reference_is_the_live_one_in_every_batch(tok, data):
     "trl#7083: cached values come out of order."
     model = small(tok)
     rows = data.rows['train']
-    ref = fill_logps(model, rows, torch.full((len(rows), 2), torch.nan), bs=5)
+    ref = fill_logps(model, rows, bs=5)
     dls = preference_dls(data.rows, tok, bs=7, device='cpu', ref=dict(train=ref))
     for i in range(2 * len(dls.train)):
         x, docs, which, targets, answer, cached, _ = dls.train.batch(i)
@@ -250,7 +253,7 @@ def test_adapters_off_is_the_live_reference_in_the_middle_of_training(tok, fmt, 
     learn = preference_learner(model, data, fmt, lr=1e-2, samples=0, device='cpu')
     with learn.no_bar(): learn.fit(1)
     rows = data.rows['train']
-    def live(): return fill_logps(model, rows, torch.full((len(rows), 2), torch.nan))
+    def live(): return fill_logps(model, rows)
     assert not torch.allclose(live(), learn.reference['train'], atol=.01)
     with adapters_off(model): assert torch.allclose(live(), learn.reference['train'], atol=1e-4)
     assert all(not layer.merged for layer in adapted_layers(model).values())
@@ -280,7 +283,7 @@ def test_a_reference_that_was_stopped_resumes_with_the_same_bits(tok, fmt, data,
     with pytest.raises(Stop): fill_logps(small(tok), rows, found, bs=4, after_batch=stop)
     assert 0 < torch.isnan(found).sum() < found.numel()
     fill_logps(small(tok), rows, found, bs=4)
-    again = fill_logps(small(tok), rows, torch.full((len(rows), 2), torch.nan), bs=4)
+    again = fill_logps(small(tok), rows, bs=4)
     assert torch.equal(found, again)
     assert torch.allclose(found, whole['train'], atol=1e-4)
 
@@ -326,3 +329,245 @@ def test_a_resume_opens_the_reference(tok, tmp_path, monkeypatch):
     def refuse(*args, **kwargs): raise AssertionError('computed again')
     monkeypatch.setattr(reference, 'fill_logps', refuse)
     prefer(small(tok), tok, RECORDS, tmp_path, **options)
+
+
+def test_other_pairs_loss_or_model_are_refused(tok, tmp_path):
+    options = dict(method='lora', steps=2, lr=1e-3, bs=4, device='cpu', samples=0)
+    prefer(small(tok), tok, RECORDS, tmp_path, **options)
+    changed = [dict(r, chosen='red!') if i == 5 else r for i, r in enumerate(RECORDS)]
+    with pytest.raises(UserError, match='rows of'): prefer(small(tok), tok, changed, tmp_path, **options)
+    with pytest.raises(UserError, match='loss'): prefer(small(tok), tok, RECORDS, tmp_path, **options, loss='ipo')
+    with pytest.raises(UserError, match='weights'): prefer(small(tok, n_layer=1), tok, RECORDS, tmp_path, **options)
+
+
+def test_slices_of_a_batch_weigh_by_pairs(tok, fmt, data):
+    def trained(micro_batch):
+        learn = preference_learner(set_method(small(tok), 'full'), data, fmt, lr=1e-3, bs=8, samples=0, device='cpu',
+                                   micro_batch=micro_batch)
+        with learn.no_bar(): learn.fit(1)
+        return torch.cat([p.detach().flatten() for p in learn.model.parameters()])
+
+    start = torch.cat([p.detach().flatten() for p in small(tok).parameters()])
+    whole, sliced = trained(None), trained(1)
+    assert (whole - sliced).norm() < .02 * (whole - start).norm()
+
+
+@pytest.mark.parametrize('loss', ['dpo', 'ipo', 'kto', 'orpo'])
+def test_every_loss_learns_the_preference(tok, fmt, loss):
+    data = preferences_for(loss, RECORDS, fmt, 64, valid=.2)
+    learn = preference_learner(set_method(small(tok), 'full'), data, fmt, loss, lr=3e-3, samples=0, device='cpu')
+    with learn.no_bar(): learn.fit(3)
+    table = learn.preference_watch.table()
+    assert table.accuracy.iloc[-1] > .9
+    assert table.margin.iloc[-1] > table.margin.iloc[0]
+    assert table.kl.iloc[-1] > 0 == table.kl.iloc[0]
+
+
+def test_a_wrapped_model_and_a_quantised_base(tok, fmt, data):
+    wrapped = set_method(of_transformers(tok, 'gpt_neox'), 'lora', r=4)
+    coded = set_method(small(tok), 'lora', 'int8', r=4)
+    for model in (wrapped, coded):
+        learn = preference_learner(model, data, fmt, lr=1e-2, samples=0, device='cpu', precision='fp32')
+        with learn.no_bar(): learn.fit(2)
+        assert learn.recorder.losses[0].item() == pytest.approx(math.log(2), abs=1e-4)
+        assert learn.preference_watch.table().accuracy.iloc[-1] > .9
+
+
+# ---- what is shown
+
+def test_a_fall_of_the_chosen_with_longer_or_repeated_answers_is_said():
+    "trl#800: the log-probability of the chosen answer falls, repetition."
+    first = dict(chosen=-1., accuracy=.5, length=20., distinct=.9)
+    fell = dict(chosen=-1.3, accuracy=.8, length=20., distinct=.9)
+    assert preference_warnings(first, fell) == []
+    assert 'grow from 20 to 60 tokens' in preference_warnings(first, dict(fell, length=60.))[0]
+    assert 'repeats itself: 30% of the words' in preference_warnings(first, dict(fell, distinct=.3))[0]
+    assert preference_warnings(first, dict(fell, chosen=-.9, length=60.)) == []
+    assert 'right way round' in preference_warnings(first, dict(fell, accuracy=.2))[0]
+
+
+def test_scores_of_a_validation_are_those_of_all_its_pairs(tok, fmt, data):
+    learn = preference_learner(set_method(small(tok), 'full'), data, fmt, lr=1e-3, bs=3, samples=0, device='cpu')
+    with learn.no_bar(): learn.fit(1)
+    rows = data.rows['valid']
+    logps = fill_logps(learn.model, rows)
+    ratio = logps - learn.reference['valid']
+    margins = .1 * (ratio[:, 0] - ratio[:, 1])
+    look = learn.preference_watch.looks[-1]
+    assert look['margin'] == pytest.approx(margins.mean().item(), abs=1e-5)
+    n = sum(int(row.learned[0].sum()) for row in rows)
+    assert look['chosen'] == pytest.approx(logps[:, 0].sum().item() / n, rel=1e-5)
+    assert look['train_accuracy'] >= .5
+
+
+def test_what_models_write_is_escaped(fmt, data):
+    watch = PreferenceWatch(fmt, data.chats['valid'], data.rows['valid'])
+    watch.looks = [dict(step=0, answers=['<script>x</script>'] * 8)] * 2
+    assert '<script>' not in watch.samples()
+
+
+# ---- where preferences come from
+
+def test_in_is_used_and_set_aside(fmt):
+    "trl#6668: nothing vanishes, and nothing is cut."
+    bad = [dict(prompt='a', chosen='b', rejected='b'), dict(prompt='a', answer='b'), 'text',
+           dict(prompt='x' * 900, chosen='y', rejected='z'), dict(prompt='a', chosen='', rejected='z')]
+    data = prepare_preferences(RECORDS + bad, fmt, 64)
+    assert data.total == len(RECORDS) + len(bad)
+    assert len(data.rejects) == len(bad)
+    assert sum(map(len, data.rows.values())) == len(RECORDS)
+
+
+def test_rows_are_what_the_chat_format_makes(fmt, data):
+    for chat, row in zip(data.chats['train'], data.rows['train']):
+        for messages, ids, learned in zip((chat.messages, chat.rejected), row.answers, row.learned):
+            whole = fmt.encode(messages, 'last')
+            assert np.array_equal(np.concatenate([row.prompt, ids]), whole.ids)
+            assert np.array_equal(learned, whole.trained[len(row.prompt):])
+            assert learned[-1] and ids[-1] == fmt.end
+
+
+def test_labels_of_a_file(fmt, tmp_path):
+    lines = []
+    for i in range(0, 30, 2):
+        lines.append(json.dumps(dict(prompt=f'say {i}', completion='no', label=False)))
+        lines.append(json.dumps(dict(prompt=f'say {i + 1}', completion='red', label=True)))
+    file = tmp_path/'labels.jsonl'
+    file.write_text('\n'.join(lines))
+    data = preferences_for('kto', str(file), fmt, 64)
+    labels = [row.label for part in data.rows.values() for row in part]
+    assert sorted(set(labels)) == [False, True] and len(labels) == 30
+    own = {chat.messages[0]['content']: chat.label for part in data.chats.values() for chat in part}
+    assert own['say 3'] is True and own['say 4'] is False
+
+
+def test_raters_decide_by_majority_whatever_the_side():
+    def vote(choice, a='yes', b='no'): return dict(prompt='?', a=a, b=b, choice=choice)
+    rated = rated_chats([vote('a'), vote('b', a='no', b='yes'), vote('b')])
+    assert rated.chats[0].messages[-1]['content'] == 'yes'
+    divided = [vote('a'), vote('b')]
+    with pytest.raises(UserError, match='divided'): rated_chats(divided)
+    other_names = dict(prompt='?', left='1', right='2', winner='right')
+    found = rated_chats([*divided, other_names])
+    assert [chat.messages[-1]['content'] for chat in found.chats] == ['2']
+
+
+def test_a_judge_prefers_and_ties_are_set_aside():
+    found = judged_chats(['a?', 'b?', 'c?'], ['1', '22', 'x'], ['333', '2', 'y'], lambda messages, answer: len(answer))
+    assert [chat.messages[-1]['content'] for chat in found.chats] == ['333', '22']
+    assert [reject.reason for reject in found.rejects] == ['the judge sees no difference']
+
+
+# ---- reward models
+
+def test_a_reward_model_starts_at_ln_2_learns_and_is_opened_again(tok, fmt, tmp_path):
+    options = dict(steps=12, evaluations=2, lr=5e-3, bs=8, device='cpu', adapter=dict(r=4))
+    learn = train_reward(small(tok), fmt, RECORDS, tmp_path, **options)
+    assert learn.recorder.losses[0].item() == pytest.approx(math.log(2), abs=1e-6)
+    assert learn.recorder.values[-1][2] > .9
+    chats = [[dict(role='user', content='say red'), dict(role='assistant', content=text)]
+             for text in ('red is fine', 'no red at all for you', 'red')]
+    scores = score_answers(learn.model, fmt, chats)
+    assert score_answers(open_reward(tmp_path, small(tok)), fmt, chats) == pytest.approx(scores, abs=1e-4)
+    alone = [score_answers(learn.model, fmt, [chat])[0] for chat in chats]
+    assert alone == pytest.approx(scores, abs=1e-4)
+
+
+@pytest.mark.parametrize('method', ['full', 'lora'])
+def test_a_reward_model_that_was_cut_ends_in_the_same_bits(tok, tmp_path, method):
+    options = dict(method=method, steps=8, lr=1e-3, bs=4, device='cpu')
+    whole = train_reward(small(tok), tok, RECORDS, tmp_path/'whole', **options)
+    cut = tmp_path/'cut'
+    with pytest.raises(Stop): train_reward(small(tok), tok, RECORDS, cut, cbs=[StopAt(5)], **options)
+    check_same_weights(whole.model, train_reward(small(tok), tok, RECORDS, cut, **options).model)
+
+
+def test_a_whole_reward_model_is_opened_from_its_folder(tok, fmt, tmp_path):
+    learn = train_reward(small(tok), fmt, RECORDS, tmp_path, method='full', steps=2, lr=1e-3, device='cpu')
+    chats = [[dict(role='user', content='say red'), dict(role='assistant', content='red is fine')]]
+    opened = open_reward(tmp_path, device='cpu')
+    assert score_answers(opened, fmt, chats) == pytest.approx(score_answers(learn.model, fmt, chats), abs=1e-5)
+
+
+def test_the_score_of_a_pair_is_that_of_each_answer_alone(tok, fmt, data):
+    model = RewardModel(small(tok))
+    torch.nn.init.normal_(model.head.weight)
+    x, docs, which, *rest = PreferenceLoader(data.rows['valid'], 9, shuffle=False, whole=True).batch(0)
+    loss = RewardLoss(model.head)
+    loss(model(x, docs), which, *rest)
+    members = which[which >= 0].tolist()
+    chosen = score_answers(model, fmt, [data.chats['valid'][i].messages for i in members])
+    assert loss.last.rewards[:, 0].tolist() == pytest.approx(chosen, abs=1e-4)
+
+
+# ---- what is refused, before anything is computed
+
+QUESTION = [dict(role='user', content='say red')]
+SAME = [dict(prompt='a', chosen='b', rejected='b')] * 20
+CHATS = [dict(prompt='a', answer='b')] * 20
+GOOD = [dict(prompt=f'a{i}', answer='b', label=True) for i in range(30)]
+REFUSED = { # arguments of `prefer` that cannot work -> what the message says
+    'another loss': (dict(loss='ppo'), 'loss of dpo'),
+    'a beta of nothing': (dict(beta=0), 'beta'),
+    'an option of another loss': (dict(loss='ipo', loss_options=dict(smoothing=.1)), 'options of ipo'),
+    'half of the pairs in doubt': (dict(loss_options=dict(smoothing=.5)), 'below 0.5'),
+    'another method': (dict(method='qlora'), 'method of'),
+    'a base under all weights': (dict(method='full', base='nf4'), 'adapters only'),
+    'no steps': (dict(steps=0), 'steps'),
+    'half a step': (dict(steps=2.5), 'steps'),
+    'a batch of nothing': (dict(bs=0), 'bs'),
+    'a negative rate': (dict(lr=-1.), 'lr'),
+    'chats without preferences': (dict(source=CHATS), 'no rejected answer'),
+    'pairs without a difference': (dict(source=SAME), 'the same'),
+    'good answers alone': (dict(source=GOOD, loss='kto'), 'good ones alone'),
+    'a file that is not there': (dict(source='no/pairs.jsonl'), 'pairs.jsonl'),
+    'a share of validation above 1': (dict(data=dict(valid=2)), 'share between'),
+}
+
+
+@pytest.mark.parametrize('what', REFUSED)
+def test_a_run_that_cannot_work_is_refused(tok, tmp_path, what):
+    options, words = REFUSED[what]
+    options = dict(source=RECORDS) | options
+    with pytest.raises(UserError, match=words): prefer(small(tok), tok, out=tmp_path/'out', **options)
+    assert not list(tmp_path.rglob('*.safetensors'))
+
+
+def broken(tok):
+    model = small(tok)
+    with torch.no_grad(): model.embed.weight[0] = torch.nan
+    return model
+
+
+def test_a_model_that_cannot_work_is_refused(tok, tmp_path):
+    with pytest.raises(UserError, match='without adapters'): prefer(add_adapters(small(tok)), tok, RECORDS, tmp_path)
+    with pytest.raises(UserError, match='tokens|vocabulary'): prefer(small(tok, vocab_size=99), tok, RECORDS, tmp_path)
+    with pytest.raises(UserError, match='finite|NaN'): prefer(broken(tok), tok, RECORDS, tmp_path)
+    with pytest.raises(UserError, match='no rejected'): train_reward(small(tok), tok, GOOD, tmp_path)
+
+
+def test_pairs_that_cannot_be_made_are_refused():
+    with pytest.raises(UserError, match='two different'): pair_of(QUESTION, 'yes', 'yes')
+    with pytest.raises(UserError, match='as texts'): pair_of(QUESTION, 'yes', None)
+    with pytest.raises(UserError, match='function'): judged_chats(['a'], ['b'], ['c'], 'judge')
+    with pytest.raises(UserError, match='none that decide'): rated_chats([dict(prompt='a', a='b', b='c')])
+
+
+# ---- the command
+
+def test_the_command(tok, tmp_path, capsys):
+    save_pretrained(small(tok), tok, tmp_path/'model')
+    file = tmp_path/'pairs.jsonl'
+    file.write_text('\n'.join(map(json.dumps, RECORDS)))
+    out = tmp_path/'out'
+    options = dict(out=str(out), steps=2, evaluations=1, lr=1e-3, device='cpu')
+    llmbook_prefer(str(tmp_path/'model'), str(file), **options)
+    said = capsys.readouterr().out
+    assert '40 preferences' in said and 'accuracy' in said and f'adapter: {out/"adapter"}' in said
+    renamed = [dict(q=r['prompt'], chosen=r['chosen'], rejected=r['rejected']) for r in RECORDS]
+    file.write_text('\n'.join(map(json.dumps, renamed)))
+    judge = tmp_path/'judge'
+    llmbook_prefer(str(tmp_path/'model'), str(file), **dict(options, out=str(judge)), loss='reward', prompt='q')
+    assert (judge/'reward_head.safetensors').is_file()
+    with pytest.raises(UserError, match='--beta'):
+        llmbook_prefer(str(tmp_path/'model'), str(file), **dict(options, out=str(tmp_path/'x')), loss='reward', beta=1.)

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['LOSSES', 'NEED_REFERENCE', 'dpo_loss', 'ipo_loss', 'kto_loss', 'orpo_loss', 'check_loss', 'preference_loss']
 
-# %% ../../nbs/api/52_prefer/02_losses.ipynb #1dae0e7c
+# %% ../../nbs/api/52_prefer/02_losses.ipynb #03e82b0e
 import torch, torch.nn.functional as F
 from torch import Tensor
 from ..core import UserError, real_number
 
-# %% ../../nbs/api/52_prefer/02_losses.ipynb #40745c6d
+# %% ../../nbs/api/52_prefer/02_losses.ipynb #57243d7e
 def dpo_loss(
     chosen:Tensor, # (P) log-probability of each better answer
     rejected:Tensor, # (P) of each worse answer
@@ -25,7 +25,7 @@ def dpo_loss(
     wrong = -F.logsigmoid(-margin)
     return (1 - smoothing) * right + smoothing * wrong
 
-# %% ../../nbs/api/52_prefer/02_losses.ipynb #90422553
+# %% ../../nbs/api/52_prefer/02_losses.ipynb #76c7b723
 def ipo_loss(
     chosen:Tensor, # (P) log-probability of each better answer
     rejected:Tensor, # (P) of each worse answer
@@ -41,7 +41,7 @@ def ipo_loss(
     goal = 1 / (2 * beta)
     return (better - worse - goal).square()
 
-# %% ../../nbs/api/52_prefer/02_losses.ipynb #f0e548bf
+# %% ../../nbs/api/52_prefer/02_losses.ipynb #1c6385b4
 def kto_loss(
     logp:Tensor, # (P) log-probability of each answer
     ref:Tensor, # (P) the same under the reference
@@ -59,7 +59,7 @@ def kto_loss(
     weight = torch.where(good, good_weight, bad_weight)
     return weight * (1 - signed.sigmoid())
 
-# %% ../../nbs/api/52_prefer/02_losses.ipynb #6fd5250b
+# %% ../../nbs/api/52_prefer/02_losses.ipynb #2963ddad
 def _log_odds(mean_logp):
     "Return ln(p / (1 - p)) from ln p; exact also where p is nearly 1."
     mean_logp = mean_logp.clamp(max=-1e-7)
@@ -78,7 +78,7 @@ def orpo_loss(
     ratio = _log_odds(better) - _log_odds(worse)
     return -better - beta * F.logsigmoid(ratio)
 
-# %% ../../nbs/api/52_prefer/02_losses.ipynb #453a1b35
+# %% ../../nbs/api/52_prefer/02_losses.ipynb #e4cb4607
 LOSSES = ('dpo', 'ipo', 'kto', 'orpo')
 NEED_REFERENCE = ('dpo', 'ipo', 'kto')
 _OPTIONS = dict(dpo=('smoothing',), ipo=(), kto=('good_weight', 'bad_weight'), orpo=())

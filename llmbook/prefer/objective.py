@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHOWN', 'Compared', 'PreferenceLoss', 'PreferenceMetric']
 
-# %% ../../nbs/api/52_prefer/05_objective.ipynb #8d61cd01
+# %% ../../nbs/api/52_prefer/05_objective.ipynb #0afc385d
 from dataclasses import dataclass
 import torch
 from fastai.learner import Metric
@@ -15,7 +15,7 @@ from .losses import check_loss, preference_loss
 from .shared import answer_logps
 from ..tokens.loaders import IGNORE
 
-# %% ../../nbs/api/52_prefer/05_objective.ipynb #7fe949e5
+# %% ../../nbs/api/52_prefer/05_objective.ipynb #be86e691
 _ROUNDING = 1e-4 # difference of rewards that is none: two sums in another order
 
 @dataclass
@@ -34,23 +34,36 @@ class Compared:
         if self.kind in ('ipo', 'orpo'): ratio = ratio / self.n
         return self.beta * ratio
 
-    def sides(self) -> tuple: # of good and of bad answers: (rewards, log-probabilities, tokens)
-        "Return the numbers of good answers and of bad ones."
-        facts = self.rewards, self.logps, self.n
-        if self.kind != 'kto': return tuple(f[:, 0] for f in facts), tuple(f[:, 1] for f in facts)
-        first = tuple(f[:, 0] for f in facts) # the second answer belongs to another question
-        return tuple(f[self.good] for f in first), tuple(f[~self.good] for f in first)
+    def sides(self) -> tuple[Tensor, Tensor]: # (P, A) bool each
+        "Return which answers are the good ones and which the bad ones."
+        is_good = torch.zeros_like(self.n, dtype=torch.bool)
+        is_bad = is_good.clone()
+        is_good[:, 0] = self.good
+        if self.kind == 'kto': is_bad[:, 0] = ~self.good # the second answer belongs to another question
+        else: is_bad[:, 1] = True
+        return is_good, is_bad
 
     def scores(self) -> dict: # accuracy, margin; chosen and rejected: nats a token; reward of each side
         "Return what the comparisons say."
-        (better, logp, n), (worse, other_logp, other_n) = self.sides()
-        difference = better[:, None] - worse if self.kind == 'kto' else better - worse
+        is_good, is_bad = self.sides()
+        better, worse = self.rewards[is_good], self.rewards[is_bad]
+        if self.kind == 'kto': better = better[:, None] # each good answer is compared with each bad one
+        difference = better - worse
         is_tie = difference.abs() <= _ROUNDING
         right = (difference > _ROUNDING).double() + is_tie.double() / 2
-        found = dict(accuracy=right.mean(), margin=better.mean() - worse.mean(),
-                     chosen=logp.double().sum() / n.sum(), rejected=other_logp.double().sum() / other_n.sum(),
-                     reward_chosen=better.mean(), reward_rejected=worse.mean())
+        found = dict(
+            accuracy=right.mean(),
+            margin=better.mean() - worse.mean(),
+            chosen=self._nats(is_good),
+            rejected=self._nats(is_bad),
+            reward_chosen=better.mean(),
+            reward_rejected=worse.mean())
         return {name: float(value) for name, value in found.items()}
+
+    def _nats(self, side):
+        "Return the mean log-probability of a token of some answers."
+        total = self.logps[side].double().sum()
+        return total / self.n[side].sum()
 
     @classmethod
     def joined(cls,
@@ -61,7 +74,7 @@ class Compared:
         tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in ('logps', 'ref', 'n', 'good')}
         return cls(first.kind, first.beta, **tensors)
 
-# %% ../../nbs/api/52_prefer/05_objective.ipynb #686f3788
+# %% ../../nbs/api/52_prefer/05_objective.ipynb #bee32b02
 class PreferenceLoss:
     "The mean loss of a batch of comparisons, from hidden states and the model's head."
     def __init__(self,
@@ -100,7 +113,7 @@ class PreferenceLoss:
     def activation(self, h): return h
     def decodes(self, h): return h
 
-# %% ../../nbs/api/52_prefer/05_objective.ipynb #ede4f60f
+# %% ../../nbs/api/52_prefer/05_objective.ipynb #ca0e7017
 class PreferenceMetric(Metric):
     "A score of all comparisons of a validation."
     def __init__(self,

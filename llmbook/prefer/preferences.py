@@ -6,7 +6,7 @@
 __all__ = ['pair_of', 'rated_chats', 'judged_chats', 'PreferenceRow', 'encode_preference', 'PreferenceData', 'encode_preferences',
            'prepare_preferences', 'length_bias']
 
-# %% ../../nbs/api/52_prefer/01_preferences.ipynb #a78f8ff9
+# %% ../../nbs/api/52_prefer/01_preferences.ipynb #b0d81111
 import warnings
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from ..tune.chat import ChatFormat, Conversation, check_messages
 from ..tune.formats import ChatData, _any_records, load_chats, reasons_text
 from ..tune.tasks import split_chats
 
-# %% ../../nbs/api/52_prefer/01_preferences.ipynb #c93e477a
+# %% ../../nbs/api/52_prefer/01_preferences.ipynb #863e51c2
 _SIDES = (('a', 'b'), ('answer_a', 'answer_b'), ('response_a', 'response_b'), ('left', 'right'), ('first', 'second'))
 _CHOICES = ('choice', 'winner', 'preferred', 'preference')
 _NEITHER = ('tie', 'draw', 'both', 'both good', 'both bad', 'neither', 'skip', 'none')
@@ -69,7 +69,7 @@ def _votes(source):
         votes[1][None if side is None else answers[side]] += 1
     return found, rejects
 
-# %% ../../nbs/api/52_prefer/01_preferences.ipynb #1acc494a
+# %% ../../nbs/api/52_prefer/01_preferences.ipynb #44e0d5ba
 def pair_of(
     messages:list, # the question: messages whose last one waits for an answer
     better:str, # the better answer
@@ -86,12 +86,13 @@ def pair_of(
     rejected = [*question, dict(role='assistant', content=worse)]
     return Conversation(chosen, rejected=rejected, **facts)
 
-def _undecided(votes):
-    "Return why votes decide nothing, or ''."
-    counts = [n for _, n in votes.most_common()]
-    if votes.most_common(1)[0][0] is None: return 'a tie'
-    if len(counts) > 1 and counts[0] == counts[1]: return 'raters are divided'
-    return ''
+def _decided(messages, answers, votes, i):
+    "Return the pair that votes decide on; raise the reason if they decide nothing."
+    (better, most), *others = votes.most_common()
+    if others and others[0][1] == most: raise UserError('raters are divided')
+    if better is None: raise UserError('a tie')
+    worse = answers[1] if better == answers[0] else answers[0]
+    return pair_of(messages, better, worse, id=f'rating {i}')
 
 def rated_chats(
     source, # a file of ratings (.jsonl, .json, .csv...), or a list of dictionaries
@@ -99,24 +100,32 @@ def rated_chats(
     "Turn ratings of people into preference pairs; the majority decides, and ties are set aside."
     found, rejects = _votes(_any_records(source, 'train'))
     chats = []
-    for i, ((_, *answers), (messages, votes)) in enumerate(found.items()):
-        why = _undecided(votes)
-        if not why:
-            better = votes.most_common(1)[0][0]
-            worse = answers[1] if better == answers[0] else answers[0]
-            try: chats.append(pair_of(messages, better, worse, id=f'rating {i + 1}'))
-            except UserError as e: why = str(e)
-        if why: rejects.append(Reject(f'rating {i + 1}', 'rating', why, str(messages)[:80]))
+    for i, (item, (messages, votes)) in enumerate(found.items(), 1):
+        try: chats.append(_decided(messages, item[1:], votes, i))
+        except UserError as e: rejects.append(Reject(f'rating {i}', 'rating', str(e), str(messages)[:80]))
     if not chats: raise UserError(
         'expected ratings with prompt, a, b and choice, found none that decide '
         f'({reasons_text(rejects) or "it is empty"}): export them as one object a line')
     return ChatData(chats, rejects, dict(rating=len(chats)), 'ratings')
 
-# %% ../../nbs/api/52_prefer/01_preferences.ipynb #3dd3453a
+# %% ../../nbs/api/52_prefer/01_preferences.ipynb #8a85f67a
+class _NoDifference(UserError):
+    "Says that a judge does not decide."
+
 def _scored(judge, messages, answer):
     "Return a judge's score of an answer; raise `UserError` unless it is a finite number."
     score = judge(messages, answer)
-    return real_number('the score of the judge', float(score) if hasattr(score, 'item') else score)
+    if hasattr(score, 'item'): score = score.item()
+    return real_number('the score of the judge', score)
+
+def _judged(judge, margin, question, a, b, i):
+    "Return the pair of two answers; raise `UserError` if the judge sees no difference."
+    if isinstance(question, str): question = [dict(role='user', content=question)]
+    messages = check_messages(question)
+    difference = _scored(judge, messages, a) - _scored(judge, messages, b)
+    if abs(difference) <= margin: raise _NoDifference('the judge sees no difference')
+    better, worse = (a, b) if difference > 0 else (b, a)
+    return pair_of(messages, better, worse, id=f'judged {i}')
 
 def judged_chats(
     questions:list, # questions: texts, or lists of messages
@@ -132,19 +141,13 @@ def judged_chats(
         f'expected two answers for each of {len(questions)} questions, got {len(first)} and {len(second)}')
     chats, rejects = [], []
     for i, (question, a, b) in enumerate(zip(questions, first, second)):
-        if isinstance(question, str): question = [dict(role='user', content=question)]
-        question = check_messages(question)
-        difference = _scored(judge, question, a) - _scored(judge, question, b)
-        try:
-            if abs(difference) <= margin: raise UserError('the judge sees no difference')
-            better, worse = (a, b) if difference > 0 else (b, a)
-            chats.append(pair_of(question, better, worse, id=f'judged {i}'))
-        except UserError as e: rejects.append(Reject(f'judged {i}', 'judge', str(e), str(question)[:80]))
+        try: chats.append(_judged(judge, margin, question, a, b, i))
+        except _NoDifference as e: rejects.append(Reject(f'judged {i}', 'judge', str(e), str(question)[:80]))
     if not chats: raise UserError(f'expected a judge that prefers some answers, got none of {len(rejects)} pairs: '
                                   'take a smaller margin, or another judge')
     return ChatData(chats, rejects, dict(judged=len(chats)), 'judge')
 
-# %% ../../nbs/api/52_prefer/01_preferences.ipynb #9a6dcb78
+# %% ../../nbs/api/52_prefer/01_preferences.ipynb #36bde778
 @dataclass
 class PreferenceRow:
     "A prompt and the answers that continue it, as tokens; the better answer comes first."
@@ -160,16 +163,24 @@ class PreferenceRow:
     def longest(self): # positions of the longer of its texts
         return len(self.prompt) - 1 + max(len(ids) for ids in self.answers)
 
+    @property
+    def counts(self): # of each answer how many of its tokens count
+        return [int(np.count_nonzero(learned)) for learned in self.learned]
+
+    @property
+    def is_good(self): # whether its (first) answer is a good one
+        return self.label is not False
+
     def __repr__(self):
         lengths = ' and '.join(str(len(ids)) for ids in self.answers)
         return f'PreferenceRow of {len(self.prompt)} tokens, answered with {lengths}'
 
 def _shared(rows):
     "Return how many tokens all rows begin with, before the first that counts in any of them."
-    first_learned = [int(np.argmax(row.trained)) for row in rows]
-    most = min(first_learned)
-    a, b = rows[0].ids[:most], rows[-1].ids[:most]
-    differ = np.flatnonzero(a != b)
+    most = min(int(np.argmax(row.trained)) for row in rows)
+    one = rows[0].ids[:most]
+    other = rows[-1].ids[:most]
+    differ = np.flatnonzero(one != other)
     return int(differ[0]) if len(differ) else most
 
 def encode_preference(
@@ -182,11 +193,14 @@ def encode_preference(
     if not all(row.n_targets for row in rows): raise UserError('nothing to train on')
     n = _shared(rows)
     if n < 1: raise UserError('chosen and rejected have no beginning in common')
+    prompt = rows[0].ids[:n]
     answers = [row.ids[n:] for row in rows]
     learned = [row.trained[n:] for row in rows]
-    return PreferenceRow(rows[0].ids[:n], answers, learned, None if chat.rejected is not None else chat.label)
+    is_pair = chat.rejected is not None
+    label = None if is_pair else chat.label
+    return PreferenceRow(prompt, answers, learned, label)
 
-# %% ../../nbs/api/52_prefer/01_preferences.ipynb #66e9d0a5
+# %% ../../nbs/api/52_prefer/01_preferences.ipynb #d55db210
 @dataclass
 class PreferenceData:
     "Preferences by split, as conversations and as rows, and what was set aside."
@@ -274,7 +288,7 @@ def _check_splits(rows, rejects, source, paired):
     if n_valid < _FEW: warnings.warn(
         f'only {n_valid} preferences are left to validate with: their scores say little; give more, or a larger valid')
 
-# %% ../../nbs/api/52_prefer/01_preferences.ipynb #4a622314
+# %% ../../nbs/api/52_prefer/01_preferences.ipynb #07739745
 def length_bias(
     rows:list, # `PreferenceRow`s of pairs
 ) -> dict: # share of pairs whose better answer is longer (an equal length counts half); mean tokens of both sides

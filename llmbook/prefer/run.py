@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['preferences_for', 'preference_rate', 'preference_learner', 'prefer']
 
-# %% ../../nbs/api/52_prefer/07_run.ipynb #fe48fe70
+# %% ../../nbs/api/52_prefer/07_run.ipynb #56d64b6c
 import copy
 from pathlib import Path
 import torch
@@ -30,7 +30,7 @@ from ..tune.finetune import write_rejects
 from ..tune.groups import check_groups, layer_groups
 from ..tune.sft import METHODS, _as_model, _method_of, set_method, write_tuned
 
-# %% ../../nbs/api/52_prefer/07_run.ipynb #e95eab8f
+# %% ../../nbs/api/52_prefer/07_run.ipynb #b14d59b6
 def preferences_for(
     loss:str, # one of `LOSSES`
     source, # preferences: see `prepare_preferences`
@@ -56,7 +56,7 @@ def preferences_for(
     rows = {split: with_mismatched(part, seed, seq_len) for split, part in data.rows.items()}
     return PreferenceData(data.chats, rows, data.rejects, data.total, data.source, data.paired)
 
-# %% ../../nbs/api/52_prefer/07_run.ipynb #6cacc227
+# %% ../../nbs/api/52_prefer/07_run.ipynb #332d835b
 _FULL_RATE = 1e-6 # of adapters: ten times that
 
 def preference_rate(
@@ -122,7 +122,7 @@ def _watch(model, data, fmt, ref, precision, **options):
     valid_ref = None if ref is None else ref['valid']
     return PreferenceWatch(fmt, data.chats['valid'], rows, divergence, valid_ref, precision=precision, **options)
 
-# %% ../../nbs/api/52_prefer/07_run.ipynb #f33b4204
+# %% ../../nbs/api/52_prefer/07_run.ipynb #a0dfb9b6
 def _asked(model, fmt, data, **options):
     "Return what tells this run from another."
     rows = {split: rows_fingerprint(part) for split, part in data.rows.items()}

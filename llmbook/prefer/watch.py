@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['distinct_share', 'Divergence', 'PreferenceWatch', 'preference_warnings']
 
-# %% ../../nbs/api/52_prefer/06_watch.ipynb #97c5dc67
+# %% ../../nbs/api/52_prefer/06_watch.ipynb #7f4ea99d
 import warnings
 from contextlib import nullcontext
 from itertools import islice
@@ -25,7 +25,7 @@ from ..train.forgetting import text_bits, warn_if_forgotten
 from ..tune.chat import ChatFormat
 from ..tune.watch import chat_answers
 
-# %% ../../nbs/api/52_prefer/06_watch.ipynb #0f0f146f
+# %% ../../nbs/api/52_prefer/06_watch.ipynb #2bd3a2c2
 def distinct_share(
     texts:list, # answers
     most:int=64, # first words of each that count
@@ -38,7 +38,7 @@ def distinct_share(
         total += len(words)
     return different / total if total else None
 
-# %% ../../nbs/api/52_prefer/06_watch.ipynb #a1498f69
+# %% ../../nbs/api/52_prefer/06_watch.ipynb #ac96fe48
 _TABLE = 1 << 23 # most log-probabilities of the reference that are kept; 32 MB
 _MOST = 256 # most positions
 
@@ -75,7 +75,7 @@ class Divergence:
         nats = (now.exp() * (now - self.before)).sum(-1)
         return float(nats.mean())
 
-# %% ../../nbs/api/52_prefer/06_watch.ipynb #d0736ece
+# %% ../../nbs/api/52_prefer/06_watch.ipynb #3130c9d0
 def _questions(chats, most):
     "Return the questions of some preferences, each once, as lists of messages."
     seen = {}
@@ -153,12 +153,11 @@ class PreferenceWatch(Callback):
     def _scores_now(self):
         "Return the scores of the validation, computed for this look."
         loss = self.learn.loss_func
-        shape = len(self.rows), len(self.rows[0].answers)
-        logps = fill_logps(self.model, self.rows, torch.full(shape, torch.nan), precision=self.precision)
-        counts = [[int(learned.sum()) for learned in row.learned] for row in self.rows]
-        good = torch.tensor([row.label is not False for row in self.rows])
-        ref = torch.zeros(shape) if self.ref is None else self.ref
-        return Compared(loss.kind, loss.beta, logps, ref, torch.tensor(counts), good).scores()
+        logps = fill_logps(self.model, self.rows, precision=self.precision)
+        n = torch.tensor([row.counts for row in self.rows])
+        good = torch.tensor([row.is_good for row in self.rows])
+        ref = torch.zeros_like(logps) if self.ref is None else self.ref
+        return Compared(loss.kind, loss.beta, logps, ref, n, good).scores()
 
     def look(self,
         scores:dict, # from `Compared.scores`, of the validation
@@ -192,7 +191,7 @@ class PreferenceWatch(Callback):
         found['stops'] = float(np.mean([answer.stopped for answer in answers]))
         return found
 
-# %% ../../nbs/api/52_prefer/06_watch.ipynb #5dd54c94
+# %% ../../nbs/api/52_prefer/06_watch.ipynb #bd344b5e
 _FALLEN, _LONGER, _REPEATS = .05, 1.2, .9
 
 def preference_warnings(
@@ -224,7 +223,7 @@ def warn(self:PreferenceWatch):
     for sentence in preference_warnings(first, last): warnings.warn(sentence)
     if first.get('bits'): warn_if_forgotten(first['bits'], last['bits'])
 
-# %% ../../nbs/api/52_prefer/06_watch.ipynb #c0031b71
+# %% ../../nbs/api/52_prefer/06_watch.ipynb #9e219acb
 _COLUMNS = ('accuracy', 'margin', 'chosen', 'rejected', 'train_accuracy', 'train_margin', 'kl', 'length', 'distinct',
             'stops', 'bits')
 
