@@ -48,7 +48,8 @@ FORMS = {
     'schema as text': (dict(schema=json.dumps(PERSON)), is_person),
 }
 
-SAMPLING = [dict(temperature=0), dict(temperature=2.), dict(top_k=3), dict(top_p=.5, min_p=.1), dict(repetition_penalty=3.)]
+SAMPLING = [dict(temperature=0), dict(temperature=2.), dict(top_k=3), dict(top_p=.5, min_p=.1),
+            dict(repetition_penalty=3.)]
 
 @pytest.mark.parametrize('sampling', SAMPLING)
 @pytest.mark.parametrize('form', FORMS)

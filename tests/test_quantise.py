@@ -171,6 +171,18 @@ def test_what_the_table_says(capsys):
     assert agree > 90
 
 
+def test_codes_in_large_pages_are_the_same_and_held_once():
+    model = to_few_bits(small(tie_embeddings=True, d_ff=64), 'int8')
+    before = {name: m.held.clone() for name, m in model.named_modules() if hasattr(m, 'held')}
+    few_bits._LARGE_PAGE, usual = 1, few_bits._LARGE_PAGE
+    try: few_bits.into_large_pages(model)
+    finally: few_bits._LARGE_PAGE = usual
+    for name, codes in before.items(): assert model.get_submodule(name).held.equal(codes)
+    assert model.head.held.data_ptr() == model.embed.held.data_ptr()
+    copied = deepcopy(model)
+    assert generate_ids(copied, PROMPTS, 9) == generate_ids(model, PROMPTS, 9)
+
+
 def test_tied_tables_are_held_once():
     model = to_few_bits(small(tie_embeddings=True), 'int8')
     assert model.head.held.data_ptr() == model.embed.held.data_ptr()

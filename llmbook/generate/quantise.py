@@ -18,7 +18,7 @@ from ..base.arguments import checked
 from ..tokens.tokenizer import text_ids
 from llmbook.model.few_bits import (
     FEW_BITS, GROUP, FewBitEmbedding, FewBitLinear, codes_from_pairs, codes_in_pairs, few_bit_layer, group_codes,
-    join_few_bits, replace_layers
+    into_large_pages, join_few_bits, replace_layers
 )
 from ..model.hf import _frame_settings, _known, check_finite, folder_tokenizer, vocabulary_mark, write_tokenizer
 from ..model.hf_config import config_from_hf, hf_config, hf_ids
@@ -89,11 +89,12 @@ def _tables(model, importance):
     return embed, FewBitLinear(codes, scales, 'int8', bias, w.dtype)
 
 def _join(model):
-    "Let layers that read the same input be one product."
+    "Let layers that read the same input be one product, and lay all codes into one block of memory."
     for block in model.blocks:
         attn, mlp = block.attn, block.mlp
         join_few_bits(attn.q_proj, attn.k_proj, attn.v_proj)
         if mlp.gated: join_few_bits(mlp.gate_proj, mlp.up_proj)
+    into_large_pages(model)
 
 def to_few_bits(
     model:Transformer, # a decoder; it is changed
@@ -127,10 +128,11 @@ def _nats_and_tokens(model, rows):
     "Return, for each predicted token of some rows of ids, its nats and the token that the model would write."
     nats, tokens = [], []
     device = model.embed.weight.device
-    with torch.no_grad(), eval_mode(model):
+    with torch.inference_mode(), eval_mode(model):
         for row in rows:
             ids = torch.tensor(row, device=device)
-            logits = model.logits(model(ids[None, :-1]))[0].float()
+            ask = decoder(model, 1, len(row)) # with the cache that it writes with
+            logits = ask.every(ids[None, :-1])[0].float()
             nats.append(F.cross_entropy(logits, ids[1:], reduction='none'))
             tokens.append(logits.argmax(-1))
     return torch.cat(nats).double(), torch.cat(tokens)

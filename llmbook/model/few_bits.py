@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['FEW_BITS', 'GROUP', 'group_codes', 'group_values', 'codes_in_pairs', 'codes_from_pairs', 'few_bit_kernel',
            'FewBitLinear', 'few_bit_layer', 'JoinedFewBits', 'join_few_bits', 'few_bit_product', 'FewBitEmbedding',
-           'replace_layers']
+           'into_large_pages', 'replace_layers']
 
 # %% ../../nbs/api/20_model/12_few_bits.ipynb #17ab25b2
-import functools
+import functools, mmap
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
 from ..core import UserError
@@ -249,13 +249,18 @@ class JoinedFewBits:
     def __init__(self,
         layers, # `FewBitLinear`s of one kind; their codes become views of one tensor
     ):
-        first, *self.others = layers
+        self.layers = list(layers)
+        first = layers[0]
         self.kind = first.kind
-        sizes = [layer.out_features for layer in layers]
         self.held = _joined([layer.held for layer in layers])
         self.scales = _joined([layer.scales for layer in layers], 1 if self.kind == 'int4' else 0)
         self.bias = None if first.bias is None else _joined([layer.bias for layer in layers])
-        for layer, codes in zip(layers, self.held.split(sizes)): layer.held = codes
+        self.share()
+
+    def share(self) -> None:
+        "Let each layer hold its part of the codes."
+        sizes = [layer.out_features for layer in self.layers]
+        for layer, codes in zip(self.layers, self.held.split(sizes)): layer.held = codes
 
     def __call__(self, x:Tensor) -> Tensor: # (N, K) -> (N, M of all layers)
         y = _product(x, self.kind, self.held, self.scales)
@@ -276,10 +281,11 @@ def few_bit_product(
     *layers:FewBitLinear, # layers that read the same input
 ): # function from (N, K) to (N, M of all layers)
     "Return the product of layers, as one where they were joined."
-    first, *others = layers
-    if first.joined is not None and first.joined.others == others: return first.joined
-    if not others and first.kernel != 'dense': return JoinedFewBits(layers) # without what a module does at each call
-    if not others: return first
+    first = layers[0]
+    if first.joined is not None and first.joined.layers == list(layers): return first.joined
+    if len(layers) == 1: # without what a module does at each call, where a kernel is
+        return first if first.kernel == 'dense' else JoinedFewBits(layers)
+
     def apart(x): return torch.cat([layer(x) for layer in layers], -1)
     return apart
 
@@ -313,6 +319,42 @@ class FewBitEmbedding(nn.Module):
     def forward(self, x:Tensor) -> Tensor: # (...) ids -> (..., D)
         rows = F.embedding(x, self.held).to(self.weight.dtype)
         return rows.mul_(F.embedding(x, self.scales))
+
+# %% ../../nbs/api/20_model/12_few_bits.ipynb #c7a18098
+_LARGE_PAGE = 2 << 20 # bytes
+
+def _in_one_block(tensors):
+    "Copy tensors into one block of large pages, one after the other."
+    starts, size = [], 0
+    for t in tensors:
+        starts.append(size)
+        size += -(-t.nbytes // _ALIGNED) * _ALIGNED
+    block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    block.madvise(mmap.MADV_HUGEPAGE)
+    memory = torch.frombuffer(block, dtype=torch.uint8)
+    moved = []
+    for start, t in zip(starts, tensors):
+        place = memory[start:start + t.nbytes].view(t.dtype).view(t.shape)
+        moved.append(place.copy_(t))
+    return moved
+
+def into_large_pages(
+    model:nn.Module, # a model with layers in few bits; it is changed
+) -> bool: # False: its codes are small, or not on a CPU, or this system has no such pages
+    "Hold the codes of a model in one block of memory of large pages."
+    layers = [m for m in model.modules() if isinstance(m, (FewBitLinear, FewBitEmbedding))]
+    joined = [m.joined for m in layers if getattr(m, 'joined', None) is not None]
+    inside = {id(layer) for several in joined for layer in several.layers}
+    holders = joined + [m for m in layers if id(m) not in inside]
+    held = {h.held.data_ptr(): h.held for h in holders} # a table that two share is there once
+    is_large = sum(t.nbytes for t in held.values()) >= _LARGE_PAGE
+    is_here = all(t.device.type == 'cpu' for t in held.values())
+    if not (is_large and is_here and hasattr(mmap, 'MADV_HUGEPAGE')): return False
+    try: moved = dict(zip(held, _in_one_block(list(held.values()))))
+    except OSError: return False # a system without large pages
+    for holder in holders: holder.held = moved[holder.held.data_ptr()]
+    for several in joined: several.share()
+    return True
 
 # %% ../../nbs/api/20_model/12_few_bits.ipynb #37c3da30
 def replace_layers(
