@@ -26,6 +26,7 @@ LIBRARY = {
     'Settings': 'journey',
     'answer_length': 'tune.finetune',
     'answers': 'tune.finetune',
+    'bleu_limits': 'evaluate.overlap',
     'check_export': 'journey',
     'check_metric': 'tune.tasks',
     'check_plan': 'pretrain.run',
@@ -353,6 +354,14 @@ def _answer_limit(model, tok, prompts, refs, asked):
     if limit < need: print('no answer can be as long as the longest references: their scores are too low')
     return limit
 
+def _task_of(name, seed, columns):
+    "Return a task; raise `UserError` for names of columns where there is no file."
+    from llmbook.cli import get_task
+    if not columns: return get_task(name, seed=seed)
+    if not Path(name).is_file(): raise UserError(
+        f'expected --prompt and --answer with a file of pairs, got them with {name}: leave them out')
+    return get_task(name, seed=seed, columns=columns)
+
 def _say_set_aside(task, dls, out):
     "Say how many pairs were left out of training, and why."
     from llmbook.cli import reasons_text
@@ -362,12 +371,19 @@ def _say_set_aside(task, dls, out):
     if not rejects: return print(f'{used}; none set aside')
     print(f"{used}; {len(rejects)} set aside: {reasons_text(rejects)}; see {out/'rejects.jsonl'}")
 
+def _say_limits(r):
+    "Print why a BLEU cannot be judged, if something speaks against it."
+    from llmbook.cli import bleu_limits
+    said = bleu_limits(r) if r['metric'] == 'bleu' else ''
+    if said: print(said)
+
 def _say_scores(rows, texts):
     "Print the scores before and after, and how many of the answers are empty."
     from llmbook.cli import rows_text
     for when, scores in rows.items():
         print(when)
         print(rows_text(scores))
+    for r in rows['after']: _say_limits(r)
     for when, answered in texts.items():
         empty = sum(not text for text in answered)
         if empty: print(f'{when}, {empty} of {len(answered)} answers are empty')
@@ -389,18 +405,18 @@ def llmbook_finetune(
     evaluations:int=4, # validations on the way
     best:bool=False, # keep the weights of the best validation, instead of the last ones
     patience:int=None, # stop after so many validations without a better one; none: take all steps
+    prompt:str=None, # column of the question, if its name is not a usual one
+    answer:str=None, # column of the answer
 ):
     "Fine-tune a model on a task; scores before and after."
-    from llmbook.cli import (
-        answers, check_metric, finetune, get_task, overlap_rows, save_tuned, with_marks, write_predictions
-    )
+    from llmbook.cli import answers, check_metric, finetune, overlap_rows, save_tuned, with_marks, write_predictions
     _check_numbers(dict(pairs=pairs, bs=bs, evaluations=evaluations),
                    dict(steps=steps, answer_tokens=answer_tokens, patience=patience))
     real_number('lr', lr, above=0)
     if metric: check_metric(metric)
     m, tok = _loaded(model)
     tok = with_marks(m, tok, _model_folder(model))
-    t = get_task(task, seed=seed)
+    t = _task_of(task, seed, _given(prompt=prompt, answer=answer))
     t.metric = metric or t.metric
     RunFolder(out)
     check_free(out, ('history.csv', 'history.parquet', 'result.json', 'predictions.jsonl'), ('checkpoints', 'model'))

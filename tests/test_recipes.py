@@ -4,8 +4,10 @@ import pytest
 from fastai.callback.core import Callback
 from folders import read_rows
 from real_data import real_data
+from llmbook.cli import llmbook_finetune
 from llmbook.commands.recipe import check_recipe, llmbook_recipe
 from llmbook.core import UserError, set_seed
+from llmbook.errors import _message
 from llmbook.evaluate.overlap import bleu, bleu_limits
 from llmbook.model.config import ModelConfig
 from llmbook.model.hf import save_pretrained
@@ -23,7 +25,8 @@ from llmbook.recipes.sandbox import called, can_limit, code_in, function_in, har
 from llmbook.recipes.style import Copies, distinct, passages, repetition, style_judge, words_of_all
 from llmbook.tokens.tokenizer import train_tokenizer
 from llmbook.tune.chat import ChatFormat
-from llmbook.tune.formats import conversation_of
+from llmbook.tune.formats import conversation_of, load_chats
+from llmbook.tune.tasks import load_task_file
 
 COLOURS = 'red green blue old new big small wet'.split()
 PAIRS = [dict(prompt=f'the {a} {b} house {i}', answer=f'{b} house') for a in COLOURS for b in COLOURS for i in (1, 2)]
@@ -542,3 +545,23 @@ def test_rows_of_other_items_are_not_compared():
     rows = [mean_row('words', [1, 2], texts) for texts in (['a', 'b'], ['a', 'c'])]
     with pytest.raises(UserError, match='same items'): change_of(*rows)
     with pytest.raises(UserError, match='same items'): change_of(rows[0], dict(rows[0], items=None))
+
+
+# ---- the command of fine-tuning, and advice in a shell ----
+
+def test_columns_are_named_for_fine_tuning_too(tok, tmp_path, capsys):
+    save_pretrained(tiny(tok), tok, tmp_path/'model')
+    data = write(tmp_path/'d.jsonl', [dict(ask=r['prompt'], say=r['answer']) for r in PAIRS])
+    options = dict(steps=2, pairs=5, out=str(tmp_path/'o'), metric='bleu')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        llmbook_finetune(str(tmp_path/'model'), task=str(data), prompt='ask', answer='say', **options)
+    assert 'BLEU cannot be judged' in capsys.readouterr().out
+    with pytest.raises(UserError, match='with a file'):
+        llmbook_finetune(str(tmp_path/'model'), task='translation', prompt='ask', **(options | dict(out=str(tmp_path/'p'))))
+    with pytest.raises(UserError, match='name the columns'): load_task_file(data)
+
+
+def test_advice_is_given_as_a_shell_takes_it():
+    with pytest.raises(UserError, match='columns=dict') as caught: load_chats([dict(a=1)])
+    assert _message(caught.value).endswith('name the columns, as in --prompt NAME --answer NAME')

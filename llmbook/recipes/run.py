@@ -199,6 +199,7 @@ def _empty_notes(before, after):
 
 _FREE = ('cbs', 'samples', 'keep', 'merge') # options of training that do not change the weights
 
+# %% ../../nbs/api/65_recipes/04_run.ipynb #ab33253e
 def _check_changed(name, value):
     "Raise `UserError` for an option that is none of JSON, which could not be compared later."
     try: json.dumps(value)
@@ -246,6 +247,7 @@ def _seen(items, ask, folder, when, progress):
     bar = f'answering {when}' if progress else ''
     with cpu_counted(folder, when): return seen_of_parts(items, ask, folder/f'{when}.jsonl', bar)
 
+# %% ../../nbs/api/65_recipes/04_run.ipynb #114c7d4d
 def sft_on(
     model, # the model, which is changed
     fmt:ChatFormat, # its chat format

@@ -208,7 +208,8 @@ def load_task_file(
     rejects += leaks
     if not splits['train']: raise UserError(
         f'expected records like {{"prompt": "...", "answer": "..."}} in {path}, found none to train on '
-        f'({len(rejects)} set aside: {reasons_text(rejects) or "the file is empty"})')
+        f'({len(rejects)} set aside: {reasons_text(rejects) or "the file is empty"}): '
+        'name the columns, as in columns=dict(prompt="...", answer="...")')
     splits = {split: [e for _, e in named] for split, named in splits.items()}
     warn_of_rejects(path, rejects, total)
     _warn_of_prompts(path, splits)
