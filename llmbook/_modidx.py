@@ -3456,6 +3456,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'llmbook/prefer/shared.py'),
                                        'llmbook.prefer.shared.answer_logps': ( 'api/52_prefer/shared.html#answer_logps',
                                                                                'llmbook/prefer/shared.py'),
+                                       'llmbook.prefer.shared.packed': ('api/52_prefer/shared.html#packed', 'llmbook/prefer/shared.py'),
                                        'llmbook.prefer.shared.preference_dls': ( 'api/52_prefer/shared.html#preference_dls',
                                                                                  'llmbook/prefer/shared.py'),
                                        'llmbook.prefer.shared.sums_of_answers': ( 'api/52_prefer/shared.html#sums_of_answers',
