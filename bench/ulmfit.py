@@ -179,10 +179,15 @@ def interval(values):
 def of_arm(results, arm): return [results[arm, seed] for seed in range(FOLDS)]
 
 
+def finished(results):
+    "Return the arms that were done on every fold."
+    return [arm for arm in ARMS if all((arm, seed) in results for seed in range(FOLDS))]
+
+
 def print_errors(results):
     "Print the error of each arm over the folds, and the loss of its language model."
     print(f'{"arm":<16}{"error":>8}{"95 % over folds":>20}{"loss of the tuned model":>26}{"published":>12}')
-    for arm in ARMS:
+    for arm in finished(results):
         rows = of_arm(results, arm)
         mean, low, high = interval([r['error'] for r in rows])
         losses = [r['loss'] for r in rows if r['loss'] is not None]
@@ -206,14 +211,17 @@ def print_difference(results, a, b):
     print(f'    over sentences [{found["low"]:+.2f}, {found["high"]:+.2f}], p {found["p"]:.3f}')
 
 
+PAIRS = [('none', 'full'), ('full', 'discriminative'), ('discriminative', 'slanted'), ('none', 'slanted'),
+         ('at_once', 'slanted'), ('scratch', 'none')] # the second is expected to be better
+
+
 def report(results):
-    "Print both tables."
+    "Print both tables, as far as arms are finished."
     print_errors(results)
     print()
-    for a, b in zip(PUBLISHED, list(PUBLISHED)[1:]): print_difference(results, a, b)
-    print_difference(results, 'none', 'slanted')
-    print_difference(results, 'at_once', 'slanted')
-    print_difference(results, 'scratch', 'none')
+    done = finished(results)
+    for a, b in PAIRS:
+        if a in done and b in done: print_difference(results, a, b)
 
 
 def main(path, folds):
@@ -227,8 +235,7 @@ def main(path, folds):
             result = run(model, tok, data, arm, seed, path.with_suffix(f'.tuned{seed}'))
             with open(path, 'a') as f: f.write(json.dumps(result) + '\n')
             print({name: value for name, value in result.items() if name != 'right'}, flush=True)
-    results = read(path)
-    if len(results) == FOLDS * len(ARMS): report(results)
+    report(read(path))
 
 
 if __name__ == '__main__': main(Path(sys.argv[1]), [int(word) for word in sys.argv[2:]] or range(FOLDS))
