@@ -1,8 +1,8 @@
 """Learning from rewards: the update with shared prompts against copies of them, and a whole step against TRL's.
 
 Prompts of 48 tokens, groups of 8 answers of 16 tokens. With shared prompts 176 positions are computed instead of 512,
-so the update can be 2.9 times as fast at most. A step draws the answers, scores them and updates; both sides have the same
-shape of model, prompts, numbers of answers and optimiser, each in a process of its own. Needs `trl`
+so the update can be 2.9 times as fast at most. A step draws the answers, scores them and updates; both sides have
+the same shape of model, prompts, numbers of answers and optimiser, each in a process of its own. Needs `trl`
 (pip install '.[bench]') for the second.
 """
 import statistics, sys, tempfile, time

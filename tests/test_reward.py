@@ -1,18 +1,21 @@
 "Learning from rewards: what is scored, asked, drawn, learned, resumed and refused."
-import copy, json, math, random
+import copy, json, math, random, sys
 from importlib.util import find_spec
 from itertools import combinations
+from types import SimpleNamespace
 import numpy as np
 import pytest, torch
 from datasets import Dataset
 import llmbook.generate.decoder as decoder_module
+from llmbook.commands.reward import find_task
 from llmbook.core import UserError, import_transformers, set_seed
+from llmbook.evaluate.passes import pass_rows
 from llmbook.generate.text import generate_ids
 from llmbook.model.config import ModelConfig
 from llmbook.model.hf import load_pretrained, save_pretrained
 from llmbook.model.transformer import Transformer
 from llmbook.reward.grpo import GRPOLoss, advantages, check_clip, clipped_loss, group_rows, zero_variance
-from llmbook.reward.puzzles import PUZZLES, PuzzleTask, get_puzzles, task_of_rows
+from llmbook.reward.puzzles import PUZZLES, PuzzleTask, get_puzzles, gym_task, task_of_rows
 from llmbook.reward.rollouts import Rollout, Sampler, sample_groups
 from llmbook.reward.train import RewardWatch, answer_puzzles, grpo, grpo_learner, pass_rates
 from llmbook.tokens.tokenizer import train_tokenizer
@@ -110,6 +113,45 @@ def test_rows_of_ones_own():
     task = task_of_rows(rows, lambda prompt, answer, meta: meta['hint'])
     assert task.scores(task.puzzle(0), '') == dict(correct=-float(task.puzzle(0).answer))
     assert {p.prompt for p in task.distinct(5)}.isdisjoint(task.puzzle(i).prompt for i in range(200))
+
+
+def test_tasks_of_reasoning_gym(monkeypatch):
+    "A stand-in with the two calls that the adapter makes."
+    class Data:
+        def __getitem__(self, i): return dict(question=f'{i}?', answer=str(i), metadata=dict(i=i))
+        def score_answer(self, answer, entry): return 1. if answer == entry['answer'] else .01
+    def create_dataset(name, seed, size, **options):
+        if name != 'numbers': raise ValueError(f"Dataset '{name}' not registered")
+        return Data()
+    monkeypatch.setitem(sys.modules, 'reasoning_gym', SimpleNamespace(create_dataset=create_dataset))
+    task = gym_task('numbers')
+    puzzle = task.puzzle(0)
+    assert task.scores(puzzle, puzzle.answer) == dict(correct=1)
+    assert task.scores(puzzle, 'x') == dict(correct=.01)
+    assert not task.rewards.solved(task.scores(puzzle, 'x'))
+    with pytest.raises(UserError, match='not registered'): gym_task('chess')
+
+
+def test_a_file_of_questions(tmp_path):
+    records = [dict(question=f'{n} + 1?', answer=f'{n} and 1\n#### {n + 1:,}') for n in range(995, 1005)]
+    file = tmp_path/'sums.jsonl'
+    file.write_text('\n'.join(map(json.dumps, records)))
+    task = find_task(str(file), 'number')
+    puzzle = task.puzzle(0)
+    right = int(puzzle.prompt.split()[0]) + 1
+    assert task.scores(puzzle, f'it is {right}.') == dict(correct=1)
+    assert task.scores(puzzle, f'it is {right + 1}.') == dict(correct=0)
+
+
+def test_rows_before_and_after_are_paired():
+    looks = [dict(right=[0, 0, 4, 4] * 5, tries=4), dict(right=[1, 1, 4, 4] * 5, tries=4)]
+    rows = {(r['metric'], r['group']): r for r in pass_rows(looks, ks=(1, 4))}
+    assert rows['pass@1', 'before']['value'] == .5
+    assert rows['pass@1', 'after']['value'] == .625
+    assert rows['pass@4', 'after']['value'] == 1
+    assert rows['pass@1', 'difference']['value'] == .125
+    assert rows['pass@1', 'difference']['low'] > 0
+    assert rows['pass@1', 'before']['low'] < .5 < rows['pass@1', 'before']['high']
 
 
 # ---- groups of answers
@@ -325,7 +367,7 @@ RUN = dict(method='full', steps=6, evaluations=2, lr=1e-3, prompts=3, group=4, t
 
 @pytest.mark.parametrize('method, updates, sampler', [
     ('full', 1, Sampler(6)), ('lora', 1, Sampler(6, .8, 9)), ('full', 2, Sampler(6, top_p=.8))], ids=str)
-@pytest.mark.parametrize('at', [2, 5])
+@pytest.mark.parametrize('at', [2, 5]) # in the first epoch, and in the second between two updates of a rollout
 def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path, fmt, luck, method, updates, sampler, at):
     "accelerate#4071 for GRPO: a resume in a later epoch repeats or skips data; here the sampler too."
     options = RUN | dict(method=method, updates=updates, sampler=sampler, redraws=1, every=1)
@@ -431,6 +473,8 @@ BAD = {
     'more puzzles than there are': lambda: get_puzzles('letters', longest=2).distinct(80),
     'rows without answers': lambda: task_of_rows([dict(prompt='x')], is_text),
     'a task without a function': lambda: PuzzleTask('x', None, is_text),
+    'puzzles that are no file': lambda: find_task('nowhere.jsonl'),
+    'one look': lambda: pass_rows([dict(right=[1], tries=2)]),
     'a temperature of 0': lambda: Sampler(temperature=0),
     'an empty prompt': lambda: sample_groups(tiny_model(), [[]], 2, Sampler(4), []),
     'a group of one': lambda: advantages([[1.]]),

@@ -6,7 +6,7 @@
 __all__ = ['puzzle_prompts', 'PromptLoader', 'Answers', 'usual_sampler', 'answer_puzzles', 'scored', 'pass_rates',
            'GroupRollouts', 'RewardWatch', 'RewardProgress', 'grpo_learner', 'reward_rate', 'grpo']
 
-# %% ../../nbs/api/54_reward/05_train.ipynb #2dcb7f6d
+# %% ../../nbs/api/54_reward/05_train.ipynb #54b8640f
 import inspect, warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ from ..tune.groups import layer_groups
 from ..train.accumulate import alone
 from ..tune.sft import _as_model, set_method, usual_rate, write_tuned
 
-# %% ../../nbs/api/54_reward/05_train.ipynb #f73846d6
+# %% ../../nbs/api/54_reward/05_train.ipynb #052a9700
 def puzzle_prompts(
     fmt:ChatFormat, # the model's chat format
     puzzles:list, # `Puzzle`s
@@ -96,7 +96,7 @@ class PromptLoader(SeekLoader):
         numbers = torch.tensor(self.numbers(i))
         return self.sent(x), self.sent(numbers)
 
-# %% ../../nbs/api/54_reward/05_train.ipynb #6736d04b
+# %% ../../nbs/api/54_reward/05_train.ipynb #be7325f7
 @dataclass
 class Answers:
     "Groups of answers to puzzles, and their scores."
@@ -173,7 +173,7 @@ def pass_rates(
     n = solved.shape[1]
     return np.array([pass_at_k(n, int(row.sum()), k) for row in solved])
 
-# %% ../../nbs/api/54_reward/05_train.ipynb #1e4dac04
+# %% ../../nbs/api/54_reward/05_train.ipynb #a7a1bd7e
 _FAR = 1 << 40 # number of the first puzzle for redraws
 _EVALUATION = 1 << 41 # number that no rollout has, for the seed of evaluations
 
@@ -306,7 +306,7 @@ def _read_rollout(values):
     if left is not None: left = [np.array(few, np.int32) for few in left]
     return Rollout(ids, logps, stopped, left)
 
-# %% ../../nbs/api/54_reward/05_train.ipynb #863c3fc7
+# %% ../../nbs/api/54_reward/05_train.ipynb #aa9093cf
 class RewardWatch(Callback):
     "A row for each step, and held-out puzzles before the first step and at each validation."
     order = 57
@@ -334,7 +334,8 @@ class RewardWatch(Callback):
         figures = self.learn.group_rollouts.figures
         loss = float(self.learn.loss.detach())
         norm = None if norm is None else float(norm)
-        self.rows.append(dict(step=self.learn.train_iter, **figures, loss=loss, norm=norm, **self.learn.loss_func.shares()))
+        shares = self.learn.loss_func.shares()
+        self.rows.append(dict(step=self.learn.train_iter, **figures, loss=loss, norm=norm, **shares))
 
     def after_validate(self):
         if self.fitting: self.look(self.learn.group_rollouts.held_out)
@@ -427,7 +428,7 @@ class RewardProgress(Progress):
         words = f'reward {row["reward"]:.3f}, {row["flat"]:.0%} of groups flat, {row["tokens"]:.0f} tokens'
         return f'{words}, pass@1 {_mean_rate(watch.looks[-1], 1):.3f}' if watch.looks else words
 
-# %% ../../nbs/api/54_reward/05_train.ipynb #409fcbc6
+# %% ../../nbs/api/54_reward/05_train.ipynb #3c7941f3
 def _check_policy(model):
     "Raise `UserError` for a model whose update would differ from its draws."
     adapters = getattr(model, 'adapters', None)
@@ -492,7 +493,7 @@ def grpo_learner(
     learn.add_cb(RewardProgress('rewards'))
     return learn
 
-# %% ../../nbs/api/54_reward/05_train.ipynb #dadc6fc3
+# %% ../../nbs/api/54_reward/05_train.ipynb #6fbcca99
 def reward_rate(
     method:str, # 'full', or a kind of adapter
 ) -> float: # learning rate
@@ -539,7 +540,7 @@ def grpo(
                          watch_path=out, **kwargs)
     learn.telemetry.csv_path = out/'history.csv'
     with own_folder(out, 'learning from rewards'):
-        learn.fit_wsd(epochs, decay=decay)
+        learn.fit_wsd(epochs, warmup=.1, decay=decay)
         if best: load_best(out/'checkpoints', learn.model)
         write_tuned(learn.model, fmt, out, merge)
     return learn
