@@ -145,6 +145,14 @@ from .evaluate.perplexity import compressor_rows, evaluate_text
 from .evaluate.overlap import bleu, chrf, rouge
 from .evaluate.toxicity import toxicity_rows, toxicity_scorer
 from .evaluate.bias import identity_swap, swap_summary
+from .evaluate.items import ItemScore, ItemStore, score_rows
+from .evaluate.likelihood import log_likelihoods
+from .evaluate.tasks import EvalTask
+from .evaluate.task_files import load_task
+from .evaluate.calibration import calibration_rows, plot_reliability
+from .evaluate.run import evaluate, order_spread, prompt_spread
+from .evaluate.core_score import core_row, load_core
+from .evaluate.item_page import changed_items, pick_items, show_items
 from .report.report import write_report
 from .report.curves import history_picture
 from .verdict.power import items_needed, smallest_difference
