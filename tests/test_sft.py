@@ -1,5 +1,5 @@
 "Tuning on chats: what is divided, trained, looked at, written and refused."
-import copy, json
+import copy, json, os, subprocess, sys
 from pathlib import Path
 import pytest, torch
 from fastai.callback.core import Callback
@@ -12,7 +12,7 @@ from llmbook.tokens.tokenizer import train_tokenizer
 from llmbook.tune.adapters import adapted_layers, load_adapters
 from llmbook.tune.chat import ChatFormat, Conversation
 from llmbook.tune.groups import show_groups
-from llmbook.tune.sft import METHODS, chat_learner, prepare_chats, set_method, sft, usual_rate
+from llmbook.tune.sft import METHODS, RunCost, chat_learner, prepare_chats, set_method, sft, tuning_cost, usual_rate
 from llmbook.tune.watch import ChatWatch, chat_answers, role_loss, text_bits
 
 WORDS = 'red green blue one two three four five'.split()
@@ -340,3 +340,51 @@ def test_adapters_over_a_model_in_bfloat16(tok, fmt, method, base):
     first = learn.validate()[0]
     learn.fit(2)
     assert learn.validate()[0] < first
+
+
+# ---- what it costs
+
+PROGRAMS = Path(__file__).parent/'programs'
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='only Linux has /proc')
+@pytest.mark.parametrize('method, base', [('full', 'none'), ('lora', 'none'), ('lora', 'nf4')])
+def test_memory_of_tuning_is_within_a_quarter_of_what_was_predicted(method, base):
+    config = json.dumps(dict(n_layer=6, d_model=384, n_head=6, context=512))
+    command = [sys.executable, PROGRAMS/'tune_memory.py', config, '4', method, base]
+    r = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | dict(OMP_NUM_THREADS='1'))
+    assert r.returncode == 0, r.stderr[-2000:]
+    measured, predicted = map(int, r.stdout.split())
+    assert .8 < predicted / measured < 1.25, f'{predicted / 1e6:.0f} MB predicted, {measured / 1e6:.0f} measured'
+
+
+def test_the_parts_of_a_cost_by_hand(tok):
+    def cost(method, base=None):
+        wide = small(tok, d_model=256)
+        return tuning_cost(set_method(wide, method, base), tokens=256, targets=100)
+
+    full, lora, nf4 = cost('full'), cost('lora'), cost('lora', 'nf4')
+    assert full['gradients'] == 4 * full['trained'] and full['optimizer'] == 8 * full['trained']
+    assert nf4['weights'] < lora['weights'] and nf4['trained'] == lora['trained'] < full['trained']
+    assert 1 < full['flops'] / lora['flops'] < 1.5
+    for c in (full, lora, nf4):
+        parts = ('weights', 'gradients', 'optimizer', 'activations', 'loss', 'workspace')
+        assert c['total'] == sum(c[part] for part in parts)
+    assert tuning_cost(as_lm(neox(tok)), 256, 100) == dict(trained=sum(p.numel() for p in neox(tok).parameters()))
+
+
+def test_a_run_says_what_it_should_take_and_what_it_took(tok, tmp_path, capsys):
+    learn = sft(small(tok), tok, RECORDS, tmp_path, steps=6, evaluations=2, lr=1e-2, tokens=128, device='cpu')
+    first, last = [line for line in capsys.readouterr().out.splitlines() if 'steps' in line]
+    assert 'parameters train' in first and 'expected:' in first and 'for 6 steps' in first
+    assert last.startswith('measured:') and 'for 6 steps' in last
+    written = json.loads((tmp_path/'cost.json').read_text())
+    assert written['expected']['trained'] == written['measured']['trained']
+    assert written['measured']['steps'] == 6 and learn.run_cost.measured['seconds'] > 0
+
+
+def test_nothing_is_predicted_for_a_wrapped_model(tok, fmt, capsys):
+    data = prepare_chats(RECORDS, fmt)
+    learn = chat_learner(set_method(neox(tok), 'lora', r=4), data, fmt, tokens=128, samples=0, device='cpu', cbs=RunCost())
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert 'not predicted' in capsys.readouterr().out

@@ -21,7 +21,7 @@ from ..core import UserError, check_seed, derived_seed, pick_device, real_number
 from ..model.hf import check_tokenizer
 from ..model.hf_wrap import WrappedConfig
 from ..model.transformer import Transformer
-from ..tokens.loaders import SeekLoader
+from ..tokens.loaders import PassLoader, SeekLoader
 from ..tokens.shuffle import length_groups
 from ..tokens.tokenizer import encode_text, text_ids
 from ..train.learner import LMLearner
@@ -79,7 +79,7 @@ def _padded(rows, pad):
     y = torch.tensor([label for _, label in rows])
     return x, lengths, y
 
-class LabelLoader(SeekLoader):
+class LabelLoader(PassLoader):
     "Batches (x, lengths, y) of texts with labels, texts of similar length together."
     n_inp = 2
     own = (*SeekLoader.own, 'names', 'pad')
@@ -102,18 +102,15 @@ class LabelLoader(SeekLoader):
         self.seed = seed
         self.tok = tok
         self.pad = pad
-        self.steps = -(-len(rows) // bs)
-        self._pass = None, None # the last pass that was asked for, and its batches
+        self.per_pass = -(-len(rows) // bs)
+        self.steps = self.per_pass
         super().__init__(rows, bs=bs, shuffle=shuffle, device=device, **kwargs)
 
-    def order(self,
+    def divided(self,
         number:int, # which pass over the rows, from 0
     ) -> list[np.ndarray]: # row numbers of each batch
-        "Return the batches of a pass."
-        if not self.shuffle: number = 0
-        if self._pass[0] != number:
-            self._pass = number, length_groups(self.lengths, self.bs, self._keys(number))
-        return self._pass[1]
+        "Divide a pass into batches of similar length."
+        return length_groups(self.lengths, self.bs, self._keys(number))
 
     def _keys(self, number):
         "Return the two keys of a pass, for its rows and for its batches; None without shuffling."
@@ -125,8 +122,7 @@ class LabelLoader(SeekLoader):
         i:int, # global number: epoch * len(dl) + step
     ): # x (B, T), lengths (B), y (B)
         "Make batch `i`, whatever came before."
-        number, step = divmod(i, self.steps)
-        rows = [self.dataset[j] for j in self.order(number)[step]]
+        rows = [self.dataset[j] for j in self.rows_at(i)]
         return tuple(self.sent(t) for t in _padded(rows, self.pad))
 
     def show_batch(self, b=None, max_n=6, **kwargs):

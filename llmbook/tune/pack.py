@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from fastai.data.core import DataLoaders
 from ..core import UserError, check_seed, derived_seed, pick_device, whole_number
-from ..tokens.loaders import IGNORE, SeekLoader
+from ..tokens.loaders import IGNORE, PassLoader, SeekLoader
 from ..tokens.packing import Packing, best_fit
 from ..tokens.shuffle import length_groups, permuted
 from ..train.loss import LMLoss
@@ -68,7 +68,7 @@ def _has_weights(rows):
         if is_between.any(): return True
     return False
 
-class ChatLoader(SeekLoader):
+class ChatLoader(PassLoader):
     "Batches of chats: several in a row, each as if it stood alone."
     own = (*SeekLoader.own, 'seq_len', 'packed', 'pad')
     def __init__(self,
@@ -101,8 +101,6 @@ class ChatLoader(SeekLoader):
         self.weighted = _has_weights(rows)
         self.weight_scale = _to_mean_one(rows) if self.weighted else 1.
         self.n_inp = 2 if packed else 1
-        self._pass = None, None # the last pass that was asked for, and its batches
-        self.position = 0
         super().__init__(rows, bs=bs, shuffle=shuffle, device=device, **kwargs)
 
     def _checked_length(self, seq_len):
@@ -113,16 +111,10 @@ class ChatLoader(SeekLoader):
             f'expected chats of at most {seq_len} positions, got one of {longest}: set it aside, or take longer rows')
         return seq_len
 
-    def order(self,
+    def divided(self,
         number:int, # which pass over the chats, from 0
     ) -> list: # the rows of each batch, each a list of chats
-        "Return the batches of a pass."
-        if not self.shuffle: number = 0
-        if self._pass[0] != number: self._pass = number, self._batches(number)
-        return self._pass[1]
-
-    def _batches(self, number):
-        "Make the batches of a pass: lists of rows, which are lists of the numbers of their chats."
+        "Divide a pass into batches of rows, which are lists of the numbers of their chats."
         seed = derived_seed(self.seed, number) if self.shuffle else None
         return self._packed_batches(seed) if self.packed else self._single_batches(seed)
 
@@ -147,8 +139,7 @@ class ChatLoader(SeekLoader):
         i:int, # global number: epoch * len(dl) + step
     ) -> tuple: # x, docs, y and perhaps weights: (B, T) on the loader's device
         "Make batch `i`, whatever came before."
-        number, step = divmod(i, self.per_pass)
-        rows = self.order(number)[step]
+        rows = self.rows_at(i)
         arrays = self._blank(rows)
         for b, chats in enumerate(rows): self._fill(arrays, b, chats)
         names = ['x', 'docs', 'y'] if self.packed else ['x', 'y']
@@ -182,9 +173,8 @@ class ChatLoader(SeekLoader):
     def show_batch(self, b=None, max_n=4, **kwargs):
         "Show the first chats of the next batch, every token with its role."
         from IPython.display import display
-        number, step = divmod(self.position, self.per_pass)
         chats = []
-        for row in self.order(number)[step]: chats += row
+        for row in self.rows_at(self.position): chats += row
         for chat in chats[:max_n]: display(show_roles(self.dataset[chat]))
 
 # %% ../../nbs/api/50_tune/04_pack.ipynb #016a7e79

@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastai.data.core import DataLoaders
-from fastai.torch_core import to_device
 from fastcore.basics import patch
 from ..core import UserError, check_seed, fingerprint, pick_device, whole_number, within
-from ..tokens.loaders import SeekLoader
+from ..tokens.loaders import PassLoader, SeekLoader
 from ..tokens.shuffle import length_groups
 from ..prepare.splits import SPLITS, assign_splits, split_place
 from ..read.doc import Doc, Reject
@@ -294,7 +293,7 @@ def _pass_keys(seed, number):
     return tuple(int(fingerprint([seed, number, what], 16), 16) for what in ('rows', 'batches'))
 
 # %% ../../nbs/api/50_tune/03_tasks.ipynb #d9697ad7
-class TaskLoader(SeekLoader):
+class TaskLoader(PassLoader):
     "Batches of prompts and answers, padded; `y` is -100 wherever nothing is to be learned."
     own = (*SeekLoader.own, 'seq_len', 'multiple', 'fixed', 'pad')
     def __init__(self,
@@ -327,30 +326,24 @@ class TaskLoader(SeekLoader):
         if (seq_len or longest) < longest: raise UserError(
             f'expected rows of at most {seq_len} tokens, got one of {longest}')
         self.per_pass = -(-len(rows) // bs)
-        self._pass = None, None # the last pass that was asked for, and its order
-        self.position = 0
         self.seq_len = seq_len or longest
         self.steps = steps or self.per_pass
         self.seed, self.tok = seed, tok
         self.multiple, self.fixed = multiple, fixed
         super().__init__(rows, bs=bs, shuffle=shuffle, device=device, **kwargs)
 
-    def order(self,
+    def divided(self,
         number:int, # which pass over the rows, from 0
     ) -> list[np.ndarray]: # row numbers, one array for each batch
-        "Return the batches of a pass."
-        if not self.shuffle: number = 0
-        if self._pass[0] != number:
-            keys = _pass_keys(self.seed, number) if self.shuffle else None
-            self._pass = number, length_groups(self.lengths, self.bs, keys)
-        return self._pass[1]
+        "Divide a pass into batches of similar length."
+        keys = _pass_keys(self.seed, number) if self.shuffle else None
+        return length_groups(self.lengths, self.bs, keys)
 
     def batch(self,
         i:int, # global number: epoch * len(dl) + step
     ): # x, y: (B, T) int64 on the loader's device
         "Make batch `i`, whatever came before."
-        number, step = divmod(i, self.per_pass)
-        picked = self.order(number)[step]
+        picked = self.rows_at(i)
         T = self._width(picked)
         shape = len(picked), T
         x = np.full(shape, self.pad)
@@ -360,8 +353,7 @@ class TaskLoader(SeekLoader):
             end = len(ids) - 1
             x[b, :end] = ids[:-1]
             y[b, n_prompt - 1:end] = ids[n_prompt:]
-        batch = torch.from_numpy(x), torch.from_numpy(y)
-        return to_device(batch, self.device or 'cpu')
+        return self.sent(torch.from_numpy(x)), self.sent(torch.from_numpy(y))
 
     def _width(self, picked):
         "Return how long a batch of rows is: the longest of them, or of all rows, rounded up."
