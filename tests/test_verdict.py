@@ -3,12 +3,15 @@ import json
 import numpy as np
 import pytest
 from scipy import stats
+from llmbook.commands.ablate import llmbook_ablate
 from llmbook.core import UserError
 from llmbook.evaluate.overlap import item_stat
 from llmbook.evaluate.stats import item_ids, ratio, row, with_items
 from llmbook.verdict.ablate import ablate, ablation_arms, plot_ablation
+from llmbook.verdict.ladder import fit_ladder, ladder_table, plot_ladder, predict_rung
 from llmbook.verdict.ledger import ledger_html, ledger_markdown, log_run, read_ledger
 from llmbook.verdict.power import items_needed, judgements_needed, paired_spread, pairs_needed, smallest_difference
+from llmbook.verdict.small_run import small_run, small_settings
 from llmbook.verdict.weigh import Verdict, item_scores, verdict_text, weigh, with_holm
 
 
@@ -76,11 +79,11 @@ def test_errors_of_seeds_and_items_by_hand():
 def test_false_findings_stay_at_the_level(seeds, scatter):
     rng = np.random.default_rng(1)
     found = 0
-    for _ in range(300):
+    for _ in range(150):
         a = rng.normal(0, scatter, (seeds, 1)) + rng.normal(0, .5, (seeds, 100))
         b = rng.normal(0, scatter, (seeds, 1)) + rng.normal(0, .5, (seeds, 100))
         found += weigh(a, b).is_found
-    assert found / 300 <= .08
+    assert found / 150 <= .08
 
 
 def test_pseudo_values_of_a_ratio_have_its_jackknife_error():
@@ -261,3 +264,74 @@ def test_arms_hold_all_settings():
     arms = ablation_arms(SETTINGS, CHANGES)
     assert arms == {'base': SETTINGS, 'wide': dict(width=20, colour='red'), 'same': dict(width=1, colour='blue')}
     assert isinstance(weigh([0, 1], [1, 1]), Verdict)
+
+
+def power_law(x, floor=1.7, slope=2., exponent=.3): return floor + slope * (x / 1e6)**-exponent
+
+
+RUNGS = 1e6 * 4.**np.arange(5)
+
+
+def test_a_ladder_finds_its_law():
+    ladder = fit_ladder(RUNGS, power_law(RUNGS), draws=20)
+    assert ladder.floor == pytest.approx(1.7, abs=.01)
+    assert ladder.exponent == pytest.approx(.3, abs=.005)
+    value, low, high = predict_rung(ladder, 1e9)
+    assert value == pytest.approx(power_law(1e9), abs=.01)
+    assert low <= value <= high
+
+
+def test_predictions_are_less_certain_further_away():
+    losses = power_law(RUNGS) + np.array([.01, -.01, .01, -.01, .01])
+    ladder = fit_ladder(RUNGS, losses, draws=100)
+    near, far = predict_rung(ladder, 1e9), predict_rung(ladder, 1e12)
+    assert far[2] - far[1] > near[2] - near[1]
+
+
+def test_a_law_without_a_floor_has_none():
+    ladder = fit_ladder(RUNGS, power_law(RUNGS, 0.), draws=20)
+    assert ladder.floor == pytest.approx(0, abs=.02)
+
+
+def test_losses_that_rise_give_a_flat_line():
+    ladder = fit_ladder(RUNGS, [1., 1.1, 1.2, 1.3, 1.4], draws=20)
+    assert ladder.slope == 0
+    assert ladder.floor == pytest.approx(1.2)
+
+
+def test_predictions_are_held_against_runs():
+    ladder = fit_ladder(RUNGS, power_law(RUNGS), draws=20)
+    table = ladder_table(ladder, [(1e9, float(power_law(1e9))), (1e10, 3.)])
+    assert list(table['within']) == [True, False]
+    plot_ladder(ladder, [(1e9, 2.)])
+
+
+BAD_LADDERS = [([1, 2, 3], [1, 2, 3]), ([1, 1, 1, 1], [1, 2, 3, 4]), ([1, 2, 3, 4], [1, 2, 3]), ('abcd', 'abcd'),
+               ([1, 2, 3, 0], [1, 2, 3, 4]), ([1, 2, 3, 4], [1, 2, 3, float('nan')]), (None, None)]
+
+
+@pytest.mark.parametrize('x, y', BAD_LADDERS)
+def test_points_that_make_no_ladder(x, y):
+    with pytest.raises(UserError, match='expected'): fit_ladder(x, y)
+
+
+SMALL = dict(size='pico', max_bytes=800_000, vocab_size=400, tokens=4096, batch=4, seq_len=64)
+
+
+def test_small_runs_share_their_data_and_repeat(tmp_path):
+    settings = small_settings(**SMALL)
+    first = small_run(settings, 0, tmp_path/'a'/'base'/'seed-0')
+    again = small_run(settings, 0, tmp_path/'a'/'base'/'seed-1')
+    other = small_run(settings, 1, tmp_path/'a'/'base'/'seed-2')
+    assert first == again != other
+    assert len(list((tmp_path/'a'/'data').iterdir())) == 1
+
+
+BAD_COMMANDS = [('preset=none', ''), ('a: preset', ''), ('a: colour=1', ''), ('', ''), ('a: preset=none', ''),
+                ('a: size=vast', ''), ('a: lr=0.01', 'colour=1'), ('a: lr=0.01', 'tokens=1')]
+
+
+@pytest.mark.parametrize('change, base', BAD_COMMANDS)
+def test_ablations_of_the_command_that_cannot_be(change, base, tmp_path):
+    with pytest.raises(UserError, match='expected'): llmbook_ablate(str(tmp_path/'out'), change, base)
+    assert not (tmp_path/'out').exists()

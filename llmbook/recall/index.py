@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LENGTH', 'window_fingerprints', 'index_folder', 'build_index', 'Stretch', 'TextIndex']
 
-# %% ../../nbs/api/62_recall/01_index.ipynb #44fc7563
+# %% ../../nbs/api/62_recall/01_index.ipynb #33253473
 import json, shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from ..prepare.work import atomic_folder
 from ..tokens.shards import document_edges, open_prepared, open_tokens
 from ..tokens.tokenizer import encode_arrays
 
-# %% ../../nbs/api/62_recall/01_index.ipynb #d73e2d96
+# %% ../../nbs/api/62_recall/01_index.ipynb #2de679cc
 _BASE = 0x9E3779B97F4A7C15 # odd, its bits well spread: 2**64 over the golden ratio
 _STIR = 0xD6E8FEB86659FD93
 
@@ -37,7 +37,7 @@ def window_fingerprints(
     prints ^= prints >> np.uint64(32)
     return prints
 
-# %% ../../nbs/api/62_recall/01_index.ipynb #461dc3cc
+# %% ../../nbs/api/62_recall/01_index.ipynb #afb0647e
 LENGTH = 8 # tokens in a window; shorter stretches are shared by any two texts
 _CHUNK = 1 << 20 # tokens read at a time
 _ROW = np.dtype([('print', '<u8'), ('place', '<u8')])
@@ -130,7 +130,7 @@ def _shard_sums(manifest, split):
     "Return the checksums of a split's shards."
     return [shard['sha256'] for shard in manifest['splits'][split]['shards']]
 
-# %% ../../nbs/api/62_recall/01_index.ipynb #49577a65
+# %% ../../nbs/api/62_recall/01_index.ipynb #2f587ffe
 @dataclass
 class Stretch:
     "Tokens of a text that stand in the data, with the places."
@@ -143,6 +143,13 @@ class Stretch:
     def length(self) -> int: # tokens
         return self.end - self.start
 
+def _found_index(data, index):
+    "Return the folder of an index; the one beside the data is built if it is not there."
+    folder = index_folder(data) if index is None else Path(index)
+    if index is None and not _is_index(folder): build_index(data)
+    if _is_index(folder): return folder
+    raise UserError(f'expected an index in {folder}, found none: make one with build_index')
+
 class TextIndex:
     "The tokens of a split, and where each window of them stands."
     def __init__(self,
@@ -150,18 +157,22 @@ class TextIndex:
         index:str|Path|None=None, # from `build_index`; None is beside the data, and is built if it is not there
     ):
         self.data = Path(data)
-        folder = index_folder(data) if index is None else Path(index)
-        if index is None and not _is_index(folder): build_index(data)
-        if not _is_index(folder): raise UserError(f'expected an index in {folder}, found none: make one with build_index')
+        folder = _found_index(data, index)
         self.facts = read_json(folder/'index.json')
+        self.split = self.facts['split']
+        self.length = self.facts['length']
         manifest, self.tok = open_prepared(data)
-        self.split, self.length = self.facts['split'], self.facts['length']
-        if _shard_sums(manifest, self.split) != self.facts['shards']: raise UserError(
-            f'expected the index of {data}, got one of other data, {self.facts["data"]}: build it again')
+        self._check_data(manifest)
         self.tokens = open_tokens(data, self.split)
         self.edges = document_edges(data, self.split)
         self.prints = np.memmap(folder/'prints.bin', '<u8', 'r')
         self.places = np.memmap(folder/'places.bin', '<u8', 'r')
+
+    def _check_data(self, manifest):
+        "Raise `UserError` unless the index was made of these shards."
+        there = manifest['splits'].get(self.split)
+        if there and _shard_sums(manifest, self.split) == self.facts['shards']: return
+        raise UserError(f"expected the index of {self.data}, got one of other data, {self.facts['data']}: build it again")
 
     def __repr__(self): return f'TextIndex({len(self.prints):,} windows of {self.length} tokens of {self.data})'
 
@@ -193,35 +204,46 @@ class TextIndex:
 
 def _pairs(places, first, last, most):
     "Return (window of the text, position in the data) of every match, as two arrays."
-    windows, positions = [], []
+    windows = [np.empty(0, np.int64)]
+    positions = [np.empty(0, np.int64)]
     for i in np.flatnonzero(last > first):
         n = min(most, last[i] - first[i])
-        chosen = np.linspace(first[i], last[i] - 1, n).astype(np.int64)
+        chosen = np.linspace(first[i], last[i] - 1, n).astype(np.int64) # spread over all of them
         windows.append(np.full(n, i))
         positions.append(places[chosen].astype(np.int64))
-    if not windows: return np.empty(0, np.int64), np.empty(0, np.int64)
     return np.concatenate(windows), np.concatenate(positions)
 
 def _runs(windows, positions, length):
     "Join windows that follow one another on a diagonal: {(start, end) in the text: [positions]}."
+    if not len(windows): return {}
     diagonal = positions - windows
     order = np.lexsort((windows, diagonal))
     windows, diagonal = windows[order], diagonal[order]
-    is_new = (np.diff(diagonal) != 0) | (np.diff(windows) != 1)
-    begins = np.flatnonzero(np.append(True, is_new)) if len(windows) else []
-    ends = np.append(begins[1:], len(windows)) if len(windows) else []
+    changes = np.diff(diagonal) != 0
+    jumps = np.diff(windows) != 1
+    begins = np.append(0, np.flatnonzero(changes | jumps) + 1)
+    lasts = np.append(begins[1:], len(windows)) - 1
     runs = {}
-    for begin, end in zip(begins, ends):
-        start, stop = int(windows[begin]), int(windows[end - 1]) + length
-        runs.setdefault((start, stop), []).append(int(diagonal[begin]) + start)
+    for begin, last in zip(begins, lasts):
+        start = int(windows[begin])
+        end = int(windows[last]) + length
+        place = start + int(diagonal[begin])
+        runs.setdefault((start, end), []).append(place)
     return runs
+
+def _longest_first(span):
+    start, end = span
+    return start - end, start
+
+def _lies_inside(start, end, covered): return any(a <= start and end <= b for a, b in covered)
 
 def _longest(runs, common, length):
     "Return runs as stretches, the longest first, without those that lie inside another."
     stretches, covered = [], []
-    for (start, end), places in sorted(runs.items(), key=lambda run: (run[0][0] - run[0][1], run[0])):
-        if any(a <= start and end <= b for a, b in covered): continue
+    for start, end in sorted(runs, key=_longest_first):
+        if _lies_inside(start, end, covered): continue
         covered.append((start, end))
-        is_common = bool(((common >= start) & (common + length <= end)).any())
-        stretches.append(Stretch(start, end, sorted(places), is_common))
+        within = (common >= start) & (common + length <= end)
+        places = sorted(runs[start, end])
+        stretches.append(Stretch(start, end, places, bool(within.any())))
     return stretches

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TEMPLATE', 'secrets_of', 'plant', 'exposure', 'extraction_rows']
 
-# %% ../../nbs/api/62_recall/03_memory.ipynb #3e5de49e
+# %% ../../nbs/api/62_recall/03_memory.ipynb #e33f7b68
 import math
 from pathlib import Path
 import numpy as np
@@ -16,7 +16,7 @@ from ..generate.text import generate_ids
 from ..tokens.shards import document_edges, open_prepared, open_tokens
 from ..tokens.tokenizer import encode_text
 
-# %% ../../nbs/api/62_recall/03_memory.ipynb #31e314fb
+# %% ../../nbs/api/62_recall/03_memory.ipynb #f6b4073a
 def secrets_of(
     n:int, # secrets
     digits:int=6, # length of each
@@ -50,7 +50,7 @@ def plant(
             planted[place] += '\n' + template.format(name=name, secret=secret)
     return planted
 
-# %% ../../nbs/api/62_recall/03_memory.ipynb #4a6f2af5
+# %% ../../nbs/api/62_recall/03_memory.ipynb #992461c1
 def _candidates(secret, n, seed):
     "Return other secrets of the same length."
     digits = len(secret)
@@ -59,6 +59,16 @@ def _candidates(secret, n, seed):
     drawn = rng.choice(10**digits, n + 1, replace=False)
     others = [f'{number:0{digits}d}' for number in drawn if f'{number:0{digits}d}' != secret]
     return others[:n]
+
+def _likelihoods(model, tok, sentence, secrets, batch_size):
+    "Return the log-likelihood of each secret, and of what follows it, in its place in a sentence."
+    before, found, after = sentence.partition('\0')
+    if not found: raise UserError(f'expected a template with {{secret}}, got {sentence!r}')
+    before = before.removesuffix(' ') # a tokenizer puts the space before a word to the word
+    endings = [f' {secret}{after}' for secret in secrets]
+    per_token = continuation_logprob(model, tok, [before] * len(secrets), endings, batch_size)
+    lengths = [len(ids) for ids in encode_text(tok, endings)]
+    return per_token * lengths
 
 def exposure(
     model, # any causal model
@@ -74,17 +84,13 @@ def exposure(
     if not isinstance(secret, str) or not secret.isdigit(): raise UserError(f'expected a secret of digits, got {secret!r}')
     whole_number('n', n)
     check_seed(seed)
-    before, found, after = template.format(name=name, secret='\0').partition('\0')
-    if not found: raise UserError(f'expected a template with {{secret}}, got {template!r}')
     secrets = [secret, *_candidates(secret, n, seed)]
-    before = before.removesuffix(' ') # a tokenizer puts the space before a word to the word
-    endings = [' ' + other + after for other in secrets]
-    likely = continuation_logprob(model, tok, [before] * len(secrets), endings, batch_size)
-    likely = likely * [len(ids) for ids in encode_text(tok, endings)] # of the whole, not of a token
+    likely = _likelihoods(model, tok, template.format(name=name, secret='\0'), secrets, batch_size)
     rank = 1 + int((likely[1:] >= likely[0]).sum())
-    return dict(secret=secret, rank=rank, candidates=len(secrets), exposure=math.log2(len(secrets) / rank), p=rank / len(secrets))
+    total = len(secrets)
+    return dict(secret=secret, rank=rank, candidates=total, exposure=math.log2(total / rank), p=rank / total)
 
-# %% ../../nbs/api/62_recall/03_memory.ipynb #1df2de2e
+# %% ../../nbs/api/62_recall/03_memory.ipynb #dffe263b
 def _drawn_windows(data, split, n, length, seed):
     "Draw windows of a split that lie inside a document."
     edges, view = document_edges(data, split), open_tokens(data, split)
@@ -98,6 +104,13 @@ def _drawn_windows(data, split, n, length, seed):
     numbers = np.searchsorted(ends, chosen, 'right')
     starts = edges[numbers] + chosen - (ends - sizes)[numbers]
     return [view[int(start):int(start) + length].tolist() for start in starts]
+
+def _count_continued(model, windows, prompt, batch_size):
+    "Return how many windows the model continues word for word from their first tokens."
+    prompts = [ids[:prompt] for ids in windows]
+    rests = [ids[prompt:] for ids in windows]
+    answers = generate_ids(model, prompts, len(rests[0]), temperature=0., stop=None, batch_size=batch_size)
+    return sum(answer == rest for answer, rest in zip(answers, rests))
 
 def extraction_rows(
     model, # any causal model
@@ -114,15 +127,14 @@ def extraction_rows(
     whole_number('prompt', prompt)
     whole_number('continuation', continuation)
     check_seed(seed)
-    manifest, _ = open_prepared(data)
+    splits_there = open_prepared(data)[0]['splits']
+    signature = f'prompt:{prompt}|continuation:{continuation}|greedy|interval:wilson|seed:{seed}'
     rows = []
     for split in splits:
-        if split not in manifest['splits']: raise UserError(f"expected splits of {', '.join(manifest['splits'])}, got {split!r}")
+        if split not in splits_there: raise UserError(f"expected splits of {', '.join(splits_there)}, got {split!r}")
         windows = _drawn_windows(data, split, n, prompt + continuation, seed)
         if not windows: continue
-        prompts = [ids[:prompt] for ids in windows]
-        answers = generate_ids(model, prompts, continuation, temperature=0., stop=None, batch_size=batch_size)
-        same = sum(answer == ids[prompt:] for answer, ids in zip(answers, windows))
-        signature = f'prompt:{prompt}|continuation:{continuation}|greedy|interval:wilson|seed:{seed}'
-        rows.append(row('extracted', same / len(windows), *wilson(same, len(windows)), n=len(windows), signature=signature, split=split))
+        same = _count_continued(model, windows, prompt, batch_size)
+        asked = len(windows)
+        rows.append(row('extracted', same / asked, *wilson(same, asked), n=asked, signature=signature, split=split))
     return rows

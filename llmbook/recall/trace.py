@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SplitRows', 'Trace', 'trace', 'trace_text', 'trace_html']
 
-# %% ../../nbs/api/62_recall/02_trace.ipynb #8a38d365
+# %% ../../nbs/api/62_recall/02_trace.ipynb #b46dc165
 from dataclasses import dataclass
 from pathlib import Path
 import pandas as pd
@@ -15,7 +15,7 @@ from .index import Stretch, TextIndex
 from ..show.html import concat, html_table, tag
 from ..tokens.tokenizer import decode
 
-# %% ../../nbs/api/62_recall/02_trace.ipynb #5b40bf7a
+# %% ../../nbs/api/62_recall/02_trace.ipynb #08d14330
 class SplitRows:
     "The lines that describe the documents of one split, read as they are asked for."
     def __init__(self,
@@ -36,7 +36,7 @@ class SplitRows:
             self.seen += 1
         return self.rows[self.numbers[document]] if document < len(self.numbers) else {}
 
-# %% ../../nbs/api/62_recall/02_trace.ipynb #71d26bc9
+# %% ../../nbs/api/62_recall/02_trace.ipynb #68c79d48
 @dataclass(repr=False)
 class Trace:
     "A text and what it shares with the training data."
@@ -116,17 +116,17 @@ def _trace_table(found):
     "Return a row for each stretch and document."
     rows = []
     for number, stretch in enumerate(found.stretches):
-        words = ''.join(piece for piece, owner in found.pieces if owner == number)
+        words = _words_of(found, number)
         for about in found.documents[number]:
             rows.append(dict(stretch=number + 1, tokens=stretch.length, text=words, **about))
     return pd.DataFrame(rows, columns=['stretch', 'tokens', 'text', 'document', 'id', 'kind', 'licence', 'place'])
 
-# %% ../../nbs/api/62_recall/02_trace.ipynb #466f60aa
-def _places_of(found, number):
+# %% ../../nbs/api/62_recall/02_trace.ipynb #3b37e6e6
+def _places_of(stretch):
     "Return in words how often a stretch stands in the data."
-    stretch = found.stretches[number]
     n = len(stretch.places)
-    return f'more than {n} places' if stretch.is_common else f"{n} place{'s' * (n != 1)}"
+    if stretch.is_common: return f'more than {n} places'
+    return '1 place' if n == 1 else f'{n} places'
 
 def _document_words(about):
     "Return a document's name and licence."
@@ -134,19 +134,37 @@ def _document_words(about):
 
 def _single_line(text): return ' '.join(text.split())
 
+def _words_of(found, number):
+    "Return the words of a stretch; those that a longer one covers are left out."
+    pieces = [piece for piece, owner in found.pieces if owner == number]
+    return ''.join(pieces)
+
+def _shortened(text, most=90):
+    "Return the beginning of a text, on one line."
+    line = _single_line(text)
+    return line if len(line) <= most else line[:most - 3] + '...'
+
+def _stretch_line(found, number):
+    "Return one line about a stretch."
+    stretch = found.stretches[number]
+    first = _document_words(found.documents[number][0])
+    words = _shortened(_words_of(found, number))
+    return f'{number + 1}. {stretch.length} tokens, {_places_of(stretch)}, first {first}: "{words}"'
+
+def _share_words(found):
+    "Return the share of the text that was found, in words."
+    share = f'{found.copied:.0%} of {found.tokens} tokens'
+    return f'{share} stand in the data in stretches of {found.least} tokens or more'
+
 def trace_text(
     found:Trace, # from `trace`
     most:int=10, # stretches that are listed
 ) -> str: # lines of text
     "Return a trace as plain text."
-    lines = [f'{found.copied:.0%} of {found.tokens} tokens stand in the data in stretches of {found.least} tokens or more']
-    for number, stretch in enumerate(found.stretches[:most]):
-        words = _single_line(''.join(piece for piece, owner in found.pieces if owner == number))
-        shown = words if len(words) <= 90 else f'{words[:87]}...'
-        first = _document_words(found.documents[number][0])
-        lines.append(f'{number + 1}. {stretch.length} tokens, {_places_of(found, number)}, first {first}: "{shown}"')
-    rest = len(found.stretches) - most
-    if rest > 0: lines.append(f'and {rest} more')
+    n = len(found.stretches)
+    lines = [_share_words(found)]
+    for number in range(min(n, most)): lines.append(_stretch_line(found, number))
+    if n > most: lines.append(f'and {n - most} more')
     return '\n'.join(lines)
 
 _MARKED = 'background:color-mix(in srgb, orange 30%, transparent);border-bottom:2px solid orange'
@@ -156,18 +174,26 @@ def _marked(piece, owner):
     if owner is None: return piece
     return tag('mark', piece, tag('sup', str(owner + 1)), style=f'{_MARKED};color:inherit')
 
+def _stretch_cells(found, number):
+    "Return the cells of a stretch: its number, length and places, its documents, and the words around it."
+    stretch = found.stretches[number]
+    before, after = found.contexts[number]
+    names = [_document_words(about) for about in found.documents[number][:3]]
+    left = _single_line(before)[-60:]
+    right = _single_line(after)[:60]
+    around = f'… {left} [{number + 1}] {right} …'
+    return [number + 1, stretch.length, _places_of(stretch), ', '.join(names), around]
+
 def trace_html(
     found:Trace, # from `trace`
     most:int=20, # stretches that are listed
 ): # Markup
     "Return a trace as HTML: the text with its stretches marked, and a table of where they stand."
-    text = tag('p', *[_marked(piece, owner) for piece, owner in found.pieces], style='white-space:pre-wrap')
-    head = tag('p', f'{found.copied:.0%} of {found.tokens} tokens stand in the data in stretches of {found.least} or more.')
-    rows = []
-    for number, stretch in enumerate(found.stretches[:most]):
-        before, after = found.contexts[number]
-        names = ', '.join(_document_words(about) for about in found.documents[number][:3])
-        around = f'… {_single_line(before)[-60:]} [{number + 1}] {_single_line(after)[:60]} …'
-        rows.append([number + 1, stretch.length, _places_of(found, number), names, around])
-    if not rows: return concat([head, text])
-    return concat([head, text, html_table(['stretch', 'tokens', 'stands in', 'documents', 'around it'], rows)])
+    pieces = [_marked(piece, owner) for piece, owner in found.pieces]
+    text = tag('p', *pieces, style='white-space:pre-wrap')
+    head = tag('p', _share_words(found) + '.')
+    n = min(most, len(found.stretches))
+    if not n: return concat([head, text])
+    rows = [_stretch_cells(found, number) for number in range(n)]
+    titles = ['stretch', 'tokens', 'stands in', 'documents', 'around it']
+    return concat([head, text, html_table(titles, rows)])
