@@ -335,7 +335,11 @@ def _model_folder(path):
 def _loaded(path, **options):
     "Return a model and its tokenizer, by folder or by name on the hub; raise `UserError` for weights that are no numbers."
     from llmbook.cli import check_finite, load_lm
-    model, tok = load_lm(_model_folder(path), **options)
+    folder = _model_folder(path)
+    if (folder/'quantised.json').is_file():
+        from llmbook.generate.quantise import open_quantised
+        return open_quantised(folder)
+    model, tok = load_lm(folder, **options)
     check_finite(model)
     return model, tok
 

@@ -7,6 +7,8 @@ from folders import read_rows
 from foreign import gpt2_like
 import llmbook.cli as cli
 from llmbook.core import UserError, import_transformers
+from llmbook.generate.quantise import quantise, save_quantised
+from llmbook.generate.text import generate
 from llmbook.model.config import ModelConfig
 from llmbook.model.hf import load_pretrained, save_pretrained
 from llmbook.model.transformer import Transformer
@@ -327,6 +329,13 @@ def test_an_answer_is_held_to_a_form(model, tmp_path):
     for text in cli.llmbook_generate(model, regex='[a-c]{3}', **options): assert set(text[3:]) <= set('abc')
     for text in cli.llmbook_generate(model, schema=str(tmp_path/'age.json'), **options): assert 10 <= int(text[3:]) < 100
     with pytest.raises(UserError, match='found no file'): cli.llmbook_generate(model, schema='none.json')
+
+
+def test_a_quantised_model_is_opened_by_its_folder(model, tmp_path):
+    few, tok = load_pretrained(model)
+    save_quantised(quantise(few, 'int8', speed=False, show=False), tok, tmp_path/'few')
+    options = dict(prompt='the', tokens=5, temperature=0)
+    assert cli.llmbook_generate(str(tmp_path/'few'), **options) == ['the' + generate(few, tok, 'the', 5, temperature=0)[0]]
 
 
 def test_a_bad_value_is_a_user_error_or_works(model, tmp_path, monkeypatch, capsys):
