@@ -63,7 +63,7 @@ def test_the_command_refuses_and_takes_force(monkeypatch):
     (lambda: prepare(vocab_size='1000'), "expected vocab_size to be a whole number, got '1000'"),
     (lambda: prepare(seed=1.5), 'expected seed to be a whole number'),
     (lambda: show_card('x'), "expected a data card, got 'x'"),
-    (lambda: card_html({}), 'expected a data card'),
+    (lambda: card_html(None), 'expected a data card'),
     (lambda: lm_learner('my_data', ModelConfig(vocab_size=300)), r"got 'my_data': give lm_dls\('my_data', bs"),
     (lambda: load_pretrained('gpt2'), r"load_lm\('gpt2'\) and open_lm"),
     (lambda: load_pretrained('Qwen/Qwen3-0.6B'), r"load_lm\('Qwen/Qwen3-0.6B'\)"),
