@@ -12,14 +12,13 @@ from importlib import import_module
 from pathlib import Path
 from fastcore.script import call_parse, is_cli
 from llmbook.core import (
-    RunFolder, UserError, atomic_path, human_bytes, human_count, number, read_json, real_number, whole_number,
+    RunFolder, UserError, human_bytes, human_count, number, read_json, real_number, whole_number,
     write_json
 )
 from .errors import check_free, plain_errors
 
 # %% ../nbs/api/80_app/02_cli.ipynb #ec681283
 LIBRARY = {
-    'ChatFormat': 'tune.chat',
     'Kept': 'checkpoint.retention',
     'KeepPlan': 'pretrain.run',
     'Plan': 'plan.record',
@@ -27,7 +26,6 @@ LIBRARY = {
     'answer_length': 'tune.finetune',
     'answers': 'tune.finetune',
     'bleu_limits': 'evaluate.overlap',
-    'check_export': 'journey',
     'check_metric': 'tune.tasks',
     'check_plan': 'pretrain.run',
     'check_finite': 'model.hf',
@@ -48,7 +46,6 @@ LIBRARY = {
     'load_lm': 'model.open',
     'load_tokenizer': 'tokens.tokenizer',
     'overlap_rows': 'journey',
-    'own_template': 'tune.chat',
     'own_together': 'distributed.world',
     'open_lm': 'model.open',
     'model_tokenizer': 'model.open',
@@ -65,12 +62,12 @@ LIBRARY = {
     'rows_text': 'evaluate.stats',
     'save_pretrained': 'model.hf',
     'save_tuned': 'journey',
-    'short_card': 'journey',
     'toxicity_scorer': 'evaluate.toxicity',
     'whole_model': 'parallel.learner',
     'Talk': 'tune.talk',
     'open_chat_model': 'tune.talk',
     'sft': 'tune.sft',
+    'ship': 'ship.ship',
     'talk_in_shell': 'tune.talk',
     'with_marks': 'tune.finetune',
     'write_predictions': 'journey',
@@ -444,14 +441,6 @@ def llmbook_finetune(
     print(f"answers: {out/'predictions.jsonl'}")
     print(f"model: {out/'model'}")
 
-def _write_card(folder, source, model):
-    "Write a short card beside a model that has none of its own, unless its source has one."
-    from llmbook.cli import short_card
-    card = _model_folder(source)/'README.md'
-    if card.is_file(): text = card.read_text(encoding='utf-8')
-    else: text = short_card(Path(folder), model)
-    with atomic_path(Path(folder)/'README.md') as tmp: tmp.write_text(text, encoding='utf-8')
-
 # %% ../nbs/api/80_app/02_cli.ipynb #7877c9ba
 def _print_stream(prompt, pieces):
     "Print a text while it is written, and return it."
@@ -671,29 +660,27 @@ def _say_not_scored(rows):
         if empty: print(f"{empty} of {r['n']} continuations are empty and were not scored")
 
 # %% ../nbs/api/80_app/02_cli.ipynb #7ddb6fd8
-def _keep_template(folder, out, tok):
-    "Write the chat template of a model beside its export too, in both places that servers read."
-    from llmbook.cli import ChatFormat, own_template
-    template = own_template(folder)
-    if not template: return
-    try: ChatFormat(tok, template).save(out)
-    except UserError as e: print(f'the chat template is left out: {e}')
-
 @call_parse
 @plain_errors
 def llmbook_export(
-    model:str, # a model folder, a run's folder, or a name on the hub
+    model:str, # a model folder, a run's folder, a .gguf file, a name on the hub, or smollm2
     out:str='model', # the folder to make
+    adapter:str=None, # folder of an adapter to merge
+    gguf:str=None, # kinds of GGUF files with commas between, such as F16,Q8_0; or none; left out: F16 where it can be
+    licence:str=None, # licence of the weights, as the hub names it, such as apache-2.0
+    about:str='', # statement of the data and its licences, where no run has it
+    texts:int=10_000, # texts that go through every tokenizer
 ):
-    "Export a model in the layout of transformers, open it there and compare."
-    from llmbook.cli import check_export, save_pretrained
-    m, tok = _loaded(model, device='cpu')
-    RunFolder(out)
-    save_pretrained(m, tok, out)
-    gap = check_export(out, m)
-    _keep_template(_model_folder(model), out, tok)
-    _write_card(out, model, m)
-    print(f'{out}: opens with AutoModelForCausalLM; logits differ by at most {gap:.1e}')
+    "Write a model for transformers, llama.cpp, Ollama and people; compare each form with the model."
+    from llmbook.cli import ship
+    kinds = None if gguf is None else [kind for kind in gguf.split(',') if kind and kind != 'none']
+    shipped = ship(_any_model(model), out, adapter=adapter, gguf=kinds, licence=licence, data=about, n_texts=texts)
+    print(shipped)
+
+def _any_model(name):
+    "Return a model's folder, also that inside a run's folder; any other name as it is."
+    folder = _model_folder(name)
+    return folder if folder.is_dir() else name
 
 # %% ../nbs/api/80_app/02_cli.ipynb #95f5ed9a
 @call_parse

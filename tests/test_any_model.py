@@ -396,7 +396,7 @@ def test_a_wrapped_model_is_tuned_written_and_asked_by_commands(tf, tok, tmp_pat
     write_rows(tmp_path/'pairs.jsonl', pairs)
     llmbook_finetune('theirs', task='pairs.jsonl', out='tuned', steps=8, evaluations=2, bs=8, pairs=4)
     assert llmbook_generate('tuned', prompt='say 3', answer=True, tokens=4, temperature=0.) == ['cat']
-    llmbook_export('tuned', out='exported')
+    llmbook_export('tuned', out='exported', texts=500)
     model, _ = load_lm('exported', 'cpu')
     assert type(model) is WrappedLM
 

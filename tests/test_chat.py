@@ -965,7 +965,7 @@ def test_an_export_keeps_a_template_that_stands_in_the_configuration_alone(tmp_p
     fmt = ChatFormat(tok)
     fmt.save(tmp_path/'model')
     (tmp_path/'model'/'chat_template.jinja').unlink()
-    cli.llmbook_export(str(tmp_path/'model'), out=str(tmp_path/'out'))
+    cli.llmbook_export(str(tmp_path/'model'), out=str(tmp_path/'out'), texts=500)
     config = json.loads((tmp_path/'out'/'tokenizer_config.json').read_text())
     assert config['chat_template'] == (tmp_path/'out'/'chat_template.jinja').read_text() == fmt.template
 

@@ -106,7 +106,7 @@ def test_answers_get_the_length_of_the_references(model, tmp_path, monkeypatch, 
 def test_a_tuned_model_can_be_handed_on(model, tmp_path, capsys):
     out = tuned(model, tmp_path)
     exported = tmp_path/'export'
-    cli.llmbook_export(str(out/'model'), out=str(exported))
+    cli.llmbook_export(str(out/'model'), out=str(exported), texts=500)
     for folder in (out/'model', exported):
         theirs = import_transformers().AutoTokenizer.from_pretrained(folder)
         question = [dict(role='user', content='hi')]
@@ -145,7 +145,7 @@ def test_a_run_named_twice_is_said(tmp_path, capsys):
 def test_the_lines_of_the_card_run(model, tmp_path, monkeypatch, capsys):
     import_transformers()
     for folder in (tuned(model, tmp_path)/'model', Path(tmp_path/'plain')):
-        if not folder.exists(): cli.llmbook_export(model, out=str(folder))
+        if not folder.exists(): cli.llmbook_export(model, out=str(folder), texts=500)
         code = (folder/'README.md').read_text().split('```python\n')[1].split('```')[0]
         monkeypatch.chdir(folder)
         exec(code, {})
@@ -200,11 +200,12 @@ def test_weights_of_nan_are_refused_and_leave_nothing(broken, tmp_path, command)
 
 
 def test_an_export_that_gives_other_logits_is_refused(model, tmp_path, monkeypatch):
-    from llmbook import journey
+    from llmbook.ship import verify
     for gap in (math.nan, 1e-3):
-        monkeypatch.setattr(journey, 'logits_gap', lambda *args: gap)
-        with pytest.raises(UserError, match='within 1e-4'):
-            cli.llmbook_export(model, out=str(tmp_path/'e'))
+        monkeypatch.setattr(verify, '_largest', lambda *args: gap)
+        with pytest.raises(UserError, match='logits, transformers: .*, expected 1.0e-04'):
+            cli.llmbook_export(model, out=str(tmp_path/'e'), gguf='none', texts=10)
+        assert not (tmp_path/'e').exists()
 
 
 # ---- evaluation ----
@@ -341,7 +342,7 @@ def test_a_quantised_model_is_opened_by_its_folder(model, tmp_path):
 def test_a_bad_value_is_a_user_error_or_works(model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     def nothing(*args, **options): raise UserError('expected to get here: the arguments are taken')
-    for heavy in ('journey', 'prepare', 'finetune', 'continuation_rows', 'save_pretrained'):
+    for heavy in ('journey', 'prepare', 'finetune', 'continuation_rows', 'save_pretrained', 'ship'):
         monkeypatch.setattr(cli, heavy, nothing)
     unexpected = []
     for f, good in calls(model, tmp_path):

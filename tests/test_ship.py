@@ -119,7 +119,8 @@ def test_special_tokens_and_ends_are_named(tok, tmp_path):
 def test_a_begin_mark_is_put_where_the_tokenizer_puts_it(tok, tmp_path):
     from tokenizers import processors
     begun = extend_tokenizer(tok, ['<s>'])
-    begun.post_processor = processors.TemplateProcessing(single='<s> $A', special_tokens=[('<s>', begun.token_to_id('<s>'))])
+    begin = ('<s>', begun.token_to_id('<s>'))
+    begun.post_processor = processors.TemplateProcessing(single='<s> $A', special_tokens=[begin])
     path = save_gguf(small(), begun, tmp_path/'m.gguf')
     back = load_gguf_tokenizer(path)
     assert back.encode('the cat').ids == begun.encode('the cat').ids
@@ -170,7 +171,8 @@ def test_all_faults_are_told_at_once():
 
 
 @pytest.mark.parametrize('number, kind, says', [
-    (float('nan'), 'F32', 'NaN'), (float('inf'), 'Q8_0', 'infinity'), (1e6, 'F16', 'write BF16'), (1e6, 'Q4_0', 'write BF16')])
+    (float('nan'), 'F32', 'NaN'), (float('inf'), 'Q8_0', 'infinity'),
+    (1e6, 'F16', 'write BF16'), (1e6, 'Q4_0', 'write BF16')])
 def test_damaged_weights_are_refused(number, kind, says, tok, tmp_path):
     model = small()
     model.blocks[1].mlp.up_proj.weight.data[3, 5] = number
