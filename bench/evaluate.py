@@ -5,7 +5,7 @@ beside each goal counts the tokens that have to be read: with C tokens of contex
 C + kL; what comes before every question is read once. Numbers have to agree to 1e-4 nats.
 Needs `lm-eval` (pip install '.[bench]').
 """
-import json, statistics, sys, tempfile, time
+import json, sys, tempfile, time
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
@@ -59,10 +59,11 @@ def documents(name):
     "Return texts of mixed lengths, or long ones."
     r = np.random.default_rng(2)
     found = sentences()
-    sizes = [240] * 3 if name == 'long_documents' else np.exp(r.normal(1., 1.1, 96)).astype(int) + 1
+    if name == 'long_documents': sizes = np.full(3, 240)
+    else: sizes = np.exp(r.normal(1., 1.1, 96)).astype(int) + 1
+    if name == 'short_documents': sizes = sizes.clip(max=60)
     starts = r.integers(len(found) - 300, size=len(sizes))
-    return [' '.join(found[start:start + min(n, 60 if name == 'short_documents' else n)])
-            for start, n in zip(starts, sizes)]
+    return [' '.join(found[start:start + n]) for start, n in zip(starts, sizes)]
 
 
 def model_folder(folder):
@@ -105,8 +106,13 @@ def ours(folder):
     from llmbook.evaluate.perplexity import document_nats
     from llmbook.model.open import load_lm
     model, tok = load_lm(folder, 'cpu')
+
     def likelihoods(some): return log_likelihoods(model, tok, some, BATCH).logprob.tolist()
-    def nats(texts): return (-document_nats(model, tok, texts, stride=CONTEXT, batch_size=BATCH, full_last=True)[:, 0]).tolist()
+
+    def nats(texts):
+        found = document_nats(model, tok, texts, stride=CONTEXT, batch_size=BATCH, full_last=True)
+        return (-found[:, 0]).tolist()
+
     return likelihoods, nats
 
 
@@ -114,10 +120,19 @@ def theirs(folder):
     tf = quiet_transformers()
     from lm_eval.models.huggingface import HFLM
     model = tf.AutoModelForCausalLM.from_pretrained(folder).eval()
-    hub = HFLM(pretrained=model, tokenizer=tf.AutoTokenizer.from_pretrained(folder), batch_size=BATCH, max_length=CONTEXT)
+    tok = tf.AutoTokenizer.from_pretrained(folder)
+    hub = HFLM(pretrained=model, tokenizer=tok, batch_size=BATCH, max_length=CONTEXT)
+
     def asked(args): return [SimpleNamespace(args=one) for one in args]
-    def likelihoods(some): return [x for x, _ in hub.loglikelihood(asked(some), disable_tqdm=True)]
-    def nats(texts): return hub.loglikelihood_rolling(asked([(t,) for t in texts]), disable_tqdm=True)
+
+    def likelihoods(some):
+        found = hub.loglikelihood(asked(some), disable_tqdm=True)
+        return [logprob for logprob, _ in found]
+
+    def nats(texts):
+        requests = asked([(text,) for text in texts])
+        return hub.loglikelihood_rolling(requests, disable_tqdm=True)
+
     return likelihoods, nats
 
 
@@ -144,18 +159,27 @@ def same_choices(ours, theirs):
     return int((a.argmax(1) == b.argmax(1)).sum()), len(a)
 
 
+def agreement(name, ours, theirs):
+    "Return what is said of two lists of numbers, and whether they are equal up to rounding."
+    gap = np.abs(np.subtract(ours, theirs))
+    said = f'largest difference {gap.max():.1e} nats'
+    if name in QUESTIONS:
+        same, n = same_choices(ours, theirs)
+        return f'{said}, the same choice in {same} of {n} questions', gap.max() <= 1e-4
+    relative = gap / np.maximum(1, np.abs(theirs)) # a document's sum has hundreds of terms
+    return said, relative.max() <= 1e-4
+
+
 def report(name, rounds, limit):
     "Print the times, the agreement and the ratio of a workload."
-    a, b = (rounds[0][side]['values'][name] for side in ('ours', 'theirs'))
-    gap = np.abs(np.subtract(a, b))
-    relative = gap / np.maximum(1, np.abs(b)) # a document's sum has hundreds of terms
-    agree = f'largest difference {gap.max():.1e} nats'
-    if name in QUESTIONS: agree += ', the same choice in {} of {} questions'.format(*same_choices(a, b))
-    mine, other = (statistics.median(r[side]['seconds'][name] for r in rounds) for side in ('ours', 'theirs'))
-    limit = f', limit {limit:.1f}' if limit else ''
-    print(f'{name}: {mine:.2f} s, lm-eval {other:.2f} s{limit}; {agree}')
-    if (gap if name in QUESTIONS else relative).max() > 1e-4: sys.exit(f'{name}: expected equal numbers')
-    ratio = statistics.median(r['theirs']['seconds'][name] / r['ours']['seconds'][name] for r in rounds)
+    first = rounds[0]
+    said, is_equal = agreement(name, first['ours']['values'][name], first['theirs']['values'][name])
+    ours = np.array([r['ours']['seconds'][name] for r in rounds])
+    theirs = np.array([r['theirs']['seconds'][name] for r in rounds])
+    if limit: said = f'limit {limit:.1f}; {said}'
+    print(f'{name}: {np.median(ours):.2f} s, lm-eval {np.median(theirs):.2f} s; {said}')
+    if not is_equal: sys.exit(f'{name}: expected equal numbers')
+    ratio = np.median(theirs / ours)
     print(f'evaluate_{name}: ratio {ratio:.2f} goal {GOALS[name]}')
 
 

@@ -74,10 +74,12 @@ def test_shares_of_very_unlikely_choices_are_numbers():
 
 def test_lighteval_1307_shots_are_a_pure_function_of_the_seed_and_the_question():
     names = [f'q{i}' for i in range(30)]
-    first = [draw_shots(names, 5, name, seed=3) for name in names]
-    assert [draw_shots(names, 5, name, seed=3) for name in names[::-1]] == first[::-1]
-    assert first != [draw_shots(names, 5, name, seed=4) for name in names]
     reversed_pool = names[::-1]
+    first = [draw_shots(names, 5, name, seed=3) for name in names]
+    asked_in_reverse = [draw_shots(names, 5, name, seed=3) for name in reversed_pool]
+    of_another_seed = [draw_shots(names, 5, name, seed=4) for name in names]
+    assert asked_in_reverse == first[::-1]
+    assert of_another_seed != first
     for name, drawn in zip(names, first):
         again = draw_shots(reversed_pool, 5, name, seed=3)
         assert [reversed_pool[i] for i in again] == [names[i] for i in drawn]
@@ -201,11 +203,12 @@ def test_the_interval_of_core_comes_from_its_items():
 
 def test_core_from_a_folder(tiny, tmp_path):
     (tmp_path/'eval_data').mkdir()
-    tasks = dict(copa=('multiple_choice', dict(query='The capital of Italy is', choices=['Rome', 'Paris'], gold=0)),
-                 winograd=('schema', dict(context_options=['Rome is', 'Paris is'], continuation='Italy', gold=0)),
-                 squad=('language_modeling', dict(context='Italy :', continuation='Rome')))
+    copa = dict(query='The capital of Italy is', choices=['Rome', 'Paris'], gold=0)
+    winograd = dict(context_options=['Rome is', 'Paris is'], continuation='Italy', gold=0)
+    squad = dict(context='Italy :', continuation='Rome')
+    tasks = [('copa', 'multiple_choice', copa), ('winograd', 'schema', winograd), ('squad', 'language_modeling', squad)]
     lines = ['icl_tasks:']
-    for name, (kind, record) in tasks.items():
+    for name, kind, record in tasks:
         lines.append(f'- {{label: {name}, dataset_uri: {name}.jsonl, num_fewshot: [0], icl_task_type: {kind}}}')
         (tmp_path/f'eval_data/{name}.jsonl').write_text(json.dumps(record) + '\n')
     (tmp_path/'core.yaml').write_text('\n'.join(lines))
@@ -272,10 +275,14 @@ def test_lm_eval_2301_word_token_and_byte_stand_together(tiny):
     found = evaluate(*tiny, EvalTask('texts', texts, kind='text'), progress=False)
     nats, tokens, size = perplexity.document_nats(*tiny, texts).sum(0)
     words = sum(len(t.split()) for t in texts)
-    assert found.value('texts perplexity') == pytest.approx(math.exp(nats / tokens))
-    assert found.value('texts word_perplexity') == pytest.approx(math.exp(nats / words))
-    assert found.value('texts byte_perplexity') == pytest.approx(math.exp(nats / size))
-    assert found.value('texts bits_per_byte') == pytest.approx(nats / size / math.log(2))
+    wanted = dict(
+        perplexity=math.exp(nats / tokens),
+        word_perplexity=math.exp(nats / words),
+        byte_perplexity=math.exp(nats / size),
+        bits_per_byte=nats / size / math.log(2),
+    )
+    for name, value in wanted.items():
+        assert found.value(f'texts {name}') == pytest.approx(value), name
 
 
 def test_lm_eval_806_bits_per_byte_is_the_logarithm_of_byte_perplexity():
@@ -322,8 +329,9 @@ def test_scores_are_those_of_lm_eval(tiny, tmp_path):
     from lm_eval.tasks import TaskManager
     model, tok = tiny
     save_pretrained(model, tok, tmp_path/'model')
-    hub = HFLM(pretrained=tf.AutoModelForCausalLM.from_pretrained(tmp_path/'model').eval(), batch_size=4,
-               tokenizer=tf.AutoTokenizer.from_pretrained(tmp_path/'model'))
+    hub_model = tf.AutoModelForCausalLM.from_pretrained(tmp_path/'model').eval()
+    hub_tok = tf.AutoTokenizer.from_pretrained(tmp_path/'model')
+    hub = HFLM(pretrained=hub_model, tokenizer=hub_tok, batch_size=4)
     file = written_task(tmp_path)
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
     theirs = lm_eval.simple_evaluate(hub, tasks=['towns'], task_manager=manager, bootstrap_iters=0)
@@ -359,16 +367,23 @@ def test_names_that_are_no_tasks_are_refused(source):
 
 
 def test_filters_become_a_rule():
-    facts = dict(doc_to_text='{{q}}', doc_to_target='{{a}}', generation_kwargs=dict(until=['\n'], max_gen_toks=9),
-                 filter_list=[dict(filter=[dict(function='regex', regex_pattern=r'(\d+)', group_select=-1),
-                                           dict(function='take_first')])],
-                 metric_list=[dict(metric='exact_match', ignore_case=True)])
-    task = task_from_facts(facts, [dict(q='1', a='2')], path='sums.yaml')
+    last_number = dict(function='regex', regex_pattern=r'(\d+)', group_select=-1)
+    take_first = dict(function='take_first')
+    majority = dict(function='majority')
+    records = [dict(q='1', a='2')]
+    facts = dict(
+        doc_to_text='{{q}}',
+        doc_to_target='{{a}}',
+        generation_kwargs=dict(until=['\n'], max_gen_toks=9),
+        filter_list=[dict(filter=[last_number, take_first])],
+        metric_list=[dict(metric='exact_match', ignore_case=True)],
+    )
+    task = task_from_facts(facts, records, path='sums.yaml')
     assert (task.kind, task.stop, task.max_new_tokens) == ('generate', ('\n',), 9)
     assert extract_answer('1 and 2', task.extract) == '2'
     assert task.normalise == dict(ignore_case=True)
-    with pytest.raises(UserError, match='expected filters'):
-        task_from_facts(facts | dict(filter_list=[dict(filter=[dict(function='majority')])]), [dict(q='1', a='2')])
+    facts['filter_list'] = [dict(filter=[majority])]
+    with pytest.raises(UserError, match='expected filters'): task_from_facts(facts, records)
 
 
 # ---- logs and the page ----
@@ -376,12 +391,16 @@ def test_filters_become_a_rule():
 def test_logs_hold_what_the_store_holds(tiny, tmp_path):
     found = evaluate(*tiny, capitals(shots=1), progress=False, label='tiny')
     key, = found.keys
-    lines = [json.loads(line) for line in write_harness_samples(found.store, key, tmp_path).read_text().splitlines()]
-    assert [line['acc'] for line in lines] == found.items()['score_acc'].tolist()
+    wanted = found.items()['score_acc'].tolist()
+    harness_file = write_harness_samples(found.store, key, tmp_path)
+    lines = [json.loads(line) for line in harness_file.read_text().splitlines()]
+    assert [line['acc'] for line in lines] == wanted
     assert lines[0]['arguments']['gen_args_1']['arg_1'] == ' Rome'
-    log = json.loads(write_inspect_log(found.store, key, tmp_path).read_text())
-    assert [s['scores']['acc']['value'] for s in log['samples']] == [line['acc'] for line in lines]
-    assert log['results']['scores'][0]['metrics']['mean']['value'] == found.value('capitals acc')
+    inspect_file = write_inspect_log(found.store, key, tmp_path)
+    log = json.loads(inspect_file.read_text())
+    assert [sample['scores']['acc']['value'] for sample in log['samples']] == wanted
+    first_score = log['results']['scores'][0]
+    assert first_score['metrics']['mean']['value'] == found.value('capitals acc')
 
 
 def test_inspect_opens_its_log(tiny, tmp_path):
@@ -450,9 +469,14 @@ def test_the_command_asks_tasks_and_refuses_what_it_cannot(tiny, tmp_path, capsy
     said = capsys.readouterr().out
     assert 'currencies acc' in said
     assert len(list((tmp_path/'out/inspect').glob('*.json'))) == 1
-    refusals = [(dict(tasks='nothing'), 'embedded task'), (dict(tasks='sums', out='x.json'), 'a folder with --tasks'),
-                (dict(tasks='sums', logs='helm'), '--logs among'), (dict(tasks='sums', limit=0), '--limit'),
-                (dict(tasks='sums', shots=-1), '--shots')]
-    for options, why in refusals:
-        with pytest.raises(UserError, match=why): cli.llmbook_evaluate(model, **(dict(out=out) | options))
+    refusals = [
+        (dict(tasks='nothing'), 'embedded task'),
+        (dict(out='x.json'), 'a folder with --tasks'),
+        (dict(logs='helm'), '--logs among'),
+        (dict(limit=0), '--limit'),
+        (dict(shots=-1), '--shots'),
+    ]
+    for change, why in refusals:
+        options = dict(tasks='sums', out=out) | change
+        with pytest.raises(UserError, match=why): cli.llmbook_evaluate(model, **options)
     with pytest.raises(UserError, match='tasks or texts'): cli.llmbook_evaluate(model, 'a.txt', tasks='sums', out=out)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from llmbook.core import UserError, write_json
 from llmbook.evaluate.items import (
-    MEASURES, ItemScore, ItemStore, Measure, Setting, item_values, measure_of, model_fingerprint, old_rows, pass_at_k,
+    MEASURES, ItemScore, ItemStore, Measure, Setting, item_values, measure_of, model_fingerprint, old_rows,
     rows_as_items, score_rows
 )
 from llmbook.evaluate.run import evaluate
@@ -162,13 +162,17 @@ def assert_same_rows(rows, others):
 
 
 def test_drawn_answers_are_the_same_after_a_kill(tiny, tmp_path):
-    sums = EvalTask('sums', [dict(a=i) for i in range(5)], 'France {{ a }}', answer='Paris', max_new_tokens=4,
-                    temperature=1., repeats=3)
+    def written(found):
+        items = found.items().sort_values(['item', 'repeat'])
+        return items['answer'].tolist()
+
+    docs = [dict(a=i) for i in range(5)]
+    drawn = dict(max_new_tokens=4, temperature=1., repeats=3)
+    sums = EvalTask('sums', docs, 'France {{ a }}', answer='Paris', **drawn)
     whole = evaluate(*tiny, sums, tmp_path/'whole', progress=False)
     part = evaluate(*tiny, sums, tmp_path/'part', limit=2, progress=False)
     assert part.rows[0]['n'] == 2
     resumed = evaluate(*tiny, sums, tmp_path/'part', progress=False)
-    def written(found): return found.items().sort_values(['item', 'repeat'])['answer'].tolist()
     assert written(resumed) == written(whole)
 
 
@@ -176,23 +180,23 @@ def test_drawn_answers_are_the_same_after_a_kill(tiny, tmp_path):
 
 def test_attempts_are_averaged_by_question(store):
     key = store.begin(SETTING)
-    right = dict(a=[1, 1, 0, 0], b=[0, 0, 0, 0], c=[1, 0, 0, 0])
+    right = dict(a=[1., 1., 0., 0.], b=[0., 0., 0., 0.], c=[1., 0., 0., 0.])
     for repeat in range(4):
-        store.add(key, [ItemScore(name, dict(exact_match=float(some[repeat])), repeat=repeat)
-                        for name, some in right.items()])
-    rows = {r['metric']: r['value'] for r in score_rows(store, key, ['exact_match', 'pass@1', 'pass@2'])}
-    assert rows['task exact_match'] == pytest.approx((2 / 4 + 0 + 1 / 4) / 3)
-    assert rows['task pass@1'] == rows['task exact_match']
-    assert rows['task pass@2'] == pytest.approx((1 - 1 / 6 + 0 + 1 / 2) / 3)
+        items = []
+        for name, scores in right.items():
+            items.append(ItemScore(name, dict(exact_match=scores[repeat]), repeat=repeat))
+        store.add(key, items)
+    rows = score_rows(store, key, ['exact_match', 'pass@1', 'pass@2'])
+    mean, one, two = [r['value'] for r in rows]
+    assert mean == pytest.approx((2 / 4 + 0 + 1 / 4) / 3)
+    assert one == mean
+    assert two == pytest.approx((5 / 6 + 0 + 1 / 2) / 3) # of the six pairs of a's attempts, one has none that is right
 
 
-def test_pass_at_k_is_the_share_of_sets_with_a_right_one():
-    from itertools import combinations
-    for n in range(1, 7):
-        for c in range(n + 1):
-            for k in range(1, n + 1):
-                sets = list(combinations([i < c for i in range(n)], k))
-                assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, sets)) / len(sets))
+def test_pass_at_k_needs_k_attempts(store):
+    key = store.begin(SETTING)
+    store.add(key, [ItemScore('a', dict(exact_match=1.), repeat=repeat) for repeat in range(2)])
+    with pytest.raises(UserError, match='n=2, c=2, k=3'): score_rows(store, key, ['pass@3'])
 
 
 def test_evaluate_688_a_ratio_is_one_of_sums(store):
@@ -228,9 +232,14 @@ def test_clusters_widen_the_interval(store):
     r = np.random.default_rng(0)
     names = item_ids([str(i) for i in range(200)])
     by_passage = r.random(20) < .5
-    store.add(alone, [ItemScore(name, dict(acc=float(by_passage[i // 10]))) for i, name in enumerate(names)])
-    store.add(together, [ItemScore(name, dict(acc=float(by_passage[i // 10])), cluster=f'passage {i // 10}')
-                         for i, name in enumerate(names)])
+    singles, clustered = [], []
+    for i, name in enumerate(names):
+        passage = i // 10
+        scores = dict(acc=float(by_passage[passage]))
+        singles.append(ItemScore(name, scores))
+        clustered.append(ItemScore(name, scores, cluster=f'passage {passage}'))
+    store.add(alone, singles)
+    store.add(together, clustered)
     wide, = score_rows(store, together)
     narrow, = score_rows(store, alone)
     assert wide['high'] - wide['low'] > 2 * (narrow['high'] - narrow['low'])
@@ -238,10 +247,15 @@ def test_clusters_widen_the_interval(store):
 
 
 def test_lighteval_408_the_bootstrap_needs_sums_of_clusters(store, monkeypatch):
-    sizes = []
     from llmbook.evaluate import items
     real = items.bootstrap
-    monkeypatch.setattr(items, 'bootstrap', lambda v, *a, **k: (sizes.append(len(v)), real(v, *a, **k))[1])
+    sizes = []
+
+    def counted(values, *args, **kwargs):
+        sizes.append(len(values))
+        return real(values, *args, **kwargs)
+
+    monkeypatch.setattr(items, 'bootstrap', counted)
     key = store.begin(SETTING)
     store.add(key, [ItemScore(str(i), dict(acc=1.), cluster=str(i % 5)) for i in range(500)])
     score_rows(store, key)

@@ -69,8 +69,11 @@ def plain_way(model, tok, pairs):
         n = len(whole) - len(before)
         ids = whole if before else [0, *whole]
         ids = ids[-97:]
-        with torch.no_grad(): p = model.logits(model(torch.tensor([ids[:-1]]))).double().log_softmax(-1)[0]
-        sums.append(sum(float(p[t - 1, ids[t]]) for t in range(len(ids) - n, len(ids))))
+        x = torch.tensor([ids[:-1]])
+        y = torch.tensor(ids[1:])
+        with torch.no_grad(): logits = model.logits(model(x))[0]
+        logprob = logits.double().log_softmax(-1)[range(len(y)), y]
+        sums.append(float(logprob[-n:].sum()))
     return np.array(sums)
 
 

@@ -16,11 +16,16 @@ from ..evaluate.task_files import load_task
 # %% ../../nbs/api/82_commands/05_evaluate.ipynb #6485101f
 LOGS = {'lm-eval': write_harness_samples, 'inspect': write_inspect_log} # name of a tool -> what writes its log
 
+def _listed(text):
+    "Return the names in a text with commas between."
+    names = [name.strip() for name in text.split(',')]
+    return [name for name in names if name]
+
 def check_logs(
     logs:str|None, # names with commas between; None: no logs
 ) -> list[str]: # names; UserError for another one
     "Return the logs that are wanted."
-    names = [name.strip() for name in (logs or '').split(',') if name.strip()]
+    names = _listed(logs or '')
     for name in names:
         if name not in LOGS: raise UserError(f'expected --logs among {", ".join(LOGS)}, got {name!r}')
     return names
@@ -31,13 +36,18 @@ def named_tasks(
     shots:int|None=None, # solved questions before each question; None: as each task says
 ) -> list: # `EvalTask`s; UserError for a name that is unknown
     "Open the tasks of a command line."
-    names = [name.strip() for name in tasks.split(',') if name.strip()]
+    names = _listed(tasks)
     if not names: raise UserError('expected names of tasks with commas between, got none')
     if data and len(names) > 1: raise UserError(f'expected one task with --data, got {len(names)}: ask them one by one')
     found = [load_task(name, data) for name in names]
     if shots is None: return found
     whole_number('--shots', shots, 0)
     return [replace(task, shots=0 if task.kind == 'text' else shots) for task in found]
+
+def _say_set_aside(account):
+    "Print how many records of a task were set aside, and why."
+    if not account['set_aside']: return
+    print(f"{account['task']}: {account['set_aside']} of {account['records']} records set aside: {account['reasons']}")
 
 def evaluate_tasks(
     model, # a model
@@ -52,9 +62,12 @@ def evaluate_tasks(
     "Ask tasks, print the table, and say where everything lies."
     found = evaluate(model, tok, tasks, out, limit, seed, label=label)
     print(found)
-    for a in found.accounts:
-        if a['set_aside']: print(f"{a['task']}: {a['set_aside']} of {a['records']} records set aside: {a['reasons']}")
+    for account in found.accounts: _say_set_aside(account)
+    folder = Path(out)
     for name in logs:
-        for key in found.keys: print(f'{name}: {LOGS[name](found.store, key, Path(out)/name)}')
-    print(f"answers: {Path(out)/'items'}; rows: {Path(out)/'evaluation.json'}")
+        write = LOGS[name]
+        for key in found.keys:
+            file = write(found.store, key, folder/name)
+            print(f'{name}: {file}')
+    print(f"answers: {folder/'items'}; rows: {folder/'evaluation.json'}")
     return found

@@ -23,12 +23,16 @@ def choice_values(
 ) -> dict: # measure -> (k,) values, of which the highest is picked
     "Return the values of choices by each rule."
     logprob = np.asarray(logprob, float)
-    if len(logprob) != len(choices) or not len(choices): raise UserError(
-        f'expected a log-likelihood for each of {len(choices)} choices, got {len(logprob)}')
+    k = len(choices)
+    if len(logprob) != k or k == 0: raise UserError(
+        f'expected a log-likelihood for each of {k} choices, got {len(logprob)}')
     if not all(choices): raise UserError(f'expected choices with text, got {choices!r}')
     characters = np.array([len(text) for text in choices])
-    sizes = np.array([len(text.encode('utf-8', 'replace')) for text in choices])
-    values = dict(acc=logprob, acc_norm=logprob / characters, acc_bytes=logprob / sizes)
+    encoded = [text.encode('utf-8', 'replace') for text in choices]
+    sizes = np.array([len(data) for data in encoded])
+    values = dict(acc=logprob)
+    values['acc_norm'] = logprob / characters
+    values['acc_bytes'] = logprob / sizes
     if tokens is not None: values['acc_token'] = logprob / np.asarray(tokens)
     if unconditional is not None: values['acc_mutual_info'] = logprob - np.asarray(unconditional, float)
     return values
@@ -47,21 +51,31 @@ def _is_near_tie(values):
     second, first = np.sort(values)[-2:]
     return bool(first - second < NEAR)
 
+def _brier(shares, gold):
+    "Return the squared distance of shares from the truth, which right choices have in equal parts."
+    is_right = np.isin(np.arange(len(shares)), gold)
+    truth = is_right / len(gold)
+    return float(((shares - truth) ** 2).sum())
+
 def choice_scores(
     values:dict, # from `choice_values`
     gold:list[int], # numbers of the right choices
 ) -> tuple[dict, dict]: # scores: measure -> 0 or 1, and brier; details: picks, shares, near ties
     "Score an answer by each rule."
-    k = len(values['acc'])
-    if not gold or not all(0 <= g < k for g in gold): raise UserError(
+    logprob = np.asarray(values['acc'])
+    k = len(logprob)
+    is_inside = all(0 <= g < k for g in gold)
+    if not gold or not is_inside: raise UserError(
         f'expected the number of a right choice from 0 to {k - 1}, got {gold!r}')
-    picks = {name: int(np.argmax(v)) for name, v in values.items()}
-    scores = {name: float(pick in gold) for name, pick in picks.items()}
-    shares = shares_of(values['acc'])
-    truth = np.isin(np.arange(k), gold) / len(gold)
-    scores['brier'] = float(((shares - truth) ** 2).sum())
-    ties = [name for name, v in values.items() if _is_near_tie(v)]
-    details = dict(logprob=np.asarray(values['acc']).tolist(), shares=shares.tolist(), picks=picks)
+    picks, scores, ties = {}, {}, []
+    for name, v in values.items():
+        pick = int(np.argmax(v))
+        picks[name] = pick
+        scores[name] = float(pick in gold)
+        if _is_near_tie(v): ties.append(name)
+    shares = shares_of(logprob)
+    scores['brier'] = _brier(shares, gold)
+    details = dict(logprob=logprob.tolist(), shares=shares.tolist(), picks=picks)
     if ties: details['near_ties'] = ties
     return scores, details
 

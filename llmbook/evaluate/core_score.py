@@ -57,6 +57,24 @@ def _error_of(r):
     if items is None: return None
     return clustered_error(items['values'], items['clusters'])
 
+def _core_interval(value, rows, baselines):
+    "Return the ends of a normal interval around a mean of tasks; None for both if a row has no items."
+    errors = []
+    for name, r in rows.items():
+        error = _error_of(r)
+        if error is None: return None, None
+        above_guessing = 1 - baselines[name] / 100
+        errors.append(error / above_guessing)
+    half = 1.96 * np.sqrt(np.square(errors).sum()) / len(rows)
+    return value - half, value + half
+
+def _rows_by_task(rows, baselines):
+    "Return task -> its row, for the tasks of CORE that have a value."
+    found = {}
+    for r in rows:
+        if r.get('task') in baselines and r['value'] is not None: found[r['task']] = r
+    return found
+
 def core_row(
     rows:list[dict], # rows of accuracies; `task` in each names the task
     version:int=2, # of the baselines
@@ -64,22 +82,18 @@ def core_row(
 ) -> dict: # a row
     "Make the row of CORE from rows of its tasks."
     baselines = core_baselines(version)
-    found = {r.get('task'): r for r in rows if r.get('task') in baselines and r['value'] is not None}
-    if not partial: core_score({name: r['value'] for name, r in found.items()}, version) # refuses what is missing
+    found = _rows_by_task(rows, baselines)
+    accuracies = {name: r['value'] for name, r in found.items()}
+    if not partial: core_score(accuracies, version) # refuses what is missing
     if not found: raise UserError('expected a task of CORE, got none')
-    values = [centred(r['value'], baselines[name]) for name, r in found.items()]
-    errors = [_error_of(r) for r in found.values()]
-    value = float(np.mean(values))
-    low = high = None
-    if None not in errors:
-        above_guessing = [1 - baselines[name] / 100 for name in found]
-        scaled = np.array(errors) / above_guessing
-        half = 1.96 * np.sqrt((scaled ** 2).sum()) / len(found)
-        low, high = value - half, value + half
-    name = 'CORE' if len(found) == len(baselines) else f'centred mean of {len(found)} tasks of CORE'
+    value = float(np.mean([centred(accuracy, baselines[name]) for name, accuracy in accuracies.items()]))
+    low, high = _core_interval(value, found, baselines)
+    is_whole = len(found) == len(baselines)
+    name = 'CORE' if is_whole else f'centred mean of {len(found)} tasks of CORE'
     n = sum(r['n'] for r in found.values())
-    r = row(name, value, low, high, n, f'baselines:version {version}|tasks:{len(found)}|interval:normal, by items')
-    return {**r, 'task': 'core', 'target': 1., 'better': 'higher', 'read': 'accuracy above guessing, 0 to 1'}
+    signature = f'baselines:version {version}|tasks:{len(found)}|interval:normal, by items'
+    r = row(name, value, low, high, n, signature)
+    return r | dict(task='core', target=1., better='higher', read='accuracy above guessing, 0 to 1')
 
 # %% ../../nbs/api/60_evaluate/17_core_score.ipynb #e69de112
 def _core_records(path):

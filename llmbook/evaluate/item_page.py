@@ -17,6 +17,20 @@ _ORDERS = ('as asked', 'worst first', 'best first', 'surest wrong first')
 
 def _sureness(details): return max(details.get('shares') or [0.])
 
+def _ordered(table, order):
+    "Return answers in one of the `_ORDERS`; 'surest wrong first' leaves the right ones out."
+    if order == 'as asked': return table
+    if order != 'surest wrong first':
+        return table.sort_values('score', ascending=order == 'worst first', kind='stable')
+    wrong = table[table['score'] < 1]
+    sure = [_sureness(details) for details in wrong['details']]
+    return wrong.assign(sure=sure).sort_values('sure', ascending=False, kind='stable')
+
+def _holds(table, words):
+    "Return which answers hold a text in their prompt, their answer or the right one."
+    text = table['prompt'] + '\n' + table['answer'] + '\n' + table['gold']
+    return text.str.contains(words, case=False, regex=False)
+
 @checked
 def pick_items(
     table:pd.DataFrame, # answers of one setting, from `ItemStore.read`
@@ -28,20 +42,17 @@ def pick_items(
 ) -> pd.DataFrame: # with a column `score`
     "Filter and sort answers."
     names = measure_names(table)
-    measure = measure or (names[0] if names else '')
+    if not measure and names: measure = names[0]
     if measure not in names: raise UserError(f'expected a measure among {", ".join(names) or "none"}, got {measure!r}')
     if order not in _ORDERS: raise UserError(f'expected an order among {", ".join(_ORDERS)}, got {order!r}')
-    table = table.assign(score=[_single(v) for v in table[f'score_{measure}']])
-    if words:
-        text = table['prompt'] + '\n' + table['answer'] + '\n' + table['gold']
-        table = table[text.str.contains(words, case=False, regex=False)]
-    if near_ties: table = table[[bool(d.get('near_ties')) for d in table['details']]]
-    if order in ('worst first', 'best first'):
-        table = table.sort_values('score', ascending=order == 'worst first', kind='stable')
-    if order == 'surest wrong first':
-        sure = [_sureness(d) for d in table['details']]
-        table = table.assign(sure=sure)[(table['score'] < 1).values].sort_values('sure', ascending=False, kind='stable')
-    return table.head(whole_number('most', most))
+    most = whole_number('most', most)
+    scores = [_single(score) for score in table[f'score_{measure}']]
+    table = table.assign(score=scores)
+    if words: table = table[_holds(table, words)]
+    if near_ties:
+        is_tie = [bool(details.get('near_ties')) for details in table['details']]
+        table = table[is_tie]
+    return _ordered(table, order).head(most)
 
 def _single(v):
     "Return a score as one number; a pair becomes its ratio."
@@ -49,20 +60,21 @@ def _single(v):
     return v
 
 # %% ../../nbs/api/60_evaluate/19_item_page.ipynb #2ee033b6
+def _side(table, measure, when):
+    "Return the answers of one side by item: prompt, gold, and answer and score with `when` in their names."
+    names, values, _ = item_values(table, measure)
+    scores = pd.Series(values[:, 0] / values[:, 1], index=names, name=f'score_{when}')
+    texts = table.drop_duplicates('item').set_index('item')[['prompt', 'gold', 'answer']]
+    return texts.rename(columns=dict(answer=f'answer_{when}')).join(scores, how='inner')
+
 def changed_items(
     before:pd.DataFrame, # answers of one setting
     after:pd.DataFrame, # answers of another setting of the same task
     measure:str='acc', # the score that counts
 ) -> pd.DataFrame: # item, prompt, gold, change; answer_ and score_ before and after; the largest changes first
     "Set two evaluations side by side, question by question."
-    sides = []
-    for table in (before, after):
-        names, values, _ = item_values(table, measure)
-        scores = pd.Series(values[:, 0] / values[:, 1], index=names, name='score')
-        texts = table.drop_duplicates('item').set_index('item')
-        sides.append(texts[['prompt', 'gold', 'answer']].join(scores, how='inner'))
-    first, second = [side.rename(columns=dict(answer=f'answer_{when}', score=f'score_{when}'))
-                     for side, when in zip(sides, ('before', 'after'))]
+    first = _side(before, measure, 'before')
+    second = _side(after, measure, 'after')
     both = first.join(second[['answer_after', 'score_after']], how='inner')
     if both.empty: raise UserError('expected two settings of one task, got no question in common')
     both['change'] = both['score_after'] - both['score_before']

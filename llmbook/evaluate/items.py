@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STATS', 'MEASURES', 'COLUMNS', 'Measure', 'measure_of', 'ItemScore', 'check_item', 'Setting', 'read_setting',
-           'model_fingerprint', 'ItemStore', 'pass_at_k', 'item_values', 'measure_names', 'score_row', 'score_rows',
-           'old_rows', 'rows_as_items']
+           'model_fingerprint', 'ItemStore', 'item_values', 'measure_names', 'score_row', 'score_rows', 'old_rows',
+           'rows_as_items']
 
 # %% ../../nbs/api/60_evaluate/10_items.ipynb #9ec80e11
 import json, math, re, warnings
@@ -17,7 +17,8 @@ import pandas as pd
 from ..core import RunFolder, UserError, atomic_path, fingerprint, read_json, whole_number, write_json
 from ..base.arguments import checked
 from ..checkpoint.identity import weights_fingerprint
-from .stats import bootstrap, ratio, row, with_items
+from ..reward.verify import pass_at_k
+from .stats import bootstrap, ratio, row, row_items, with_items
 
 # %% ../../nbs/api/60_evaluate/10_items.ipynb #ce5e3127
 STATS = ('mean', 'ratio', 'exp ratio') # ways to make one value from the scores of the items
@@ -248,8 +249,8 @@ class ItemStore:
 
 def _with_setting(table, setting):
     "Return the table of a setting with its facts before, and its scores in columns behind."
-    scores = list(map(json.loads, table.pop('scores')))
-    table['details'] = list(map(json.loads, table['details']))
+    scores = [json.loads(text) for text in table.pop('scores')]
+    table['details'] = [json.loads(text) for text in table['details']]
     facts = dict(key=setting.key, task=setting.task, model=setting.model, label=setting.label)
     for i, (name, value) in enumerate(facts.items()): table.insert(i, name, value)
     names = {}
@@ -260,22 +261,12 @@ def _with_setting(table, setting):
     return table
 
 # %% ../../nbs/api/60_evaluate/10_items.ipynb #3016bce5
-def pass_at_k(
-    n:int, # attempts
-    c:int, # right ones among them
-    k:int, # attempts that count; at most n
-) -> float: # chance that a drawn set of k attempts holds a right one
-    "Return the unbiased estimate of pass@k."
-    if not 0 <= c <= n: raise UserError(f'expected 0 <= right <= attempts, got {c} right of {n}')
-    if not 1 <= k <= n: raise UserError(f'expected k from 1 to the {n} attempts, got {k}: make more repeats')
-    return 1 - math.comb(n - c, k) / math.comb(n, k)
-
 def _pair(score): return score if isinstance(score, (list, tuple)) else (score, 1.)
 
 def _item_value(measure, scores):
     "Return (numerator, denominator) of one question from its attempts."
     if measure.k:
-        right = sum(score > 0 for score in scores)
+        right = int(sum(score > 0 for score in scores))
         return pass_at_k(len(scores), right, measure.k), 1.
     pairs = np.array([_pair(score) for score in scores], float)
     return tuple(pairs.mean(0))
@@ -319,6 +310,25 @@ def _reason(table):
     reasons = [details.get('reason') for details in table['details'] if details.get('reason')]
     return max(sorted(set(reasons)), key=reasons.count) if reasons else 'no item has a score'
 
+def _row_facts(setting, measure, table, n):
+    "Return what a row says beside its numbers: how to read it, and how many of its items are not among the `n`."
+    facts = dict(task=setting.task, target=measure.target, better=measure.better, read=measure.why)
+    left_out = table['item'].nunique() - n
+    if left_out: facts['not_scored'] = left_out
+    return facts
+
+def _estimate(measure, values, clusters, seed):
+    "Return (value, low, high) of a measure from the pairs of its items."
+    value = ratio(values)
+    low, high = bootstrap(_by_cluster(values, clusters), ratio, seed=seed)
+    if measure.stat != 'exp ratio': return value, low, high
+    return _exp_or_none(value), _exp_or_none(low), _exp_or_none(high)
+
+def _with_pairs(r, names, values, measure, clusters):
+    "Return a row with its items; those of a mean are stored as one number each."
+    if measure.stat == 'mean': return with_items(r, names, values[:, 0] / values[:, 1], 'mean', clusters)
+    return with_items(r, names, values, 'ratio', clusters)
+
 def score_row(
     table:pd.DataFrame, # answers of one setting
     name:str, # a measure
@@ -330,22 +340,20 @@ def score_row(
     "Make the row of one measure."
     measure = measure_of(name, setting.measures)
     names, values, clusters = item_values(table, name, setting.measures)
+    n = len(names)
     n_clusters = len(set(clusters))
-    drawn = 'items' if n_clusters == len(names) else f'{n_clusters} clusters'
+    drawn = 'items' if n_clusters == n else f'{n_clusters} clusters'
     signature = f'{setting.signature}|{measure.stat}|bs:1000 over {drawn}|seed:{seed}|level:0.95'.strip('|')
-    facts = dict(task=setting.task, target=measure.target, better=measure.better, read=measure.why)
-    left_out = table['item'].nunique() - len(names)
-    if left_out: facts['not_scored'] = left_out
-    if not names:
-        empty = row(f'{setting.task} {name}', None, n=0, signature=signature, split=split, group=group)
-        return {**empty, **facts, 'reason': _reason(table)}
-    low, high = bootstrap(_by_cluster(values, clusters), ratio, seed=seed)
-    value = ratio(values)
-    if measure.stat == 'exp ratio': value, low, high = map(_exp_or_none, (value, low, high))
-    r = row(f'{setting.task} {name}', value, low, high, len(names), signature, split, group)
-    stored = values if measure.stat != 'mean' else values[:, 0] / values[:, 1]
+    facts = _row_facts(setting, measure, table, n)
+    metric = f'{setting.task} {name}'
+    if not n:
+        facts['reason'] = _reason(table)
+        empty = row(metric, None, n=0, signature=signature, split=split, group=group)
+        return empty | facts
+    value, low, high = _estimate(measure, values, clusters, seed)
     if value is None: facts['reason'] = 'too large to be written as a number'
-    return {**with_items(r, names, stored, 'mean' if measure.stat == 'mean' else 'ratio', clusters), **facts}
+    r = row(metric, value, low, high, n, signature, split, group)
+    return _with_pairs(r, names, values, measure, clusters) | facts
 
 def _exp_or_none(x): # None for what is larger than any float, too
     return None if x is None or x > 700 else math.exp(x)
@@ -382,7 +390,6 @@ def rows_as_items(
     rows:list[dict], # rows, some with items
 ) -> pd.DataFrame: # columns item, cluster, measure, numerator, denominator, signature
     "Return the items of rows as a table."
-    from llmbook.evaluate.stats import row_items
     lines = []
     for r in rows:
         items = row_items(r)

@@ -33,16 +33,22 @@ class EncodedPair:
 def _moved_spaces(context, continuation):
     "Return a pair whose context ends without spaces: those go to the continuation, where tokenizers want them."
     bare = context.rstrip()
+    if not bare: return context, continuation # nothing but spaces: they are the context
     return bare, context[len(bare):] + continuation
+
+def _is_pair(x):
+    "Return whether something is two texts."
+    is_two = isinstance(x, (tuple, list)) and len(x) == 2
+    return is_two and all(isinstance(text, str) for text in x)
 
 def _checked_pairs(pairs):
     "Return pairs of texts, or raise `UserError`."
-    if isinstance(pairs, (str, dict)) or not hasattr(pairs, '__iter__'): raise UserError(
-        f'expected a list of (context, continuation), got {pairs!r:.80}')
+    is_list = hasattr(pairs, '__iter__') and not isinstance(pairs, (str, dict))
+    if not is_list: raise UserError(f'expected a list of (context, continuation), got {pairs!r:.80}')
     pairs = list(pairs)
     for i, pair in enumerate(pairs):
-        is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(t, str) for t in pair)
-        if not is_pair: raise UserError(f'expected (context, continuation) of two texts, got {pair!r:.80} for pair {i}')
+        if not _is_pair(pair): raise UserError(
+            f'expected (context, continuation) of two texts, got {pair!r:.80} for pair {i}')
         if not pair[1]: raise UserError(f'expected a continuation with text, got an empty one for pair {i}')
     return [tuple(pair) for pair in pairs]
 
@@ -53,10 +59,12 @@ def encode_pairs(
 ) -> list[EncodedPair]: # a continuation that the tokenizer joins to its context has no token
     "Encode contexts with their continuations, and cut them apart."
     pairs = _checked_pairs(pairs)
-    moved = [_moved_spaces(context, continuation) if context.strip() else (context, continuation)
-             for context, continuation in pairs]
-    texts = list(dict.fromkeys(text for context, continuation in moved for text in (context, context + continuation)))
-    ids = dict(zip(texts, encode_text(tok, texts)))
+    moved = [_moved_spaces(context, continuation) for context, continuation in pairs]
+    texts = {} # each text once, in order
+    for context, continuation in moved:
+        texts[context] = None
+        texts[context + continuation] = None
+    ids = dict(zip(texts, encode_text(tok, list(texts))))
     front = list(text_ids(tok).front)
     encoded = []
     for context, continuation in moved:
@@ -121,23 +129,36 @@ def _common(a, b):
         if a[i] != b[i]: return i
     return n
 
+def _begins_like(group, r):
+    "Return whether a row shares enough with the last of a group: half of the shorter start, and a prefix's worth."
+    last = group[-1].start
+    shorter = min(len(last), len(r.start))
+    return _common(last, r.start) >= max(_LEAST_PREFIX, shorter / 2)
+
+def _shared_start(group):
+    "Return how many ids the rows of an ordered group share, of which each leaves one for itself to read."
+    first, last = group[0].start, group[-1].start # in this order the first and the last differ most
+    return min(_common(first, last), len(first) - 1, len(last) - 1)
+
 def families(
     rows:list[Row], # from `rows_of`
 ) -> list[tuple[tuple, list[Row]]]: # (prefix, its rows); the prefix is () for those that share nothing
     "Put rows together that begin alike."
-    ordered = sorted(rows, key=lambda r: r.start)
-    groups, shared = [], 0
-    for r in ordered:
-        common = _common(groups[-1][-1].start, r.start) if groups else 0
-        shorter = min(len(groups[-1][-1].start), len(r.start)) if groups else 0
-        if groups and common >= max(_LEAST_PREFIX, shorter / 2): groups[-1].append(r)
+    groups = []
+    for r in sorted(rows, key=lambda r: r.start):
+        if groups and _begins_like(groups[-1], r): groups[-1].append(r)
         else: groups.append([r])
     found, alone = [], []
     for group in groups:
-        shared = min(_common(group[0].start, group[-1].start), len(group[0].start) - 1, len(group[-1].start) - 1)
-        if len(group) > 1 and shared >= _LEAST_PREFIX: found.append((group[0].start[:shared], group))
-        else: alone += group
-    return [*found, ((), alone)] if alone else found
+        shared = _shared_start(group)
+        is_worth_a_pass = len(group) > 1 and shared >= _LEAST_PREFIX
+        if not is_worth_a_pass:
+            alone += group
+            continue
+        prefix = group[0].start[:shared]
+        found.append((prefix, group))
+    if alone: found.append(((), alone))
+    return found
 
 # %% ../../nbs/api/60_evaluate/11_likelihood.ipynb #10925424
 @dataclass
@@ -148,6 +169,23 @@ class Packed:
     branch:torch.Tensor # (B, T): 0 the start, 1, 2, ... the continuations, -1 padding
     places:list # for each request: (its number, row, columns whose outputs are scored, ids that are scored)
 
+def _lay_out(packed, b, r, shared):
+    "Write a start and its continuations, one after another, into row `b` of a batch."
+    length = len(r.start)
+    end = length - shared
+    last = end - 1 # the output at the end of the start scores the first id of each continuation
+    packed.ids[b, :end] = torch.tensor(r.start[shared:])
+    packed.positions[b, :end] = torch.arange(shared, length)
+    packed.branch[b, :end] = 0
+    for k, (i, ids) in enumerate(r.requests, 1):
+        n = len(ids) - 1
+        new = slice(end, end + n)
+        packed.ids[b, new] = torch.tensor(ids[:-1], dtype=torch.long)
+        packed.positions[b, new] = torch.arange(length, length + n)
+        packed.branch[b, new] = k
+        packed.places.append((i, b, [last, *range(end, end + n)], ids))
+        end += n
+
 def pack_rows(
     rows:list[Row], # rows of a batch
     shared:int=0, # tokens of the start that are in the prefix already
@@ -156,21 +194,11 @@ def pack_rows(
     "Lay rows out as tensors."
     width = max(r.length() for r in rows) - shared
     shape = len(rows), width
-    packed = Packed(torch.full(shape, pad), torch.zeros(shape, dtype=torch.long), torch.full(shape, -1), [])
-    for b, r in enumerate(rows):
-        end = len(r.start) - shared
-        packed.ids[b, :end] = torch.tensor(r.start[shared:])
-        packed.positions[b, :end] = torch.arange(shared, len(r.start))
-        packed.branch[b, :end] = 0
-        for k, (i, ids) in enumerate(r.requests, 1):
-            n = len(ids) - 1
-            new = slice(end, end + n)
-            packed.ids[b, new] = torch.tensor(ids[:-1], dtype=torch.long)
-            packed.positions[b, new] = torch.arange(len(r.start), len(r.start) + n)
-            packed.branch[b, new] = k
-            last = len(r.start) - shared - 1
-            packed.places.append((i, b, [last, *range(end, end + n)], ids))
-            end += n
+    ids = torch.full(shape, pad)
+    positions = torch.zeros(shape, dtype=torch.long)
+    branch = torch.full(shape, -1)
+    packed = Packed(ids, positions, branch, [])
+    for b, r in enumerate(rows): _lay_out(packed, b, r, shared)
     return packed
 
 def tree_mask(
@@ -180,14 +208,18 @@ def tree_mask(
 ) -> torch.Tensor: # (B, 1, T, shared + T) bool, true where a token may look
     "Return which tokens each token sees: the prefix, the start, and its own branch up to itself."
     T = packed.ids.shape[1]
-    q, k = packed.branch[:, :, None], packed.branch[:, None, :]
-    sees = ((k == q) | (k == 0)).tril()
+    looking = packed.branch[:, :, None] # (B, T, 1)
+    seen = packed.branch[:, None, :] # (B, 1, T)
+    is_own_branch = seen == looking
+    is_start = seen == 0
+    sees = (is_own_branch | is_start).tril()
     sees |= torch.eye(T, dtype=torch.bool) # padding sees itself: a row without anything would be no number
-    if window: sees &= packed.positions[:, :, None] - packed.positions[:, None, :] < window
-    if shared:
-        before = torch.ones(len(sees), T, shared, dtype=torch.bool)
-        if window: before &= packed.positions[:, :, None] - torch.arange(shared) < window
-        sees = torch.cat((before, sees), 2)
+    before = torch.ones(len(sees), T, shared, dtype=torch.bool)
+    if window:
+        positions = packed.positions[:, :, None]
+        sees &= positions - packed.positions[:, None, :] < window
+        before &= positions - torch.arange(shared) < window
+    if shared: sees = torch.cat((before, sees), 2)
     return sees[:, None]
 
 # %% ../../nbs/api/60_evaluate/11_likelihood.ipynb #fdc3ab1b
@@ -262,23 +294,35 @@ class _WrappedReader(_Reader):
         x, positions = packed.ids.to(self.device), packed.positions.to(self.device)
         return self.base(input_ids=x, attention_mask=added, position_ids=positions, **kw).last_hidden_state
 
+    def _as_a_tree(self, start, first, second):
+        "Return the outputs of two continuations in one row, behind a prefix of two tokens."
+        row = Row(tuple(start), [(0, first), (1, second)])
+        packed = pack_rows([row], shared=2)
+        prefix = self.prefill(start[:2])
+        return self.hidden(packed, prefix, shared=2)[0]
+
+    def _one_by_one(self, start, first, second):
+        "Return the same outputs, from a plain row for each continuation."
+        outputs = []
+        for ids in (first, second):
+            x = torch.tensor([start + ids[:-1]], device=self.device)
+            outputs.append(self.base(input_ids=x).last_hidden_state[0])
+        return torch.cat((outputs[0][2:], outputs[1][3:])) # the end of the start, which they share, stands there once
+
     def works(self):
         "Return whether branches and a prefix give what plain rows give."
         window = getattr(self.model.model.config, 'sliding_window', None)
         if isinstance(window, int) and window > 0: return False # it would count the branches before as distance
         V = self.model.config.vocab_size
-        start, first, second = [1, 2, 3], [4, 5, 6], [5, 2, 7]
-        ids = [[i % V for i in some] for some in (start, first, second)]
-        row = Row(tuple(ids[0]), [(0, ids[1]), (1, ids[2])])
+        trial = [[i % V for i in ids] for ids in ([1, 2, 3], [4, 5, 6], [5, 2, 7])]
         try:
-            tree = self.hidden(pack_rows([row], 2), self.prefill(ids[0][:2]), 2)[0]
-            plain = [self.base(input_ids=torch.tensor([ids[0] + some[:-1]], device=self.device)).last_hidden_state[0]
-                     for some in ids[1:]]
+            tree = self._as_a_tree(*trial)
+            plain = self._one_by_one(*trial)
         except Exception: return False # it takes no such mask, or has another kind of cache
-        wanted = torch.cat((plain[0][2:], plain[1][3:]))
-        tolerance = 1e-4 if wanted.dtype == torch.float32 else 2e-2
-        return tree.shape == wanted.shape and torch.allclose(tree, wanted, rtol=tolerance,
-                                                             atol=tolerance * float(wanted.abs().max()))
+        if tree.shape != plain.shape: return False
+        tolerance = 1e-4 if plain.dtype == torch.float32 else 2e-2
+        largest = float(plain.abs().max())
+        return torch.allclose(tree, plain, rtol=tolerance, atol=tolerance * largest)
 
 @torch.no_grad()
 def _reader(model):
@@ -315,6 +359,12 @@ def _places(packed):
             owner.append(entry)
     return rows, columns, np.array(place), np.array(target), np.array(owner)
 
+def _chunk_scores(logits, at, wanted):
+    "Return the log-probability of each wanted id at its row of logits, and whether it is the likeliest there."
+    values = logits[at, wanted] - logits.logsumexp(-1)[at]
+    is_best = logits.argmax(-1)[at] == wanted
+    return values.double().cpu().numpy(), is_best.cpu().numpy()
+
 def _score_batch(model, hidden, packed, chunk):
     "Return the sums of log-probabilities and whether all tokens were likeliest, for the requests of a batch."
     rows, columns, place, target, owner = _places(packed)
@@ -323,13 +373,13 @@ def _score_batch(model, hidden, packed, chunk):
     greedy = np.ones(len(packed.places), bool)
     for start in range(0, len(h), chunk):
         logits = model.logits(h[start:start + chunk]).float()
-        inside = np.flatnonzero((place >= start) & (place < start + chunk))
+        is_inside = (place >= start) & (place < start + chunk)
+        inside = np.flatnonzero(is_inside)
         at = torch.tensor(place[inside] - start, device=logits.device)
         wanted = torch.tensor(target[inside], device=logits.device)
-        values = logits[at, wanted] - logits.logsumexp(-1)[at]
-        is_best = logits.argmax(-1)[at] == wanted
-        np.add.at(logprob, owner[inside], values.double().cpu().numpy())
-        np.logical_and.at(greedy, owner[inside], is_best.cpu().numpy())
+        values, is_best = _chunk_scores(logits, at, wanted)
+        np.add.at(logprob, owner[inside], values)
+        np.logical_and.at(greedy, owner[inside], is_best)
     return logprob, greedy
 
 _LOGITS = 1 << 23 # numbers of logits that are held at once
@@ -338,6 +388,14 @@ def _batches_of(rows, size):
     "Yield rows of similar length together, the longest first."
     ordered = sorted(rows, key=lambda r: (-r.length(), r.start))
     for i in range(0, len(ordered), size): yield ordered[i:i + size]
+
+def _refuse_nan(logprob, packed):
+    "Raise `UserError` where a log-probability is no number."
+    broken = np.flatnonzero(np.isnan(logprob))
+    if not len(broken): return
+    number = packed.places[broken[0]][0]
+    raise UserError(f'expected logits that are numbers, got NaN for pair {number}: '
+                    'the weights have diverged, or this dtype is too narrow for them; try float32')
 
 @torch.no_grad()
 def _scored(model, fitted, batch_size):
@@ -355,11 +413,9 @@ def _scored(model, fitted, batch_size):
                 packed = pack_rows(batch, shared)
                 hidden = reader.hidden(packed, kept, shared)
                 logprob, greedy = _score_batch(model, hidden, packed, chunk)
-                broken = np.flatnonzero(np.isnan(logprob))
-                if len(broken): raise UserError(
-                    f'expected logits that are numbers, got NaN for pair {packed.places[broken[0]][0]}: '
-                    'the weights have diverged, or this dtype is too narrow for them; try float32')
-                yield [i for i, *_ in packed.places], logprob, greedy
+                _refuse_nan(logprob, packed)
+                numbers = [i for i, *_ in packed.places]
+                yield numbers, logprob, greedy
 
 class LikelihoodRun:
     "Pairs that are going to be scored, batch by batch; those that cannot be scored are known before the first."
@@ -375,16 +431,22 @@ class LikelihoodRun:
         begin = _begin(self.model, tok)
         encoded = encode_pairs(tok, pairs, begin)
         context = self.model.config.context or 1 << 30
-        self.faults, self.fitted = {}, {} # number of a pair -> why it cannot be scored, or what is read of it
-        for i, pair in enumerate(encoded):
-            why = _fault(pair, context)
-            if why: self.faults[i] = why
-            else: self.fitted[i] = _fitted(pair, context)
-        for start, ids, _ in self.fitted.values(): _check_ids(self.model, [*start, *ids])
         self.tokens = np.array([len(pair.continuation) for pair in encoded], int)
         self.merged = np.array([pair.merged for pair in encoded], bool)
         self.cut = np.zeros(len(encoded), int)
-        for i, (*_, cut) in self.fitted.items(): self.cut[i] = cut
+        self.faults = {} # number of a pair -> why it cannot be scored
+        self.fitted = {} # number of a pair -> (start, ids to score, tokens cut off)
+        for i, pair in enumerate(encoded): self._fit(i, pair, context)
+
+    def _fit(self, i, pair, context):
+        "Fit a pair into the context, or note why it cannot be scored."
+        why = _fault(pair, context)
+        if why:
+            self.faults[i] = why
+            return
+        self.fitted[i] = start, ids, cut = _fitted(pair, context)
+        _check_ids(self.model, [*start, *ids])
+        self.cut[i] = cut
 
     def __len__(self): return len(self.tokens)
 

@@ -25,19 +25,28 @@ def _scores_of(r, names):
         if is_pair or not pd.isna(value): found[name] = value
     return found
 
+def _choice_requests(r, details):
+    "Return (what was asked, what came) for each choice of a question."
+    choices = details['choices']
+    delimiter = details.get('delimiter', '')
+    continuations = [delimiter + choice for choice in choices]
+    contexts = details.get('contexts') or [r['prompt']] * len(choices)
+    greedy = details.get('greedy') or [None] * len(choices)
+    asked = list(zip(contexts, continuations))
+    came = []
+    for logprob, is_greedy in zip(details['logprob'], greedy): came.append([str(logprob), str(is_greedy)])
+    return asked, came
+
 def _requests_of(r):
     "Return (what was asked, what came) for each request of an answer, as lm-evaluation-harness has them."
     details = r['details']
-    if 'choices' in details:
-        delimiter = details.get('delimiter', '')
-        contexts = details.get('contexts') or [r['prompt']] * len(details['choices'])
-        pairs = [(context, delimiter + choice) for context, choice in zip(contexts, details['choices'])]
-        greedy = details.get('greedy') or [None] * len(pairs)
-        return pairs, [[str(x), str(best)] for x, best in zip(details['logprob'], greedy)]
+    if 'choices' in details: return _choice_requests(r, details)
     if 'logprob' in details:
+        asked = r['prompt'], r['gold']
         is_greedy = bool(r['score_greedy'])
-        return [(r['prompt'], r['gold'])], [[str(details['logprob']), str(is_greedy)]]
-    return [(r['prompt'], {})], [[details.get('written', r['answer'])]]
+        return [asked], [[str(details['logprob']), str(is_greedy)]]
+    written = details.get('written', r['answer'])
+    return [(r['prompt'], {})], [[written]]
 
 def harness_sample(
     r, # a row of `ItemStore.read`
@@ -55,8 +64,17 @@ def harness_sample(
     target = str(gold[0]) if gold else r['gold']
     doc_text = json.dumps(doc, sort_keys=True)
     hashes = dict(doc_hash=_hash(doc_text), prompt_hash=_hash(r['prompt']), target_hash=_hash(target))
-    return dict(doc_id=number, doc=doc, target=target, arguments=arguments, resps=[[x] for x in came],
-                filtered_resps=came, filter='none', metrics=list(scores), **hashes, **scores)
+    sample = dict(
+        doc_id=number,
+        doc=doc,
+        target=target,
+        arguments=arguments,
+        resps=[[answer] for answer in came],
+        filtered_resps=came,
+        filter='none',
+        metrics=list(scores),
+    )
+    return {**sample, **hashes, **scores}
 
 def write_harness_samples(
     store:ItemStore, # the answers
@@ -74,18 +92,30 @@ def write_harness_samples(
     return path
 
 # %% ../../nbs/api/60_evaluate/18_logs.ipynb #9452e920
+def _inspect_scores(r, names):
+    "Return the scores of an answer as Inspect has them; a pair becomes its ratio."
+    scores = {}
+    for name, value in _scores_of(r, names).items():
+        if isinstance(value, (list, tuple)):
+            numerator, denominator = value
+            value = numerator / denominator
+        scores[name] = dict(value=value, answer=r['answer'])
+    return scores
+
 def _inspect_sample(r, model, names):
     "Return an answer as a sample of Inspect."
     details = r['details']
     message = dict(role='assistant', content=r['answer'], source='generate')
-    output = dict(model=model, choices=[dict(message=message, stop_reason='stop')])
-    scores = {}
-    for name, value in _scores_of(r, names).items():
-        if isinstance(value, (list, tuple)): value = value[0] / value[1]
-        scores[name] = dict(value=value, answer=r['answer'])
-    sample = dict(id=r['item'], epoch=int(r['repeat']) + 1, input=r['prompt'], target=r['gold'], output=output,
-                  messages=[dict(role='user', content=r['prompt'])], scores=scores,
-                  metadata=dict(cluster=r['cluster'], details=details))
+    sample = dict(
+        id=r['item'],
+        epoch=int(r['repeat']) + 1,
+        input=r['prompt'],
+        target=r['gold'],
+        output=dict(model=model, choices=[dict(message=message, stop_reason='stop')]),
+        messages=[dict(role='user', content=r['prompt'])],
+        scores=_inspect_scores(r, names),
+        metadata=dict(cluster=r['cluster'], details=details),
+    )
     sample |= dict(store={}, events=[], model_usage={}, attachments={}) # which a reader expects to be there
     if 'choices' in details: sample['choices'] = details['choices']
     return sample
@@ -98,26 +128,52 @@ def _inspect_score(r):
         if r[end] is not None: metrics[end] = dict(name=end, value=r[end], params={})
     return dict(name=name, scorer=name, params={}, metrics=metrics, metadata=dict(signature=r['signature']))
 
+def _inspect_head(setting, key, table, model, created):
+    "Return the part of a log of Inspect that says what was asked of which model."
+    items = list(dict.fromkeys(table['item']))
+    epochs = int(table['repeat'].max() + 1) if len(table) else 1
+    return dict(
+        eval_id=key,
+        run_id=key,
+        created=created,
+        task=setting.task,
+        task_id=key,
+        task_version=setting.version,
+        task_args=setting.options,
+        dataset=dict(name=setting.task, samples=len(items), sample_ids=items),
+        model=model,
+        model_args=dict(weights=setting.model, tokenizer=setting.tokenizer),
+        config=dict(epochs=epochs),
+        packages=dict(llmbook=metadata.version('llmbook')),
+        metadata=dict(signature=setting.signature),
+    )
+
+def _inspect_results(store, key, n):
+    "Return the scores of a setting as Inspect has them, for `n` samples."
+    rows = [r for r in score_rows(store, key) if r['value'] is not None]
+    scores = [_inspect_score(r) for r in rows]
+    return dict(total_samples=n, completed_samples=n, scores=scores)
+
 def inspect_log(
     store:ItemStore, # the answers
     key:str, # a setting
 ) -> dict: # JSON can hold it
     "Return a setting as a log of Inspect."
-    setting, table = store.setting(key), store.read(key)
+    setting = store.setting(key)
+    table = store.read(key)
     names = measure_names(table)
     model = f'llmbook/{setting.label or setting.model}'
     times = sorted(table['time']) or ['']
     samples = [_inspect_sample(r, model, names) for _, r in table.iterrows()]
-    items = list(dict.fromkeys(table['item']))
-    head = dict(eval_id=key, run_id=key, created=times[0], task=setting.task, task_id=key, task_version=setting.version,
-                task_args=setting.options, dataset=dict(name=setting.task, samples=len(items), sample_ids=items),
-                model=model, model_args=dict(weights=setting.model, tokenizer=setting.tokenizer),
-                config=dict(epochs=int(table['repeat'].max() + 1) if len(table) else 1),
-                packages=dict(llmbook=metadata.version('llmbook')), metadata=dict(signature=setting.signature))
-    rows = [r for r in score_rows(store, key) if r['value'] is not None]
-    results = dict(total_samples=len(samples), completed_samples=len(samples), scores=[_inspect_score(r) for r in rows])
-    return dict(version=2, status='success', eval=head, plan=dict(name='plan', steps=[], config={}), results=results,
-                stats=dict(started_at=times[0], completed_at=times[-1], model_usage={}), samples=samples)
+    return dict(
+        version=2,
+        status='success',
+        eval=_inspect_head(setting, key, table, model, times[0]),
+        plan=dict(name='plan', steps=[], config={}),
+        results=_inspect_results(store, key, len(samples)),
+        stats=dict(started_at=times[0], completed_at=times[-1], model_usage={}),
+        samples=samples,
+    )
 
 def write_inspect_log(
     store:ItemStore, # the answers

@@ -51,18 +51,24 @@ class _Writer:
 
 def _not_scored(q, names, why, prompt=''):
     "Return the entry of a question that cannot be scored."
-    return ItemScore(q.item, {name: None for name in names}, prompt or q.prompt, gold=q.answers[0] if q.answers else '',
-                     cluster=q.cluster, details=dict(reason=why))
+    scores = dict.fromkeys(names)
+    right = q.answers[0] if q.answers else ''
+    return ItemScore(q.item, scores, prompt or q.prompt, gold=right, cluster=q.cluster, details=dict(reason=why))
 
 def _choice_item(task, q, pairs, logprob, tokens, greedy, unconditional):
     "Return the answer to a question with choices."
     values = choice_values(logprob, q.choices, tokens, unconditional)
     scores, details = choice_scores(values, q.gold)
     scores['chance'] = len(q.gold) / len(q.choices)
-    details |= dict(choices=q.choices, gold=q.gold, delimiter=task.delimiter, greedy=greedy.tolist())
+    details['choices'] = q.choices
+    details['gold'] = q.gold
+    details['delimiter'] = task.delimiter
+    details['greedy'] = greedy.tolist()
     if q.contexts: details['contexts'] = [context for context, _ in pairs]
-    answer = q.choices[details['picks']['acc']]
-    return ItemScore(q.item, scores, pairs[0][0], answer, q.choices[q.gold[0]], q.cluster, details=details)
+    context = pairs[0][0]
+    pick = details['picks']['acc']
+    right = q.gold[0]
+    return ItemScore(q.item, scores, context, q.choices[pick], q.choices[right], q.cluster, details=details)
 
 def _continuation_item(q, pairs, logprob, tokens, greedy):
     "Return the score of an answer that was given."
@@ -95,7 +101,14 @@ class _Likelihoods:
     def needed(self, n):
         "Return the numbers of all pairs that a question waits for."
         own = self.of[n]
-        return [*own, *{self.unasked[self.pairs[i][1]] for i in own if self.unasked}]
+        if not self.unasked: return list(own)
+        texts = [self.pairs[i][1] for i in own]
+        return [*own, *{self.unasked[text] for text in texts}]
+
+    def without_question(self, pairs, logprob):
+        "Return the log-likelihoods of continuations without their question; None if the task does not ask for them."
+        if not self.unasked: return None
+        return [logprob[self.unasked[text]] for _, text in pairs]
 
 def _names_of(task):
     "Return the measures of a task of likelihoods."
@@ -130,13 +143,14 @@ def _score_likelihoods(model, tok, asked, left, write, bar, batch_size):
 def _likelihood_item(work, n, run, logprob, greedy):
     "Return the finished answer to question `n`."
     own = list(work.of[n])
-    q, pairs = work.left[n], [work.pairs[i] for i in own]
+    q = work.left[n]
+    pairs = [work.pairs[i] for i in own]
+    logprobs, tokens, is_greedy = logprob[own], run.tokens[own], greedy[own]
     if work.task.kind == 'continuation':
-        i, = own
-        item = _continuation_item(q, pairs, logprob[i], run.tokens[i], greedy[i])
+        item = _continuation_item(q, pairs, logprobs[0], tokens[0], is_greedy[0])
     else:
-        unasked = [logprob[work.unasked[text]] for _, text in pairs] if work.unasked else None
-        item = _choice_item(work.task, q, pairs, logprob[own], run.tokens[own], greedy[own], unasked)
+        unasked = work.without_question(pairs, logprob)
+        item = _choice_item(work.task, q, pairs, logprobs, tokens, is_greedy, unasked)
     cut = int(run.cut[own].max())
     if cut: item.details['cut'] = cut
     if run.merged[own].any(): item.details['merged'] = True
@@ -160,31 +174,49 @@ def _written_item(task, q, context, text, repeat):
     scores['words'] = float(len(text.split()))
     return ItemScore(q.item, scores, context, answer, q.answers[0], q.cluster, repeat, dict(written=text))
 
+def _missing(group, first, repeat, places, done):
+    "Return the numbers of the questions in a group whose answer is asked for and not there yet."
+    missing = []
+    for k, q in enumerate(group):
+        is_asked = first + k in places
+        is_there = (q.item, repeat) in done
+        if is_asked and not is_there: missing.append(k)
+    return missing
+
 def _score_written(model, tok, asked, places, done, write, bar, batch_size):
     "Let the model answer the questions whose places are given, and score what it writes."
     task = asked.task
-    for g in sorted({place // _GROUP for place in places}):
-        group = asked.questions[g * _GROUP:(g + 1) * _GROUP]
+    stop = list(task.stop) or None
+    groups = sorted({place // _GROUP for place in places})
+    for g in groups:
+        first = g * _GROUP
+        group = asked.questions[first:first + _GROUP]
         contexts = [asked.before(q) + q.prompt for q in group]
         for repeat in range(task.repeats):
-            missing = [k for k, q in enumerate(group) if g * _GROUP + k in places and (q.item, repeat) not in done]
+            missing = _missing(group, first, repeat, places, done)
             if not missing: continue
             seed = derived_seed(asked.seed, g, repeat)
             texts = generate(model, tok, contexts, task.max_new_tokens, task.temperature, seed=seed,
-                             batch_size=batch_size, stop=list(task.stop) or None)
+                             batch_size=batch_size, stop=stop)
             for k in missing:
                 write.add(_written_item(task, group[k], contexts[k], texts[k], repeat))
                 bar.update()
+
+def _text_scores(text, nats, tokens, size):
+    "Return the scores of a text from its nats, its scored tokens and its bytes."
+    words = float(count_text_words(text))
+    bits = nats / np.log(2)
+    return dict(perplexity=(nats, tokens), word_perplexity=(nats, words), byte_perplexity=(nats, size),
+                bits_per_byte=(bits, size))
 
 def _score_texts(model, tok, asked, left, write, bar, batch_size):
     "Measure how surprising texts are."
     for start in range(0, len(left), 64):
         part = left[start:start + 64]
-        nats = document_nats(model, tok, [q.prompt for q in part], batch_size=batch_size)
-        for q, (n, tokens, size) in zip(part, nats):
-            words = float(count_text_words(q.prompt))
-            scores = dict(perplexity=(n, tokens), word_perplexity=(n, words), byte_perplexity=(n, size),
-                          bits_per_byte=(n / np.log(2), size))
+        texts = [q.prompt for q in part]
+        found = document_nats(model, tok, texts, batch_size=batch_size)
+        for q, (nats, tokens, size) in zip(part, found):
+            scores = _text_scores(q.prompt, nats, tokens, size)
             write.add(ItemScore(q.item, scores, q.prompt, cluster=q.cluster))
             bar.update()
 
@@ -199,10 +231,13 @@ def _options(task, seed):
 def _signature(model, tok, task, seed, data):
     "Say in words what is asked and how."
     parts = [f'kind:{task.kind}', f'version:{task.version}', f'data:{data}']
-    if task.shots: parts.append(f"shots:{task.shots} {'fixed' if task.fixed_shots else 'drawn'}, seed {seed}")
+    if task.shots:
+        origin = 'fixed' if task.fixed_shots else 'drawn'
+        parts.append(f'shots:{task.shots} {origin}, seed {seed}')
     if task.order: parts.append(f'order:{task.order}')
     if task.kind == 'generate':
-        way = f'temperature {task.temperature:g}, seed {seed}' if task.temperature else 'greedy'
+        way = 'greedy'
+        if task.temperature: way = f'temperature {task.temperature:g}, seed {seed}'
         parts.append(f'written:{way}, up to {task.max_new_tokens} tokens')
     elif task.kind == 'text': parts.append(window_signature(model, tok))
     else: parts.append(likelihood_signature(model, tok))

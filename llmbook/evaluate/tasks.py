@@ -35,6 +35,8 @@ def _called(f, record):
     try: return f(record)
     except Exception as e: return TemplateError(f'{type(e).__name__}: {e}')
 
+def _field(record, name): return record[name] if name in record else TemplateError(f'no field {name!r}')
+
 def fill(
     part, # name of a field, template, list, dictionary, number, or function of a record
     records:list[dict], # the data
@@ -42,10 +44,9 @@ def fill(
     "Return what a part of a task is for each record."
     if callable(part): return [_called(part, r) for r in records]
     if isinstance(part, dict): part = list(part.values())
-    if not isinstance(part, str): return [part] * len(records)
     if _is_template(part): return _rendered(part, records)
-    if any(part in r for r in records):
-        return [r[part] if part in r else TemplateError(f'no field {part!r}') for r in records]
+    is_field = isinstance(part, str) and any(part in r for r in records)
+    if is_field: return [_field(r, part) for r in records]
     return [part] * len(records)
 
 # %% ../../nbs/api/60_evaluate/13_tasks.ipynb #49e16931
@@ -62,18 +63,23 @@ def _as_list(value):
     if not all(texts): raise ValueError('expected choices with text, got an empty one')
     return texts
 
+def _number_of(value, choices):
+    "Return the number of a right choice, which is given by its text or as a number."
+    if not isinstance(value, str): return int(value)
+    if value in choices: return choices.index(value)
+    bare = value.strip()
+    if bare in choices: return choices.index(bare)
+    if not bare.isdigit(): raise ValueError(f'expected one of the choices, got {value!r:.60}')
+    return int(value)
+
 def _as_numbers(value, choices):
     "Return the numbers of the right choices; raise ValueError with the reason if there is none."
-    if isinstance(value, str) and value not in choices and value.startswith('['): value = ast.literal_eval(value)
+    is_written_list = isinstance(value, str) and value.startswith('[') and value not in choices
+    if is_written_list: value = ast.literal_eval(value)
     several = value if isinstance(value, (list, tuple)) else [value]
-    numbers = []
-    for one in several:
-        is_text = isinstance(one, str)
-        if is_text and one in choices: numbers.append(choices.index(one))
-        elif is_text and one.strip() in choices: numbers.append(choices.index(one.strip()))
-        elif is_text and not one.strip().isdigit(): raise ValueError(f'expected one of the choices, got {one!r:.60}')
-        else: numbers.append(int(one))
-    if not numbers or not all(0 <= n < len(choices) for n in numbers): raise ValueError(
+    numbers = [_number_of(one, choices) for one in several]
+    is_inside = all(0 <= n < len(choices) for n in numbers)
+    if not numbers or not is_inside: raise ValueError(
         f'expected the number of a choice from 0 to {len(choices) - 1}, got {value!r:.60}')
     return numbers
 
@@ -148,16 +154,21 @@ def _check_records(task):
         if isinstance(record, dict): continue
         raise UserError(f'expected records to be dictionaries, got {record!r:.60} in {task.name}')
 
+def _check_name(name):
+    "Raise `UserError` unless a name can be part of a metric's name and of a file's."
+    fits = isinstance(name, str) and re.fullmatch(r'[\w.:@-]+', name)
+    if not fits: raise UserError(f'expected a name of letters, digits, _ . : @ -, got {name!r}')
+
+_LEAST = dict(shots=0, max_new_tokens=1, repeats=1, order=0) # option that is a whole number -> its least value
+
 def _check_task(task):
     "Raise `UserError` for options that no question can be asked with."
-    if not isinstance(task.name, str) or not re.fullmatch(r'[\w.:@-]+', task.name): raise UserError(
-        f'expected a name of letters, digits, _ . : @ -, got {task.name!r}')
+    _check_name(task.name)
     if task.kind not in KINDS: raise UserError(f'expected a kind among {", ".join(KINDS)}, got {task.kind!r}')
     _check_records(task)
     if task.kind == 'choices' and task.choices is None: raise UserError(f'expected choices for {task.name}, got none')
     if task.kind != 'text' and task.answer is None: raise UserError(f'expected an answer for {task.name}, got none')
-    for name, least in dict(shots=0, max_new_tokens=1, repeats=1, order=0).items():
-        whole_number(name, getattr(task, name), least)
+    for name, least in _LEAST.items(): whole_number(name, getattr(task, name), least)
     if task.repeats > 1 and not task.temperature: raise UserError(
         f'expected a temperature above 0 for {task.repeats} repeats of {task.name}, got 0: '
         'all answers would be the same')
