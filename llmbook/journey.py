@@ -504,7 +504,9 @@ _OWN = ('asked.json', 'stages.json', 'plan.json', 'data', 'pretrain', 'finetune'
 def _check_own(out):
     "Raise `UserError` for a folder with files of another origin and no run."
     out = Path(out)
-    if not out.is_dir() or (out/'asked.json').exists() or (out/'stages.json').exists(): return
+    if not out.is_dir(): return
+    signs = 'asked.json', 'stages.json', 'data/card.json' # of a run that has begun
+    if any((out/sign).exists() for sign in signs): return
     foreign = sorted(path.name for path in out.iterdir() if path.name not in _OWN and path.name[0] != '.')
     if foreign: raise UserError(f'expected a folder that is new, empty or of a run, got {out}, which holds '
                                 f'{", ".join(foreign[:4])}: give another --out')

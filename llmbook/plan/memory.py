@@ -95,13 +95,19 @@ def memory_estimate(
         width = 2
     activations = activation_bytes(c, tokens, precision, recompute)
     loss = _loss_bytes(c, tokens, loss_chunk)
+    block = width * tokens * 6 * c.d_ff
+    update = step / parts
+    if recompute: # what a block was computed into again is freed in pieces, which the optimiser's step cannot use: measured
+        block += update
+        update = 0
+    workspace = step_workspace(activations + loss, block, update, precision)
     m = dict(
         weights=weights + copies,
         gradients=weights,
         optimizer=averages / parts,
         activations=activations,
         loss=loss,
-        workspace=step_workspace(activations + loss, width * tokens * 6 * c.d_ff, step / parts, precision),
+        workspace=workspace,
         communication=_sent_bytes(c, n, ranks, parts, width),
     )
     m = {part: round(size) for part, size in m.items()}

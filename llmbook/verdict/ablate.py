@@ -84,11 +84,7 @@ def _check_folder(out, arms):
     write_json(path, {**there, **arms})
 
 # %% ../../nbs/api/64_verdict/03_ablate.ipynb #fe14caec
-def _seconds_of(folder):
-    "Return how long a finished run took."
-    return read_json(folder/'result.json')['seconds']
-
-def _check_budget(seconds, left, seeds, minutes, workers):
+def _check_budget(seconds, left, minutes, workers):
     "Say how long the rest will take, or raise `UserError` if the budget will not do."
     expected = seconds * left / workers
     if minutes is None or seconds + expected <= 60 * minutes:
@@ -97,7 +93,7 @@ def _check_budget(seconds, left, seeds, minutes, workers):
     runs = int(60 * minutes * workers / seconds)
     raise UserError(
         f'expected {left + 1} runs within {minutes:g} minutes, but one took {human_time(seconds)}, so about {runs} fit: '
-        f'give fewer than {seeds} seeds, fewer changes, smaller runs or more minutes; the run that was made is kept')
+        'give fewer seeds or changes, smaller runs or more minutes; the run that was made is kept')
 
 def _share_of_cores(workers):
     "Return how many cores each of some processes may use."
@@ -146,6 +142,26 @@ def _seed_list(seeds):
         raise UserError(f'expected seeds that differ, got {list(seeds)}')
     return list(range(whole_number('seeds', seeds)))
 
+def _results(jobs):
+    "Return {(arm, seed): result} of the runs that are there."
+    found = {}
+    for arm, _, seed, folder in jobs:
+        path = folder/'result.json'
+        if path.exists(): found[arm, seed] = read_json(path)
+    return found
+
+def _make_missing(run, jobs, minutes, workers):
+    "Make the runs that are not there, once the first has shown that the budget will do; return what failed."
+    made = _results(jobs)
+    left = [job for job in jobs if (job[0], job[2]) not in made]
+    if not left: return {}
+    failed = _make_runs(run, left[:1], 1)
+    rest = left[1:]
+    if not rest: return failed
+    made = _results(jobs)
+    if made: _check_budget(list(made.values())[-1]['seconds'], len(rest), minutes, workers)
+    return failed | _make_runs(run, rest, workers)
+
 def ablate(
     run, # makes one run: (settings, seed, folder) -> rows, as every evaluation gives them, or {metric: number}
     settings:dict, # settings of the base run
@@ -162,18 +178,8 @@ def ablate(
     whole_number('workers', workers)
     _check_folder(out, arms)
     jobs = [(arm, arms[arm], seed, _place(out, arm, seed)) for seed in seeds for arm in arms]
-    left = [job for job in jobs if not (job[3]/'result.json').exists()]
-    failed = {}
-    if left:
-        failed = _make_runs(run, left[:1], 1)
-        rest = left[1:]
-        done = [job[3] for job in jobs if (job[3]/'result.json').exists()]
-        if rest and done: _check_budget(_seconds_of(done[-1]), len(rest), len(seeds), minutes, workers)
-        if rest: failed |= _make_runs(run, rest, workers)
-    results = {}
-    for arm, _, seed, folder in jobs:
-        if (folder/'result.json').exists(): results[arm, seed] = read_json(folder/'result.json')
-    return Ablation(out, arms, seeds, results, failed)
+    failed = _make_missing(run, jobs, minutes, workers)
+    return Ablation(out, arms, seeds, _results(jobs), failed)
 
 # %% ../../nbs/api/64_verdict/03_ablate.ipynb #c8e9eecd
 def _score_name(row):
@@ -184,21 +190,27 @@ def _score_name(row):
 
 def _named_rows(result): return {_score_name(row): row for row in result['rows']}
 
+def _positions(items, ids):
+    "Return where items of these names stand."
+    place = {name: i for i, name in enumerate(items['ids'])}
+    return [place[name] for name in ids]
+
 def _shared_items(rows):
     "Return (runs, items) pseudo-scores of the items that all rows share, and their clusters; None where there are none."
     items = [row_items(row) for row in rows]
-    if not all(items) or len({part['stat'] for part in items}) > 1: return None
+    are_alike = all(items) and len({part['stat'] for part in items}) == 1
+    if not are_alike: return None
     first = items[0]
-    ids = [name for name in first['ids'] if all(name in set(part['ids']) for part in items)]
+    everywhere = set.intersection(*[set(part['ids']) for part in items])
+    ids = [name for name in first['ids'] if name in everywhere]
     if len(ids) < 2: return None
     stat = item_stat(first['stat'])
     table = []
     for part in items:
-        place = {name: i for i, name in enumerate(part['ids'])}
-        chosen = [place[name] for name in ids]
+        chosen = _positions(part, ids)
         table.append(item_scores(part['values'][chosen], stat))
-    place = {name: i for i, name in enumerate(first['ids'])}
-    clusters = first['clusters'] and [first['clusters'][place[name]] for name in ids]
+    clusters = first['clusters']
+    if clusters: clusters = [clusters[i] for i in _positions(first, ids)]
     return np.array(table), clusters
 
 def _weigh_rows(base_rows, other_rows, metric):
@@ -213,19 +225,29 @@ def _weigh_rows(base_rows, other_rows, metric):
     table = np.array(values)[:, None]
     return weigh(table[:n], table[n:], metric)
 
+def _shared_seeds(ablation, arm):
+    "Return the seeds of which the base and an arm both have a result."
+    made = ablation.results
+    return [seed for seed in ablation.seeds if ('base', seed) in made and (arm, seed) in made]
+
+def _shared_names(runs):
+    "Return the names of the scores that all runs have, in the order of the first."
+    if not runs: return []
+    return [name for name in runs[0] if all(name in rows for rows in runs)]
+
 def ablation_verdicts(
     ablation:Ablation, # from `ablate`
 ) -> dict: # (change, metric) -> Verdict, corrected for their number
     "Weigh every change against the base."
     found = {}
     for arm in list(ablation.arms)[1:]:
-        both = [seed for seed in ablation.seeds if ('base', seed) in ablation.results and (arm, seed) in ablation.results]
-        if not both: continue
+        both = _shared_seeds(ablation, arm)
         base = [_named_rows(ablation.results['base', seed]) for seed in both]
         other = [_named_rows(ablation.results[arm, seed]) for seed in both]
-        for metric in base[0]:
-            if not all(metric in rows for rows in base + other): continue
-            verdict = _weigh_rows([rows[metric] for rows in base], [rows[metric] for rows in other], metric)
+        for metric in _shared_names(base + other):
+            base_rows = [rows[metric] for rows in base]
+            other_rows = [rows[metric] for rows in other]
+            verdict = _weigh_rows(base_rows, other_rows, metric)
             if verdict: found[arm, metric] = verdict
     with_holm(list(found.values()))
     return found
@@ -262,42 +284,52 @@ def ablation_table(
         rows.append(dict(change=arm, verdict=errors[0] if errors else 'no run yet'))
     return pd.DataFrame(rows)
 
+def _cost_words(ablation, arm):
+    "Return what a run of an arm costs, in words."
+    seconds = _cost_of(ablation, arm)
+    return 'no result' if seconds is None else f'{human_time(seconds)} a run'
+
 def ablation_text(
     ablation:Ablation, # from `ablate`
 ) -> str: # a line for each change and score
     "Say in words what each change was worth, and what it cost."
-    lines = [f'{len(ablation.results)} of {len(ablation.arms) * len(ablation.seeds)} runs, in {ablation.out}']
-    cost = _cost_of(ablation, 'base')
-    if cost is not None: lines.append(f'base: {human_time(cost)} a run')
+    wanted = len(ablation.arms) * len(ablation.seeds)
+    lines = [f'{len(ablation.results)} of {wanted} runs, in {ablation.out}']
     verdicts = ablation_verdicts(ablation)
-    for arm in list(ablation.arms)[1:]:
-        said = [verdict_text(verdict) for (name, _), verdict in verdicts.items() if name == arm]
-        cost = _cost_of(ablation, arm)
-        lines.append(f'{arm}: {human_time(cost)} a run' if said else f'{arm}: no result')
-        lines += [f'  {line}' for line in said]
+    for arm in ablation.arms:
+        lines.append(f'{arm}: {_cost_words(ablation, arm)}')
+        for (name, _), verdict in verdicts.items():
+            if name == arm: lines.append(f'  {verdict_text(verdict)}')
     for (arm, seed), error in ablation.failed.items(): lines.append(f'{arm}, seed {seed}, failed: {error}')
     return '\n'.join(lines)
 
 # %% ../../nbs/api/64_verdict/03_ablate.ipynb #68a3a659
+def _of_metric(ablation, metric):
+    "Return {change: verdict} of one score, the first if none is named, and its name."
+    verdicts = ablation_verdicts(ablation)
+    names = list(dict.fromkeys(name for _, name in verdicts))
+    if metric is None and names: metric = names[0]
+    known = ', '.join(names) or 'at least one result'
+    if metric not in names: raise UserError(f'expected a metric of {known}, got {metric!r}')
+    return {arm: verdict for (arm, name), verdict in verdicts.items() if name == metric}, metric
+
 def plot_ablation(
     ablation:Ablation, # from `ablate`
     metric:str|None=None, # which score; None takes the first
     ax=None, # axes of matplotlib; None makes some
 ): # axes of matplotlib, to add to
     "Draw what each change did to one score, with its interval."
-    verdicts = ablation_verdicts(ablation)
-    names = list(dict.fromkeys(name for _, name in verdicts))
-    if metric is None and names: metric = names[0]
-    drawn = [(arm, verdict) for (arm, name), verdict in verdicts.items() if name == metric]
-    if not drawn: raise UserError(f"expected a metric of {', '.join(names) or 'at least one result'}, got {metric!r}")
+    drawn, metric = _of_metric(ablation, metric)
     import matplotlib.pyplot as plt
-    if ax is None: _, ax = plt.subplots(figsize=(6, .8 + .35 * len(drawn)))
+    n = len(drawn)
+    if ax is None: _, ax = plt.subplots(figsize=(6, .8 + .35 * n))
     ax.axvline(0, color='gray', lw=.8)
-    for y, (_, verdict) in enumerate(drawn):
+    for y, verdict in enumerate(drawn.values()):
         colour = 'tab:blue' if verdict.is_found else 'gray'
-        if verdict.low is not None: ax.plot([verdict.low, verdict.high], [y, y], color=colour, lw=2, alpha=.5)
+        ends = [verdict.low, verdict.high]
+        if None not in ends: ax.plot(ends, [y, y], color=colour, lw=2, alpha=.5)
         ax.plot(verdict.difference, y, 'o', color=colour)
-    ax.set_yticks(range(len(drawn)), [arm for arm, _ in drawn])
-    ax.set_ylim(len(drawn) - .5, -.5)
+    ax.set_yticks(range(n), list(drawn))
+    ax.set_ylim(n - .5, -.5)
     ax.set_xlabel(f'change of {metric}')
     return ax

@@ -50,15 +50,22 @@ class Ladder:
 
     def __repr__(self): return ladder_text(self)
 
+def _positive_numbers(name, values):
+    "Return numbers as an array, or raise `UserError` unless there is a list of them and all are above 0."
+    try: array = np.asarray(values, float)
+    except (TypeError, ValueError): raise UserError(f'expected {name} as numbers, got {values!r}') from None
+    if array.ndim != 1: raise UserError(f'expected a list of {name}, got shape {array.shape}')
+    is_fine = np.isfinite(array) & (array > 0)
+    if not is_fine.all(): raise UserError(f'expected {name} above 0, got others among them')
+    return array
+
 def _checked_points(x, y):
     "Return points as arrays, sorted by x, or raise `UserError`."
-    try: x, y = np.asarray(x, float), np.asarray(y, float)
-    except (TypeError, ValueError): raise UserError(f'expected sizes and losses as numbers, got {x!r} and {y!r}') from None
-    if x.ndim != 1 or x.shape != y.shape: raise UserError(f'expected a loss for each size, got shapes {x.shape} and {y.shape}')
-    is_fine = np.isfinite(x).all() and np.isfinite(y).all() and (x > 0).all() and (y > 0).all()
-    if not is_fine: raise UserError('expected sizes and losses above 0, got others among them')
-    if len(set(x.tolist())) < 4: raise UserError(
-        f'expected four rungs or more, since the curve has three numbers, got {len(set(x.tolist()))}: make smaller runs too')
+    x, y = _positive_numbers('sizes', x), _positive_numbers('losses', y)
+    if len(x) != len(y): raise UserError(f'expected a loss for each size, got {len(x)} sizes and {len(y)} losses')
+    rungs = len(np.unique(x))
+    if rungs < 4: raise UserError(
+        f'expected four rungs or more, since the curve has three numbers, got {rungs}: make smaller runs too')
     order = np.argsort(x, kind='stable')
     return x[order], y[order]
 
@@ -94,27 +101,33 @@ def predict_rung(
     from scipy.stats import t
     u = x / ladder.unit
     value = ladder.floor + ladder.slope * u**-ladder.exponent
-    floor, slope, exponent = ladder.draws.T
-    curves = floor + slope * u**-exponent
-    rng = np.random.default_rng(0)
+    floors, slopes, exponents = ladder.draws.T
+    curves = floors + slopes * u**-exponents
     left = len(ladder.x) - 3
-    runs = curves + ladder.scatter * t.rvs(left, size=len(curves), random_state=rng)
-    low, high = np.quantile(runs, [(1 - level) / 2, (1 + level) / 2])
+    luck = t.rvs(left, size=len(curves), random_state=np.random.default_rng(0))
+    runs = curves + ladder.scatter * luck
+    tail = (1 - level) / 2
+    low, high = np.quantile(runs, [tail, 1 - tail])
     return float(value), float(low), float(high)
+
+def _with_ends(value, draws):
+    "Return a number and its interval of 90 % as text."
+    low, high = np.quantile(draws, [.05, .95])
+    return f'{value:.3f} ({low:.3f} to {high:.3f})'
 
 def ladder_text(
     ladder:Ladder, # from `fit_ladder`
 ) -> str: # a few lines
     "Say what a ladder has found."
-    floors = np.quantile(ladder.draws[:, 0], [.05, .95])
-    exponents = np.quantile(ladder.draws[:, 2], [.05, .95])
-    last = ladder.x[-1]
+    n = len(ladder.x)
+    first, last = ladder.x[0], ladder.x[-1]
+    floor = _with_ends(ladder.floor, ladder.draws[:, 0])
+    exponent = _with_ends(ladder.exponent, ladder.draws[:, 2])
     value, low, high = predict_rung(ladder, 4 * last)
-    return '\n'.join([
-        f'{len(ladder.x)} runs from {human_count(ladder.x[0])} to {human_count(last)}, scatter {ladder.scatter:.4f}',
-        f'floor {ladder.floor:.3f} ({floors[0]:.3f} to {floors[1]:.3f}), '
-        f'exponent {ladder.exponent:.3f} ({exponents[0]:.3f} to {exponents[1]:.3f}); 90 %',
-        f'at {human_count(4 * last)}: {value:.3f} ({low:.3f} to {high:.3f})'])
+    lines = [f'{n} runs from {human_count(first)} to {human_count(last)}, scatter {ladder.scatter:.4f}']
+    lines.append(f'floor {floor}, exponent {exponent}; 90 %')
+    lines.append(f'at {human_count(4 * last)}: {value:.3f} ({low:.3f} to {high:.3f})')
+    return '\n'.join(lines)
 
 # %% ../../nbs/api/64_verdict/06_ladder.ipynb #88b670f3
 def plot_ladder(

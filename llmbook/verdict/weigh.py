@@ -168,17 +168,22 @@ def _found_or_not(verdict):
     rest = _rest(verdict)
     return f'{said}; {rest}' if rest else said
 
+def _many(n, noun): return f'1 {noun}' if n == 1 else f'{n:,} {noun}s'
+
+def _finding(verdict):
+    "Return what a verdict says, without what it was made from."
+    if verdict.word == 'equal': return 'equal on every item' if verdict.items > 1 else 'equal'
+    if verdict.low is None: return f'differs by {verdict.difference:+.3g}, and nothing can be said of luck'
+    return _found_or_not(verdict)
+
 def verdict_text(
     verdict:Verdict, # from `weigh`
 ) -> str: # one line
     "Say a verdict in words."
     if not isinstance(verdict, Verdict): raise UserError(f'expected a Verdict from weigh, got {type(verdict).__name__}')
-    counted = f"{verdict.items:,} item{'s' * (verdict.items != 1)}, {verdict.seeds} seed{'s' * (verdict.seeds != 1)}"
-    if verdict.word == 'equal': said = 'equal on every item' if verdict.items > 1 else 'equal'
-    elif verdict.low is None: said = f'differs by {verdict.difference:+.3g}, and nothing can be said of luck'
-    else: said = _found_or_not(verdict)
-    warning = '; one seed, so the noise of training is not in it' if verdict.seeds == 1 else ''
-    return f'{verdict.metric}: {said} [{counted}{warning}]'
+    counted = f"{_many(verdict.items, 'item')}, {_many(verdict.seeds, 'seed')}"
+    if verdict.seeds == 1: counted += '; one seed, so the noise of training is not in it'
+    return f'{verdict.metric}: {_finding(verdict)} [{counted}]'
 
 # %% ../../nbs/api/64_verdict/02_weigh.ipynb #ab91b094
 def with_holm(
