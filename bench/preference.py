@@ -90,15 +90,24 @@ def naive_logps(model, batch, answer):
     "Return the log-probability of one answer of each pair, with its own prompt before it."
     import torch
     from llmbook.prefer.shared import target_logps
-    x = padded([np.concatenate([pair[0], pair[answer]]) for pair in batch])
-    h = model(x[:, :-1])
-    first = torch.tensor([len(pair[0]) - 1 for pair in batch])[:, None]
-    end = first + torch.tensor([len(pair[answer]) for pair in batch])[:, None]
-    place = torch.arange(h.shape[1])
-    counts = (place >= first) & (place < end)
-    row, _ = counts.nonzero(as_tuple=True)
-    logps = target_logps(model.head, h[counts], x[:, 1:][counts])
-    return torch.zeros(len(batch)).index_add(0, row, logps)
+    texts = [np.concatenate([pair[0], pair[answer]]) for pair in batch]
+    ids = padded(texts)
+    x, y = ids[:, :-1], ids[:, 1:]
+    h = model(x)
+    counts = torch.zeros(x.shape, dtype=torch.bool)
+    for row, pair in zip(counts, batch):
+        first = len(pair[0]) - 1
+        row[first:first + len(pair[answer])] = True
+    logps = target_logps(model.head, h[counts], y[counts])
+    rows, _ = counts.nonzero(as_tuple=True)
+    return torch.zeros(len(batch)).index_add(0, rows, logps)
+
+
+def batches(data):
+    "Yield the items of each step's batch, in the order that the naive form takes."
+    order = np.random.default_rng(1).permutation(len(data))
+    for start in range(0, STEPS * PAIRS, PAIRS):
+        yield [data[i] for i in order[start:start + PAIRS]]
 
 
 def naive(clock):
@@ -109,10 +118,8 @@ def naive(clock):
     data = pairs()
     model, reference = our_model(), our_model()
     opt = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0., fused=True)
-    order = np.random.default_rng(1).permutation(len(data))
     before = peak()
-    for step in range(STEPS):
-        batch = [data[i] for i in order[step * PAIRS:(step + 1) * PAIRS]]
+    for batch in batches(data):
         with torch.no_grad(): ref = [naive_logps(reference, batch, answer) for answer in (1, 2)]
         loss = dpo_loss(naive_logps(model, batch, 1), naive_logps(model, batch, 2), *ref).mean()
         loss.backward()
@@ -147,27 +154,35 @@ SIDES = dict(ours=ours, naive=naive, trl=theirs)
 
 def limit():
     "Return what the naive form could gain at most: by the cache, and by what it need not compute twice or pad."
-    data = lengths()
-    order = np.random.default_rng(1).permutation(len(data))
     shared = apart = padding = 0
-    for step in range(STEPS):
-        batch = np.array([data[i] for i in order[step * PAIRS:(step + 1) * PAIRS]])
-        prompt, chosen, rejected = batch.T
-        shared += (prompt + chosen + rejected - 1).sum()
-        apart += (2 * prompt + chosen + rejected - 2).sum()
-        for answer in (chosen, rejected): padding += len(batch) * (prompt + answer - 1).max()
-    return 4 / 3, apart / shared, padding / apart
+    for batch in batches(lengths()):
+        prompt, chosen, rejected = np.array(batch).T
+        with_chosen = prompt + chosen - 1
+        with_rejected = prompt + rejected - 1
+        shared += (with_chosen + rejected).sum()
+        apart += (with_chosen + with_rejected).sum()
+        padding += len(batch) * (with_chosen.max() + with_rejected.max())
+    cache = 4 / 3  # four passes instead of three: forward counts one, backward two
+    return cache, apart / shared, padding / apart
+
+
+def print_side(side, rounds):
+    rate = statistics.median(r[side]['rate'] for r in rounds)
+    memory = max(r[side]['step'] for r in rounds) / 1e6
+    print(f'{side}: {rate:.1f} pairs/s, training takes {memory:,.0f} MB')
+
+
+def print_limit():
+    cache, sharing, padding = limit()
+    every = cache * sharing * padding
+    print(f'limits beside the naive form: cache {cache:.2f}, shared prompts {sharing:.2f}, padding {padding:.2f}, '
+          f'all {every:.2f}')
 
 
 def compare():
     rounds = [one_round(__file__, SIDES) for _ in range(ROUNDS)]
-    for side in SIDES:
-        rate = statistics.median(r[side]['rate'] for r in rounds)
-        memory = max(r[side]['step'] for r in rounds) / 1e6
-        print(f'{side}: {rate:.1f} pairs/s, training takes {memory:,.0f} MB')
-    cache, sharing, padding = limit()
-    print(f'limits beside the naive form: cache {cache:.2f}, shared prompts {sharing:.2f}, padding {padding:.2f}, '
-          f'all {cache * sharing * padding:.2f}')
+    for side in SIDES: print_side(side, rounds)
+    print_limit()
     for side, goal in GOALS.items():
         ratio = median_ratio(rounds, 'rate', 'ours', side)
         print(f'preference_{side}: ratio {ratio:.2f} goal {goal}')

@@ -14,7 +14,7 @@ from llmbook.model.hf_wrap import as_lm
 from llmbook.model.transformer import Transformer
 from llmbook.prefer.losses import preference_loss
 from llmbook.prefer.objective import PreferenceLoss
-from llmbook.prefer.preferences import judged_chats, pair_of, prepare_preferences, rated_chats
+from llmbook.prefer.preferences import judged_chats, preference_pair, prepare_preferences, rated_chats
 from llmbook.prefer.reference import adapters_off, fill_logps, reference_logps
 from llmbook.prefer.reward_model import RewardLoss, RewardModel, open_reward, score_answers, train_reward
 from llmbook.prefer.run import prefer, preference_learner, preferences_for
@@ -127,13 +127,18 @@ def test_losses_of_pairs_are_those_of_trl(numbers, kind, theirs, beta):
 def test_kto_is_that_of_trl(numbers):
     trl = of_trl('trainer.kto_trainer')
     logps, ref, n, good = numbers
-    tokens, mask = spread(logps[:, 0], n[:, 0])
-    inputs = dict(input_ids=mask, attention_mask=torch.ones_like(mask), completion_mask=mask, label=good,
-                  ref_logps=ref[:, 0], ref_KL_logps=ref[:, 1])
-    trainer = trl_trainer(loss_type='kto', calculate_KL=True, desirable_weight=1.2, undesirable_weight=.7,
-                          _compute_kl_logps=lambda model, batch: logps[:, 1])
+    own, other = logps.unbind(1)
+    ref_own, ref_other = ref.unbind(1)
+    tokens, mask = spread(own, n[:, 0])
+    everywhere = torch.ones_like(mask)
+    inputs = dict(input_ids=mask, attention_mask=everywhere, completion_mask=mask)
+    inputs |= dict(label=good, ref_logps=ref_own, ref_KL_logps=ref_other)
+    def other_logps(model, batch): return other
+    options = dict(desirable_weight=1.2, undesirable_weight=.7, _compute_kl_logps=other_logps)
+    trainer = trl_trainer(loss_type='kto', calculate_KL=True, **options)
     expected = trl.KTOTrainer._compute_loss(trainer, outputs_of(tokens), inputs, False)
-    found = preference_loss('kto', logps, ref, n, good, good_weight=1.2, bad_weight=.7).mean()
+    losses = preference_loss('kto', logps, ref, n, good, good_weight=1.2, bad_weight=.7)
+    found = losses.mean()
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -146,18 +151,50 @@ def test_orpo_is_that_of_trl(numbers):
     assert torch.allclose(found, -mean[:, 0] - ratio, rtol=1e-5)
 
 
-def test_losses_by_hand():
-    logps, ref, n = torch.tensor([[-10., -30.]]), torch.tensor([[-20., -30.]]), torch.tensor([[5, 6]])
+@pytest.fixture
+def one_pair():
+    "Log-probabilities, the reference's and lengths of one pair; its margin under DPO is .1 * (10 - 0) = 1."
+    logps = torch.tensor([[-10., -30.]])
+    ref = torch.tensor([[-20., -30.]])
+    n = torch.tensor([[5, 6]])
+    return logps, ref, n
+
+
+def sigmoid(x): return 1 / (1 + math.exp(-x))
+
+
+def test_dpo_by_hand(one_pair):
+    found = preference_loss('dpo', *one_pair).item()
+    assert found == pytest.approx(-math.log(sigmoid(1)), rel=1e-5)
+
+
+def test_dpo_with_doubt_by_hand(one_pair):
+    right = -math.log(sigmoid(1))
+    wrong = -math.log(sigmoid(-1))
+    found = preference_loss('dpo', *one_pair, smoothing=.1).item()
+    assert found == pytest.approx(.9 * right + .1 * wrong, rel=1e-5)
+
+
+def test_ipo_by_hand(one_pair):
+    "Gain 10 nats over 5 tokens for the better answer and none for the worse; the goal is 1 / (2 * .1)."
+    found = preference_loss('ipo', *one_pair).item()
+    assert found == pytest.approx((2 - 5) ** 2, rel=1e-5)
+
+
+def test_kto_by_hand(one_pair):
+    "Leave the other answer where it was, so that the average is 0."
     good = torch.tensor([True])
-    sigmoid_of_1 = 1 / (1 + math.exp(-1))
-    assert preference_loss('dpo', logps, ref, n).item() == pytest.approx(-math.log(sigmoid_of_1), rel=1e-5)
-    smooth = -.9 * math.log(sigmoid_of_1) - .1 * math.log(1 - sigmoid_of_1)
-    assert preference_loss('dpo', logps, ref, n, smoothing=.1).item() == pytest.approx(smooth, rel=1e-5)
-    assert preference_loss('ipo', logps, ref, n).item() == pytest.approx((2 - 5) ** 2, rel=1e-5)
-    assert preference_loss('kto', logps, ref, n, good).item() == pytest.approx(1 - sigmoid_of_1, rel=1e-5)
-    odds = [math.exp(-2) / (1 - math.exp(-2)), math.exp(-5) / (1 - math.exp(-5))]
-    orpo = 2 + .1 * math.log(1 + odds[1] / odds[0])
-    assert preference_loss('orpo', logps, ref, n).item() == pytest.approx(orpo, rel=1e-5)
+    found = preference_loss('kto', *one_pair, good).item()
+    assert found == pytest.approx(1 - sigmoid(1), rel=1e-5)
+
+
+def test_orpo_by_hand(one_pair):
+    "Pay 10 / 5 nats for a token of the better answer, 30 / 6 for one of the worse."
+    better = math.exp(-2)
+    worse = math.exp(-5)
+    ratio = (worse / (1 - worse)) / (better / (1 - better))
+    found = preference_loss('orpo', *one_pair).item()
+    assert found == pytest.approx(2 + .1 * math.log(1 + ratio), rel=1e-5)
 
 
 # ---- prompts that are shared
@@ -213,11 +250,14 @@ def test_shared_prompts_of_adapters(tok, data):
 
 
 def test_a_row_may_be_longer_than_the_context(tok, fmt):
-    long = [dict(prompt=f'say {i} ' * 5, chosen='fine ' * 15, rejected='no ' * 15) for i in range(20)]
-    rows = prepare_preferences(long, fmt, 64, valid=.3).rows['train']
+    long = []
+    for i in range(20): long.append(dict(prompt=f'say {i} ' * 5, chosen='fine ' * 15, rejected='no ' * 15))
+    data = prepare_preferences(long, fmt, 64, valid=.3)
+    rows = data.rows['train']
     context = max(row.longest for row in rows)
+    longest_row = max(len(row) for row in rows)
+    assert longest_row > context
     model = small(tok, context=context)
-    assert max(map(len, rows)) > context
     shared, apart = both_ways(model, rows)
     assert torch.allclose(shared, apart, atol=1e-4)
     shorter = small(tok, context=context - 1)
@@ -253,22 +293,29 @@ def test_adapters_off_is_the_live_reference_in_the_middle_of_training(tok, fmt, 
     learn = preference_learner(model, data, fmt, lr=1e-2, samples=0, device='cpu')
     with learn.no_bar(): learn.fit(1)
     rows = data.rows['train']
-    def live(): return fill_logps(model, rows)
-    assert not torch.allclose(live(), learn.reference['train'], atol=.01)
-    with adapters_off(model): assert torch.allclose(live(), learn.reference['train'], atol=1e-4)
-    assert all(not layer.merged for layer in adapted_layers(model).values())
+    cached = learn.reference['train']
+    trained = fill_logps(model, rows)
+    assert not torch.allclose(trained, cached, atol=.01)
+    with adapters_off(model): live = fill_logps(model, rows)
+    assert torch.allclose(live, cached, atol=1e-4)
+    for layer in adapted_layers(model).values(): assert not layer.merged
 
 
 def test_a_stale_reference_is_refused(tok, fmt, data, tmp_path):
     path = tmp_path/'reference.safetensors'
-    reference_logps(small(tok), fmt, data.rows, path)
-    in_another_order = dict(data.rows, train=data.rows['train'][::-1])
-    with pytest.raises(UserError, match='rows of train'): reference_logps(small(tok), fmt, in_another_order, path)
-    with pytest.raises(UserError, match='weights'): reference_logps(small(tok, n_layer=1), fmt, data.rows, path)
-    other = ChatFormat(fmt.tok, fmt.template, dict(today='monday'))
-    with pytest.raises(UserError, match='template'): reference_logps(small(tok), other, data.rows, path)
-    with pytest.raises(UserError, match='precision'):
-        reference_logps(small(tok), fmt, data.rows, path, precision='bf16')
+    same = dict(model=small(tok), fmt=fmt, rows=data.rows, path=path)
+    reference_logps(**same)
+    other_order = data.rows['train'][::-1]
+    other_template = ChatFormat(fmt.tok, fmt.template, dict(today='monday'))
+    changes = {
+        'rows of train': dict(rows=dict(data.rows, train=other_order)),
+        'weights': dict(model=small(tok, n_layer=1)),
+        'template': dict(fmt=other_template),
+        'precision': dict(precision='bf16'),
+    }
+    for words, change in changes.items():
+        options = same | change
+        with pytest.raises(UserError, match=words): reference_logps(**options)
 
 
 def test_a_reference_that_was_stopped_resumes_with_the_same_bits(tok, fmt, data, tmp_path):
@@ -312,13 +359,14 @@ RUNS = [('dpo', 'full', 5), ('dpo', 'lora', 11), ('kto', 'lora', 6), ('ipo', 'fu
 def test_a_run_that_was_cut_ends_in_the_same_bits(tok, tmp_path, loss, method, step):
     "accelerate#4071 for preferences: a resume in a later epoch repeats or skips data, or computes another reference."
     options = dict(loss=loss, method=method, steps=12, lr=1e-3, bs=4, device='cpu', samples=2, max_new_tokens=8)
-    whole = prefer(small(tok), tok, RECORDS, tmp_path/'whole', **options)
-    cut = tmp_path/'cut'
-    with pytest.raises(Stop): prefer(small(tok), tok, RECORDS, cut, cbs=[StopAt(step)], **options)
-    resumed = prefer(small(tok), tok, RECORDS, cut, **options)
+    def run(folder, **more): return prefer(small(tok), tok, RECORDS, tmp_path/folder, **options, **more)
+    whole = run('whole')
+    with pytest.raises(Stop): run('cut', cbs=[StopAt(step)])
+    resumed = run('cut')
     check_same_weights(whole.model, resumed.model)
     assert whole.preference_watch.looks == resumed.preference_watch.looks
-    steps = [look['step'] for look in json.loads((cut/'looks.json').read_text())]
+    written = json.loads((tmp_path/'cut'/'looks.json').read_text())
+    steps = [look['step'] for look in written]
     assert steps == [0, 3, 6, 9, 12]
 
 
@@ -387,16 +435,18 @@ def test_a_fall_of_the_chosen_with_longer_or_repeated_answers_is_said():
 
 
 def test_scores_of_a_validation_are_those_of_all_its_pairs(tok, fmt, data):
-    learn = preference_learner(set_method(small(tok), 'full'), data, fmt, lr=1e-3, bs=3, samples=0, device='cpu')
+    model = set_method(small(tok), 'full')
+    learn = preference_learner(model, data, fmt, lr=1e-3, bs=3, samples=0, device='cpu')
     with learn.no_bar(): learn.fit(1)
-    rows = data.rows['valid']
-    logps = fill_logps(learn.model, rows)
-    ratio = logps - learn.reference['valid']
-    margins = .1 * (ratio[:, 0] - ratio[:, 1])
     look = learn.preference_watch.looks[-1]
-    assert look['margin'] == pytest.approx(margins.mean().item(), abs=1e-5)
-    n = sum(int(row.learned[0].sum()) for row in rows)
-    assert look['chosen'] == pytest.approx(logps[:, 0].sum().item() / n, rel=1e-5)
+    rows = data.rows['valid']
+    logps = fill_logps(model, rows)
+    rewards = .1 * (logps - learn.reference['valid'])
+    chosen, rejected = rewards.mean(0).tolist()
+    assert look['margin'] == pytest.approx(chosen - rejected, abs=1e-5)
+    nats = logps[:, 0].sum().item()
+    tokens = sum(row.counts[0] for row in rows)
+    assert look['chosen'] == pytest.approx(nats / tokens, rel=1e-5)
     assert look['train_accuracy'] >= .5
 
 
@@ -427,50 +477,77 @@ def test_rows_are_what_the_chat_format_makes(fmt, data):
             assert learned[-1] and ids[-1] == fmt.end
 
 
-def test_labels_of_a_file(fmt, tmp_path):
-    lines = []
-    for i in range(0, 30, 2):
-        lines.append(json.dumps(dict(prompt=f'say {i}', completion='no', label=False)))
-        lines.append(json.dumps(dict(prompt=f'say {i + 1}', completion='red', label=True)))
-    file = tmp_path/'labels.jsonl'
+def written(records, file):
+    "Write records into a file, one a line; return the file."
+    lines = [json.dumps(record) for record in records]
     file.write_text('\n'.join(lines))
+    return file
+
+
+def test_labels_of_a_file(fmt, tmp_path):
+    records = []
+    for i in range(30):
+        is_good = i % 2 == 1
+        answer = 'red' if is_good else 'no'
+        records.append(dict(prompt=f'say {i}', completion=answer, label=is_good))
+    file = written(records, tmp_path/'labels.jsonl')
     data = preferences_for('kto', str(file), fmt, 64)
-    labels = [row.label for part in data.rows.values() for row in part]
-    assert sorted(set(labels)) == [False, True] and len(labels) == 30
-    own = {chat.messages[0]['content']: chat.label for part in data.chats.values() for chat in part}
-    assert own['say 3'] is True and own['say 4'] is False
+    rows = data.rows['train'] + data.rows['valid']
+    labels = [row.label for row in rows]
+    assert sorted(labels) == [False] * 15 + [True] * 15
+    chats = data.chats['train'] + data.chats['valid']
+    of_question = {chat.messages[0]['content']: chat.label for chat in chats}
+    assert of_question['say 3'] is True
+    assert of_question['say 4'] is False
+
+
+def vote(choice, a='yes', b='no'): return dict(prompt='?', a=a, b=b, choice=choice)
+
+
+def better_answers(data): return [chat.messages[-1]['content'] for chat in data.chats]
 
 
 def test_raters_decide_by_majority_whatever_the_side():
-    def vote(choice, a='yes', b='no'): return dict(prompt='?', a=a, b=b, choice=choice)
-    rated = rated_chats([vote('a'), vote('b', a='no', b='yes'), vote('b')])
-    assert rated.chats[0].messages[-1]['content'] == 'yes'
+    swapped = vote('b', a='no', b='yes')
+    rated = rated_chats([vote('a'), swapped, vote('b')])
+    assert better_answers(rated) == ['yes']
+
+
+def test_divided_raters_are_set_aside():
     divided = [vote('a'), vote('b')]
     with pytest.raises(UserError, match='divided'): rated_chats(divided)
     other_names = dict(prompt='?', left='1', right='2', winner='right')
-    found = rated_chats([*divided, other_names])
-    assert [chat.messages[-1]['content'] for chat in found.chats] == ['2']
+    assert better_answers(rated_chats([*divided, other_names])) == ['2']
 
 
 def test_a_judge_prefers_and_ties_are_set_aside():
     found = judged_chats(['a?', 'b?', 'c?'], ['1', '22', 'x'], ['333', '2', 'y'], lambda messages, answer: len(answer))
-    assert [chat.messages[-1]['content'] for chat in found.chats] == ['333', '22']
+    assert better_answers(found) == ['333', '22']
     assert [reject.reason for reject in found.rejects] == ['the judge sees no difference']
 
 
 # ---- reward models
 
+def answered(text):
+    "Return a chat that ends with this answer."
+    return [dict(role='user', content='say red'), dict(role='assistant', content=text)]
+
+
 def test_a_reward_model_starts_at_ln_2_learns_and_is_opened_again(tok, fmt, tmp_path):
     options = dict(steps=12, evaluations=2, lr=5e-3, bs=8, device='cpu', adapter=dict(r=4))
     learn = train_reward(small(tok), fmt, RECORDS, tmp_path, **options)
-    assert learn.recorder.losses[0].item() == pytest.approx(math.log(2), abs=1e-6)
-    assert learn.recorder.values[-1][2] > .9
-    chats = [[dict(role='user', content='say red'), dict(role='assistant', content=text)]
-             for text in ('red is fine', 'no red at all for you', 'red')]
+    first_loss = learn.recorder.losses[0].item()
+    assert first_loss == pytest.approx(math.log(2), abs=1e-6)
+    accuracy = learn.recorder.values[-1][2]
+    assert accuracy > .9
+    texts = 'red is fine', 'no red at all for you', 'red'
+    chats = [answered(text) for text in texts]
     scores = score_answers(learn.model, fmt, chats)
-    assert score_answers(open_reward(tmp_path, small(tok)), fmt, chats) == pytest.approx(scores, abs=1e-4)
-    alone = [score_answers(learn.model, fmt, [chat])[0] for chat in chats]
-    assert alone == pytest.approx(scores, abs=1e-4)
+    opened = open_reward(tmp_path, small(tok))
+    assert score_answers(opened, fmt, chats) == pytest.approx(scores, abs=1e-4)
+    for chat, score in zip(chats, scores):
+        alone = score_answers(learn.model, fmt, [chat])
+        assert alone == pytest.approx([score], abs=1e-4)
 
 
 @pytest.mark.parametrize('method', ['full', 'lora'])
@@ -484,7 +561,7 @@ def test_a_reward_model_that_was_cut_ends_in_the_same_bits(tok, tmp_path, method
 
 def test_a_whole_reward_model_is_opened_from_its_folder(tok, fmt, tmp_path):
     learn = train_reward(small(tok), fmt, RECORDS, tmp_path, method='full', steps=2, lr=1e-3, device='cpu')
-    chats = [[dict(role='user', content='say red'), dict(role='assistant', content='red is fine')]]
+    chats = [answered('red is fine')]
     opened = open_reward(tmp_path, device='cpu')
     assert score_answers(opened, fmt, chats) == pytest.approx(score_answers(learn.model, fmt, chats), abs=1e-5)
 
@@ -492,12 +569,15 @@ def test_a_whole_reward_model_is_opened_from_its_folder(tok, fmt, tmp_path):
 def test_the_score_of_a_pair_is_that_of_each_answer_alone(tok, fmt, data):
     model = RewardModel(small(tok))
     torch.nn.init.normal_(model.head.weight)
-    x, docs, which, *rest = PreferenceLoader(data.rows['valid'], 9, shuffle=False, whole=True).batch(0)
+    loader = PreferenceLoader(data.rows['valid'], 9, shuffle=False, whole=True)
+    x, docs, which, *rest = loader.batch(0)
     loss = RewardLoss(model.head)
     loss(model(x, docs), which, *rest)
+    found = loss.last.rewards[:, 0].tolist()
+    chats = data.chats['valid']
     members = which[which >= 0].tolist()
-    chosen = score_answers(model, fmt, [data.chats['valid'][i].messages for i in members])
-    assert loss.last.rewards[:, 0].tolist() == pytest.approx(chosen, abs=1e-4)
+    chosen = [chats[i].messages for i in members]
+    assert found == pytest.approx(score_answers(model, fmt, chosen), abs=1e-4)
 
 
 # ---- what is refused, before anything is computed
@@ -547,27 +627,44 @@ def test_a_model_that_cannot_work_is_refused(tok, tmp_path):
 
 
 def test_pairs_that_cannot_be_made_are_refused():
-    with pytest.raises(UserError, match='two different'): pair_of(QUESTION, 'yes', 'yes')
-    with pytest.raises(UserError, match='as texts'): pair_of(QUESTION, 'yes', None)
+    with pytest.raises(UserError, match='two different'): preference_pair(QUESTION, 'yes', 'yes')
+    with pytest.raises(UserError, match='as texts'): preference_pair(QUESTION, 'yes', None)
     with pytest.raises(UserError, match='function'): judged_chats(['a'], ['b'], ['c'], 'judge')
     with pytest.raises(UserError, match='none that decide'): rated_chats([dict(prompt='a', a='b', b='c')])
 
 
 # ---- the command
 
-def test_the_command(tok, tmp_path, capsys):
+@pytest.fixture
+def model_folder(tok, tmp_path):
     save_pretrained(small(tok), tok, tmp_path/'model')
-    file = tmp_path/'pairs.jsonl'
-    file.write_text('\n'.join(map(json.dumps, RECORDS)))
+    return str(tmp_path/'model')
+
+
+QUICK = dict(steps=2, evaluations=1, lr=1e-3, device='cpu')
+
+
+def test_the_command(model_folder, tmp_path, capsys):
+    file = written(RECORDS, tmp_path/'pairs.jsonl')
     out = tmp_path/'out'
-    options = dict(out=str(out), steps=2, evaluations=1, lr=1e-3, device='cpu')
-    llmbook_prefer(str(tmp_path/'model'), str(file), **options)
+    llmbook_prefer(model_folder, str(file), str(out), **QUICK)
     said = capsys.readouterr().out
-    assert '40 preferences' in said and 'accuracy' in said and f'adapter: {out/"adapter"}' in said
-    renamed = [dict(q=r['prompt'], chosen=r['chosen'], rejected=r['rejected']) for r in RECORDS]
-    file.write_text('\n'.join(map(json.dumps, renamed)))
-    judge = tmp_path/'judge'
-    llmbook_prefer(str(tmp_path/'model'), str(file), **dict(options, out=str(judge)), loss='reward', prompt='q')
-    assert (judge/'reward_head.safetensors').is_file()
+    assert '40 preferences' in said
+    assert 'accuracy' in said
+    assert f'adapter: {out/"adapter"}' in said
+
+
+def test_the_command_trains_a_reward_model_from_columns_of_other_names(model_folder, tmp_path):
+    renamed = []
+    for record in RECORDS:
+        renamed.append(dict(q=record['prompt'], chosen=record['chosen'], rejected=record['rejected']))
+    file = written(renamed, tmp_path/'pairs.jsonl')
+    out = tmp_path/'judge'
+    llmbook_prefer(model_folder, str(file), str(out), loss='reward', prompt='q', **QUICK)
+    assert (out/'reward_head.safetensors').is_file()
+
+
+def test_a_reward_model_has_no_beta(model_folder, tmp_path):
+    file = written(RECORDS, tmp_path/'pairs.jsonl')
     with pytest.raises(UserError, match='--beta'):
-        llmbook_prefer(str(tmp_path/'model'), str(file), **dict(options, out=str(tmp_path/'x')), loss='reward', beta=1.)
+        llmbook_prefer(model_folder, str(file), str(tmp_path/'x'), loss='reward', beta=1., **QUICK)

@@ -91,10 +91,11 @@ def check_loss(
     "Raise `UserError` unless a loss has these options."
     if kind not in LOSSES: raise UserError(f'expected a loss of {", ".join(LOSSES)}, got {kind!r}: give one')
     real_number('beta', beta, above=0)
+    known = _OPTIONS[kind]
     for name, value in options.items():
-        known = ', '.join(_OPTIONS[kind]) or 'none'
-        if name not in _OPTIONS[kind]: raise UserError(
-            f'expected options of {kind} ({known}), got {name}: leave it out, or take another loss')
+        if name not in known: raise UserError(
+            f'expected options of {kind} ({", ".join(known) or "none"}), got {name}: '
+            'leave it out, or take another loss')
         if real_number(name, value) < 0: raise UserError(f'expected {name} of 0 or more, got {value}')
     if options.get('smoothing', 0) >= .5: raise UserError(
         f'expected smoothing below 0.5, a share of pairs, got {options["smoothing"]}: half would say nothing')
@@ -111,8 +112,9 @@ def preference_loss(
     "Return the loss of each row."
     first, second = logps.unbind(1)
     ref_first, ref_second = ref.unbind(1)
-    n_first, n_second = n.unbind(1)
-    if kind == 'dpo': return dpo_loss(first, second, ref_first, ref_second, beta, **options)
-    if kind == 'ipo': return ipo_loss(first, second, ref_first, ref_second, n_first, n_second, beta)
+    lengths = n.unbind(1)
+    pair = first, second, ref_first, ref_second
+    if kind == 'dpo': return dpo_loss(*pair, beta, **options)
+    if kind == 'ipo': return ipo_loss(*pair, *lengths, beta)
     if kind == 'kto': return kto_loss(first, ref_first, good, second, ref_second, beta, **options)
-    return orpo_loss(first, second, n_first, n_second, beta)
+    return orpo_loss(first, second, *lengths, beta)

@@ -22,9 +22,9 @@ from ..model.open import load_lm
 from .losses import dpo_loss
 from .objective import Compared, PreferenceMetric
 from .preferences import PreferenceData
-from .run import _asked, preferences_for
+from .run import _asked, _fit, preferences_for
 from .shared import preference_dls, sums_of_answers
-from ..pretrain.run import equal_epochs, lm_learner
+from ..pretrain.run import lm_learner
 from ..tokens.loaders import IGNORE
 from ..tokens.shuffle import length_groups
 from ..tune.adapters import base_fingerprint, load_adapters
@@ -150,16 +150,19 @@ def score_answers(
     whole_number('bs', bs)
     rows = [fmt.encode(messages, 'last').ids for messages in chats]
     context = model.config.context
-    longest = max(map(len, rows), default=0)
+    lengths = np.array([len(ids) for ids in rows], int)
+    longest = max(lengths, default=0)
     if context is not None and longest > context: raise UserError(
         f'expected chats of at most {context} tokens, got one of {longest}: leave it out')
     scores = np.zeros(len(rows))
     device = model.head.weight.device
     with eval_mode(model):
-        for part in length_groups(np.array(list(map(len, rows)), int), bs):
-            x, last = _padded([rows[i] for i in part], fmt.pad)
+        for part in length_groups(lengths, bs):
+            members = [rows[i] for i in part]
+            x, last = _padded(members, fmt.pad)
             found = model(x.to(device)).cpu()
-            scores[part] = found[torch.arange(len(part)), last].double().numpy()
+            row = torch.arange(len(part))
+            scores[part] = found[row, last].double().numpy()
     return scores.tolist()
 
 def reward_judge(
@@ -250,9 +253,6 @@ def train_reward(
         learn = reward_learner(RewardModel(body), prepared, fmt, lr, bs, seed, cbs=cbs, path=out, **kwargs)
         learn.telemetry.csv_path = out/'history.csv'
         learn.data = prepared
-        total = steps or len(learn.dls.train)
-        epochs = equal_epochs(total, evaluations)
-        learn.dls.train.steps = total // epochs
-        learn.fit_wsd(epochs, decay=.6)
+        _fit(learn, steps, evaluations)
         save_reward(learn.model, fmt, out)
     return learn

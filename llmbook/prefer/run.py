@@ -128,6 +128,13 @@ def _asked(model, fmt, data, **options):
     rows = {split: rows_fingerprint(part) for split, part in data.rows.items()}
     return dict(options, weights=base_fingerprint(model), template=template_fingerprint(fmt), rows=rows)
 
+def _fit(learn, steps, evaluations):
+    "Train for some steps, or one pass, in epochs of equal length that each end with a validation."
+    total = steps or len(learn.dls.train)
+    epochs = equal_epochs(total, evaluations)
+    learn.dls.train.steps = total // epochs
+    learn.fit_wsd(epochs, decay=.6)
+
 def prefer(
     model, # a `Transformer`, or a causal model of transformers; it is changed
     tok, # its tokenizer, or a `ChatFormat`
@@ -172,10 +179,7 @@ def prefer(
         if learn.reference: checkpoint.own_facts['reference'] = weights_fingerprint(learn.reference)
         learn.telemetry.csv_path = out/'history.csv'
         learn.data = prepared
-        total = steps or len(learn.dls.train)
-        epochs = equal_epochs(total, evaluations)
-        learn.dls.train.steps = total // epochs
-        learn.fit_wsd(epochs, decay=.6)
+        _fit(learn, steps, evaluations)
         if best: load_best(out/'checkpoints', learn.model)
         write_tuned(learn.model, fmt, out, merge)
     return learn

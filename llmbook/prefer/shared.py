@@ -146,11 +146,15 @@ class PreferenceLoader(SeekLoader):
         start = 0
         for k, member in enumerate(row):
             found = self.dataset[member]
-            arrays['which'][b, k] = member
-            arrays['good'][b, k] = found.is_good
-            if self.ref is not None: arrays['ref'][b, k] = self.ref[member]
+            self._write_facts(arrays, (b, k), member)
             start = self._write_prompt(arrays, b, k, start, found.prompt)
             for a in range(self.n_answers): start = self._write_answer(arrays, b, k, a, start, found)
+
+    def _write_facts(self, arrays, slot, member):
+        "Write which row of the data stands in a slot, whether it is good, and what the reference thinks of it."
+        arrays['which'][slot] = member
+        arrays['good'][slot] = self.dataset[member].is_good
+        if self.ref is not None: arrays['ref'][slot] = self.ref[member]
 
     def _write_prompt(self, arrays, b, k, start, prompt):
         "Write a prompt but for its last token; return where it ends."
@@ -162,17 +166,23 @@ class PreferenceLoader(SeekLoader):
     def _write_answer(self, arrays, b, k, a, start, row):
         "Write the last token of the prompt and an answer; return where it ends."
         ids = row.answers[a]
-        read = ids if self.whole else ids[:-1]
-        first = start + 1
-        end = first + len(read)
+        last_of_prompt = row.prompt[-1:]
+        text = np.concatenate([last_of_prompt, ids])
+        if not self.whole: text = text[:-1]
+        end = start + len(text)
         here = b, slice(start, end)
-        arrays['x'][b, start] = row.prompt[-1]
-        arrays['x'][b, first:end] = read
+        arrays['x'][here] = text
         arrays['docs'][here] = k, a + 1
         arrays['answer'][here] = k * self.n_answers + a
-        if self.whole: arrays['targets'][b, end - 1] = 0
-        else: arrays['targets'][here] = np.where(row.learned[a], ids, IGNORE)
+        arrays['targets'][here] = self._targets(ids, row.learned[a])
         return end
+
+    def _targets(self, ids, learned):
+        "Return the target of each position of an answer: its tokens, or one mark at the end for a reward model."
+        if not self.whole: return np.where(learned, ids, IGNORE)
+        targets = np.full(len(ids) + 1, IGNORE)
+        targets[-1] = 0
+        return targets
 
     def show_batch(self, b=None, max_n=4, **kwargs):
         "Show the first rows of the next batch as texts."
@@ -197,24 +207,17 @@ class _TargetLogps(torch.autograd.Function):
     "Log-probabilities of targets under a plain head, without a table of all logits."
     @staticmethod
     def forward(ctx, h, w, b, y, chunk):
-        dtype = _dtype(h)
-        hc, wc = h.to(dtype), w.to(dtype)
-        bc = None if b is None else b.to(dtype)
-        need_h, need_w, need_b = ctx.needs_input_grad[:3]
-        ctx.states_alone = need_h and not (need_w or need_b)
-        gh = torch.zeros_like(h) if ctx.states_alone else None
-        keep = (need_w or need_b) and len(h) * len(w) <= _KEPT
-        logps = h.new_empty(len(h), dtype=torch.promote_types(h.dtype, torch.float32))
-        kept = []
-        with torch.autocast(h.device.type, enabled=False):
-            for part, logits, t, _ in _chunks(hc, wc, bc, y, chunk):
-                logps[part], slope = _logps_and_slope(logits, t, ctx.states_alone or keep)
-                if ctx.states_alone: gh[part] = times(slope.to(dtype), wc.T)
-                if keep: kept.append(slope)
         ctx.chunk = chunk
-        ctx.dtype = dtype # autocast may be off in the backward pass
-        ctx.kept = kept
-        ctx.save_for_backward(*([gh] if ctx.states_alone else [h, w, b, y]))
+        ctx.dtype = _dtype(h) # autocast may be off in the backward pass
+        need_h, need_w, need_b = ctx.needs_input_grad[:3]
+        head_trains = need_w or need_b
+        ctx.states_alone = need_h and not head_trains
+        gh = torch.zeros_like(h) if ctx.states_alone else None
+        n_slopes = len(h) * len(w)
+        keep = head_trains and n_slopes <= _KEPT
+        logps, ctx.kept = _chunked_logps(ctx, h, w, b, y, gh, keep)
+        needed = [gh] if ctx.states_alone else [h, w, b, y]
+        ctx.save_for_backward(*needed)
         return logps
 
     @staticmethod
@@ -226,14 +229,36 @@ class _TargetLogps(torch.autograd.Function):
         h, w, b, y = ctx.saved_tensors
         return *_head_gradients(ctx, g, h, w, b, y), None, None
 
+def _cast(h, w, b, dtype):
+    "Return hidden states, matrix and bias in the precision of the products."
+    bias = None if b is None else b.to(dtype)
+    return h.to(dtype), w.to(dtype), bias
+
+def _chunked_logps(ctx, h, w, b, y, gh, keep):
+    "Return the log-probabilities, and the slopes of all chunks if they are kept; fill `gh` unless it is None."
+    states, matrix, bias = _cast(h, w, b, ctx.dtype)
+    wide = torch.promote_types(h.dtype, torch.float32)
+    logps = h.new_empty(len(h), dtype=wide)
+    kept = []
+    with_slope = keep or gh is not None
+    with torch.autocast(h.device.type, enabled=False):
+        for part, logits, t, _ in _chunks(states, matrix, bias, y, ctx.chunk):
+            logps[part], slope = _logps_and_slope(logits, t, with_slope)
+            if gh is not None:
+                narrow = slope.to(ctx.dtype)
+                gh[part] = times(narrow, matrix.T)
+            if keep: kept.append(slope)
+    return logps, kept
+
 def _logps_and_slope(logits, t, with_slope): # (C, V), (C)
     "Return the log-probabilities of targets and, if wanted, their derivatives by the logits, in the memory of those."
     logits = _long(logits)
-    log_sum = logits.logsumexp(-1)
-    logps = logits.gather(1, t[:, None])[:, 0] - log_sum
+    log_sum = logits.logsumexp(-1, keepdim=True)
+    of_target = t[:, None]
+    logps = (logits.gather(1, of_target) - log_sum)[:, 0]
     if not with_slope: return logps, None
-    slope = logits.sub_(log_sum[:, None]).exp_().neg_()
-    slope.scatter_add_(1, t[:, None], torch.ones_like(log_sum)[:, None])
+    slope = logits.sub_(log_sum).exp_().neg_()
+    slope.scatter_add_(1, of_target, torch.ones_like(log_sum))
     return logps, slope
 
 def _slopes(ctx, h, w, b, y):
@@ -247,22 +272,30 @@ def _slopes(ctx, h, w, b, y):
 
 def _head_gradients(ctx, g, h, w, b, y):
     "Return the gradients of hidden states, matrix and bias, from the gradient of each log-probability (N)."
-    dtype = ctx.dtype
-    hc, wc = h.to(dtype), w.to(dtype)
-    bc = None if b is None else b.to(dtype)
-    gh, gw = torch.zeros_like(h), torch.zeros_like(w)
+    states, matrix, bias = _cast(h, w, b, ctx.dtype)
+    gh = torch.zeros_like(h)
+    gw = torch.zeros_like(w)
     gb = None if b is None else torch.zeros_like(b)
+    weights = g[:, None]
     with torch.autocast(h.device.type, enabled=False):
-        for part, slope in _slopes(ctx, hc, wc, bc, y):
-            weighted = (slope * g[part, None]).to(dtype)
-            gh[part] = times(weighted, wc.T)
-            _add_product(gw, weighted, hc[part])
+        for part, slope in _slopes(ctx, states, matrix, bias, y):
+            weighted = (slope * weights[part]).to(ctx.dtype)
+            gh[part] = times(weighted, matrix.T)
+            _add_product(gw, weighted, states[part])
             if gb is not None: gb += weighted.sum(0, dtype=gb.dtype)
     return gh, gw, gb
 
 def _any_head_logps(head, h, y):
     logits = _long(head(h))
     return logits.gather(1, y[:, None])[:, 0] - logits.logsumexp(-1)
+
+def _plain_head_logps(h, w, b, y, chunk):
+    "Return the log-probability of each target under a head of a matrix and perhaps a bias."
+    if not torch.is_grad_enabled():
+        h = h.detach()
+        w = w.detach()
+        b = None if b is None else b.detach()
+    return _TargetLogps.apply(h, w, b, y, chunk)
 
 def target_logps(
     head, # module that turns hidden states into logits
@@ -272,14 +305,15 @@ def target_logps(
 ) -> Tensor: # (N) nats, with a gradient
     "Return the log-probability of each target."
     plain = plain_head(head)
-    if plain is not None and len(h):
-        tensors = h, *plain
-        if not torch.is_grad_enabled(): tensors = [None if t is None else t.detach() for t in tensors]
-        return _TargetLogps.apply(*tensors, y, chunk)
-    parts = [h.sum(-1)[:0].float()] # no value, but a gradient, where there is no target
+    if plain is not None and len(h): return _plain_head_logps(h, *plain, y, chunk)
+    nothing = h.sum(-1)[:0].float() # no value, but a gradient, where there is no target
+    parts = [nothing]
     for start in range(0, len(h), chunk):
-        part = slice(start, start + chunk)
-        parts.append(checkpoint(_any_head_logps, head, h[part], y[part], use_reentrant=False))
+        end = start + chunk
+        states = h[start:end]
+        targets = y[start:end]
+        logps = checkpoint(_any_head_logps, head, states, targets, use_reentrant=False)
+        parts.append(logps)
     return torch.cat(parts)
 
 # %% ../../nbs/api/52_prefer/03_shared.ipynb #a317982b
@@ -292,14 +326,17 @@ def sums_of_answers(
 ) -> tuple[Tensor, Tensor]: # (P, A) sums, (P, A) numbers of targets
     "Add up what belongs to each answer."
     B, K = which.shape
-    row, place = (targets != IGNORE).nonzero(as_tuple=True)
-    group = row * (K * n_answers) + answer[row, place]
-    groups = torch.arange(B * K * n_answers, device=group.device)
-    belongs = groups[:, None] == group  # (B K A, N): a sum in a fixed order, which scatter on a GPU is not
-    sums = torch.where(belongs, values, 0).sum(1).view(B * K, n_answers)
-    counts = belongs.sum(1).view(B * K, n_answers)
+    in_a_row = K * n_answers
+    has_target = targets != IGNORE
+    row, place = has_target.nonzero(as_tuple=True)
+    group = row * in_a_row + answer[row, place]
+    groups = torch.arange(B * in_a_row, device=group.device)
+    belongs = groups[:, None] == group # (B K A, N): a sum in a fixed order, which scatter on a GPU is not
+    sums = torch.where(belongs, values, 0).sum(1)
+    counts = belongs.sum(1)
+    by_slot = B * K, n_answers
     real = (which != IGNORE).flatten()
-    return sums[real], counts[real]
+    return sums.view(by_slot)[real], counts.view(by_slot)[real]
 
 def answer_logps(
     head, # the model's head

@@ -41,6 +41,7 @@ def distinct_share(
 # %% ../../nbs/api/52_prefer/06_watch.ipynb #ac96fe48
 _TABLE = 1 << 23 # most log-probabilities of the reference that are kept; 32 MB
 _MOST = 256 # most positions
+_ROWS = 16 # most rows
 
 class Divergence:
     "The divergence of a model from what it was when this was made, over some answers."
@@ -51,13 +52,19 @@ class Divergence:
     ):
         self.precision = precision
         device = next(model.parameters()).device
-        few = rows[:16]
-        self.batch = PreferenceLoader(few, len(few), shuffle=False, device=device).batch(0)
-        _, _, _, targets, answer, *_ = self.batch
-        of_chosen = (targets != IGNORE) & (answer % len(few[0].answers) == 0)
+        few = rows[:_ROWS]
+        loader = PreferenceLoader(few, len(few), shuffle=False, device=device)
+        self.batch = loader.batch(0)
         most = max(1, min(_MOST, _TABLE // model.config.vocab_size))
-        self.places = of_chosen.flatten().nonzero()[:most, 0]
+        self.places = self._chosen_places(loader.n_answers)[:most]
         self.before = self._logps(model)
+
+    def _chosen_places(self, n_answers):
+        "Return the positions of the batch at which a token of a chosen answer is predicted."
+        _, _, _, targets, answer, *_ = self.batch
+        is_first = answer % n_answers == 0
+        of_chosen = (targets != IGNORE) & is_first
+        return of_chosen.flatten().nonzero()[:, 0]
 
     @torch.no_grad()
     def _logps(self, model):
@@ -180,16 +187,21 @@ class PreferenceWatch(Callback):
         found = dict(answers=[])
         if self.divergence is not None: found['kl'] = self.divergence.measure(model)
         if self.keep: found['bits'] = text_bits(model, self.fmt.tok, self.keep)
-        if not self.questions: return found
+        if self.questions: found |= self._answers_now(model)
+        return found
+
+    def _answers_now(self, model):
+        "Return what a model answers to the questions: texts, mean length, distinct words, share that end."
+        longest = self.max_new_tokens
         context = model.config.context
-        longest = self.max_new_tokens if context is None else min(self.max_new_tokens, context // 2)
+        if context is not None: longest = min(longest, context // 2)
         answers = chat_answers(model, self.fmt, self.questions, longest)
         texts = [answer.text for answer in answers]
-        found['answers'] = texts
-        found['length'] = float(np.mean([answer.tokens for answer in answers]))
-        found['distinct'] = distinct_share(texts)
-        found['stops'] = float(np.mean([answer.stopped for answer in answers]))
-        return found
+        lengths = [answer.tokens for answer in answers]
+        ended = [answer.stopped for answer in answers]
+        length = float(np.mean(lengths))
+        stops = float(np.mean(ended))
+        return dict(answers=texts, length=length, distinct=distinct_share(texts), stops=stops)
 
 # %% ../../nbs/api/52_prefer/06_watch.ipynb #bd344b5e
 _FALLEN, _LONGER, _REPEATS = .05, 1.2, .9
