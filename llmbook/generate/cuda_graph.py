@@ -49,22 +49,26 @@ class FixedStep:
 
     def _embedded(self): # (B, D), and cos and sin (B, 1, 1, d) where positions rotate
         "Return what the first block reads."
-        d, model = self.decoder, self.decoder.model
+        model = self.decoder.model
         h = model.embed(self.x)
-        p = (self.pos - self.pad).clamp(min=0) # (B)
-        if not d.rotary: return h + model.pos(p), None, None
-        cos = model.cos[p].to(h.dtype)
-        sin = model.sin[p].to(h.dtype)
-        return h, cos[:, None, None], sin[:, None, None]
+        p = self.pos - self.pad # (B)
+        p = p.clamp(min=0)
+        if not self.decoder.rotary: return h + model.pos(p), None, None
+        cos = model.cos[p][:, None, None]
+        sin = model.sin[p][:, None, None]
+        return h, cos.to(h.dtype), sin.to(h.dtype)
 
     def _mask(self): # (B*K, 1, S)
         "Return what to add to scores: nothing where a token can be seen, minus infinity elsewhere."
         not_yet = self.places > self.pos
-        front = self.decoder.cache.front
-        empty = (self.places >= front) & (self.places < front + self.pad[:, None])
-        shut = not_yet | empty # (B, S)
-        window = self.decoder.cache.window
-        if window: shut = shut | (self.places <= self.pos - window) # too far back
+        cache = self.decoder.cache
+        front, window = cache.front, cache.window
+        text = front + self.pad[:, None] # where the text begins, behind the pads
+        is_pad = (self.places >= front) & (self.places < text)
+        shut = not_yet | is_pad # (B, S)
+        if window:
+            is_too_far = self.places <= self.pos - window
+            shut = shut | is_too_far
         mask = self.zero.where(~shut, -math.inf)
         return mask.repeat_interleave(self.decoder.K, 0)[:, None]
 

@@ -211,12 +211,15 @@ class FewBitCache(GrowingCache):
         "Add keys and values, rounded."
         end = self.pos + k.shape[2]
         self.grow(end)
-        new = torch.stack([k, v])                                     # (2, B, K, T, d)
-        codes, scales = group_codes(new.flatten(0, -2), FEW_BITS[self.kind], GROUP, clip=False)
-        if self.kind == 'int4': codes = codes_in_pairs(codes)
+        new = torch.stack([k, v]) # (2, B, K, T, d)
         shape = new.shape[:-1]
-        self.kv[layer][..., self.pos:end, :] = codes.view(*shape, -1)
-        self.scales[layer][..., self.pos:end, :] = scales.view(*shape, -1)
+        rows = new.flatten(0, -2) # (2*B*K*T, d)
+        bits = FEW_BITS[self.kind]
+        codes, scales = group_codes(rows, bits, GROUP, clip=False)
+        if self.kind == 'int4': codes = codes_in_pairs(codes)
+        places = slice(self.pos, end)
+        self.kv[layer][..., places, :] = codes.view(*shape, -1)
+        self.scales[layer][..., places, :] = scales.view(*shape, -1)
         return self._read(layer, end)
 
     def _read(self, layer, end): # keys and values, each (B, K, end, d)
@@ -323,7 +326,8 @@ class _Layer:
         self.norm2 = _norm(block.mlp_norm)
         self.gated = hasattr(mlp, 'gate_proj')
         self.act = getattr(mlp, 'act', F.silu)
-        self.up = product(mlp.gate_proj, mlp.up_proj) if self.gated else product(mlp.up_proj)
+        if self.gated: self.up = product(mlp.gate_proj, mlp.up_proj)
+        else: self.up = product(mlp.up_proj)
         self.down = product(mlp.down_proj)
 
     def mlp(self, h): # (M, D) -> (M, D)

@@ -80,12 +80,14 @@ def mean_squares(
 def _tables(model, importance):
     "Return the embedding and the head of a model in int8."
     w = model.embed.weight.detach()
-    tied = model.head.weight is model.embed.weight
-    weights = importance.get('head') if tied else None
-    codes, scales = group_codes(w, importance=weights)
+    head = model.head
+    of_head = importance.get('head')
+    tied = head.weight is model.embed.weight
+    codes, scales = group_codes(w, importance=of_head if tied else None)
     embed = FewBitEmbedding(codes, scales, w.dtype)
-    if not tied: return embed, few_bit_layer(model.head, 'int8', importance.get('head'))
-    bias = None if model.head.bias is None else model.head.bias.detach()
+    if not tied: return embed, few_bit_layer(head, 'int8', of_head)
+    bias = head.bias
+    if bias is not None: bias = bias.detach()
     return embed, FewBitLinear(codes, scales, 'int8', bias, w.dtype)
 
 def _join(model):
@@ -251,12 +253,13 @@ def _file_tensors(model):
     tensors = {name: p.detach() for name, p in model.named_parameters()}
     for name, layer in _few_bit_layers(model).items():
         codes, scales = layer.codes_and_scales()
-        is_int4 = getattr(layer, 'kind', 'int8') == 'int4'
-        tensors[f'{name}.codes'] = codes_in_pairs(codes) if is_int4 else codes
+        kind = getattr(layer, 'kind', 'int8')
+        if kind == 'int4': codes = codes_in_pairs(codes)
+        tensors[f'{name}.codes'] = codes
         tensors[f'{name}.scales'] = scales
     for name, layer in model.named_modules():
-        bias = getattr(layer, 'bias', None) if isinstance(layer, FewBitLinear) else None
-        if bias is not None: tensors[f'{name}.bias'] = bias
+        if not isinstance(layer, FewBitLinear): continue
+        if layer.bias is not None: tensors[f'{name}.bias'] = layer.bias
     return {name: t.contiguous() for name, t in tensors.items()}
 
 def save_quantised(
@@ -284,35 +287,45 @@ def save_quantised(
 def _layer_shapes(name, layer, kind):
     "Return name, shape and type of what a file holds of a layer."
     rows, columns = layer.weight.shape
-    is_int4 = kind == 'int4' and name not in ('embed', 'head')
-    wide = math.ceil(columns / 2) if is_int4 else columns
-    groups = math.ceil(columns / GROUP) if is_int4 else 1
-    shapes = {f'{name}.codes': ((rows, wide), torch.uint8 if is_int4 else torch.int8),
-              f'{name}.scales': ((rows, groups), torch.bfloat16)}
+    wide, groups, dtype = columns, 1, torch.int8
+    if kind == 'int4' and name not in ('embed', 'head'):
+        wide = math.ceil(columns / 2)
+        groups = math.ceil(columns / GROUP)
+        dtype = torch.uint8
+    shapes = {}
+    shapes[f'{name}.codes'] = (rows, wide), dtype
+    shapes[f'{name}.scales'] = (rows, groups), torch.bfloat16
     bias = getattr(layer, 'bias', None)
     if bias is not None: shapes[f'{name}.bias'] = tuple(bias.shape), None
     return shapes
 
 def _expected(model, kind):
     "Return name, shape and type (None: any) of every tensor of a file, from a plain model without memory."
-    quantised = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    quantised['embed'] = model.embed
+    quantised = dict(embed=model.embed)
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear): quantised[name] = layer
     if model.config.tie_embeddings: del quantised['head']
-    of_layers = {}
-    for name, layer in quantised.items(): of_layers |= _layer_shapes(name, layer, kind)
-    names = (*quantised, 'head')
-    rest = {name: p for name, p in model.named_parameters() if name.rpartition('.')[0] not in names}
-    return of_layers | {name: (tuple(p.shape), None) for name, p in rest.items()}
+    expected = {}
+    for name, layer in quantised.items():
+        expected |= _layer_shapes(name, layer, kind)
+    for name, p in model.named_parameters():
+        layer_name = name.rpartition('.')[0]
+        is_plain = layer_name not in quantised and layer_name != 'head'
+        if is_plain: expected[name] = tuple(p.shape), None
+    return expected
 
 def _check_tensors(file, found, expected):
     "Raise `UserError` unless a file holds what its configuration says, and numbers alone."
     odd = sorted(set(found) ^ set(expected))
     if odd: raise UserError(
-        f'expected the tensors that the configuration of {file.parent} says, got another set at {odd[0]}: copy it again')
+        f'expected the tensors that the configuration of {file.parent} says, got another set at {odd[0]}: '
+        'copy it again')
     for name, (shape, dtype) in expected.items():
         t = found[name]
-        if tuple(t.shape) != shape or dtype not in (None, t.dtype): raise UserError(
-            f'expected {name} of shape {shape} in {file}, got {tuple(t.shape)}, {t.dtype}: copy the folder again')
+        its_shape = tuple(t.shape)
+        fits = its_shape == shape and dtype in (None, t.dtype)
+        if not fits: raise UserError(
+            f'expected {name} of shape {shape} in {file}, got {its_shape}, {t.dtype}: copy the folder again')
         if t.is_floating_point() and not t.isfinite().all(): raise UserError(
             f'expected finite numbers in {file}, got others in {name}: copy the folder again')
 

@@ -171,25 +171,29 @@ def _write(self:Speculator, row, prompt, u, ends, options, unspelt):
     "Return the new tokens of one prompt."
     model = self.model
     device = model.embed.weight.device
-    ids = list(prompt)
-    last = len(prompt) + len(u) # where the text must end
+    if unspelt is not None: unspelt = unspelt.to(device)
+    ids, written = list(prompt), []
     if isinstance(self.draft, ModelDraft): self.draft.begin()
     with eval_mode(model):
         ask = decoder(model, 1, len(prompt) + 64)
         if len(ids) > 1: ask(torch.tensor([ids[:-1]], device=device))
-        while len(ids) < last:
+        while len(written) < len(u):
             share_cores()
-            numbers = u[len(ids) - len(prompt):][:self.ahead + 1]
-            guesses = self.draft(ids, len(numbers) - 1, numbers, options) if len(numbers) > 1 else []
-            logits = ask.every(torch.tensor([[ids[-1], *guesses]], device=device))[0]
+            numbers = u[len(written):][:self.ahead + 1] # of the guesses, and of one token more
+            wanted = len(numbers) - 1
+            guesses = self.draft(ids, wanted, numbers, options) if wanted else []
+            x = torch.tensor([[ids[-1], *guesses]], device=device) # (1, T)
+            logits = ask.every(x)[0] # (T, V)
             if not logits.isfinite().all(): _refuse_logits(model, row)
-            if unspelt is not None: logits = logits.masked_fill(unspelt.to(device), -math.inf)
-            drawn = choose(logits, numbers[:len(logits)].to(device), **options).tolist()
-            new = self._judged(guesses, drawn, ends)
+            if unspelt is not None: logits = logits.masked_fill(unspelt, -math.inf)
+            numbers = numbers[:len(logits)].to(device) # a draft may guess fewer than were wanted
+            drawn = choose(logits, numbers, **options)
+            new = self._judged(guesses, drawn.tolist(), ends)
             ids += new
+            written += new
             if new[-1] in ends: break
             ask.rewind(len(ids) - 1)
-    return ids[len(prompt):]
+    return written
 
 @patch
 def _judged(self:Speculator, guesses, drawn, ends):

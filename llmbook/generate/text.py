@@ -55,6 +55,29 @@ def _common_beginning(model, prompts):
 # %% ../../nbs/api/40_generate/05_text.ipynb #fdffe315
 _FETCH = 16 # steps between two fetches of tokens from a GPU, which wait for it
 
+def _begin(model, prompts, new):
+    "Return a decoder that has read what all prompts begin with, and (B, T) the tokens that it is to read next."
+    device = model.embed.weight.device
+    common = _common_beginning(model, prompts)
+    rests = [prompt[common:] for prompt in prompts]
+    x, pad = _padded(rests, device)
+    if not pad.any(): pad = None
+    room = common + x.shape[1] + min(new, 64)
+    ask = decoder(model, len(prompts), room, pad)
+    if common:
+        beginning = prompts[0][:common]
+        ask.read_common(torch.tensor([beginning], device=device))
+    return ask, x
+
+def _told(steps, live, done, ends, rules):
+    "Yield (row, id) for each row that is not over yet, and note the rows that end here."
+    for step in steps:
+        for row, token in zip(live, step):
+            if row in done: continue # waits for the others
+            if token in ends or token < 0: done.add(row)
+            elif rules and rules.take(row, token): done.add(row)
+            yield row, token
+
 def _batch(
     model,
     prompts, # lists of ids, none empty
@@ -70,13 +93,9 @@ def _batch(
 ) -> Iterator[tuple[int, int]]: # (row, id), step by step, the rows of each step in order; id -1: logits were not finite
     "Continue some prompts together."
     device = model.embed.weight.device
-    common = _common_beginning(model, prompts)
-    x, pad = _padded([prompt[common:] for prompt in prompts], device)
     asked = eval_mode(model)
     with torch.inference_mode(), asked:
-        room = common + x.shape[1] + min(new, 64)
-        ask = decoder(model, len(prompts), room, pad if pad.any() else None)
-        if common: ask.read_common(torch.tensor([prompts[0][:common]], device=device))
+        ask, x = _begin(model, prompts, new)
         seen = _seen(model, prompts) if penalty != 1 else None
     if rules: rules.start(len(prompts))
     live = list(range(len(prompts))) # rows that continue
@@ -94,12 +113,7 @@ def _batch(
             if seen is not None: seen.scatter_(1, x[:, None], True)
             waiting.append(x.where(is_finite, -1))
         if (t + 1) % every == 0 or t + 1 == new:
-            for step in torch.stack(waiting).tolist():
-                for row, token in zip(live, step):
-                    if row in done: continue # waits for the others
-                    if token in ends or token < 0: done.add(row)
-                    elif rules and rules.take(row, token): done.add(row)
-                    yield row, token
+            yield from _told(torch.stack(waiting).tolist(), live, done, ends, rules)
             waiting = []
             left = [i for i, row in enumerate(live) if row not in done]
             if not left: return

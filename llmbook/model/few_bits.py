@@ -121,18 +121,22 @@ def _product(x, kind, held, scales): # (N, K) of any type -> (N, M) of this type
 @functools.cache
 def _kernel_works(kind, device_type):
     "Tell whether torch has a kernel for a kind of codes on this device, by a product whose result is known."
-    device = torch.device(device_type)
-    x = torch.linspace(-1, 1, 2 * 128, device=device).view(2, 128).bfloat16()
-    codes = torch.arange(64 * 128, device=device).view(64, 128) % 15 - 7
-    codes = codes.to(torch.int8)
-    group = GROUP if kind == 'int4' else 128
-    scales = torch.full((64, 128 // group), .5, device=device, dtype=torch.bfloat16)
+    M, K = 64, 128
+    x = torch.linspace(-1, 1, 2 * K, device=device_type)
+    x = x.view(2, K).bfloat16()
+    codes = torch.arange(M * K, device=device_type) % 15 - 7
+    codes = codes.view(M, K).to(torch.int8)
+    group = GROUP if kind == 'int4' else K
+    scales = torch.full((M, K // group), .5, device=device_type)
+    scales = scales.bfloat16()
     try:
         if kind == 'int8': y = _int8_kernel(x, codes, scales[:, 0].contiguous())
         else: y = _int4_kernel(x, _packed(codes), _scales_and_zeros(scales))
     except (AttributeError, RuntimeError, NotImplementedError): return False
-    expected = x.float() @ group_values(codes, scales, group).T
-    return torch.allclose(y.float(), expected, rtol=.02, atol=.02 * float(expected.abs().max()))
+    weights = group_values(codes, scales, group) # (M, K)
+    expected = x.float() @ weights.T
+    largest = float(expected.abs().max())
+    return torch.allclose(y.float(), expected, rtol=.02, atol=.02 * largest)
 
 def few_bit_kernel(
     kind:str, # 'int8' or 'int4'
@@ -338,14 +342,20 @@ def _in_one_block(tensors):
         moved.append(place.copy_(t))
     return moved
 
+def _holders(model):
+    "Return the joined layers of a model, and everything that holds codes of its own."
+    layers = [m for m in model.modules() if isinstance(m, (FewBitLinear, FewBitEmbedding))]
+    joined = [m.joined for m in layers if getattr(m, 'joined', None) is not None]
+    inside = set()
+    for several in joined: inside |= set(map(id, several.layers))
+    alone = [m for m in layers if id(m) not in inside]
+    return joined, joined + alone
+
 def into_large_pages(
     model:nn.Module, # a model with layers in few bits; it is changed
 ) -> bool: # False: its codes are small, or not on a CPU, or this system has no such pages
     "Hold the codes of a model in one block of memory of large pages."
-    layers = [m for m in model.modules() if isinstance(m, (FewBitLinear, FewBitEmbedding))]
-    joined = [m.joined for m in layers if getattr(m, 'joined', None) is not None]
-    inside = {id(layer) for several in joined for layer in several.layers}
-    holders = joined + [m for m in layers if id(m) not in inside]
+    joined, holders = _holders(model)
     held = {h.held.data_ptr(): h.held for h in holders} # a table that two share is there once
     is_large = sum(t.nbytes for t in held.values()) >= _LARGE_PAGE
     is_here = all(t.device.type == 'cpu' for t in held.values())

@@ -351,6 +351,9 @@ def model_folder(
         found = 'a file' if path.exists() else 'none'
         raise UserError(f'expected a folder at {path}, found {found}: give one made by save_pretrained')
     if (path/'config.json').exists(): return path
+    if (path/'quantised.json').exists(): raise UserError(
+        f'expected a model in float32 or 16 bits, got a quantised one in {path}: open it with open_quantised, '
+        'or let llmbook-generate write with it')
     for inside in _INSIDE:
         if (path/inside/'config.json').exists(): return path/inside
     files = [*path.glob('*/config.json'), *path.glob('*/*/config.json')]

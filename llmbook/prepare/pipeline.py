@@ -512,6 +512,21 @@ def _what_is_there(out):
     tokens = card['splits']['train']['tokens']
     return f"{card['totals']['kept']:,} documents, {tokens:,} training tokens,"
 
+def _question(src, options, guard, given):
+    "Return the fingerprint of everything that decides what is made."
+    of_guard = guard.fingerprint if guard else None
+    of_tokenizer = _identity(given) if given else None
+    return fingerprint([__version__, src.identity(), options, of_guard, of_tokenizer])
+
+def _say_why_again(out, question, options, replace):
+    "Print why finished data is made again; raise `UserError` if it is not to be replaced."
+    changed = what_changed(out, question, options)
+    if not changed: return
+    if not replace: raise UserError(
+        f'expected a folder without finished data, got {out} with {_what_is_there(out)} made otherwise: {changed}; '
+        'give another --out, or --force to make it again')
+    print(f'making {out} again: {changed}')
+
 def _report(card, progress):
     "Print what was left out, if progress is shown, and what to look at first."
     if progress:
@@ -547,9 +562,7 @@ def prepare(
     if text_field != 'text': options['text_field'] = text_field # older cards do not have it, and still answer
     _check_options(options)
     guard = Decontaminator(against) if against else None
-    guard_fingerprint = guard.fingerprint if guard else None
-    given_fingerprint = _identity(given) if given else None
-    question = fingerprint([__version__, src.identity(), options, guard_fingerprint, given_fingerprint])
+    question = _question(src, options, guard, given)
     out = Path(out)
     if out.exists() and not out.is_dir(): RunFolder(out) # says that a file is in the way
     card = stored_card(out, question)
@@ -559,11 +572,7 @@ def prepare(
     check_space(out, 3 * src.n_bytes)
     workers = choose_workers(workers, src.n_bytes)
     with disk_errors(out), own_folder(out, 'a preparation'):
-        changed = what_changed(out, question, options | dict(sources=src.names))
-        if changed and not replace: raise UserError(
-            f'expected a folder without finished data, got {out} with {_what_is_there(out)} made otherwise: {changed}; '
-            'give another --out, or --force to make it again')
-        if changed: print(f'making {out} again: {changed}')
+        _say_why_again(out, question, options | dict(sources=src.names), replace)
         work = work_folder(out, question).resolve() # its question marks the folder as one that prepare makes
         remove_old(out)
         if guard: guard.save(work/'against.npz')
