@@ -170,12 +170,17 @@ def agreement(name, ours, theirs):
     return said, relative.max() <= 1e-4
 
 
+def seconds_of(rounds, side, name):
+    "Return the seconds of a workload on one side, round by round."
+    return np.array([r[side]['seconds'][name] for r in rounds])
+
+
 def report(name, rounds, limit):
     "Print the times, the agreement and the ratio of a workload."
     first = rounds[0]
     said, is_equal = agreement(name, first['ours']['values'][name], first['theirs']['values'][name])
-    ours = np.array([r['ours']['seconds'][name] for r in rounds])
-    theirs = np.array([r['theirs']['seconds'][name] for r in rounds])
+    ours = seconds_of(rounds, 'ours', name)
+    theirs = seconds_of(rounds, 'theirs', name)
     if limit: said = f'limit {limit:.1f}; {said}'
     print(f'{name}: {np.median(ours):.2f} s, lm-eval {np.median(theirs):.2f} s; {said}')
     if not is_equal: sys.exit(f'{name}: expected equal numbers')

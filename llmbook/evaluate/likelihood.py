@@ -169,22 +169,23 @@ class Packed:
     branch:torch.Tensor # (B, T): 0 the start, 1, 2, ... the continuations, -1 padding
     places:list # for each request: (its number, row, columns whose outputs are scored, ids that are scored)
 
+def _write(packed, b, columns, ids, first, branch):
+    "Write ids into columns of row `b`, at the positions from `first` on."
+    packed.ids[b, columns] = torch.tensor(ids, dtype=torch.long)
+    packed.positions[b, columns] = torch.arange(first, first + len(ids))
+    packed.branch[b, columns] = branch
+
 def _lay_out(packed, b, r, shared):
     "Write a start and its continuations, one after another, into row `b` of a batch."
     length = len(r.start)
     end = length - shared
     last = end - 1 # the output at the end of the start scores the first id of each continuation
-    packed.ids[b, :end] = torch.tensor(r.start[shared:])
-    packed.positions[b, :end] = torch.arange(shared, length)
-    packed.branch[b, :end] = 0
+    _write(packed, b, slice(0, end), r.start[shared:], shared, 0)
     for k, (i, ids) in enumerate(r.requests, 1):
-        n = len(ids) - 1
-        new = slice(end, end + n)
-        packed.ids[b, new] = torch.tensor(ids[:-1], dtype=torch.long)
-        packed.positions[b, new] = torch.arange(length, length + n)
-        packed.branch[b, new] = k
-        packed.places.append((i, b, [last, *range(end, end + n)], ids))
-        end += n
+        begin = end
+        end += len(ids) - 1
+        _write(packed, b, slice(begin, end), ids[:-1], length, k)
+        packed.places.append((i, b, [last, *range(begin, end)], ids))
 
 def pack_rows(
     rows:list[Row], # rows of a batch

@@ -23,6 +23,13 @@ def _difference_row(before, after, name, seed):
     signature = f'paired|puzzles:{found["n"]}|p:{found["p"]:.3g}'
     return row(name, found['value'], found['low'], found['high'], found['n'], signature, group='difference')
 
+def _share_row(rates, k, group, tries, seed):
+    "Return the row of pass@k at one look."
+    n = len(rates)
+    low, high = bootstrap(rates, seed=seed)
+    signature = f'unbiased|puzzles:{n}|tries:{tries}'
+    return row(f'pass@{k}', float(rates.mean()), low, high, n, signature, group=group)
+
 def pass_rows(
     looks:list, # of a `RewardWatch`, or what looks.json holds; the first and the last are compared
     ks=(1, 8), # numbers of answers that one may give; those above the tries are left out
@@ -33,14 +40,13 @@ def pass_rows(
     first, last = looks[0], looks[-1]
     if len(first['right']) != len(last['right']): raise UserError(
         f"expected looks at the same puzzles, got {len(first['right'])} and {len(last['right'])}")
+    tries = first['tries']
     rows = []
     for k in ks:
-        if k > min(first['tries'], last['tries']): continue
+        if k > min(tries, last['tries']): continue
         before = pass_rates(_solved(first), k)
         after = pass_rates(_solved(last), k)
-        for group, rates in dict(before=before, after=after).items():
-            low, high = bootstrap(rates, seed=seed)
-            signature = f'unbiased|puzzles:{len(rates)}|tries:{first["tries"]}'
-            rows.append(row(f'pass@{k}', float(rates.mean()), low, high, len(rates), signature, group=group))
+        rows.append(_share_row(before, k, 'before', tries, seed))
+        rows.append(_share_row(after, k, 'after', tries, seed))
         rows.append(_difference_row(before, after, f'pass@{k}', seed))
     return rows

@@ -161,13 +161,19 @@ def _check_name(name):
 
 _LEAST = dict(shots=0, max_new_tokens=1, repeats=1, order=0) # option that is a whole number -> its least value
 
+def _check_kind(task):
+    "Raise `UserError` unless a task has what its kind asks for."
+    if task.kind not in KINDS: raise UserError(f'expected a kind among {", ".join(KINDS)}, got {task.kind!r}')
+    _check_records(task)
+    lacks_choices = task.kind == 'choices' and task.choices is None
+    lacks_answer = task.kind != 'text' and task.answer is None
+    if lacks_choices: raise UserError(f'expected choices for {task.name}, got none')
+    if lacks_answer: raise UserError(f'expected an answer for {task.name}, got none')
+
 def _check_task(task):
     "Raise `UserError` for options that no question can be asked with."
     _check_name(task.name)
-    if task.kind not in KINDS: raise UserError(f'expected a kind among {", ".join(KINDS)}, got {task.kind!r}')
-    _check_records(task)
-    if task.kind == 'choices' and task.choices is None: raise UserError(f'expected choices for {task.name}, got none')
-    if task.kind != 'text' and task.answer is None: raise UserError(f'expected an answer for {task.name}, got none')
+    _check_kind(task)
     for name, least in _LEAST.items(): whole_number(name, getattr(task, name), least)
     if task.repeats > 1 and not task.temperature: raise UserError(
         f'expected a temperature above 0 for {task.repeats} repeats of {task.name}, got 0: '
