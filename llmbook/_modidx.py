@@ -592,6 +592,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'llmbook.cli._is_tuned': ('api/80_app/cli.html#_is_tuned', 'llmbook/cli.py'),
                              'llmbook.cli._kinds_to_mask': ('api/80_app/cli.html#_kinds_to_mask', 'llmbook/cli.py'),
                              'llmbook.cli._loaded': ('api/80_app/cli.html#_loaded', 'llmbook/cli.py'),
+                             'llmbook.cli._loaded_to_train': ('api/80_app/cli.html#_loaded_to_train', 'llmbook/cli.py'),
                              'llmbook.cli._model_folder': ('api/80_app/cli.html#_model_folder', 'llmbook/cli.py'),
                              'llmbook.cli._planned': ('api/80_app/cli.html#_planned', 'llmbook/cli.py'),
                              'llmbook.cli._planned_continuation': ('api/80_app/cli.html#_planned_continuation', 'llmbook/cli.py'),

@@ -340,6 +340,13 @@ def _loaded(path, **options):
     check_finite(model)
     return model, tok
 
+def _loaded_to_train(path):
+    "Return a model and its tokenizer; raise `UserError` for a model that cannot be trained."
+    model, tok = _loaded(path)
+    if getattr(model, 'few_bits', None): raise UserError(
+        f'expected a model to train, got {path} in {model.few_bits}: tune the model that it was made from')
+    return model, tok
+
 # %% ../nbs/api/80_app/02_cli.ipynb #6487411f
 def _check_numbers(needed, optional):
     "Raise `UserError` for an option that is no whole number; an optional one may be None."
@@ -415,7 +422,7 @@ def llmbook_finetune(
                    dict(steps=steps, answer_tokens=answer_tokens, patience=patience))
     real_number('lr', lr, above=0)
     if metric: check_metric(metric)
-    m, tok = _loaded(model)
+    m, tok = _loaded_to_train(model)
     tok = with_marks(m, tok, _model_folder(model))
     t = _task_of(task, seed, _given(prompt=prompt, answer=answer))
     t.metric = metric or t.metric

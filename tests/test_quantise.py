@@ -4,6 +4,7 @@ from copy import deepcopy
 import pytest, torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from llmbook.cli import llmbook_finetune
 from llmbook.core import UserError, set_seed
 from llmbook.generate.cuda_graph import decoder
 from llmbook.generate.decoder import Decoder, FewBitCache
@@ -234,6 +235,14 @@ def test_a_saved_model_writes_the_same(kind, options, tok, tmp_path, monkeypatch
         codes, _ = layer.codes_and_scales()
         its_codes, _ = elsewhere.get_submodule(name).codes_and_scales()
         assert its_codes.equal(codes)
+
+
+def test_a_quantised_model_is_not_tuned(tok, tmp_path):
+    model = quantise(small(), 'int8', speed=False, show=False)
+    save_quantised(model, tok, tmp_path/'few')
+    with pytest.raises(UserError, match='tune the model that it was made from'):
+        llmbook_finetune(str(tmp_path/'few'), out=str(tmp_path/'tuned'))
+    assert not (tmp_path/'tuned').exists()
 
 
 @pytest.mark.parametrize('open_it', [open_lm, open_chat_model, model_tokenizer])
