@@ -6483,6 +6483,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'llmbook.train.fp8._Fp8Linear.forward': ( 'api/31_train/fp8.html#_fp8linear.forward',
                                                                              'llmbook/train/fp8.py'),
                                    'llmbook.train.fp8._columns': ('api/31_train/fp8.html#_columns', 'llmbook/train/fp8.py'),
+                                   'llmbook.train.fp8._product': ('api/31_train/fp8.html#_product', 'llmbook/train/fp8.py'),
                                    'llmbook.train.fp8.from_float8': ('api/31_train/fp8.html#from_float8', 'llmbook/train/fp8.py'),
                                    'llmbook.train.fp8.to_float8': ('api/31_train/fp8.html#to_float8', 'llmbook/train/fp8.py'),
                                    'llmbook.train.fp8.to_fp8': ('api/31_train/fp8.html#to_fp8', 'llmbook/train/fp8.py')},

@@ -26,6 +26,14 @@ def to_fp8(
 def _columns(x): # the same matrix, stored by columns, as the hardware wants its right side
     return x.t().contiguous().t()
 
+def _product(a, b, a_scale, b_scale, dtype, fast=False):
+    "Multiply two matrices of 8 bits: (M, K), (K, N) -> (M, N)."
+    if a.is_cuda:
+        return torch._scaled_mm(a, b, scale_a=a_scale, scale_b=b_scale, out_dtype=dtype, use_fast_accum=fast)
+    # a processor's own product of 8-bit floats is hundreds of times slower than one of float32, which holds them exactly
+    product = a.float() @ b.float()
+    return (product * (a_scale * b_scale)).to(dtype)
+
 class _Fp8Linear(torch.autograd.Function):
     "x @ w.T and its gradients in 8 bits."
     @staticmethod
@@ -34,7 +42,7 @@ class _Fp8Linear(torch.autograd.Function):
         w8, w_scale = to_fp8(w)
         ctx.save_for_backward(x8, w8, x_scale, w_scale)
         ctx.types = x.dtype, w.dtype, dtype
-        return torch._scaled_mm(x8, w8.t(), scale_a=x_scale, scale_b=w_scale, out_dtype=dtype, use_fast_accum=x.is_cuda)
+        return _product(x8, w8.t(), x_scale, w_scale, dtype, fast=True)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -42,9 +50,9 @@ class _Fp8Linear(torch.autograd.Function):
         x8, w8, x_scale, w_scale = ctx.saved_tensors
         x_type, w_type, dtype = ctx.types
         g8, g_scale = to_fp8(g, E5M2)
-        gx = torch._scaled_mm(g8, _columns(w8), scale_a=g_scale, scale_b=w_scale, out_dtype=dtype) # (M, K)
+        gx = _product(g8, _columns(w8), g_scale, w_scale, dtype) # (M, K)
         g8_rows = g8.t().contiguous()
-        gw = torch._scaled_mm(g8_rows, _columns(x8), scale_a=g_scale, scale_b=x_scale, out_dtype=torch.float32) # (N, K)
+        gw = _product(g8_rows, _columns(x8), g_scale, x_scale, torch.float32) # (N, K)
         return gx.to(x_type), gw.to(w_type), None
 
 # %% ../../nbs/api/31_train/05_fp8.ipynb #6c3369b8
