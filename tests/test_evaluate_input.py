@@ -50,6 +50,7 @@ OVERLAP = [
     (overlap.bleu, dict(preds=TEXTS, refs=TEXTS, split='test', n_boot=5, tokenize='13a', lowercase=False,
                         max_ngram_order=4, smooth_method='exp', unknown=1)),
     (overlap.chrf, dict(preds=TEXTS, refs=TEXTS, split='test', n_boot=5, char_order=6, word_order=2, beta=2)),
+    (overlap.bleu_limits, dict(r=overlap.bleu(TEXTS, TEXTS, n_boot=5))),
     (overlap.item_stat, dict(name='mean'))]
 TOXICITY = [
     (toxicity.toxicity_scores, dict(texts=TEXTS, scorer=Scorer())),

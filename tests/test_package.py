@@ -25,7 +25,7 @@ SCRIPTS = [line.split('=')[0].strip() for line in setting_lines('console_scripts
 MODULES = [f'llmbook.{m}' for p in notebooks() if (m := module(p))]
 HEAVY = ['transformers', 'datasets', 'detoxify', 'ray', 'sacrebleu', 'rouge_score']
 # used where they are; IPython comes with ipywidgets, compression with Python 3.14
-OPTIONAL = {'gguf', 'ray', 'torchvision', 'IPython', 'compression', 'reasoning_gym'}
+OPTIONAL = {'gguf', 'ray', 'torchvision', 'IPython', 'compression', 'reasoning_gym', 'openai'}
 
 
 def run(*command, cwd):
