@@ -22,7 +22,7 @@ from llmbook.recipes.data import RecipeItem, parallel_records, recipe_data, spli
 from llmbook.recipes.domain import domain_recipe, former_texts, text_items, text_scores
 from llmbook.recipes.run import answer_limit, fitting_items, mean_row
 from llmbook.recipes.sandbox import called, can_limit, code_in, function_in, harm_in, same_values, trial_calls
-from llmbook.recipes.style import Copies, distinct, passages, repetition, style_judge, words_of_all
+from llmbook.recipes.style import Copies, cut_passages, distinct, repetition, style_judge, words_of_all
 from llmbook.tokens.tokenizer import train_tokenizer
 from llmbook.tune.chat import ChatFormat
 from llmbook.tune.formats import conversation_of, load_chats
@@ -367,14 +367,14 @@ def test_passages_hold_every_word_of_a_text():
     r = random.Random(0)
     text = '\n\n'.join(' '.join(r.choice(['A b.', '"Who?" it said.', 'Long one of many words!']) for _ in range(20))
                        for _ in range(5))
-    found = passages(text, 12)
+    found = cut_passages(text, 12)
     words = ' '.join(found).split()
     assert words == text.split()[:len(words)]
     assert len(text.split()) - len(words) < 6
     assert all(12 <= len(passage.split()) < 12 + 5 for passage in found[:-1])
 
 
-def test_a_text_without_ends_is_cut(): assert {len(p.split()) for p in passages('word ' * 100, 10)} == {20}
+def test_a_text_without_ends_is_cut(): assert {len(p.split()) for p in cut_passages('word ' * 100, 10)} == {20}
 
 
 def test_variety_by_hand():

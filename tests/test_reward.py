@@ -24,7 +24,7 @@ from llmbook.tune.chat import ChatFormat
 from same import same_parameters
 from test_callbacks import Cut
 from llmbook.reward.verify import (
-    Rewards, as_rewards, ended, equals_json, find_answer, is_json, is_number, is_text, last_number, pass_at_k,
+    Rewards, as_rewards, ended_itself, equals_json, find_answer, is_json, is_number, is_text, last_number, pass_at_k,
     read_number
 )
 
@@ -412,7 +412,7 @@ def test_the_first_update_of_a_run_has_a_ratio_of_1(fmt, luck):
 
 def test_a_reward_is_learned(fmt, task):
     "The share of answers that end rises on prompts that training never met."
-    brief = PuzzleTask('brief', task.make, ended, held_out=.4)
+    brief = PuzzleTask('brief', task.make, ended_itself, held_out=.4)
     learn = grpo_learner(small(fmt), brief, fmt, steps=30, prompts=8, group=8, test=4, tries=16, lr=5e-3,
                          sampler=Sampler(6), device='cpu')
     learn.fit(1)

@@ -18,7 +18,7 @@ from .asking import PART
 from .compare import RecipeResult
 from .data import RecipeItem
 from .run import TaskRecipe, before_and_after, mean_row, recipe_model, sft_on, size_note
-from .style import Copies, distinct, passages, repetition, style_judge
+from .style import Copies, cut_passages, distinct, repetition, style_judge
 from ..tokens.tokenizer import encode_text
 from ..tune.chat import Conversation
 from ..tune.formats import load_chats
@@ -65,7 +65,7 @@ def divide_passages(
     "Divide the passages of each text in their order."
     parts = dict(train=[], valid=[], test=[])
     for text in texts:
-        found = passages(text, words)
+        found = cut_passages(text, words)
         test = max(1, round(_HELD_OUT * len(found)))
         valid = max(1, round(_VALIDATED * len(found)))
         end = max(0, len(found) - test - 1) # one is left out, where a sentence may run on
@@ -154,7 +154,7 @@ def _chats_of(parts, fmt, context):
     chats = []
     for split in ('train', 'valid'):
         for i, text in enumerate(parts[split]):
-            pieces = [text] if most is None or len(text.split()) <= most else passages(text, most)
+            pieces = [text] if most is None or len(text.split()) <= most else cut_passages(text, most)
             chats += [Conversation([], split=split, text=piece, id=f'{split}:{i}') for piece in pieces]
     return chats
 

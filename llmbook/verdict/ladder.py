@@ -124,10 +124,11 @@ def ladder_text(
     floor = _with_ends(ladder.floor, ladder.draws[:, 0])
     exponent = _with_ends(ladder.exponent, ladder.draws[:, 2])
     value, low, high = predict_rung(ladder, 4 * last)
-    lines = [f'{n} runs from {human_count(first)} to {human_count(last)}, scatter {ladder.scatter:.4f}']
-    lines.append(f'floor {floor}, exponent {exponent}; 90 %')
-    lines.append(f'at {human_count(4 * last)}: {value:.3f} ({low:.3f} to {high:.3f})')
-    return '\n'.join(lines)
+    span = f'from {human_count(first)} to {human_count(last)}'
+    reached = f'{n} runs {span}, scatter {ladder.scatter:.4f}'
+    curve = f'floor {floor}, exponent {exponent}; 90 %'
+    next_rung = f'at {human_count(4 * last)}: {value:.3f} ({low:.3f} to {high:.3f})'
+    return '\n'.join([reached, curve, next_rung])
 
 # %% ../../nbs/api/64_verdict/06_ladder.ipynb #88b670f3
 def plot_ladder(
