@@ -52,6 +52,7 @@ export: $(STAMP)
 	@$(BIN)/nbdev-export
 	@$(BIN)/nbdev-clean
 	@$(BIN)/python tools/docstrings.py
+	@$(BIN)/python tools/course.py
 	@$(BIN)/python tools/sidebar.py
 	@$(BIN)/python tools/readme.py
 

@@ -40,7 +40,10 @@ STAGES = {  # heading -> the folders of nbs/api that stand under it, each with w
     },
     'Report': {'report': 'runs read back and compared, learning curves, model card, report'},
     'Shipping': {'ship': 'a model in the formats of other tools, verified before it leaves'},
-    'Notebook': {'widgets': 'browser of documents, dashboard, planner, chat'},
+    'Notebook': {
+        'widgets': 'browser of documents, dashboard, planner, chat',
+        'teach': 'exercises of the book and how they are checked, its pictures and diagrams',
+    },
     'The whole journey': {
         'app': 'the seven stages in one call, and the first commands',
         'commands': 'the commands of tuning, shipping and evaluation',

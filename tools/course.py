@@ -1,0 +1,165 @@
+"""Make the pages that are gathered from the chapters: the course, the glossary and the quiz.
+
+A chapter says what it is made of by its form. A term is explained in a box, `> **Term**: meaning`; a question stands
+in a numbered line, with its answer folded below it; an exercise has a heading, a cell that checks it, and a folded
+solution. This file reads these forms, so that no page repeats by hand what a chapter says.
+"""
+import hashlib, json, re
+from pathlib import Path
+from house import ROOT, cells, description, notebooks, part, title
+
+BOX = re.compile(r'^> \*\*(?:\[(?P<linked>[^\]]+)\]\([^)]*\)|(?P<plain>[^*\[\]]+))\*\*: (?P<meaning>.+)$')
+QUESTION = re.compile(r'^(\d+)\. (.+?)\n\n<details><summary>Answer</summary>\n\n(.+?)\n\n</details>', re.S | re.M)
+SOLUTION = re.compile(r'<details><summary>Solution</summary>\n\n```python\n(.+?)\n```\n\n</details>', re.S)
+EXERCISE = re.compile(r'^### Exercise (\d): (.+)$', re.M)
+WORDS_A_MINUTE = 180  # of prose that is thought about
+GLOSSARY, QUIZ, COURSE = '92_glossary', '91_quiz', '00_course'
+MADE = (GLOSSARY, QUIZ, COURSE)
+
+
+def chapters(root=ROOT):
+    "Return the notebooks of the book that somebody has written, in their order."
+    return [path for path in notebooks(root) if part(path) == 'book' and path.stem not in MADE]
+
+
+def markdown(path):
+    "Return the text of a chapter, without its code."
+    return '\n\n'.join(source for kind, source, _ in cells(path) if kind == 'markdown')
+
+
+def terms(path):
+    "Return the terms that a chapter explains in its boxes, as pairs of a term and its meaning."
+    found = [BOX.match(line) for line in markdown(path).splitlines()]
+    return [(match['linked'] or match['plain'], match['meaning']) for match in found if match]
+
+
+def questions(path):
+    "Return a chapter's questions, as triples of a number, the question and the answer."
+    return [(int(number), ask, answer) for number, ask, answer in QUESTION.findall(markdown(path))]
+
+
+def exercises(path):
+    "Return a chapter's exercises, as (number, title, source of the cell that checks, solution)."
+    found = []
+    inside = cells(path)
+    for place, (kind, source, _) in enumerate(inside):
+        heading = EXERCISE.search(source) if kind == 'markdown' else None
+        if not heading: continue
+        check = inside[place + 1][1]
+        solution = SOLUTION.search(inside[place + 2][1])
+        found.append((int(heading[1]), heading[2], check, solution[1] if solution else None))
+    return found
+
+
+def anchor(term):
+    "Return the anchor of a heading, as both builds of the site make it."
+    kept = re.sub(r'[^\w\s-]', '', term.lower())
+    return re.sub(r'\s+', '-', kept.strip())
+
+
+def link_terms(path):
+    "Link each term of a chapter's boxes to the glossary; return whether something changed."
+    notebook = json.loads(path.read_text(encoding='utf-8'))
+    before = json.dumps(notebook)
+    for cell in notebook['cells']:
+        if cell['cell_type'] != 'markdown': continue
+        lines = [linked(line) for line in ''.join(cell['source']).split('\n')]
+        cell['source'] = '\n'.join(lines).splitlines(True)
+    if json.dumps(notebook) == before: return False
+    write(path, notebook)
+    return True
+
+
+def linked(line):
+    "Return a line of a box with its term linked to the glossary."
+    match = BOX.match(line)
+    if not match: return line
+    term = match['linked'] or match['plain']
+    return f'> **[{term}]({GLOSSARY}.ipynb#{anchor(term)})**: {match["meaning"]}'
+
+
+def write(path, notebook):
+    "Write a notebook as nbdev-clean leaves it."
+    text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True)
+    path.write_text(f'{text}\n', encoding='utf-8')
+
+
+# ---- the pages -----------------------------------------------------------------------------------------------------
+
+def glossary(paths):
+    "Return the glossary's Markdown, one cell a letter."
+    found = [(term, meaning, path) for path in paths for term, meaning in terms(path)]
+    found.sort(key=lambda entry: entry[0].lower())
+    made = ['# Glossary\n\n> Every term that the chapters explain, with the chapter that explains it',
+            'These are the boxes of the chapters, in the order of the alphabet. This page is made from them '
+            '(`tools/course.py`): change a meaning in its chapter.']
+    for term, meaning, path in found:
+        where = f'Explained in [{title(path)}]({path.name}).'
+        made.append(f'### {term}\n\n{meaning}\n\n{where}')
+    return made
+
+
+def quiz(paths):
+    "Return the quiz's Markdown, one cell a chapter."
+    made = ['# The quiz\n\n> The questions of all chapters, with answers that unfold',
+            'Answer aloud before you unfold. This page is made from the chapters (`tools/course.py`).']
+    for path in paths:
+        parts = [f'## {title(path)}', f'From the chapter [{title(path)}]({path.name}).']
+        for number, ask, answer in questions(path):
+            parts.append(f'**{number}.** {ask}\n\n<details><summary>Answer</summary>\n\n{answer}\n\n</details>')
+        made.append('\n\n'.join(parts))
+    return made
+
+
+def reading_minutes(path):
+    "Return how long a chapter takes to read, rounded up to five minutes."
+    words = len(markdown(path).split())
+    return -(-words // (5 * WORDS_A_MINUTE)) * 5
+
+
+def course(paths):
+    "Return the course's Markdown: the path with times, and the map."
+    made = ['# The course\n\n> The way through the chapters, with times, and a map of what stands where',
+            (ROOT/'tools/static/course.md').read_text(encoding='utf-8').strip()]
+    rows = ['| | chapter | you will | to read | exercises |', '|---|---|---|---|---|']
+    for path in paths:
+        minutes = f'{reading_minutes(path)} min'
+        name = f'[{title(path)}]({path.name})'
+        rows.append(f'| {path.stem[:2]} | {name} | {description(path)} | {minutes} | {len(exercises(path))} |')
+    total = sum(map(reading_minutes, paths))
+    made.append('## The way\n\n' + '\n'.join(rows) + f'\n\nTogether {total / 60:.1f} hours to read. Give an exercise ten minutes.')
+    made.append('## The map\n\n' + '\n'.join(map_lines(paths)))
+    made.append(f'## Beside the chapters\n\n- [The quiz]({QUIZ}.ipynb): the questions of all chapters.\n'
+                f'- [The glossary]({GLOSSARY}.ipynb): every term that a chapter explains.')
+    return made
+
+
+def map_lines(paths):
+    "Return one line for each chapter: its terms, linked to the glossary."
+    lines = []
+    for path in paths:
+        named = [f'[{term}]({GLOSSARY}.ipynb#{anchor(term)})' for term, _ in terms(path)]
+        if named: lines.append(f'- **[{title(path)}]({path.name})**: ' + ', '.join(named))
+    return lines
+
+
+def page(texts):
+    "Return a notebook of Markdown cells."
+    made = []
+    for text in texts:
+        name = hashlib.sha1(text.encode()).hexdigest()[:8]
+        made.append(dict(cell_type='markdown', id=name, metadata={}, source=text.splitlines(True)))
+    kernel = dict(display_name='python3', language='python', name='python3')
+    return dict(cells=made, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)
+
+
+def pages(root=ROOT):
+    "Return name -> notebook for the pages that are made."
+    paths = chapters(root)
+    return {GLOSSARY: page(glossary(paths)), QUIZ: page(quiz(paths)), COURSE: page(course(paths))}
+
+
+if __name__ == '__main__':
+    for path in chapters(): link_terms(path)
+    for name, notebook in pages().items(): write(ROOT/f'nbs/book/{name}.ipynb', notebook)
+    print(f'nbs/book: {len(chapters())} chapters, {sum(len(terms(path)) for path in chapters())} terms')
