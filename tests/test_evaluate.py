@@ -1,5 +1,5 @@
 "Scores held against the reference implementations, and what evaluation must refuse."
-import csv, gzip, json, math, os, pickle, shutil, subprocess, sys, warnings
+import csv, gzip, json, math, os, pickle, shutil, string, subprocess, sys, warnings
 from pathlib import Path
 import numpy as np
 import pytest
@@ -371,6 +371,153 @@ def test_bleu_of_wmt17(system):
         assert chrf['value'] == pytest.approx(want['chrf'], abs=1e-4)
 
 
+def lines_of(rng, alphabet, lines=5, words=12):
+    "Return a text of up to so many lines of up to so many words, some of them empty."
+    made = []
+    for _ in range(rng.integers(1, lines)):
+        chosen = rng.choice(alphabet, rng.integers(0, words))
+        made.append(' '.join(chosen))
+    return '\n'.join(made)
+
+
+def rouge_by_reference(preds, refs, stem, tokenizer=None):
+    "Return what rouge-score itself says, (n, 4)."
+    from rouge_score.rouge_scorer import RougeScorer
+    scorer = RougeScorer(list(overlap.ROUGE_KINDS), use_stemmer=stem, tokenizer=tokenizer)
+    found = [scorer.score_multi(some, pred) for pred, some in zip(preds, refs)]
+    return [[scores[kind].fmeasure for kind in overlap.ROUGE_KINDS] for scores in found]
+
+
+@pytest.mark.parametrize('stem', [True, False])
+@pytest.mark.parametrize('alphabet', [
+    list('abcd'), ['running', 'runs', 'Run!', 'dies', "it's", '3.5', 'café', 'İx', '-'], list(string.ascii_lowercase)])
+def test_fast_rouge_is_that_of_rouge_score(stem, alphabet):
+    rng = np.random.default_rng(0)
+    preds = [lines_of(rng, alphabet) for _ in range(150)]
+    refs = [[lines_of(rng, alphabet) for _ in range(rng.integers(1, 3))] for _ in preds]
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore') # some references are empty
+        got = overlap.rouge_scores(preds, refs, stem, words='latin')
+    want = rouge_by_reference(preds, refs, stem)
+    assert np.abs(np.stack(list(got.values()), 1) - want).max() <= 1e-12
+
+
+@pytest.mark.parametrize('words', ['unicode', 'signs'])
+def test_fast_rouge_in_every_script_is_that_of_rouge_score_with_these_words(words):
+    from rouge_score.tokenizers import DefaultTokenizer
+    rng = np.random.default_rng(1)
+    alphabet = ['кот', '红色的', 'สวัสดี', 'नमस्ते', 'cats', '🙂', '?!']
+    preds = [lines_of(rng, alphabet) for _ in range(80)]
+    refs = [[lines_of(rng, alphabet)] for _ in preds]
+    own = overlap.UnicodeWords(DefaultTokenizer(True), signs=words == 'signs')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        got = overlap.rouge_scores(preds, refs, words=words)
+    want = rouge_by_reference(preds, refs, True, own)
+    assert np.abs(np.stack(list(got.values()), 1) - want).max() <= 1e-12
+
+
+def noisy_sentences(n, seed=0):
+    "Return references of some words, and two systems' answers, of which the second is the better one."
+    rng = np.random.default_rng(seed)
+    words = 'the cat sat on a mat and slept all day long near an old red door'.split()
+    refs = [' '.join(rng.choice(words, rng.integers(4, 12))) for _ in range(n)]
+    def spoilt(text, share):
+        kept = [rng.choice(words) if rng.random() < share else word for word in text.split()]
+        return ' '.join(kept)
+    return refs, [spoilt(ref, .45) for ref in refs], [spoilt(ref, .4) for ref in refs]
+
+
+CORPUS_METRICS = dict(bleu='BLEU', chrf='CHRF', ter='TER')
+
+
+def sacrebleu_metric(name):
+    from sacrebleu import metrics
+    return getattr(metrics, CORPUS_METRICS[name])()
+
+
+@pytest.mark.parametrize('name', CORPUS_METRICS)
+def test_value_interval_and_signature_are_those_of_sacrebleu(name):
+    refs, preds, _ = noisy_sentences(60)
+    r, = getattr(overlap, name)(preds, refs, n_boot=200)
+    metric = sacrebleu_metric(name)
+    want = metric.corpus_score(preds, [refs], n_bootstrap=200)
+    details = json.loads(want.format(width=9, is_json=True, signature=str(metric.get_signature())))
+    mean, half = details['confidence_mean'], details['confidence_var']
+    assert r['value'] == pytest.approx(want.score, abs=1e-9)
+    assert (r['low'], r['high']) == pytest.approx((mean - half, mean + half), abs=2e-9)
+    assert r['signature'] == f'{want.name}|{metric.get_signature()}'
+
+
+@pytest.mark.parametrize('seed', ['7', 'none'])
+def test_sacrebleus_seed_decides_the_draws(seed, monkeypatch):
+    monkeypatch.setenv('SACREBLEU_SEED', seed)
+    refs, preds, _ = noisy_sentences(40)
+    r, = overlap.bleu(preds, refs, n_boot=100)
+    assert f'seed:{seed}' in r['signature']
+    if seed == 'none': return
+    metric = sacrebleu_metric('bleu')
+    want = metric.corpus_score(preds, [refs], n_bootstrap=100)
+    assert r['high'] - r['low'] == pytest.approx(2 * want._ci, abs=1e-8)
+
+
+@pytest.mark.parametrize('name', CORPUS_METRICS)
+def test_randomisation_is_that_of_sacrebleu(name):
+    from sacrebleu.significance import PairedTest
+    refs, a, b = noisy_sentences(60)
+    rows = [getattr(overlap, name)(preds, refs, n_boot=0)[0] for preds in (a, b)]
+    got = overlap.randomization_test(*rows, n=500)
+    _, found = PairedTest([('a', a), ('b', b)], {name: sacrebleu_metric(name)}, [refs], 'ar', n_samples=500)()
+    want = found[next(key for key in found if key != 'System')][1]
+    assert got['p_sacrebleu'] == pytest.approx(want.p_value, abs=1e-12)
+    assert .002 < want.p_value < .9
+    assert got['p'] >= got['p_sacrebleu']
+    assert got['value'] == pytest.approx(rows[1]['value'] - rows[0]['value'], abs=1e-6)
+
+
+def test_randomisation_of_a_system_against_itself():
+    refs, a, _ = noisy_sentences(12)
+    r, = overlap.bleu(a, refs, n_boot=0)
+    found = overlap.randomization_test(r, r, n=64)
+    assert found['value'] == 0
+    assert found['p'] == 1
+    assert found['p_sacrebleu'] == 1 / 65 # no shuffle gives a larger difference than none
+
+
+def test_sums_beyond_32_bits_take_the_slow_way():
+    metric = sacrebleu_metric('bleu')
+    lengths, matches, totals = [2**23 + 1, 2**23], [2**22, 2**21, 2**20, 2**19], [2**23 + 1, 2**23, 2**22, 2**21]
+    counts = [lengths + matches + totals] * 3 + [[4, 4, 3, 2, 1, 0, 4, 3, 2, 1]]
+    got = overlap._resampled_scores('bleu', metric, counts, 20)
+    from sacrebleu.significance import _bootstrap_resample
+    _, want = _bootstrap_resample(counts, metric, 20)
+    assert got.tolist() == [score.score for score in want]
+
+
+def test_ter_by_hand():
+    ref = ['on monday the cat sat on the mat']
+    edits_of = {'the cat sat on the mat on monday': 1, 'on monday the dog sat': 4, 'no ' * 12: 12, '': 8}
+    for pred, edits in edits_of.items():
+        r, = overlap.ter([pred], ref, n_boot=0)
+        assert r['value'] == pytest.approx(100 * edits / 8)
+    both, = overlap.ter(['a b c', 'a'], ['a b c d', 'a b'], n_boot=0)
+    assert both['value'] == pytest.approx(100 * 2 / 6) # a ratio of sums, not a mean of ratios
+
+
+def test_scripts_without_spaces_are_split_or_refused():
+    chinese = ['我喜欢喝茶和咖啡']
+    signature = overlap.bleu(chinese, chinese, n_boot=0)[0]
+    assert 'tok:zh' in signature['signature']
+    assert signature['value'] == pytest.approx(100)
+    assert 'tok:char' in overlap.bleu(['こんにちは世界'], ['こんにちは世界'], n_boot=0)[0]['signature']
+    russian, = overlap.bleu(['Москва столица большой России'] * 2, ['Москва 我'] * 2, n_boot=0)
+    assert 'tok:13a' in russian['signature']
+    assert 'asian:yes' in overlap.ter(chinese, chinese, n_boot=0)[0]['signature']
+    for text in ('こんにちは世界', 'สวัสดีชาวโลก'):
+        with pytest.raises(UserError, match='use chrf'): overlap.ter([text], [text])
+    with pytest.raises(UserError, match='use chrf'): overlap.ter(chinese, chinese, asian_support=False)
+
+
 def test_references_in_unequal_numbers():
     refs = [['the cat sat on a mat', 'the cat sat on the mat'], 'a dog']
     r = overlap.bleu(['the cat sat on the mat', 'a dog'], refs)[0]
@@ -382,7 +529,7 @@ def test_references_in_unequal_numbers():
 @pytest.mark.parametrize('n_boot', [0, 1])
 def test_without_resamples_there_is_no_interval(n_boot):
     texts = ['a b c d e', 'b c d e f q']
-    for score in (overlap.bleu, overlap.chrf):
+    for score in (overlap.bleu, overlap.chrf, overlap.ter):
         r, = score(texts, ['a b c d e', 'z c d e f t'], n_boot=n_boot)
         assert r['low'] is None
         assert r['high'] is None
@@ -466,7 +613,7 @@ def test_corpus_scores_from_the_counts_of_items():
     refs = [' '.join(rng.choice(words, 9)) for _ in range(20)]
     preds = [' '.join(rng.permutation(r.split())) for r in refs]
     rows = []
-    for score in (overlap.rouge, overlap.bleu, overlap.chrf): rows += score(preds, refs, n_boot=10)
+    for score in (overlap.rouge, overlap.bleu, overlap.chrf, overlap.ter): rows += score(preds, refs, n_boot=10)
     for row in rows:
         items = stats.row_items(row)
         stat = overlap.item_stat(items['stat'])
@@ -475,7 +622,7 @@ def test_corpus_scores_from_the_counts_of_items():
     assert stats.row_items(floored) is None
 
 
-@pytest.mark.parametrize('metric', [overlap.rouge, overlap.bleu, overlap.chrf])
+@pytest.mark.parametrize('metric', [overlap.rouge, overlap.bleu, overlap.chrf, overlap.ter])
 def test_overlap_refuses(metric):
     with pytest.raises(UserError, match='at least one prediction'): metric([], [])
     with pytest.raises(UserError, match='2 predictions and 1 references'):
@@ -483,7 +630,7 @@ def test_overlap_refuses(metric):
     with pytest.raises(UserError, match='a list of references'): metric(['a'], 'a')
     with pytest.raises(UserError, match='text, got NoneType'): metric([None], ['a'])
     with pytest.raises(UserError, match='none for number 0'): metric(['a'], [[]])
-    assert metric(['', ''], ['a word', 'b'])[0]['value'] == 0
+    assert metric(['', ''], ['a word', 'b'])[0]['value'] == (100 if metric is overlap.ter else 0)
 
 
 # ---- toxicity ----

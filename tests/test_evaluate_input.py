@@ -50,7 +50,10 @@ OVERLAP = [
     (overlap.bleu, dict(preds=TEXTS, refs=TEXTS, split='test', n_boot=5, tokenize='13a', lowercase=False,
                         max_ngram_order=4, smooth_method='exp', unknown=1)),
     (overlap.chrf, dict(preds=TEXTS, refs=TEXTS, split='test', n_boot=5, char_order=6, word_order=2, beta=2)),
+    (overlap.ter, dict(preds=TEXTS, refs=TEXTS, split='test', n_boot=5, normalized=True, asian_support=True)),
     (overlap.bleu_limits, dict(r=overlap.bleu(TEXTS, TEXTS, n_boot=5))),
+    (overlap.randomization_test, dict(a=overlap.bleu(TEXTS, TEXTS, n_boot=5)[0], b=overlap.bleu(TEXTS, TEXTS)[0], n=5,
+                                      seed=1)),
     (overlap.item_stat, dict(name='mean'))]
 TOXICITY = [
     (toxicity.toxicity_scores, dict(texts=TEXTS, scorer=Scorer())),

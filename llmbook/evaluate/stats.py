@@ -365,7 +365,7 @@ def benjamini_hochberg(
     return _back_in_order(lowered, order)
 
 # %% ../../nbs/api/60_evaluate/01_stats.ipynb #5f8eaa4d
-ITEM_STATS = ('mean', 'ratio', 'bleu', 'chrf') # how a row's value comes from the values of its items
+ITEM_STATS = ('mean', 'ratio', 'bleu', 'chrf', 'ter') # how a row's value comes from the values of its items
 
 def item_ids(
     texts:list[str], # the text that identifies each item: the document, the question, the prompt

@@ -22,6 +22,7 @@ def better(
 ) -> int: # 1 if more is better, -1 if less is, 0 if the name does not say
     "Return which way is better."
     m = str(metric).lower()
+    if m == 'ter': return -1 # the whole name: other names hold these letters
     if m.endswith('_null'): return 0 # what chance does is neither good nor bad
     if any(word in m for word in HIGHER_IS_BETTER): return 1
     return -1 if any(word in m for word in LOWER_IS_BETTER) else 0
