@@ -15,6 +15,7 @@ from ..core import UserError, finite, human_bytes, human_count, human_time, numb
 from ..evaluate.overlap import item_stat
 from ..evaluate.stats import _in_columns, fisher_exact, holm, paired_difference, row_items
 from ..train.history import read_history
+from ..verdict.ledger import read_ledger
 from ..verdict.weigh import HIGHER_IS_BETTER, LOWER_IS_BETTER, better, item_scores, weigh
 
 # %% ../../nbs/api/70_report/01_runs.ipynb #51fc069c
@@ -29,6 +30,7 @@ class Run:
     tasks: dict = field(default_factory=dict) # task -> finetune/TASK/result.json
     evaluation: dict = field(default_factory=dict) # evaluation.json: rows, samples, and other notes
     summary: dict = field(default_factory=dict) # summary.json: stages, machine, seed, actual
+    ledger: list = field(default_factory=list) # ledger.jsonl: run, change, verdict, next, the oldest first
 
     @property
     def name(self) -> str: # the name of the folder
@@ -62,6 +64,25 @@ def _tasks(p):
         tasks[name] = {'history': read_history(p/'history.csv'), **alone}
     return tasks
 
+def _evaluation(p):
+    "Return the evaluation of a run, with the rows of tasks that were asked into a folder of their own."
+    found = _part(p/'evaluation.json', dict)
+    rows = list(found.get('rows') or [])
+    names = {_measured(row) for row in rows}
+    for row in _part(p/'evaluation'/'evaluation.json', dict).get('rows') or []:
+        if _measured(row) not in names: rows.append(row)
+    return {**found, 'rows': rows} if rows else found
+
+def _measured(row):
+    "Return what a row measures: metric, split and group."
+    if not isinstance(row, dict): return None
+    return str(row.get('metric')), str(row.get('split')), str(row.get('group'))
+
+def _ledger(p):
+    "Return the entries of a run's ledger; lines that are none are left out."
+    path = p/'ledger.jsonl'
+    return read_ledger(path).to_dict('records') if path.is_file() else []
+
 def _pretrain_folder(p):
     "Return where the history of pre-training lies; llmbook-pretrain's own folder has no folder of that name."
     folder = p/'pretrain'
@@ -84,8 +105,9 @@ def read_run(
                card=_part(p/'data/card.json', dict),
                history=read_history(pretrain/'history.csv'),
                samples=_part(pretrain/'samples.json', list),
-               evaluation=_part(p/'evaluation.json', dict),
-               summary=_part(p/'summary.json', dict))
+               evaluation=_evaluation(p),
+               summary=_part(p/'summary.json', dict),
+               ledger=_ledger(p))
 
 # %% ../../nbs/api/70_report/01_runs.ipynb #c1c58842
 COMPRESSOR_GROUPS = ('gzip', 'xz', 'zlib', 'bz2', 'lzma', 'zstd')
@@ -316,6 +338,8 @@ def _unpaired(a, b, change):
     return dict(value=change, z=z, p=p, method=method, is_paired=False, whole=False, smallest=None,
                 holds_zero=holds_zero)
 
+_ROUNDING = 1e-12 # a smaller difference is a rounding error
+
 def difference(
     a:dict, # a row with value, low and high (95 %), with items where there are any
     b:dict, # another row of the same metric
@@ -330,6 +354,7 @@ def difference(
     if x is None or y is None: return _untested('no value')
     tested = _paired(a, b, y - x) or _unpaired(a, b, y - x)
     change = tested['value']
+    if abs(change) < _ROUNDING: change = 0.
     metric = str(a.get('metric'))
     if '_excess' in metric and change != 0: return {**_untested(_own_ps(a, b)), 'difference': change}
     z, p = tested['z'], tested['p']
@@ -516,10 +541,14 @@ def _check_comparison(rows, names):
         if len(row['values']) != len(names): raise UserError(
             f'expected a name for each run, got {len(names)} names')
 
+def _without_rounding(value):
+    "Return a value, 0 for a float that is a rounding error."
+    return 0 if isinstance(value, float) and abs(value) < _ROUNDING else value
+
 def _line(row):
     "Return the cells of a row that changed: its name, its values, what to make of them."
     changes = [_said(change) for change in row.get('changes', [])]
-    values = [number(value, 3) for value in row['values']]
+    values = [number(_without_rounding(value), 3) for value in row['values']]
     cells = [row['name'], *values, '; '.join(changes) or 'changed']
     return [_printable(cell) for cell in cells]
 
