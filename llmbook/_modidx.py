@@ -3289,6 +3289,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'llmbook.plan.memory': { 'llmbook.plan.memory._is_half': ('api/25_plan/memory.html#_is_half', 'llmbook/plan/memory.py'),
                                      'llmbook.plan.memory._largest_stack': ( 'api/25_plan/memory.html#_largest_stack',
                                                                              'llmbook/plan/memory.py'),
+                                     'llmbook.plan.memory._logits_bytes': ( 'api/25_plan/memory.html#_logits_bytes',
+                                                                            'llmbook/plan/memory.py'),
                                      'llmbook.plan.memory._loss_bytes': ('api/25_plan/memory.html#_loss_bytes', 'llmbook/plan/memory.py'),
                                      'llmbook.plan.memory._optimizer_bytes': ( 'api/25_plan/memory.html#_optimizer_bytes',
                                                                                'llmbook/plan/memory.py'),

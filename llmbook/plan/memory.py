@@ -97,10 +97,10 @@ def memory_estimate(
     loss = _loss_bytes(c, tokens, loss_chunk)
     block = width * tokens * 6 * c.d_ff
     update = step / parts
-    if recompute: # what a block was computed into again is freed in pieces, which the optimiser's step cannot use: measured
-        block += update
-        update = 0
     workspace = step_workspace(activations + loss, block, update, precision)
+    if recompute: # large pieces go back to the system, so the logits' space is free again for a block or the optimiser
+        without_gaps = step_workspace(activations + loss, block, update, 'bfloat16')
+        workspace = max(0, without_gaps - _logits_bytes(c, tokens, loss_chunk))
     m = dict(
         weights=weights + copies,
         gradients=weights,
@@ -115,8 +115,11 @@ def memory_estimate(
 
 def _loss_bytes(c, tokens, chunk):
     "Return the bytes of the logits of one chunk, and of the gradients of the hidden states and the head."
-    logits = min(chunk, tokens) * c.vocab_size
-    return 4 * (3 * logits + tokens * c.d_model + c.vocab_size * c.d_model)
+    return _logits_bytes(c, tokens, chunk) + 4 * (tokens * c.d_model + c.vocab_size * c.d_model)
+
+def _logits_bytes(c, tokens, chunk):
+    "Return the bytes of one chunk's logits, their softmax and their gradients."
+    return 4 * 3 * min(chunk, tokens) * c.vocab_size
 
 def _optimizer_bytes(c, optimizer):
     "Return the bytes of the optimiser's averages, and those that its step needs besides."

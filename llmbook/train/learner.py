@@ -30,6 +30,7 @@ from . import schedules # brings fit_wsd and fit_cosine
 
 # %% ../../nbs/api/31_train/08_learner.ipynb #f531ddaf
 def keep_heap(
+    keep:bool=True, # False: give pieces of a megabyte and more back to the system at once
 ) -> bool: # whether anything was changed
     "Keep freed memory in the process for the next step."
     allocator = ('MALLOC_', 'GLIBC_TUNABLES', 'LD_PRELOAD')
@@ -39,7 +40,9 @@ def keep_heap(
     if not hasattr(libc, 'mallopt'): return False # not glibc
     M_TRIM_THRESHOLD = -1 # from malloc.h, as the next
     M_MMAP_THRESHOLD = -3
-    if not libc.mallopt(M_MMAP_THRESHOLD, 1 << 30): return False
+    largest = 1 << 30 if keep else 1 << 20 # bytes of a piece that the heap holds
+    if not libc.mallopt(M_MMAP_THRESHOLD, largest): return False
+    if not keep: return True
     most = (1 << 31) - 1
     return bool(libc.mallopt(M_TRIM_THRESHOLD, most))
 
@@ -205,7 +208,8 @@ class LMLearner(FastEvents, Learner):
         check_fit_options(dict(options, n_epoch=n_epoch))
         self.first_epoch = 0
         self.validated = False
-        if all(p.is_cpu for p in self.model.parameters()): keep_heap()
+        recomputes = bool(getattr(self.model, 'recompute', 0))
+        if all(p.is_cpu for p in self.model.parameters()): keep_heap(not recomputes)
         with self._resuming(resume, cbs): super().fit(n_epoch, cbs=cbs, **options)
         if self.validated: check_result(self)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil, torch
 from llmbook.model.config import ModelConfig
 from llmbook.model.transformer import Transformer
+from llmbook.train.learner import keep_heap
 from llmbook.train.loss import LMLoss
 from llmbook.train.optim import lm_opt
 
@@ -30,6 +31,7 @@ def peak():
 
 if __name__ == '__main__':
     config, bs, recompute, optimizer = sys.argv[1:]
+    keep_heap(recompute == '0') # as a Learner does
     train(ModelConfig(n_layer=1, d_model=64, vocab_size=64, context=16), 1, 1, 0, True)
     base = psutil.Process().memory_info().rss
     train(ModelConfig(**json.loads(config)), int(bs), 2, int(recompute), optimizer == 'muon')
