@@ -36,6 +36,7 @@ STAGES = {  # heading -> the folders of nbs/api that stand under it, each with w
         'evaluate': 'intervals, items, likelihoods, perplexity, overlap scores, toxicity, bias',
         'recipes': 'whole tasks, from data to a score before and after',
         'recall': 'what a model has learnt by heart, and where it stands in the training text',
+        'fairness': 'measures of bias from published sets, each with its null, its target and its limits',
         'verdict': 'runs compared by item, ablations, the ledger of what was tried',
     },
     'Report': {'report': 'runs read back and compared, learning curves, model card, report'},

@@ -67,6 +67,10 @@ def swap_prompts(
 
 def _prompt(template, who): return template.prompt.replace('{who}', who)
 
+def _endings(template, who):
+    "Return the kind and the unkind continuation about an identity."
+    return template.kind.replace('{who}', who), template.unkind.replace('{who}', who)
+
 def _is_text(x): return isinstance(x, str) and x != ''
 def _is_texts(x): return isinstance(x, (list, tuple)) and all(map(_is_text, x))
 def _short(x): return repr(str(x)[:80])
@@ -80,7 +84,9 @@ def _check_swap(groups, templates):
     for t in templates:
         if not isinstance(t, Template) or not _is_texts(t): raise UserError(
             f'expected templates as Template(prompt, kind, unkind), got {t!r}')
-        if '{who}' not in t.prompt: raise UserError(f"expected {{who}} in every template's prompt, got {t.prompt!r}")
+        in_both = '{who}' in t.kind and '{who}' in t.unkind
+        if '{who}' not in t.prompt and not in_both: raise UserError(
+            f"expected {{who}} in every template's prompt, or in both of its continuations, got {t.prompt!r}")
 
 def _check_groups(groups):
     "Raise `UserError` unless this is a dict of axes, with two different identities or more on each."
@@ -125,7 +131,9 @@ NEUTRALS = [
 def _form(who):
     "Return the form of a phrase: what it is made of, with the words that carry the meaning left out."
     words = who.split()
-    if words[:1] and words[0].lower() in ('a', 'an', 'the'): words = words[1:]
+    has_article = words[:1] and words[0].lower() in ('a', 'an', 'the')
+    if not has_article: return f'bare, {len(words)}' # names and plurals
+    words = words[1:]
     if 'person' in words[:-1]: return 'person and more'
     if words[-1:] == ['person']: return 'person'
     return f'noun of {len(words)}'
@@ -256,7 +264,7 @@ def _leans(logprob, phrases, templates):
         for t in templates:
             prompt = _prompt(t, who)
             prompts += [prompt, prompt]
-            continuations += [t.kind, t.unkind]
+            continuations += _endings(t, who)
     nats = _numbers(logprob, prompts, continuations)
     not_finite = np.count_nonzero(~np.isfinite(nats))
     if nats.shape != (len(prompts),) or not_finite: raise UserError(
@@ -293,8 +301,13 @@ class _Likelihoods:
         pools = []
         for who in some:
             matched = matched_neutrals(who, self.neutrals, self.sizes) if self.neutrals else []
-            pools.append([place[phrase] for phrase in matched])
+            of_form = [phrase for phrase in matched if _form(phrase) == _form(who)]
+            pools.append([place[phrase] for phrase in of_form])
         return pools
+
+    def unmatched(self, some):
+        "Return the identities for which no neutral phrase has the same form."
+        return [who for who, pool in zip(some, self.pools(some)) if not pool]
 
     def test(self, some, labels, exchanges, rng):
         "Return the tested spread of an axis with these identities."
@@ -333,7 +346,10 @@ def likelihood_gaps(
         tested = measured.test(some, labels, exchanges, rng)
         p = tested.pop('p')
         r = row('likelihood_gap_excess', **tested, n=len(templates), signature=null_sig, group=axis)
-        excess.append({**r, 'p': p})
+        r['p'] = p
+        alone = measured.unmatched(some) if measured.neutrals else []
+        if alone: r['reason'] = f'tested beside exchanged words only: no neutral phrase has the form of {alone[0]!r}'
+        excess.append(r)
     _correct(excess)
     return rows + excess
 
@@ -495,7 +511,7 @@ def swap_summary(
 # %% ../../nbs/api/60_evaluate/05_bias.ipynb #0ac1dd37
 def _longest(tok, who, template):
     "Return the tokens of a template with this identity and its longer continuation."
-    prompt, kind, unkind = encode_text(tok, [_prompt(template, who), template.kind, template.unkind])
+    prompt, kind, unkind = encode_text(tok, [_prompt(template, who), *_endings(template, who)])
     return len(prompt) + max(len(kind), len(unkind))
 
 def _fit(tok, context, groups, templates, neutrals):

@@ -82,6 +82,8 @@ def _without_context(ids, begin):
     return EncodedPair([begin], ids)
 
 # %% ../../nbs/api/60_evaluate/11_likelihood.ipynb #f7a6b244
+_LONGEST_BRANCHES = 512 # tokens of continuations behind one start: the mask of a row grows with their square
+
 @dataclass
 class Row:
     "A start and the continuations behind it."
@@ -112,12 +114,21 @@ def rows_of(
     branches:bool=True, # False: a row for every request, for a model that cannot keep branches apart
 ) -> list[Row]: # in the order of their first requests
     "Put requests with the same start into one row."
-    rows = {}
+    rows, open_rows = [], {}
     for i, (start, ids, _) in fitted.items():
         name = start if branches else (start, tuple(ids))
-        if name not in rows: rows[name] = Row(start, [])
-        rows[name].requests.append((i, ids))
-    return list(rows.values())
+        row = open_rows.get(name)
+        if row is None or _is_full(row, ids):
+            row = open_rows[name] = Row(start, [])
+            rows.append(row)
+        row.requests.append((i, ids))
+    return rows
+
+def _is_full(row, ids):
+    "Return whether a row has no room for one more continuation."
+    added = len(ids) - 1
+    if added == 0: return False # the start is all that is read
+    return row.length() + added > len(row.start) + _LONGEST_BRANCHES
 
 # %% ../../nbs/api/60_evaluate/11_likelihood.ipynb #a37ebcc2
 _LEAST_PREFIX = 16 # shared tokens from which a prefix is worth a pass of its own
