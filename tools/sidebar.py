@@ -38,6 +38,7 @@ STAGES = {  # heading -> the folders of nbs/api that stand under it, each with w
         'recall': 'what a model has learnt by heart, and where it stands in the training text',
         'fairness': 'measures of bias from published sets, each with its null, its target and its limits',
         'verdict': 'runs compared by item, ablations, the ledger of what was tried',
+        'trial': 'scorers of toxicity on trial, and what is measured with them',
     },
     'Report': {'report': 'runs read back and compared, learning curves, model card, report'},
     'Shipping': {'ship': 'a model in the formats of other tools, verified before it leaves'},
