@@ -169,6 +169,7 @@ def decoder(
     pad:Tensor|None=None, # (batch) int64: empty positions at the left of each row
 ) -> Cached|Reread: # a function from (B, T) new ids to (B, V) logits of the next token, with a method `keep(rows)`
     "Return the fastest decoder that computes what the model does."
+    if hasattr(model, 'make_decoder'): return model.make_decoder(batch, start) # it puts several models together
     if not can_generate(model): return Reread(model)
     is_plain = _has_one_type(model) and _plain(model)
     if not is_plain: return Cached(model, batch, start, pad)
