@@ -21,8 +21,8 @@ from llmbook.recipes.compare import change_of, verdict
 from llmbook.recipes.data import RecipeItem, parallel_records, recipe_data, split_files
 from llmbook.recipes.domain import domain_recipe, former_texts, text_items, text_scores
 from llmbook.recipes.run import answer_limit, fitting_items, mean_row
-from llmbook.recipes.sandbox import called, can_limit, code_in, function_in, harm_in, same_values, trial_calls
 from llmbook.recipes.style import Copies, cut_passages, distinct, repetition, style_judge, words_of_all
+from llmbook.reward.sandbox import can_limit
 from llmbook.tokens.tokenizer import train_tokenizer
 from llmbook.tune.chat import ChatFormat
 from llmbook.tune.formats import conversation_of, load_chats
@@ -286,56 +286,6 @@ def test_the_command_prints_and_resumes(tok, tmp_path, capsys):
 # ---- code ----
 
 def function(body, name='f', args='x'): return f'def {name}({args}):\n    ' + body.replace('\n', '\n    ')
-
-
-@pytest.mark.parametrize('body', [
-    'import os', 'return open(x)', 'return eval(x)', 'return exec(x)', 'return __import__(x)', 'return getattr(x, "a")',
-    'return x.__class__', 'return x._a', 'return "{0.__class__}".format(x)', 'return x.gi_frame', 'return globals()',
-    'return type(x)', 'return print(x)', 'return other(x)', 'global y', 'class A: pass', 'with x: pass', 'del x',
-    'match x:\n    case Exception(__traceback__=t): return t', 'return f"{x.__class__}"', 'return x.read()',
-    'return input()', 'return (lambda: __builtins__)()', 'return str.format_map("{a}", x)', 'return breakpoint()'])
-def test_what_could_harm_is_never_run(body):
-    assert harm_in(function(body))
-    assert called(function(body), 'f', ['(1,)']) is None
-
-
-@pytest.mark.parametrize('code', ['import os', 'x = 1', '@d\n' + function('return x'), 'async def f(): pass', '', 'def f(',
-                                  function('return x') + '\nf(1)', '#' * 20_000])
-def test_what_is_more_than_functions_is_never_run(code): assert harm_in(code)
-
-
-@pytest.mark.skipif(not can_limit(), reason='needs limits of the operating system')
-def test_a_function_is_called_elsewhere():
-    assert called(function('return sorted(x)[0]'), 'f', ['([3, 1],)', '(4,)', '("ba",)']) == ['1', None, "'a'"]
-    assert called(function('return {x, "b", "a"}'), 'f', ['("c",)']) == ["set 'a', 'b', 'c'"]
-    assert called(function('return lambda: x'), 'f', ['(1,)']) == [None]
-    assert called(function('return x'), 'g', ['(1,)']) == [None]
-
-
-@pytest.mark.skipif(not can_limit(), reason='needs limits of the operating system')
-@pytest.mark.parametrize('body, value', [
-    ('while True: pass', None), ('return [0] * 10**10', [None]), ('return f(x)', [None]), ('return 10 ** 10 ** 10', None)])
-def test_what_takes_too_much_is_ended(body, value): assert called(function(body), 'f', ['(1,)'], seconds=1) == value
-
-
-def test_code_is_found_in_an_answer():
-    code = function('return x')
-    for answer in (code, f'```\n{code}\n```', f'Here:\n```python\n{code}\n```\nBye', '    ' + code.replace('\n', '\n    ')):
-        assert function_in(code_in(answer), 'f') is not None
-    assert function_in(code_in('I cannot.'), 'f') is None
-    assert function_in(code, 'g') is None
-
-
-@pytest.mark.skipif(not can_limit(), reason='needs limits of the operating system')
-def test_a_function_is_held_against_the_real_one():
-    wanted = trial_calls(function('return x[-1]'), 'f')
-    assert len(set(wanted.values())) > 1
-    assert same_values(function('return x[len(x) - 1]'), 'f', wanted)
-    assert not same_values(function('return x[0]'), 'f', wanted)
-    assert not same_values(function('import os'), 'f', wanted)
-    assert trial_calls(function('return 1'), 'f') == {}
-    assert trial_calls(function('return open(x)'), 'f') == {}
-    assert trial_calls(function('return 1', args='*x'), 'f') == {}
 
 
 @pytest.mark.skipif(not can_limit(), reason='needs limits of the operating system')

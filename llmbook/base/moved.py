@@ -81,6 +81,7 @@ MOVED = {
     'modelcard': 'report.modelcard',
     'page': 'show.html',
     'planner': 'widgets.planner',
+    'recipes.sandbox': 'reward.sandbox',
     'replay': 'generate.cuda_graph',
     'report': 'report.report',
     'runs': 'report.runs core',

@@ -14,6 +14,7 @@ from ..evaluate.passes import pass_rows
 from ..evaluate.stats import rows_text
 from ..reward.puzzles import PUZZLES, PuzzleTask, get_puzzles, gym_task, task_of_rows
 from ..reward.rollouts import Sampler
+from ..reward.sandbox import code_in, code_task
 from ..reward.train import grpo
 from ..reward.verify import equals_json, find_answer, is_number, is_text
 from ..tune.formats import load_chats
@@ -22,24 +23,36 @@ from ..tune.talk import open_chat_model
 # %% ../../nbs/api/82_commands/03_reward.ipynb #e85bd561
 VERIFIERS = dict(text=is_text, number=is_number, json=equals_json)
 
-def _rows_of(source):
+def _pairs_of(source):
     "Return the questions of a file with their answers."
-    rows = []
+    pairs = []
     for chat in load_chats(source).chats:
         *_, question, answer = chat.messages
-        rows.append(dict(prompt=question['content'], answer=find_answer(answer['content'])))
-    return rows
+        pairs.append((question['content'], answer['content']))
+    return pairs
+
+def _task_of_file(path, verify, seed):
+    "Return the task whose puzzles stand in a file."
+    pairs = _pairs_of(path)
+    name = Path(path).name
+    if verify != 'code':
+        rows = [dict(prompt=question, answer=find_answer(answer)) for question, answer in pairs]
+        return task_of_rows(rows, VERIFIERS[verify], name, seed=seed)
+    task = code_task([(question, code_in(answer)) for question, answer in pairs], name, seed=seed)
+    if task.left_out: print(f'{task.left_out} of {len(pairs)} functions cannot be judged by running them; they are left out')
+    return task
 
 def find_task(
     name:str, # a kind of puzzles, a file of questions and answers, or gym:NAME
-    verify:str='text', # how an answer of a file is compared: text, number or json
+    verify:str='text', # how an answer of a file is compared: text, number, json or code
     seed:int=0, # seed of the puzzles
 ) -> PuzzleTask: # UserError for a name that means nothing
     "Return the task that is meant."
-    if verify not in VERIFIERS: raise UserError(f'expected --verify {", ".join(VERIFIERS)}, got {verify!r}')
+    known = (*VERIFIERS, 'code')
+    if verify not in known: raise UserError(f'expected --verify {", ".join(known)}, got {verify!r}')
     if name in PUZZLES: return get_puzzles(name, seed=seed)
     if name.startswith('gym:'): return gym_task(name.removeprefix('gym:'), seed=seed)
-    if Path(name).is_file(): return task_of_rows(_rows_of(name), VERIFIERS[verify], Path(name).name, seed=seed)
+    if Path(name).is_file(): return _task_of_file(name, verify, seed)
     kinds = ', '.join(PUZZLES)
     raise UserError(f'expected puzzles of {kinds}, a file of questions and answers, or gym:NAME, got {name!r}')
 
@@ -50,7 +63,7 @@ def llmbook_reward(
     model:str, # a model folder, a run's folder, a name on the hub, or 'smollm2'
     puzzles:str, # copy, reverse, sum, date, json, letters; a file of questions and answers; or gym:NAME
     out:str='rewarded', # the folder for rewards, looks, checkpoints, and model or adapter
-    verify:str='text', # how an answer of a file is compared: text, number or json
+    verify:str='text', # how an answer of a file is compared: text, number, json or code
     method:str='lora', # full, lora, rslora, dora or pissa
     r:int=None, # rank of the adapters; none: 16
     steps:int=200, # optimiser steps

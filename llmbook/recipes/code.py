@@ -13,7 +13,7 @@ from ..evaluate.overlap import chrf
 from .compare import RecipeResult
 from .data import RecipeItem, recipe_data
 from .run import TaskRecipe, mean_row, run_recipe
-from .sandbox import code_in, function_in, same_values, trial_calls
+from ..reward.sandbox import code_in, function_in, same_values, trial_calls
 from ..tune.pairs import summarization_examples
 
 # %% ../../nbs/api/65_recipes/07_code.ipynb #4e3bc51b
