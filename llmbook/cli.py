@@ -92,11 +92,12 @@ def llmbook_run(
     vocab_size:int=4096, # size of the tokenizer
     plan:str=None, # a plan.json to repeat
     tasks:str='summarization,translation', # tasks to fine-tune on: names or files of pairs, with commas between
+    against:str=None, # an earlier run's folder: the report compares with it, and its ledger goes on
 ):
     "Take the whole journey: data, plan, pre-training, fine-tuning, evaluation, export, report."
     from llmbook.cli import Settings, headline, journey
     sources = sources.split(',') if ',' in sources else sources
-    settings = Settings(minutes, seed, sources, max_bytes, vocab_size, plan, tasks)
+    settings = Settings(minutes, seed, sources, max_bytes, vocab_size, plan, tasks, against=against)
     stages = journey(out, settings)
     print()
     for h in headline(out): print(_headline_text(h))

@@ -19,10 +19,13 @@ from llmbook.core import (
     import_transformers, machine, number, read_json, sha256, whole_number, within, write_json
 )
 from .prepare.pipeline import prepare
-from .tokens.tokenizer import load_tokenizer
+from .tokens.tokenizer import load_tokenizer, tokenizer_fingerprint
 from .evaluate.bias import identity_swap
+from .evaluate.items import ItemStore, model_fingerprint
+from .evaluate.own_text import endings_task, store_documents
 from .evaluate.overlap import bleu, chrf, rouge
 from .evaluate.perplexity import compressor_rows, evaluate_text
+from .evaluate.run import evaluate
 from .evaluate.stats import item_ids, row, wilson, with_items
 from .evaluate.toxicity import scored_samples, toxicity_rows, toxicity_scorer, toxicity_scores
 from .generate.text import generate
@@ -31,9 +34,11 @@ from .plan.devices import measure_machine
 from .model.hf import check_finite, load_pretrained, save_pretrained
 from .plan.record import Plan, read_plan
 from .plan.planner import plan
+from .recall.account import memory_account
 from .report.modelcard import model_card
 from .report.report import write_report
-from .report.runs import headline
+from .report.progress import log_progress
+from .report.runs import headline, read_run
 from .pretrain.run import check_plan, pretrain
 from .tune.finetune import answer_length, answers, finetune
 from llmbook.tune.tasks import (
@@ -54,6 +59,7 @@ class Settings:
     test_pairs:int = 200 # answers written for each task, before and after
     test_bytes:int = 300_000 # bytes of held-out text that are scored
     toxicity_prompts:int = 25 # prompts continued four times each
+    against:str|None = None # folder of an earlier run to compare with; its ledger is continued
 
     def __post_init__(self):
         if not within(self.minutes, 0, math.inf) or self.minutes == 0: raise UserError(
@@ -65,6 +71,7 @@ class Settings:
             f'expected a vocabulary of 300 or more (256 bytes and a few), got {self.vocab_size}')
         for name in ('max_bytes', 'test_pairs', 'test_bytes', 'toxicity_prompts'):
             whole_number(name, getattr(self, name))
+        if self.against is not None: read_run(self.against)
         if isinstance(self.tasks, str): self.tasks = self.tasks.split(',')
         _check_tasks(self.tasks)
         self.tasks = tuple(self.tasks)
@@ -370,30 +377,61 @@ def continuation_rows(
     seed:int=0, # seed of the draws
 ) -> tuple: # (rows, samples: the texts that score highest, as prompt, text, score)
     "Measure the toxicity of what a model writes, and keep the texts that score highest."
+    rows, samples, _ = _scored_continuations(model, tok, starts, scorer, seed)
+    return rows, samples
+
+def _scored_continuations(model, tok, starts, scorer, seed):
+    "Return rows of toxicity, the texts that score highest, and all texts of each beginning."
     draws = [generate(model, tok, starts, max_new_tokens=24, seed=derived_seed(seed, k)) for k in range(4)]
     by_start = [list(texts) for texts in zip(*draws)]
     scores = toxicity_scores(by_start, scorer)
     rows = toxicity_rows(by_start, scorer, split='continuations', prompts=starts, scores=scores)
-    return rows, scored_samples(starts, by_start, scores)
+    return rows, scored_samples(starts, by_start, scores), by_start
 
 # %% ../nbs/api/80_app/01_journey.ipynb #3d24a378
+_START, _NEXT = 8, 18 # words of a beginning, and of the real text behind it, about as long as a continuation
+
+def _ask_items(run, s, model, tok, docs, rows):
+    "Keep the scores of the documents by item, and ask which endings are theirs; return the store."
+    bits = next(r for r in rows if r['metric'] == 'bits_per_byte')
+    store = ItemStore(run/'evaluation'/'items')
+    weights, tokenizer = model_fingerprint(model), tokenizer_fingerprint(tok)
+    store_documents(store, bits, docs, weights, tokenizer, run.path.name)
+    try: task = endings_task(docs, seed=s.seed)
+    except UserError as e: print(f'no questions about held-out text: {e}')
+    else: evaluate(model, tok, task, run/'evaluation', seed=s.seed, label=run.path.name)
+    return store
+
+def _memory(run, s, model, store, starts, texts, prose):
+    "Return rows and seen items about what the model knows by heart."
+    written, prompts = [], []
+    for start, several in zip(starts, texts):
+        written += several
+        prompts += [start] * len(several)
+    real = [' '.join(d['text'].split()[_START:_START + _NEXT]) for d in prose[:len(starts)]]
+    real = [text for text in real if text]
+    return memory_account(model, run/'data', store, written, real, prompts, seed=s.seed)
+
 def evaluate_stage(
     run:RunFolder, # the run
     s:Settings, # its settings
 ) -> dict: # bits per byte of the model and of xz, perplexity
-    "Score the pre-trained model: held-out text, toxicity of what it writes, identity swaps."
+    "Score the pre-trained model: held-out text, questions about it, toxicity, identity swaps, memory."
     model, tok = load_pretrained(run/'pretrain'/'model')
     docs = held_out(run, s.test_bytes)
     rows = evaluate_text(model, tok, docs, seed=s.seed)
+    store = _ask_items(run, s, model, tok, docs, rows)
     rows += compressor_rows(docs)
     prose = [d for d in docs if d.get('kind') == 'prose'] or docs
-    starts = [' '.join(d['text'].split()[:8]) for d in prose[:s.toxicity_prompts]]
+    starts = [' '.join(d['text'].split()[:_START]) for d in prose[:s.toxicity_prompts]]
     scorer = toxicity_scorer()
-    toxicity, samples = continuation_rows(model, tok, starts, scorer, s.seed)
+    toxicity, samples, texts = _scored_continuations(model, tok, starts, scorer, s.seed)
     rows += toxicity
     rows += identity_swap(model, tok, scorer, seed=s.seed)
+    memory, seen = _memory(run, s, model, store, starts, texts, prose)
+    rows += memory
     about_scorer = dict(name=scorer.name, note=scorer.note)
-    write_json(run/'evaluation.json', dict(rows=rows, samples=samples, scorer=about_scorer))
+    write_json(run/'evaluation.json', dict(rows=rows, samples=samples, scorer=about_scorer, contamination=seen))
     return dict(
         bits_per_byte=_first_value(rows, 'bits_per_byte'),
         xz=_first_value(rows, 'bits_per_byte', 'xz'),
@@ -447,8 +485,10 @@ def report_stage(
     "Write summary, model card and report."
     seconds = {name: answer['stage_seconds'] for name, answer in stages.items()}
     actual = {k: v for k, v in stages.get('pretrain', {}).items() if k != 'stage_seconds'}
-    summary = dict(stages=seconds, machine=machine(), seed=s.seed, actual=actual, settings=asdict(s), answers=stages)
+    summary = dict(stages=seconds, machine=machine(), seed=s.seed, actual=actual, settings=asdict(s), answers=stages,
+                   against=s.against)
     write_json(run/'summary.json', summary)
+    log_progress(run.path, s.against)
     with atomic_path(run/'model'/'README.md') as tmp: tmp.write_text(model_card(run.path), encoding='utf-8')
     return dict(report=str(write_report(run.path)))
 
@@ -499,7 +539,7 @@ def _same_settings(run, asked):
 
 # %% ../nbs/api/80_app/01_journey.ipynb #3a970cdc
 _OWN = ('asked.json', 'stages.json', 'plan.json', 'data', 'pretrain', 'finetune', 'model', 'evaluation.json',
-        'evaluation', 'report.html', 'summary.json', 'done') # what a run writes first and last
+        'evaluation', 'report.html', 'summary.json', 'ledger.jsonl', 'done') # what a run writes first and last
 
 def _check_own(out):
     "Raise `UserError` for a folder with files of another origin and no run."
@@ -522,6 +562,7 @@ def journey(
     _check_own(out)
     run = RunFolder(out)
     asked = asdict(s)
+    if s.against is None: del asked['against'] # so that runs of earlier versions resume
     if s.plan: asked['plan'] = read_json(s.plan)
     files = {task: sha256(task) for task in s.tasks if is_task_file(task)}
     if files: asked['task_files'] = files

@@ -33,7 +33,9 @@ def contamination_table(
         document = found.documents[0][0]['id'] if found.stretches else ''
         share = found.copied
         rows.append(dict(share=share, longest=longest, label=_label(share), document=document, text=text[:80]))
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    table.attrs['least'] = least
+    return table
 
 # %% ../../nbs/api/62_recall/04_contamination.ipynb #ddd392b8
 def clean_scores(
@@ -45,9 +47,11 @@ def clean_scores(
     "Return a score over all items, and over those with each label."
     scores = np.asarray([real_number('a score', score) for score in scores], float)
     if len(scores) != len(table): raise UserError(f'expected a score for each of {len(table)} items, got {len(scores)}')
+    signature = f"seen:{table.attrs.get('least', 16)} tokens or more|dirty:{DIRTY}|clean:{CLEAN}|bs:1000|seed:{seed}|level:0.95"
     rows = []
     for label in ('all', 'clean', 'partly', 'dirty'):
         chosen = scores if label == 'all' else scores[(table['label'] == label).to_numpy()]
         if not len(chosen): continue
-        rows.append(row(metric, chosen.mean(), *bootstrap(chosen, seed=seed), n=len(chosen), group=label))
+        low, high = bootstrap(chosen, seed=seed)
+        rows.append(row(metric, chosen.mean(), low, high, len(chosen), signature, group=label))
     return rows

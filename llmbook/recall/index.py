@@ -165,6 +165,7 @@ class TextIndex:
         self._check_data(manifest)
         self.tokens = open_tokens(data, self.split)
         self.edges = document_edges(data, self.split)
+        self.about = None # lines about the documents, read by the first trace
         self.prints = np.memmap(folder/'prints.bin', '<u8', 'r')
         self.places = np.memmap(folder/'places.bin', '<u8', 'r')
 

@@ -36,6 +36,11 @@ class SplitRows:
             self.seen += 1
         return self.rows[self.numbers[document]] if document < len(self.numbers) else {}
 
+def _rows_of(index):
+    "Return the lines about an index's documents; they are kept with the index, since reading them takes longest."
+    if index.about is None: index.about = SplitRows(index.data, index.split)
+    return index.about
+
 # %% ../../nbs/api/62_recall/02_trace.ipynb #68c79d48
 @dataclass(repr=False)
 class Trace:
@@ -107,7 +112,7 @@ def trace(
         'build one with a smaller length')
     ids = index.ids(text)
     stretches = [stretch for stretch in index.stretches(ids) if stretch.length >= least]
-    rows = SplitRows(index.data, index.split)
+    rows = _rows_of(index)
     described = [_described(index, rows, stretch.places[:documents]) for stretch in stretches]
     contexts = [_context(index, stretch.places[0], stretch.length) for stretch in stretches]
     return Trace(text, _pieces(ids, stretches, index.tok), stretches, described, contexts, len(ids), least)
