@@ -35,7 +35,6 @@ LIBRARY = {
     'compressor_rows': 'evaluate.perplexity',
     'continuation_rows': 'journey',
     'evaluate_tasks': 'commands.evaluate',
-    'evaluate_text': 'evaluate.perplexity',
     'finetune': 'tune.finetune',
     'from_first': 'distributed.world',
     'generate': 'generate.text',
@@ -44,6 +43,7 @@ LIBRARY = {
     'join': 'distributed.world',
     'journey': 'journey',
     'load_lm': 'model.open',
+    'measure_text': 'evaluate.sides',
     'load_tokenizer': 'tokens.tokenizer',
     'overlap_rows': 'journey',
     'own_together': 'distributed.world',
@@ -67,6 +67,7 @@ LIBRARY = {
     'Talk': 'tune.talk',
     'open_chat_model': 'tune.talk',
     'sft': 'tune.sft',
+    'sides_text': 'evaluate.sides',
     'ship': 'ship.ship',
     'talk_in_shell': 'tune.talk',
     'with_marks': 'tune.finetune',
@@ -629,6 +630,7 @@ def llmbook_evaluate(
     out:str='evaluation.json', # the file to write; with --tasks a folder
     prompts:int=25, # beginnings to continue, four times each, for toxicity
     seed:int=0, # seed of the draws
+    stride:int=None, # tokens from one window over a text to the next; none: half of the model's context
     tasks:str=None, # ask tasks instead: embedded names and .yaml files of lm-evaluation-harness, with commas between
     data:str=None, # file of records that the task asks about; none: what the task names
     shots:int=None, # solved questions before each question of a task; none: as the task says
@@ -637,16 +639,21 @@ def llmbook_evaluate(
 ):
     "Measure perplexity and bits per byte of texts, and toxicity of what the model writes; or ask it tasks."
     if tasks: return _ask_tasks(model, texts, out, seed, tasks, data, shots, limit, logs)
-    from llmbook.cli import compressor_rows, continuation_rows, evaluate_text, rows_text, toxicity_scorer
+    from llmbook.cli import compressor_rows, continuation_rows, measure_text, rows_text, sides_text, toxicity_scorer
     whole_number('prompts', prompts)
+    if stride is not None: whole_number('--stride', stride)
     check_free(out, [''])
     docs = _read_texts(texts)
     m, tok = _loaded(model)
-    rows = []
+    rows, sides = [], []
     if docs:
         size = human_bytes(sum(len(doc.encode()) for doc in docs))
         print(f'scoring {size} in {len(docs)} files; n counts files, and so do the intervals', flush=True)
-        rows = evaluate_text(m, tok, docs, progress='scoring') + compressor_rows(docs)
+        kinds = [Path(name).suffix for name in texts]
+        read = [dict(text=doc, kind=kind) for doc, kind in zip(docs, kinds)]
+        measured = measure_text(m, tok, read, stride=stride, seed=seed, progress='scoring')
+        rows = measured.rows() + compressor_rows(docs)
+        sides = measured.side_rows()
     starts = _beginnings(docs, prompts) if docs else _STARTS[:prompts]
     if len(starts) < prompts: print(f'{len(starts)} beginnings to continue: there are no {prompts}')
     print(f'continuing {len(starts)} beginnings four times each', flush=True)
@@ -654,8 +661,9 @@ def llmbook_evaluate(
     toxicity, samples = continuation_rows(m, tok, starts, scorer, seed)
     rows += toxicity
     about_scorer = dict(name=scorer.name, note=scorer.note)
-    write_json(out, dict(rows=rows, samples=samples, scorer=about_scorer))
+    write_json(out, dict(rows=rows, sides=sides, samples=samples, scorer=about_scorer))
     print(rows_text(rows))
+    if sides: print(sides_text(sides))
     _say_not_scored(toxicity)
     print(f'{scorer.name}: {scorer.note}')
     print(f'rows: {out}')

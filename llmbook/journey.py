@@ -24,8 +24,9 @@ from .evaluate.bias import identity_swap
 from .evaluate.items import ItemStore, model_fingerprint
 from .evaluate.own_text import endings_task, store_documents
 from .evaluate.overlap import bleu, chrf, rouge
-from .evaluate.perplexity import compressor_rows, evaluate_text
+from .evaluate.perplexity import compressor_rows
 from .evaluate.run import evaluate
+from .evaluate.sides import measure_text
 from .evaluate.stats import item_ids, row, wilson, with_items
 from .evaluate.toxicity import scored_samples, toxicity_rows, toxicity_scorer, toxicity_scores
 from .generate.text import generate
@@ -419,7 +420,8 @@ def evaluate_stage(
     "Score the pre-trained model: held-out text, questions about it, toxicity, identity swaps, memory."
     model, tok = load_pretrained(run/'pretrain'/'model')
     docs = held_out(run, s.test_bytes)
-    rows = evaluate_text(model, tok, docs, seed=s.seed)
+    measured = measure_text(model, tok, docs, seed=s.seed)
+    rows = measured.rows()
     store = _ask_items(run, s, model, tok, docs, rows)
     rows += compressor_rows(docs)
     prose = [d for d in docs if d.get('kind') == 'prose'] or docs
@@ -431,7 +433,8 @@ def evaluate_stage(
     memory, seen = _memory(run, s, model, store, starts, texts, prose)
     rows += memory
     about_scorer = dict(name=scorer.name, note=scorer.note)
-    write_json(run/'evaluation.json', dict(rows=rows, samples=samples, scorer=about_scorer, contamination=seen))
+    found = dict(rows=rows, sides=measured.side_rows(), samples=samples, scorer=about_scorer, contamination=seen)
+    write_json(run/'evaluation.json', found)
     return dict(
         bits_per_byte=_first_value(rows, 'bits_per_byte'),
         xz=_first_value(rows, 'bits_per_byte', 'xz'),

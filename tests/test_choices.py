@@ -6,6 +6,7 @@ import pytest
 import torch
 from llmbook.core import UserError, import_transformers
 from llmbook.evaluate import perplexity
+from llmbook.evaluate.sides import measure_text
 from llmbook.evaluate.calibration import (
     brier_binary, brier_summed, calibration_error, calibration_rows, confidences, reliability_table, selective_accuracy
 )
@@ -287,6 +288,62 @@ def test_lm_eval_2301_word_token_and_byte_stand_together(tiny):
 
 def test_lm_eval_806_bits_per_byte_is_the_logarithm_of_byte_perplexity():
     assert math.log2(1.5015845643537054) == pytest.approx(.5864857250704371, abs=1e-12)
+
+
+def test_lm_eval_806_one_text_gives_its_three_numbers():
+    nats_of_byte, nats_of_word = math.log(1.5015845643537054), math.log(8.792073612124492)
+    n_bytes = 1e6
+    n_words = n_bytes * nats_of_byte / nats_of_word
+    v = np.array([[n_bytes * nats_of_byte, 3e5, n_bytes]] * 2)
+    found = {r['metric']: r['value'] for r in perplexity.unit_rows(v, [n_words, n_words])}
+    assert found['word_perplexity'] == pytest.approx(8.792073612124492, abs=1e-12)
+    assert found['byte_perplexity'] == pytest.approx(1.5015845643537054, abs=1e-12)
+    assert found['bits_per_byte'] == pytest.approx(.5864857250704371, abs=1e-12)
+
+
+# ---- perplexity: its sides ----
+
+SIDE_TEXTS = ['word ' * n for n in (3, 30, 90, 300)]
+
+
+def test_sides_are_read_once_and_are_the_rows_of_the_whole(tiny):
+    docs = [dict(text=text, kind=kind, id=f'd{i}') for i, (text, kind) in enumerate(zip(SIDE_TEXTS, 'aabb'))]
+    measured = measure_text(*tiny, docs, stride=64, edges=(16, 64))
+    assert measured.rows() == perplexity.evaluate_text(*tiny, docs, stride=64)
+    v = perplexity.document_nats(*tiny, docs, stride=64)
+    assert measured.counts == pytest.approx(v, rel=1e-12)
+    by_group = {(r.get('group'), r['metric']): r for r in measured.side_rows()}
+    for kind, part in (('a', v[:2]), ('b', v[2:])):
+        nats, tokens, size = part.sum(0)
+        assert by_group[kind, 'perplexity']['value'] == pytest.approx(math.exp(nats / tokens))
+        assert by_group[kind, 'bits_per_byte']['value'] == pytest.approx(nats / size / math.log(2))
+    for r in by_group.values(): assert '|window:256|stride:64' in r['signature']
+
+
+def test_positions_are_those_of_the_document(tiny):
+    measured = measure_text(*tiny, SIDE_TEXTS, edges=(4, 16))
+    one_by_one = [measure_text(*tiny, [text], edges=(4, 16)).bands[0] for text in SIDE_TEXTS]
+    assert measured.bands == pytest.approx(np.array(one_by_one), rel=1e-5)
+    context = tiny[0].config.context
+    nats, documents = perplexity.position_nats(*tiny, SIDE_TEXTS, context=context)[:4].T
+    assert measured.bands[:, 0].sum() == pytest.approx((nats * documents).sum(), rel=1e-5)
+    groups = [r['group'] for r in measured.side_rows() if r.get('group')]
+    assert groups[-3:] == ['tokens 1 to 4', 'tokens 5 to 16', 'from token 17']
+
+
+def test_pieces_of_a_document_are_drawn_together_in_every_part(tiny):
+    pieces = [dict(text=text, id=f'book #{i}', kind='b' if i else 'a') for i, text in enumerate(SIDE_TEXTS)]
+    measured = measure_text(*tiny, pieces)
+    part = [r for r in measured.side_rows() if r.get('group') == 'b']
+    assert len(part) == 4
+    for r in part: assert r['low'] is None # three pieces of one book are one draw
+
+
+def test_a_perplexity_that_no_number_holds_is_none():
+    v = np.array([[5e3, 10., 1e4]] * 3)
+    found = {r['metric']: r['value'] for r in perplexity.unit_rows(v, [1, 1, 1])}
+    assert found['word_perplexity'] is None
+    assert found['perplexity'] == pytest.approx(math.exp(500))
     letters = math.log(8.792073612124492) / math.log(1.5015845643537054) # bytes a word of that text
     assert 5 < letters < 6
 

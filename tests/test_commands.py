@@ -220,10 +220,16 @@ def test_evaluation_says_what_it_counts(model, tmp_path, capsys):
     said = capsys.readouterr().out
     assert 'n counts files' in said
     assert 'continuing 4 beginnings' in said
-    rows = json.loads((tmp_path/'e.json').read_text())['rows']
+    assert 'per word' in said
+    written = json.loads((tmp_path/'e.json').read_text())
+    assert {'word_perplexity', 'byte_perplexity'} <= {r['metric'] for r in written['sides']}
+    rows = written['rows']
     assert {r['n'] for r in rows if r['metric'] == 'toxicity_probability'} == {4}
     cli.llmbook_evaluate(model, *paths, out=str(tmp_path/'e.json'), prompts=40)
     assert '5 beginnings to continue: there are no 40' in capsys.readouterr().out
+    cli.llmbook_evaluate(model, *paths, out=str(tmp_path/'f.json'), prompts=1, stride=3)
+    strided = json.loads((tmp_path/'f.json').read_text())
+    assert all('|stride:3|' in r['signature'] for r in strided['rows'][:2] + strided['sides'])
 
 
 def test_empty_continuations_are_said(model, tmp_path, monkeypatch, capsys):

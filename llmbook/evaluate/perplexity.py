@@ -71,7 +71,7 @@ def _longest_first(spans):
     return sorted(spans, key=order)
 
 def _batches(ids, spans, batch_size, begin):
-    "Yield (document of every row, inputs (B, T), targets (B, T)), longest rows first, so that little is padded."
+    "Yield (document of every row, its first position there, inputs (B, T), targets (B, T)), longest rows first."
     spans = _longest_first(spans)
     for i in range(0, len(spans), batch_size):
         part = spans[i:i + batch_size]
@@ -84,8 +84,8 @@ def _batches(ids, spans, batch_size, begin):
             scored = ids[doc][first:end]
             x[k, :end - start] = torch.tensor(inputs[start:end])
             y[k, first - start:end - start] = torch.tensor(scored)
-        docs = np.array([doc for doc, *_ in part])
-        yield docs, x, y
+        docs, starts = np.array([(doc, start) for doc, start, _, _ in part]).T
+        yield docs, starts, x, y
 
 def _check_decoder(model):
     traits = getattr(model.config, 'traits', None)
@@ -144,15 +144,15 @@ def _check_ids(model, ids):
         raise UserError(f'expected tokens below {V}, got {highest}: the tokenizer is not the one of this model')
 
 @torch.no_grad()
-def _nats(model, ids, spans, batch_size, begin, chunk=1024, progress=''):
-    "Return the sum of nats over the scored tokens of each document, (documents,) in float64."
+def _nats(model, ids, spans, batch_size, begin, chunk=1024, progress='', edges=()):
+    "Return the nats of each document's scored tokens, summed between the edges, (documents, edges + 1) in float64."
     _check_decoder(model)
     for doc in ids: _check_ids(model, doc)
     device = next(model.parameters()).device
-    sums = np.zeros(len(ids))
+    sums = np.zeros((len(ids), len(edges) + 1))
     bar = tqdm(total=len(spans), desc=progress, unit='window', leave=False, disable=not progress)
     with eval_mode(model), bar:
-        for docs, x, y in _batches(ids, spans, batch_size, begin):
+        for docs, starts, x, y in _batches(ids, spans, batch_size, begin):
             share_cores()
             hidden = model(x.to(device))
             rows, cols = (y != IGNORE).nonzero(as_tuple=True)
@@ -160,9 +160,11 @@ def _nats(model, ids, spans, batch_size, begin, chunk=1024, progress=''):
             targets = y[rows, cols].to(device)
             nats = _scores(model, h, targets, chunk) # chunk x V logits at a time
             owners = docs[rows.numpy()]
-            np.add.at(sums, owners, nats.double().cpu().numpy())
+            places = starts[rows.numpy()] + cols.numpy() # in the document
+            bands = np.searchsorted(edges, places, side='right')
+            np.add.at(sums, (owners, bands), nats.double().cpu().numpy())
             bar.update(len(x))
-    broken = np.flatnonzero(np.isnan(sums))
+    broken = np.flatnonzero(np.isnan(sums).any(1))
     if len(broken): raise UserError(
         f'expected logits that are numbers, got NaN in document {broken[0]}: '
         'the weights have diverged, or this dtype is too narrow for them; try float32')
@@ -198,6 +200,11 @@ def document_nats(
     full_last:bool=False, # whether the last window of a document is full too, as in `windows`
 ) -> np.ndarray: # (n, 3) float64: nats, tokens, UTF-8 bytes of each document
     "Return the sum of nats and the counts of tokens and bytes of every document."
+    nats, tokens, sizes = _measured(model, tok, docs, context, stride, batch_size, chunk, progress, full_last)
+    return np.stack([nats[:, 0], tokens, sizes], 1).astype(float)
+
+def _measured(model, tok, docs, context, stride, batch_size, chunk=1024, progress='', full_last=False, edges=()):
+    "Return the nats of each document between the edges (n, edges + 1), its tokens and its bytes."
     texts = _texts(docs)
     model = as_reader(model)
     context = _window(model, context)
@@ -211,8 +218,8 @@ def document_nats(
     tokens = list(map(len, ids))
     sizes = [len(text.encode()) for text in texts]
     spans = _spans(tokens, context, stride, full_last)
-    nats = _nats(model, ids, spans, batch_size, begin, chunk, progress)
-    return np.stack([nats, tokens, sizes], 1).astype(float)
+    nats = _nats(model, ids, spans, batch_size, begin, chunk, progress, edges)
+    return nats, tokens, sizes
 
 def _texts(docs):
     "Return the texts of documents given either way; leave out empty ones, and refuse if nothing is left."
@@ -228,7 +235,7 @@ def _drawn_units(n, clusters):
     documents = n if clusters is None else len(set(clusters))
     return 'documents' if documents == n else f'{documents} documents in pieces'
 
-def _exp(x): return None if x is None else math.exp(x)
+def _exp(x): return None if x is None or x > 700 else math.exp(x) # None for what no float can hold, too
 
 def nats_rows(
     v:np.ndarray, # (n, 3) from `document_nats`
@@ -264,21 +271,28 @@ def unit_rows(
     split:str='test', # which data
     group:str|None=None, # the part of the data; None for all
     seed:int=0, # seed of the bootstrap
+    clusters:list|None=None, # a label for each document, equal for pieces of one; None takes each as independent
 ) -> list[dict]: # rows perplexity (per token), word_perplexity, byte_perplexity, bits_per_byte
     "Make rows of perplexity for every unit from the same sums."
     words = np.asarray(words, float)
     if len(words) != len(v): raise UserError(f'expected words for each of {len(v)} documents, got {len(words)}')
     nats, tokens, size = v.T
-    units = dict(token=('perplexity', tokens), word=('word_perplexity', words), byte=('byte_perplexity', size))
-    rows = []
-    for unit, (name, counts) in units.items():
-        pairs = np.stack([nats, counts], 1)
-        low, high = bootstrap(pairs, ratio, seed=seed)
-        said = f'{signature}|per {unit}|ratio of sums'.strip('|')
-        rows.append(row(name, _exp(ratio(pairs)), _exp(low), _exp(high), len(v), said, split, group))
-    bits = np.stack([nats / math.log(2), size], 1)
-    low, high = bootstrap(bits, ratio, seed=seed)
-    return [*rows, row('bits_per_byte', ratio(bits), low, high, len(v), signature, split, group)]
+    common = dict(n=len(v), split=split, group=group)
+
+    def unit_row(name, above, below, scale, said=''):
+        pairs = np.stack([above, below], 1)
+        low, high = bootstrap(pairs, ratio, seed=seed, clusters=clusters)
+        value = scale(ratio(pairs))
+        signed = f'{signature}|{said}'.strip('|')
+        return row(name, value, scale(low), scale(high), signature=signed, **common)
+
+    per_token = unit_row('perplexity', nats, tokens, _exp, 'per token|ratio of sums')
+    per_word = unit_row('word_perplexity', nats, words, _exp, 'per word|ratio of sums')
+    per_byte = unit_row('byte_perplexity', nats, size, _exp, 'per byte|ratio of sums')
+    bits = unit_row('bits_per_byte', nats / math.log(2), size, _same)
+    return [per_token, per_word, per_byte, bits]
+
+def _same(x): return x
 
 def length_parts(
     v:np.ndarray, # (n, 3) from `document_nats`
@@ -296,14 +310,17 @@ def part_rows(
     v:np.ndarray, # (n, 3) from `document_nats`
     words, # (n,) words of each document
     parts:list[str], # the part of each document: its domain, kind, source, or from `length_parts`
-    **kwargs # arguments of `unit_rows`
+    clusters:list|None=None, # a label for each document, as for `unit_rows`
+    **kwargs # more arguments of `unit_rows`
 ) -> list[dict]: # rows of each part; the group is its name
     "Make rows of perplexity for each part of the documents."
     if len(parts) != len(v): raise UserError(f'expected a part for each of {len(v)} documents, got {len(parts)}')
+    words = np.asarray(words)
     rows = []
     for name in dict.fromkeys(parts):
-        inside = np.array([part == name for part in parts])
-        rows += unit_rows(v[inside], np.asarray(words)[inside], group=name, **kwargs)
+        inside = [i for i, part in enumerate(parts) if part == name]
+        labels = None if clusters is None else [clusters[i] for i in inside]
+        rows += unit_rows(v[inside], words[inside], group=name, clusters=labels, **kwargs)
     return rows
 
 # %% ../../nbs/api/60_evaluate/02_perplexity.ipynb #6e0bb105
@@ -325,7 +342,7 @@ def position_nats(
     sums, counts = np.zeros(context), np.zeros(context)
     device = next(model.parameters()).device
     with eval_mode(model):
-        for _, x, y in _batches(ids, spans, whole_number('batch_size', batch_size), _begin(model, tok)):
+        for _, _, x, y in _batches(ids, spans, whole_number('batch_size', batch_size), _begin(model, tok)):
             hidden = model(x.to(device))
             rows, cols = (y != IGNORE).nonzero(as_tuple=True)
             h, targets = hidden[rows.to(device), cols.to(device)], y[rows, cols].to(device)
@@ -448,6 +465,6 @@ def continuation_logprob(
     _check_pairs(both, scored, model.config.context)
     spans = []
     for i, ids in enumerate(both): spans.append((i, 0, len(ids), len(read[i])))
-    nats = _nats(model, both, spans, batch_size, begin)
+    nats = _nats(model, both, spans, batch_size, begin)[:, 0]
     tokens = [len(ids) for ids in scored]
     return -nats / tokens

@@ -216,7 +216,14 @@ def _beaten(model, rows):
             'better. It has not learnt enough to write, and what follows says little about what a trained model '
             'would do.')
 
-def _held_out(rows, other):
+def _sides(rows):
+    "Return the perplexities of parts of the text, folded; None where there are none."
+    rows = [row for row in rows or [] if isinstance(row, dict)]
+    if not rows: return None
+    table = measures(rows, 'Held-out text by unit, kind, length and position')
+    return fold('By unit, kind, length and position', table)
+
+def _held_out(rows, other, sides=()):
     "Return the section about text that the model never saw."
     name, title = 'evaluation', 'Evaluation'
     more = []
@@ -228,7 +235,7 @@ def _held_out(rows, other):
         named.append({**row, 'group': whose})
     scores = measures(named, 'Held-out text')
     explanation = tag('p', _HELP['text'], class_='soft')
-    return section(name, title, _compression(rows), scores, explanation, *more)
+    return section(name, title, _compression(rows), scores, explanation, _sides(sides), *more)
 
 def _score_of(sample): return finite(sample.get('score'))
 
@@ -503,7 +510,7 @@ def report_html(
         training_section(run),
         _samples(run),
         _finetuning(run),
-        _held_out(rows['text'], rows['other']),
+        _held_out(rows['text'], rows['other'], run.evaluation.get('sides')),
         answers_section(run, earlier),
         calibration_section(run),
         memory_section(run),
