@@ -233,6 +233,21 @@ def test_a_task_is_ten_lines(tiny):
     assert found.rows[0]['n'] == 9
 
 
+def test_written_answers_are_held_to_a_form(tiny, tmp_path):
+    pytest.importorskip('llguidance')
+    towns = list(TOWNS.values())
+    def share_of_towns(**options):
+        kept = {'town': lambda answer, right, record: float(answer in towns)}
+        task = EvalTask('capitals', DOCS, 'The capital of {{ country }} is', answer='capital', metrics=kept, **options)
+        row, = evaluate(*tiny, task, tmp_path, progress=False).rows
+        return row['value'], row['signature']
+    free, its_signature = share_of_towns()
+    held, signature = share_of_towns(constrain=dict(choice=[f' {town}' for town in towns]))
+    assert (free, held) == (0, 1)
+    assert signature.replace('|held to:choice', '') == its_signature != signature
+    assert share_of_towns()[0] == 0 # the store keeps both apart
+
+
 def test_every_record_is_accounted_for(tiny, tmp_path):
     docs = [*DOCS, dict(country='Atlantis'), dict(country='Mars', capital='Olympus')]
     found = evaluate(*tiny, replace(capitals(), docs=docs), tmp_path, progress=False)
@@ -505,7 +520,8 @@ def test_bad_arguments_are_refused(f, args, why):
     (dict(name='a b'), 'expected a name'), (dict(docs=[]), 'list of records'), (dict(docs='x'), 'list of records'),
     (dict(docs=[1]), 'dictionaries'), (dict(kind='quiz'), 'expected a kind'), (dict(answer=None), 'expected an answer'),
     (dict(shots=-1), 'shots'), (dict(shots=1.5), 'shots'), (dict(kind='generate', repeats=2), 'temperature above 0'),
-    (dict(pool=['x']), 'dictionaries')])
+    (dict(pool=['x']), 'dictionaries'), (dict(constrain=dict(regex='a')), 'answers are written'),
+    (dict(kind='generate', constrain='a+'), 'dict\\(regex'), (dict(kind='generate', constrain=dict(regex='(')), 'kept to')])
 def test_bad_tasks_are_refused(options, why):
     facts = dict(name='t', docs=DOCS, prompt='{{ country }}', choices=['Paris'], answer='capital') | options
     with pytest.raises(UserError, match=why): EvalTask(**facts)

@@ -17,8 +17,10 @@ from llmbook.model.open import model_tokenizer, open_lm
 from llmbook.model.transformer import Transformer
 from llmbook.tokens.tokenizer import train_tokenizer
 from llmbook.tune.adapters import add_adapters
+from llmbook.tune.chat import ChatFormat
 from llmbook.tune.quantised import quantise_base
-from llmbook.tune.talk import open_chat_model
+from llmbook.tune.sft import set_method
+from llmbook.tune.talk import Talk, open_chat_model
 
 PROMPTS = [[5, 6, 7], [9], [1, 2, 3, 4, 5, 6, 7, 8], [30, 31]] # of mixed lengths
 
@@ -245,7 +247,7 @@ def test_a_quantised_model_is_not_tuned(tok, tmp_path):
     assert not (tmp_path/'tuned').exists()
 
 
-@pytest.mark.parametrize('open_it', [open_lm, open_chat_model, model_tokenizer])
+@pytest.mark.parametrize('open_it', [open_lm, model_tokenizer])
 def test_openers_of_plain_models_say_what_opens_this_one(open_it, tok, tmp_path):
     model = quantise(small(), 'int8', speed=False, show=False)
     save_quantised(model, tok, tmp_path)
@@ -346,6 +348,18 @@ def test_weights_in_few_bits_do_not_train():
     assert not any(p.requires_grad for p in model.parameters())
     layer = deepcopy(model.head)
     with pytest.raises(UserError, match='do not train'): layer(torch.randn(1, 64, requires_grad=True))
+
+
+def test_a_quantised_folder_is_talked_to_and_not_tuned(tok, tmp_path):
+    model = quantise(small(), 'int8', speed=False, show=False)
+    save_quantised(model, tok, tmp_path/'run'/'model')
+    opened, fmt = open_chat_model(tmp_path/'run', device='cpu')
+    assert Talk(opened, fmt, max_new_tokens=8, temperature=0).ask('a few') == \
+        Talk(model, ChatFormat(tok), max_new_tokens=8, temperature=0).ask('a few')
+    with pytest.raises(UserError, match='merge the adapter'): open_chat_model(tmp_path/'run', tmp_path)
+    with pytest.raises(UserError, match='8 or 4 bits as they are'): open_chat_model(tmp_path/'run', dtype='bfloat16')
+    for method in ('full', 'lora'):
+        with pytest.raises(UserError, match='model to train, got one in int8'): set_method(opened, method)
 
 
 def test_a_plain_model_is_not_written_as_quantised(tok, tmp_path):

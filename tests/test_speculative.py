@@ -131,6 +131,35 @@ def test_the_end_of_the_context_is_reached(model):
     assert writer.generate_ids(prompts, 54, stop=None) == generate_ids(model, prompts, 54, stop=None)
 
 
+ASKED = [dict(choice=['the cat', 'the mat', 'on']), dict(regex='(sat ){2,4}on'), dict(regex='[a-z ]+'),
+         dict(schema=dict(type='object', properties=dict(cat=dict(type='boolean')), required=['cat'],
+                          additionalProperties=False))]
+
+
+@pytest.mark.parametrize('asked', ASKED, ids=str)
+@pytest.mark.parametrize('which', [0, 1, 2])
+@pytest.mark.filterwarnings('ignore:.*cut off')
+def test_constrained_texts_are_the_same(asked, which):
+    "Each place of a pass has the rules that hold behind the guesses before it."
+    pytest.importorskip('llguidance')
+    tok = train_tokenizer(['the cat sat on the mat {"cat": true} {"cat": false}'] * 9, 300)
+    size = tok.get_vocab_size()
+    model = small(V=size)
+    draft = ['ngram', model, small(1, 1, V=size)][which]
+    prompts = ['the cat', 'on']
+    for options in (dict(temperature=0), dict(seed=3)):
+        got = Speculator(model, draft).generate(tok, prompts, max_new_tokens=24, **asked, **options)
+        assert got == generate(model, tok, prompts, 24, **asked, **options)
+
+
+def test_a_constrained_text_that_is_cut_off_is_said():
+    pytest.importorskip('llguidance')
+    tok = train_tokenizer(['the cat sat on the mat'] * 9, 300)
+    writer = Speculator(small(V=tok.get_vocab_size()))
+    with pytest.warns(UserWarning, match='1 of 1 texts were cut off'):
+        writer.generate(tok, 'the', max_new_tokens=3, regex='(cat){9}')
+
+
 def test_texts_go_in_and_come_out():
     tok = train_tokenizer(['the cat sat on the mat äöü'] * 9, 300)
     model = small(V=tok.get_vocab_size() + 9)

@@ -197,7 +197,7 @@ def _score_written(model, tok, asked, places, done, write, bar, batch_size):
             if not missing: continue
             seed = derived_seed(asked.seed, g, repeat)
             texts = generate(model, tok, contexts, task.max_new_tokens, task.temperature, seed=seed,
-                             batch_size=batch_size, stop=stop)
+                             batch_size=batch_size, stop=stop, **(task.constrain or {}))
             for k in missing:
                 write.add(_written_item(task, group[k], contexts[k], texts[k], repeat))
                 bar.update()
@@ -226,6 +226,7 @@ def _options(task, seed):
     names = ['kind', 'shots', 'fixed_shots', 'order', 'delimiter', 'separator', 'description', 'letters']
     if task.kind == 'choices': names += ['unconditional']
     if task.kind == 'generate': names += ['stop', 'max_new_tokens', 'temperature', 'normalise']
+    if task.constrain: names.append('constrain') # left out otherwise: older stores do not name it
     return {name: getattr(task, name) for name in names}
 
 def _signature(model, tok, task, seed, data):
@@ -239,6 +240,7 @@ def _signature(model, tok, task, seed, data):
         way = 'greedy'
         if task.temperature: way = f'temperature {task.temperature:g}, seed {seed}'
         parts.append(f'written:{way}, up to {task.max_new_tokens} tokens')
+        if task.constrain: parts.append(f'held to:{list(task.constrain)[0]}')
     elif task.kind == 'text': parts.append(window_signature(model, tok))
     else: parts.append(likelihood_signature(model, tok))
     return '|'.join(parts)

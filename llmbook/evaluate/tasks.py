@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from ..core import UserError, fingerprint, whole_number
+from ..generate.constrain import answer_grammar
 from ..read.doc import Reject
 from ..tokens.template import TemplateError, render_template
 from .choices import draw_shots, letters_of, shuffled
@@ -130,6 +131,7 @@ class EvalTask:
     stop:tuple=('\n',) # texts that end an answer
     max_new_tokens:int=64 # longest answer
     temperature:float=0. # 0: the likeliest token
+    constrain:dict|None=None # what answers are held to: choice, regex or schema, as in `generate`; None: nothing
     repeats:int=1 # answers to each question
     extract:object=None # regular expression, or function: from what was written to the answer
     normalise:dict=field(default_factory=dict) # how answers are compared, as in `same_answer`
@@ -179,6 +181,19 @@ def _check_task(task):
         f'expected a temperature above 0 for {task.repeats} repeats of {task.name}, got 0: '
         'all answers would be the same')
     if isinstance(task.stop, str): task.stop = (task.stop,)
+    _check_constraint(task)
+
+def _check_constraint(task):
+    "Raise `UserError` for a constraint that no answer can be held to, or that nobody writes under."
+    if task.constrain is None: return
+    if task.kind != 'generate': raise UserError(
+        f'expected constrain for a task whose answers are written, got one for {task.name}, of the kind {task.kind}')
+    known = {'choice', 'regex', 'schema'}
+    fits = isinstance(task.constrain, dict) and len(task.constrain) == 1 and known.issuperset(task.constrain)
+    if not fits: raise UserError(
+        f'expected constrain of {task.name} to be dict(choice=...), dict(regex=...) or dict(schema=...), '
+        f'got {task.constrain!r:.80}')
+    answer_grammar(**task.constrain)
 
 # %% ../../nbs/api/60_evaluate/13_tasks.ipynb #54720b91
 def _names(records):

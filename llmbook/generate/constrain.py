@@ -94,6 +94,7 @@ class Rules:
             'a constrained text must be able to end')
         self.grammar = grammar
         self.V = V
+        self.ends = ends
         self.reader = _token_reader(tok, V, ends)
         self.unfinished = 0 # rows that were cut off
 
@@ -122,6 +123,23 @@ class Rules:
         "Note a token."
         self.rows[row].consume_token(token)
         return self.rows[row].is_stopped()
+
+    def along(self,
+        row:int, # number of the row
+        tokens:list, # what may be drawn for it next, which is not noted
+    ) -> Tensor: # (len(tokens) + 1, V) bool; behind a token that is not allowed everything is
+        "Return which tokens may come next, at once and after each of some tokens."
+        masks = [self.allowed([row])[0]]
+        ahead = self.rows[row].deep_copy()
+        now, self.rows[row] = self.rows[row], ahead
+        for token in tokens:
+            if token in self.ends or not masks[-1][token]: break
+            self.take(row, token)
+            masks.append(self.allowed([row])[0])
+        self.rows[row] = now
+        anything = torch.ones(self.V, dtype=torch.bool)
+        masks += [anything] * (len(tokens) + 1 - len(masks))
+        return torch.stack(masks)
 
     def cut_off(self,
         rows:list, # numbers of rows that get no more tokens

@@ -16,8 +16,8 @@ from ..model.hf_wrap import as_reader
 from .cuda_graph import can_generate, decoder
 from .sampling import choose
 from llmbook.generate.text import (
-    _check, _check_range, _cut_prompts, _encoded, _ends, _frame, _numbers, _own_frame, _Reader, _refuse_logits, _whole,
-    _whole_ids
+    _check, _check_range, _cut_prompts, _encoded, _ends, _frame, _numbers, _own_frame, _Reader, _refuse_logits,
+    _warn_cut_off, _whole, _whole_ids
 )
 
 # %% ../../nbs/api/40_generate/08_speculative.ipynb #0b6882ac
@@ -133,6 +133,7 @@ class Speculator:
         stop:int|list[int]|str|None='own', # ids that end a row, as in `generate_ids`
         min_p:float=0., # 0 keeps all; else the least share of the likeliest token's probability
         unspelt=None, # (V) bool: ids that the tokenizer does not know
+        rules=None, # `Rules` of constrained texts; None: anything may come
     ) -> list[list[int]]: # the new tokens of each prompt: what `generate_ids` gives
         "Continue prompts that are given as ids."
         model = self.model
@@ -147,18 +148,22 @@ class Speculator:
         texts = []
         for row, prompt in enumerate(prompts):
             u = torch.from_numpy(_numbers(seed, row, max_new_tokens))
-            texts.append(self._write(row, prompt, u, ends, options, unspelt))
+            texts.append(self._write(row, prompt, u, ends, options, unspelt, rules))
+        _warn_cut_off(rules, len(prompts), max_new_tokens)
         return texts
 
     def generate(self,
         tok, # the tokenizer that the model was trained with
         prompts, # one text or several; what looks like a special token stays text
         stop_at_eot:bool=True, # whether a text ends where the model ends it
+        choice:list[str]|None=None, # texts of which each answer is one
+        regex:str|None=None, # regular expression that each answer matches as a whole
+        schema:dict|str|None=None, # JSON schema of each answer
         **kw # max_new_tokens, temperature, top_k, top_p, min_p, seed: as in `generate_ids`
     ) -> list[str]: # what `generate` gives
         "Continue texts."
-        frame = _frame(self.model, tok, _encoded(tok, prompts), stop_at_eot)
-        del frame['rules']
+        asked = dict(choice=choice, regex=regex, schema=schema)
+        frame = _frame(self.model, tok, _encoded(tok, prompts), stop_at_eot, **asked)
         new = self.generate_ids(**frame, **kw)
         texts = []
         for prompt, ids in zip(frame['prompt_ids'], new): texts.append(_whole(tok, ids, _Reader(tok, prompt)(ids)))
@@ -167,17 +172,18 @@ class Speculator:
 # %% ../../nbs/api/40_generate/08_speculative.ipynb #b669eea3
 @patch
 @torch.inference_mode()
-def _write(self:Speculator, row, prompt, u, ends, options, unspelt):
+def _write(self:Speculator, row, prompt, u, ends, options, unspelt, rules):
     "Return the new tokens of one prompt."
     model = self.model
     device = model.embed.weight.device
     if unspelt is not None: unspelt = unspelt.to(device)
-    ids, written = list(prompt), []
+    if rules: rules.start(1)
+    ids, written, over = list(prompt), [], False
     if isinstance(self.draft, ModelDraft): self.draft.begin()
     with eval_mode(model):
         ask = decoder(model, 1, len(prompt) + 64)
         if len(ids) > 1: ask(torch.tensor([ids[:-1]], device=device))
-        while len(written) < len(u):
+        while len(written) < len(u) and not over:
             share_cores()
             numbers = u[len(written):][:self.ahead + 1] # of the guesses, and of one token more
             wanted = len(numbers) - 1
@@ -186,25 +192,32 @@ def _write(self:Speculator, row, prompt, u, ends, options, unspelt):
             logits = ask.every(x)[0] # (T, V)
             if not logits.isfinite().all(): _refuse_logits(model, row)
             if unspelt is not None: logits = logits.masked_fill(unspelt, -math.inf)
+            if rules: logits = logits.masked_fill(~rules.along(0, guesses).to(device), -math.inf)
             numbers = numbers[:len(logits)].to(device) # a draft may guess fewer than were wanted
             drawn = choose(logits, numbers, **options)
-            new = self._judged(guesses, drawn.tolist(), ends)
+            new = self._judged(guesses, drawn.tolist())
+            new, over = _taken(rules, new, ends)
             ids += new
             written += new
-            if new[-1] in ends: break
+            self.written += len(new)
             ask.rewind(len(ids) - 1)
+    if rules and not over: rules.cut_off([0])
     return written
 
+def _taken(rules, new, ends):
+    "Note the tokens of a pass; return those up to the end of the text, and whether it has ended."
+    for n, token in enumerate(new):
+        if token in ends: return new[:n + 1], True
+        if rules and rules.take(0, token): return new[:n + 1], True
+    return new, False
+
 @patch
-def _judged(self:Speculator, guesses, drawn, ends):
+def _judged(self:Speculator, guesses, drawn):
     "Return the tokens that a pass yields: the guesses that the model drew too, and one more."
     n = 0
     while n < len(guesses) and guesses[n] == drawn[n]: n += 1
     new = drawn[:n + 1]
-    over = [i for i, token in enumerate(new) if token in ends]
-    if over: new = new[:over[0] + 1]
     self.proposed += len(guesses)
     self.accepted += n
     self.passes += 1
-    self.written += len(new)
     return new

@@ -249,8 +249,12 @@ def _tokens(model, prompt_ids, done, now, *, # then arguments of `generate_ids`
             row = rows[i]
             if token < 0: _refuse_logits(model, row)
             yield row, token
+    _warn_cut_off(rules, len(prompts), max_new_tokens)
+
+def _warn_cut_off(rules, n, max_new_tokens):
+    "Warn if constrained texts were cut off."
     if rules and rules.unfinished: warnings.warn(
-        f'{rules.unfinished} of {len(prompts)} texts were cut off after {max_new_tokens} tokens, '
+        f'{rules.unfinished} of {n} texts were cut off after {max_new_tokens} tokens, '
         'before what was asked for was complete: give a larger max_new_tokens')
 
 def _refuse_logits(model, row):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Callable
 import torch
 from ..core import UserError, real_number, whole_number
+from ..generate.quantise import open_quantised
 from ..generate.text import generate_ids
 from ..model.hf import check_dtype
 from ..model.open import open_lm
@@ -30,14 +31,32 @@ def _set_type(model, dtype):
     "Hold a model's weights in a type; tables of positions keep theirs, as in a model that is opened in this type."
     for p in model.parameters(): p.data = p.data.to(getattr(torch, dtype))
 
+def _quantised_folder(source):
+    "Return the folder of a quantised model that a name means, or None."
+    for folder in (Path(source), Path(source)/'model'):
+        if (folder/'quantised.json').is_file(): return folder
+
+def _open_few_bits(folder, adapter, device, dtype):
+    "Open a quantised model and its tokenizer; raise `UserError` for what its codes cannot take."
+    if adapter: raise UserError(
+        f'expected plain weights under an adapter, got a quantised model in {folder}: open the model that it was made '
+        'from, merge the adapter, and quantise again')
+    if dtype != 'float32': raise UserError(
+        f'expected float32 for the quantised model in {folder}, got {dtype}: its weights are 8 or 4 bits as they are')
+    return open_quantised(folder, device)
+
 def open_chat_model(
-    source:str|Path, # folder of a model or a run, a name on the hub, or 'smollm2'
+    source:str|Path, # folder of a model or a run, a quantised one too, a name on the hub, or 'smollm2'
     adapter:str|Path|None=None, # folder made by `save_adapters` or by PEFT; None: the model alone
     device:str|None=None, # 'cpu' or 'cuda'; the best available by default
     dtype:str='float32', # or 'bfloat16', 'float16': half the memory, for generation
 ): # (the model, its `ChatFormat`)
     "Open a model to talk to or to tune."
     check_dtype(dtype)
+    quantised = _quantised_folder(source)
+    if quantised:
+        model, tok = _open_few_bits(quantised, adapter, device, dtype)
+        return model, ChatFormat(tok)
     # the weights that the adapter's fingerprint knows are those of float32
     model, tok = open_lm(source, device, 'float32' if adapter else dtype)
     if adapter:
