@@ -30,10 +30,12 @@ LIBRARY = {
     'check_plan': 'pretrain.run',
     'check_finite': 'model.hf',
     'check_logs': 'commands.evaluate',
+    'check_sets': 'commands.evaluate',
     'compare_runs': 'report.runs',
     'comparison_text': 'report.runs',
     'compressor_rows': 'evaluate.perplexity',
     'continuation_rows': 'journey',
+    'evaluate_bias': 'commands.evaluate',
     'evaluate_tasks': 'commands.evaluate',
     'finetune': 'tune.finetune',
     'from_first': 'distributed.world',
@@ -611,9 +613,7 @@ def _read_texts(paths):
 def _ask_tasks(model, texts, out, seed, tasks, data, shots, limit, logs):
     "Ask tasks of a model; everything that can be refused is refused before the model is opened."
     from llmbook.cli import check_finite, check_logs, evaluate_tasks, named_tasks, open_lm
-    if texts: raise UserError(f'expected tasks or texts, got both: leave {texts[0]} out')
-    if out == 'evaluation.json': out = 'evaluation'
-    if Path(out).suffix == '.json': raise UserError(f'expected a folder with --tasks, got {out}: give --out FOLDER')
+    out = _answers_folder(texts, out, '--tasks')
     wanted = check_logs(logs)
     asked = named_tasks(tasks, data, shots)
     if limit is not None: whole_number('--limit', limit)
@@ -621,6 +621,23 @@ def _ask_tasks(model, texts, out, seed, tasks, data, shots, limit, logs):
     m, tok = open_lm(str(_model_folder(model)))
     check_finite(m)
     evaluate_tasks(m, tok, asked, out, limit, seed, wanted, label=str(model))
+
+def _answers_folder(texts, out, option):
+    "Return the folder for answers; raise `UserError` for texts to score, or for a file."
+    if texts: raise UserError(f'expected {option} or texts, got both: leave {texts[0]} out')
+    if out == 'evaluation.json': return 'evaluation'
+    if Path(out).suffix == '.json': raise UserError(f'expected a folder with {option}, got {out}: give --out FOLDER')
+    return out
+
+def _ask_bias(model, texts, out, seed, bias, limit):
+    "Measure bias of a model; everything that can be refused is refused before the model is opened."
+    from llmbook.cli import check_finite, check_sets, evaluate_bias, open_lm
+    out = _answers_folder(texts, out, '--bias')
+    sets = check_sets(bias, limit)
+    RunFolder(out)
+    m, tok = open_lm(str(_model_folder(model)))
+    check_finite(m)
+    evaluate_bias(m, tok, sets, out, limit, seed, label=str(model))
 
 @call_parse
 @plain_errors
@@ -634,10 +651,13 @@ def llmbook_evaluate(
     tasks:str=None, # ask tasks instead: embedded names and .yaml files of lm-evaluation-harness, with commas between
     data:str=None, # file of records that the task asks about; none: what the task names
     shots:int=None, # solved questions before each question of a task; none: as the task says
-    limit:int=None, # questions of each task; none: all
+    limit:int=None, # questions of each task, items of each set of --bias; none: all
     logs:str=None, # logs to write too: lm-eval, inspect
+    bias:str=None, # measure bias instead: swap, everyday, crows_pairs=FILE and others, with commas between
 ):
-    "Measure perplexity and bits per byte of texts, and toxicity of what the model writes; or ask it tasks."
+    "Measure perplexity and bits per byte of texts, and toxicity of what the model writes; or tasks, or bias."
+    if tasks and bias: raise UserError('expected --tasks or --bias, got both: call it twice with the same --out')
+    if bias: return _ask_bias(model, texts, out, seed, bias, limit)
     if tasks: return _ask_tasks(model, texts, out, seed, tasks, data, shots, limit, logs)
     from llmbook.cli import compressor_rows, continuation_rows, measure_text, rows_text, sides_text, toxicity_scorer
     whole_number('prompts', prompts)
