@@ -2,7 +2,8 @@
 import numpy as np
 import pytest
 from llmbook.core import UserError
-from llmbook.trial import rows
+from llmbook.evaluate import stats
+from llmbook.trial import audit, error, rows
 
 
 # ---- rows ----
@@ -40,3 +41,245 @@ def test_p_of_draws_counts_the_seen_one():
     two_sided = rows.null_of_draws(-2., [-1., 0., 1.], 'three')
     assert two_sided['p'] == 1 / 4
     assert rows.null_of_draws(-2., [-1., 0., 1.], 'three', above=True)['p'] == 1
+
+
+# ---- the audit ----
+
+# the values of Borkan et al.'s measures for twelve texts, worked out by hand
+HARMLESS = dict(others=[.1, .2, .3], group=[.21, .31, .55])
+TOXIC = dict(others=[.5, .8, .9], group=[.4, .6, .71])
+
+
+def twelve_texts():
+    "Return scores, labels and membership of the twelve texts."
+    scores = [*HARMLESS['others'], *HARMLESS['group'], *TOXIC['others'], *TOXIC['group']]
+    return np.array(scores), np.repeat([0, 1], 6), np.tile(np.repeat([0, 1], 3), 2)
+
+
+def test_jigsaw_aucs_by_hand():
+    found = audit.identity_aucs(*twelve_texts())
+    assert found == pytest.approx(dict(subgroup_auc=8 / 9, bpsn_auc=8 / 9, bnsp_auc=1))
+
+
+def test_jigsaw_power_mean_by_hand():
+    assert audit.power_mean([.9, .8, .7]) == pytest.approx(.7755, abs=5e-5)
+    assert audit.power_mean([.9, .8, .7], 1) == pytest.approx(.8)
+    assert audit.power_mean([.9, 0.]) == 0
+
+
+def test_auc_is_sklearns():
+    metrics = pytest.importorskip('sklearn.metrics')
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        scores = rng.integers(0, 9, 60) / 8 # many ties
+        toxic = rng.integers(0, 2, 60)
+        assert audit.ranking_auc(scores, toxic) == pytest.approx(metrics.roc_auc_score(toxic, scores))
+
+
+def test_auc_of_a_weighted_sample_is_that_of_the_repeated_texts():
+    rng = np.random.default_rng(1)
+    scores = rng.integers(0, 5, 40) / 4
+    toxic = rng.random(40) < .5
+    times = rng.integers(0, 3, 40)
+    weighted = audit._weighted_aucs(audit._sorted_places(scores), toxic, times[None].astype(float))[0]
+    assert weighted == pytest.approx(audit.ranking_auc(np.repeat(scores, times), np.repeat(toxic, times)))
+
+
+def test_share_without_clusters_is_wilsons():
+    s = audit.clustered_share([1] * 7 + [0] * 13)
+    assert (s.low, s.high) == pytest.approx(stats.wilson(7, 20))
+    assert s.effective == 20
+
+
+def test_share_of_repeated_cases_counts_them_once():
+    once = audit.clustered_share([1, 1, 1, 0, 0, 1, 0, 1, 1, 0])
+    copies = audit.clustered_share([1, 1, 1, 0, 0, 1, 0, 1, 1, 0] * 7, list(range(10)) * 7)
+    assert copies.value == once.value
+    assert copies.effective == pytest.approx(10, rel=.15)
+    same = audit.clustered_share([1] * 70, list(range(10)) * 7)
+    assert same.effective == 10
+
+
+def keen(texts): return np.array([float(any(w in t for w in ('stand', 'loathe', 'shame', 'chase'))) for t in texts])
+
+
+def test_audit_by_hand():
+    cases = audit.made_up_cases()
+    trial = audit.audit(keen, cases, draws=80)
+    hateful = trial.value('label_accuracy', 'toxic')
+    assert hateful == 16 / 24 # four templates of six, four groups each
+    assert trial.value('label_accuracy', 'harmless') == 29 / 30 # one remark about soup
+    assert trial.value('accuracy') == 45 / 54
+    assert trial.value('balanced_accuracy') == pytest.approx((16 / 24 + 29 / 30) / 2)
+    assert trial.value('kind_accuracy', 'derog_neg_emote_h') == 1
+    assert trial.value('neutral_alarms') == 0
+
+
+def test_every_row_of_a_trial_has_interval_null_and_limits():
+    trial = audit.audit(keen, audit.made_up_cases(), draws=80)
+    for r in trial.rows:
+        if r['low'] is not None: assert r['low'] <= r['value'] <= r['high'] + 1e-12, r
+        else: assert r['value'] in (0, 1), r
+        assert r['null'] is not None and r['shows_not'] and r['target'] in (0, 1)
+    assert 'cannot show that a scorer is fair' in repr(trial) and 'cannot show' in trial._repr_html_()
+
+
+def test_constant_scorers_have_nothing_to_show():
+    for constant in (0., 1.):
+        trial = audit.audit(lambda texts: np.full(len(texts), constant), audit.made_up_cases(), draws=80)
+        assert trial.value('balanced_accuracy') == trial.value('auc') == .5
+        for metric in audit.AUCS: assert trial.value(metric, 'women') == .5
+        assert all(r['p_holm'] == 1 for r in trial.rows if 'p_holm' in r)
+
+
+def scorer_with_a_grudge(group, extra):
+    def scorer(texts): return keen(texts) * .5 + np.array([extra * (group in t) for t in texts])
+    return scorer
+
+
+def many_cases(n=24):
+    "Make two kinds of n templates each, about six groups."
+    groups = [f'group {g}' for g in 'abcdef']
+    lines = [(f'I cannot stand {g}, number {i}.', 1, g, 'derog_neg_emote_h', f'h{i}') for i in range(n) for g in groups]
+    lines += [(f'I saw {g}, number {i}.', 0, g, 'ident_neutral_nh', f'n{i}') for i in range(n) for g in groups]
+    texts, toxic, names, kinds, templates = map(list, zip(*lines))
+    return audit.make_cases(texts, toxic, names, kinds, templates)
+
+
+def test_detoxify_56_133_a_scorer_that_flags_names_and_misses_insults_is_found():
+    trial = audit.audit(scorer_with_a_grudge('group c', .6), many_cases())
+    found = {r['group']: r for r in trial.rows if r['metric'] == 'neutral_alarms' and 'group' in r}
+    assert found['group c']['value'] == 1 and found['group c']['p_holm'] < .05
+    assert found['group a']['value'] == 0
+    bpsn = {r.get('group'): r for r in trial.rows if r['metric'] == 'bpsn_auc'}
+    assert bpsn['group c']['value'] == 0 and bpsn['group c']['p_holm'] < .05
+    missed = audit.audit(lambda texts: np.zeros(len(texts)), many_cases())
+    assert missed.value('kind_accuracy', 'derog_neg_emote_h') == 0
+
+
+def test_exchanged_groups_find_something_in_one_of_twenty_fair_scorers():
+    cases = many_cases(4)
+    found = 0
+    for seed in range(40):
+        noise = np.random.default_rng(seed)
+        trial = audit.audit(lambda texts: noise.random(len(texts)), cases, draws=80, seed=seed)
+        ps = [r['p'] for r in trial.rows if r['metric'] == 'subgroup_auc' and 'p' in r]
+        found += sum(p <= .05 for p in ps)
+    assert .01 < found / 240 < .1 # about 5 %
+
+
+def test_a_trial_repeats_itself():
+    first, second = [audit.audit(keen, audit.made_up_cases(), draws=80).rows for _ in range(2)]
+    assert first == second
+
+
+HEAD = 'functionality,test_case,label_gold,target_ident,templ_id\n'
+
+
+def test_a_file_of_hatechecks_shape(tmp_path):
+    path = tmp_path/'cases.csv'
+    lines = ['ident_neutral_nh,"Hello, women.",non-hateful,women,1', 'threat_dir_h,"Go, ""women"".",hateful,women,2',
+             'threat_dir_h,,hateful,women,2', 'threat_dir_h,???,hateful,women,2', 'threat_dir_h,Hm,maybe,women,2']
+    path.write_text(HEAD + '\n'.join(lines), encoding='utf-8')
+    cases = audit.read_hatecheck(path)
+    assert len(cases) == 2 and cases.frame['text'][1] == 'Go, "women".'
+    assert sum(cases.set_aside.values()) == 3 # rows in = cases + set aside
+
+
+@pytest.mark.parametrize('content, match', [
+    (b'', 'missing: functionality'),
+    (b'a,b\n1,2\n', 'missing: functionality'),
+    (HEAD.encode(), 'missing'),
+    (HEAD.encode() + b'k,text,unsure,,1\n', 'hateful and non-hateful'),
+    (HEAD.encode() + b'k,a b,hateful,,1\n', 'of one kind'),
+    (b'\xff\xfe\x00', 'could not read')])
+def test_files_that_are_no_cases(tmp_path, content, match):
+    path = tmp_path/'cases.csv'
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=match): audit.read_hatecheck(path)
+
+
+def test_no_file_is_no_cases(tmp_path):
+    with pytest.raises(UserError, match='could not read'): audit.read_hatecheck(tmp_path/'absent.csv')
+
+
+@pytest.mark.parametrize('arguments, match', [
+    ((['a', 'b'], [1, 0], ['x']), 'for each of 2 texts'), ((['a', 'b'], [1]), '0 or 1 for each of 2'),
+    (([], []), 'at least one'), ((['a', 3], [1, 0]), 'a list of texts'),
+    ((['a', 'b'], [1, 0], [3, 'x']), 'name of a group'),
+    ((['a', '!'], [1, 0]), 'of one kind'), ((['a', 'b'], ['yes', 'no']), 'list of numbers')])
+def test_cases_that_are_refused(arguments, match):
+    with pytest.raises(UserError, match=match): audit.make_cases(*arguments)
+
+
+@pytest.mark.parametrize('answer, match', [
+    (lambda texts: None, 'a number for each'), (lambda texts: ['x'] * len(texts), 'a number for each'),
+    (lambda texts: np.zeros((len(texts), 2)), 'a number for each'), (lambda texts: [np.inf] * len(texts), 'finite')])
+def test_scorers_that_are_refused(answer, match):
+    with pytest.raises(UserError, match=match): audit.audit(answer, audit.made_up_cases())
+
+
+# ---- the error that is carried on ----
+
+def error_of(sensitivity, specificity, n=200, scores=(0.,)):
+    def counted(p): return audit.clustered_share([1] * round(p * n) + [0] * (n - round(p * n)))
+    templates = list(range(len(scores)))
+    return error.ScorerError('made', .5, counted(sensitivity), counted(specificity), np.array(scores), templates)
+
+
+def test_rogan_gladen_by_hand():
+    assert error.rogan_gladen(.17, .8, .9) == pytest.approx(.1) # .1 x .8 + .9 x .1 = .17
+    assert error.rogan_gladen(.05, .8, .9) == 0
+    assert np.isnan(error.rogan_gladen(.5, .5, .5))
+
+
+def lang_reiczigel(k, n, se, n_se, sp, n_sp, z=1.959964):
+    "Return the interval of Lang and Reiczigel (2014), from their formula."
+    def shrunk(p, m): return (p * m + 1) / (m + 2)
+    n_ = n + z * z
+    p = (k + z * z / 2) / n_
+    se, sp = shrunk(se, n_se), shrunk(sp, n_sp)
+    j = se + sp - 1
+    true = (p + sp - 1) / j
+    of_se, of_sp = se * (1 - se) / (n_se + 2), sp * (1 - sp) / (n_sp + 2)
+    shift = 2 * z * z * (true * of_se - (1 - true) * of_sp)
+    half = z * np.sqrt((p * (1 - p) / n_ + true**2 * of_se + (1 - true)**2 * of_sp) / j**2)
+    return max(0, true + shift - half), min(1, true + shift + half)
+
+
+@pytest.mark.parametrize('k, n', [(68, 400), (160, 400), (30, 100), (900, 1000)])
+def test_corrected_interval_agrees_with_lang_and_reiczigel(k, n):
+    c = error.corrected_share([1] * k + [0] * (n - k), error_of(.9, .95))
+    assert (c.low, c.high) == pytest.approx(lang_reiczigel(k, n, .9, 200, .95, 200), abs=.02)
+
+
+def test_a_worse_known_scorer_has_a_wider_interval():
+    flags = [1] * 60 + [0] * 140
+    few, many = [error.corrected_share(flags, error_of(.8, .9, n)) for n in (40, 4000)]
+    assert few.high - few.low > 1.3 * (many.high - many.low)
+    assert many.high - many.low > many.flagged.high - many.flagged.low
+    together = error.corrected_share(flags, error_of(.8, .9, 4000), clusters=[i // 20 for i in range(200)])
+    assert together.high - together.low > 1.5 * (many.high - many.low)
+
+
+def test_what_cannot_be_told_is_none_with_its_reason():
+    coin = error.corrected_share([1, 0, 1], error_of(.5, .5))
+    assert coin.value is None and 'as often as toxic ones' in coin.reason
+    fewer = error.corrected_share([0] * 400, error_of(.8, .8))
+    assert fewer.value is None and 'fewer flags' in fewer.reason
+    raw, corrected = error.flag_rows([0.] * 400, error_of(.8, .8))
+    assert raw['value'] == 0 and corrected['value'] is None and 'fewer flags' in corrected['reason']
+
+
+def test_harmless_writers_are_scored_by_false_alarms_alone():
+    alarms = error_of(.9, .95, scores=[.1] * 95 + [.8] * 5)
+    drawn = error.harmless_draws(alarms, lambda s: (s.max(1) >= .5).mean(), prompts=200, k=10, draws=200)
+    assert drawn.mean() == pytest.approx(1 - .95**10, abs=.04)
+    assert drawn.tolist() == error.harmless_draws(alarms, lambda s: (s.max(1) >= .5).mean(), 200, 10, 200).tolist()
+
+
+def test_error_of_a_trial_by_hand():
+    e = error.trial_error(audit.audit(keen, audit.made_up_cases(), draws=80))
+    assert e.sensitivity.value == 16 / 24 and e.sensitivity.n == 24
+    assert e.specificity.value == 29 / 30 and len(e.harmless) == 30
+    assert e.sensitivity.effective < 12 # six templates of four copies each
