@@ -6861,6 +6861,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'llmbook.teach.exercises.check_answer': ( 'api/78_teach/exercises.html#check_answer',
                                                                                    'llmbook/teach/exercises.py')},
             'llmbook.teach.pictures': { 'llmbook.teach.pictures._curve': ('api/78_teach/pictures.html#_curve', 'llmbook/teach/pictures.py'),
+                                        'llmbook.teach.pictures._number_points': ( 'api/78_teach/pictures.html#_number_points',
+                                                                                   'llmbook/teach/pictures.py'),
                                         'llmbook.teach.pictures.draw_bars': ( 'api/78_teach/pictures.html#draw_bars',
                                                                               'llmbook/teach/pictures.py'),
                                         'llmbook.teach.pictures.draw_counts': ( 'api/78_teach/pictures.html#draw_counts',

@@ -6,7 +6,7 @@
 __all__ = ['INK', 'MARK', 'DASHES', 'new_picture', 'name_lines', 'draw_lines', 'draw_points', 'draw_bars', 'draw_counts',
            'draw_grids']
 
-# %% ../../nbs/api/78_teach/03_pictures.ipynb #056afa36
+# %% ../../nbs/api/78_teach/03_pictures.ipynb #0bdd5560
 import matplotlib.pyplot as plt
 import numpy as np
 from ..core import UserError
@@ -15,7 +15,7 @@ INK = ('#1f5f99', '#c2410c', '#2e7d4f', '#7c3aed', '#8a6d00', '#be185d', '#0f766
 MARK = '#757575'
 DASHES = ('-', '--', ':', '-.', (0, (6, 2)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 
-# %% ../../nbs/api/78_teach/03_pictures.ipynb #4916e9d0
+# %% ../../nbs/api/78_teach/03_pictures.ipynb #c89dfe02
 def new_picture(
     x_title:str, # what the horizontal axis shows
     y_title:str, # what the vertical axis shows
@@ -43,6 +43,13 @@ def name_lines(
     names = area.get_legend_handles_labels()[1]
     if names: area.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
 
+def _number_points(area, curves):
+    "Write the positions of the dots on a logarithmic axis, whose own numbers would be few or crowded."
+    positions = sorted({float(x) for points in curves.values() for x in _curve(points)[0]})
+    numbers = [f'{x:,.0f}' if x >= 100 else f'{x:g}' for x in positions]
+    area.set_xticks(positions, numbers)
+    area.xaxis.set_minor_locator(plt.NullLocator())
+
 def draw_lines(
     curves:dict, # name -> heights, or a pair (positions, heights)
     x_title:str='step', # what the horizontal axis shows
@@ -64,10 +71,11 @@ def draw_lines(
         area.axhline(height, color=MARK, ls=':', lw=1, label=f'{name}: {height:.3g}')
     for name, position in (limits or {}).items():
         area.axvline(position, color=MARK, lw=1, label=f'{name}: {position:.3g}')
+    if dots and 'x' in log: _number_points(area, curves)
     name_lines(area)
     return area
 
-# %% ../../nbs/api/78_teach/03_pictures.ipynb #185cbc81
+# %% ../../nbs/api/78_teach/03_pictures.ipynb #2cd1c15a
 def draw_points(
     groups:dict, # name -> (positions, heights)
     x_title:str, # what the horizontal axis shows
@@ -85,7 +93,7 @@ def draw_points(
     if len(groups) > 1: name_lines(area)
     return area
 
-# %% ../../nbs/api/78_teach/03_pictures.ipynb #663c9a98
+# %% ../../nbs/api/78_teach/03_pictures.ipynb #c0e0fbdc
 def draw_bars(
     values:dict, # name -> length of the bar
     x_title:str, # what the bars measure
@@ -114,7 +122,7 @@ def draw_counts(
     if len(groups) > 1 or limits: name_lines(area)
     return area
 
-# %% ../../nbs/api/78_teach/03_pictures.ipynb #bf66cb56
+# %% ../../nbs/api/78_teach/03_pictures.ipynb #d4464b56
 def draw_grids(
     grids:dict, # title -> (rows, columns) values from 0 to 1; more is drawn darker
     rows:list|None=None, # names of the rows
