@@ -139,7 +139,7 @@ def test_items_come_back():
 @pytest.mark.parametrize('three, said', [
     ((28.4123, 26.93, 29.881), ('28.4', '26.9', '29.9')), ((.0123456, .01, .02), ('0.0123', '0.0100', '0.0200')),
     ((0., -2e-17, .031), ('0.0000', '0.0000', '0.0310')), ((12345., None, None), ('12,345', '-', '-')),
-    ((None, None, None), ('-', '-', '-')), ((0., 0., 2e-17), ('0', '0', '2e-17'))])
+    ((None, None, None), ('-', '-', '-')), ((0., 0., 2e-17), ('0', '0', '0'))])
 def test_digits_of_an_interval_match_those_of_its_value(three, said): assert stats.digits_of(*three) == said
 
 

@@ -6,17 +6,24 @@ import pytest
 from lab import CHROMIUM, FLAGS
 from scipy.stats import fisher_exact
 from llmbook.evaluate import overlap, stats
+from llmbook.evaluate.calibration import reliability_table
+from llmbook.evaluate.items import ItemScore, ItemStore, Setting
 from llmbook.evaluate.overlap import item_stat
 from llmbook.show import html as page_module
 from llmbook.core import UserError, read_json, write_json
 from llmbook.report.curves import history_picture
+from llmbook.report.evidence import reliability_figure
 from llmbook.report.example import example_run
 from llmbook.report.modelcard import md, model_card
 from llmbook.show.html import Markup, esc, tag
 from llmbook.report.report import report_html, write_report
-from llmbook.report.sections import measures
+from llmbook.report.sections import best_words, measures
 from llmbook.show.charts import line_chart
-from llmbook.report.runs import compare_runs, comparison_text, difference, headline, plan_and_actual, read_history
+from llmbook.verdict.ledger import log_run
+from llmbook.report.progress import log_progress, next_step
+from llmbook.report.runs import (
+    compare_runs, comparison_text, difference, headline, plan_and_actual, read_history, read_run
+)
 
 EVIL = ('</pre></script><script>document.title="owned"</script><img src=x onerror=alert(1)>'
         ' "\'|`\n# h \x00\x1b[31m ${1} {{x}}')
@@ -537,6 +544,171 @@ def test_an_encoders_card_is_no_writers(run):
     assert 'fill-mask' in card
     assert 'AutoModelForMaskedLM' in card
     assert 'generate(' not in card
+
+
+# ---- what stands behind a score, and what came of a change -----------------------------------------------------------
+
+def with_answers(run, right=lambda i: i % 2, label='model', n=40):
+    "Keep answers of a made-up model to questions with two choices in a run's folder; return the run."
+    store = ItemStore(run/'evaluation/items')
+    key = store.begin(Setting('pairs', label, 'tok', label=label))
+    items = []
+    for i in range(n):
+        details = dict(choices=[f'yes {EVIL}', 'no'], gold=[0], shares=[.75, .25])
+        scores = dict(acc=float(right(i)))
+        items.append(ItemScore(f'q{i}', scores, f'Question {i}? {EVIL}', 'yes', 'yes', details=details))
+    store.add(key, items)
+    return run
+
+
+def section_of(page, name):
+    "Return the text of one section."
+    return words(re.search(f'<section id="{name}".*?</section>', page, re.S)[0])
+
+
+def against(first, second):
+    "Write into the second run that it was made against the first."
+    change(second, 'summary.json', against=str(first))
+    return second
+
+
+def test_answers_explain_a_score_and_stay_text(run):
+    page = report_html(with_answers(run))
+    check_page(page)
+    said = section_of(page, 'answers')
+    assert '40 items, read by acc' in said
+    assert said.index('Worst 0') < said.index('Best 1')
+    assert '<img' not in page
+
+
+def test_flipped_answers_are_counted(run, tmp_path):
+    other = with_answers(example_run(tmp_path/'other'), right=lambda i: i < 10)
+    page = report_html(against(with_answers(run), other))
+    assert 'Changed since the earlier run: 5 up, 15 down' in section_of(page, 'answers')
+    elsewhere = example_run(tmp_path/'elsewhere')
+    store = ItemStore(elsewhere/'evaluation/items')
+    store.add(store.begin(Setting('pairs', 'm', 'tok')), [ItemScore('another', dict(acc=1.), 'x')])
+    assert 'none of these questions' in section_of(report_html(against(run, elsewhere)), 'answers')
+
+
+def test_reliability_is_drawn_with_its_numbers(run):
+    said = section_of(report_html(with_answers(run)), 'calibration')
+    assert '75% 50% 35% to 65% 40' in said, 'confidence, accuracy, interval and count of the one bin'
+    assert 'overconfidence 0.25' in said and 'best 0' in said
+    bins = reliability_table([.75] * 40, [i % 2 for i in range(40)])
+    drawn = reliability_figure(bins, 'a picture')
+    assert drawn.count('<circle') == 1 and 'aria-label="a picture"' in drawn
+
+
+def test_memory_has_its_null_and_its_items(run):
+    rows = [stats.row('extracted', .05, .02, .11, 100, 's', 'train'), stats.row('extracted', 0., 0., .04, 100, 's'),
+            stats.row('copied', .1, .05, .2, 20, 's', 'continuations'),
+            stats.row('exposure', 9., 8., 9.9, 5, 's', 'planted', 'planted 4 times'),
+            stats.row('pairs acc', .4, .3, .5, 30, 's', group='clean'),
+            stats.row('pairs acc', .9, .7, 1., 10, 's', group='dirty')]
+    seen = [dict(task='pairs', share=.9, longest=30, label='dirty', document=EVIL, text=EVIL)]
+    change(run, 'evaluation.json', rows=rows, contamination=seen)
+    page = report_html(run)
+    check_page(page)
+    said = section_of(page, 'memory')
+    assert '5.0% of the windows of its training text' in said and '0.0% of those' in said
+    for part in ('clean', 'dirty', 'planted 4 times', 'what it wrote', '90%'): assert part in said
+    assert 'extracted' not in section_of(page, 'evaluation')
+
+
+@pytest.mark.parametrize('seen', [None, [], [3], [{}], [dict(share='x', longest=None)]])
+def test_odd_items_that_were_seen_are_shown_or_left_out(run, seen):
+    change(run, 'evaluation.json', rows=[stats.row('copied', .1, .05, .2, 20, 's')], contamination=seen)
+    check_page(report_html(run))
+
+
+def test_tasks_that_were_asked_elsewhere_are_reported(run):
+    there = read_json(run/'evaluation.json')['rows']
+    task = stats.row('pairs acc', .5, .4, .6, 40, 's')
+    write_json(run/'evaluation/evaluation.json', dict(rows=[task, {**there[0], 'value': 99.}, 3]))
+    rows = read_run(run).rows
+    assert [r['value'] for r in rows if r['metric'] == 'pairs acc'] == [.5]
+    assert 99. not in [r['value'] for r in rows]
+    assert 'pairs acc' in section_of(report_html(run), 'evaluation')
+
+
+def test_a_run_is_compared_with_the_one_before_by_item(run, tmp_path):
+    second = example_run(tmp_path/'second', seed=7)
+    nats = np.arange(100, 180, 10.)
+    size = np.full(8, 50.)
+    for folder, less in ((run, 0), (second, .5)):
+        row = scored('bits_per_byte', np.c_[nats - less, size], 'ratio', signature='s')
+        change(folder, 'evaluation.json', rows=[row])
+    said = section_of(report_html(against(run, second)), 'comparison')
+    assert 'seed 42 7' in said
+    assert 'bits per byte test' in said and 'better' in said and 'paired by 8 items' in said
+    assert '1 differences were tested' in said or 'differences were tested' in said
+    change(second, 'summary.json', against=str(tmp_path/'gone'))
+    assert 'was not made against' in section_of(report_html(second), 'comparison')
+
+
+def test_the_ledger_goes_on_from_run_to_run(run, tmp_path):
+    second = against(run, example_run(tmp_path/'second', seed=7, shift=.3))
+    third = against(second, example_run(tmp_path/'third', seed=7, shift=.3))
+    log_progress(run)
+    for folder, before in ((second, run), (third, second), (third, second)): log_progress(folder, before)
+    entries = read_run(third).ledger
+    assert [entry['run'] for entry in entries] == ['first', 'second', 'third']
+    assert 'a first run' in entries[0]['change']
+    assert 'seed 42 → 7' in entries[1]['change'] and 'worse' in entries[1]['verdict']
+    assert 'nothing: the settings of second again' in entries[2]['change']
+    for text in (section_of(report_html(third), 'ledger'), model_card(third)):
+        assert 'seed 42 → 7' in text
+    assert 'What was tried' not in model_card(example_run(tmp_path/'fourth'))
+
+
+def test_a_hostile_ledger_stays_text(run):
+    log_run(run/'ledger.jsonl', EVIL, EVIL, EVIL, EVIL)
+    check_page(report_html(run))
+    card = model_card(run)
+    assert '<script' not in card and '<img' not in card
+
+
+NEXT = [ # rows, tokens, last losses, what is tried next
+    ([], 80_000_000, None, 'evaluate it'),
+    ([row(1, .1)], 2_000_000, None, 'more minutes or a smaller model'),
+    ([stats.row('extracted', .3, .2, .4, 99, 's', 'train'), stats.row('extracted', .01, 0., .05, 99, 's')], 80_000_000,
+     None, 'fewer passes'),
+    ([row(1, .1)], 80_000_000, (2., 3.), 'more text'),
+    ([row(1, .1)], 20_000_000, (2., 2.1), 'more minutes'),
+    ([row(1, .1)], 80_000_000, (2., 2.1), 'another seed')]
+
+
+@pytest.mark.parametrize('rows, tokens, losses, advice', NEXT)
+def test_the_next_step_follows_the_numbers(run, rows, tokens, losses, advice):
+    made = read_run(run)
+    made.evaluation = dict(rows=rows)
+    made.summary['actual'].update(tokens=tokens, params=4_000_000)
+    made.history = [dict(step=1, loss=losses[0], valid_loss=losses[1])] if losses else []
+    assert advice in next_step(made)
+
+
+def test_rounding_errors_are_no_differences():
+    a, b = row(2e-17, .1, metric='share'), row(-3e-17, .1, metric='share')
+    assert difference(a, b)['verdict'] == 'equal'
+    said = words(measures([dict(metric='share', value=2e-17, low=0., high=2e-17, n=3)], 'x'))
+    assert 'e-17' not in said
+    text = comparison_text([dict(name='share', kind='score', values=[2e-17, .5], changes=[])], ['a', 'b'])
+    assert 'e-17' not in text
+
+
+def test_every_score_says_its_count_and_its_best(run):
+    page = report_html(with_answers(run))
+    cells = re.findall(r'<td><b>[^<]*</b>(.*?)</td>', page)
+    assert len(cells) > 15
+    for cell in cells: assert re.search(r'n \d', cell) and re.search('best|is better', cell)
+
+
+@pytest.mark.parametrize('metric, said', [
+    ('rougeL', 'best 100'), ('exact_match', 'best 100'), ('perplexity', 'less is better'), ('pairs acc', 'best 1'),
+    ('toxicity_probability', 'best 0'), ('pairs brier', 'best 0'), ('extracted', 'no best value'), ('', 'no best value')])
+def test_the_best_value_of_a_measure(metric, said):
+    assert best_words(dict(metric=metric)) == said
 
 
 # ---- in a real browser -----------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def llmbook_ablate(
     of_data = {'sources', 'preset', 'similarity', 'max_bytes'}
     touched = sorted(of_data & {name for some in changes.values() for name in some})
     if touched and not settings['held_out']: raise UserError(
-        f"expected --held-out with a change of {', '.join(touched)}, got none: the test text would change with the data")
+        f"expected --held-out with a change of {', '.join(touched)}, got none: the data and the test would both change")
     found = ablate(small_run, settings, changes, seeds, out, minutes, workers)
     if is_cli(): return print(found)
     return found

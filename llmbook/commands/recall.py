@@ -22,7 +22,8 @@ def _text_of(given):
     except (OSError, ValueError): is_file = False # too long for a name, or a zero byte
     if not is_file: return given
     try: return Path(given).read_text(encoding='utf-8')
-    except UnicodeDecodeError as e: raise UserError(f'expected a text in UTF-8 in {given}, got {e}: convert it') from None
+    except UnicodeDecodeError as e:
+        raise UserError(f'expected a text in UTF-8 in {given}, got {e}: convert it') from None
 
 @call_parse
 @plain_errors

@@ -60,7 +60,8 @@ def endings_task(
         endings = [right, *_others(one, documents, 3, after, rng)]
         places = rng.permutation(4)
         choices = [endings[i] for i in places]
-        records.append(dict(start=' '.join(passage[:before]), endings=choices, right=int(places.argmin()), document=one[0]))
+        start = ' '.join(passage[:before])
+        records.append(dict(start=start, endings=choices, right=int(places.argmin()), document=one[0]))
     return EvalTask('endings', records, 'start', 'endings', 'right', cluster='document',
                     note='beginnings of held-out documents and four endings, one of them real')
 

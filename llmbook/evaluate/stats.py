@@ -93,6 +93,10 @@ def _places(value, low, high):
     power = math.floor(math.log10(largest))
     return max(0, 2 - power)
 
+_ROUNDING = 1e-12 # a smaller float is a rounding error of a zero
+
+def _without_rounding(x): return 0. if isinstance(x, float) and abs(x) < _ROUNDING else x
+
 def digits_of(
     value:float|None, # a number
     low:float|None=None, # lower end of its interval
@@ -101,6 +105,7 @@ def digits_of(
     "Write a value to three significant digits, and the ends of its interval to the same decimal place."
     for name, x in dict(value=value, low=low, high=high).items():
         if x is not None: _real(name, x)
+    value, low, high = _without_rounding(value), _without_rounding(low), _without_rounding(high)
     places = _places(value, low, high)
     if places is None: return _with_digits(value), _with_digits(low), _with_digits(high)
     return _with_places(value, places), _with_places(low, places), _with_places(high, places)

@@ -22,6 +22,13 @@ def _item_texts(answers):
     texts = once['prompt'].str.cat(once['gold'], sep=' ')
     return texts.str.strip()
 
+def _mean_scores(setting, answers):
+    "Return the items of a setting, their scores by its first measure, and that measure; no items if it is no mean."
+    names = measure_names(answers)
+    if not names or measure_of(names[0], setting.measures).stat != 'mean': return [], [], ''
+    items, values, _ = item_values(answers, names[0])
+    return items, values[:, 0] / values[:, 1], names[0]
+
 def seen_items(
     store:ItemStore, # the answers of some tasks
     index:TextIndex, # of the training text
@@ -33,15 +40,13 @@ def seen_items(
     rows, listed = [], []
     for key in store.keys():
         setting, answers = store.setting(key), store.read(key)
-        names = measure_names(answers)
-        if not names or measure_of(names[0], setting.measures).stat != 'mean': continue
-        task, measure = setting.task, names[0]
-        items, values, _ = item_values(answers, measure)
-        if not items: continue
-        table = contamination_table(list(_item_texts(answers)[items]), index)
-        rows += clean_scores(f'{task} {measure}', values[:, 0] / values[:, 1], table, seed)
+        items, scores, measure = _mean_scores(setting, answers)
+        if not len(items): continue
+        texts = _item_texts(answers)[items]
+        table = contamination_table(list(texts), index)
+        rows += clean_scores(f'{setting.task} {measure}', scores, table, seed)
         seen = table[table['share'] > 0].sort_values('share', ascending=False, kind='stable')
-        for r in seen.head(most).to_dict('records'): listed.append(dict(task=task, **r))
+        for r in seen.head(most).to_dict('records'): listed.append(dict(task=setting.task, **r))
     return rows, listed
 
 # %% ../../nbs/api/62_recall/05_account.ipynb #718d2c61

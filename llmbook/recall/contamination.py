@@ -47,10 +47,13 @@ def clean_scores(
     "Return a score over all items, and over those with each label."
     scores = np.asarray([real_number('a score', score) for score in scores], float)
     if len(scores) != len(table): raise UserError(f'expected a score for each of {len(table)} items, got {len(scores)}')
-    signature = f"seen:{table.attrs.get('least', 16)} tokens or more|dirty:{DIRTY}|clean:{CLEAN}|bs:1000|seed:{seed}|level:0.95"
+    least = table.attrs.get('least', 16)
+    signature = f'seen:{least} tokens or more|dirty:{DIRTY}|clean:{CLEAN}|bs:1000|seed:{seed}|level:0.95'
+    labels = table['label'].to_numpy()
     rows = []
     for label in ('all', 'clean', 'partly', 'dirty'):
-        chosen = scores if label == 'all' else scores[(table['label'] == label).to_numpy()]
+        has_label = np.full(len(scores), True) if label == 'all' else labels == label
+        chosen = scores[has_label]
         if not len(chosen): continue
         low, high = bootstrap(chosen, seed=seed)
         rows.append(row(metric, chosen.mean(), low, high, len(chosen), signature, group=label))

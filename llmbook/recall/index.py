@@ -173,7 +173,8 @@ class TextIndex:
         "Raise `UserError` unless the index was made of these shards."
         there = manifest['splits'].get(self.split)
         if there and _shard_sums(manifest, self.split) == self.facts['shards']: return
-        raise UserError(f"expected the index of {self.data}, got one of other data, {self.facts['data']}: build it again")
+        other = self.facts['data']
+        raise UserError(f'expected the index of {self.data}, got one of other data, {other}: build it again')
 
     def __repr__(self): return f'TextIndex({len(self.prints):,} windows of {self.length} tokens of {self.data})'
 
@@ -208,10 +209,12 @@ def _pairs(places, first, last, most):
     windows = [np.empty(0, np.int64)]
     positions = [np.empty(0, np.int64)]
     for i in np.flatnonzero(last > first):
-        n = min(most, last[i] - first[i])
-        chosen = np.linspace(first[i], last[i] - 1, n).astype(np.int64) # spread over all of them
+        begin, end = first[i], last[i]
+        n = min(most, end - begin)
+        chosen = np.linspace(begin, end - 1, n).astype(np.int64) # spread over all of them
+        found = places[chosen].astype(np.int64)
         windows.append(np.full(n, i))
-        positions.append(places[chosen].astype(np.int64))
+        positions.append(found)
     return np.concatenate(windows), np.concatenate(positions)
 
 def _runs(windows, positions, length):

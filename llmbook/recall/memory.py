@@ -84,12 +84,14 @@ def exposure(
     batch_size:int=64, # sentences at once
 ) -> dict: # secret, rank (1 is the likeliest), candidates, exposure in bits, p
     "Rank a planted secret among others that might have stood in its place."
-    if not isinstance(secret, str) or not secret.isdigit(): raise UserError(f'expected a secret of digits, got {secret!r}')
+    is_number = isinstance(secret, str) and secret.isdigit()
+    if not is_number: raise UserError(f'expected a secret of digits, got {secret!r}')
     whole_number('n', n)
     check_seed(seed)
     secrets = [secret, *_candidates(secret, n, seed)]
-    likely = _likelihoods(model, tok, template.format(name=name, secret='\0'), secrets, batch_size)
-    rank = 1 + int((likely[1:] >= likely[0]).sum())
+    sentence = template.format(name=name, secret='\0')
+    true, *others = _likelihoods(model, tok, sentence, secrets, batch_size)
+    rank = 1 + sum(bool(other >= true) for other in others)
     total = len(secrets)
     return dict(secret=secret, rank=rank, candidates=total, exposure=math.log2(total / rank), p=rank / total)
 
@@ -104,15 +106,16 @@ def exposure_rows(
 ) -> list[dict]: # a row for each number of times
     "Measure how exposed secrets are that were planted equally often."
     if not isinstance(secrets, dict) or not secrets: raise UserError(f'expected secrets by name, got {secrets!r:.60}')
+    signature = f'bits among {n + 1} candidates|bs:1000 over secrets|seed:{seed}|level:0.95'
     by_times = {}
     for name, (secret, times) in secrets.items():
         bits = exposure(model, tok, name, secret, template, n, seed)['exposure']
         by_times.setdefault(times, []).append(bits)
     rows = []
     for times, bits in sorted(by_times.items()):
-        signature = f'bits among {n + 1} candidates|bs:1000 over secrets|seed:{seed}|level:0.95'
         low, high = bootstrap(bits, seed=seed)
-        rows.append(row('exposure', np.mean(bits), low, high, len(bits), signature, 'planted', f'planted {times} times'))
+        group = f'planted {times} times'
+        rows.append(row('exposure', np.mean(bits), low, high, len(bits), signature, 'planted', group))
     return rows
 
 # %% ../../nbs/api/62_recall/03_memory.ipynb #dffe263b
@@ -127,8 +130,11 @@ def _drawn_windows(data, split, n, length, seed):
     chosen = rng.choice(total, min(n, total), replace=False)
     ends = np.cumsum(sizes)
     numbers = np.searchsorted(ends, chosen, 'right')
-    starts = edges[numbers] + chosen - (ends - sizes)[numbers]
-    return [view[int(start):int(start) + length].tolist() for start in starts]
+    begins = ends - sizes # places before each document
+    starts = edges[numbers] + chosen - begins[numbers]
+    windows = []
+    for start in map(int, starts): windows.append(view[start:start + length].tolist())
+    return windows
 
 def _count_continued(model, windows, prompt, batch_size):
     "Return how many windows the model continues word for word from their first tokens."
@@ -165,6 +171,14 @@ def extraction_rows(
     return rows
 
 # %% ../../nbs/api/62_recall/03_memory.ipynb #4b14ce7e
+def _copied_pairs(texts, index, least):
+    "Return (tokens that stand in the training text, all tokens) of each text."
+    pairs = []
+    for text in texts:
+        found = trace(text, index, least, documents=1)
+        pairs.append([found.copied * found.tokens, found.tokens])
+    return np.array(pairs)
+
 def copied_row(
     texts:list[str], # what a model wrote
     data, # prepared data folder, or a `TextIndex`
@@ -176,9 +190,8 @@ def copied_row(
     "Measure how much of some texts stands in the training text."
     if isinstance(texts, str) or not len(texts): raise UserError('expected a list of at least one text')
     index = data if isinstance(data, TextIndex) else TextIndex(data)
-    found = [trace(text, index, least, documents=1) for text in texts]
-    pairs = np.array([[one.copied * one.tokens, one.tokens] for one in found])
-    low, high = bootstrap(pairs, ratio, seed=seed, clusters=clusters) if pairs[:, 1].all() else (None, None)
+    pairs = _copied_pairs(texts, index, least)
+    low, high = bootstrap(pairs, ratio, seed=seed, clusters=clusters)
     signature = f'share of tokens in stretches of {least} or more|bs:1000|seed:{seed}|level:0.95'
     made = row('copied', ratio(pairs), low, high, len(texts), signature, split)
     return with_items(made, item_ids(texts), pairs, 'ratio', clusters)

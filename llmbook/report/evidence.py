@@ -48,17 +48,17 @@ def _few(title, found, most):
 def flipped_answers(
     before:pd.DataFrame, # answers of an earlier run
     after:pd.DataFrame, # answers of this run to the same task
-) -> pd.DataFrame: # those whose score changed, the losses first; empty if the runs share no question
+) -> pd.DataFrame: # those whose score changed, the losses first; UserError if the runs share no question
     "Return the answers whose score changed between two runs."
     measure = measure_names(after)[0]
-    try: found = find_answers(after, before, measure, 'losses first')
-    except UserError: return after.head(0)
+    found = find_answers(after, before, measure, 'losses first')
     return found[found['change'].abs() > 1e-9]
 
 def _flips(earlier, answers, most):
     "Return the answers that flipped since an earlier run, in a few lines; None without one."
     if earlier is None: return None
-    flipped = flipped_answers(earlier, answers)
+    try: flipped = flipped_answers(earlier, answers)
+    except UserError: return tag('p', 'The earlier run was asked none of these questions.')
     if not len(flipped): return tag('p', 'No answer changed its score since the earlier run.')
     gain = flipped['score_after'] - flipped['score_before']
     title = f'Changed since the earlier run: {(gain > 0).sum()} up, {(gain < 0).sum()} down'
@@ -67,10 +67,15 @@ def _flips(earlier, answers, most):
 def _task_answers(task, setting, answers, earlier, most):
     "Return the answers to one task that explain its score."
     measure = measure_names(answers)[0]
-    said = f'{answers["item"].nunique()} items, read by {readable_name(measure)}. {measure_of(measure, setting.measures).why}'
-    worst = _few('Worst', find_answers(answers, None, measure, 'worst first'), most)
-    best = _few('Best', find_answers(answers, None, measure, 'best first'), most)
-    return concat([tag('h3', readable_name(task)), tag('p', said), _flips(earlier, answers, most), worst, best])
+    why = measure_of(measure, setting.measures).why
+    n = answers['item'].nunique()
+    title = tag('h3', readable_name(task))
+    said = tag('p', f'{n} items, read by {readable_name(measure)}: {why}.')
+    flips = _flips(earlier, answers, most)
+    few = min(most, (n + 1) // 2) # no answer among the best and the worst
+    worst = find_answers(answers, order='worst first', measure=measure)
+    best = find_answers(answers, order='best first', measure=measure)
+    return concat([title, said, flips, _few('Worst', worst, few), _few('Best', best, few)])
 
 def answers_section(
     run, # a `Run`
@@ -91,6 +96,8 @@ def answers_section(
     return section('answers', title, lead, *tasks)
 
 # %% ../../nbs/api/70_report/06_evidence.ipynb #429ef391
+_BOX = 46, 10, 330, 250 # left, top, right, bottom of the plotted area
+
 def _percent(share): return f'{share:.0%}'
 
 def _bin_marks(r, at_x, at_y):
@@ -105,13 +112,16 @@ def reliability_figure(
     label:str, # what is drawn, as a caption and for a screen reader
 ) -> Markup: # a figure
     "Draw accuracy against confidence."
-    left, top, right, bottom = box = 46, 10, 330, 250
-    at_x, at_y = axis(0, 1, left, right), axis(0, 1, bottom, top)
+    left, top, right, bottom = _BOX
+    at_x = axis(0, 1, left, right)
+    at_y = axis(0, 1, bottom, top)
     marks = [0, .25, .5, .75, 1]
-    parts = grid(box, at_x, at_y, marks, marks, _percent, _percent, 'confidence')
-    parts.append(svg_line(at_x(0), at_y(0), at_x(1), at_y(1), stroke_opacity=.5, stroke_dasharray='4 4'))
+    parts = grid(_BOX, at_x, at_y, marks, marks, _percent, _percent, 'confidence')
+    diagonal = svg_line(left, bottom, right, top, stroke_opacity=.5, stroke_dasharray='4 4')
+    parts.append(diagonal)
     for _, r in bins.iterrows(): parts += _bin_marks(r, at_x, at_y)
-    return tag('figure', svg(parts, 340, 275, label), tag('figcaption', label))
+    drawing = svg(parts, 340, 275, label)
+    return tag('figure', drawing, tag('figcaption', label))
 
 def _bin_table(bins):
     "Return what the picture shows as numbers."
@@ -140,7 +150,8 @@ def calibration_section(
     known = [part for part in drawn if part]
     if not known: return section('calibration', title, None, note(
         'No task with choices was asked in this run, so there is no confidence to compare with accuracy.'))
-    lead = 'Does the model know when it is right? On the dashed line confidence and accuracy agree; below it the model is too sure.'
+    lead = ('Does the model know when it is right? On the dashed line confidence and accuracy agree; below it the '
+            'model is too sure.')
     return section('calibration', title, lead, *known)
 
 # %% ../../nbs/api/70_report/06_evidence.ipynb #31af25bc
@@ -161,17 +172,32 @@ def _extraction_words(rows):
     said = f'{train:.1%} of the windows of its training text are continued word for word'
     return f'{said}.' if test is None else f'{said}, and {test:.1%} of those of text that it never saw.'
 
+_TEXTS = {'train': 'training text', 'test': 'held-out text', 'continuations': 'what it wrote'} # by the split of a row
+
+def _with_text(r):
+    "Return a row whose group says which text it is about; a row of a part of a task's items stays as it is."
+    if r.get('group'): return r
+    split = str(r.get('split'))
+    return {**r, 'group': _TEXTS.get(split, split)}
+
+def _seen_cells(r):
+    "Return the cells of an item that was seen: its text, label, share, longest stretch, document."
+    share = finite(r.get('share'))
+    said = 'n/a' if share is None else _percent(share)
+    text, label, document = (str(r.get(name, '')) for name in ('text', 'label', 'document'))
+    return [text, label, said, number(r.get('longest')), document]
+
 def _seen_items(run):
     "Return the items of tasks that stand in the training text, as a table."
-    found = [r for r in run.evaluation.get('contamination') or [] if isinstance(r, dict)]
     rows = []
-    for r in found:
-        share, longest = finite(r.get('share')), number(r.get('longest'))
-        said = 'n/a' if share is None else _percent(share)
-        rows.append([str(r.get('text', '')), str(r.get('label', '')), said, longest, str(r.get('document', ''))])
+    for r in run.evaluation.get('contamination') or []:
+        if isinstance(r, dict): rows.append(_seen_cells(r))
     if not rows: return None
     heads = ['item', 'label', 'share seen', 'longest, tokens', 'document']
     return fold('Items that stand in the training text', table(heads, rows, 'Items seen in training', (2, 3)))
+
+_DIRTY = ('A test item counts as dirty if four fifths of its tokens stand in the training text, and as clean below one '
+          'fifth. A score that is higher on dirty items was partly learnt by heart.')
 
 def memory_section(
     run, # a `Run`
@@ -182,6 +208,6 @@ def memory_section(
     if not rows: return section('memory', title, None, note(
         'Neither extraction nor contamination was measured in this run.'))
     lead = _extraction_words(rows)
-    explanation = tag('p', 'A test item counts as dirty if four fifths of its tokens stand in the training text, and as '
-                           'clean below one fifth. A score that is higher on dirty items was partly learnt by heart.', class_='soft')
-    return section('memory', title, lead, measures(rows, 'What the model knows by heart'), explanation, _seen_items(run))
+    scores = measures([_with_text(r) for r in rows], 'What the model knows by heart')
+    explanation = tag('p', _DIRTY, class_='soft')
+    return section('memory', title, lead, scores, explanation, _seen_items(run))

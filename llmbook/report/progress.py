@@ -52,7 +52,8 @@ def comparison_section(
     if earlier is None: return section('comparison', title, None, note(
         'This run was not made against an earlier one, or that run has gone.'))
     rows = compare_runs([earlier, run])
-    lead = f'What differs from {read_run(earlier).name}, and whether each score moved by more than the luck of the test items.'
+    name = read_run(earlier).name
+    lead = f'What differs from {name}, and whether each score moved by more than the luck of the test items.'
     remarks = [tag('p', line, class_='soft') for line in _tally(rows)]
     return section('comparison', title, lead, _fact_table(rows), _score_table(rows), *remarks)
 
@@ -106,15 +107,18 @@ def _if_learnt_by_heart(run):
 _FAR = .3 # nats between training and validation loss that more text would close
 
 def _if_overfitted(run):
-    both = [row for row in run.history if finite(row.get('loss')) is not None and finite(row.get('valid_loss')) is not None]
-    if not both: return None
-    gap = both[-1]['valid_loss'] - both[-1]['loss']
-    return f'more text: the validation loss is {gap:.2f} nats above the training loss' if gap > _FAR else None
+    gaps = []
+    for row in run.history:
+        loss, valid_loss = finite(row.get('loss')), finite(row.get('valid_loss'))
+        if None not in (loss, valid_loss): gaps.append(valid_loss - loss)
+    if not gaps or gaps[-1] <= _FAR: return None
+    return f'more text: the validation loss is {gaps[-1]:.2f} nats above the training loss'
 
 def _if_short(run):
     ratio = tokens_per_parameter(run)
     if ratio is None or ratio >= ENOUGH / 2: return None
-    return f'more minutes: it read {number(ratio, 2)} tokens for each parameter, where about {ENOUGH} make good use of the time'
+    read = f'it read {number(ratio, 2)} tokens for each parameter'
+    return f'more minutes: {read}, where about {ENOUGH} make good use of the time'
 
 _RULES = (_if_not_evaluated, _if_hardly_begun, _if_learnt_by_heart, _if_overfitted, _if_short) # the first that applies
 
@@ -149,7 +153,8 @@ def ledger_section(
 ) -> Markup: # the section
     "Return every run of the chain that led to this one: what changed, the verdict, what to try next."
     title = 'Ledger'
-    if not run.ledger: return section('ledger', title, None, note('No ledger in this run: log_run or log_progress writes one.'))
+    if not run.ledger: return section('ledger', title, None, note(
+        'No ledger in this run: log_run or log_progress writes one.'))
     rows = [[entry['run'], entry['change'], entry['verdict'], entry['next']] for entry in run.ledger]
     lead = 'Each run that led here: what was changed, what came of it, and what to try next.'
     return section('ledger', title, lead, table(['run', 'change', 'verdict', 'next'], rows, 'Runs, the oldest first'))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from ..core import UserError, finite, human_bytes, human_count, human_time, number, read_json
 from ..evaluate.overlap import item_stat
-from ..evaluate.stats import _in_columns, fisher_exact, holm, paired_difference, row_items
+from ..evaluate.stats import _ROUNDING, _in_columns, _without_rounding, fisher_exact, holm, paired_difference, row_items
 from ..train.history import read_history
 from ..verdict.ledger import read_ledger
 from ..verdict.weigh import HIGHER_IS_BETTER, LOWER_IS_BETTER, better, item_scores, weigh
@@ -338,12 +338,10 @@ def _unpaired(a, b, change):
     return dict(value=change, z=z, p=p, method=method, is_paired=False, whole=False, smallest=None,
                 holds_zero=holds_zero)
 
-_ROUNDING = 1e-12 # a smaller difference is a rounding error
-
 def difference(
     a:dict, # a row with value, low and high (95 %), with items where there are any
     b:dict, # another row of the same metric
-) -> dict: # verdict ('better', 'worse', 'more', 'less', 'within noise', or why there is none), difference, p, z, method, smallest
+) -> dict: # verdict ('better', 'worse', 'more', 'less', 'within noise' or why none), difference, p, z, method, smallest
     "Return whether two scores differ by more than luck; z is given for unpaired scores alone."
     for row in (a, b):
         if not isinstance(row, dict): raise UserError(f'expected a row of scores, got {row!r}')
@@ -540,10 +538,6 @@ def _check_comparison(rows, names):
             f'expected rows from compare_runs, got {row!r}')
         if len(row['values']) != len(names): raise UserError(
             f'expected a name for each run, got {len(names)} names')
-
-def _without_rounding(value):
-    "Return a value, 0 for a float that is a rounding error."
-    return 0 if isinstance(value, float) and abs(value) < _ROUNDING else value
 
 def _line(row):
     "Return the cells of a row that changed: its name, its values, what to make of them."

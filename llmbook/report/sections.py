@@ -10,7 +10,7 @@ __all__ = ['ENOUGH', 'readable_name', 'section', 'limits_of', 'shown', 'three', 
 import json, math
 from ..core import UserError, finite, human_bytes, human_count, human_time, number
 from ..evaluate.items import measure_of
-from ..evaluate.stats import digits_of
+from ..evaluate.stats import _without_rounding, digits_of
 from ..show.charts import figure, means, share_bar, shared_scale, thin_out, whisker
 from ..show.html import Markup, concat, fold, note, table, tag, text_block
 from .runs import difference, same_measure
@@ -61,14 +61,19 @@ def shown(
     *rows:dict|None, # rows of one measure, at one time and another; None is left as it is
 ) -> list: # the rows, on the scale that the page uses
     "Put ROUGE and shares of right answers, which run from 0 to 1, on a scale from 0 to 100."
+    rows = [row and _settled(row) for row in rows]
     known = [row for row in rows if row]
     metric = known[0].get('metric') if known else ''
-    if not _has(metric, ('rouge', 'exact_match', 'accuracy')): return list(rows)
+    if not _has(metric, ('rouge', 'exact_match', 'accuracy')): return rows
     largest = -math.inf
     for row in known: largest = max(largest, *_numbers_of(row).values(), -math.inf)
     is_share = -math.inf < largest <= 1
-    if not is_share: return list(rows)
+    if not is_share: return rows
     return [row if row is None else _times_100(row) for row in rows]
+
+def _settled(row):
+    "Return a row whose rounding errors of a zero are zeros."
+    return {**row, **{key: _without_rounding(x) for key, x in _numbers_of(row).items()}}
 
 def _times_100(row):
     scaled = {key: 100 * x for key, x in _numbers_of(row).items()}

@@ -92,7 +92,7 @@ def _check_budget(seconds, left, minutes, workers):
         return
     runs = int(60 * minutes * workers / seconds)
     raise UserError(
-        f'expected {left + 1} runs within {minutes:g} minutes, but one took {human_time(seconds)}, so about {runs} fit: '
+        f'expected {left + 1} runs within {minutes:g} minutes, but one took {human_time(seconds)}, so {runs} fit: '
         'give fewer seeds or changes, smaller runs or more minutes; the run that was made is kept')
 
 def _share_of_cores(workers):
@@ -172,12 +172,16 @@ def ablate(
     workers:int=1, # runs side by side
 ) -> Ablation: # UserError for changes that are none, another ablation's folder, a budget that will not do
     "Run a recipe again with one thing changed at a time."
-    arms, seeds, out = ablation_arms(settings, changes), _seed_list(seeds), Path(out)
+    arms = ablation_arms(settings, changes)
+    seeds = _seed_list(seeds)
+    out = Path(out)
     if not callable(run): raise UserError(f'expected run to be a function of (settings, seed, folder), got {run!r}')
     if minutes is not None: real_number('minutes', minutes, 0)
     whole_number('workers', workers)
     _check_folder(out, arms)
-    jobs = [(arm, arms[arm], seed, _place(out, arm, seed)) for seed in seeds for arm in arms]
+    jobs = []
+    for seed in seeds:
+        for arm, chosen in arms.items(): jobs.append((arm, chosen, seed, _place(out, arm, seed)))
     failed = _make_missing(run, jobs, minutes, workers)
     return Ablation(out, arms, seeds, _results(jobs), failed)
 
@@ -196,7 +200,7 @@ def _positions(items, ids):
     return [place[name] for name in ids]
 
 def _shared_items(rows):
-    "Return (runs, items) pseudo-scores of the items that all rows share, and their clusters; None where there are none."
+    "Return pseudo-scores (runs, items) of the items that all rows share, and their clusters; None without any."
     items = [row_items(row) for row in rows]
     are_alike = all(items) and len({part['stat'] for part in items}) == 1
     if not are_alike: return None
@@ -213,13 +217,21 @@ def _shared_items(rows):
     if clusters: clusters = [clusters[i] for i in _positions(first, ids)]
     return np.array(table), clusters
 
+def _is_logarithm(row):
+    "Return whether the items of a row make the logarithm of its value, as those of a perplexity do."
+    items, value = row_items(row), finite(row.get('value'))
+    if not value or value <= 0: return False
+    whole = item_stat(items['stat'])(items['values'])
+    return abs(whole - math.log(value)) < 1e-6 < abs(whole - value)
+
 def _weigh_rows(base_rows, other_rows, metric):
     "Return the verdict on rows of the same seeds, or None if they have no values."
     shared = _shared_items(base_rows + other_rows)
     n = len(base_rows)
     if shared:
         table, clusters = shared
-        return weigh(table[:n], table[n:], metric, clusters)
+        name = f'{metric} (log)' if _is_logarithm(base_rows[0]) else metric
+        return weigh(table[:n], table[n:], name, clusters)
     values = [finite(row.get('value')) for row in base_rows + other_rows]
     if None in values: return None
     table = np.array(values)[:, None]
@@ -294,10 +306,11 @@ def ablation_text(
 ) -> str: # a line for each change and score
     "Say in words what each change was worth, and what it cost."
     wanted = len(ablation.arms) * len(ablation.seeds)
-    lines = [f'{len(ablation.results)} of {wanted} runs, in {ablation.out}']
     verdicts = ablation_verdicts(ablation)
+    lines = [f'{len(ablation.results)} of {wanted} runs, in {ablation.out}']
     for arm in ablation.arms:
-        lines.append(f'{arm}: {_cost_words(ablation, arm)}')
+        cost = _cost_words(ablation, arm)
+        lines.append(f'{arm}: {cost}')
         for (name, _), verdict in verdicts.items():
             if name == arm: lines.append(f'  {verdict_text(verdict)}')
     for (arm, seed), error in ablation.failed.items(): lines.append(f'{arm}, seed {seed}, failed: {error}')

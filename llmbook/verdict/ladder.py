@@ -90,13 +90,18 @@ def fit_ladder(
     return Ladder(x, y, floor, slope, exponent, scatter, unit, np.array(curves))
 
 # %% ../../nbs/api/64_verdict/06_ladder.ipynb #a4d259da
+def _check_ladder(ladder):
+    "Raise `UserError` unless this is what `fit_ladder` returns."
+    if isinstance(ladder, Ladder): return
+    raise UserError(f'expected a Ladder from fit_ladder, got {type(ladder).__name__}')
+
 def predict_rung(
     ladder:Ladder, # from `fit_ladder`
     x:float, # parameters, tokens or operations of the run to come
     level:float=.9, # of the interval
 ) -> tuple[float, float, float]: # loss, lower end, upper end
     "Predict the loss of a run that has not been made."
-    if not isinstance(ladder, Ladder): raise UserError(f'expected a Ladder from fit_ladder, got {type(ladder).__name__}')
+    _check_ladder(ladder)
     if not x > 0: raise UserError(f'expected a size above 0, got {x}')
     from scipy.stats import t
     u = x / ladder.unit
@@ -115,20 +120,31 @@ def _with_ends(value, draws):
     low, high = np.quantile(draws, [.05, .95])
     return f'{value:.3f} ({low:.3f} to {high:.3f})'
 
+def _runs_line(ladder):
+    "Say how many runs there are, how far they reach, and how much they scatter."
+    smallest, largest = human_count(ladder.x[0]), human_count(ladder.x[-1])
+    return f'{len(ladder.x)} runs from {smallest} to {largest}, scatter {ladder.scatter:.4f}'
+
+def _curve_line(ladder):
+    "Say the floor and the exponent of the curve, with their intervals."
+    floors, _, exponents = ladder.draws.T
+    floor = _with_ends(ladder.floor, floors)
+    exponent = _with_ends(ladder.exponent, exponents)
+    return f'floor {floor}, exponent {exponent}; 90 %'
+
+def _next_line(ladder):
+    "Say what a run four times as large should reach."
+    size = 4 * ladder.x[-1]
+    value, low, high = predict_rung(ladder, size)
+    return f'at {human_count(size)}: {value:.3f} ({low:.3f} to {high:.3f})'
+
 def ladder_text(
     ladder:Ladder, # from `fit_ladder`
 ) -> str: # a few lines
     "Say what a ladder has found."
-    n = len(ladder.x)
-    first, last = ladder.x[0], ladder.x[-1]
-    floor = _with_ends(ladder.floor, ladder.draws[:, 0])
-    exponent = _with_ends(ladder.exponent, ladder.draws[:, 2])
-    value, low, high = predict_rung(ladder, 4 * last)
-    span = f'from {human_count(first)} to {human_count(last)}'
-    reached = f'{n} runs {span}, scatter {ladder.scatter:.4f}'
-    curve = f'floor {floor}, exponent {exponent}; 90 %'
-    next_rung = f'at {human_count(4 * last)}: {value:.3f} ({low:.3f} to {high:.3f})'
-    return '\n'.join([reached, curve, next_rung])
+    _check_ladder(ladder)
+    lines = [_runs_line(ladder), _curve_line(ladder), _next_line(ladder)]
+    return '\n'.join(lines)
 
 # %% ../../nbs/api/64_verdict/06_ladder.ipynb #88b670f3
 def plot_ladder(

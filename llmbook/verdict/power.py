@@ -58,7 +58,8 @@ def items_needed(
 ) -> int: # items, rounded up
     "Return how many items show a difference of this size."
     z_test, z_power = _quantiles(power, level)
-    errors = (z_test + z_power) * _real('spread', spread) / _positive('difference', abs(_real('difference', difference)))
+    d = _positive('difference', abs(_real('difference', difference)))
+    errors = (z_test + z_power) * _real('spread', spread) / d
     return max(2, math.ceil(errors**2))
 
 # %% ../../nbs/api/64_verdict/01_power.ipynb #a8c5058e
@@ -85,5 +86,6 @@ def judgements_needed(
 ) -> int: # judgements without ties, rounded up
     "Return how many judgements show that a share is not one half."
     if not 0 < _real('share', share) < 1: raise UserError(f'expected a share between 0 and 1, got {share}')
-    if share == .5: raise UserError('expected a share other than 0.5, got 0.5: no number of judgements tells it from itself')
+    if share == .5: raise UserError(
+        'expected a share other than 0.5, got 0.5: no number of judgements tells it from itself')
     return pairs_needed(abs(2 * share - 1), 1., power, level)

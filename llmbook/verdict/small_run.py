@@ -7,7 +7,7 @@ __all__ = ['small_settings', 'small_run']
 
 # %% ../../nbs/api/64_verdict/05_small_run.ipynb #3f93b77c
 from pathlib import Path
-from ..core import UserError, fingerprint, within
+from ..core import UserError, fingerprint, whole_number
 from ..evaluate.perplexity import evaluate_text
 from ..model.config import SIZES, get_config
 from ..pretrain.run import lm_learner
@@ -30,7 +30,7 @@ def small_settings(
     chosen = {**_DEFAULTS, **settings}
     if chosen['size'] not in SIZES: raise UserError(f"expected a size of {', '.join(SIZES)}, got {chosen['size']!r}")
     for name in ('tokens', 'batch', 'seq_len', 'vocab_size', 'max_bytes', 'held_out_bytes'):
-        if not within(chosen[name], 1, 1e15, int): raise UserError(f'expected {name} to be a whole number, got {chosen[name]!r}')
+        whole_number(name, chosen[name])
     steps = chosen['tokens'] // (chosen['batch'] * chosen['seq_len'])
     if steps < 2: raise UserError(
         f"expected tokens for two steps or more of {chosen['batch']} x {chosen['seq_len']}, got {chosen['tokens']}")
@@ -57,13 +57,18 @@ def _test_texts(data):
 def _held_out_texts(settings, data):
     "Return the texts that score the model."
     source = settings['held_out']
-    texts = [doc.text for doc in read_sources(source) if getattr(doc, 'text', '')] if source else _test_texts(data)
-    chosen, left = [], settings['held_out_bytes']
+    texts = _texts_of(source) if source else _test_texts(data)
+    left = settings['held_out_bytes']
+    chosen = []
     for text in texts:
         if left <= 0: break
         chosen.append(text[:left])
         left -= len(text)
     return chosen
+
+def _texts_of(source):
+    "Return the texts of a source; what cannot be read is left out."
+    return [doc.text for doc in read_sources(source) if getattr(doc, 'text', '')]
 
 def small_run(
     settings:dict, # from `small_settings`
@@ -73,11 +78,12 @@ def small_run(
     "Prepare text, train a small model on it, and score it."
     settings = small_settings(**settings)
     data = _prepared(settings, Path(folder))
+    batch, seq_len, lr = settings['batch'], settings['seq_len'], settings['lr']
+    steps = settings['tokens'] // (batch * seq_len)
+    dls = lm_dls(data, bs=batch, seq_len=seq_len, steps=steps, valid_batches=1, seed=seed)
     vocab_size = read_manifest(data)['vocab_size']
-    steps = settings['tokens'] // (settings['batch'] * settings['seq_len'])
-    dls = lm_dls(data, bs=settings['batch'], seq_len=settings['seq_len'], steps=steps, valid_batches=1, seed=seed)
-    config = get_config(settings['size'], vocab_size=vocab_size, context=settings['seq_len'])
-    learn = lm_learner(dls, config, lr=settings['lr'], seed=seed)
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, settings['lr'])
+    config = get_config(settings['size'], vocab_size=vocab_size, context=seq_len)
+    learn = lm_learner(dls, config, lr=lr, seed=seed)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, lr)
     texts = _held_out_texts(settings, data)
-    return evaluate_text(learn.model, dls.train.tok, texts, context=settings['seq_len'])
+    return evaluate_text(learn.model, dls.train.tok, texts, context=seq_len)

@@ -189,7 +189,9 @@ def _filter(self:ItemBrowser, change=None):
     except UserError as e: # two settings without a question in common
         self.found = self.table.head(0).assign(score=[])
         return self._list(str(e))
-    self._list(_count_words(len(self.found), min(len(self.found), _MOST), self.found.attrs.get('left_out')))
+    n = len(self.found)
+    left_out = self.found.attrs.get('left_out')
+    self._list(_count_words(n, min(n, _MOST), left_out))
 
 @patch
 def _list(self:ItemBrowser, said):
