@@ -40,6 +40,7 @@ STAGES = {  # heading -> the folders of nbs/api that stand under it, each with w
         'verdict': 'runs compared by item, ablations, the ledger of what was tried',
         'trial': 'scorers of toxicity on trial, and what is measured with them',
         'mitigate': 'six ways to lessen bias and toxicity, and what each of them costs',
+        'people': 'people asked which text is better: plan, answers, agreement, strengths, when to stop',
     },
     'Report': {'report': 'runs read back and compared, learning curves, model card, report'},
     'Shipping': {'ship': 'a model in the formats of other tools, verified before it leaves'},
