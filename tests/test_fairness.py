@@ -21,6 +21,9 @@ from llmbook.fairness.stereoset import icat_of, load_stereoset, score_endings
 from llmbook.model.config import ModelConfig
 from llmbook.model.hf import save_pretrained
 from llmbook.model.transformer import Transformer
+from llmbook.report.modelcard import model_card
+from llmbook.report.report import report_html
+from llmbook.report.runs import headline
 from llmbook.tokens.tokenizer import train_tokenizer
 
 # ---- made-up files in the published shapes ----
@@ -577,6 +580,79 @@ def test_the_command_measures_bias(tmp_path, capsys):
     said = capsys.readouterr().out
     assert '0 of 15 tested rows' in said
     assert (tmp_path/'out'/'evaluation.json').exists()
+
+
+# ---- the report and the card ----
+
+def fair(metric, p, **more):
+    about = dict(target=50., better='near target', read='x', shows_not=f'what {metric} does in use')
+    r = fair_row(metric, (61., 52., 70., 90), dict(taste=np.linspace(40, 60, 99)), about, 'sig')
+    return r | dict(p=p, p_holm=p) | more
+
+
+def run_of(folder, rows, **more):
+    (folder/'evaluation.json').write_text(json.dumps(dict(rows=rows, **more)))
+    return folder
+
+
+def trial_row(): return fair('auc', None, split='trial', target=1., value=.7, p_holm=None)
+
+
+def toxic(share):
+    return dict(metric='toxicity_probability', split='test', value=share, low=.1, high=.3, n=50, signature='scorer:smoke')
+
+
+def test_the_scorers_trial_stands_before_its_scores(tmp_path):
+    page = report_html(run_of(tmp_path, [toxic(.2), trial_row(), fair('crows_pairs whole', .01)]))
+    assert page.index('The scorer on trial') < page.index('Toxicity of what the model wrote')
+    assert page.index('Toxicity of what the model wrote') < page.index('Measures of bias, each with its null')
+
+
+def test_scores_of_a_scorer_without_a_trial_carry_a_warning(tmp_path):
+    page = report_html(run_of(tmp_path, [toxic(.2)]))
+    assert page.index('was not put on trial') < page.index('Toxicity of what the model wrote')
+
+
+def test_each_measure_of_the_report_has_null_target_and_limits(tmp_path):
+    page = report_html(run_of(tmp_path, [fair('crows_pairs whole', .01), fair('bbq s_AMB', .6, value=None, reason='none')]))
+    assert 'does not show what crows_pairs whole does in use.' in page
+    assert 'does not show what bbq s_AMB does in use.' in page
+    assert '50.0 (40.5 to 59.5)' in page
+    assert '1 of 2 tested rows lie outside' in page
+
+
+@pytest.mark.parametrize('p, titles', [(.01, ['crows_pairs whole']), (.2, [])])
+def test_no_headline_without_a_null_that_carries_it(tmp_path, p, titles):
+    run = run_of(tmp_path, [fair('crows_pairs whole', p)])
+    assert [h['title'] for h in headline(run)] == titles
+
+
+def test_texts_of_sets_are_folded_escaped_and_warned_of(sets, tmp_path):
+    pairs = pairs_set([('<b>The cook</b> sang.', '<b>The baker</b> sang.', 'stereo', '<script>alert(1)</script>'),
+                       ('The cook slept.', 'The baker slept.', 'stereo', 'work')])
+    model, tok = random_model(sets['crows_pairs'], 0)
+    measure_bias(model, tok, pairs, tmp_path, draws=99, progress=False)
+    page = report_html(tmp_path)
+    assert 'Content warning: sentences of such sets may offend' in page
+    assert '&lt;b&gt;The cook&lt;/b&gt; sang.' in page
+    assert '<b>The cook' not in page and '<script>alert' not in page
+    before = page[:page.index('&lt;b&gt;The cook')]
+    assert before.rindex('<details') > before.rindex('</details>') if '</details>' in before else '<details' in before
+
+
+def test_empty_texts_and_items_without_a_score_are_counted_apart(tmp_path):
+    empty = dict(toxic(.1), metric='toxicity_not_scored', value=.25, n=200)
+    row = fair('crows_pairs shared', .5, not_scored=7, reason='nothing is shared')
+    page = report_html(run_of(tmp_path, [toxic(.2), empty, row]))
+    assert '50 of 200 texts were empty and not scored' in page
+    assert '7 not scored: nothing is shared' in page
+
+
+def test_the_model_card_has_the_same_rows(tmp_path):
+    card = model_card(run_of(tmp_path, [fair('crows_pairs whole', .01, group='a|b')]))
+    assert 'crows_pairs whole' in card and '50.0 (40.5 to 59.5)' in card
+    assert 'does not show what crows_pairs whole does in use.' in card
+    assert 'a\\|b' in card
 
 
 # ---- inputs that cannot be ----

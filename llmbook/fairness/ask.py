@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BiasItem', 'BiasSet', 'text_of', 'read_set', 'ask_set', 'set_rows', 'scored_part', 'facts_of']
 
-# %% ../../nbs/api/67_fairness/02_ask.ipynb #90cdc564
+# %% ../../nbs/api/67_fairness/02_ask.ipynb #c35e0f35
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
@@ -23,7 +23,7 @@ from ..evaluate.likelihood import LikelihoodRun, likelihood_signature
 from ..evaluate.run import _Writer
 from ..evaluate.stats import with_items
 
-# %% ../../nbs/api/67_fairness/02_ask.ipynb #60be0707
+# %% ../../nbs/api/67_fairness/02_ask.ipynb #3495f273
 @dataclass
 class BiasItem:
     "One unit of a set: texts to score, and what is known about them."
@@ -59,7 +59,7 @@ class BiasSet:
         "Return a short name of everything that is asked."
         return fingerprint([[one.item, one.pairs, one.facts] for one in self.items], 16)
 
-# %% ../../nbs/api/67_fairness/02_ask.ipynb #8e4927a8
+# %% ../../nbs/api/67_fairness/02_ask.ipynb #b2a847c4
 def text_of(
     record:dict, # a record
     name:str, # name of a field
@@ -91,7 +91,7 @@ def read_set(
         f'expected records with {", ".join(needed)} in {path}, found none with {", ".join(lacking)}: is it another set?')
     return made, rejects
 
-# %% ../../nbs/api/67_fairness/02_ask.ipynb #a1dcb992
+# %% ../../nbs/api/67_fairness/02_ask.ipynb #538cf08d
 def _setting(model, tok, bias_set, label):
     "Return the setting of a set for a model."
     data = bias_set.fingerprint()
@@ -101,12 +101,15 @@ def _setting(model, tok, bias_set, label):
     return Setting(bias_set.name, model_fingerprint(model), tokenizer_fingerprint(tok), bias_set.version, data,
                    options=dict(kind='bias'), signature=signature, label=label)
 
+_SHOWN = 3 # texts of an item that are kept to be read
+
 def _stored(bias_set, one, run, own, logprob, fault):
     "Return the entry of an item whose pairs are known."
     context, continuation = one.pairs[0]
     if fault: return ItemScore(one.item, dict(scored=None), context, details={**one.facts, 'reason': fault})
     scores, details = bias_set.score(one, logprob[own], run.tokens[own])
-    known = dict(one.facts, logprob=logprob[own].tolist(), tokens=run.tokens[own].tolist()) | details
+    texts = [before + text for before, text in one.pairs[:_SHOWN]]
+    known = dict(one.facts, texts=texts, logprob=logprob[own].tolist(), tokens=run.tokens[own].tolist()) | details
     cluster = str(one.facts.get('cluster', ''))
     return ItemScore(one.item, scores, context or continuation, cluster=cluster, details=known)
 
@@ -160,7 +163,7 @@ def ask_set(
         if left: _ask_left(model, tok, bias_set, left, write, bar, batch_size)
     return key
 
-# %% ../../nbs/api/67_fairness/02_ask.ipynb #352f955f
+# %% ../../nbs/api/67_fairness/02_ask.ipynb #8234ed33
 @checked
 def set_rows(
     store, # an `ItemStore`

@@ -9,7 +9,10 @@ __all__ = ['md', 'md_table', 'what_it_read', 'model_card']
 import re
 from ..core import UserError, finite, human_bytes, human_count, human_time, number
 from ..evaluate.bias import swap_summary
+from ..evaluate.stats import digits_of
+from ..fairness.run import is_finding
 from .runs import COMPRESSOR_GROUPS, find_row, read_run
+from .harm import carries_null
 from .sections import ENOUGH, best_words, limits_of, shown, three, tokens_per_parameter
 
 # %% ../../nbs/api/70_report/08_modelcard.ipynb #417438ea
@@ -180,14 +183,39 @@ def _score_cells(what, r):
 
 def _scores(run):
     "Return every row with its interval, tasks before and after."
-    cells = [_score_cells('model', r) for r in run.rows]
+    plain = [r for r in run.rows if not carries_null(r)]
+    cells = [_score_cells('model', r) for r in plain]
     for task, result in run.tasks.items():
         for when in ('before', 'after'):
             for r in result.get(when) or []:
                 if isinstance(r, dict): cells.append(_score_cells(f'{task}, {when}', r))
     head = ['of', 'measure', 'group', 'value', '95 % interval', 'n', 'best', 'signature']
-    table = md_table(head, cells) or 'This model was not evaluated.'
-    return '\n\n'.join([table, *_bias_words(run.rows)])
+    measured = [r for r in run.rows if carries_null(r)]
+    nothing = '' if measured else 'This model was not evaluated.'
+    parts = [md_table(head, cells) or nothing, *_bias_words(run.rows), *_measured(measured)]
+    return '\n\n'.join(part for part in parts if part)
+
+def _measured_line(r):
+    "Return the cells of a row that carries its null."
+    value, low, high = three(r)
+    interval = 'none' if 'n/a' in (low, high) else f'{low} to {high}'
+    null, null_low, null_high = digits_of(finite(r.get('null')), finite(r.get('null_low')), finite(r.get('null_high')))
+    reach = null if null_low == '-' else f'{null} ({null_low} to {null_high})'
+    target = finite(r.get('target'))
+    best = 'none' if target is None else f'{target:g}'
+    tested = r.get('p_holm') is not None
+    outside = ('yes' if is_finding(r) else 'no') if tested else 'not tested'
+    return [r.get('metric'), r.get('group') or '', value, interval, number(r.get('n')), best, reach, outside,
+            r.get('signature') or '']
+
+def _measured(rows):
+    "Return the measures that carry a null, as a table, and the sentences on what they do not show."
+    if not rows: return []
+    head = ['measure', 'group', 'value', '95 % interval', 'n', 'best', 'knowing nothing gives', 'outside of that?',
+            'signature']
+    limits = dict.fromkeys(f"{r.get('metric')} does not show {r['shows_not']}." for r in rows)
+    said = [f'- {md(line)}' for line in limits]
+    return [md_table(head, [_measured_line(r) for r in rows]), '\n'.join(said)]
 
 def _tried(run):
     "Return the ledger of the run as a table; '' without one."

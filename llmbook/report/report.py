@@ -15,6 +15,7 @@ from ..show.html import Markup, concat, fold, note, page, table, tag, text_block
 from .evidence import answers_section, calibration_section, is_about_memory, memory_section
 from .progress import comparison_section, earlier_run, ledger_section
 from .runs import COMPRESSOR_GROUPS, find_row, headline, plan_and_actual, read_run
+from .harm import TRIAL, carries_null, findings_lead, measured_part, set_texts, trial_part
 from llmbook.report.sections import (
     best_words, data_section, limits_of, loss_figure, measures, model_section, readable_name, section, shown, three,
     training_section
@@ -168,13 +169,19 @@ def _group(metric):
     is_text = any(word in m for word in _TEXT)
     return 'text' if is_text else 'other'
 
+def _part_of(row):
+    "Return the section that a row belongs to: its split says so where it carries its null."
+    if not carries_null(row): return _group(row['metric'])
+    if row.get('split') == TRIAL: return 'trial'
+    return 'toxicity' if 'toxic' in row['metric'] and 'gap' not in row['metric'] else 'bias'
+
 def _split_rows(rows):
-    "Return rows by section: text, toxicity, bias, other; those about memory have a section of their own."
-    groups = dict(text=[], toxicity=[], bias=[], other=[])
+    "Return rows by section: text, trial, toxicity, bias, other; those about memory have a section of their own."
+    groups = dict(text=[], trial=[], toxicity=[], bias=[], other=[])
     for row in rows:
         if is_about_memory(row): continue
-        metric = str(row.get('metric', ''))
-        groups[_group(metric)].append({**row, 'metric': metric})
+        row = {**row, 'metric': str(row.get('metric', ''))}
+        groups[_part_of(row)].append(row)
     return groups
 
 def _smoke(rows):
@@ -273,12 +280,17 @@ def _toxic_prompts(rows):
     said = f'{toxic:,} of {n:,} prompts drew at least one text that scored as toxic.'
     return said + _not_scored(rows)
 
-def _toxicity(rows, evaluation):
-    "Return the section about what the model writes."
+def _toxicity(rows, evaluation, trial=()):
+    "Return the section about what the model writes, with the trial of its scorer in front."
     name, title = 'toxicity', 'Toxicity'
-    if not rows: return section(name, title, None, note('Toxicity was not measured in this run.'))
-    scores = measures(rows, 'Toxicity of what the model wrote')
-    parts = [_smoke(rows), scores, tag('p', _HELP['toxicity'])]
+    if not rows and not trial: return section(name, title, None, note('Toxicity was not measured in this run.'))
+    parts = [trial_part(list(trial), is_scored=bool(rows))]
+    if not rows: return section(name, title, None, *parts, note('No text of the model was scored in this run.'))
+    with_null = [row for row in rows if carries_null(row)]
+    plain = [row for row in rows if not carries_null(row)]
+    parts += [_smoke(rows), measured_part(with_null, 'Toxicity of what the model wrote, with its nulls')]
+    if plain: parts.append(measures(plain, 'Toxicity of what the model wrote'))
+    parts.append(tag('p', _HELP['toxicity']))
     scorer = evaluation.get('scorer') or {}
     remark = scorer.get('note')
     if remark: parts.append(tag('p', f'About the scorer: {remark}.', class_='soft'))
@@ -311,9 +323,23 @@ def _conclusion(metric, rows):
     return (f'The {name} is more than chance on {len(found)} of {n} axes{names} '
             f'({before} before correction, where chance alone gives about {by_chance}).')
 
-def _bias(rows):
-    "Return the section about identities."
+_OF_SWAP = ('likelihood_gap', 'toxicity_gap', 'unkind_lean') # how measures of the identity swap begin
+
+def _bias(rows, folder=None):
+    "Return the section about identities: published sets, then the identity swap, then the texts behind them."
+    texts = set_texts(folder) if folder else None
+    swap = [row for row in rows if row['metric'].startswith(_OF_SWAP) or not carries_null(row)]
+    sets = [row for row in rows if row not in swap]
     if not rows: return section('bias', 'Bias', None, note('Bias was not measured in this run.'))
+    published = measured_part(sets, 'Measures of bias, each with its null')
+    if not swap: return section('bias', 'Bias', findings_lead(sets), published, texts)
+    lead, *parts = _swap_parts(swap)
+    opening = ' '.join(part for part in (findings_lead(sets), lead) if part)
+    title = tag('h3', 'When only the identity changes') if sets else None
+    return section('bias', 'Bias', opening, published, title, *parts, texts)
+
+def _swap_parts(rows):
+    "Return the sentence that opens the part about the identity swap, and its tables."
     excess = [row for row in rows if 'excess' in row['metric']]
     question = 'Does a model treat a sentence differently when only the identity in it changes?'
     lead = ' '.join([question, *_clear(excess)])
@@ -323,10 +349,10 @@ def _bias(rows):
     rings = _rings(rows)
     if not excess: # of an older version: the gaps are all there is
         gaps = measures(rows, 'Gaps between identities')
-        return section('bias', 'Bias', lead, smoke, explanation, rings, gaps, limits)
+        return lead, smoke, explanation, rings, gaps, limits
     scores = measures(excess, 'Gaps between identities')
     everything = fold('All gaps, nulls and leans', rings, measures(rows, 'All measures of bias'))
-    return section('bias', 'Bias', lead, smoke, explanation, scores, everything, limits)
+    return lead, smoke, explanation, scores, everything, limits
 
 def _smoke_of_gaps(rows):
     "Return a warning if the toxicity gaps were scored by the smoke detector, or None."
@@ -514,8 +540,8 @@ def report_html(
         answers_section(run, earlier),
         calibration_section(run),
         memory_section(run),
-        _toxicity(rows['toxicity'], run.evaluation),
-        _bias(rows['bias']),
+        _toxicity(rows['toxicity'], run.evaluation, rows['trial']),
+        _bias(rows['bias'], run.path),
         comparison_section(run, earlier),
         ledger_section(run),
         _plan(run),
