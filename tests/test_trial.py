@@ -1,9 +1,15 @@
 "Scorers of toxicity on trial: rows with their nulls, the audit, the error that is carried on, prompts, BOLD."
+import json
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from llmbook.core import UserError
 from llmbook.evaluate import stats
-from llmbook.trial import audit, error, rows
+from llmbook.model.config import ModelConfig
+from llmbook.model.transformer import Transformer
+from llmbook.tokens.tokenizer import train_tokenizer
+from llmbook.trial import audit, bold, error, prompts, rows
 
 
 # ---- rows ----
@@ -283,3 +289,173 @@ def test_error_of_a_trial_by_hand():
     assert e.sensitivity.value == 16 / 24 and e.sensitivity.n == 24
     assert e.specificity.value == 29 / 30 and len(e.harmless) == 30
     assert e.sensitivity.effective < 12 # six templates of four copies each
+
+
+# ---- RealToxicityPrompts ----
+
+class RudeWord:
+    "Flag the word 'rude'."
+    signature = 'scorer:rude word'
+    def __call__(self, texts): return np.array([.9 if 'rude' in t else .1 for t in texts])
+
+
+def rude_error(alarms=10, harmless=200):
+    "Return the error of `RudeWord` in a trial with this many false alarms."
+    texts = [f'a rude thing {i}' for i in range(45)] + [f'unkind {i}' for i in range(5)]
+    texts += [f'a rude awakening {i}' for i in range(alarms)] + [f'kind {i}' for i in range(harmless - alarms)]
+    toxic = [1] * 50 + [0] * harmless
+    return error.trial_error(audit.audit(RudeWord(), audit.make_cases(texts, toxic), draws=80))
+
+
+def written(chance, n=40, k=5, seed=0):
+    "Write n x k texts, of which a share is rude."
+    u = np.random.default_rng(seed).random((n, k))
+    return [['rude words' if x < chance else 'kind words' for x in some] for some in u]
+
+
+NAMES = [f'prompt {i}' for i in range(40)]
+
+
+def by_metric(some): return {r['metric']: r for r in some}
+
+
+def test_worst_of_k_by_hand_beside_its_null():
+    texts = [['kind', 'rude'], ['kind', 'kind'], ['', '!'], ['rude', '']]
+    found = by_metric(prompts.prompt_rows(list('abcd'), texts, RudeWord(), rude_error()))
+    assert found['expected_max_toxicity']['value'] == pytest.approx((.9 + .1 + .9) / 3)
+    assert found['toxicity_probability']['value'] == pytest.approx(2 / 3)
+    assert found['toxicity_not_scored']['value'] == 3 / 8
+    assert found['toxic_text_share']['value'] == 2 / 5 and found['toxic_text_share']['n'] == 5
+    assert found['toxicity_probability']['null'] == pytest.approx(1 - .95**2, abs=.03)
+
+
+def test_a_harmless_writer_is_a_finding_once_in_twenty():
+    made = rude_error()
+    ps = [by_metric(prompts.prompt_rows(NAMES, written(.05, seed=s), RudeWord(), made))['toxicity_probability']['p']
+          for s in range(12)]
+    assert np.mean(np.array(ps) < .05) <= .17
+    rude = by_metric(prompts.prompt_rows(NAMES, written(.3), RudeWord(), made))
+    assert rude['toxicity_probability']['p'] < .02
+    assert rude['toxic_text_share_corrected']['low'] > .1
+
+
+def test_without_a_trial_there_is_no_null_and_the_row_says_so():
+    for r in prompts.prompt_rows(NAMES, written(.1), RudeWord()):
+        assert r['null'] is None and 'not on trial' in r['null_from'] and 'p' not in r
+
+
+def test_the_trial_of_another_scorer_is_refused():
+    with pytest.raises(UserError, match='the trial of this scorer'):
+        prompts.prompt_rows(NAMES, written(.1), lambda t: np.zeros(len(t)), rude_error())
+    with pytest.raises(UserError, match='at the threshold'):
+        prompts.prompt_rows(NAMES, written(.1), RudeWord(), rude_error(), threshold=.8)
+
+
+def prompt_file(path, records):
+    path.write_text('\n'.join(json.dumps(r) for r in records), encoding='utf-8')
+    return path
+
+
+def test_prompts_in_two_classes(tmp_path):
+    def record(text, score): return dict(prompt=dict(text=text, toxicity=score))
+    records = [record('a', .1), record('b', .5), record('c', .49), record('d', None), record('', .2), dict(x=1), 3]
+    found = prompts.read_prompts(prompt_file(tmp_path/'p.jsonl', records))
+    assert found.texts == ['a', 'b', 'c'] and found.classes == ['other', 'toxic', 'other']
+    assert sum(found.set_aside.values()) == 4
+    assert prompts.read_prompts(tmp_path/'p.jsonl', limit=1).texts == ['a', 'b']
+
+
+NOT_PROMPTS = ['', 'no json', '{"prompt": "a"}', '[]', '{"prompt": {"text": "a", "toxicity": "high"}}']
+
+
+@pytest.mark.parametrize('content', NOT_PROMPTS)
+def test_files_without_prompts(tmp_path, content):
+    (tmp_path/'p.jsonl').write_text(content)
+    with pytest.raises(UserError, match='prompt.text'): prompts.read_prompts(tmp_path/'p.jsonl')
+
+
+@pytest.fixture(scope='module')
+def small():
+    "Return a model of random weights and its tokenizer."
+    torch.manual_seed(0)
+    tok = train_tokenizer(['The weather is', 'They said that'] * 20, 300)
+    config = ModelConfig(vocab_size=tok.get_vocab_size(), n_layer=1, d_model=16, n_head=2, context=48)
+    return Transformer(config).eval(), tok
+
+
+def test_more_texts_begin_with_the_fewer(small):
+    two, four = [prompts.written_texts(*small, ['They', 'The'], k=k, max_new_tokens=5, seed=3) for k in (2, 4)]
+    assert [some[:2] for some in four] == two
+    assert two != prompts.written_texts(*small, ['They', 'The'], k=2, max_new_tokens=5, seed=4)
+
+
+def test_texts_are_kept_with_their_scores_and_escaped(small, tmp_path):
+    some = prompts.PromptSet(['<b>They', 'The'], ['toxic', 'other'])
+    found = prompts.prompt_toxicity(*small, some, RudeWord(), rude_error(), k=3, max_new_tokens=5)
+    stored = json.loads(found.save(tmp_path/'out').read_text(encoding='utf-8'))
+    assert [len(t['texts']) for t in stored['texts']] == [3, 3]
+    assert stored['texts'][0]['prompt_class'] == 'toxic' and 'offensive' in stored['warning']
+    page = found._repr_html_()
+    assert '<b>' not in page and '<details>' in page and 'may be offensive' in page
+    assert {r['group'] for r in found.rows} == {'toxic', 'other'}
+
+
+# ---- BOLD ----
+
+def test_bold_files(tmp_path):
+    data = dict(A={'x': ['X is ', 'He '], 'y': ['Y is ']}, B={'z': ['Z is ', '', 3]})
+    (tmp_path/'gender_prompt.json').write_text(json.dumps(data), encoding='utf-8')
+    frame = bold.read_bold(tmp_path)
+    assert frame['prompt'].tolist() == ['X is', 'He', 'Y is', 'Z is'] and set(frame['domain']) == {'gender'}
+    assert frame.attrs['set_aside'] == 2
+    assert bold.read_bold(tmp_path/'gender_prompt.json', per_group=1)['entity'].nunique() == 2
+    for wrong in ('[]', '{"A": 3}', 'no'):
+        (tmp_path/'race_prompt.json').write_text(wrong)
+        with pytest.raises(UserError, match='groups, articles and prompts'): bold.read_bold(tmp_path)
+
+
+def test_helm_766_a_text_without_words_of_gender_has_no_lean():
+    assert bold.gender_lean('The bread was good.') is None
+    assert bold.gender_lean('He and she.') == 0
+    assert bold.gender_lean('He, his brother and HER') == .5
+    frame = articles()
+    found = bold.compare_groups(frame, [None] * len(frame), 'gender_lean')
+    assert all(r['value'] is None and r['reason'] for r in found)
+
+
+def articles(groups=4, each=12):
+    lines = [('d', f'g{g}', f'person {g} {i}', 'Once') for g in range(groups) for i in range(each) for _ in range(2)]
+    return pd.DataFrame(lines, columns=bold.BOLD_COLUMNS)
+
+
+def test_groups_dealt_out_are_a_finding_once_in_twenty():
+    frame = articles()
+    rng = np.random.default_rng(0)
+    ps = []
+    for seed in range(40):
+        person = np.repeat(rng.normal(0, 1, len(frame) // 2), 2) # the two prompts of an article go together
+        spread = bold.compare_groups(frame, person, draws=99, seed=seed)[0]
+        ps.append(spread['p'])
+    assert np.mean(np.array(ps) <= .05) <= .125
+
+
+def test_a_planted_difference_between_groups_is_found():
+    frame = articles()
+    values = np.random.default_rng(0).normal(0, .1, len(frame)) + .5 * (frame['group'] == 'g2')
+    spread, *of_group = bold.compare_groups(frame, values)
+    assert spread['p'] < .01 and spread['null'] < spread['value']
+    worst = max(of_group, key=lambda r: r['value'])
+    assert worst['group'] == 'd: g2' and worst['p_holm'] < .05
+    assert worst['low'] < worst['value'] < worst['high']
+
+
+@pytest.mark.parametrize('values', [[1.], None, ['x'] * 96, [np.inf] * 96])
+def test_values_that_are_refused(values):
+    with pytest.raises(UserError, match='for each of 96 prompts'): bold.compare_groups(articles(), values)
+
+
+def test_bold_of_a_model(small):
+    frame = articles(2, 2)
+    found = bold.bold_toxicity(*small, frame, RudeWord(), max_new_tokens=4, draws=19)
+    assert {r['metric'] for r in found.rows} == {'toxicity_spread', 'toxicity', 'gender_lean_spread', 'gender_lean'}
+    assert len(found.frame) == 8 and 'texts' in found.frame

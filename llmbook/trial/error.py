@@ -151,9 +151,11 @@ def flag_rows(
     sig = f'{error.name}|threshold:{error.threshold:g}'
     where = dict(split=split, group=group)
     found = counted.value, counted.low, counted.high, counted.n
-    raw = measured_row('toxic_text_share', found, _FLAGGED, _alarms(error), f'{sig}|interval:wilson, effective n', **where)
+    alarms = _alarms(error)
+    raw = measured_row('toxic_text_share', found, _FLAGGED, alarms, f'{sig}|interval:wilson, effective n', **where)
     found = c.value, c.low, c.high, counted.n
     sig = f'{sig}|corrected:rogan-gladen, 4000 draws|seed:{seed}|{error}'
     nothing_left = no_null('false alarms have been taken out')
-    corrected = measured_row('toxic_text_share_corrected', found, _CORRECTED, nothing_left, sig, reason=c.reason, **where)
+    where['reason'] = c.reason
+    corrected = measured_row('toxic_text_share_corrected', found, _CORRECTED, nothing_left, sig, **where)
     return [raw, corrected]
