@@ -521,7 +521,8 @@ def test_bad_arguments_are_refused(f, args, why):
     (dict(docs=[1]), 'dictionaries'), (dict(kind='quiz'), 'expected a kind'), (dict(answer=None), 'expected an answer'),
     (dict(shots=-1), 'shots'), (dict(shots=1.5), 'shots'), (dict(kind='generate', repeats=2), 'temperature above 0'),
     (dict(pool=['x']), 'dictionaries'), (dict(constrain=dict(regex='a')), 'answers are written'),
-    (dict(kind='generate', constrain='a+'), 'dict\\(regex'), (dict(kind='generate', constrain=dict(regex='(')), 'kept to')])
+    (dict(kind='generate', constrain='a+'), 'dict\\(regex'),
+    (dict(kind='generate', constrain=dict(regex='(')), 'kept to')])
 def test_bad_tasks_are_refused(options, why):
     facts = dict(name='t', docs=DOCS, prompt='{{ country }}', choices=['Paris'], answer='capital') | options
     with pytest.raises(UserError, match=why): EvalTask(**facts)

@@ -7,7 +7,7 @@ __all__ = ['SUMS', 'write_sums', 'check_sums', 'Shipped', 'ship']
 
 # %% ../../nbs/api/72_ship/06_ship.ipynb #4722363a
 import copy, re, shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
 import torch
@@ -178,6 +178,7 @@ class Shipped:
         notes = [tag('p', note) for note in self.notes]
         return concat([tag('p', str(self.folder)), files, *notes, self.table._repr_html_()])
 
+# %% ../../nbs/api/72_ship/06_ship.ipynb #a4250f66
 def _kinds(gguf, model, tok):
     "Return (kinds of GGUF files to write, why there are none): those asked for, or F16 if it can be."
     faults = model_faults(model, 'F16') + tokenizer_faults(tok)
@@ -212,6 +213,54 @@ def _write_gguf(part, name, kinds, model, tok, fmt, notes):
     with atomic_path(part/'Modelfile') as tmp: tmp.write_text(text, encoding='utf-8')
     return files
 
+@dataclass
+class _Leaving:
+    "A model that is about to leave, and what is known about it."
+    name:str
+    model:object # as it was given, with its adapters
+    plain:object # of plain layers
+    tok:object
+    fmt:object # its `ChatFormat`; None
+    kinds:list # kinds of GGUF files
+    run:object # from `read_run`; None
+    before:tuple # what the card of its folder said
+    notes:list
+    files:dict=field(default_factory=dict) # GGUF file -> its kind, once they are written
+
+def _checked_name(name):
+    "Return a name that can stand in one line."
+    if name.isprintable(): return name
+    raise UserError(f'expected a name in one line, got {name!r}: give another')
+
+def _prepared(source, tok, adapter, gguf, run, name):
+    "Open a model and decide what can be written of it; nothing is written yet."
+    model, tok, fmt = _open(source, tok, adapter)
+    check_finite(model)
+    plain = _merged(model).eval()
+    kinds, faults = _kinds(gguf, plain, tok)
+    folder = run or _run_beside(source)
+    notes = [f'no GGUF file was written: {fault}' for fault in faults]
+    if fmt is None: fmt = _format_of(tok, adapter, notes)
+    return _Leaving(name, model, plain, tok, fmt, kinds, read_run(folder) if folder else None, _card_of(source), notes)
+
+def _compared(part, leaving, options):
+    "Write the GGUF files, compare every form with the model, and return the table, which is written too."
+    x = leaving
+    x.files = _write_gguf(part, _slug(x.name), x.kinds, x.plain, x.tok, x.fmt, x.notes)
+    table = verify(part, x.plain, x.tok, x.files, x.fmt, before=x.model.eval(), **options)
+    write_json(part/'verification.json', table.to_dict())
+    return table
+
+def _write_card(part, leaving, table, licence, data, base_model, cost):
+    "Write the card of a model."
+    x = leaving
+    names = tuple(path.name for path in x.files)
+    use = use_section(x.name, bool(x.fmt), names, (part/'Modelfile').is_file())
+    tags = ('gguf',) if names else ()
+    spent = cost_section(x.run, **(cost or {}))
+    page = shipped_card(x.name, x.plain, table, x.run, licence, data, base_model, use, spent, tags, x.before)
+    with atomic_path(part/'README.md') as tmp: tmp.write_text(page, encoding='utf-8')
+
 @checked
 def ship(
     model, # folder of a model or a run, a name on the hub, 'smollm2', a .gguf file, or a `Transformer`
@@ -237,41 +286,27 @@ def ship(
 ) -> Shipped: # UserError that lists the comparisons that failed; `out` is then as it was before
     "Write a model for every tool that may run it, compare each form with the model, and give the folder its name."
     out, source = Path(out), model
+    name = _checked_name(name or out.resolve().name)
     _check_out(out, source)
     _check_generation(generation)
     if licence: check_licence(licence)
-    name = name or out.resolve().name
-    if not name.isprintable(): raise UserError(f'expected a name in one line, got {name!r}: give another')
     whole_number('n_texts', n_texts, 0)
     whole_number('n_tokens', n_tokens)
-    model, tok, fmt = _open(source, tok, adapter)
-    check_finite(model)
-    plain = _merged(model).eval()
-    kinds, faults = _kinds(gguf, plain, tok)
-    run = run or _run_beside(source)
-    run = read_run(run) if run else None
-    notes = [f'no GGUF file was written: {fault}' for fault in faults]
-    if fmt is None: fmt = _format_of(tok, adapter, notes)
-    before = _card_of(source)
+    leaving = _prepared(source, tok, adapter, gguf, run, name)
+    compare = dict(prompts=prompts, n_texts=n_texts, n_tokens=n_tokens, score=score, engines=engines, limits=limits,
+                   seed=seed)
+    facts = dict(licence=licence, data=data, base_model=base_model, cost=cost)
     part = out.with_name(f'{out.name}.part')
     if part.exists(): shutil.rmtree(part)
     with own_folder(part, 'shipping'):
-        if getattr(model, 'adapters', None): _write_adapter(part, model, fmt, base_model)
-        _write_model(part, plain, tok, fmt, dtype, generation)
-        files = _write_gguf(part, _slug(name), kinds, plain, tok, fmt, notes)
-        table = verify(part, plain, tok, files, fmt, prompts, n_texts, n_tokens, score, engines, limits, seed,
-                       model.eval())
-        write_json(part/'verification.json', table.to_dict())
-        use = use_section(name, bool(fmt), tuple(path.name for path in files), (part/'Modelfile').is_file())
-        tags = ('gguf',) if files else ()
-        spent = cost_section(run, **(cost or {}))
-        page = shipped_card(name, plain, table, run, licence, data, base_model, use, spent, tags, before)
-        with atomic_path(part/'README.md') as tmp: tmp.write_text(page, encoding='utf-8')
+        if getattr(leaving.model, 'adapters', None): _write_adapter(part, leaving.model, leaving.fmt, base_model)
+        _write_model(part, leaving.plain, leaving.tok, leaving.fmt, dtype, generation)
+        table = _compared(part, leaving, compare)
+        _write_card(part, leaving, table, **facts)
         table.refuse(part)
     write_sums(part)
     _put_in_place(part, out)
-    return Shipped(out, table, notes)
-
+    return Shipped(out, table, leaving.notes)
 def _card_of(source):
     "Return what the card of a model's folder says: facts for the hub, and sections."
     if not isinstance(source, (str, Path)) or not Path(source).is_dir(): return {}, {}

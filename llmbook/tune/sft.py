@@ -101,11 +101,12 @@ def usual_rate(
     return _FULL_RATE if method == 'full' else 10 * _FULL_RATE
 
 def _as_model(model):
-    "Return a model of transformers as ours, and any other as it is; raise `UserError` for one that cannot be trained."
+    "Return a model of transformers as ours, any other as it is; raise `UserError` for one that cannot be trained."
     is_theirs = hasattr(model, 'get_output_embeddings')
     if is_theirs: model = as_lm(model)
     if getattr(model, 'few_bits', None): raise UserError(
-        f'expected a model to train, got one in {model.few_bits} that only writes: tune the model that it was made from')
+        f'expected a model to train, got one in {model.few_bits} that only writes: '
+        'tune the model that it was made from')
     check_finite(model)
     return model
 
