@@ -1,11 +1,18 @@
-"""Log-likelihoods and perplexity against lm-evaluation-harness, on the same exported model and the same texts.
+"""Log-likelihoods and perplexity against lm-evaluation-harness, overlap against rouge-score and sacreBLEU.
 
-Each side runs in a process of its own and reads text, so that tokenising is in the time; loading is not. The limit
-beside each goal counts the tokens that have to be read: with C tokens of context and k choices of L, k(C + L) become
-C + kL; what comes before every question is read once. Numbers have to agree to 1e-4 nats.
-Needs `lm-eval` (pip install '.[bench]').
+    python bench/evaluate.py                   all of it, on a small model of our own
+    python bench/evaluate.py likelihood        log-likelihoods and perplexity alone
+    python bench/evaluate.py smollm2           the same on SmolLM2-135M-Instruct, fewer questions
+    python bench/evaluate.py overlap           ROUGE, BLEU's bootstrap and randomisation alone
+
+Each side of a likelihood runs in a process of its own and reads text, so that tokenising is in the time; loading is
+not. The limit beside each goal counts the tokens that have to be read: with C tokens of context and k choices of L,
+k(C + L) become C + kL; what comes before every question is read once. Numbers have to agree to 1e-4 nats.
+The overlap measures run side by side in this process, on the processor's clock; the limit is what no method can leave
+out: splitting texts into words and stemming for ROUGE, drawing the random numbers for the others.
+Needs `lm-eval` for the likelihoods (pip install '.[bench]').
 """
-import json, sys, tempfile, time
+import json, os, random, sys, tempfile, time
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
@@ -15,6 +22,8 @@ ROUNDS, BATCH, CONTEXT = 2, 16, 1024
 SHAPE = dict(n_layer=6, d_model=256, n_head=4, n_kv_head=2, context=CONTEXT, family='llama')
 GOALS = dict(no_shots=2.5, random_shots=3.3, fixed_shots=12., short_documents=3., long_documents=1.5)
 QUESTIONS = dict(no_shots=40, random_shots=8, fixed_shots=24)
+OVERLAP_GOALS = dict(rouge=15., rouge_no_stems=15., bleu_bootstrap=10., bleu_randomisation=20.)
+FEWER = dict(no_shots=6, random_shots=1, fixed_shots=6) # questions for a larger model
 
 
 def sentences():
@@ -41,13 +50,19 @@ def shots(r, found, n=10):
     return ''.join(solved)
 
 
+def is_large(): return os.environ.get('EVALUATE_MODEL') == 'smollm2'
+
+
+def how_many(name): return (FEWER if is_large() else QUESTIONS)[name]
+
+
 def pairs(name):
     "Return the pairs of a workload of multiple choice."
     r = np.random.default_rng(1)
     found = sentences()
     fixed = shots(r, found)
     made = []
-    for _ in range(QUESTIONS[name]):
+    for _ in range(how_many(name)):
         asked, choices = question(r, found)
         before = dict(no_shots='', fixed_shots=fixed).get(name)
         if before is None: before = shots(r, found)
@@ -59,8 +74,8 @@ def documents(name):
     "Return texts of mixed lengths, or long ones."
     r = np.random.default_rng(2)
     found = sentences()
-    if name == 'long_documents': sizes = np.full(3, 240)
-    else: sizes = np.exp(r.normal(1., 1.1, 96)).astype(int) + 1
+    if name == 'long_documents': sizes = np.full(1 if is_large() else 3, 240)
+    else: sizes = np.exp(r.normal(1., 1.1, 24 if is_large() else 96)).astype(int) + 1
     if name == 'short_documents': sizes = sizes.clip(max=60)
     starts = r.integers(len(found) - 300, size=len(sizes))
     return [' '.join(found[start:start + n]) for start, n in zip(starts, sizes)]
@@ -73,6 +88,9 @@ def model_folder(folder):
     from llmbook.model.hf import save_pretrained
     from llmbook.model.transformer import Transformer
     from llmbook.tokens.tokenizer import train_tokenizer
+    if is_large():
+        from llmbook.model.open import load_lm
+        return save_pretrained(*load_lm('smollm2', 'cpu'), folder)
     tok = train_tokenizer(sentences(), 4096)
     torch.manual_seed(0)
     save_pretrained(Transformer(ModelConfig(vocab_size=tok.get_vocab_size(), **SHAPE)), tok, folder)
@@ -192,11 +210,123 @@ def compare():
     with tempfile.TemporaryDirectory() as folder:
         model_folder(Path(folder)/'model')
         folder = str(Path(folder)/'model')
-        rounds = [{side: child(__file__, side, folder) for side in SIDES} for _ in range(ROUNDS)]
+        n_rounds = 1 if is_large() else ROUNDS
+        rounds = [{side: child(__file__, side, folder) for side in SIDES} for _ in range(n_rounds)]
         counted = limits(folder)
     for name in GOALS: report(name, rounds, counted.get(name))
 
 
+# ---- overlap -------------------------------------------------------------------------------------------------------
+
+def summaries(n=1500):
+    "Return made-up summaries of some sentences, a line each, and their references: a quarter of the words differ."
+    found = sentences()
+    words = ' '.join(found).split()
+    r = random.Random(0)
+    def spoilt(line): return ' '.join(word if r.random() < .75 else r.choice(words) for word in line.split())
+    preds, refs = [], []
+    for _ in range(n):
+        k, first = r.randint(3, 6), r.randrange(len(found) - 10)
+        shift = r.randint(0, 2)
+        refs.append('\n'.join(found[first:first + k]))
+        preds.append('\n'.join(spoilt(line) for line in found[first + shift:first + shift + k]))
+    return preds, refs
+
+
+def cpu_seconds(compute, rounds=3):
+    "Return the least processor time of some rounds, and what was computed."
+    seconds = []
+    for _ in range(rounds):
+        start = time.process_time()
+        found = compute()
+        seconds.append(time.process_time() - start)
+    return min(seconds), found
+
+
+def print_overlap(name, ours, theirs, limit, gap):
+    "Print the times of both sides, the limit, the largest difference and the ratio of a workload."
+    print(f'{name}: {ours:.3f} s, reference {theirs:.3f} s; limit {theirs / limit:.0f}; largest difference {gap:.0e}')
+    if gap > 1e-9: sys.exit(f'{name}: expected equal numbers')
+    print(f'evaluate_{name}: ratio {theirs / ours:.1f} goal {OVERLAP_GOALS[name]}')
+
+
+def compare_rouge(name, stemmer):
+    "Compare the four kinds of ROUGE with rouge-score; every word is stemmed for the first time."
+    from rouge_score.rouge_scorer import RougeScorer
+    from llmbook.evaluate import overlap
+    preds, refs = summaries()
+    def ours():
+        overlap._STEMS.clear()
+        return overlap.rouge_scores(preds, refs, stemmer)
+    def split():
+        overlap._STEMS.clear()
+        words, _ = overlap._splitter('latin', stemmer)
+        for text in preds + refs: words(text)
+    scorer = RougeScorer(list(overlap.ROUGE_KINDS), use_stemmer=stemmer)
+    def theirs(): return [scorer.score(ref, pred) for ref, pred in zip(refs, preds)]
+    seconds, found = cpu_seconds(ours)
+    limit, _ = cpu_seconds(split)
+    reference, scores = cpu_seconds(theirs, 1)
+    wanted = {kind: np.array([score[kind].fmeasure for score in scores]) for kind in found}
+    gap = max(abs(found[kind] - wanted[kind]).max() for kind in found)
+    print_overlap(name, seconds, reference, limit, gap)
+
+
+def spoilt_corpus(refs, share, seed):
+    "Return translations that lack some words."
+    r = random.Random(seed)
+    return [' '.join(word for word in ref.split() if r.random() > share) for ref in refs]
+
+
+def compare_bootstrap():
+    "Compare 1,000 resamples of BLEU from the same counts."
+    from sacrebleu.metrics import BLEU
+    from sacrebleu.significance import _bootstrap_resample
+    from llmbook.evaluate import overlap
+    refs = sentences()[:3000]
+    metric = BLEU()
+    counts = np.array(metric._extract_corpus_statistics(spoilt_corpus(refs, .2, 0), [refs]))
+    ours, found = cpu_seconds(lambda: overlap._resampled_scores('bleu', metric, counts, 1000))
+    theirs, (_, scores) = cpu_seconds(lambda: _bootstrap_resample(counts, metric, 1000))
+    drawing, _ = cpu_seconds(lambda: np.random.default_rng(0).choice(len(refs), size=(1000, len(refs))))
+    gap = abs(found - [score.score for score in scores]).max()
+    print_overlap('bleu_bootstrap', ours, theirs, drawing, gap)
+
+
+def compare_randomisation():
+    "Compare 10,000 shuffles of two systems from the same counts: sacreBLEU is given those of the second at once."
+    from sacrebleu.metrics import BLEU
+    from sacrebleu.significance import PairedTest
+    from llmbook.evaluate.overlap import bleu, randomization_test
+    refs = sentences()[:3000]
+    systems = [spoilt_corpus(refs, share, seed) for share, seed in ((.2, 0), (.195, 1))]
+    rows = [bleu(preds, refs, n_boot=0)[0] for preds in systems]
+    metric = BLEU()
+    named = list(zip('ab', systems))
+    test = PairedTest(named, dict(BLEU=metric), [refs], 'ar')
+    counts = metric._extract_corpus_statistics(systems[1], [refs])
+    metric._extract_corpus_statistics = lambda *texts: counts
+    ours, found = cpu_seconds(lambda: randomization_test(*rows))
+    theirs, (_, scores) = cpu_seconds(test, 1)
+    drawing, _ = cpu_seconds(lambda: np.random.default_rng(0).integers(2, size=(10_000, len(refs)), dtype=bool))
+    gap = abs(found['p_sacrebleu'] - scores['BLEU'][1].p_value)
+    print_overlap('bleu_randomisation', ours, theirs, drawing, gap)
+
+
+def compare_overlap():
+    compare_rouge('rouge', stemmer=True)
+    compare_rouge('rouge_no_stems', stemmer=False)
+    compare_bootstrap()
+    compare_randomisation()
+
+
+def main(what='all'):
+    if what == 'smollm2': os.environ['EVALUATE_MODEL'] = what
+    if what not in ('all', 'likelihood', 'smollm2', 'overlap'): sys.exit(f'unknown: {what}')
+    if what != 'likelihood' and not is_large(): compare_overlap()
+    if what != 'overlap': compare()
+
+
 if __name__ == '__main__':
-    if len(sys.argv) > 1: measure(*sys.argv[1:])
-    else: compare()
+    if len(sys.argv) > 2: measure(*sys.argv[1:])
+    else: main(*sys.argv[1:])

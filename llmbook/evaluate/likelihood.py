@@ -20,7 +20,7 @@ from ..tokens.tokenizer import encode_text, text_ids
 from ..model.hf_wrap import WrappedLM, as_reader
 from ..model.layers import KVCache
 from ..model.transformer import Transformer
-from .perplexity import _begin, _check_decoder, _check_ids
+from .perplexity import _CPU_TOKENS, _begin, _check_decoder, _check_ids
 
 # %% ../../nbs/api/60_evaluate/11_likelihood.ipynb #ef21e207
 @dataclass
@@ -396,10 +396,14 @@ def _score_batch(model, hidden, packed, chunk):
 
 _LOGITS = 1 << 23 # numbers of logits that are held at once
 
-def _batches_of(rows, size):
-    "Yield rows of similar length together, the longest first."
+def _batches_of(rows, size, most=1 << 30):
+    "Yield up to `size` rows of similar length and up to `most` tokens in all, the longest first."
     ordered = sorted(rows, key=lambda r: (-r.length(), r.start))
-    for i in range(0, len(ordered), size): yield ordered[i:i + size]
+    i = 0
+    while i < len(ordered):
+        n = max(1, min(size, most // max(1, ordered[i].length())))
+        yield ordered[i:i + n]
+        i += n
 
 def _refuse_nan(logprob, packed):
     "Raise `UserError` where a log-probability is no number."
@@ -414,13 +418,14 @@ def _scored(model, fitted, batch_size):
     "Yield (numbers of requests, log-probabilities, whether greedy) batch by batch."
     reader = _reader(model)
     chunk = max(16, _LOGITS // model.config.vocab_size)
+    most = _CPU_TOKENS if reader.device.type == 'cpu' else 1 << 30
     rows = rows_of(fitted, reader.branches)
     groups = families(rows) if reader.branches else [((), rows)]
     with eval_mode(model):
         for prefix, some in groups:
             shared = len(prefix)
             kept = reader.prefill(list(prefix)) if shared else None
-            for batch in _batches_of(some, batch_size):
+            for batch in _batches_of(some, batch_size, most):
                 share_cores()
                 packed = pack_rows(batch, shared)
                 hidden = reader.hidden(packed, kept, shared)

@@ -185,6 +185,7 @@ class _Text:
         self.in_sentences = list(chain.from_iterable(self.sentences))
         self.words = whole(text) if whole else self.in_sentences
         self.counts = Counter(self.words)
+        self.counts_in_sentences = Counter(self.in_sentences) if whole else self.counts
         self.pairs = Counter(zip(self.words, self.words[1:]))
 
 def _f_score(shared, in_pred, in_ref):
@@ -224,10 +225,10 @@ def _steps(words, places, mask):
             in_gap = True
     return steps
 
-def _longest(words, others):
-    "Return the length of the longest common sequence of two lists of words."
-    places, (mask,) = _places_of([words])
-    steps = _steps(others, places, mask)
+def _longest(words, places, insides):
+    "Return the length of the longest common sequence of words and a reference, over the ends of its sentences."
+    everything = (1 << sum(insides).bit_length()) - 1 # the bits between sentences are words that match none
+    steps = _steps(words, places, everything)
     return steps[-1][1].bit_count() if steps else 0
 
 def _walk_back(steps, inside):
@@ -243,9 +244,8 @@ def _walk_back(steps, inside):
             left ^= bit
     return taken
 
-def _summary_hits(pred, ref):
+def _summary_hits(pred, places, insides):
     "Return the words of a reference that stand in a longest sequence with a predicted sentence, none twice."
-    places, insides = _places_of(ref.sentences)
     mask = sum(insides)
     union = 0
     for words in pred.sentences:
@@ -258,22 +258,26 @@ def _summary_hits(pred, ref):
             if not here & ~union: continue # nothing that is not there already
             is_whole = (grown & inside).bit_count() == here.bit_count() # every match belongs to the longest sequence
             union |= here if is_whole else _walk_back(steps, inside)
-    said = Counter(pred.in_sentences)
-    found = {word: (union & at).bit_count() for word, at in places.items() if union & at}
-    return _shared_count(found, said)
+    hits = 0
+    for word, at in places.items():
+        found = union & at
+        if found: hits += min(found.bit_count(), pred.counts_in_sentences[word])
+    return hits
 
 def _rouge_of_pair(pred, ref):
     "Return the F of each kind for one prediction and one reference."
     n, m = len(pred.words), len(ref.words)
     words = _shared_count(pred.counts, ref.counts)
     pairs = _shared_count(pred.pairs, ref.pairs)
-    in_order = _longest(ref.words, pred.words)
+    places, insides = _places_of(ref.sentences)
+    whole = (places, insides) if ref.words is ref.in_sentences else _places_of([ref.words])
+    in_order = _longest(pred.words, *whole)
     unigrams = _f_score(words, n, m)
     bigrams = _f_score(pairs, n - 1, m - 1)
     longest = _f_score(in_order, n, m)
     is_single = len(pred.sentences) == len(ref.sentences) == 1
     if is_single: return unigrams, bigrams, longest, longest
-    hits = _summary_hits(pred, ref)
+    hits = _summary_hits(pred, places, insides)
     by_sentence = _f_score(hits, len(pred.in_sentences), len(ref.in_sentences))
     return unigrams, bigrams, longest, by_sentence
 
@@ -332,7 +336,7 @@ _ROWS = 64 # resamples at once: few enough to stay in the processor's cache, and
 
 def _times_drawn(m, n, rng):
     "Draw `m` resamples of `n` sentences, and return how often each sentence is in each, (m, n)."
-    times = np.empty((m, n))
+    times = np.empty((m, n), np.float32)
     for line, drawn in zip(times, rng.choice(n, size=(m, n))): line[:] = np.bincount(drawn, minlength=n)
     return times
 
@@ -343,6 +347,12 @@ def _drawn_sums(counts, n_boot, rng):
         times = _times_drawn(min(_ROWS, n_boot - first), len(counts), rng)
         sums.append(times @ counts)
     return np.concatenate(sums)
+
+def _as_exact(counts):
+    "Return counts as 32-bit floats, which are added faster, if no sum of them can leave the exact whole numbers."
+    is_whole = (counts == counts.round()).all()
+    most = abs(counts).max() * len(counts)
+    return counts.astype(np.float32) if is_whole and most < _MOST_EXACT else counts
 
 def _bleu_of_sums(sums): # (m, 10): lengths of prediction and reference, matches and totals of 1 to 4 words
     "Return the BLEU of each row, computed in the precision of the sums."
@@ -390,7 +400,8 @@ def _resampled_scores(name, metric, counts, n_boot):
     metric.seed = os.environ.get('SACREBLEU_SEED', '12345').lower()
     if name in _FAST:
         seed = None if metric.seed == 'none' else int(metric.seed)
-        sums = _drawn_sums(np.array(counts, float), n_boot, np.random.default_rng(seed))
+        exact = _as_exact(np.asarray(counts, float))
+        sums = _drawn_sums(exact, n_boot, np.random.default_rng(seed))
         if sums.max() < _MOST_EXACT: return _FAST[name](sums.astype(np.float32))
     from sacrebleu.significance import _bootstrap_resample
     _, scores = _bootstrap_resample(counts, metric, n_boot)
@@ -424,16 +435,17 @@ def _sacrebleu(name, metric, preds, refs, split, n_boot, plain, most=100.):
     by_number = [list(texts) for texts in zip_longest(*refs)] # first references, second ones, ...; None where missing
     counts = _counts(metric, preds, by_number)
     score = metric._aggregate_and_compute(counts)
+    numbers = np.array(counts, float)
     value = _tidy(score.score, most)
     if value == 0 and name != 'ter': _warn_of_blindness(name, metric, refs, by_number, str(metric.get_signature()))
     low = high = None
     n = len(preds)
     if n_boot > 1:
-        draws = _resampled_scores(name if plain else '', metric, counts, n_boot)
+        draws = _resampled_scores(name if plain else '', metric, numbers, n_boot)
         if n > 1: low, high = _sacrebleu_interval(draws, value, most)
     r = row(name, value, low, high, n=n, signature=f'{score.name}|{metric.get_signature()}', split=split)
     if not plain: return [r]
-    return [with_items(r, _pair_ids(refs), np.array(counts, float), name)]
+    return [with_items(r, _pair_ids(refs), numbers, name)]
 
 def _warn_of_blindness(name, metric, refs, by_number, sig):
     "Warn if the references themselves would score 0, so that a score of 0 says nothing about the predictions."
@@ -584,13 +596,20 @@ def _seen_difference(score, a, b):
     change = scores[1] - scores[0]
     return float(change), abs(change)
 
+def _coins(m, n, rng):
+    "Return what `rng.integers(2, size=(m, n), dtype=bool)` gives: numpy takes 32 coins from a word, the lowest first."
+    words = rng.integers(1 << 32, size=(m * n + 31) // 32, dtype=np.uint32)
+    coins = np.unpackbits(words.astype('<u4').view(np.uint8), bitorder='little')
+    return coins[:m * n].reshape(m, n)
+
 def _shuffled_differences(score, a, b, n, rng):
     "Return how far two systems are apart after each of `n` shuffles, (n,)."
-    both = a.sum(0) + b.sum(0)
+    base, both = b.sum(0), a.sum(0) + b.sum(0)
+    change = _as_exact(a - b)
     differences = []
-    for first in range(0, n, _ROWS): # numpy draws 32 coins at once: blocks that are no multiple would get other coins
-        coins = rng.integers(2, size=(min(_ROWS, n - first), len(a)), dtype=bool)
-        sums = b.sum(0) + coins @ (a - b)
+    for first in range(0, n, _ROWS): # a block is a multiple of 32 coins, or the next would get others
+        coins = _coins(min(_ROWS, n - first), len(a), rng)
+        sums = base + coins.astype(change.dtype) @ change
         differences.append(abs(score(sums) - score(both - sums)))
     return np.concatenate(differences)
 
