@@ -10,7 +10,7 @@ from lab import browser_only, start_browser
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
-import sidebar
+import sidebar, widgets
 from house import notebooks, page
 
 
@@ -145,6 +145,80 @@ def test_the_fit_brings_the_same_style_along():
         assert rule in (ROOT/'nbs/styles.css').read_text()
 
 
+def pages_of(site): return sorted(site.rglob('*.html'))
+
+
+def test_every_page_says_what_it_is(site):
+    nameless = []
+    for f in pages_of(site):
+        text = f.read_text(encoding='utf-8')
+        is_for_readers = 'genindex' not in f.name and f.name != 'search.html'
+        has_all = '<meta property="og:title"' in text and '<meta name="viewport"' in text
+        if is_for_readers and not has_all: nameless.append(f.name)
+    assert not nameless
+
+
+def test_a_notebook_is_described_to_search_engines(site):
+    text = (site/'api/34_pretrain/run.html').read_text(encoding='utf-8')
+    assert re.search(r'<meta name="description" content="[^"]{20,}"', text)
+
+
+def test_a_wrong_address_leads_back(site):
+    text = (site/'404.html').read_text(encoding='utf-8')
+    assert '<base href="/">' in text
+    assert 'href="index.html"' in text
+
+
+def test_pictures_have_words(site):
+    wordless = []
+    for f in pages_of(site):
+        for picture in re.findall(r'<img\b[^>]*>', f.read_text(encoding='utf-8')):
+            words = re.search(r'\balt="([^"]*)"', picture)
+            is_told = words and words[1] and not words[1].endswith(('.png', '.svg', '.jpg'))
+            if not is_told: wordless.append((f.name, picture[:80]))
+    assert not wordless
+
+
+HEAVY = 330_000 # bytes of a page without its pictures; those of two long modules are the largest
+
+
+def test_pages_are_light(site):
+    heavy = {}
+    for f in pages_of(site):
+        text = re.sub(r'<svg\b.*?</svg>', '', f.read_text(encoding='utf-8'), flags=re.S)
+        text = re.sub(r'src="data:[^"]*"', '', text)
+        size = len(text.encode())
+        if size > HEAVY: heavy[f.name] = size
+    assert not heavy
+
+
+def test_a_chapter_can_be_taken_along(site):
+    for path in (ROOT/'nbs/book').glob('*.ipynb'):
+        text = (site/f'{page(path.relative_to(ROOT / "nbs").as_posix())}.html').read_text(encoding='utf-8')
+        assert f'href="{path.name}" download' in text
+        assert (site/'book'/path.name).read_bytes() == path.read_bytes()
+
+
+def test_the_search_knows_every_page(site):
+    script = (site/'_static/names.js').read_text(encoding='utf-8')
+    known = json.loads(script.splitlines()[0].removeprefix('const sitePages = '))
+    assert len(known) == len(notebooks())
+    assert all((site/address).exists() for _, _, address, _ in known)
+
+
+def test_no_notebook_holds_the_state_of_widgets():
+    "A page with such a state loads scripts from a foreign host."
+    stray = [path.name for path in notebooks() if widgets.clean(json.loads(path.read_text(encoding='utf-8')))]
+    assert not stray, 'run `make export`'
+
+
+def test_what_a_widget_leaves_besides_is_kept():
+    plain = dict(output_type='display_data', data={'text/html': '<b>12</b>', 'text/plain': 'twelve', widgets.VIEW: {}})
+    assert widgets.without_view(plain)['data'] == {'text/html': '<b>12</b>', 'text/plain': 'twelve'}
+    bar = dict(output_type='display_data', data={'text/plain': 'loading:   0%|          | 0/28', widgets.VIEW: {}})
+    assert widgets.without_view(bar) is None
+
+
 # ---- in the browser ------------------------------------------------------------------------------------------------
 
 def is_web(address): return urlparse(address).scheme in ('http', 'https', 'ws')
@@ -263,3 +337,75 @@ def test_a_narrow_screen_has_no_sideways_scroll(browser, address):
         if browser.execute_script('return document.documentElement.scrollWidth') > 392: wide.append(page)
     browser.execute_cdp_cmd('Emulation.clearDeviceMetricsOverride', {})
     assert not wide
+
+
+def set_width(browser, width):
+    screen = dict(width=width, height=900, deviceScaleFactor=1, mobile=False)
+    browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', screen)
+
+
+@pytest.fixture
+def any_width(browser):
+    yield browser
+    browser.execute_cdp_cmd('Emulation.clearDeviceMetricsOverride', {})
+
+
+@browser_only
+def test_the_page_takes_the_width_that_there_is(any_width, address):
+    any_width.get(f'{address}/book/tokens.html')
+    shares = {}
+    for width in (1100, 1313, 1400, 1551, 1920):
+        set_width(any_width, width)
+        size = 'return [document.querySelector(".content").offsetWidth, document.documentElement.scrollWidth]'
+        content, whole = any_width.execute_script(size)
+        assert whole <= width, width
+        shares[width] = content / width
+    assert min(shares.values()) > .6, shares
+
+
+SCROLLED = """return [...document.querySelectorAll('article pre')].filter(e => e.scrollWidth > e.clientWidth + 1)
+    .map(e => e.textContent.trim().slice(0, 60))"""
+
+
+@browser_only
+def test_no_block_of_a_chapter_scrolls_sideways(any_width, address):
+    set_width(any_width, 1400)
+    wide = {}
+    for path in sorted((ROOT/'nbs/book').glob('*.ipynb')):
+        name = page(path.relative_to(ROOT/'nbs').as_posix())
+        any_width.get(f'{address}/{name}.html')
+        found_wide = any_width.execute_script(SCROLLED)
+        if found_wide: wide[name] = found_wide
+    assert not wide
+
+
+HAS_TEXT = """.filter(e => e.getClientRects().length && [...e.childNodes].some(c => c.nodeType === 3 && c.textContent.trim()))"""
+READ = ('index', 'book/pretraining', 'api/34_pretrain/run', 'api/70_report/report', 'api/75_widgets/page_planner', '404')
+
+
+@browser_only
+@pytest.mark.parametrize('theme', ['light', 'dark'])
+def test_all_text_can_be_read(browser, address, theme):
+    everything = '[...document.querySelectorAll(arguments[0])]'
+    assert everything in CONTRAST
+    script = CONTRAST.replace(everything, everything + HAS_TEXT)
+    faint = {}
+    for name in READ:
+        show_in(browser, f'{address}/{name}.html', theme)
+        texts = browser.execute_script(script, 'body *')
+        assert len(texts) > 15, name
+        low = [(text, round(ratio, 1)) for text, ratio in texts if ratio < 4.5]
+        if low: faint[name] = low[:5]
+    assert not faint
+
+
+ASKED = [('learning rate', 'learning_rate'), ('tokenizer', 'Tokenizer'), ('save model', 'save_pretrained'),
+         ('lm_lerner', 'lm_learner'), ('perplexity', 'Perplexity and bits per byte'), ('fine-tuning', 'Fine-tuning')]
+
+
+@browser_only
+@pytest.mark.parametrize('query, wanted', ASKED)
+def test_names_and_titles_are_found_first(browser, address, query, wanted):
+    browser.get(f'{address}/search.html?q={query}')
+    first = [link.text for link in found(browser, '.names-found li a')][:5]
+    assert wanted in first

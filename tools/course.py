@@ -95,7 +95,7 @@ def glossary(paths):
             '(`tools/course.py`): change a meaning in its chapter.']
     for term, meaning, path in found:
         where = f'Explained in [{title(path)}]({path.name}).'
-        made.append(f'### {term}\n\n{meaning}\n\n{where}')
+        made.append(f'## {term}\n\n{meaning}\n\n{where}')
     return made
 
 

@@ -131,10 +131,21 @@ def pairs():
     return d.arrow('table', 'tune').arrow('SmolLM2', 'tune').arrow('tune', 'ask').arrow('tune', 'folder')
 
 
+def scores():
+    "Draw chapter 11: from two texts to a verdict."
+    d = Diagram('A text and a reference become counts, counts become a score, and many scores become a mean with an interval', 720, 150)
+    d.box('text', 10, 8, 'of the system', 'grey', width=130)
+    d.box('reference', 10, 88, 'of a person', 'grey', width=130)
+    d.box('counts', 190, 48, 'of shared words', width=140)
+    d.box('score', 376, 48, 'one for each item', 'purple', width=140)
+    d.box('verdict', 560, 48, 'mean and interval', 'green', width=150)
+    return d.arrow('text', 'counts').arrow('reference', 'counts').arrows('counts', 'score', 'verdict')
+
+
 DRAWINGS = {
     '01_journey': journey, '02_cleaning': cleaning, '03_duplicates': duplicates, '04_tokens': tokens,
     '05_batches': batches, '06_transformer': transformer, '07_pretraining': pretraining, '08_speed': speed,
-    '09_scaling': scaling, '10_pairs': pairs,
+    '09_scaling': scaling, '10_pairs': pairs, '11_scores': scores,
 }
 
 

@@ -4,9 +4,11 @@ Both start from nbdev's processed notebooks, `_quarto.yml` and `sidebar.yml`. Wi
 processed notebook becomes one that MyST-NB reads (directives carried out, documentation of functions as headings with
 targets), and Furo dresses it.
 """
-import argparse, json, os, re, shutil, sys, tempfile
+import argparse, ast, json, os, re, shutil, sys, tempfile
+from functools import cache
 from pathlib import Path
 import yaml
+from docutils.nodes import make_id
 from nbdev import serve
 from docprocs import Processors
 from house import ROOT, cells, description, front, module, notebooks, page, title
@@ -18,6 +20,9 @@ NAME_LINK = re.compile(r'\[`([^`\]]+)`\]\(/+((?:api|book)/[^)#]+)#([^)]+)\)')
 NB_LINK = re.compile(r'(\]\((?![a-z]+:)[^)\s#]*?)([^/)\s#]+)\.ipynb(#[^)\s]*)?\)')
 CALLOUT = re.compile(r'^(:{3,})\s*\{\.callout-(\w+)[^}]*\}', re.M)
 DEFINED = re.compile(r'^(?:async def|def|class)\s+(\w+)', re.M)
+UNCOLOURED = re.compile(r'<span class="(?:n|p|w)">([^<]*)</span>')
+HEADING = re.compile(r'^(#{2,4}) (.+)$', re.M)
+AXES = re.compile(r"\b(title|xlabel|ylabel)\s*=\s*f?(['\"])(.+?)\2|set_(title|xlabel|ylabel)\(\s*f?(['\"])(.+?)\5")
 PATCHED = re.compile(r'^@patch\b.*\n(?:@.*\n)*def\s+(\w+)\(\s*self\s*:\s*(\w+)', re.M)
 
 
@@ -128,15 +133,52 @@ def convert(processed, original, names):
     mod = module(original)
     sources = exported_sources(original)
     converted = []
+    above = title(original) # the heading that a cell stands under
     for cell in nb['cells']:
         kind = cell['cell_type']
         src = ''.join(cell['source'])
-        if kind == 'raw': converted.append(md_cell(heading(front(src), mod)))
-        elif kind == 'markdown': converted.append(md_cell(markdown(src, names)))
-        else: converted += code_cells(cell, src, mod, sources, names)
+        if kind == 'raw': converted += [md_cell(heading(front(src), mod)), *take_along(original)]
+        elif kind == 'markdown':
+            above = last_heading(src, above)
+            converted.append(md_cell(markdown(src, names)))
+        else: converted += describe_pictures(code_cells(cell, src, mod, sources, names), src, above)
     shown = [cell for cell in converted if is_shown(cell)]
     kernel = dict(name='python3', language='python', display_name='python3')
     return dict(nbformat=4, nbformat_minor=4, cells=shown, metadata=dict(kernelspec=kernel))
+
+
+def last_heading(source, above):
+    "Return the last heading in a cell's Markdown, or the one above it."
+    found = HEADING.findall(CODE.sub('', source))
+    return found[-1][1] if found else above
+
+
+def take_along(path):
+    "Return the cell of a chapter that says how to run it: downloaded, or in JupyterLab."
+    inside = path.relative_to(ROOT/'nbs').as_posix()
+    if not inside.startswith('book/'): return []
+    lab = f'http://localhost:8888/lab/tree/{inside}'
+    download = f'<a href="{path.name}" download>Download the notebook</a>'
+    return [md_cell(f'<p class="take-along">{download}<a href="{lab}" title="after `make lab` in a copy of the project">'
+                    'Open in JupyterLab</a></p>')]
+
+
+def describe_pictures(converted, source, above):
+    "Give the pictures of a cell's outputs words for those who cannot see them."
+    for cell in converted:
+        if cell['cell_type'] == 'code': cell['metadata']['mystnb'] = dict(image=dict(alt=picture_words(source, above)))
+    return converted
+
+
+def picture_words(source, above):
+    "Return what a picture shows: the cell's own words (`fig-alt`), or those of its axes and of the heading above."
+    directives, body = split_directives(source)
+    if 'fig-alt' in directives: return directives['fig-alt'].strip('"')
+    said = {}
+    for m in AXES.finditer(body): said.setdefault(m[1] or m[4], m[3] or m[6])
+    of = said.get('title', re.sub('[`*]', '', above))
+    if 'ylabel' in said and 'xlabel' in said: return f"{of}: {said['ylabel']} against {said['xlabel']}"
+    return f"{of}: {said.get('ylabel') or said.get('xlabel') or 'a picture'}"
 
 
 def is_shown(cell):
@@ -245,6 +287,46 @@ def stage(processed, folder):
         nb = convert(processed/name, ROOT/'nbs'/name, names)
         if name == 'index.ipynb': nb['cells'].append(md_cell(toctree(entries)))
         write_page(folder/f'{page(name)}.ipynb', nb)
+    return search_entries(processed, listed, names)
+
+
+def search_entries(processed, listed, names):
+    "Return what the search knows: pages as [title, module, address, line], and [kind, text, page, anchor, line] of each name and heading."
+    pages, entries = [], []
+    for name in listed:
+        path = ROOT/'nbs'/name
+        mod = module(path)
+        for kind, src, _ in cells(processed/name):
+            if kind == 'markdown':
+                texts = [text for _, text in HEADING.findall(CODE.sub('', src))]
+                entries += [['heading', text, len(pages), make_id(text), ''] for text in texts]
+            shown = shown_name(src) if kind == 'code' and mod else None
+            if not shown: continue
+            label = make_id(names.labels[f'llmbook.{mod}.{shown}'])
+            entries.append(['name', shown, len(pages), label, first_line(shown)])
+        pages.append([title(path), mod or '', f'{page(name)}.html', description(path)])
+    return pages, entries
+
+
+def first_line(name):
+    "Return the first line of a public name's docstring, or ''."
+    said = docstrings_by_name().get(name)
+    return said.partition('\n')[0] if said else ''
+
+
+@cache
+def docstrings_by_name():
+    "Return name -> docstring of the functions, classes and methods of the package."
+    found = {}
+    for path in (ROOT/'llmbook').rglob('*.py'):
+        tree = ast.parse(path.read_text(encoding='utf-8'))
+        for node in tree.body:
+            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)): continue
+            found[node.name] = ast.get_docstring(node) or ''
+            methods = [x for x in getattr(node, 'body', []) if isinstance(x, ast.FunctionDef)]
+            if not isinstance(node, ast.ClassDef): continue
+            for method in methods: found[f'{node.name}.{method.name}'] = ast.get_docstring(method) or ''
+    return found
 
 
 def sidebar_entries():
@@ -284,10 +366,11 @@ def settings():
     "Return Sphinx's configuration, made from the site's one configuration."
     site = yaml.safe_load((ROOT/'_quarto.yml').read_text())['website']
     return dict(
-        project=site['title'], html_title=site['title'], html_theme='furo', extensions=['myst_nb', 'mathml'],
-        html_favicon=site['favicon'], html_static_path=[str(ROOT/'tools/static'), str(ROOT/'nbs/styles.css')],
+        project=site['title'], html_title=site['title'], html_theme='furo', extensions=['myst_nb', 'mathml', 'site_page'],
+        html_favicon=site['favicon'], html_logo=site['favicon'], page_descriptions=page_descriptions(site),
+        html_static_path=[str(ROOT/'tools/static'), str(ROOT/'nbs/styles.css')],
         html_css_files=['styles.css', 'site.css'],
-        html_copy_source=False, html_show_sourcelink=False, html_show_copyright=False,
+        html_copy_source=False, html_show_sourcelink=False, html_show_copyright=False, html_show_sphinx=False,
         html_theme_options=dict(sidebar_hide_name=False, navigation_with_keys=True,
             light_css_variables={'color-brand-primary': '#3d5f8f', 'color-brand-content': '#2f5f9e'},
             dark_css_variables={'color-brand-primary': '#8fb3e6', 'color-brand-content': '#8fb3e6'}),
@@ -299,6 +382,12 @@ def settings():
         exclude_patterns=['_docs'])
 
 
+def page_descriptions(site):
+    "Return page -> its one line, the site's own for the start page."
+    lines = {page(p.relative_to(ROOT/'nbs').as_posix()): description(p) for p in notebooks()}
+    return lines | {'index': site['description']}
+
+
 def build(out):
     "Build the site off line; return the number of Sphinx's warnings, which are printed as they come."
     sys.path.insert(0, str(ROOT/'tools')) # for the extension `mathml`
@@ -307,14 +396,28 @@ def build(out):
     with tempfile.TemporaryDirectory() as d:
         src = Path(d)/'src'
         src.mkdir()
-        stage(processed, src)
+        entries = stage(processed, src)
         html, trees = str(Path(d)/'html'), str(Path(d)/'trees')
         app = Sphinx(str(src), None, html, trees, 'html', confoverrides=settings(), status=None, parallel=1)
         app.build()
         if app.statuscode: raise SystemExit('sphinx could not build the site, see above')
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(Path(d)/'html', out, ignore=shutil.ignore_patterns('.buildinfo', '.doctrees'))
+    for path in out.rglob('*.html'): path.write_text(lighter(path.read_text(encoding='utf-8')), encoding='utf-8')
+    write_search(out/'_static/names.js', *entries)
+    for path in (ROOT/'nbs/book').glob('*.ipynb'): shutil.copy2(path, out/'book'/path.name)
     return app._warncount
+
+
+def lighter(html):
+    "Return a page without the marks of code that no style colours: names, punctuation, spaces; a fifth of its bytes."
+    return UNCOLOURED.sub(r'\1', html)
+
+
+def write_search(path, pages, entries):
+    "Write what the search knows, as a script."
+    def text(found): return json.dumps(found, ensure_ascii=False, separators=(',', ':'))
+    path.write_text(f'const sitePages = {text(pages)}\nconst siteEntries = {text(entries)}\n', encoding='utf-8')
 
 
 def quarto():

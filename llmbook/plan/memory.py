@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'MUON_COPIES', 'ALLOCATOR', 'FREE', 'block_activations', 'activation_bytes', 'step_workspace',
-           'memory_estimate', 'largest_batch', 'accumulation']
+           'memory_estimate', 'largest_stack', 'largest_batch', 'accumulation']
 
 # %% ../../nbs/api/25_plan/02_memory.ipynb #a27c382b
 import math
@@ -128,10 +128,12 @@ def _optimizer_bytes(c, optimizer):
     both = 8 * count_params(c)['total']
     if optimizer == 'adamw': return both, 0
     averages = both - 4 * sum(block_matrices(c).values())
-    return averages, 4 * MUON_COPIES * _largest_stack(c)
+    return averages, 4 * MUON_COPIES * largest_stack(c)
 
-def _largest_stack(c):
-    "Return the numbers in the largest stack of matrices of one shape."
+def largest_stack(
+    c:ModelConfig,
+) -> int: # numbers
+    "Count the numbers in the largest stack of matrices of one shape, on all of which Muon works at once."
     attention = c.n_head * c.head_dim
     if attention == c.d_model: attention *= 2  # the matrices of queries and output have one shape, and make one stack
     mlp = 2 * c.d_ff if c.gated else c.d_ff

@@ -99,7 +99,7 @@ def _one(rows, by, most, name, title, say, more='', span=None):
     shade = _extremes(stretches) if is_thinned else ()
     line = {title: means(stretches)}
     label = f'{title}, now {newest}'
-    drawing = line_chart(line, label, by, 240, 110, shade=shade, span=span, say_x=human_count, say_y=say, inline=True)
+    drawing = line_chart(line, label, by, 420, 180, shade=shade, span=span, say_x=human_count, say_y=say, inline=True)
     return _figure(title, newest + more, drawing)
 
 # %% ../../nbs/api/70_report/03_curves.ipynb #f81e84d7

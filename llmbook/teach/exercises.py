@@ -344,3 +344,22 @@ EXERCISES['10.3'] = Exercise(
                'form and fact are counted apart: an answer may have one and not the other.'),
               (lambda answers, wanted: _form_and_fact(answers, wanted)[::-1],
                'the form comes first, then the fact.')))
+
+# %% ../../nbs/api/78_teach/02_exercises.ipynb #33d82861
+def _brevity_penalty(length, wanted): return 1. if length >= wanted else math.exp(1 - wanted / length)
+
+_A, _B = np.array([10, 50, 90, 30, 70]), np.array([12, 51, 93, 31, 73])
+EXERCISES['11.1'] = Exercise(
+    3, 'for each word, take the smaller of the two counts: in the text and in the reference.',
+    mistakes=((4, 'the third "the" has no partner: the reference has the word twice.'),
+              (2, 'count each time a word has a partner, not each different word.')))
+EXERCISES['11.2'] = Exercise(
+    _brevity_penalty, 'it is 1 unless the text is shorter, and exp(1 - reference / text) if it is.',
+    inputs=((10, 11), (11, 10), (5, 5), (2, 10)),
+    mistakes=((lambda length, wanted: math.exp(1 - wanted / length),
+               'a text that is longer than its reference would gain by that: the penalty is never above 1.'),
+              (lambda length, wanted: min(1, length / wanted), 'that is the share itself. BLEU takes exp(1 - its inverse).')))
+EXERCISES['11.3'] = Exercise(
+    (_B - _A).std(ddof=1), 'take B - A on each sentence first, then the standard deviation of these five numbers.',
+    mistakes=(((_B - _A).std(), 'with ddof=1 the sum of squares is divided by one less than the number of sentences.'),
+              (_B.std(ddof=1), 'that is how much the sentences differ, not the differences.')))
