@@ -1,11 +1,13 @@
 "The rating page: what it shows, hides, keeps and refuses; and in JupyterLab, in a real browser."
-import json, re, urllib.request
+import json, os, re, signal, subprocess, urllib.request
 from pathlib import Path
 import pytest
-from lab import INTO_VIEW, Page, browser_only, jupyter_lab
+from lab import INTO_VIEW, Page, browser_only, jupyter_lab, start_browser
+from llmbook.commands.rate import page_command, rating_notebook
 from llmbook.core import UserError
-from llmbook.people.answers import RaterSession, rater_file, read_answers, read_lines
-from llmbook.widgets.rate import RATE_KEYS, RatePanel, rate, rating_html
+from llmbook.people.answers import rater_file, read_answers, read_lines
+from llmbook.people.plan import plan_rating, save_plan
+from llmbook.widgets.rate import rate, rating_html
 
 OWNED = '<img src=x onerror="document.title=\'owned\'"> '
 
@@ -231,3 +233,44 @@ def test_a_rating_with_the_keyboard_in_jupyterlab(tmp_path):
         assert answers('ben') == ['right'] and answers() == kept
         assert page.driver.title != 'owned'
         assert not page.found('.lb-rate img, .lb-rate script')
+
+
+# ---- as a page of its own -------------------------------------------------------------------------------------------
+
+def served(folder):
+    "Start the page of a rating with the command's own arguments; return the process and the printed address."
+    command = page_command(rating_notebook(folder), browser=False)
+    server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                              start_new_session=True)
+    for line in server.stderr:
+        found = re.search(r'http://127\.0\.0\.1:\d+/\?token=\S+', line)
+        if found: return server, found[0]
+    raise AssertionError('the server ended without an address')
+
+
+@browser_only
+def test_the_page_of_the_command_asks_for_its_token_and_keeps_answers(tmp_path):
+    pytest.importorskip('voila')
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.support.ui import WebDriverWait
+    folder = save_plan(plan_rating(rude_pairs(), repeats=0), tmp_path/'ratings')
+    server, address = served(folder)
+    driver = start_browser(tmp_path/'profile')
+    try:
+        def wait(done): return WebDriverWait(driver, 60, ignored_exceptions=[Exception]).until(lambda _: done())
+        def text(): return driver.find_element('css selector', '.lb-rate').text
+        driver.get(address.partition('?')[0])
+        assert 'login' in driver.current_url and 'lb-rate' not in driver.page_source
+        driver.get(address)
+        wait(lambda: 'your name' in text())
+        driver.find_element('css selector', '.lb-rate input').send_keys('Anna')
+        driver.find_element('css selector', '.lb-rate-start').click()
+        wait(lambda: '0 of 8 done' in text() and 'lb-rate-left' in driver.switch_to.active_element.get_attribute('class'))
+        ActionChains(driver).send_keys('4').perform()
+        wait(lambda: '1 of 8 done' in text())
+        assert [line['answer'] for line in lines_of(folder)] == ['both bad']
+        assert 'secret-' not in driver.page_source and driver.title != 'owned'
+    finally:
+        driver.quit()
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()

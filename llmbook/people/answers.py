@@ -118,7 +118,7 @@ class RaterSession:
         "Read what is on disk."
         self.size = self._size()
         records, self.set_aside = read_lines(self.path)
-        foreign = [r for r in records if r.get('plan', self.plan.key) != self.plan.key]
+        foreign = [record for record in records if record.get('plan') != self.plan.key]
         if foreign: raise UserError(f'expected answers to this plan in {self.path}, got some to another one: '
                                     'restore the plan.json that they belong to')
         self.answers = _standing(records)
@@ -190,7 +190,6 @@ def read_answers(
 ) -> pd.DataFrame: # columns `ANSWER_COLUMNS`, by time; `attrs['set_aside']` counts lines that cannot be read
     "Read the answers of all raters."
     plan = open_plan(folder)
-    pairs = {pair.id: pair for pair in plan.pairs}
     rows = []
     set_aside = 0
     for path in sorted((Path(folder)/'answers').glob('*.jsonl')):
@@ -198,7 +197,7 @@ def read_answers(
         set_aside += bad
         ours = [record for record in records if record.get('plan') == plan.key]
         set_aside += len(records) - len(ours)
-        for record in _standing(ours).values(): rows.append(_with_pair(record, pairs[record['pair']]))
+        for record in _standing(ours).values(): rows.append(_with_pair(record, plan.pair(record['pair'])))
     table = pd.DataFrame(rows, columns=ANSWER_COLUMNS)
     table = table.sort_values(['time', 'rater', 'task'], kind='stable', ignore_index=True)
     table.attrs['set_aside'] = set_aside

@@ -9,6 +9,7 @@ __all__ = ['RatingPair', 'read_pairs', 'pair_answers', 'RatingTask', 'RatingPlan
 # %% ../../nbs/api/69_people/01_plan.ipynb #6c833fa0
 from collections import defaultdict
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 import numpy as np
 from ..core import UserError, derived_seed, fingerprint, read_json, real_number, write_json
@@ -119,16 +120,18 @@ class RatingPlan:
     repeats:float=.1 # share of the pairs that come a second time
     seed:int=0 # seed of orders and sides
 
-    @property
+    @cached_property
     def key(self) -> str: # ten hexadecimal digits
         return fingerprint(asdict(self))[:10]
+
+    @cached_property
+    def _by_id(self): return {pair.id: pair for pair in self.pairs}
 
     def pair(self,
         id:str, # name of a pair
     ) -> RatingPair: # UserError if there is none of this name
         "Return a pair by its name."
-        for pair in self.pairs:
-            if pair.id == id: return pair
+        if id in self._by_id: return self._by_id[id]
         raise UserError(f'expected the id of a pair of this rating, got {id!r}')
 
 # %% ../../nbs/api/69_people/01_plan.ipynb #0456f2bc
