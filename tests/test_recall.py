@@ -10,7 +10,11 @@ from llmbook.model.transformer import Transformer
 from llmbook.prepare.pipeline import prepare
 from llmbook.recall.contamination import clean_scores, contamination_table
 from llmbook.recall.index import TextIndex, build_index, index_folder, window_fingerprints
-from llmbook.recall.memory import _drawn_windows, exposure, extraction_rows, plant, secrets_of
+from llmbook.evaluate.items import ItemScore, ItemStore, Setting
+from llmbook.recall.account import memory_account, seen_items
+from llmbook.recall.memory import (
+    _drawn_windows, copied_row, exposure, exposure_rows, extraction_rows, plant, secrets_of
+)
 from llmbook.recall.trace import trace, trace_html, trace_text
 from llmbook.tokens.shards import document_edges, open_prepared
 from llmbook.tokens.tokenizer import decode
@@ -86,6 +90,26 @@ def test_windows_stay_inside_documents(index):
     for place in index.places[::50]:
         assert index.document(int(place)) == index.document(int(place) + index.length - 1)
         assert 0 not in index.tokens[int(place):int(place) + index.length]
+
+
+@pytest.mark.parametrize('n', [30, 60])
+def test_the_index_grows_with_the_windows_of_the_text(tmp_path, n):
+    "Sixteen bytes for each window, and a window for each token but the last seven of a document."
+    lines = [json.dumps(dict(text=text)) for text in texts(n)]
+    (tmp_path/'texts.jsonl').write_text('\n'.join(lines))
+    data = tmp_path/'data'
+    prepare(tmp_path/'texts.jsonl', data, vocab_size=300, preset='none', personal=[], similarity=1., progress=False)
+    folder = build_index(data)
+    sizes = np.diff(document_edges(data, 'train')) - 1 # without the end mark
+    windows = int(np.maximum(sizes - 7, 0).sum())
+    for name in ('prints.bin', 'places.bin'): assert (folder/name).stat().st_size == 8 * windows
+
+
+def test_documents_are_counted_once_for_all_questions(index, monkeypatch):
+    trace(texts()[0], index)
+    def read_again(*args): raise AssertionError('the lines about the documents were read again')
+    monkeypatch.setattr('llmbook.recall.trace.SplitRows', read_again)
+    assert trace(texts()[1], index).tokens
 
 
 def test_fingerprints_of_equal_windows_alone_are_equal():
@@ -194,6 +218,61 @@ def test_a_model_that_copies_its_text_is_caught(data, model, monkeypatch):
 def test_a_random_model_copies_nothing(data, model):
     rows = extraction_rows(model, data, n=10, prompt=16, continuation=8)
     assert [row['value'] for row in rows] == [0, 0]
+
+
+def test_exposure_has_a_row_for_each_number_of_copies(data, model):
+    tok = open_prepared(data)[1]
+    secrets = {name: (secret, times) for name, secret, times in zip('ABCD', secrets_of(4, 3), (1, 1, 1, 9))}
+    once, often = exposure_rows(model, tok, secrets, n=30)
+    assert (once['n'], often['n']) == (3, 1)
+    assert once['low'] <= once['value'] <= once['high']
+    assert often['low'] is None, 'a single secret has no interval'
+    for bad in ({}, None, [1]):
+        with pytest.raises(UserError, match='secrets by name'): exposure_rows(model, tok, bad)
+
+
+def training_texts(data):
+    "Return the texts that were trained on, by their names in the account."
+    rows = [json.loads(line) for line in open(data/'text/documents.jsonl')]
+    numbers = [int(row['id'].split('<')[1][:-1]) for row in rows if row['split'] == 'train']
+    return [texts()[i] for i in numbers]
+
+
+def test_copied_text_is_a_share_of_all_tokens(data, index):
+    own, new = training_texts(data)[0], 'An entirely different sentence: 12345, 67890!'
+    row = copied_row([own, new], index, clusters=['a', 'b'])
+    tokens = [len(index.ids(text)) for text in (own, new)]
+    assert row['value'] == pytest.approx(tokens[0] / sum(tokens))
+    assert copied_row([own], index)['low'] is None
+
+
+def asked_about(tmp_path, data):
+    "Return answers that are right for text that was trained on, and wrong for other text."
+    store = ItemStore(tmp_path/'items')
+    key = store.begin(Setting('quotes', 'm', 'tok'))
+    new = [f'Nobody wrote that {i} trains leave at {i} past nine, or did they?' for i in range(4)]
+    store.add(key, [ItemScore(f'q{i}', dict(acc=1.), text) for i, text in enumerate(training_texts(data)[:6])])
+    store.add(key, [ItemScore(f'n{i}', dict(acc=0.), text) for i, text in enumerate(new)])
+    bits = store.begin(Setting('bits', 'm', 'tok'))
+    store.add(bits, [ItemScore('a', dict(bits_per_byte=(3., 2.)), 'text')])
+    return store
+
+
+def test_clean_and_dirty_scores_stand_side_by_side(tmp_path, data, index):
+    rows, seen = seen_items(asked_about(tmp_path, data), index, most=3)
+    assert {row['group']: (row['value'], row['n']) for row in rows} == dict(all=(.6, 10), clean=(0, 4), dirty=(1, 6))
+    assert all(row['metric'] == 'quotes acc' and row['signature'] for row in rows), 'a ratio is no mean of items'
+    assert len(seen) == 3 and all(item['label'] == 'dirty' for item in seen)
+
+
+def test_an_account_has_every_measurement_and_leaves_no_index(tmp_path, data, model):
+    store = asked_about(tmp_path, data)
+    before = sorted(data.parent.iterdir())
+    rows, seen = memory_account(model, data, store, ['owl fox'], [texts()[0]], n=5)
+    names = [(row['metric'], row['split']) for row in rows]
+    assert names[:4] == [('extracted', 'train'), ('extracted', 'test'), ('copied', 'continuations'), ('copied', 'test')]
+    assert sorted(data.parent.iterdir()) == before
+    assert memory_account(model, data, n=5)[1] == []
 
 
 def test_the_command_writes_a_page(data, tmp_path):

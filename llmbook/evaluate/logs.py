@@ -76,6 +76,11 @@ def harness_sample(
     )
     return {**sample, **hashes, **scores}
 
+def _file_of(path, name):
+    "Return the file that is meant: the path itself if it ends as the name does, or a file of that name within it."
+    path = Path(path)
+    return path if path.suffix == Path(name).suffix else path/name
+
 def write_harness_samples(
     store:ItemStore, # the answers
     key:str, # a setting
@@ -83,8 +88,7 @@ def write_harness_samples(
 ) -> Path: # the file
     "Write the answers of a setting as samples of lm-evaluation-harness."
     setting, table = store.setting(key), store.read(key)
-    path = Path(path)
-    if path.suffix != '.jsonl': path = path/f'samples_{setting.task}_{key}.jsonl'
+    path = _file_of(path, f'samples_{setting.task}_{key}.jsonl')
     names = measure_names(table)
     with atomic_path(path) as unfinished, open(unfinished, 'w', encoding='utf-8') as f:
         for number, (_, r) in enumerate(table.iterrows()):
@@ -182,9 +186,7 @@ def write_inspect_log(
 ) -> Path: # the file
     "Write a setting as a log of Inspect."
     log = inspect_log(store, key)
-    path = Path(path)
-    if path.suffix != '.json':
-        time = log['eval']['created'].replace(':', '-')
-        path = path/f"{time}_{log['eval']['task']}_{key}.json"
+    time = log['eval']['created'].replace(':', '-')
+    path = _file_of(path, f"{time}_{log['eval']['task']}_{key}.json")
     write_json(path, log)
     return path

@@ -7,13 +7,19 @@ __all__ = ['endings_task', 'store_documents']
 
 # %% ../../nbs/api/60_evaluate/20_own_text.ipynb #48a3c571
 import numpy as np
-from ..core import UserError, check_seed, fingerprint, whole_number
+from ..core import UserError, fingerprint, whole_number
 from ..base.arguments import checked
 from .items import ItemScore, ItemStore, Setting
 from .stats import row_items
 from .tasks import EvalTask
 
 # %% ../../nbs/api/60_evaluate/20_own_text.ipynb #98447d22
+def _check_documents(docs):
+    "Raise `UserError` unless these are dicts with a text."
+    is_list = isinstance(docs, (list, tuple))
+    if is_list and all(isinstance(doc, dict) and isinstance(doc.get('text'), str) for doc in docs): return
+    raise UserError(f"expected documents as a list of dicts with a 'text', got {str(docs)[:60]!r}")
+
 def _words_by_document(docs, least):
     "Return (id, kind, words) of each document with enough words."
     found = []
@@ -47,10 +53,11 @@ def endings_task(
 ) -> EvalTask: # UserError for fewer than four documents that are long enough
     "Make questions of held-out text: which of four endings is the real one?"
     for name, number in dict(n=n, each=each, before=before, after=after).items(): whole_number(name, number)
+    whole_number('seed', seed, 0)
+    _check_documents(docs)
     documents = _words_by_document(docs, before + after)
     if len(documents) < 4: raise UserError(
         f'expected four documents of {before + after} words or more, got {len(documents)}: give more or longer text')
-    check_seed(seed)
     rng = np.random.default_rng(seed)
     records = []
     for one in documents * each:
