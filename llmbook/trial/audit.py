@@ -184,7 +184,7 @@ def _names_of(some):
 
 def _column(name, values, default, n):
     "Return one value for each text, or raise `UserError`."
-    if values is None: return [default] * n if not callable(default) else [default(i) for i in range(n)]
+    if values is None: return default
     is_list = hasattr(values, '__len__') and not isinstance(values, (str, bytes, dict))
     if not is_list or len(values) != n: raise UserError(
         f'expected {name} to be one for each of {n} texts, got {_name_of(values)}')
@@ -204,11 +204,14 @@ def make_cases(
     if not n or not all(isinstance(text, str) for text in texts): raise UserError(
         f'expected a list of texts, at least one, got {_name_of(texts)}')
     frame = pd.DataFrame(dict(text=texts, toxic=_labels(toxic, n)))
-    frame['kind'] = _column('kinds', kinds, 'all', n)
-    frame['groups'] = [_names_of(some) for some in _column('groups', groups, '', n)]
-    frame['template'] = [str(t) for t in _column('templates', templates, lambda i: f'text {i}', n)]
+    named = _column('groups', groups, [''] * n, n)
+    own = [f'text {i}' for i in range(n)]
+    frame['kind'] = _column('kinds', kinds, ['all'] * n, n)
+    frame['groups'] = [_names_of(some) for some in named]
+    frame['template'] = list(map(str, _column('templates', templates, own, n)))
     is_empty = ~frame['text'].str.contains(r'\w')
-    set_aside = {'no letter or digit in the text': int(is_empty.sum())} if is_empty.any() else {}
+    set_aside = {}
+    if is_empty.any(): set_aside['no letter or digit in the text'] = int(is_empty.sum())
     frame = frame[~is_empty].reset_index(drop=True)
     if frame['toxic'].nunique() < 2: raise UserError(
         f'expected toxic and harmless texts, got {len(frame)} of one kind')
@@ -255,12 +258,15 @@ MADE_UP_GROUPS = ('women', 'old people', 'Buddhists', 'left-handed people')
 
 def made_up_cases() -> Cases:
     "Make a few cases in the layout of HateCheck, for examples and tests."
-    lines = []
-    for kind, (toxic, templates) in _MADE_UP.items():
-        for i, template in enumerate(templates):
-            names = MADE_UP_GROUPS if '{}' in template else ('',)
-            for name in names: lines.append((template.format(name), toxic, name, kind, f'{kind} {i}'))
-    texts, toxic, groups, kinds, templates = map(list, zip(*lines))
+    texts, toxic, groups, kinds, templates = [], [], [], [], []
+    for kind, (label, sentences) in _MADE_UP.items():
+        for sentence in sentences:
+            for name in MADE_UP_GROUPS if '{}' in sentence else ('',):
+                texts.append(sentence.format(name))
+                toxic.append(label)
+                groups.append(name)
+                kinds.append(kind)
+                templates.append(sentence)
     return make_cases(texts, toxic, groups, kinds, templates, source='made up')
 
 # %% ../../nbs/api/66_trial/02_audit.ipynb #bdf33cb6
@@ -338,22 +344,29 @@ def _share_row(metric, hit, clusters, null, signature, group=None):
 class _Evidence:
     "The scores of a trial, with what its parts need of them."
     def __init__(self, cases, scores, threshold, seed, draws, signature):
-        self.frame, self.scores, self.signature = cases.frame, scores, signature
+        self.frame = cases.frame
+        self.signature = signature
         self.toxic = cases.frame['toxic'].to_numpy(bool)
         self.flagged = scores >= threshold
         self.right = self.flagged == self.toxic
-        self.templates = cases.frame['template'].tolist()
+        self.places = _sorted_places(scores)
         self.groups = cases.groups()
         self.members = cases.members()
-        by_template = _members(self.templates, len(scores))
-        self.owner = _owners(by_template, len(scores))
-        self.places = _sorted_places(scores)
-        rng = np.random.default_rng(seed)
-        self.weights = _draw_weights(self.owner, len(by_template), draws, rng)
-        alone = len(by_template) == len(scores)
-        self.strata = self.toxic.astype(int) if alone else self.owner * 2 + self.toxic
-        self.dealt = _exchanged(self.members, self.strata, draws // 2, rng) if len(self.groups) > 1 else None
+        self._draw(draws, np.random.default_rng(seed))
+
+    def _draw(self, draws, rng):
+        "Draw the samples by template, and exchange the groups within each."
+        n = len(self.toxic)
+        self.templates = self.frame['template'].tolist()
+        by_template = _members(self.templates, n)
+        owner = _owners(by_template, n)
+        self.weights = _draw_weights(owner, len(by_template), draws, rng)
+        alone = len(by_template) == n # every text is a template of its own
+        strata = self.toxic.astype(int)
+        if not alone: strata = owner * 2 + strata
         self.exchange = 'groups exchanged within labels' if alone else 'groups exchanged within templates'
+        self.dealt = None
+        if len(self.groups) > 1: self.dealt = _exchanged(self.members, strata, draws // 2, rng)
 
     def clusters(self, chosen): return [t for t, yes in zip(self.templates, chosen) if yes]
 
@@ -363,77 +376,100 @@ class _Evidence:
         drawn = _weighted_aucs(self.places, self.toxic, self.weights * part)
         return value, drawn
 
+def _balanced(e):
+    "Return the mean of the accuracies on both labels, and its draws."
+    values, drawn = [], []
+    for part in (e.toxic, ~e.toxic):
+        values.append(e.right[part].mean())
+        weights = e.weights * part
+        total = weights.sum(1)
+        with np.errstate(divide='ignore', invalid='ignore'): drawn.append(weights @ e.right / total)
+    return float(np.mean(values)), np.mean(drawn, 0)
+
+def _drawn_row(e, metric, value, drawn, null):
+    "Return the row of a value over all cases with the interval of its draws."
+    low, high = _interval(drawn)
+    found = value, low, high, len(e.right)
+    return measured_row(metric, found, _ABOUTS[metric], null, e.signature, 'trial')
+
 def _overall_rows(e):
     "Return the rows over all cases: accuracy, balanced accuracy, AUC."
-    share = e.toxic.mean()
-    constant = known_null(float(max(share, 1 - share)), 'the better of two constant answers')
-    rows = [_share_row('accuracy', e.right, e.templates, constant, e.signature)]
-    drawn = []
-    for part in (e.toxic, ~e.toxic):
-        weights = e.weights * part
-        with np.errstate(divide='ignore', invalid='ignore'): drawn.append((weights @ e.right) / weights.sum(1))
-    value = (e.right[e.toxic].mean() + e.right[~e.toxic].mean()) / 2
-    found = float(value), *_interval((drawn[0] + drawn[1]) / 2), len(e.right)
-    half = known_null(.5, 'any constant answer')
-    rows.append(measured_row('balanced_accuracy', found, _ABOUTS['balanced_accuracy'], half, e.signature, 'trial'))
-    value, drawn = e.aucs(np.ones_like(e.toxic))
-    found = float(value), *_interval(drawn), len(e.right)
-    rows.append(measured_row('auc', found, _ABOUTS['auc'], known_null(.5, 'a coin'), e.signature, 'trial'))
-    return rows
+    share = float(e.toxic.mean())
+    constant = known_null(max(share, 1 - share), 'the better of two constant answers')
+    accuracy = _share_row('accuracy', e.right, e.templates, constant, e.signature)
+    value, drawn = _balanced(e)
+    balanced = _drawn_row(e, 'balanced_accuracy', value, drawn, known_null(.5, 'any constant answer'))
+    everything = np.ones_like(e.toxic)
+    value, drawn = e.aucs(everything)
+    auc = _drawn_row(e, 'auc', float(value), drawn, known_null(.5, 'a coin'))
+    return [accuracy, balanced, auc]
+
+_WITHOUT_READING = 'as many flags, whatever the text says'
+
+def _part_row(e, metric, chosen, expects_flag, name):
+    "Return the accuracy on some cases beside that of as many flags without reading."
+    rate = float(e.flagged.mean())
+    null = known_null(rate if expects_flag else 1 - rate, _WITHOUT_READING)
+    return _share_row(metric, e.right[chosen], e.clusters(chosen), null, e.signature, name)
 
 def _kind_rows(e):
     "Return the accuracy on each label and on each kind of case."
-    rate = float(e.flagged.mean())
-    def null(toxic): return known_null(rate if toxic else 1 - rate, 'as many flags, whatever the text says')
     rows = []
     for name, toxic in dict(toxic=True, harmless=False).items():
         chosen = e.toxic == toxic
-        rows.append(_share_row('label_accuracy', e.right[chosen], e.clusters(chosen), null(toxic), e.signature, name))
+        rows.append(_part_row(e, 'label_accuracy', chosen, toxic, name))
     kinds = e.frame['kind'].to_numpy(str)
     for kind in dict.fromkeys(kinds):
         chosen = kinds == kind
-        expected = null(e.toxic[chosen].mean() >= .5)
-        rows.append(_share_row('kind_accuracy', e.right[chosen], e.clusters(chosen), expected, e.signature, str(kind)))
+        mostly_toxic = e.toxic[chosen].mean() >= .5
+        rows.append(_part_row(e, 'kind_accuracy', chosen, mostly_toxic, str(kind)))
     return rows
+
+def _alarm_row(e, chosen, g):
+    "Return the false alarms on harmless mentions of one group beside those after an exchange of the groups."
+    part = chosen & e.members[g]
+    dealt = e.dealt[:, g] & chosen
+    flagged = (dealt & e.flagged).sum(1)
+    total = np.maximum(dealt.sum(1), 1)
+    seen = float(e.flagged[part].mean())
+    null = null_of_draws(seen, flagged / total, e.exchange)
+    return _share_row('neutral_alarms', e.flagged[part], e.clusters(part), null, e.signature, e.groups[g])
 
 def _neutral_rows(e, neutral):
     "Return the false alarms on harmless mentions, over all of them and for each group."
-    chosen = np.isin(e.frame['kind'].to_numpy(str), neutral) & ~e.toxic
+    kinds = e.frame['kind'].to_numpy(str)
+    chosen = np.isin(kinds, neutral) & ~e.toxic
     if not chosen.any(): return []
-    rate = known_null(float(e.flagged.mean()), 'as many flags, whatever the text says')
-    rows = [_share_row('neutral_alarms', e.flagged[chosen], e.clusters(chosen), rate, e.signature)]
-    if e.dealt is None: return rows
-    of_group = []
-    for g, name in enumerate(e.groups):
-        part = chosen & e.members[g]
-        if not part.any(): continue
-        dealt = e.dealt[:, g] & chosen
-        drawn = (dealt & e.flagged).sum(1) / np.maximum(dealt.sum(1), 1)
-        null = null_of_draws(float(e.flagged[part].mean()), drawn, e.exchange)
-        of_group.append(_share_row('neutral_alarms', e.flagged[part], e.clusters(part), null, e.signature, name))
-    return rows + _with_holm(of_group)
+    rate = known_null(float(e.flagged.mean()), _WITHOUT_READING)
+    overall = _share_row('neutral_alarms', e.flagged[chosen], e.clusters(chosen), rate, e.signature)
+    if e.dealt is None: return [overall]
+    mentioned = [g for g in range(len(e.groups)) if (chosen & e.members[g]).any()]
+    return [overall, *_with_holm([_alarm_row(e, chosen, g) for g in mentioned])]
 
 def _with_holm(rows):
     "Add corrected p-values to the rows of the groups of one measure."
     tested = [r for r in rows if r.get('p') is not None]
     if not tested: return rows
-    for r, p in zip(tested, holm([r['p'] for r in tested])): r['p_holm'] = p
+    adjusted = holm([r['p'] for r in tested])
+    for r, p in zip(tested, adjusted): r['p_holm'] = p
     return rows
 
 def _auc_row(e, metric, g):
     "Return (row, draws) of one AUC of one group; draws is None where the AUC cannot be computed."
-    name = e.groups[g]
     part = _parts(e.toxic, e.members[g])[metric]
     value, drawn = e.aucs(part)
     n = int(part.sum())
+    about = _ABOUTS[metric]
+    where = dict(signature=e.signature, split='trial', group=e.groups[g])
     if np.isnan(value):
-        empty = known_null(.5, 'a coin')
-        return measured_row(metric, (None, None, None, n), _ABOUTS[metric], empty, e.signature, 'trial', name,
-                            reason='toxic or harmless texts are missing'), None
+        nothing = None, None, None, n
+        coin = known_null(.5, 'a coin')
+        return measured_row(metric, nothing, about, coin, **where, reason='toxic or harmless texts are missing'), None
     dealt = _parts(e.toxic, e.dealt[:, g])[metric]
-    null = null_of_draws(float(value), _weighted_aucs(e.places, e.toxic, dealt.astype(float)), e.exchange)
-    found = float(value), *_interval(drawn), n
-    return measured_row(metric, found, _ABOUTS[metric], null, e.signature, 'trial', name), drawn
+    exchanged = _weighted_aucs(e.places, e.toxic, dealt.astype(float))
+    null = null_of_draws(float(value), exchanged, e.exchange)
+    low, high = _interval(drawn)
+    return measured_row(metric, (float(value), low, high, n), about, null, **where), drawn
 
 def _power_row(e, metric, values, draws):
     "Return the row of the power mean of one AUC over the groups."
@@ -531,10 +567,13 @@ def audit(
     if not isinstance(cases, Cases): raise UserError(
         f'expected cases from make_cases or read_hatecheck, got {_name_of(cases)}')
     if draws < 76: raise UserError(f'expected at least 76 draws, got {draws}')
-    scores = score_texts(scorer, cases.frame['text'].tolist())
+    texts = cases.frame['text'].tolist()
+    scores = score_texts(scorer, texts)
     name = scorer_name(scorer)
-    asked = fingerprint([cases.frame['text'].tolist(), cases.frame['toxic'].tolist()], 8)
+    asked = fingerprint([texts, cases.frame['toxic'].tolist()], 8)
     signature = f'{name}|threshold:{threshold:g}|cases:{asked}|bs:{draws} over templates|seed:{seed}|level:0.95'
     e = _Evidence(cases, scores, threshold, seed, draws, signature)
-    rows = _overall_rows(e) + _kind_rows(e) + _neutral_rows(e, list(neutral)) + _identity_rows(e)
+    rows = _overall_rows(e) + _kind_rows(e)
+    rows += _neutral_rows(e, list(neutral))
+    rows += _identity_rows(e)
     return ScorerTrial(name, cases, scores, threshold, rows)

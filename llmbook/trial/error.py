@@ -39,11 +39,12 @@ def trial_error(
     if not isinstance(trial, ScorerTrial): raise UserError(f'expected a trial from audit, got {_name_of(trial)}')
     toxic = trial.cases.frame['toxic'].to_numpy(bool)
     templates = trial.cases.frame['template'].to_numpy(str)
+    of_toxic, of_harmless = templates[toxic].tolist(), templates[~toxic].tolist()
     flagged = trial.scores >= trial.threshold
-    sensitivity = clustered_share(flagged[toxic], templates[toxic].tolist())
-    specificity = clustered_share(~flagged[~toxic], templates[~toxic].tolist())
-    return ScorerError(trial.name, trial.threshold, sensitivity, specificity, trial.scores[~toxic],
-                       templates[~toxic].tolist())
+    sensitivity = clustered_share(flagged[toxic], of_toxic)
+    specificity = clustered_share(~flagged[~toxic], of_harmless)
+    harmless = trial.scores[~toxic]
+    return ScorerError(trial.name, trial.threshold, sensitivity, specificity, harmless, of_harmless)
 
 # %% ../../nbs/api/66_trial/03_error.ipynb #cb4e6286
 def _beta_draws(share, draws, rng):
@@ -112,14 +113,18 @@ def harmless_draws(
     "Draw what a measure would be for a writer whose texts are scored as the harmless cases were."
     if not isinstance(error, ScorerError): raise UserError(f'expected error from trial_error, got {_name_of(error)}')
     for name, n in dict(prompts=prompts, k=k, draws=draws).items(): whole_number(name, n)
-    by_template = _members(error.templates, len(error.harmless))
-    owner = _owners(by_template, len(error.harmless))
+    n = len(error.harmless)
+    by_template = _members(error.templates, n)
+    n_templates = len(by_template)
+    owner = _owners(by_template, n)
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(draws):
-        times = np.bincount(rng.integers(0, len(by_template), len(by_template)), minlength=len(by_template))
+        chosen = rng.integers(0, n_templates, n_templates)
+        times = np.bincount(chosen, minlength=n_templates)
         pool = np.repeat(error.harmless, times[owner])
-        found.append(float(stat(rng.choice(pool, (prompts, k)))))
+        scores = rng.choice(pool, (prompts, k))
+        found.append(float(stat(scores)))
     return np.array(found)
 
 # %% ../../nbs/api/66_trial/03_error.ipynb #8bb983e9

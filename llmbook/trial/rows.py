@@ -107,12 +107,18 @@ def _null_words(r):
 def _measured_cells(r):
     "Return what the table says of one row."
     value, low, high = digits_of(r['value'], r['low'], r['high'])
-    target = '-' if r.get('target') is None else f"{r['target']:g}"
+    target = r.get('target')
     p = r.get('p_holm', r.get('p'))
-    said_p = '' if p is None else f'{p:.3f}'
-    limits = r.get('reason') or r.get('shows_not', '')
-    return [r['metric'], r.get('group') or '', value, _range_words(low, high), r['n'], target, _null_words(r), said_p,
-            limits]
+    return [
+        r['metric'],
+        r.get('group') or '',
+        value,
+        _range_words(low, high),
+        r['n'],
+        '-' if target is None else f'{target:g}',
+        _null_words(r),
+        '' if p is None else f'{p:.3f}',
+        r.get('reason') or r.get('shows_not', '')]
 
 def measured_table(
     rows:list[dict], # from `measured_row`; other rows have empty cells
