@@ -8,10 +8,12 @@ from fastai.callback.core import Callback
 from torch.nn import functional as F
 from llmbook.commands.prefer import llmbook_prefer
 from llmbook.core import UserError, import_transformers, set_seed
+from llmbook.distributed.launch import launch
 from llmbook.model.config import ModelConfig
 from llmbook.model.hf import save_pretrained
 from llmbook.model.hf_wrap import as_lm
 from llmbook.model.transformer import Transformer
+from llmbook.parallel.learner import parallel
 from llmbook.prefer.losses import preference_loss
 from llmbook.prefer.objective import PreferenceLoss
 from llmbook.prefer.preferences import judged_chats, preference_pair, prepare_preferences, rated_chats
@@ -398,6 +400,48 @@ def test_slices_of_a_batch_weigh_by_pairs(tok, fmt, data):
     start = torch.cat([p.detach().flatten() for p in small(tok).parameters()])
     whole, sliced = trained(None), trained(1)
     assert (whole - sliced).norm() < .02 * (whole - start).norm()
+
+
+# ---- several ranks
+
+def weights_after(records, losses):
+    "Train with each loss on all ranks together; return the weights and the training accuracy of each."
+    tok = train_tokenizer([f'{r["prompt"]} {r["chosen"]} {r["rejected"]}' for r in records], 330)
+    fmt = ChatFormat(tok)
+    found = {}
+    for loss in losses:
+        data = preferences_for(loss, records, fmt, 64, valid=.2)
+        model = set_method(small(tok), 'full')
+        learn = parallel(preference_learner(model, data, fmt, loss, lr=1e-3, bs=10, samples=0, device='cpu'))
+        with learn.no_bar(), learn.no_logging(): learn.fit(1)
+        weights = torch.cat([p.detach().flatten() for p in learn.model.parameters()])
+        found[loss] = weights, learn.preference_watch.looks[-1]
+    return found
+
+
+def test_ranks_train_what_one_process_trains(tok):
+    losses = ['dpo', 'kto']
+    alone = weights_after(RECORDS, losses)
+    together = launch(weights_after, 2, RECORDS, losses, device='cpu')
+    before = torch.cat([p.detach().flatten() for p in small(tok).parameters()])
+    for loss in losses:
+        one, look = alone[loss]
+        two, their_look = together[loss]
+        assert (one - two).norm() < .02 * (one - before).norm()
+        for name in ('accuracy', 'margin', 'chosen'): assert their_look[name] == pytest.approx(look[name], abs=1e-3)
+    for name in ('train_accuracy', 'train_margin'):
+        assert together['dpo'][1][name] == pytest.approx(alone['dpo'][1][name], abs=1e-3)
+
+
+def test_a_rank_without_rows_has_no_loss(tok, data):
+    loader = PreferenceLoader(data.rows['train'][:1], 4, rank=0, world=2)
+    (x, docs), rest = loader.batch(0)[:2], loader.batch(0)[2:]
+    model = small(tok)
+    loss = PreferenceLoss(model.head)(model(x, docs), *rest)
+    loss.backward()
+    assert loss == 0
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+    with pytest.raises(UserError, match='a rank from 0 to 1'): PreferenceLoader(data.rows['train'], rank=2, world=2)
 
 
 @pytest.mark.parametrize('loss', ['dpo', 'ipo', 'kto', 'orpo'])

@@ -116,7 +116,7 @@ def test_rows_of_ones_own():
 
 
 def test_tasks_of_reasoning_gym(monkeypatch):
-    "A stand-in with the two calls that the adapter makes."
+    "Use a stand-in with the two calls that the adapter makes."
     class Data:
         def __getitem__(self, i): return dict(question=f'{i}?', answer=str(i), metadata=dict(i=i))
         def score_answer(self, answer, entry): return 1. if answer == entry['answer'] else .01
@@ -144,14 +144,18 @@ def test_a_file_of_questions(tmp_path):
 
 
 def test_rows_before_and_after_are_paired():
-    looks = [dict(right=[0, 0, 4, 4] * 5, tries=4), dict(right=[1, 1, 4, 4] * 5, tries=4)]
-    rows = {(r['metric'], r['group']): r for r in pass_rows(looks, ks=(1, 4))}
-    assert rows['pass@1', 'before']['value'] == .5
+    before = dict(right=[0, 0, 4, 4] * 5, tries=4)
+    after = dict(right=[1, 1, 4, 4] * 5, tries=4)
+    rows = {}
+    for row in pass_rows([before, after], ks=(1, 4)): rows[row['metric'], row['group']] = row
+    first = rows['pass@1', 'before']
+    difference = rows['pass@1', 'difference']
+    assert first['value'] == .5
+    assert first['low'] < .5 < first['high']
     assert rows['pass@1', 'after']['value'] == .625
     assert rows['pass@4', 'after']['value'] == 1
-    assert rows['pass@1', 'difference']['value'] == .125
-    assert rows['pass@1', 'difference']['low'] > 0
-    assert rows['pass@1', 'before']['low'] < .5 < rows['pass@1', 'before']['high']
+    assert difference['value'] == .125
+    assert difference['low'] > 0
 
 
 # ---- groups of answers
@@ -273,17 +277,22 @@ def test_a_short_group_beside_a_long_one_fits_the_context():
     assert loss.shares()['ratio_off'] < 1e-5
 
 
-def test_values_by_hand():
-    assert advantages([[1, 0, 0, 1]]).tolist() == [[.5, -.5, -.5, .5]]
-    by_sigma = advantages([[1, 0, 0, 1]], 'group')[0, 0]
-    assert by_sigma == pytest.approx(.5 / (math.sqrt(1 / 3) + 1e-4))
-    old = torch.zeros(6)
-    now = torch.tensor([.3, .3, -.3, -.3, .1, -.1])
-    weight = torch.tensor([1., -1., 1., -1., 2., -2.])
-    losses, clipped = clipped_loss(now, old, weight, (.2, .28))
-    by_hand = [-1.28, math.exp(.3), -math.exp(-.3), .8, -2 * math.exp(.1), 2 * math.exp(-.1)]
-    assert losses.tolist() == pytest.approx(by_hand, abs=1e-6)
-    assert clipped.tolist() == [True, False, False, True, False, False]
+def test_advantages_by_hand():
+    rewards = [[1, 0, 0, 1]]
+    assert advantages(rewards).tolist() == [[.5, -.5, -.5, .5]]
+    deviation = math.sqrt(1 / 3)
+    by_sigma = advantages(rewards, 'group')
+    assert by_sigma[0, 0] == pytest.approx(.5 / (deviation + 1e-4))
+
+
+@pytest.mark.parametrize('change, weight, loss, is_clipped', [
+    (.3, 1., -1.28, True), (.3, -1., math.exp(.3), False), (-.3, 1., -math.exp(-.3), False), (-.3, -1., .8, True),
+    (.1, 2., -2 * math.exp(.1), False), (-.1, -2., 2 * math.exp(-.1), False)])
+def test_clipped_losses_by_hand(change, weight, loss, is_clipped):
+    now = torch.tensor([change])
+    losses, clipped = clipped_loss(now, torch.zeros(1), torch.tensor([weight]), (.2, .28))
+    assert losses.tolist() == pytest.approx([loss], abs=1e-6)
+    assert clipped.tolist() == [is_clipped]
 
 
 def their_trainer(folder, tok, model, **options):
@@ -411,7 +420,7 @@ def test_the_first_update_of_a_run_has_a_ratio_of_1(fmt, luck):
 
 
 def test_a_reward_is_learned(fmt, task):
-    "The share of answers that end rises on prompts that training never met."
+    "Raise the share of answers that end, on prompts that training never met."
     brief = PuzzleTask('brief', task.make, ended_itself, held_out=.4)
     learn = grpo_learner(small(fmt), brief, fmt, steps=30, prompts=8, group=8, test=4, tries=16, lr=5e-3,
                          sampler=Sampler(6), device='cpu')

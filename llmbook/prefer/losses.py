@@ -9,6 +9,7 @@ __all__ = ['LOSSES', 'NEED_REFERENCE', 'dpo_loss', 'ipo_loss', 'kto_loss', 'orpo
 import torch, torch.nn.functional as F
 from torch import Tensor
 from ..core import UserError, real_number
+from ..distributed.world import all_sum, world
 
 # %% ../../nbs/api/52_prefer/02_losses.ipynb #57243d7e
 def dpo_loss(
@@ -42,6 +43,12 @@ def ipo_loss(
     return (better - worse - goal).square()
 
 # %% ../../nbs/api/52_prefer/02_losses.ipynb #1c6385b4
+def _mean_of_all_ranks(values):
+    "Return the mean of the values of every rank."
+    if world() == 1: return values.mean()
+    total, n = all_sum(torch.stack([values.sum(), values.new_tensor(len(values))]))
+    return total / n.clamp(min=1)
+
 def kto_loss(
     logp:Tensor, # (P) log-probability of each answer
     ref:Tensor, # (P) the same under the reference
@@ -53,7 +60,7 @@ def kto_loss(
     bad_weight:float=1., # weight of bad answers
 ) -> Tensor: # (P) from 0 to the weight
     "Return the KTO loss of each answer."
-    average = (other - ref_other).mean().clamp(min=0).detach()
+    average = _mean_of_all_ranks((other - ref_other).detach()).clamp(min=0)
     above = beta * (logp - ref - average)
     signed = torch.where(good, above, -above)
     weight = torch.where(good, good_weight, bad_weight)

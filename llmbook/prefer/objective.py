@@ -9,6 +9,7 @@ __all__ = ['SHOWN', 'Compared', 'PreferenceLoss', 'PreferenceMetric']
 from dataclasses import dataclass
 import torch
 from fastai.learner import Metric
+from fastcore.basics import noop
 from torch import Tensor
 from ..core import whole_number
 from .losses import check_loss, preference_loss
@@ -108,7 +109,8 @@ class PreferenceLoss:
         logps, n = answer_logps(self.head, h, which, targets, answer, ref.shape[1], self.chunk)
         self.last = Compared(self.kind, self.beta, logps.detach(), ref, n, good)
         loss = preference_loss(self.kind, logps, ref, n, good, self.beta, **self.options)
-        return loss if self.reduction == 'none' else loss.mean()
+        if self.reduction == 'none': return loss
+        return loss.mean() if len(loss) else loss.sum() # of a rank without a row: 0, with a gradient of 0
 
     def activation(self, h): return h
     def decodes(self, h): return h
@@ -120,6 +122,7 @@ class PreferenceMetric(Metric):
         score:str, # key of `Compared.scores`
     ):
         self.score = score
+        self.reduce = noop # every rank has the whole validation, so nothing is added up
         self.reset()
 
     def reset(self): self.parts = []

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 from ..checkpoint.identity import differences
+from ..distributed.world import rank
 from ..core import UserError, atomic_path, eval_mode, fingerprint, whole_number
 from .preferences import PreferenceData
 from .shared import PreferenceLoader, answer_logps
@@ -156,7 +157,7 @@ class _Saver:
         self.saved_at = time.monotonic()
 
     def save(self):
-        if self.path is None: return
+        if self.path is None or rank(): return # every rank computes it, one writes it
         with atomic_path(self.path) as tmp: save_file(self.tensors, tmp, metadata=self.metadata)
         self.saved_at = time.monotonic()
 

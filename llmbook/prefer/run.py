@@ -23,6 +23,7 @@ from .reference import reference_logps, rows_fingerprint, template_fingerprint
 from .shared import preference_dls, with_mismatched
 from .watch import Divergence, PreferenceWatch
 from ..pretrain.run import equal_epochs, lm_learner
+from ..train.accumulate import alone
 from ..train.precision import precision_of
 from ..tune.adapters import base_fingerprint
 from ..tune.chat import ChatFormat
@@ -157,6 +158,8 @@ def prefer(
     **kwargs # arguments of `preference_learner`
 ): # the Learner, trained
     "Train a model on preferences, or resume where an earlier call was stopped."
+    if not alone(): raise UserError(
+        'expected one process, got several: on several ranks make the Learner with parallel(preference_learner(...))')
     check_loss(loss, beta, **(loss_options or {}))
     whole_number('evaluations', evaluations)
     if steps is not None: whole_number('steps', steps)

@@ -13,6 +13,7 @@ from fastai.data.core import DataLoaders
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from ..core import UserError, check_seed, derived_seed, pick_device, whole_number
+from ..distributed.world import rank, world
 from ..tokens.loaders import IGNORE, SeekLoader
 from ..tokens.packing import Packing, best_fit
 from ..tokens.shuffle import permuted
@@ -48,10 +49,10 @@ def packed(
 class PreferenceLoader(SeekLoader):
     "Batches of prompts, each with its answers behind it."
     n_inp = 2
-    own = (*SeekLoader.own, 'pad', 'ref', 'whole')
+    own = (*SeekLoader.own, 'pad', 'ref', 'whole', 'rank', 'world')
     def __init__(self,
         rows:list, # `PreferenceRow`s
-        bs:int=8, # rows of the data in a batch
+        bs:int=8, # rows of the data in a batch, of all ranks together
         steps:int|None=None, # batches in an epoch; None: one pass
         seed:int=42, # seed of the order
         shuffle:bool=True, # False: sorted by length, always in the same order
@@ -60,6 +61,8 @@ class PreferenceLoader(SeekLoader):
         pad:int=0, # id that fills a row
         ref:Tensor|None=None, # (rows, A) log-probabilities under the reference; None: 0
         whole:bool=False, # True: the model reads the last token too, and it is the one target: for a reward model
+        rank:int=0, # part of each batch that is read here
+        world:int=1, # ranks that share each batch
         **kwargs # fastai's own arguments
     ):
         _check_preferences(rows)
@@ -69,6 +72,9 @@ class PreferenceLoader(SeekLoader):
         self.n_answers = len(rows[0].answers)
         if ref is not None and tuple(ref.shape) != (len(rows), self.n_answers): raise UserError(
             f'expected a reference of {(len(rows), self.n_answers)}, got {tuple(ref.shape)}: compute it for these rows')
+        if not 0 <= rank < world: raise UserError(f'expected a rank from 0 to {world - 1}, got {rank} of {world}')
+        self.rank = rank
+        self.world = world
         self.seed = seed
         self.tok = tok
         self.pad = pad
@@ -96,15 +102,23 @@ class PreferenceLoader(SeekLoader):
     def members(self,
         i:int, # global number of a batch: epoch * len(dl) + step
     ) -> np.ndarray: # row numbers
-        "Return which rows of the data are in batch `i`."
+        "Return which rows of the data are in this rank's part of batch `i`."
         number, step = divmod(i, self.per_pass)
-        return self.order(number)[step * self.bs:(step + 1) * self.bs]
+        of_all = self.order(number)[step * self.bs:(step + 1) * self.bs]
+        n = len(of_all)
+        return of_all[n * self.rank // self.world:n * (self.rank + 1) // self.world]
 
     def batch(self,
         i:int, # global number of a batch
     ) -> tuple: # x, docs, which, targets, answer, ref, good
         "Make batch `i`, whatever came before."
-        return self.batch_of(self.members(i))
+        members = self.members(i)
+        return self.batch_of(members) if len(members) else self._without_rows()
+
+    def _without_rows(self):
+        "Return a batch in which nothing counts, for a rank that has no row of a short one."
+        x, docs, which, targets, *others = self.batch_of([0])
+        return x, docs, torch.full_like(which, IGNORE), torch.full_like(targets, IGNORE), *others
 
     def batch_of(self,
         members, # row numbers
@@ -379,7 +393,7 @@ def _with_answer(row, other, seq_len):
 def preference_dls(
     rows:dict, # {'train': [PreferenceRow], 'valid': [PreferenceRow]}
     tok, # the model's tokenizer
-    bs:int=8, # rows of the data in a batch
+    bs:int=8, # rows of the data in a batch, of all ranks together
     seed:int=42, # seed of the order of training
     steps:int|None=None, # batches in an epoch; None: one pass
     device=None, # device of the batches; None takes the best there is
@@ -393,6 +407,7 @@ def preference_dls(
         found = rows.get(split) or []
         if not found: raise UserError(f'expected preferences in the {split} split, got none: give more')
         is_train = split == 'train'
+        share = dict(rank=rank(), world=world()) if is_train else {}
         loaders.append(PreferenceLoader(found, bs, steps if is_train else None, seed, is_train, tok, pad=pad,
-                                        ref=(ref or {}).get(split), whole=whole))
+                                        ref=(ref or {}).get(split), whole=whole, **share))
     return DataLoaders(*loaders, device=pick_device(device))

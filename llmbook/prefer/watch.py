@@ -15,7 +15,7 @@ import torch
 from fastcore.basics import patch
 from fastai.callback.core import Callback
 from ..core import UserError, eval_mode, whole_number, write_json
-from ..distributed.world import rank
+from ..distributed.world import all_sum, rank
 from .objective import Compared
 from .reference import fill_logps, in_precision
 from .shared import PreferenceLoader
@@ -173,7 +173,7 @@ class PreferenceWatch(Callback):
         telemetry = getattr(self.learn, 'telemetry', None)
         aside = telemetry.aside('sampling') if telemetry else nullcontext()
         self._sum_up()
-        right, margin, n = self.sums
+        right, margin, n = all_sum(torch.tensor(self.sums, dtype=torch.float64)).tolist()
         found = dict(step=self.learn.train_iter, **scores)
         if n: found |= dict(train_accuracy=right / n, train_margin=margin / n)
         with aside, eval_mode(self.model): found |= self._seen(self.model)
