@@ -95,7 +95,8 @@ def glossary(paths):
             '(`tools/course.py`): change a meaning in its chapter.']
     for term, meaning, path in found:
         where = f'Explained in [{title(path)}]({path.name}).'
-        made.append(f'## {term}\n\n{meaning}\n\n{where}')
+        sentence = meaning[0].upper() + meaning[1:]
+        made.append(f'## {term}\n\n{sentence}\n\n{where}')
     return made
 
 
@@ -121,7 +122,7 @@ def course(paths):
     "Return the course's Markdown: the path with times, and the map."
     made = ['# The course\n\n> The way through the chapters, with times, and a map of what stands where',
             (ROOT/'tools/static/course.md').read_text(encoding='utf-8').strip()]
-    rows = ['| | chapter | you will | to read | exercises |', '|---|---|---|---|---|']
+    rows = ['| | chapter | what it is about | to read and run | exercises |', '|---|---|---|---|---|']
     for path in paths:
         minutes = f'{reading_minutes(path)} min'
         name = f'[{title(path)}]({path.name})'

@@ -210,14 +210,13 @@ def code_cells(cell, src, mod, sources, names):
         return [md_cell(markdown(text, names))]
     if directives.get('include') == 'false': return []
     if output == 'asis': return [md_cell(markdown(output_text(o), names)) for o in outputs]
-    tags = []
-    if directives.get('echo') == 'false': tags = ['remove-input']
-    elif directives.get('code-fold') == 'true': tags = ['hide-input']
-    return [code_cell(body, outputs, tags)]
+    has_input = directives.get('echo') != 'false'
+    return [code_cell(body, outputs, has_input)]
 
 
-def code_cell(source, outputs, tags):
-    "Return a cell of code; its tags say whether the input is shown, folded or left out."
+def code_cell(source, outputs, has_input):
+    "Return a cell of code, with or without its input."
+    tags = [] if has_input else ['remove-input']
     return dict(cell_type='code', metadata=dict(tags=tags), source=source, outputs=outputs, execution_count=None)
 
 

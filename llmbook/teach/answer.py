@@ -85,7 +85,9 @@ class Exercise:
     tolerance:float=.01 # how far a number may be off, as a share of the wanted one
     praise:str='' # what is said of a right answer
 
-    def mark(self, answer):
+    def mark(self,
+        answer, # what the reader gave; `...` for nothing
+    ) -> Mark: # true if the answer is right
         "Return what is said of an answer."
         if answer is ...: return Mark(None, 'not answered yet. Put your answer in place of the dots.')
         return self._mark_function(answer) if self.inputs else self._mark_value(answer)
