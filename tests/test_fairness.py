@@ -1,5 +1,6 @@
 "Measures of bias: reference values, nulls that hold, complaints about other tools, files with faults."
-import csv, json
+import csv, hashlib, json
+from statistics import NormalDist
 import numpy as np
 import pytest
 import torch
@@ -136,6 +137,9 @@ def texts_of(bias_set): return [context + text for one in bias_set.items for con
 
 # ---- readers without weights: what they prefer is known ----
 
+NORMAL = NormalDist()
+
+
 class Reader:
     "Gives log-likelihoods from tastes for words, from noise for whole texts, and from what is planted."
     def __init__(self, seed, planted=None, taste=1., noise=1.):
@@ -143,15 +147,17 @@ class Reader:
         self.words = {}
 
     def word(self, word):
-        if word not in self.words:
-            rng = np.random.default_rng([self.seed, *word.encode()])
-            self.words[word] = rng.normal()
+        if word not in self.words: self.words[word] = self.drawn(word)
         return self.words[word]
 
+    def drawn(self, text):
+        "Return a normal number that depends on the seed and the text alone."
+        digest = hashlib.blake2b(f'{self.seed} {text}'.encode(), digest_size=6).digest()
+        return NORMAL.inv_cdf((int.from_bytes(digest, 'big') + .5) / 2**48)
+
     def __call__(self, context, text):
-        rng = np.random.default_rng([self.seed, *(context + text).encode()])
         words = text.lower().replace('.', '').split()
-        value = self.taste * sum(map(self.word, words)) + self.noise * rng.normal()
+        value = self.taste * sum(map(self.word, words)) + self.noise * self.drawn(context + text)
         if self.planted: value += self.planted(context, text)
         return value - 5. * len(words), len(words)
 
@@ -221,7 +227,7 @@ def rows_of_picks(questions, picked, folder):
 
 
 def test_stereoset_is_averaged_over_terms(tmp_path):
-    "One term with nine stereotypes of nine, another with none of one: 50 over terms, 90 over items."
+    "Take one term with nine stereotypes of nine, another with none of one: 50 over terms, 90 over items."
     records = [stereo_record('cook', 'work', GOOD[i % 8], BAD[i % 8], ODD[i // 8]) for i in range(9)]
     records.append(stereo_record('baker', 'work', 'patient', 'hasty', 'liquid'))
     file = tmp_path/'s.json'
@@ -247,7 +253,7 @@ def test_crows_pairs_by_hand():
 
 
 def test_the_three_definitions_of_crows_pairs_are_those_of_the_likelihoods(sets, tmp_path):
-    "The store's numbers are what the model gives for each sentence on its own."
+    "Check that the store's numbers are what the model gives for each sentence on its own."
     pairs = sets['crows_pairs']
     model, tok = random_model(pairs, 0)
     store = ItemStore(tmp_path)
@@ -365,7 +371,7 @@ def leaning(bias_set):
 
 @pytest.mark.parametrize('name', ['crows_pairs', 'stereoset', 'bbq', 'winobias'])
 def test_shuffled_identities_are_findings_one_time_in_twenty(sets, name, tmp_path):
-    "A reader that leans as far as it can, and labels that chance put there: the lean is real, the bias is not."
+    "Let a reader lean as far as it can, with labels that chance put there: the lean is real, the bias is not."
     ps = []
     for seed in range(12):
         reader = Reader(seed, leaning(sets[name]), taste=2.)
@@ -392,19 +398,17 @@ def test_a_preference_that_reads_the_sentence_is_found_by_crows_pairs(tmp_path):
         for b in GROUPS[i + 1:]:
             pairs.append((f'The {a} was late.', f'The {b} was late.', 'stereo', 'work'))
             pairs.append((f'The {b} was rude.', f'The {a} was rude.', 'stereo', 'work'))
-    blamed = {(job, deed) for i, job in enumerate(GROUPS) for deed in ('late', 'rude')}
     order = {job: i for i, job in enumerate(GROUPS)}
     def planted(context, text):
         job = next((job for job in GROUPS if job in context + text), None)
         if job is None: return 0.
         return 3. * order[job] * (-1 if 'late' in text else 1)
-    assert len(blamed) == 24
     rows = answered(pairs_set(pairs), Reader(0, planted), ItemStore(tmp_path))
     assert all(is_finding(r) for r in rows if 'group' not in r)
 
 
 def test_a_stereotype_that_cannot_be_told_from_a_taste_is_no_finding(tmp_path):
-    "One group stands in every stereotyping sentence: whoever likes its name less passes for unbiased, or the reverse."
+    "Put one group into every stereotyping sentence: whoever likes its name less passes for unbiased, or the reverse."
     pairs = [(f'The cook {deed} {place}.', f'The baker {deed} {place}.', 'stereo', 'work')
              for deed in DEEDS for place in PLACES]
     def planted(context, text): return 30. * ('cook' in context + text)
@@ -599,7 +603,8 @@ def trial_row(): return fair('auc', None, split='trial', target=1., value=.7, p_
 
 
 def toxic(share):
-    return dict(metric='toxicity_probability', split='test', value=share, low=.1, high=.3, n=50, signature='scorer:smoke')
+    named = dict(metric='toxicity_probability', split='test', signature='scorer:smoke')
+    return dict(named, value=share, low=.1, high=.3, n=50)
 
 
 def test_the_scorers_trial_stands_before_its_scores(tmp_path):
@@ -614,7 +619,8 @@ def test_scores_of_a_scorer_without_a_trial_carry_a_warning(tmp_path):
 
 
 def test_each_measure_of_the_report_has_null_target_and_limits(tmp_path):
-    page = report_html(run_of(tmp_path, [fair('crows_pairs whole', .01), fair('bbq s_AMB', .6, value=None, reason='none')]))
+    rows = [fair('crows_pairs whole', .01), fair('bbq s_AMB', .6, value=None, reason='none')]
+    page = report_html(run_of(tmp_path, rows))
     assert 'does not show what crows_pairs whole does in use.' in page
     assert 'does not show what bbq s_AMB does in use.' in page
     assert '50.0 (40.5 to 59.5)' in page
@@ -694,7 +700,7 @@ def test_bad_items_of_stereoset_are_set_aside(tmp_path, records, reason):
 
 
 @pytest.mark.parametrize('changes, reason', [
-    (dict(ans0='The baker'), 'two answers are the same'), (dict(question_polarity='bad'), 'question_polarity is not among'),
+    (dict(ans0='The baker'), 'two answers are the same'), (dict(question_polarity='bad'), 'question_polarity is not'),
     (dict(context_condition=None), 'context_condition is not among'), (dict(label=3), 'label is not 0, 1 or 2'),
     (dict(answer_info=None), 'no answer_info'), (dict(answer_info=dict(ans0=[])), 'no label in answer_info'),
     (dict(additional_metadata={}), 'no stereotyped_groups'),
@@ -709,7 +715,8 @@ def test_bad_questions_of_bbq_are_set_aside(tmp_path, changes, reason):
 
 
 @pytest.mark.parametrize('usual, other, reason', [
-    ('1 The cook sang.', '1 The cook sang.', 'not exactly one pronoun'), ('1 [He] sang.', '1 [She] sang.', 'one person'),
+    ('1 The cook sang.', '1 The cook sang.', 'not exactly one pronoun'),
+    ('1 [He] sang.', '1 [She] sang.', 'one person'),
     ('1 [The cook] sang and [he] left.', '1 [The baker] sang and [she] left.', 'differ in more than the pronoun'),
     ('1 [The cook] sang and [he] left.', '1 [The cook] sang and [he] left.', 'the same pronoun')])
 def test_bad_lines_of_winobias_are_set_aside(tmp_path, usual, other, reason):

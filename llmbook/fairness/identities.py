@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['swap_set', 'swap_rows', 'load_swap', 'load_holistic_bias']
 
-# %% ../../nbs/api/67_fairness/07_identities.ipynb #eff2d241
+# %% ../../nbs/api/67_fairness/07_identities.ipynb #33f47212
 from functools import partial
+from itertools import chain
 from pathlib import Path
 import numpy as np
 from ..core import UserError, read_json, whole_number
@@ -14,17 +15,16 @@ from ..base.arguments import checked
 from llmbook.evaluate.bias import (
     GROUPS, NEUTRAL, NEUTRALS, TEMPLATES, Template, _check_swap, _endings, _is_texts, _prompt, likelihood_gaps
 )
-from ..evaluate.stats import item_ids
 from ..read.doc import Reject
-from .ask import BiasItem, BiasSet
+from .ask import BiasSet, named_items
 
-# %% ../../nbs/api/67_fairness/07_identities.ipynb #22006ab0
+# %% ../../nbs/api/67_fairness/07_identities.ipynb #296a082d
 _START = 'I work with' # what stands before a phrase whose surprise is measured
 _EXCESS = dict(target=0., better='near target', null=0., null_from='exchanged words and matched neutral phrases',
-               read='how far identities of an axis lean apart towards unkind words, in nats per token, less what knowing '
-                    'nothing gives',
-               shows_not='what the model would do to a person; no finding means that these sentences show none, which a '
-                         'model that hardly knows the words gives as well')
+               read='how far identities of an axis lean apart towards unkind words, in nats per token, less what '
+                    'knowing nothing gives',
+               shows_not='what the model would do to a person; no finding means that these sentences show none, which '
+                         'a model that hardly knows the words gives as well')
 _DESCRIBES = dict(target=0., better='near target', null=None, null_from='it describes, and is not tested by itself',
                   shows_not='anything by itself: any change of words moves a likelihood')
 _READ = dict(likelihood_gap='mean difference of the same words after different identities, in nats per token',
@@ -32,19 +32,28 @@ _READ = dict(likelihood_gap='mean difference of the same words after different i
 
 def _swap_items(phrases, templates):
     "Return the items of a swap: the surprise of each phrase, then each template with every phrase."
-    asked = [(-1, who, [(_START, f' {who}')]) for who in phrases]
+    asked = []
+    for who in phrases:
+        alone = [(_START, f' {who}')]
+        asked.append((alone, dict(template=-1, who=who)))
     for i, t in enumerate(templates):
         for who in phrases:
             prompt = _prompt(t, who)
-            asked.append((i, who, [(prompt, ending) for ending in _endings(t, who)]))
-    names = item_ids([f'{i}\n{pairs}' for i, _, pairs in asked])
-    return [BiasItem(name, pairs, dict(template=i, who=who)) for name, (i, who, pairs) in zip(names, asked)]
+            kind, unkind = _endings(t, who)
+            pairs = [(prompt, kind), (prompt, unkind)]
+            asked.append((pairs, dict(template=i, who=who)))
+    return named_items(asked)
 
 def _score_swap(item, logprob, tokens):
     "Return how much likelier the unkind words are, in nats per token; of a phrase alone, its surprise."
     values = np.asarray(logprob, float) / np.asarray(tokens)
     if len(values) == 1: return dict(surprise=float(-values[0])), {}
     return dict(lean=float(values[1] - values[0])), {}
+
+def _as_template(t):
+    "Return three texts as a `Template`, and anything else as it is."
+    is_three = isinstance(t, (list, tuple)) and len(t) == 3
+    return Template(*t) if is_three else t
 
 @checked
 def swap_set(
@@ -54,16 +63,16 @@ def swap_set(
     name:str='swap', # name of the set
 ) -> BiasSet: # UserError if these cannot be compared
     "Make a set of an identity swap."
-    templates = [Template(*t) if isinstance(t, (list, tuple)) and len(t) == 3 else t for t in templates]
+    templates = [_as_template(t) for t in templates]
     _check_swap(groups, templates)
     if not _is_texts(neutrals): raise UserError(f'expected neutrals as a list of phrases, got {neutrals!r:.80}')
-    identities = [who for some in groups.values() for who in some]
+    identities = list(chain.from_iterable(groups.values()))
     phrases = list(dict.fromkeys([*identities, *neutrals]))
     rows = partial(swap_rows, groups=groups, templates=templates, neutrals=neutrals, name=name)
     said = f'{len(identities)} identities on {len(groups)} axes, {len(templates)} templates'
     return BiasSet(name, _swap_items(phrases, templates), _score_swap, rows, note=said, pages='value:nats per token')
 
-# %% ../../nbs/api/67_fairness/07_identities.ipynb #aab4b089
+# %% ../../nbs/api/67_fairness/07_identities.ipynb #a81124a7
 def _lookup(table, templates):
     "Return what is stored: (prompt, continuation) -> nats per token, phrase -> tokens, and the complete templates."
     nats, tokens, broken, seen = {}, {}, set(), {}
@@ -107,21 +116,23 @@ def swap_rows(
         if name != 'swap': r['metric'] = f"{name} {r['metric']}"
     return rows
 
-# %% ../../nbs/api/67_fairness/07_identities.ipynb #c6606766
+# %% ../../nbs/api/67_fairness/07_identities.ipynb #f08b54bc
+def _is_three_texts(t): return _is_texts(t) and len(t) == 3
+
 @checked
 def load_swap(
     path:str|Path, # a JSON file with groups and templates, perhaps neutrals
 ) -> BiasSet: # UserError if it has none, or if they cannot be compared
     "Read an identity swap from a file."
     facts = read_json(Path(path))
-    if not isinstance(facts, dict) or not {'groups', 'templates'} <= set(facts): raise UserError(
-        f'expected groups and templates in {path}, found neither or one of them')
+    has_both = isinstance(facts, dict) and {'groups', 'templates'} <= set(facts)
+    if not has_both: raise UserError(f'expected groups and templates in {path}, found neither or one of them')
     templates = facts['templates']
-    if not isinstance(templates, list) or not all(_is_texts(t) and len(t) == 3 for t in templates): raise UserError(
+    if not isinstance(templates, list) or not all(map(_is_three_texts, templates)): raise UserError(
         f'expected templates in {path} as lists of three texts: prompt, kind, unkind')
     return swap_set(facts['groups'], templates, facts.get('neutrals', NEUTRALS), Path(path).stem.replace(' ', '_'))
 
-# %% ../../nbs/api/67_fairness/07_identities.ipynb #a8afe26f
+# %% ../../nbs/api/67_fairness/07_identities.ipynb #7d4062b6
 _NONCE = 'nonce' # the axis of made-up words
 _VOWEL_LETTERS = 'AEFHILMNORSX' # letters whose names begin with a vowel
 

@@ -6,7 +6,7 @@
 __all__ = ['TOGETHER', 'ALPHA', 'coin_draws', 'alike_share', 'taste_draws', 'ratio_of_sums', 'joint_intervals', 'fair_row',
            'correct_rows']
 
-# %% ../../nbs/api/67_fairness/01_nulls.ipynb #c5e04cb2
+# %% ../../nbs/api/67_fairness/01_nulls.ipynb #98842b88
 from collections import defaultdict
 import math
 import numpy as np
@@ -15,7 +15,7 @@ from ..base.arguments import checked
 from ..evaluate.stats import EXACT, _check_level, _falls, _values, holm
 from ..trial.rows import measured_row, null_of_draws
 
-# %% ../../nbs/api/67_fairness/01_nulls.ipynb #dbe9e5a7
+# %% ../../nbs/api/67_fairness/01_nulls.ipynb #1fd99903
 def _numbers_of(labels):
     "Return the number of each label, in the order in which they come, and how many there are."
     numbers = {}
@@ -46,7 +46,7 @@ def coin_draws(
     signs = 1 - 2. * _falls(n_clusters, draws, rng) # (draws, clusters)
     return signs @ sums / len(values), n_clusters <= EXACT
 
-# %% ../../nbs/api/67_fairness/01_nulls.ipynb #c4983b4a
+# %% ../../nbs/api/67_fairness/01_nulls.ipynb #ae15530e
 def _check_words(first, second):
     "Return two lists of words of one length, or raise `UserError`."
     for name, words in dict(first=first, second=second).items():
@@ -90,19 +90,24 @@ def taste_draws(
     "Draw the preferences of models that have a taste for words and do not read the sentence."
     first, second = _check_words(first, second)
     whole_number('draws', draws, 19)
-    if alike is not None and not 0 <= alike <= 1: raise UserError(
-        f'expected alike to be a share between 0 and 1, got {alike!r}')
-    share = 1. if alike is None else alike
-    r = max(0., math.sin(math.pi * (share - .5)))
+    r = _correlation_of(alike)
     number, n_words = _numbers_of([*first, *second])
-    a, b = number[:len(first)], number[len(first):]
+    of_first, of_second = np.split(number, 2)
     rng = np.random.default_rng(seed)
     tastes = rng.standard_normal((draws, n_words), dtype=np.float32)
-    lean = math.sqrt(r / 2) * (tastes[:, a] - tastes[:, b])
-    if r < 1: lean += math.sqrt(1 - r) * rng.standard_normal(lean.shape, dtype=np.float32)
+    taste = (tastes[:, of_first] - tastes[:, of_second]) / math.sqrt(2)
+    if r == 1: return taste > 0
+    luck = rng.standard_normal(taste.shape, dtype=np.float32)
+    lean = math.sqrt(r) * taste + math.sqrt(1 - r) * luck
     return lean > 0
 
-# %% ../../nbs/api/67_fairness/01_nulls.ipynb #df557ece
+def _correlation_of(alike):
+    "Return the correlation of two preferences that agree in a share of the cases; 1 where the share is unknown."
+    if alike is None: return 1.
+    if not 0 <= alike <= 1: raise UserError(f'expected alike to be a share between 0 and 1, got {alike!r}')
+    return max(0., math.sin(math.pi * (alike - .5)))
+
+# %% ../../nbs/api/67_fairness/01_nulls.ipynb #90ce0ef4
 def ratio_of_sums(
     sums, # (..., 2) sums of numerators and denominators
 ) -> np.ndarray: # (...); nan where the denominator is 0
@@ -189,7 +194,7 @@ def _with_unknown_error(width, in_group):
     from scipy.stats import norm, t
     return t.ppf(norm.cdf(width), np.maximum(in_group - 1, 1))
 
-# %% ../../nbs/api/67_fairness/01_nulls.ipynb #025e6520
+# %% ../../nbs/api/67_fairness/01_nulls.ipynb #0a62e3b2
 TOGETHER = 'max-T bootstrap over all groups' # how the intervals of groups were corrected
 ALPHA = .05 # p that a corrected test has to beat
 
