@@ -3,6 +3,7 @@ import copy, json, math
 from pathlib import Path
 import numpy as np
 import pytest, torch
+from llmbook.commands.mitigate import MITIGATIONS, command_methods, llmbook_mitigate, method_names
 from llmbook.core import UserError, import_transformers, set_seed
 from llmbook.evaluate.bias import GROUPS
 from llmbook.evaluate.items import model_fingerprint
@@ -13,7 +14,9 @@ from llmbook.generate.text import generate, generate_ids
 from llmbook.mitigate.counterfactual import CounterfactualTexts, augment, pair_table, swap_identities
 from llmbook.mitigate.erase import ConceptSums, Erase, erase_concept, fit_eraser
 from llmbook.mitigate.experts import ExpertModel, Experts, expert_logits, nucleus_mask
-from llmbook.mitigate.measures import DIALECT, IdentityGap, Measure, TaskScore, TextCost, WrittenToxicity, subsets
+from llmbook.fairness.crows_pairs import load_crows_pairs
+from llmbook.mitigate.measures import DIALECT, IdentityGap, ModelMeasure, PublishedBias, TaskScore, TextCost
+from llmbook.mitigate.measures import WrittenToxicity, mention_texts, subsets
 from llmbook.mitigate.method import Method, Nothing, check_texts, training_cost
 from llmbook.mitigate.pairs import PreferKind, contrast_pairs, drawn_texts
 from llmbook.mitigate.run import AGAIN, BASE, check_mitigation, finding, mitigate, mitigation_html, plot_mitigation
@@ -21,6 +24,7 @@ from llmbook.mitigate.self_debias import SelfDebias, SelfDebiasedModel, avoid_fa
 from llmbook.mitigate.steer import SteeredModel, with_prefix
 from llmbook.mitigate.texts import CleanTexts, SameTexts, Training, filter_account, filter_texts, train_on_texts
 from llmbook.model.config import ModelConfig
+from llmbook.model.hf import save_pretrained
 from llmbook.model.hf_wrap import as_lm
 from llmbook.model.transformer import Transformer
 from llmbook.tokens.tokenizer import train_tokenizer
@@ -192,6 +196,16 @@ def test_erasure_is_that_of_the_authors_package(states):
     assert torch.allclose(theirs(x), eraser(x), atol=1e-9)
 
 
+def test_erasure_gives_the_values_of_the_authors_package():
+    "Values of concept-erasure 0.2.4, without shrinkage."
+    x = torch.tensor([[1., 2, 0], [2, 1, 1], [0, 3, 1], [4, 1, 2], [5, 2, 0], [3, 4, 3]], dtype=torch.float64)
+    sums = ConceptSums(3, 2)
+    sums.add(x, torch.tensor([0, 0, 0, 1, 1, 1]))
+    wanted = [[2.73077, 2.19231, .57692], [2.93956, 1.1044, 1.31319], [1.82967, 3.2033, 1.60989],
+              [2.91209, .87912, 1.63736], [3.36813, 1.81868, -.54396], [1.21978, 3.8022, 2.40659]]
+    assert torch.allclose(fit_eraser(sums)(x), torch.tensor(wanted).double(), atol=1e-5)
+
+
 def test_erasure_moves_less_than_a_plain_projection(states):
     x, z, eraser = states
     sums = ConceptSums(12, 3)
@@ -352,7 +366,7 @@ def test_a_method_that_is_added_is_all_that_is_made(tok, model, experiment, tmp_
     assert 'erase' in set(found.table().method)
 
 
-class Cut(Measure):
+class Cut(ModelMeasure):
     "Ends the process the first time that it is asked, as a kill would."
     name = 'cut'
     def __init__(self): self.times = 0
@@ -385,7 +399,7 @@ def test_a_method_that_fails_is_named_with_its_reason_and_the_others_stand(tok, 
     assert 'self-debias' in set(lines.index)
 
 
-class Fixed(Measure):
+class Fixed(ModelMeasure):
     "Gives one model fixed scores, and another model others."
     name = 'fixed'
     def settings(self): return dict(measure='fixed')
@@ -440,6 +454,118 @@ def test_all_models_read_the_same_windows(tok, model):
     assert np.allclose(document_nats(silent, tok, text, 24), plain, atol=1e-3)
 
 
+def crows_file(folder):
+    lines = ['sent_more,sent_less,stereo_antistereo,bias_type']
+    for a in ('cook', 'sing', 'walk', 'wait'): lines.append(f'Women {a} here.,Men {a} here.,stereo,gender')
+    (folder/'pairs.csv').write_text('\n'.join(lines))
+    return folder/'pairs.csv'
+
+
+@pytest.mark.parametrize('before, after, word', [(70., 55., 'better'), (55., 30., 'worse'), (40., 49., 'better')])
+def test_a_score_whose_best_value_is_50_is_better_nearer_to_it(before, after, word):
+    from llmbook.mitigate.run import _word_of
+    verdict = weigh(np.linspace(before - 1, before + 1, 20), np.linspace(after - 1, after + 1.1, 20), 'crows_pairs')
+    r = dict(split='bias', better='near target', target=50.)
+    assert _word_of('crows_pairs whole', r, verdict, before, after) == word
+
+
+def test_published_sets_are_asked_before_and_after(tok, model, tmp_path):
+    measure = PublishedBias([load_crows_pairs(crows_file(tmp_path))])
+    found = mitigate(model, tok, [SelfDebias(('rudeness',))], [measure], tmp_path/'run')
+    table = found.table()
+    assert {'crows_pairs whole', 'crows_pairs per token'} <= set(table.measure)
+
+
+def test_another_judge_scores_the_same_texts(tok, model, tmp_path):
+    measure = WrittenToxicity(['You are', 'They'], insults, 2, 4, also={'lengths': lengths})
+    rows = measure(model, tok, tmp_path)
+    groups = {r.get('group') for r in rows if r['metric'] == 'expected_max_toxicity'}
+    assert groups == {'prompts', 'prompts, judged by lengths'}
+
+
+def test_mentions_have_twins_that_differ_in_the_phrase_alone():
+    with_mention, without = mention_texts(60)
+    for one, other in zip(with_mention, without):
+        assert one != other
+        assert len(set(one.split()) & set(other.split())) >= 4
+
+
+# ---- the command
+
+@pytest.fixture
+def place(tok, tmp_path):
+    save_pretrained(small(tok, context=256), tok, tmp_path/'model')
+    for name, lines in dict(general=LINES[:4], texts=LINES * 3).items():
+        (tmp_path/f'{name}.jsonl').write_text('\n'.join(json.dumps(dict(text=line)) for line in lines))
+    (tmp_path/'prompts.txt').write_text('You are\nThey\n')
+    (tmp_path/'pairs.txt').write_text('\n'.join(f'{a} {b}' for a in ('She', 'The man') for b in 'abcd'))
+    return tmp_path
+
+
+def asked(place, **options):
+    usual = dict(general=str(place/'general.jsonl'), texts=str(place/'texts.jsonl'), prompts=str(place/'prompts.txt'),
+                 methods='clean texts, self-debias', tasks='none', axes='age', k=2, new_tokens=4, steps=2, training='full', device='cpu')
+    return llmbook_mitigate(str(place/'model'), str(place/'run'), **(usual | options))
+
+
+def test_the_command_shows_a_table_and_adds_what_is_asked_for_later(place, capsys):
+    found = asked(place, methods='self-debias')
+    assert list(found.methods) == [BASE, AGAIN, 'self-debias']
+    assert (place/'run/table.csv').exists() and (place/'run/methods.json').exists()
+    before = {f: f.stat().st_mtime_ns for f in (place/'run').rglob('result.json')}
+    more = asked(place, methods='self-debias, erase')
+    assert 'erase' in set(more.table().method)
+    assert all(f.stat().st_mtime_ns == t for f, t in before.items())
+
+
+def test_the_command_resumes_after_a_kill(place, monkeypatch):
+    real, seen = IdentityGap.__call__, []
+    def killed(self, *args, **kwargs):
+        seen.append(1)
+        if len(seen) == 2: raise KeyboardInterrupt
+        return real(self, *args, **kwargs)
+    monkeypatch.setattr(IdentityGap, '__call__', killed)
+    with pytest.raises(KeyboardInterrupt): asked(place, methods='erase')
+    assert len(asked(place, methods='erase').ablation.results) == 3
+    assert len(seen) == 4, 'each of three models once, and the one that was cut off again'
+
+
+def test_every_method_of_the_command_can_be_named():
+    texts = ['He met the queen.', 'You are a fool.', 'Snow fell.', 'They are kind.'] * 4
+    made = command_methods(method_names('all'), texts, LINES, insults, SHORT)
+    assert {m.name for m in made} == {*MITIGATIONS, 'same texts'}
+    wanted = next(m for m in made if m.name == 'experts').wanted
+    assert not any('fool' in text for text in wanted)
+
+
+BAD_COMMANDS = [
+    (dict(general=None), '--general'), (dict(general='nowhere'), 'found no nowhere'), (dict(methods=' , '), 'got none'),
+    (dict(methods='clean'), '--methods among'), (dict(texts=None), '--texts'), (dict(prompts='nowhere'), '--prompts'),
+    (dict(share=0.), '--share'), (dict(share=math.nan), '--share'), (dict(alpha=math.inf), '--alpha'),
+    (dict(seeds=0), '--seeds'), (dict(minutes=-1.), '--minutes'), (dict(steps=0), 'steps'), (dict(training='magic'), 'method'),
+    (dict(lr=0.), 'lr'), (dict(k=0), 'expected k'), (dict(new_tokens=0), 'max_new_tokens'), (dict(window=0), 'window'),
+    (dict(window=10**6), 'window'), (dict(tasks='nothing'), 'embedded task'), (dict(crows='nowhere.csv'), 'found none'),
+    (dict(methods='preferences'), '--pair-prompts'), (dict(methods='experts', wanted='x'), 'together'),
+    (dict(axes='colour'), '--axes'), (dict(detoxify='nowhere.ckpt'), 'checkpoint')]
+
+
+@pytest.mark.parametrize('options, words', BAD_COMMANDS)
+def test_the_command_refuses_before_any_work(place, options, words):
+    with pytest.raises(UserError, match=words): asked(place, **options)
+    assert not (place/'run').exists()
+
+
+def test_prompts_that_are_measured_are_not_trained_on(place):
+    (place/'pairs.txt').write_text('\n'.join(['You are', *(f'text {i}' for i in range(9))]))
+    with pytest.raises(UserError, match="'You are' in both"):
+        asked(place, methods='preferences', pair_prompts=str(place/'pairs.txt'))
+
+
+def test_a_file_of_classes_that_is_none_is_refused(place):
+    (place/'classes.json').write_text('[1, 2]')
+    with pytest.raises(UserError, match='two classes'): asked(place, methods='erase', erase=str(place/'classes.json'))
+
+
 # ---- bad input, refused before any work
 
 BAD = [
@@ -478,7 +604,7 @@ def test_a_bad_method_is_refused_before_any_work(tok, model, tmp_path, make, wor
 
 
 BAD_MEASURES = [
-    ([], 'measures in a list'), (['toxicity'], 'expected a Measure'), ([IdentityGap(FEW)] * 2, 'different names'),
+    ([], 'measures in a list'), (['toxicity'], 'expected a ModelMeasure'), ([IdentityGap(FEW)] * 2, 'different names'),
     ([TextCost({})], 'dict of subsets'), ([TextCost({'a': ['x']})], 'at least 2'),
     ([TextCost(subsets(LINES), 10**6)], 'window'),
     ([WrittenToxicity(['one'], insults)], 'at least 2'), ([WrittenToxicity(scorer=5)], 'scorer'),

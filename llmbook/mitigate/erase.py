@@ -5,21 +5,18 @@
 # %% auto #0
 __all__ = ['ConceptSums', 'Eraser', 'fit_eraser', 'erase_concept', 'Erase']
 
-# %% ../../nbs/api/68_mitigate/07_erase.ipynb #4565479f
+# %% ../../nbs/api/68_mitigate/07_erase.ipynb #49318c3c
 import copy
 from dataclasses import dataclass
 from functools import partial
-import numpy as np
 import torch
 from torch import Tensor, nn
-from ..core import UserError, eval_mode, whole_number
-from ..evaluate.perplexity import _batches, _begin
-from ..tokens.tokenizer import encode_text
-from ..tokens.loaders import IGNORE
+from ..core import UserError, eval_mode
+from ..tokens.tokenizer import encode_text, text_ids
 from ..tune.groups import block_list
 from .method import Method, check_texts
 
-# %% ../../nbs/api/68_mitigate/07_erase.ipynb #e75af8d2
+# %% ../../nbs/api/68_mitigate/07_erase.ipynb #ebed1cb4
 class ConceptSums:
     "The sums over states and labels that an eraser is fitted from."
     def __init__(self,
@@ -50,7 +47,7 @@ class ConceptSums:
         mean, share = self.x / self.n, self.z / self.n
         return mean, self.xx / self.n - mean.outer(mean), self.xz / self.n - mean.outer(share)
 
-# %% ../../nbs/api/68_mitigate/07_erase.ipynb #89c0049b
+# %% ../../nbs/api/68_mitigate/07_erase.ipynb #8b8de0da
 class Eraser(nn.Module):
     "A change of states after which no linear probe sees a concept."
     def __init__(self,
@@ -88,7 +85,7 @@ def fit_eraser(
     matrix = root @ U @ U.T @ white
     return Eraser(matrix, mean)
 
-# %% ../../nbs/api/68_mitigate/07_erase.ipynb #d78e35aa
+# %% ../../nbs/api/68_mitigate/07_erase.ipynb #7e4f2300
 def _erase_output(eraser, module, args, output):
     "Let an eraser change what a block returns; blocks of transformers return a tuple."
     if isinstance(output, tuple): return (eraser(output[0]), *output[1:])
@@ -100,24 +97,39 @@ def _kept_output(kept, module, args, output):
 @torch.no_grad()
 def _sums_of(model, tok, block, texts, labels, k):
     "Return the sums over the states behind a block, of all tokens of some texts."
-    context = model.config.context or 1024
-    ids = [some[:context] for some in encode_text(tok, texts)]
-    spans = [(i, 0, len(some), 0) for i, some in enumerate(ids)]
     device = next(model.parameters()).device
-    labels = torch.tensor(labels)
     sums, kept = None, []
     hook = block.register_forward_hook(partial(_kept_output, kept))
     try:
         with eval_mode(model):
-            for docs, x, y in _batches(ids, spans, 16, _begin(model, tok)):
+            for x, label in _labelled_rows(model, tok, texts, labels):
                 kept.clear()
                 model(x.to(device))
-                rows, cols = (y != IGNORE).nonzero(as_tuple=True)
-                states = kept[0][rows.to(device), cols.to(device)]
+                is_text = label >= 0
+                states = kept[0][is_text.to(device)]
                 if sums is None: sums = ConceptSums(states.shape[-1], k)
-                sums.add(states, labels[docs[rows.numpy()]])
+                sums.add(states, label[is_text])
     finally: hook.remove()
     return sums
+
+_ROWS = 16 # texts that are read at once
+_NO_LABEL = -1 # of the token that begins a document, and of the pads behind a text
+
+def _labelled_rows(model, tok, texts, labels):
+    "Yield (ids (B, T), label of each token (B, T)); pads stand on the right, where no token sees them."
+    begin = text_ids(tok, model).begin
+    front = [] if begin is None else [begin]
+    context = model.config.context or 1024
+    ids = [[*front, *some][:context] for some in encode_text(tok, texts)]
+    for start in range(0, len(ids), _ROWS):
+        part = ids[start:start + _ROWS]
+        shape = len(part), max(map(len, part))
+        x = torch.zeros(shape, dtype=torch.int64)
+        label = torch.full(shape, _NO_LABEL)
+        for row, some in enumerate(part):
+            x[row, :len(some)] = torch.tensor(some)
+            label[row, len(front):len(some)] = labels[start + row]
+        yield x, label
 
 def _labelled(groups):
     "Return texts, their labels and the number of classes, or raise `UserError`."
@@ -161,7 +173,7 @@ def erase_concept(
     erased.erasers = erasers # a part of the model's fingerprint
     return erased
 
-# %% ../../nbs/api/68_mitigate/07_erase.ipynb #80df38b4
+# %% ../../nbs/api/68_mitigate/07_erase.ipynb #6396a4dc
 @dataclass
 class Erase(Method):
     "A concept erased from the hidden states, as far as straight lines can see it (LEACE)."
