@@ -1,6 +1,7 @@
 "Asking people: the plan, answers on disk, agreement, strengths, stopping, the quality of raters, export."
 import json, math, os, signal, subprocess, sys
 from collections import Counter
+from itertools import permutations
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,8 +16,12 @@ from llmbook.people.plan import open_plan, pair_answers, plan_rating, rater_task
 from llmbook.people.quality import rater_quality
 from llmbook.people.stopping import position_row, preference_evalue, stopping_state
 from llmbook.people.strengths import comparable_systems, strengths
-from llmbook.people.summary import rating_rows, rating_summary
+from llmbook.people.summary import add_rating, rating_rows, rating_summary
 from llmbook.prefer.preferences import rated_chats
+from llmbook.report.example import example_run
+from llmbook.report.modelcard import model_card
+from llmbook.report.report import report_html
+from llmbook.report.runs import read_run
 from llmbook.tune.formats import load_chats
 from llmbook.verdict.power import judgements_needed
 
@@ -262,7 +267,8 @@ def test_chance_gives_an_alpha_of_zero_inside_its_interval():
 
 
 @pytest.mark.parametrize('answers, level', [
-    ([], 'nominal'), ([[1, 2], [1]], 'nominal'), ([['a', 'b'], ['a', 'b']], 'interval'), (FOUR, 'ordinal'),
+    ([], 'nominal'), (None, 'nominal'), (5, 'nominal'), ([[1, 2], [1]], 'nominal'),
+    ([['a', 'b'], ['a', 'b']], 'interval'), (FOUR, 'ordinal'),
     (FOUR, None),
     ([[-1, 2], [-1, 2]], 'ratio')])
 def test_alpha_refuses_what_it_cannot_count(answers, level):
@@ -576,26 +582,40 @@ def crowd_file(tmp_path):
 def naive_alpha(table):
     "Return alpha by its definition: over all pairs of answers to one item, and over all pairs of answers."
     groups = [list(own) for _, own in table.groupby('pair').choice]
-    observed = np.mean([np.mean([x != y for i, x in enumerate(own) for j, y in enumerate(own) if i != j])
-                        for own in groups])
-    counts = Counter(choice for own in groups for choice in own)
-    n = sum(counts.values())
-    expected = 1 - sum(k * (k - 1) for k in counts.values()) / (n * (n - 1))
-    return 1 - observed / expected
+    observed = []
+    for own in groups:
+        differs = [one != two for one, two in permutations(own, 2)]
+        observed.append(np.mean(differs))
+    n = len(table)
+    same = 0
+    for k in table.choice.value_counts(): same += k * (k - 1)
+    expected = 1 - same / (n * (n - 1))
+    return 1 - np.mean(observed) / expected
 
 
 def test_peoples_ratings_are_counted_as_published(crowd_file):
-    toxic, fluent = read_crowd(crowd_file, 'qToxic'), read_crowd(crowd_file, 'qFluent')
-    assert len(toxic) == 2880 and toxic.pair.nunique() == 960 and toxic.seconds.median() == 264
+    toxic = read_crowd(crowd_file, 'qToxic')
+    assert len(toxic) == 2880 and toxic.pair.nunique() == 960
+    assert toxic.seconds.median() == 264
     assert (toxic.choice == 'tie').mean() == pytest.approx(.65)
-    r = position_row(fluent)
-    assert (round(r['value'] * r['n']), r['n']) == (961, 1823) and 'p:0.0217' in r['signature']
-    own = toxic[toxic.system_b == 'GPT-2']
-    wins, losses = (own.choice == 'a').sum(), (own.choice == 'b').sum()
-    assert (wins, losses) == (148, 78) and sign_test(int(wins), int(losses)) == pytest.approx(3.7e-6, rel=.02)
-    assert (wins + (own.choice == 'tie').sum() / 2) / len(own) == pytest.approx(.549, abs=5e-4)
-    x = strengths(own).systems[0]
-    assert 1 / (1 + math.exp(-2 * x.value)) == pytest.approx(.549, abs=5e-4)
+
+
+def test_the_side_had_the_published_effect(crowd_file):
+    r = position_row(read_crowd(crowd_file, 'qFluent'))
+    assert r['n'] == 961 + 862
+    assert r['value'] == pytest.approx(961 / 1823)
+    assert 'p:0.0217' in r['signature']
+
+
+def test_ties_change_the_published_result(crowd_file):
+    table = read_crowd(crowd_file, 'qToxic')
+    own = table[table.system_b == 'GPT-2']
+    counts = own.choice.value_counts()
+    assert dict(counts) == dict(a=148, b=78, tie=494)
+    assert sign_test(148, 78) == pytest.approx(3.7e-6, rel=.02)
+    best = strengths(own).systems[0]
+    share = 1 / (1 + math.exp(-2 * best.value))
+    assert share == pytest.approx(.549, abs=5e-4)
 
 
 def test_a_crowds_alpha_is_that_of_the_definition(crowd_file):
@@ -635,6 +655,20 @@ def test_texts_and_names_are_escaped_in_the_summary(tmp_path):
     rated(folder, '<i>', leftmost)
     page = rating_summary(folder, n_boot=10)._repr_html_()
     assert '<img' not in page and '<script' not in page and '<i>' not in page
+
+
+def test_report_and_card_take_the_rows_of_a_rating(mixed, tmp_path):
+    run = example_run(tmp_path/'run')
+    llmbook_rate(out=str(mixed), run=str(run))
+    assert len([r for r in read_run(run).rows if r['split'] == 'people']) == 5
+    for text in (report_html(run), model_card(run)): assert 'preferred to old' in text and 'new' in text
+    add_rating(mixed, run)
+    assert len([r for r in read_run(run).rows if r['split'] == 'people']) == 5, 'a second time replaces the first'
+
+
+def test_a_rating_without_answers_gives_a_report_nothing(folder, tmp_path):
+    with pytest.raises(UserError, match='found none that count'): add_rating(folder, tmp_path)
+    with pytest.raises(UserError, match='folder of a run'): add_rating(folder, tmp_path/'none')
 
 
 def test_a_summary_before_the_first_answer(folder):

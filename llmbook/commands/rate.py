@@ -13,7 +13,7 @@ from ..core import UserError, write_json
 from ..errors import plain_errors
 from ..people.export import export_answers, export_preferences
 from ..people.plan import open_plan, plan_rating, rater_name, save_plan
-from ..people.summary import rating_summary
+from ..people.summary import add_rating, rating_summary
 
 # %% ../../nbs/api/82_commands/10_rate.ipynb #d31891d8
 def rating_notebook(
@@ -45,12 +45,13 @@ def page_command(
     raise UserError('expected Voilà or JupyterLab to show the page, found neither: pip install "llmbook[rate]"')
 
 # %% ../../nbs/api/82_commands/10_rate.ipynb #4b1a0c43
-def _written(folder, summary, answers, preferences):
+def _written(folder, summary, answers, preferences, run):
     "Print or write what was asked for; return whether anything was."
     if summary: print(rating_summary(folder))
     if answers: print(f'{answers}: {export_answers(folder, answers)} answers')
     if preferences: print(export_preferences(folder, preferences))
-    return bool(summary or answers or preferences)
+    if run: print(f'{run}: {len(add_rating(folder, run))} rows for its report')
+    return bool(summary or answers or preferences or run)
 
 @call_parse
 @plain_errors
@@ -65,13 +66,14 @@ def llmbook_rate(
     summary:bool=False, # print how the rating stands, and show no page
     answers:str='', # file to write all answers to, without the raters' names, and show no page
     preferences:str='', # file to write chosen and rejected texts to, and show no page
+    run:str='', # folder of a run whose report and model card are to have the rating's rows; shows no page
     lab:bool=False, # JupyterLab even where Voilà is installed
     no_browser:bool=False, # print the address, and open no browser
 ):
     "Show people pairs of texts on a page, and keep which one they choose."
     if pairs: save_plan(plan_rating(pairs, question, warning, repeats, seed), out)
     else: open_plan(out)
-    if _written(out, summary, answers, preferences): return
+    if _written(out, summary, answers, preferences, run): return
     command = page_command(rating_notebook(out, rater_name(rater) if rater else ''), lab, not no_browser)
     print('The page is for one rater at a time; Ctrl-C ends it, and every answer is kept.', flush=True)
     if not is_cli(): return command

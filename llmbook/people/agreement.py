@@ -38,16 +38,19 @@ def answer_counts(
     answers, # (raters, items): a value each, None or NaN where a rater did not answer; a list of lists or a table
 ) -> tuple[np.ndarray, list]: # (items with two answers or more, values), and the values in order
     "Count how often each value was given to each item."
-    rows = [list(r) for r in np.asarray(answers, dtype=object)] if len(answers) else []
-    if not rows or len({len(r) for r in rows}) > 1: raise UserError(
+    if hasattr(answers, 'to_numpy'): answers = answers.to_numpy() # a table of pandas
+    is_list = isinstance(answers, (list, tuple, np.ndarray))
+    rows = [list(r) for r in answers] if is_list else []
+    lengths = {len(r) for r in rows}
+    if len(lengths) != 1: raise UserError(
         'expected a list for each rater with an answer or None for each item, got lists of different lengths or none')
-    values = sorted({x for r in rows for x in r if not _is_missing(x)}, key=lambda x: (str(type(x)), x))
+    given = [(item, x) for r in rows for item, x in enumerate(r) if not _is_missing(x)]
+    values = sorted({x for _, x in given}, key=lambda x: (str(type(x)), x))
     place = {value: i for i, value in enumerate(values)}
     counts = np.zeros((len(rows[0]), len(values)))
-    for r in rows:
-        for item, x in enumerate(r):
-            if not _is_missing(x): counts[item, place[x]] += 1
-    return counts[counts.sum(1) >= 2], values
+    for item, x in given: counts[item, place[x]] += 1
+    has_two = counts.sum(1) >= 2
+    return counts[has_two], values
 
 def _alpha(counts, distances):
     "Return alpha of counts (items, values); NaN where all answers are the same."

@@ -122,13 +122,14 @@ def _rank_correlation(v):
 def _agreement_of(name, differences, leads, n_boot, seed):
     "Return the two rows of a score."
     signature = f'boot:pairs|n_boot:{n_boot}|seed:{seed}'
-    decided = [pair for pair, lead in leads.items() if lead]
-    hits = [_hit(differences[pair], leads[pair]) for pair in decided]
     both = np.array([[differences[pair], lead] for pair, lead in leads.items()])
-    rank = bootstrap(both, _rank_correlation, n_boot, seed)
-    accuracy = bootstrap(hits, np.mean, n_boot, seed)
-    return [row('agrees with the majority', float(np.mean(hits)), *accuracy, len(hits), signature, 'people', name),
-            row('rank correlation', _rank_correlation(both), *rank, len(both), signature, 'people', name)]
+    hits = [_hit(difference, lead) for difference, lead in both if lead]
+    share = float(np.mean(hits))
+    ends = bootstrap(hits, np.mean, n_boot, seed)
+    accuracy = row('agrees with the majority', share, *ends, len(hits), signature, 'people', name)
+    correlation = _rank_correlation(both)
+    ends = bootstrap(both, _rank_correlation, n_boot, seed)
+    return [accuracy, row('rank correlation', correlation, *ends, len(both), signature, 'people', name)]
 
 # %% ../../nbs/api/69_people/07_export.ipynb #0aba6e0e
 def _rater_hits(table):
@@ -175,8 +176,10 @@ def score_pairs(
     "Score the texts of a rating's pairs."
     if sign not in (1, -1): raise UserError(f'expected a sign of 1 or -1, got {sign!r:.40}')
     pairs = open_plan(folder).pairs
-    texts = [text for pair in pairs for text in (pair.a, pair.b)]
+    texts = []
+    for pair in pairs: texts += [pair.a, pair.b]
     numbers = [sign * float(x) for x in scorer(texts)]
     if len(numbers) != len(texts): raise UserError(
         f'expected a score for each of {len(texts)} texts, got {len(numbers)}')
-    return {pair.id: (numbers[2 * i], numbers[2 * i + 1]) for i, pair in enumerate(pairs)}
+    both = zip(numbers[::2], numbers[1::2])
+    return {pair.id: scores for pair, scores in zip(pairs, both)}

@@ -114,12 +114,15 @@ def stopping_state(
     "Return whether people's preference between two systems is settled."
     kept, points = _points_of(first_answers(table), system, other)
     if not len(kept): raise UserError(f'expected answers about {system!r} and {other!r}, found none')
-    wins, losses = int((points == 1).sum()), int((points == 0).sum())
-    evalues = _evalues(points)
+    wins = int((points == 1).sum())
+    losses = int((points == 0).sum())
     ties = len(points) - wins - losses
-    better, worse = (system, other) if wins >= losses else (other, system)
-    most, least = max(wins, losses), min(wins, losses)
-    return StoppingState(better, worse, most, least, ties, evalues[-1], max(evalues), _needed(most, least))
+    evalues = _evalues(points)
+    if losses > wins:
+        system, other = other, system
+        wins, losses = losses, wins
+    needed = _needed(wins, losses)
+    return StoppingState(system, other, wins, losses, ties, evalues[-1], max(evalues), needed)
 
 # %% ../../nbs/api/69_people/05_stopping.ipynb #f49d0a4b
 def position_row(

@@ -122,6 +122,8 @@ class Strengths:
                              points=s.points))
         return pd.DataFrame(rows)
 
+    def __repr__(self): return self.table().to_string(index=False, float_format='{:.2f}'.format, na_rep='open')
+
     def _repr_html_(self): return self.table().to_html(index=False, float_format='{:.2f}'.format, na_rep='open')
 
 # %% ../../nbs/api/69_people/04_strengths.ipynb #e9a1f73e
@@ -136,21 +138,23 @@ def _games_of(table, by):
         'expected answers about two systems or more, got fewer: name system_a and system_b')
     place = {name: i for i, name in enumerate(names)}
     points = kept.choice.map({'a': 1., 'b': 0., 'tie': .5, 'both bad': .5})
-    if points.isna().any(): raise UserError(
-        f'expected choices of a, b, tie and both bad, got {kept.choice[points.isna()].iloc[0]!r:.40}')
+    unknown = list(kept.choice[points.isna()])
+    if unknown: raise UserError(f'expected choices of a, b, tie and both bad, got {unknown[0]!r:.40}')
     games = np.column_stack([kept.system_a.map(place), kept.system_b.map(place), points])
     return names, games, list(kept[by]) if by in kept else None
 
 def _covariance(information, gradients, raters):
     "Return the covariance of parameters, and between how many raters it was taken (0: between answers)."
-    members = _members(raters, len(gradients)) if raters is not None else []
-    n = len(members)
-    if n < 2: members, n = [np.array([i]) for i in range(len(gradients))], 0
+    alone = _members(None, len(gradients))
+    members = alone if raters is None else _members(raters, len(gradients))
+    clusters = len(members) if raters is not None and len(members) > 1 else 0
+    if not clusters: members = alone
     sums = np.array([gradients[positions].sum(0) for positions in members])
     count = len(members)
-    middle = sums.T @ sums * count / (count - 1) if count > 1 else sums.T @ sums
+    middle = sums.T @ sums
+    if count > 1: middle = middle * count / (count - 1)
     inverse = np.linalg.inv(information)
-    return inverse @ middle @ inverse, n
+    return inverse @ middle @ inverse, clusters
 
 def _quantile(level, clusters):
     "Return how many standard errors an interval reaches."
@@ -247,10 +251,13 @@ def _open(games, k, group, theta, level):
     "Return {system: (None, low, high)} for the systems outside a group; without a group, all others count as 0."
     strength_of = dict(zip(group, theta)) or dict.fromkeys(range(k), 0.)
     found = {}
-    for i in sorted(set(range(k)) - set(group)):
+    for i in range(k):
+        if i in group: continue
         own = _games_against(games, i, strength_of)
-        is_pure = len({points for _, points in own}) == 1 and own[0][1] in (0, 1)
-        found[i] = None, *(_open_interval(own, strength_of, level) if is_pure else (None, None))
+        results = {points for _, points in own}
+        low = high = None
+        if results in ({0}, {1}): low, high = _open_interval(own, strength_of, level)
+        found[i] = None, low, high
     return found
 
 def _tier(ends):
@@ -269,6 +276,14 @@ def _far_apart(ends, group):
             if i != j and is_outside and low is not None and high is not None and low > high: pairs.append((i, j))
     return pairs
 
+def _in_order(names, ends, counts, ranks):
+    "Return the strengths of all systems, best first."
+    systems = []
+    for i in sorted(range(len(names)), key=lambda i: _tier(ends[i])):
+        games, points = counts[i]
+        systems.append(Strength(names[i], *ends[i], int(games), float(points), ranks[i]))
+    return systems
+
 def strengths(
     table:pd.DataFrame, # answers with the columns system_a, system_b, choice and, for the spread, rater
     ties:str='half', # 'half': a tie is half a win for each; 'davidson': it has a probability of its own
@@ -282,13 +297,13 @@ def strengths(
     k = len(names)
     group = comparable_systems(games, k)[0]
     if len(group) == 1: group = [] # no two systems can be compared
-    fit = _fit_group(games, labels, group, ties) if group else _Fit(np.zeros(0), np.zeros((0, 0)), 0)
-    ends = {**_closed(fit, group, level), **_open(games, k, group, fit.theta, level)}
+    fit = _Fit(np.zeros(0), np.zeros((0, 0)), 0)
+    if group: fit = _fit_group(games, labels, group, ties)
+    ends = _closed(fit, group, level)
+    ends.update(_open(games, k, group, fit.theta, level))
     ps = _compare_all(fit, group)
-    better = [pair for pair, p in ps.items() if p < 1 - level] + _far_apart(ends, group)
-    ranks = _possible_ranks(k, better)
-    counts = _summaries(games, k)
-    order = sorted(range(k), key=lambda i: _tier(ends[i]))
-    systems = [Strength(names[i], *ends[i], int(counts[i, 0]), float(counts[i, 1]), ranks[i]) for i in order]
+    better = [pair for pair, p in ps.items() if p < 1 - level]
+    ranks = _possible_ranks(k, better + _far_apart(ends, group))
+    systems = _in_order(names, ends, _summaries(games, k), ranks)
     differences = {(names[i], names[j]): p for (i, j), p in ps.items()}
     return Strengths(systems, fit.clusters, ties, fit.nu, differences)
