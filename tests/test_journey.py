@@ -12,7 +12,7 @@ PROGRAMS = Path(__file__).parent/'programs'
 SMALL = ['--minutes', '.1', '--max-bytes', '1000000', '--vocab-size', '1024', '--tasks', 'translation']
 MADE = ['plan.json', 'data/card.json', 'data/manifest.json', 'pretrain/history.csv', 'finetune/translation/result.json',
         'evaluation.json', 'summary.json', 'model/config.json', 'model/model.safetensors', 'model/tokenizer.json',
-        'model/README.md']
+        'model/README.md', 'evaluation/items', 'ledger.jsonl']
 
 
 def command(name, *args, cwd=None, **env):

@@ -42,8 +42,8 @@ def test_a_seed_draws_the_same_questions():
     assert places == {0, 1, 2, 3}
 
 
-BAD = [dict(docs=documents(3)), dict(docs=documents(9, words=20)), dict(n=0), dict(each=0), dict(before=0), dict(seed=-1),
-       dict(docs='text'), dict(n='many')]
+BAD = [dict(docs=documents(3)), dict(docs=documents(9, words=20)), dict(n=0), dict(each=0), dict(before=0),
+       dict(seed=-1), dict(docs='text'), dict(n='many')]
 
 
 @pytest.mark.parametrize('bad', BAD)

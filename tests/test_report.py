@@ -33,8 +33,8 @@ JSON_FILES = [f for f in FILES if f.endswith('.json')]
 ALLOWED = set('''html head meta title style body script header main footer nav section div span p a b h1 h2 h3 h4
     small dl dt dd ol li pre table caption thead tbody tr th td details summary code figure figcaption output
     svg line path circle rect text'''.split())
-SECTIONS = {'data', 'model', 'training', 'samples', 'tasks', 'evaluation', 'answers', 'calibration', 'memory', 'toxicity',
-            'bias', 'comparison', 'ledger', 'plan', 'reproduce'}
+SECTIONS = {'data', 'model', 'training', 'samples', 'tasks', 'evaluation', 'answers', 'calibration', 'memory',
+            'toxicity', 'bias', 'comparison', 'ledger', 'plan', 'reproduce'}
 FIELDS = set('''funnel totals kinds splits tokenizer source licences clusters personal seed step documents_in
     documents_out bytes_in bytes_out seconds reasons documents bytes examples id text in kept dropped rejected tokens
     vocab_size bytes_per_token fingerprint names note rows samples metric split value low high n signature group
@@ -642,7 +642,7 @@ def test_a_run_is_compared_with_the_one_before_by_item(run, tmp_path):
     said = section_of(report_html(against(run, second)), 'comparison')
     assert 'seed 42 7' in said
     assert 'bits per byte test' in said and 'better' in said and 'paired by 8 items' in said
-    assert '1 differences were tested' in said or 'differences were tested' in said
+    assert 'differences were tested' in said
     change(second, 'summary.json', against=str(tmp_path/'gone'))
     assert 'was not made against' in section_of(report_html(second), 'comparison')
 
@@ -706,7 +706,8 @@ def test_every_score_says_its_count_and_its_best(run):
 
 @pytest.mark.parametrize('metric, said', [
     ('rougeL', 'best 100'), ('exact_match', 'best 100'), ('perplexity', 'less is better'), ('pairs acc', 'best 1'),
-    ('toxicity_probability', 'best 0'), ('pairs brier', 'best 0'), ('extracted', 'no best value'), ('', 'no best value')])
+    ('toxicity_probability', 'best 0'), ('pairs brier', 'best 0'), ('extracted', 'no best value'),
+    ('', 'no best value')])
 def test_the_best_value_of_a_measure(metric, said):
     assert best_words(dict(metric=metric)) == said
 
