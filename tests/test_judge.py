@@ -1,8 +1,10 @@
 "Judges of two answers: order, length, a null and a constant answer, kills, and what is refused."
+import json
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.optimize import minimize
+from llmbook.commands import judge as command
 from llmbook.core import UserError
 from llmbook.evaluate import judge as J
 from llmbook.model.config import ModelConfig
@@ -204,6 +206,38 @@ def test_systems_within_noise_share_a_place():
     assert J.places_of(dict(a=wins(.3), b=wins(.9), c=wins(.6))) == dict(b=1, c=2, a=3)
     assert J.places_of(dict(a=wins(.5))) == dict(a=1)
     assert J.places_of({}) == {}
+
+
+# ---- the command ----
+
+def test_the_command_judges_by_a_reward_model_and_keeps_the_verdicts(tmp_path, monkeypatch):
+    records = [dict(prompt=q, base=a, other=a + ' good', n=3) for q, a in zip(QUESTIONS, BASE)]
+    path = tmp_path/'answers.jsonl'
+    path.write_text('\n'.join(json.dumps(r) for r in [*records, dict(prompt='lacks an answer', base='x')]))
+    (tmp_path/'reward').mkdir()
+    (tmp_path/'reward'/'reward_head.safetensors').touch()
+    monkeypatch.setattr(command, 'open_reward', lambda folder: None)
+    monkeypatch.setattr(command, 'open_chat_model', lambda folder: (None, None))
+    monkeypatch.setattr(command, 'model_fingerprint', lambda model: 'known')
+    monkeypatch.setattr(command, 'reward_judge', lambda model, fmt: lambda messages, answer: float('good' in answer))
+    out = tmp_path/'judged'
+    found = command.llmbook_judge(str(path), judge=str(tmp_path/'reward'), base='base', out=str(out), limit=30)
+    assert found.value('other') == 1
+    assert found.rows[0]['n'] == 30
+    written = json.loads((out/'judged.json').read_text())
+    assert written['base'] == 'base'
+    assert len(written['rows']) == len(found.rows)
+
+
+def test_answers_of_several_systems_are_read_from_a_table(tmp_path):
+    path = tmp_path/'answers.csv'
+    path.write_text('question,base,other\n1+1,3,two\n2+2,,four\n')
+    questions, answers, set_aside = command.read_answers(path, 'base')
+    assert questions[0] == '1+1'
+    assert answers['other'][0] == 'two'
+    assert set_aside + len(questions) == 2
+    for records, why in (([], 'records'), ([dict(prompt='x', base='y')], 'beside'), ([dict(base='y')], 'question')):
+        with pytest.raises(UserError, match=why): command.read_answers(records, 'base')
 
 
 # ---- refusals ----
