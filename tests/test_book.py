@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
 import course, diagrams, house
 from llmbook.core import UserError
-from llmbook.teach.answer import Exercise, Mark, same_answer
+from llmbook.teach.answer import Exercise, Mark, answers_agree
 from llmbook.teach.exercises import EXERCISES, check_answer
 
 CHAPTERS = course.chapters()
@@ -25,13 +25,13 @@ NAMES = [path.stem for path in WHOLE]
     ([1, 2], {1, 2}, False), (float('nan'), 1., False), (None, 1., False), (['x'], ['x'], True), (['x'], ['y'], False),
 ])
 def test_answers_are_compared_as_a_reader_would(answer, wanted, same):
-    assert same_answer(answer, wanted) is same
+    assert answers_agree(answer, wanted) is same
 
 
 def test_a_tensor_is_an_array():
     import torch
-    assert same_answer(torch.tensor([1., 2.], requires_grad=True), [1, 2])
-    assert same_answer(torch.tensor(3.), 3)
+    assert answers_agree(torch.tensor([1., 2.], requires_grad=True), [1, 2])
+    assert answers_agree(torch.tensor(3.), 3)
 
 
 def test_a_known_mistake_has_its_own_hint():

@@ -9,7 +9,7 @@ from llmbook.commands.rate import llmbook_rate, page_command
 from llmbook.core import UserError
 from llmbook.evaluate.stats import rows_text, sign_test
 from llmbook.people.agreement import agreement_rows, alpha_row, answer_matrix, krippendorff_alpha
-from llmbook.people.answers import RaterSession, choice_of, counted_answers, rater_file, read_answers, read_lines
+from llmbook.people.answers import RaterSession, choice_of, counted_answers, rater_file, read_answers, read_whole_lines
 from llmbook.people.crowd import read_crowd
 from llmbook.people.export import export_answers, export_preferences, score_agreement, score_pairs
 from llmbook.people.plan import open_plan, pair_answers, plan_rating, rater_tasks, read_pairs, save_plan
@@ -181,7 +181,7 @@ def test_undo_is_kept_and_can_be_repeated(folder):
     assert session.task.number == 1 and RaterSession(folder, 'anna').task.number == 1
     session.answer('both bad')
     assert list(read_answers(folder).answer) == ['left', 'both bad']
-    assert len(read_lines(session.path)[0]) == 6, 'nothing is ever removed'
+    assert len(read_whole_lines(session.path)[0]) == 6, 'nothing is ever removed'
 
 
 def test_raters_have_files_of_their_own(folder):

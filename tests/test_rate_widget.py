@@ -5,7 +5,7 @@ import pytest
 from lab import INTO_VIEW, Page, browser_only, jupyter_lab, start_browser
 from llmbook.commands.rate import page_command, rating_notebook
 from llmbook.core import UserError
-from llmbook.people.answers import rater_file, read_answers, read_lines
+from llmbook.people.answers import rater_file, read_answers, read_whole_lines
 from llmbook.people.plan import plan_rating, save_plan
 from llmbook.widgets.rate import rate, rating_html
 
@@ -27,7 +27,7 @@ def started(folder, rater='anna', **options):
     return panel
 
 
-def lines_of(folder, rater='anna'): return read_lines(rater_file(folder, rater))[0]
+def lines_of(folder, rater='anna'): return read_whole_lines(rater_file(folder, rater))[0]
 
 
 # ---- what a rater sees ----------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from .optim import check_rate, renewed_opt
 from . import schedules # brings fit_wsd and fit_cosine
 
 # %% ../../nbs/api/31_train/08_learner.ipynb #f531ddaf
+@checked
 def keep_heap(
     keep:bool=True, # False: give pieces of a megabyte and more back to the system at once
 ) -> bool: # whether anything was changed
