@@ -232,12 +232,12 @@ def test_the_command_judges_by_a_reward_model_and_keeps_the_verdicts(tmp_path, m
 def test_answers_of_several_systems_are_read_from_a_table(tmp_path):
     path = tmp_path/'answers.csv'
     path.write_text('question,base,other\n1+1,3,two\n2+2,,four\n')
-    questions, answers, set_aside = command.read_answers(path, 'base')
+    questions, answers, set_aside = command.answers_of_systems(path, 'base')
     assert questions[0] == '1+1'
     assert answers['other'][0] == 'two'
     assert set_aside + len(questions) == 2
     for records, why in (([], 'records'), ([dict(prompt='x', base='y')], 'beside'), ([dict(base='y')], 'question')):
-        with pytest.raises(UserError, match=why): command.read_answers(records, 'base')
+        with pytest.raises(UserError, match=why): command.answers_of_systems(records, 'base')
 
 
 # ---- refusals ----

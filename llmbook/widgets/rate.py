@@ -126,12 +126,11 @@ class RatePanel(Panel):
         self.status = w.HTML()
         self.status.add_class('lb-rate-status')
         self._make_buttons()
-        self.name = w.Text(description='your name', value=rater, placeholder='a made-up one',
+        self.name = w.Text(description='your name', value=rater, placeholder='a made-up one', continuous_update=False,
                            style=dict(description_width='6rem'), layout=dict(width='22rem', max_width='100%'))
         self.start_button = w.Button(description='Start', tooltip='show the first pair', layout=dict(width='auto'))
         self.start_button.add_class('lb-rate-start')
         self.start_button.on_click(lambda _: self._try(self.start))
-        self.name.on_msg(self._key_pressed)
         self.begin = w.HBox([self.name, self.start_button], layout=dict(flex_flow='row wrap'))
         self.answers = w.HBox([*self.choices.values(), self.undo_button],
                               layout=dict(flex_flow='row wrap', display='none'))
@@ -151,9 +150,6 @@ class RatePanel(Panel):
             self.choices[answer] = _act_button(label, tooltip, act, name)
         undo = lambda: self._try(self.undo)
         self.undo_button = _act_button('Take back (u)', 'take back the last answer', undo, 'undo')
-
-    def _key_pressed(self, line, content, buffers):
-        if content.get('event') == 'submit': self._try(self.start)
 
     def _try(self, act, *args):
         "Do what a button asks for; what cannot be done is said on the page."
