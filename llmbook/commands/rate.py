@@ -6,7 +6,7 @@
 __all__ = ['rating_notebook', 'page_command', 'llmbook_rate']
 
 # %% ../../nbs/api/82_commands/10_rate.ipynb #95f7be3d
-import importlib.util, subprocess, sys
+import importlib.util, shlex, subprocess, sys
 from pathlib import Path
 from fastcore.script import call_parse, is_cli
 from ..core import UserError, write_json
@@ -69,13 +69,15 @@ def llmbook_rate(
     run:str='', # folder of a run whose report and model card are to have the rating's rows; shows no page
     lab:bool=False, # JupyterLab even where Voilà is installed
     no_browser:bool=False, # print the address, and open no browser
+    dry_run:bool=False, # print the command of the server, and show no page
 ):
     "Show people pairs of texts on a page, and keep which one they choose."
     if pairs: save_plan(plan_rating(pairs, question, warning, repeats, seed), out)
     else: open_plan(out)
     if _written(out, summary, answers, preferences, run): return
     command = page_command(rating_notebook(out, rater_name(rater) if rater else ''), lab, not no_browser)
-    print('The page is for one rater at a time; Ctrl-C ends it, and every answer is kept.', flush=True)
     if not is_cli(): return command
+    if dry_run: return print(shlex.join(command))
+    print('The page is for one rater at a time; Ctrl-C ends it, and every answer is kept.', flush=True)
     try: subprocess.run(command, check=False)
     except KeyboardInterrupt: print('ended')
