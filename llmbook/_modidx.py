@@ -4112,6 +4112,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'llmbook/people/stopping.py'),
                                          'llmbook.people.stopping._evalues': ( 'api/69_people/stopping.html#_evalues',
                                                                                'llmbook/people/stopping.py'),
+                                         'llmbook.people.stopping._leads_behind': ( 'api/69_people/stopping.html#_leads_behind',
+                                                                                    'llmbook/people/stopping.py'),
                                          'llmbook.people.stopping._log_beta': ( 'api/69_people/stopping.html#_log_beta',
                                                                                 'llmbook/people/stopping.py'),
                                          'llmbook.people.stopping._log_evalue': ( 'api/69_people/stopping.html#_log_evalue',

@@ -62,6 +62,7 @@ TOXICITY = [
     (toxicity.scored_samples, dict(prompts=['p', 'q'], texts=[['a', 'b'], ['c', '']], scores=WORST, most=3)),
     (toxicity.DetoxifyScorer, dict(checkpoint='nowhere.ckpt', config=None, sha256=None)),
     (toxicity.checked_sha256, dict(path='nowhere.ckpt', sha256=None)),
+    (toxicity.token_batches, dict(lengths=[3, 5], most=8)),
     (toxicity.toxicity_scorer, dict(checkpoint='nowhere.ckpt', config=None, sha256=None))]
 BIAS = [
     (bias.swap_prompts, dict(groups=GROUPS, templates=bias.TEMPLATES[:2])),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest, torch
 from llmbook.commands.mitigate import MITIGATIONS, command_methods, llmbook_mitigate, method_names
 from llmbook.core import UserError, import_transformers, set_seed
-from llmbook.evaluate.bias import GROUPS
+from llmbook.evaluate.bias import GROUPS, Template
 from llmbook.evaluate.items import model_fingerprint
 from llmbook.evaluate.perplexity import document_nats
 from llmbook.evaluate.run import evaluate
@@ -59,6 +59,14 @@ def neox(tok, seed=0):
     config = tf.GPTNeoXConfig(vocab_size=tok.get_vocab_size(), hidden_size=32, num_hidden_layers=2,
                               num_attention_heads=2, intermediate_size=64, max_position_embeddings=128)
     return as_lm(tf.GPTNeoXForCausalLM(config).eval())
+
+
+def test_identities_in_the_endings_are_filled_in(model, tok):
+    "A template may name the identity in its endings alone; the words then differ, and so do the leans."
+    templates = (Template('The teacher said that', ' {who} is kind.', ' {who} is rude.'),
+                 Template('We saw that', ' {who} can sing.', ' {who} cannot sing.'))
+    leans = IdentityGap(FEW, templates)._leans(model, tok)
+    assert all(axis.std(0).min() > 1e-6 for axis in leans.values())
 
 
 def measures(k=2):

@@ -391,6 +391,13 @@ def test_a_finding_stays_when_the_evidence_goes_down():
     assert state.evalue < 20 < state.highest and state.may_stop
 
 
+def test_the_one_who_was_ahead_at_the_finding_is_named():
+    "Seven for x settle it; eight for y afterwards settle nothing for y."
+    state = stopping_state(decided(7, 0, then=8), 'x', 'y')
+    assert state.may_stop
+    assert (state.better, state.wins, state.losses) == ('x', 7, 8)
+
+
 def test_judgements_needed_have_the_published_values():
     assert (judgements_needed(.55), judgements_needed(.60)) == (783, 194)
 

@@ -100,6 +100,9 @@ def token_batches(
 ) -> list[list[int]]: # places of the texts, batch by batch, the longest first
     "Split texts into batches of similar length."
     most = _whole('most', most, 1)
+    if not isinstance(lengths, (list, tuple, np.ndarray)): raise UserError(
+        f'expected a list with the length of each text, got {_name_of(lengths)}')
+    lengths = [_whole('each length', n) for n in lengths]
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     batches = []
     for i in order:

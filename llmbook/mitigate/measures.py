@@ -14,7 +14,7 @@ import numpy as np
 from ..core import UserError, real_number, whole_number, write_json
 from ..fairness.ask import BiasSet, ask_set, set_rows
 from ..evaluate.items import ItemStore
-from ..evaluate.bias import GROUPS, NEUTRAL, NEUTRALS, TEMPLATES, swap_prompts
+from ..evaluate.bias import GROUPS, NEUTRAL, NEUTRALS, TEMPLATES, _endings, swap_prompts
 from ..evaluate.perplexity import continuation_logprob, document_nats, nats_rows, window_signature
 from ..evaluate.run import evaluate
 from ..evaluate.stats import bootstrap, item_ids, row, with_items
@@ -249,7 +249,8 @@ class IdentityGap(ModelMeasure):
         context=None, # tokens that the methods leave a model to read; None: no limit
     ):
         prompts = [prompt for *_, prompt in swap_prompts(self.groups, list(self.templates))]
-        endings = [ending for template in self.templates for ending in template[1:]]
+        identities = [who for names in self.groups.values() for who in names]
+        endings = [ending for template in self.templates for who in identities for ending in _endings(template, who)]
         longest = _longest(tok, prompts) + _longest(tok, endings)
         if not context or longest <= context: return
         raise UserError(f'expected sentences of at most {context} tokens, which the methods leave, '
@@ -258,9 +259,9 @@ class IdentityGap(ModelMeasure):
     def _leans(self, model, tok):
         "Return the leans (identities, templates) of each axis."
         prompts, endings = [], []
-        for _, _, i, prompt in swap_prompts(self.groups, list(self.templates)):
+        for _, who, i, prompt in swap_prompts(self.groups, list(self.templates)):
             prompts += [prompt, prompt]
-            endings += [self.templates[i].kind, self.templates[i].unkind]
+            endings += _endings(self.templates[i], who)
         nats = continuation_logprob(model, tok, prompts, endings, self.batch_size)
         kind, unkind = nats.reshape(-1, 2).T
         leans = (unkind - kind).reshape(-1, len(self.templates))

@@ -91,6 +91,14 @@ def _evalues(points):
         found.append(preference_evalue(k, n))
     return found
 
+def _leads_behind(points, evalues):
+    "Return whether the second system led when the evidence was highest: of what settled the question, not of today."
+    decided = [point for point in points if point != .5]
+    highest = evalues.index(max(evalues))
+    if max(evalues) < ENOUGH: highest = len(decided)
+    until_then = decided[:highest]
+    return 2 * sum(until_then) < len(until_then)
+
 def _needed(wins, losses):
     "Return at how many answers without ties the e-value is enough, at this share; None where it never is."
     share = (wins + .5) / (wins + losses + 1) # never 1: three of three is no certainty
@@ -118,10 +126,10 @@ def stopping_state(
     losses = int((points == 0).sum())
     ties = len(points) - wins - losses
     evalues = _evalues(points)
-    if losses > wins:
+    if _leads_behind(points, evalues):
         system, other = other, system
         wins, losses = losses, wins
-    needed = _needed(wins, losses)
+    needed = _needed(max(wins, losses), min(wins, losses))
     return StoppingState(system, other, wins, losses, ties, evalues[-1], max(evalues), needed)
 
 # %% ../../nbs/api/69_people/05_stopping.ipynb #f49d0a4b

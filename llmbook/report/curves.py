@@ -99,7 +99,7 @@ def _one(rows, by, most, name, title, say, more='', span=None):
     shade = _extremes(stretches) if is_thinned else ()
     line = {title: means(stretches)}
     label = f'{title}, now {newest}'
-    drawing = line_chart(line, label, by, 420, 180, shade=shade, span=span, say_x=human_count, say_y=say, inline=True)
+    drawing = line_chart(line, label, by, 240, 110, shade=shade, span=span, say_x=human_count, say_y=say, inline=True)
     return _figure(title, newest + more, drawing)
 
 # %% ../../nbs/api/70_report/03_curves.ipynb #f81e84d7
@@ -143,7 +143,7 @@ def _loss(rows, by, most, span=None):
     return _figure('loss', _newest_words(newest), concat(shown))
 
 _STYLE = Markup(
-    '<style>@container (max-width:820px){.lb-wide{display:none}.lb-middle{display:block!important}}'
+    '<style>@container (max-width:880px){.lb-wide{display:none}.lb-middle{display:block!important}}'
     '@container (max-width:520px){.lb-middle{display:none!important}.lb-narrow{display:block!important}}</style>')
 
 # %% ../../nbs/api/70_report/03_curves.ipynb #91da2b7c
