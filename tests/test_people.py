@@ -699,11 +699,25 @@ def test_the_command_plans_counts_and_exports(tmp_path, capsys):
     assert '7 answers' in said and '6 pairs' in said
 
 
-@pytest.mark.parametrize('options', [dict(), dict(pairs='nowhere.jsonl'), dict(question=''), dict(repeats=2)])
-def test_the_command_refuses_before_it_asks(tmp_path, options):
-    with pytest.raises(UserError): llmbook_rate(**{'out': str(tmp_path/'none'), **options})
+@pytest.mark.parametrize('pairs, options', [
+    ((), {}), (('nowhere.jsonl',), {}), (('a.jsonl', 'b.jsonl'), {}), ((), dict(question='')), ((), dict(repeats=2))])
+def test_the_command_refuses_before_it_asks(tmp_path, pairs, options):
+    with pytest.raises(UserError): llmbook_rate(*pairs, out=str(tmp_path/'none'), **options)
 
 
 def test_without_a_server_the_command_says_what_to_install(monkeypatch):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     with pytest.raises(UserError, match=r'llmbook\[rate\]'): page_command('rate.ipynb')
+
+
+def test_the_shell_takes_the_pairs_by_their_place(tmp_path):
+    "A call from the shell, as the start page writes it."
+    file = tmp_path/'pairs.jsonl'
+    file.write_text(json.dumps(dict(id='p', prompt='say', a='kind', b='rude', system_a='x', system_b='y')))
+    script = tmp_path/'llmbook-rate.py' # as an installed command is: a file that calls the function
+    script.write_text('from llmbook.commands.rate import llmbook_rate\nllmbook_rate()\n')
+    call = [sys.executable, script, file, '--out', tmp_path/'plan', '--lab', '--dry-run']
+    r = subprocess.run(list(map(str, call)), capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr[-500:]
+    assert 'jupyterlab' in r.stdout
+    assert (tmp_path/'plan/plan.json').exists()

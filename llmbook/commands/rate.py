@@ -56,7 +56,7 @@ def _written(folder, summary, answers, preferences, run):
 @call_parse
 @plain_errors
 def llmbook_rate(
-    pairs:str='', # file of pairs: prompt, a, b, system_a, system_b, known; none: the folder holds a plan
+    *pairs:str, # file of pairs: prompt, a, b, system_a, system_b, known; none: the folder holds a plan
     out:str='ratings', # folder of plan and answers
     question:str='Which text is better?', # what every rater reads above the texts
     warning:str='', # what is said about the texts before the first one
@@ -72,7 +72,8 @@ def llmbook_rate(
     dry_run:bool=False, # print the command of the server, and show no page
 ):
     "Show people pairs of texts on a page, and keep which one they choose."
-    if pairs: save_plan(plan_rating(pairs, question, warning, repeats, seed), out)
+    if len(pairs) > 1: raise UserError(f'expected one file of pairs, got {len(pairs)}: put all pairs into one')
+    if pairs: save_plan(plan_rating(pairs[0], question, warning, repeats, seed), out)
     else: open_plan(out)
     if _written(out, summary, answers, preferences, run): return
     command = page_command(rating_notebook(out, rater_name(rater) if rater else ''), lab, not no_browser)
