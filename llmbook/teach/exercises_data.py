@@ -11,6 +11,46 @@ from .answer import Exercise
 
 DATA_EXERCISES = {}
 
+# %% ../../nbs/api/78_teach/06_exercises_data.ipynb #ae0c9d37
+_BLOCK = 'HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<p>Café</p>'
+
+def _may_be_fetched(rules, path):
+    best = (-1, True)
+    for kind, beginning in rules:
+        if path.startswith(beginning): best = max(best, (len(beginning), kind == 'allow'))
+    return best[1]
+
+def _first_rule(rules, path):
+    for kind, beginning in rules:
+        if path.startswith(beginning): return kind == 'allow'
+    return True
+
+def _right_is_reserved(headers):
+    lower = {name.lower(): value.strip() for name, value in headers.items()}
+    return lower.get('tdm-reservation') == '1'
+
+_RULES = [('disallow', '/'), ('allow', '/news'), ('disallow', '/news/old'), ('allow', '/news/old')]
+DATA_EXERCISES['03.1'] = Exercise(
+    len(_BLOCK.encode()), 'the number counts bytes: encode the answer, then take its length.',
+    mistakes=((len(_BLOCK), 'you counted characters. One of them takes two bytes in UTF-8.'),
+              (len(_BLOCK.replace('\r', '').encode()), 'the lines of HTTP end in two characters, and both count.'),
+              (len(_BLOCK.split('\r\n\r\n')[1].encode()), 'the headers of HTTP belong to the block, too.')))
+DATA_EXERCISES['03.2'] = Exercise(
+    _may_be_fetched, 'among the rules that fit, take the longest; of two equally long ones, allow wins.',
+    inputs=((_RULES, '/private'), (_RULES, '/news/today'), (_RULES, '/news/old/1'), ([('disallow', '/a')], '/b'),
+            ([], '/')),
+    mistakes=((_first_rule, 'you took the first rule that fits. Take the longest.'),
+              (lambda rules, path: _first_rule(sorted(rules, key=lambda rule: -len(rule[1])), path),
+               'nearly: of two rules of the same length, allow wins.')))
+DATA_EXERCISES['03.3'] = Exercise(
+    _right_is_reserved, 'look the name up without regard to capitals, and compare the value with 1.',
+    inputs=(({'TDM-Reservation': '1'},), ({'tdm-reservation': ' 1 '},), ({'tdm-reservation': '0'},),
+            ({'Content-Type': 'text/html'},), ({},)),
+    mistakes=((lambda headers: any(name.lower() == 'tdm-reservation' for name in headers),
+               'the header is there in both cases. Its value says which it is.'),
+              (lambda headers: headers.get('tdm-reservation', '').strip() == '1',
+               'a server may write the name with capitals.')))
+
 # %% ../../nbs/api/78_teach/06_exercises_data.ipynb #43e0a4e4
 def _broken_twice(text):
     for _ in range(2): text = text.encode('utf-8').decode('cp1252')
