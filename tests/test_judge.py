@@ -267,3 +267,83 @@ def test_other_refusals():
                  lambda: judged(J.pair_judge(takes_first), other=BASE).value('other', 'nothing'),
                  lambda: J.length_controlled([1], [2, 3], [4])):
         with pytest.raises(UserError): call()
+
+# ---- what a verdict depends on, and what hangs together ----
+
+def scaled(c): return lambda messages, answer: c * len(answer)
+
+
+def test_judges_of_one_source_have_keys_of_their_own(tmp_path):
+    shorter, longer = J.score_judge(scaled(-1), 'a'), J.score_judge(scaled(1), 'a')
+    assert shorter.key != longer.key
+    assert J.score_judge(scaled(1), 'a').key == longer.key
+    other = [text + ' good' for text in BASE]
+    assert judged(longer, tmp_path, other=other).value('other') == 1
+    assert judged(shorter, tmp_path, other=other).value('other') == 0
+
+
+def test_a_model_inside_a_judge_counts_with_its_weights():
+    model, fmt = small_model(BASE, 64)
+    def judge(): return J.pair_judge(lambda question, first, second: float(len(fmt.tok.encode(first).ids) > model.config.context))
+    before = judge().key
+    assert judge().key == before
+    model.embed.weight.data[0, 0] += 1
+    assert judge().key != before
+
+
+def test_a_judge_that_cannot_be_described_needs_a_key():
+    lines = iter('abc')
+    def odd(question, first, second): return next(lines)
+    with pytest.raises(UserError, match='give key='): J.pair_judge(odd)
+    assert J.pair_judge(odd, key='mine').key
+
+
+def test_copies_of_one_source_are_one_witness():
+    "Four sources with fifteen copies each part nobody, though sixty questions would."
+    questions = [f'source {i % 4}, copy {i}' for i in range(60)]
+    answers = dict(base=['b'] * 60, other=['good b'] * 60, third=['b'] * 60)
+    judge = J.pair_judge(takes_marked)
+    sources = [f'source {i % 4}' for i in range(60)]
+    alone = J.judge_answers(judge, questions, answers, 'base', progress=False)
+    together = J.judge_answers(judge, questions, answers, 'base', clusters=sources, progress=False)
+    assert alone.places == dict(other=1, third=2)
+    assert together.places == dict(other=1, third=1)
+
+
+def test_clusters_are_those_of_the_call(tmp_path):
+    rng = np.random.default_rng(0)
+    other = [('good ' if rng.random() < .6 else '') + 'x' * int(rng.integers(4, 20)) for _ in BASE]
+    answers = dict(base=BASE, other=other)
+    sources = [str(i // 8) for i in range(40)]
+    judge = J.pair_judge(takes_marked)
+    def asked(clusters): return J.judge_answers(judge, QUESTIONS, answers, 'base', tmp_path, clusters=clusters, progress=False)
+    alone, by_source, again = asked(None), asked(sources), asked(None)
+    assert 'over 5 clusters' in by_source.rows[0]['signature']
+    lc = [next(r for r in found.rows if r['metric'] == 'judged lc_win') for found in (alone, by_source)]
+    assert (lc[0]['low'], lc[0]['high']) != (lc[1]['low'], lc[1]['high']) and 'over 5 clusters' in lc[1]['signature']
+    assert alone.rows == again.rows
+    assert set(by_source.items()['cluster']) == set(sources)
+
+
+def test_many_systems_can_still_be_told_apart():
+    rng = np.random.default_rng(1)
+    names = [f'q{i}' for i in range(100)]
+    def wins(p): return dict(zip(names, rng.choice([0, .5, 1], 100, p=[1 - p, 0, p]) * .5 + .25))
+    systems = {f'system {i}': wins(.4) for i in range(11)} | dict(best=wins(.9))
+    places = J.places_of(systems)
+    assert places['best'] == 1 and min(place for name, place in places.items() if name != 'best') > 1
+
+
+def test_a_consistent_judge_agrees_whatever_the_rounding():
+    found = judged(J.pair_judge(lambda q, first, second: .3 if 'good' in first else .7), other=[t + ' good' for t in BASE])
+    assert found.value('other', 'agree') == 1
+
+
+def test_rows_of_other_judges_and_systems_stay(tmp_path):
+    other = [text + ' good' for text in BASE]
+    judged(J.pair_judge(takes_marked), tmp_path, other=other)
+    judged(J.pair_judge(takes_longer), tmp_path, other=other)
+    judged(J.pair_judge(takes_longer), tmp_path, third=other)
+    rows = json.loads((tmp_path/'judged.json').read_text())['rows']
+    asked = {(r['judge'], r['group']) for r in rows}
+    assert len(asked) == 7 and len(rows) == 6 * 7

@@ -364,6 +364,58 @@ def test_intervals_by_rater_hold_where_raters_differ():
     assert held['one'] < 65, 'answers are not independent'
 
 
+def shared_by(raters, *choices):
+    "Return the same answers by each of some raters."
+    rows = []
+    for rater in range(raters):
+        for choice in choices: rows.append(dict(rater=rater, system_a='x', system_b='y', choice=choice))
+    return pd.DataFrame(rows)
+
+
+def test_raters_who_agree_by_accident_settle_nothing():
+    found = strengths(shared_by(2, *'aaaaaabbbb'))
+    s = found.systems[0]
+    assert s.high - s.low > .5 and s.low < 0 < s.high and s.ranks == (1, 2)
+    assert list(found.differences.values())[0] > .05
+    assert 'Fewer than 5 raters' in repr(found)
+    ties = strengths(shared_by(3, *['tie'] * 10)).systems[0]
+    assert (ties.value, ties.low, ties.high) == (0, None, None), 'no spread seen is no certainty'
+
+
+@pytest.mark.parametrize('raters', [2, 3])
+def test_few_raters_of_equal_systems_find_little(raters):
+    found = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        choices = rng.choice(['a', 'b'], (raters, 10))
+        rows = [dict(rater=r, system_a='x', system_b='y', choice=choice) for r in range(raters) for choice in choices[r]]
+        found += strengths(pd.DataFrame(rows)).systems[0].ranks == (1, 1)
+    assert found <= 14, 'at most 7 %'
+
+
+def test_the_wins_of_one_rater_are_one_witness():
+    three = strengths(shared_by(3, *'aaaaa')).systems[0]
+    many = strengths(shared_by(8, *'aaaaa')).systems[0]
+    assert three.low < 0 and three.ranks == (1, 2)
+    assert many.low > 0 and many.ranks == (1, 1)
+
+
+def test_open_ends_are_compared_after_correction():
+    "Six wins are enough for two systems alone, and not for one of many pairs."
+    games = [('w', 'x', 6), ('x', 'y', 2), ('y', 'x', 2), ('y', 'z', 2), ('z', 'y', 2)]
+    alone = {s.system: s.ranks for s in strengths(won(('w', 'x', 6)))}
+    among = {s.system: s.ranks for s in strengths(won(*games))}
+    assert alone['w'] == (1, 1) and among['w'] == (1, 4)
+
+
+def test_the_column_of_the_spread_must_be_there_and_mean_people():
+    with pytest.raises(UserError, match='a column of the table'): strengths(shared_by(2, *'ab'), by='raters')
+    crowd = shared_by(2, *'aab')
+    crowd.attrs['raters'] = 'positions'
+    with pytest.raises(UserError, match='positions'): strengths(crowd)
+    assert strengths(crowd.assign(pair=[0, 1, 2] * 2), by='pair').clusters == 3
+
+
 @pytest.mark.parametrize('table, options', [
     (pd.DataFrame(), {}), (won(('x', 'x', 3)), {}), (won(('x', 'y', 1, 'maybe')), {}), (CIRCLE, dict(ties='drop')),
     (CIRCLE, dict(level=2)), (CIRCLE, dict(level='x')), (None, {})])
@@ -620,7 +672,7 @@ def test_ties_change_the_published_result(crowd_file):
     counts = own.choice.value_counts()
     assert dict(counts) == dict(a=148, b=78, tie=494)
     assert sign_test(148, 78) == pytest.approx(3.7e-6, rel=.02)
-    best = strengths(own).systems[0]
+    best = strengths(own, by='pair').systems[0]
     share = 1 / (1 + math.exp(-2 * best.value))
     assert share == pytest.approx(.549, abs=5e-4)
 

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['STATS', 'MEASURES', 'COLUMNS', 'Measure', 'measure_of', 'ItemScore', 'check_item', 'Setting', 'read_setting',
            'model_fingerprint', 'ItemStore', 'item_values', 'measure_names', 'score_row', 'score_rows', 'old_rows',
-           'rows_as_items']
+           'other_rows', 'rows_as_items']
 
 # %% ../../nbs/api/60_evaluate/10_items.ipynb #9ec80e11
 import json, math, re, warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -385,6 +386,16 @@ def old_rows(
     rows = found.get('rows') if isinstance(found, dict) else found
     if not isinstance(rows, list): raise UserError(f'expected rows in {path}, found none: evaluate again')
     return rows
+
+def other_rows(
+    found, # what a file of rows holds, as `read_json` gives it
+    rows:list[dict], # rows that take the place of those with the same label
+    label:Callable, # row -> what it is known by
+) -> list[dict]: # the rows of the file that stay
+    "Return the rows of a file that new rows do not replace."
+    known = found.get('rows') if isinstance(found, dict) else None
+    replaced = {label(r) for r in rows}
+    return [r for r in known or [] if isinstance(r, dict) and label(r) not in replaced]
 
 def rows_as_items(
     rows:list[dict], # rows, some with items

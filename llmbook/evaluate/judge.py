@@ -7,7 +7,7 @@ __all__ = ['JUDGE_PROMPT', 'VERDICTS', 'CONSTANT_ANSWER', 'NULL', 'CONSTANT', 'J
            'score_judge', 'parse_verdict', 'model_judge', 'length_controlled', 'Judged', 'places_of', 'judge_answers']
 
 # %% ../../nbs/api/60_evaluate/22_judge.ipynb #965ab978
-import inspect, math, re, tempfile
+import math, re, tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
-from ..core import RunFolder, UserError, fingerprint, real_number, whole_number, write_json
+from ..core import RunFolder, UserError, fingerprint, read_json, real_number, whole_number, write_json
 from ..base.arguments import checked
 from ..base.owner import own_folder
 from ..generate.text import generate
@@ -23,8 +23,9 @@ from ..model.hf_wrap import as_reader
 from ..show.html import html_table
 from ..tokens.tokenizer import tokenizer_fingerprint
 from ..tune.chat import ChatFormat
-from .items import ItemScore, ItemStore, Measure, Setting, item_values, model_fingerprint, score_row
-from .stats import digits_of, holm, item_ids, paired_difference, row
+from .items import ItemScore, ItemStore, Measure, Setting, item_values, model_fingerprint, other_rows, score_row
+from .stats import EXACT, _falls, _is_answers, _members, _owners, digits_of, holm, item_ids, row, sign_test
+from .tasks import code_key
 
 # %% ../../nbs/api/60_evaluate/22_judge.ipynb #0688e70d
 @dataclass
@@ -34,11 +35,6 @@ class Judge:
     compare:Callable # (questions, first answers, second answers) -> a pair each: number for the first or None, reason
     key:str # fingerprint of all that the verdicts depend on
     sees_order:bool=True # whether the order of the answers can matter
-
-def _code_of(f):
-    "Return what stands for a function in a fingerprint: its source, if that can be found, or else its name."
-    try: return inspect.getsource(f)
-    except (OSError, TypeError): return getattr(f, '__qualname__', repr(f))
 
 def _name_of_function(f, name):
     "Return the name of a function that is about to judge, or raise `UserError` if it is none."
@@ -56,11 +52,11 @@ def _preference(x):
 def pair_judge(
     f:Callable, # function (question, first, second) -> 1 if the first is better, 0, 0.5 or between; None: no verdict
     name:str='', # for people; '' takes the function's
-    key:str='', # what stands for the function; '' takes its source
+    key:str='', # what stands for the function; '' takes `code_key`: its source and what it holds
 ) -> Judge:
     "Make a judge of a function that looks at both answers."
     name = _name_of_function(f, name)
-    key = fingerprint(['pair', key or _code_of(f)])
+    key = fingerprint(['pair', key or code_key(f)])
     def compare(questions, firsts, seconds):
         pairs = zip(questions, firsts, seconds)
         return [_preference(f(*pair)) for pair in pairs]
@@ -70,13 +66,13 @@ def pair_judge(
 def score_judge(
     f:Callable, # function (messages, answer) -> number, higher is better, such as that of `reward_judge`
     name:str='', # for people; '' takes the function's
-    key:str='', # what stands for the function, such as a model's fingerprint; '' takes its source
+    key:str='', # what stands for the function, such as a model's fingerprint; '' takes `code_key`
     margin:float=0., # largest difference that is a tie
 ) -> Judge:
     "Make a judge of a function that scores one answer."
     name = _name_of_function(f, name)
     if real_number('margin', margin) < 0: raise UserError(f'expected a margin of 0 or more, got {margin}')
-    key = fingerprint(['score', key or _code_of(f), margin])
+    key = fingerprint(['score', key or code_key(f), margin])
     def scored(question, answer):
         messages = [dict(role='user', content=question)]
         return float(f(messages, answer))
@@ -228,6 +224,7 @@ def length_controlled(
     base_lengths, # (n,) characters of the base's answers
     n_boot:int=1000, # resamples of the questions; 0 gives no interval
     seed:int=0, # seed of the resampling
+    clusters:list|None=None, # a label for each question: those of one label are drawn together; None draws each alone
 ) -> tuple[float, float|None, float|None]: # (rate, low, high); UserError where worth and length cannot be told apart
     "Return the win rate that a system would have at equal length."
     wins = np.asarray(wins, float)
@@ -239,9 +236,12 @@ def length_controlled(
     gaps = _length_gaps(lengths, base_lengths)
     once = np.ones((1, n))
     rate = float(_rates(wins, gaps, once)[0])
-    if n < 2 or not n_boot: return rate, None, None
+    members = _members(clusters, n)
+    k = len(members)
+    if k < 2 or not n_boot: return rate, None, None
     rng = np.random.default_rng(seed)
-    times = rng.multinomial(n, np.full(n, 1 / n), size=n_boot) # how often each question is drawn
+    drawn = rng.multinomial(k, np.full(k, 1 / k), size=n_boot)
+    times = drawn[:, _owners(members, n)] # how often each question is drawn
     low, high = np.quantile(_rates(wins, gaps, times), [.025, .975])
     return rate, float(low), float(high)
 
@@ -282,8 +282,9 @@ def _verdict_scores(values, length, base_length):
     ours_first, base_first = values # the preference for the first place, with our answer there and with the base's
     win = (ours_first + 1 - base_first) / 2
     first = (ours_first + base_first) / 2
-    agree = float(ours_first == 1 - base_first)
-    return dict(win=win, first=first, agree=agree, tie=float(win == .5), longer=longer)
+    agree = float(math.isclose(ours_first, 1 - base_first, abs_tol=1e-9))
+    tie = float(math.isclose(win, .5))
+    return dict(win=win, first=first, agree=agree, tie=tie, longer=longer)
 
 def _turned(verdict):
     "Return what a verdict says of the other answer."
@@ -305,7 +306,7 @@ class _Contest:
     questions:list
     ours:list
     bases:list
-    clusters:list
+    clusters:dict # name of a question -> its label
 
     def part(self, places):
         "Return questions, our answers and the base's at some places."
@@ -320,8 +321,7 @@ class _Contest:
         details = dict(verdicts=values, said=said, lengths=lengths)
         if None in values: details['reason'] = said[values.index(None)]
         scores = _verdict_scores(values, *lengths)
-        name, question, cluster = self.names[i], self.questions[i], self.clusters[i]
-        return ItemScore(name, scores, question, answer, base, cluster, details=details)
+        return ItemScore(self.names[i], scores, self.questions[i], answer, base, details=details)
 
 @dataclass
 class Judged:
@@ -332,6 +332,7 @@ class Judged:
     places:dict # system -> place; systems that noise cannot part share one
     base:str # the system that all others are compared with
     judge:str # name of the judge
+    clusters:dict=field(default_factory=dict, repr=False) # question -> label of this call
     _folder:object=field(default=None, repr=False) # a temporary folder, which goes with this object
 
     def value(self,
@@ -349,7 +350,8 @@ class Judged:
 
     def items(self) -> pd.DataFrame:
         "Return every verdict as a table."
-        return pd.concat([self.store.read(key) for key in self.keys.values()], ignore_index=True)
+        table = pd.concat([self.store.read(key) for key in self.keys.values()], ignore_index=True)
+        return _with_clusters(table, self.clusters)
 
     def __repr__(self): return f'{self.judge} as judge, against {self.base}\n{self.table().to_string(index=False)}'
     def _repr_html_(self): return str(html_table(_HEADS, _judged_lines(self), right=range(2, 10)))
@@ -385,24 +387,44 @@ def _wins_of(store, key):
     names, values, _ = item_values(store.read(key), 'win', JUDGE_MEASURES)
     return dict(zip(names, values[:, 0]))
 
-def _difference(wins, other, seed):
+_TO_FIND = 40 # draws for each comparison: the smallest p must pass the correction for all of them
+
+def _flipped_p(differences, members, draws, seed):
+    "Return how often coins, one for each cluster, give a mean difference as large as the one seen."
+    owner = _owners(members, len(differences))
+    sums = np.bincount(owner, differences, len(members))
+    falls = _falls(len(members), draws, np.random.default_rng(seed))
+    means = np.abs((1 - 2. * falls) @ sums)
+    hits = int((means >= abs(sums.sum()) - 1e-9).sum())
+    if len(members) <= EXACT: return hits / len(falls)
+    return (hits + 1) / (draws + 1)
+
+def _difference(wins, other, seed, clusters, draws):
     "Return the difference of two systems over the questions that both were judged on, and its p."
     shared = sorted(wins.keys() & other.keys())
-    if len(shared) < 2: return 0., 1.
-    ours = [wins[name] for name in shared]
-    theirs = [other[name] for name in shared]
-    tested = paired_difference(ours, theirs, seed=seed)
-    return tested['value'], tested['p']
+    ours = np.array([wins[name] for name in shared], float)
+    theirs = np.array([other[name] for name in shared], float)
+    labels = [clusters.get(name) or name for name in shared]
+    members = _members(labels, len(shared)) if shared else []
+    if len(members) < 2: return 0., 1.
+    difference = ours.mean() - theirs.mean()
+    if not _is_answers(ours, theirs, np.mean, members):
+        return difference, _flipped_p(ours - theirs, members, draws, seed)
+    better = int((ours > theirs).sum())
+    worse = int((ours < theirs).sum())
+    return difference, sign_test(better, worse)
 
 def places_of(
     wins:dict, # system -> {question: share of its verdicts that it won}
     seed:int=0, # seed of the tests
+    clusters:dict|None=None, # question -> label: those of one label share a coin; None tosses for each alone
 ) -> dict: # system -> place, from 1; equal for systems that noise cannot part from those above them
     "Rank systems; those within noise of one another share a place."
     pairs = list(combinations(wins, 2))
     places = dict.fromkeys(wins, 1)
     if not pairs: return places
-    tested = [_difference(wins[a], wins[b], seed) for a, b in pairs]
+    draws = max(1000, _TO_FIND * len(pairs))
+    tested = [_difference(wins[a], wins[b], seed, clusters or {}, draws) for a, b in pairs]
     adjusted = holm([p for _, p in tested])
     for (a, b), (difference, _), p in zip(pairs, tested, adjusted):
         if p >= .05: continue
@@ -434,31 +456,47 @@ def _judge_contest(judge, store, key, contest, bar):
         store.add(key, items)
         bar.update(len(places))
 
-def _scored_lengths(table):
+def _lengths_of(scored):
     "Return the win of each scored question, and the characters of its two answers."
-    scored = table[table['score_win'].notna()]
     lengths = [details['lengths'] for details in scored['details']]
     both = np.array(lengths, int).reshape(-1, 2)
     return scored['score_win'].to_numpy(), both[:, 0], both[:, 1]
 
 def _length_row(table, setting, system, seed):
     "Return the row of the win rate at equal length; its value is None, with a reason, where there is none."
-    wins, lengths, base_lengths = _scored_lengths(table)
-    n = len(wins)
-    how = f'logistic in tanh of the length difference, ridge {_RIDGE}|bs:1000 over items|seed:{seed}|level:0.95'
+    scored = table[table['score_win'].notna()]
+    wins, lengths, base_lengths = _lengths_of(scored)
+    clusters = [cluster or item for cluster, item in zip(scored['cluster'], scored['item'])]
+    n, k = len(wins), len(set(clusters))
+    drawn = 'items' if k == n else f'{k} clusters'
+    how = f'logistic in tanh of the length difference, ridge {_RIDGE}|bs:1000 over {drawn}|seed:{seed}|level:0.95'
     signature = f'{setting.signature}|{how}'
     facts = dict(task='judged', target=None, better='higher', read='win rate if both answers were equally long')
     why = _cannot_be_told(lengths, base_lengths) if n else 'no item has a score'
     if why: facts['reason'] = why
-    found = (None, None, None) if why else length_controlled(wins, lengths, base_lengths, seed=seed)
+    found = (None, None, None)
+    if not why: found = length_controlled(wins, lengths, base_lengths, seed=seed, clusters=clusters)
     return row('judged lc_win', *found, n=n, signature=signature, group=system) | facts
 
-def _judged_rows(store, key, system, seed):
+def _with_clusters(table, clusters):
+    "Return a table of verdicts with the clusters of this call: they are no part of a verdict."
+    return table.assign(cluster=[clusters.get(name, '') for name in table['item']])
+
+def _judged_rows(store, key, contest, seed):
     "Return the rows of a system."
-    table = store.read(key)
+    table = _with_clusters(store.read(key), contest.clusters)
     setting = store.setting(key)
+    system = contest.system
     rows = [score_row(table, name, setting, group=system, seed=seed) for name in JUDGE_MEASURES]
     return [*rows, _length_row(table, setting, system, seed)]
+
+def _keep_verdicts(file, rows, base, judge):
+    "Write judged.json; rows of other judges, bases and systems stay."
+    for r in rows: r |= dict(judge=judge.key, base=base)
+    known = read_json(file, 'judge again') if file.exists() else {}
+    def label(r): return r.get('judge'), r.get('base'), r.get('group')
+    kept = other_rows(known, rows, label)
+    write_json(file, dict(rows=kept + rows, base=base, judge=judge.name))
 
 @checked
 def judge_answers(
@@ -485,11 +523,12 @@ def judge_answers(
         for contest in contests:
             key = store.begin(_judge_setting(judge, contest))
             _judge_contest(judge, store, key, contest, bar)
-            rows += _judged_rows(store, key, contest.system, seed)
+            rows += _judged_rows(store, key, contest, seed)
             keys[contest.system] = key
-        write_json(folder/'judged.json', dict(rows=rows, base=base, judge=judge.name))
+        _keep_verdicts(folder/'judged.json', rows, base, judge)
     wins = {system: _wins_of(store, key) for system, key in keys.items() if system in answers}
-    return Judged(rows, store, keys, places_of(wins, seed), base, judge.name, temporary)
+    labels = contests[0].clusters
+    return Judged(rows, store, keys, places_of(wins, seed, labels), base, judge.name, labels, temporary)
 
 def _contests(questions, answers, base, constant, clusters):
     "Return a contest of each system with the base, the null and the constant answer last."
@@ -502,6 +541,6 @@ def _contests(questions, answers, base, constant, clusters):
     systems[NULL] = answers[base]
     systems[CONSTANT] = [constant] * n
     names = item_ids(questions)
-    labels = [str(cluster) for cluster in clusters]
+    labels = {name: '' if cluster is None else str(cluster) for name, cluster in zip(names, clusters)}
     bases = list(answers[base])
     return [_Contest(name, names, questions, list(texts), bases, labels) for name, texts in systems.items()]

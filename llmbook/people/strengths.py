@@ -7,11 +7,13 @@ __all__ = ['comparable_systems', 'Strength', 'Strengths', 'strengths']
 
 # %% ../../nbs/api/69_people/04_strengths.ipynb #5b9bfaf0
 from dataclasses import dataclass, field
+from collections import Counter
 from itertools import combinations
 import numpy as np
 import pandas as pd
 from ..core import UserError
 from ..evaluate.stats import _check_level, _members, holm
+from ..show.html import tag
 
 # %% ../../nbs/api/69_people/04_strengths.ipynb #7d46e3d3
 def _features(games, k, has_ties):
@@ -90,6 +92,8 @@ def _within(games, group):
     return own, inside
 
 # %% ../../nbs/api/69_people/04_strengths.ipynb #19f2cfc3
+_FEWEST = 5 # raters from which on an interval is more than a hint
+
 @dataclass
 class Strength:
     "A system's place: strength, interval, games, and the ranks that the data leave possible."
@@ -109,8 +113,17 @@ class Strengths:
     ties:str # 'half' or 'davidson'
     tie_parameter:float|None=None # Davidson's nu
     differences:dict=field(default_factory=dict) # (better, worse) -> p of their difference after Holm
+    by:str='rater' # column whose values hang together
 
     def __iter__(self): return iter(self.systems)
+
+    @property
+    def spread(self) -> str: # a sentence
+        "Return what the intervals were taken from."
+        if not self.clusters: return 'Spread between answers: it speaks of these raters alone.'
+        said = f'Spread between {self.clusters} {self.by}s or between answers, whichever is wider.'
+        if self.clusters < _FEWEST: said += f' Fewer than {_FEWEST} {self.by}s: a hint and no more.'
+        return said
 
     def table(self) -> pd.DataFrame: # a row for each system
         "Return the strengths as a table."
@@ -122,9 +135,13 @@ class Strengths:
                              points=s.points))
         return pd.DataFrame(rows)
 
-    def __repr__(self): return self.table().to_string(index=False, float_format='{:.2f}'.format, na_rep='open')
+    def __repr__(self):
+        shown = self.table().to_string(index=False, float_format='{:.2f}'.format, na_rep='open')
+        return f'{shown}\n{self.spread}'
 
-    def _repr_html_(self): return self.table().to_html(index=False, float_format='{:.2f}'.format, na_rep='open')
+    def _repr_html_(self):
+        shown = self.table().to_html(index=False, float_format='{:.2f}'.format, na_rep='open')
+        return shown + str(tag('p', self.spread))
 
 # %% ../../nbs/api/69_people/04_strengths.ipynb #e9a1f73e
 def _games_of(table, by):
@@ -141,20 +158,34 @@ def _games_of(table, by):
     unknown = list(kept.choice[points.isna()])
     if unknown: raise UserError(f'expected choices of a, b, tie and both bad, got {unknown[0]!r:.40}')
     games = np.column_stack([kept.system_a.map(place), kept.system_b.map(place), points])
-    return names, games, list(kept[by]) if by in kept else None
+    return names, games, _labels_of(kept, by)
 
-def _covariance(information, gradients, raters):
-    "Return the covariance of parameters, and between how many raters it was taken (0: between answers)."
-    alone = _members(None, len(gradients))
-    members = alone if raters is None else _members(raters, len(gradients))
-    clusters = len(members) if raters is not None and len(members) > 1 else 0
-    if not clusters: members = alone
+def _labels_of(kept, by):
+    "Return what hangs together, None where a table has no raters; raise `UserError` for a column that says nothing."
+    if by == 'rater' and kept.attrs.get('raters') == 'positions': raise UserError(
+        "expected raters that are people, got positions in a file: take the spread between pairs, by='pair'")
+    if by in kept: return list(kept[by])
+    if by == 'rater': return None
+    raise UserError(f'expected a column of the table in by, got {by!r:.40}: give one of {", ".join(kept)}')
+
+def _sandwich(information, gradients, members):
+    "Return the covariance of parameters from the spread between groups of answers."
     sums = np.array([gradients[positions].sum(0) for positions in members])
     count = len(members)
     middle = sums.T @ sums
     if count > 1: middle = middle * count / (count - 1)
     inverse = np.linalg.inv(information)
-    return inverse @ middle @ inverse, clusters
+    return inverse @ middle @ inverse
+
+def _spreads(information, gradients, labels):
+    "Return (covariance, clusters) between answers (0 clusters), and between raters if there are several."
+    n = len(gradients)
+    found = [(_sandwich(information, gradients, _members(None, n)), 0)]
+    members = [] if labels is None else _members(labels, n)
+    if len(members) > 1: found.append((_sandwich(information, gradients, members), len(members)))
+    return found
+
+def _error_of(covariance, contrast): return float(np.sqrt(max(contrast @ covariance @ contrast, 0)))
 
 def _quantile(level, clusters):
     "Return how many standard errors an interval reaches."
@@ -162,29 +193,47 @@ def _quantile(level, clusters):
     upper = (1 + level) / 2
     return float(t.ppf(upper, clusters - 1)) if clusters else float(norm.ppf(upper))
 
-def _p_of(z, clusters):
+def _half_width(spreads, contrast, level):
+    "Return half of the widest interval; 0 where no spread was seen."
+    return max(_quantile(level, clusters) * _error_of(covariance, contrast) for covariance, clusters in spreads)
+
+def _p_of(spreads, contrast, difference):
+    "Return the largest p of a difference; 1 where no spread was seen."
     from scipy.stats import norm, t
-    return float(2 * (t.sf(z, clusters - 1) if clusters else norm.sf(z)))
+    largest = 0.
+    for covariance, clusters in spreads:
+        error = _error_of(covariance, contrast)
+        if error < _NO_SPREAD: continue
+        z = abs(difference) / error
+        p = t.sf(z, clusters - 1) if clusters else norm.sf(z)
+        largest = max(largest, float(2 * p))
+    return largest or 1.
+
+_NO_SPREAD = 1e-9 # errors below this are rounding
 
 def _open_interval(own, theta, level):
     "Return (low, high) of a system that only won (or only lost) against systems of known strength."
     from scipy.optimize import brentq
-    from scipy.stats import chi2
     if not own: return None, None
-    drop = chi2.ppf(level, 1) / 2
-    others = np.array([theta[j] for j, _ in own])
+    improbable = -np.log((1 - level) / 2)
+    others = np.array([theta[j] for j, _, _ in own])
+    weights = np.array([weight for _, _, weight in own])
     sign = 1 if own[0][1] == 1 else -1
-    def lost(x): return np.logaddexp(0, -sign * (x - others)).sum() - drop # of the log-likelihood, from its limit
-    end = brentq(lost, -60, 60)
+    def excess(x): return weights @ np.logaddexp(0, -sign * (x - others)) - improbable
+    end = brentq(excess, -60, 60)
     return (end, None) if sign == 1 else (None, end)
 
-def _games_against(games, i, group):
-    "Return [(opponent, points)] of a system's games against a group."
-    found = []
-    for first, second, points in games:
+def _games_against(games, labels, i, group):
+    "Return [(opponent, points, weight)] of a system's games against a group; each rater weighs 1 in all."
+    found, whose = [], []
+    for number, (first, second, points) in enumerate(games):
         if first == i and second in group: found.append((int(second), points))
-        if second == i and first in group: found.append((int(first), 1 - points))
-    return found
+        elif second == i and first in group: found.append((int(first), 1 - points))
+        else: continue
+        whose.append(number if labels is None else labels[number])
+    counts = Counter(whose)
+    alone = len(counts) == 1 # one rater: each answer counts
+    return [(*game, 1. if alone else 1 / counts[label]) for game, label in zip(found, whose)]
 
 def _possible_ranks(k, better):
     "Return the best and worst rank of each system, given pairs (better, worse) that differ."
@@ -196,18 +245,24 @@ def _possible_ranks(k, better):
     return [(1 + above[i], k - below[i]) for i in range(k)]
 
 # %% ../../nbs/api/69_people/04_strengths.ipynb #052658e6
-def _compare_all(fit, group):
-    "Return {(better, worse): p after Holm} for the systems of a group."
+def _contrast(size, x, y=None):
+    "Return what a parameter, or the difference of two, is made of."
+    contrast = np.zeros(size)
+    contrast[x] = 1
+    if y is not None: contrast[y] = -1
+    return contrast
+
+def _compare_all(fit, group, tests):
+    "Return {(better, worse): p after Holm, over so many tests} for the systems of a group."
     pairs, ps = [], []
+    size = len(fit.spreads[0][0]) if fit.spreads else 0
     for x, y in combinations(range(len(group)), 2):
-        contrast = np.zeros(len(fit.covariance))
-        contrast[x], contrast[y] = 1, -1
-        error = np.sqrt(max(contrast @ fit.covariance @ contrast, 1e-300))
         difference = fit.theta[x] - fit.theta[y]
         i, j = group[x], group[y]
         pairs.append((i, j) if difference >= 0 else (j, i))
-        ps.append(_p_of(abs(difference) / error, fit.clusters))
-    return dict(zip(pairs, holm(ps))) if ps else {}
+        ps.append(_p_of(fit.spreads, _contrast(size, x, y), difference))
+    others = [1.] * (tests - len(ps)) # those of systems outside the group are weighed by their intervals
+    return dict(zip(pairs, holm(ps + others))) if ps else {}
 
 def _summaries(games, k):
     "Return how many answers and points each system has."
@@ -219,11 +274,13 @@ def _summaries(games, k):
 
 @dataclass
 class _Fit:
-    "What was fitted for a group: strengths, covariance, Davidson's parameter, and raters of the spread."
+    "What was fitted for a group: strengths, their spreads, and Davidson's parameter."
     theta:np.ndarray
-    covariance:np.ndarray
-    clusters:int
+    spreads:list # (covariance, clusters): between answers, and between raters
     nu:float|None=None
+
+    @property
+    def clusters(self): return max((clusters for _, clusters in self.spreads), default=0)
 
 def _fit_group(games, raters, group, ties):
     "Fit the strengths of a group of systems that can be compared."
@@ -233,28 +290,27 @@ def _fit_group(games, raters, group, ties):
     k = len(group)
     theta, information, gradients = _fit(own, k, has_ties)
     if raters is not None: raters = [rater for rater, is_in in zip(raters, inside) if is_in]
-    covariance, clusters = _covariance(information, gradients, raters)
     nu = float(np.exp(theta[k])) if has_ties else None
-    return _Fit(theta[:k], covariance, clusters, nu)
+    return _Fit(theta[:k], _spreads(information, gradients, raters), nu)
 
 def _closed(fit, group, level):
     "Return {system: (value, low, high)} for the systems of a group."
-    reach = _quantile(level, fit.clusters)
     found = {}
     for new, old in enumerate(group):
-        half = reach * np.sqrt(max(fit.covariance[new, new], 0))
+        contrast = _contrast(len(fit.spreads[0][0]), new)
+        half = _half_width(fit.spreads, contrast, level)
         value = float(fit.theta[new])
-        found[old] = value, float(value - half), float(value + half)
+        found[old] = (value, value - half, value + half) if half > _NO_SPREAD else (value, None, None)
     return found
 
-def _open(games, k, group, theta, level):
+def _open(games, labels, k, group, theta, level):
     "Return {system: (None, low, high)} for the systems outside a group; without a group, all others count as 0."
     strength_of = dict(zip(group, theta)) or dict.fromkeys(range(k), 0.)
     found = {}
     for i in range(k):
         if i in group: continue
-        own = _games_against(games, i, strength_of)
-        results = {points for _, points in own}
+        own = _games_against(games, labels, i, strength_of)
+        results = {points for _, points, _ in own}
         low = high = None
         if results in ({0}, {1}): low, high = _open_interval(own, strength_of, level)
         found[i] = None, low, high
@@ -297,13 +353,20 @@ def strengths(
     k = len(names)
     group = comparable_systems(games, k)[0]
     if len(group) == 1: group = [] # no two systems can be compared
-    fit = _Fit(np.zeros(0), np.zeros((0, 0)), 0)
-    if group: fit = _fit_group(games, labels, group, ties)
-    ends = _closed(fit, group, level)
-    ends.update(_open(games, k, group, fit.theta, level))
-    ps = _compare_all(fit, group)
+    fit = _fit_group(games, labels, group, ties) if group else _Fit(np.zeros(0), [])
+    def ends_at(level): return _closed(fit, group, level) | _open(games, labels, k, group, fit.theta, level)
+    tests = k * (k - 1) // 2
+    ps = _compare_all(fit, group, tests)
     better = [pair for pair, p in ps.items() if p < 1 - level]
-    ranks = _possible_ranks(k, better + _far_apart(ends, group))
-    systems = _in_order(names, ends, _summaries(games, k), ranks)
+    corrected = ends_at(1 - (1 - level) / tests) # Bonferroni, for the systems that have an interval alone
+    ranks = _possible_ranks(k, better + _far_apart(corrected, group))
+    systems = _in_order(names, ends_at(level), _summaries(games, k), ranks)
     differences = {(names[i], names[j]): p for (i, j), p in ps.items()}
-    return Strengths(systems, fit.clusters, ties, fit.nu, differences)
+    clusters = fit.clusters
+    if not group and labels is not None: clusters = _several(labels)
+    return Strengths(systems, clusters, ties, fit.nu, differences, by)
+
+def _several(labels):
+    "Return how many different labels there are; 0 for one, between which there is no spread."
+    n = len(set(labels))
+    return n if n > 1 else 0
