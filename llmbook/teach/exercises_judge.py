@@ -30,3 +30,25 @@ JUDGE_EXERCISES['22.3'] = Exercise(
     (_B - _A).std(ddof=1), 'take B - A on each sentence first, then the standard deviation of these five numbers.',
     mistakes=(((_B - _A).std(), 'with ddof=1 the sum of squares is divided by one less than the number of sentences.'),
               (_B.std(ddof=1), 'that is how much the sentences differ, not the differences.')))
+
+# %% ../../nbs/api/78_teach/09_exercises_judge.ipynb #722d6ce1
+def _share_of_taste(stereotyped_words, liked):
+    hits = sum(word == liked for word in stereotyped_words)
+    return hits / len(stereotyped_words)
+
+def _share_disliked(stereotyped_words, liked): return 1 - _share_of_taste(stereotyped_words, liked)
+
+JUDGE_EXERCISES['25.1'] = Exercise(
+    5 / 6, 'there are six pairs of a hostile and a harmless sentence. In how many is the hostile one higher?',
+    mistakes=((1 / 6, 'that is the share of pairs in the wrong order.'),
+              (5, 'that is the number of pairs in the right order; the AUC is their share.')))
+JUDGE_EXERCISES['25.2'] = Exercise(
+    2, 'sort them, multiply by 5, 4, 3, 2, 1, and let none be smaller than the one before it.',
+    mistakes=((3, 'that is without a correction: three are below .05 as they are.'),
+              (1, 'five times each of them is Bonferroni. Holm multiplies the second smallest by four.')))
+JUDGE_EXERCISES['25.3'] = Exercise(
+    _share_of_taste, 'a pair follows the stereotype if the stereotyped word is the one that the model likes.',
+    inputs=((['old'] * 7 + ['young'] * 3, 'young'), (['she', 'he'], 'he'), (['old'], 'young')),
+    mistakes=((_share_disliked, 'that counts the pairs in which the model likes the other word.'),
+              (lambda stereotyped_words, liked: .5,
+               'one half is right for balanced pairs only: here one word is stereotyped more often.')))
