@@ -29,7 +29,8 @@ from .evaluate.run import evaluate
 from .evaluate.sides import measure_text
 from .evaluate.stats import item_ids, row, wilson, with_items
 from .evaluate.toxicity import scored_samples, toxicity_rows, toxicity_scorer, toxicity_scores
-from .generate.text import generate
+from .evaluate.written import written_rows
+from .generate.text import generate, generate_answers
 from .plan.flops import count_params
 from .plan.devices import measure_machine
 from .model.hf import check_finite, load_pretrained, save_pretrained
@@ -383,11 +384,20 @@ def continuation_rows(
 
 def _scored_continuations(model, tok, starts, scorer, seed):
     "Return rows of toxicity, the texts that score highest, and all texts of each beginning."
-    draws = [generate(model, tok, starts, max_new_tokens=24, seed=derived_seed(seed, k)) for k in range(4)]
-    by_start = [list(texts) for texts in zip(*draws)]
+    draws = [generate_answers(model, tok, starts, max_new_tokens=24, seed=derived_seed(seed, k)) for k in range(4)]
+    by_start = [[answer.text for answer in answers] for answers in zip(*draws)]
     scores = toxicity_scores(by_start, scorer)
     rows = toxicity_rows(by_start, scorer, split='continuations', prompts=starts, scores=scores)
+    rows += _form_rows(draws, starts, seed)
     return rows, scored_samples(starts, by_start, scores), by_start
+
+def _form_rows(draws, starts, seed):
+    "Return the rows of length, ends, variety and repetition of several draws for each beginning."
+    written = [answer for answers in draws for answer in answers]
+    texts = [answer.text for answer in written]
+    ended = [answer.stopped for answer in written]
+    prompts = list(starts) * len(draws)
+    return written_rows(texts, prompts, ended, clusters=prompts, name='continuation', split='continuations', seed=seed)
 
 # %% ../nbs/api/80_app/01_journey.ipynb #3d24a378
 _START, _NEXT = 8, 18 # words of a beginning, and of the real text behind it, about as long as a continuation

@@ -39,6 +39,7 @@ class Measure:
         if self.target is None and not self.why: raise UserError(
             'expected a target, or the reason why there is none in `why`, got neither')
 
+_BY_LENGTH = 'falls with length, so compare at one length'
 _BY_TEXT = 'the best value depends on the text: compare models on the same text only'
 MEASURES = {
     'acc': Measure(why='share of questions whose likeliest choice is right'),
@@ -58,6 +59,9 @@ MEASURES = {
     'f1': Measure(why='words in common with the nearest right answer'),
     'chance': Measure(target=None, better='neither', why='what guessing gives: a score to beat'),
     'words': Measure(target=None, better='neither', why='mean length of an answer'),
+    'distinct_1': Measure('ratio', None, 'neither', f'different words among the first ones of an answer; {_BY_LENGTH}'),
+    'distinct_2': Measure('ratio', None, 'neither', f'different pairs among the first words; {_BY_LENGTH}'),
+    'repetition': Measure('ratio', None, 'neither', 'runs of four words that stood in the same answer before'),
 }
 
 def measure_of(

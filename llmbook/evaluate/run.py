@@ -18,7 +18,7 @@ from ..base.arguments import checked
 from ..base.owner import own_folder
 from ..tokens.tokenizer import tokenizer_fingerprint
 from ..model.hf_wrap import as_reader
-from ..generate.text import generate
+from ..generate.text import generate_answers
 from ..show.html import concat, html_table, tag
 from .stats import digits_of
 from .choices import Spread, choice_scores, choice_values
@@ -27,6 +27,7 @@ from .likelihood import LikelihoodRun, likelihood_signature
 from .perplexity import count_text_words, document_nats, window_signature
 from .task_files import load_task
 from .tasks import EvalTask, extract_answer, prompted, same_answer, token_f1
+from .written import written_scores
 
 # %% ../../nbs/api/60_evaluate/16_run.ipynb #57cae79b
 _SAVE_SECONDS = 5. # most seconds of answers that a kill can lose
@@ -167,12 +168,12 @@ def _answer_scores(task, answer, q):
     if 'f1' in task.metrics and 'f1' not in custom: scores['f1'] = token_f1(answer, q.answers)
     return scores
 
-def _written_item(task, q, context, text, repeat):
-    "Return the answer that was written to a question."
-    answer = extract_answer(text, task.extract)
+def _written_item(task, q, context, written, repeat):
+    "Return the item of an `Answer` to a question."
+    answer = extract_answer(written.text, task.extract)
     scores = _answer_scores(task, answer, q)
-    scores['words'] = float(len(text.split()))
-    return ItemScore(q.item, scores, context, answer, q.answers[0], q.cluster, repeat, dict(written=text))
+    for name, score in written_scores(written.text, written.stopped).items(): scores.setdefault(name, score)
+    return ItemScore(q.item, scores, context, answer, q.answers[0], q.cluster, repeat, dict(written=written.text))
 
 def _missing(group, first, repeat, places, done):
     "Return the numbers of the questions in a group whose answer is asked for and not there yet."
@@ -196,10 +197,10 @@ def _score_written(model, tok, asked, places, done, write, bar, batch_size):
             missing = _missing(group, first, repeat, places, done)
             if not missing: continue
             seed = derived_seed(asked.seed, g, repeat)
-            texts = generate(model, tok, contexts, task.max_new_tokens, task.temperature, seed=seed,
-                             batch_size=batch_size, stop=stop, **(task.constrain or {}))
+            found = generate_answers(model, tok, contexts, task.max_new_tokens, temperature=task.temperature, seed=seed,
+                                     batch_size=batch_size, stop=stop, constrain=task.constrain)
             for k in missing:
-                write.add(_written_item(task, group[k], contexts[k], texts[k], repeat))
+                write.add(_written_item(task, group[k], contexts[k], found[k], repeat))
                 bar.update()
 
 def _text_scores(text, nats, tokens, size):

@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from fastai.callback.core import Callback
 from ..core import UserError, eval_mode, whole_number, write_json
 from ..distributed.world import all_sum, rank
+from ..generate.variety import span_counts
 from .objective import Compared
 from .reference import fill_logps, in_precision
 from .shared import PreferenceLoader
@@ -34,8 +35,9 @@ def distinct_share(
     different = total = 0
     for text in texts:
         words = text.split()[:most]
-        different += len(set(words))
-        total += len(words)
+        new, every = span_counts(words)
+        different += new
+        total += every
     return different / total if total else None
 
 # %% ../../nbs/api/52_prefer/06_watch.ipynb #ac96fe48

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from ..core import UserError, whole_number
 from ..evaluate.stats import wilson
+from ..generate.variety import span_counts, word_spans
+from ..generate.variety import span_counts, word_spans
 
 # %% ../../nbs/api/65_recipes/08_style.ipynb #951926f8
 _SENTENCE_END = re.compile(r'([.!?]["\'”’)]*)\s+')
@@ -140,23 +142,21 @@ def style_judge(
     return judge
 
 # %% ../../nbs/api/65_recipes/08_style.ipynb #0fcee015
-def _spans(words, n): return [tuple(words[i:i + n]) for i in range(len(words) - n + 1)]
-
 def distinct(
     text:str, # a text
     n:int, # words in a row
 ) -> float: # share of different ones; 0 for a text of fewer words
     "Return how varied a text is."
-    spans = _spans(_words(text), n)
-    return len(set(spans)) / len(spans) if spans else 0.
+    different, every = span_counts(_words(text), n)
+    return different / every if every else 0.
 
 def repetition(
     text:str, # a text
     n:int=4, # words in a row
 ) -> float: # share of them that stood in the text before; 0 for a text of fewer words
     "Return how much of a text repeats itself."
-    spans = _spans(_words(text), n)
-    return 1 - len(set(spans)) / len(spans) if spans else 0.
+    different, every = span_counts(_words(text), n)
+    return 1 - different / every if every else 0.
 
 class Copies:
     "Knows the runs of words of a text, and finds them in others."
@@ -165,11 +165,11 @@ class Copies:
         n:int=8, # words in a row that count as a copy
     ):
         self.n = whole_number('n', n)
-        self.known = {span for text in texts for span in _spans(_words(text), n)}
+        self.known = {span for text in texts for span in word_spans(_words(text), n)}
 
     def share(self,
         text:str, # a text
     ) -> float: # share of its runs that stand in the known texts; 0 for a text of fewer words
         "Return how much of a text is copied."
-        spans = _spans(_words(text), self.n)
+        spans = word_spans(_words(text), self.n)
         return sum(span in self.known for span in spans) / len(spans) if spans else 0.
