@@ -90,6 +90,41 @@ DATA_EXERCISES['04.3'] = Exercise(
                'you count from the left, which fails for cards with an odd number of digits.'),
               (lambda digits: sum(map(int, digits)) % 10 == 0, 'every second digit is doubled before the sum.')))
 
+# %% ../../nbs/api/78_teach/06_exercises_data.ipynb #98d775f2
+_PROBABILITIES = (1/2, 1/4, 1/8, 1/4)
+
+def _one_step(weights, counts, truth, rate, sign=-1, squash=True):
+    "Return the weights after one step; other signs and no curve are what readers get wrong."
+    total = sum(weight * count for weight, count in zip(weights, counts))
+    given = 1 / (1 + math.exp(-total)) if squash else total
+    error = given - truth
+    return [weight + sign * rate * error * count for weight, count in zip(weights, counts)]
+
+def _share_kept(scores, threshold): return sum(score >= threshold for score in scores) / len(scores)
+
+def _ratio_kept(first, second, threshold):
+    return _share_kept(first, threshold) / _share_kept(second, threshold)
+
+def _ratio_of_counts(first, second, threshold):
+    kept = sum(score >= threshold for score in second)
+    return sum(score >= threshold for score in first) / kept
+
+DATA_EXERCISES['05.1'] = Exercise(
+    -sum(map(math.log2, _PROBABILITIES)) / 4, 'turn each probability into bits, then take the mean.',
+    mistakes=((-sum(map(math.log2, _PROBABILITIES)), 'that is for the whole text. The question is how many for a byte.'),
+              (-math.log2(sum(_PROBABILITIES) / 4), 'average the bits, not the probabilities.'),
+              (-sum(map(math.log, _PROBABILITIES)) / 4, 'those are nats. Bits take the logarithm to base 2.')))
+DATA_EXERCISES['05.2'] = Exercise(
+    _one_step, 'error is probability minus truth; each weight moves against error times count.',
+    inputs=(([0., 0.], [1, 3], 1, .5), ([.5, -1.], [2, 1], 0, .1), ([.2, .4, 0.], [0, 1, 5], 1, 1.)),
+    mistakes=((lambda *given: _one_step(*given, sign=1), 'that goes up the loss. Step against the gradient.'),
+              (lambda *given: _one_step(*given, squash=False),
+               'the sum is not a probability yet. Send it through the curve first.')))
+DATA_EXERCISES['05.3'] = Exercise(
+    _ratio_kept, 'take the share of each list that is at or above the threshold, then divide.',
+    inputs=(([.2, .6, .9], [.1, .5], .5), ([.1, .2], [.9, .8, .7], .5), ([.9], [.1, .9], .5)),
+    mistakes=((_ratio_of_counts, 'the lists may differ in length: divide shares, not counts.'),))
+
 # %% ../../nbs/api/78_teach/06_exercises_data.ipynb #20c4a808
 def _shingles(text, n):
     words = text.split()
