@@ -98,6 +98,6 @@ def replay(
     pages = []
     for view in views:
         is_last = view is views[-1]
-        pages.append(tag('div', dashboard_page(view, by), class_='frame', data_step=view['step'], hidden=not is_last))
+        pages.append(tag('div', dashboard_page(view, by, pointer=is_last), class_='frame', data_step=view['step'], hidden=not is_last))
     shown = tag('div', _controls(len(views)), *pages, class_='llmbook-replay')
     return concat([shown, Markup(f'<script>{_SCRIPT}</script>')])
