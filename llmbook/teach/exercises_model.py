@@ -132,3 +132,51 @@ MODEL_EXERCISES['13.3'] = Exercise(
     5 * 365.25 / 1000, 'a thousand devices fail a thousand times as often as one.',
     mistakes=((5 * 365.25, 'that is one device. A thousand fail a thousand times as often.'),
               (1000 / (5 * 365.25), 'those are failures a day. The exercise asks for days between failures.')))
+
+# %% ../../nbs/api/78_teach/07_exercises_model.ipynb #6a0cff68
+def _softmax(scores):
+    powers = np.exp(np.asarray(scores, dtype=float) - np.max(scores))
+    return powers / powers.sum()
+
+def _at_temperature(logits, temperature): return _softmax(np.asarray(logits) / temperature)
+
+def _nucleus(probabilities, share, rescale=True):
+    "Return the probabilities of the nucleus, and zero outside of it."
+    p = np.asarray(probabilities, dtype=float)
+    order = np.argsort(-p, kind='stable')
+    held = p[order].cumsum()
+    inside = held - p[order] < share - 1e-9
+    kept = np.zeros(len(p))
+    kept[order[inside]] = p[order[inside]]
+    return kept / kept.sum() if rescale else kept
+
+def _replacement(model, draft):
+    lacking = np.maximum(np.asarray(model) - np.asarray(draft), 0)
+    return lacking / lacking.sum()
+
+def _difference(model, draft):
+    apart = np.abs(np.asarray(model) - np.asarray(draft))
+    return apart / apart.sum()
+
+MODEL_EXERCISES['15.1'] = Exercise(
+    _at_temperature, 'divide the logits by the temperature, then softmax.',
+    inputs=(([2., 1., 0.], 1.), ([2., 1., 0.], .5), ([-1., 3., 3., 0.], 2.)),
+    mistakes=((lambda logits, temperature: _softmax(np.asarray(logits) * temperature),
+               'you multiplied by the temperature: a low one has to make the differences larger.'),
+              (lambda logits, temperature: _softmax(logits),
+               'that is the table at temperature 1, whatever the temperature is.')))
+MODEL_EXERCISES['15.2'] = Exercise(
+    _nucleus, 'go from the likeliest down until the share is reached; the token that reaches it is inside.',
+    inputs=(([.1, .6, .2, .1], .5), ([.1, .6, .2, .1], .7), ([.3, .25, .25, .2], .9), ([1., 0.], .9)),
+    mistakes=((lambda probabilities, share: _nucleus(probabilities, share, rescale=False),
+               'the kept ones have to add up to one: divide them by their sum.'),
+              (lambda probabilities, share: [p if p >= share else 0 for p in probabilities],
+               'the share is of all kept tokens together, not of each.')))
+MODEL_EXERCISES['15.3'] = Exercise(
+    _replacement, 'what the model gives more of than the draft does, divided by its sum.',
+    inputs=(([.5, .3, .2], [.2, .2, .6]), ([.1, .9], [.9, .1]), ([.25, .25, .5], [.5, .25, .25])),
+    mistakes=((lambda model, draft: np.asarray(model),
+               'with the model\'s own probabilities, what the draft likes would come too often after all.'),
+              (_difference, 'only tokens of which the draft gives too little are lacking: leave out the others.'),
+              (lambda model, draft: np.maximum(np.asarray(model) - np.asarray(draft), 0),
+               'probabilities add up to one: divide by the sum.')))
