@@ -6,4 +6,34 @@
 __all__ = ['TUNE_EXERCISES']
 
 # %% ../../nbs/api/78_teach/08_exercises_tune.ipynb #33ebb755
+import math
+from .answer import Exercise
+
 TUNE_EXERCISES = {}
+
+# %% ../../nbs/api/78_teach/08_exercises_tune.ipynb #19698284
+def _dpo_by_hand(better, worse, ref_better, ref_worse, beta):
+    margin = beta * ((better - ref_better) - (worse - ref_worse))
+    return math.log(1 + math.exp(-margin))
+
+def _dpo_without_reference(better, worse, ref_better, ref_worse, beta):
+    return math.log(1 + math.exp(-beta * (better - worse)))
+
+def _dpo_upside_down(better, worse, ref_better, ref_worse, beta):
+    return _dpo_by_hand(worse, better, ref_worse, ref_better, beta)
+
+TUNE_EXERCISES['20.1'] = Exercise(
+    math.log(30 / 10), 'it is the natural logarithm of the odds: wins over losses.',
+    mistakes=((.75, 'that is the share of wins, which is the sigmoid of what is asked for.'),
+              (math.log(30 / 40), 'divide the wins by the losses, and not by all comparisons.'),
+              (3, 'these are the odds. The strength is their logarithm.')))
+TUNE_EXERCISES['20.2'] = Exercise(
+    .1 * ((-24 + 20) - (-32 + 22)), 'take the gain of each answer over the reference first, then their difference, then beta.',
+    mistakes=((-.6, 'the gain of the better answer comes first: the worse one has lost more.'),
+              (6, 'that is the difference of the gains. Multiply it by beta.'),
+              (.1 * (-24 + 32), 'that is without the reference: each answer counts by what it has gained.')))
+TUNE_EXERCISES['20.3'] = Exercise(
+    _dpo_by_hand, 'the loss is minus the logarithm of the sigmoid of the margin, or ln(1 + exp(-margin)).',
+    inputs=((-20., -30., -20., -30., .1), (-10., -30., -20., -30., .1), (-24., -32., -20., -22., .1), (-5., -4., -6., -7., .5)),
+    mistakes=((_dpo_without_reference, 'subtract the log-probabilities of the reference: if nothing was gained, the loss is ln 2.'),
+              (_dpo_upside_down, 'a larger margin must give a smaller loss: look at the sign.')))
