@@ -9,17 +9,19 @@ from llmbook.evaluate.bias import GROUPS, Template
 from llmbook.evaluate.items import model_fingerprint
 from llmbook.evaluate.perplexity import document_nats
 from llmbook.evaluate.run import evaluate
-from llmbook.evaluate.stats import item_ids, row, with_items
+from llmbook.evaluate.stats import item_ids, row, row_items, with_items
+from llmbook.evaluate.tasks import EvalTask
 from llmbook.generate.text import generate, generate_ids
 from llmbook.mitigate.counterfactual import CounterfactualTexts, augment, pair_table, swap_identities
 from llmbook.mitigate.erase import ConceptSums, Erase, erase_concept, fit_eraser
 from llmbook.mitigate.experts import ExpertModel, Experts, expert_logits, nucleus_mask
 from llmbook.fairness.crows_pairs import load_crows_pairs
-from llmbook.mitigate.measures import DIALECT, IdentityGap, ModelMeasure, PublishedBias, TaskScore, TextCost
+from llmbook.mitigate.measures import AGAINST, DIALECT, IdentityGap, ModelMeasure, PublishedBias, TaskScore, TextCost
 from llmbook.mitigate.measures import WrittenToxicity, mention_texts, subsets
-from llmbook.mitigate.method import Method, Nothing, check_texts, training_cost
+from llmbook.mitigate.method import Method, Nothing, check_texts, plain_setting, training_cost
 from llmbook.mitigate.pairs import PreferKind, contrast_pairs, drawn_texts
-from llmbook.mitigate.run import AGAIN, BASE, check_mitigation, finding, mitigate, mitigation_html, plot_mitigation
+from llmbook.mitigate.run import AGAIN, BASE, Mitigation, check_mitigation, finding, mitigate, mitigation_html
+from llmbook.mitigate.run import plot_mitigation
 from llmbook.mitigate.self_debias import SelfDebias, SelfDebiasedModel, avoid_factor
 from llmbook.mitigate.steer import SteeredModel, with_prefix
 from llmbook.mitigate.texts import CleanTexts, SameTexts, Training, filter_account, filter_texts, train_on_texts
@@ -28,6 +30,7 @@ from llmbook.model.hf import save_pretrained
 from llmbook.model.hf_wrap import as_lm
 from llmbook.model.transformer import Transformer
 from llmbook.tokens.tokenizer import train_tokenizer
+from llmbook.verdict.ablate import ablate
 from llmbook.verdict.weigh import weigh
 
 LINES = ['You are kind.', 'You are clever.', 'You are a fool.', 'You are an idiot.', 'They are here.', 'She met him.',
@@ -635,3 +638,88 @@ def test_another_experiment_in_the_folder_is_refused(tok, model, experiment):
 @pytest.mark.parametrize('model, words', [(None, 'causal'), ('gpt2', 'causal'), (torch.nn.Linear(2, 2), 'causal')])
 def test_what_is_no_model_is_refused(tok, tmp_path, model, words):
     with pytest.raises(UserError, match=words): mitigate(model, tok, [SameTexts(LINES)], measures(), tmp_path/'run')
+
+# ---- the same experiment, and the lines of twins
+
+def test_an_edited_task_is_another_experiment(tok, model, tmp_path):
+    "An added arm must not answer other questions than the base did."
+    def asked(golds): return TaskScore((EvalTask('capitals', docs=docs_of(golds), prompt='The capital of {{ country }} is',
+                                                 choices=['A', 'B'], answer='capital'),))
+    method = SelfDebias(('rudeness',))
+    mitigate(model, tok, [method], [asked('AABB')], tmp_path)
+    with pytest.raises(UserError, match='choose another folder'): mitigate(model, tok, [method], [asked('ABBB')], tmp_path)
+
+
+def docs_of(golds): return [dict(country=f'country {i}', capital=gold) for i, gold in enumerate(golds)]
+
+
+def counting(word): return lambda texts: [float(word in text) for text in texts]
+
+
+def test_two_scorers_of_one_name_are_two(tok, model, tmp_path):
+    def measure(word): return WrittenToxicity(['You are', 'They'], counting(word), 2, 4)
+    assert measure('a').settings() == measure('a').settings() != measure('b').settings()
+    mitigate(model, tok, [SelfDebias(('rudeness',))], [measure('a')], tmp_path)
+    with pytest.raises(UserError, match='choose another folder'):
+        mitigate(model, tok, [SelfDebias(('rudeness',))], [measure('b')], tmp_path)
+    also = [WrittenToxicity(['You are', 'They'], insults, 2, 4, also=dict(other=counting(word))) for word in 'ab']
+    assert also[0].settings() != also[1].settings()
+
+
+def test_the_usual_scorer_is_chosen_once_and_noted(monkeypatch):
+    from llmbook.mitigate import measures as module
+    measure = WrittenToxicity(['You are', 'They'])
+    noted = measure.settings()['scorer']
+    assert noted and noted != 'None'
+    monkeypatch.setattr(module, 'toxicity_scorer', lambda: insults)
+    assert measure._scorer is not insults, 'a file that comes between two arms changes nothing'
+    assert WrittenToxicity(['You are', 'They']).settings()['scorer'] != noted
+
+
+def test_settings_of_anything_are_json():
+    long = dict(a=counting('x' * 200), b=np.arange(300.), c=torch.nn.Linear(2, 2))
+    assert plain_setting(long) == plain_setting(long) != plain_setting(long | dict(a=counting('y')))
+    json.dumps(plain_setting(long))
+
+
+def twin_experiment(rng, out, arms=6, effect=0.):
+    "Return an experiment whose arms change sentences by chance, twins alike and a little each by itself."
+    def rows(arm):
+        found = []
+        for subset, twin in AGAINST.items():
+            n = 48 if 'mention' in subset else 16
+            shared = rng.normal(0, .3, n) * (arm != 'base')
+            for name in (subset, twin):
+                more = effect * (name == 'dialect') * (arm == 'arm 0')
+                nats = 3 + shared + rng.normal(0, .1, n) * (arm != 'base') + more
+                items = np.stack([nats * 10, np.full(n, 10.)], 1)
+                value = float(np.exp(nats.mean()))
+                r = row('perplexity', value, n=n, split='test', group=name)
+                found.append(with_items(r, [f'{name.replace(" ", "_")}{i}' for i in range(n)], items, 'ratio'))
+        return found
+    names = [f'arm {i}' for i in range(arms)]
+    ablation = ablate(lambda settings, seed, folder: rows(settings['arm']), dict(arm='base'),
+                      {name: dict(arm=name) for name in names}, 1, out)
+    return Mitigation(ablation, None, None, {BASE: Nothing(), **{name: Nothing() for name in names}})
+
+
+def test_twins_are_weighed_in_pairs_and_corrected(tmp_path):
+    said = 0
+    for seed in range(8):
+        table = twin_experiment(np.random.default_rng(seed), tmp_path/str(seed)).table()
+        twins = table[table.measure.str.contains('more than')]
+        assert len(twins) == 12 and twins.p.notna().all()
+        said += twins.verdict.isin(['better', 'worse']).any()
+    assert said <= 1, 'some word in one of twenty experiments, and luck'
+    found = twin_experiment(np.random.default_rng(0), tmp_path/'real', effect=.2).table()
+    line = found[(found.method == 'arm 0') & (found.measure == 'dialect more than standard English')].iloc[0]
+    assert line.verdict == 'worse' and line.high - line.low < .3, 'the pairing removes what twins share'
+
+
+def test_sentences_of_one_template_are_one_witness(tok, model, tmp_path):
+    measure = TextCost(subsets(LINES), 32)
+    rows = {r['group']: r for r in measure(model, tok, tmp_path)}
+    of_mentions = row_items(rows['identity mentions'])
+    assert len(of_mentions['ids']) == 48 and len(set(of_mentions['clusters'])) == 16
+    assert row_items(rows['dialect'])['clusters'] is None
+    assert 'over 16 documents in pieces' in rows['without a mention']['signature']

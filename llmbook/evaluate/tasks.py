@@ -324,7 +324,7 @@ def _object_key(x, inner):
     kind = type(x)
     if not hasattr(x, '__dict__'): raise UserError(
         f'expected a function whose parts can be described, got one that holds {kind.__qualname__} {x!r:.40}: '
-        'give key=, a text that changes whenever its answers may')
+        'give key=, or an attribute signature: a text that changes whenever its answers may')
     call = inner(kind.__call__) if callable(x) else None
     return [kind.__module__, kind.__qualname__, call, inner(vars(x))]
 

@@ -9,6 +9,7 @@ __all__ = ['DIALECT', 'AGAINST', 'OPEN_PROMPTS', 'ModelMeasure', 'mention_texts'
 # %% ../../nbs/api/68_mitigate/09_measures.ipynb #65385a25
 import time
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 import numpy as np
 from ..core import UserError, real_number, whole_number, write_json
@@ -19,6 +20,7 @@ from ..evaluate.perplexity import continuation_logprob, document_nats, nats_rows
 from ..evaluate.run import evaluate
 from ..evaluate.stats import bootstrap, item_ids, row, with_items
 from ..evaluate.task_files import load_task
+from ..evaluate.tasks import prompted
 from ..evaluate.toxicity import scored_samples, toxicity_rows, toxicity_scorer, toxicity_scores
 from ..tokens.tokenizer import encode_text
 from .method import check_texts, plain_setting
@@ -91,6 +93,20 @@ def mention_texts(
 # %% ../../nbs/api/68_mitigate/09_measures.ipynb #cd43d2fb
 AGAINST = {'identity mentions': 'without a mention', 'dialect': 'standard English'} # subset -> what it is compared with
 
+def _template_of(text):
+    "Return the number of the template that a sentence was made of, as text; '' for another sentence."
+    for i, template in enumerate(TEMPLATES):
+        before, _, behind = (template.prompt + template.kind).partition('{who}')
+        fits = len(text) > len(before) + len(behind)
+        if fits and text.startswith(before) and text.endswith(behind): return f'template {i}'
+    return ''
+
+def _templates_of(texts):
+    "Return a label for each text: sentences of one template are no witnesses of their own. None where there are none."
+    templates = [_template_of(text) for text in texts]
+    if not any(templates): return None
+    return [template or f'text {i}' for i, template in enumerate(templates)]
+
 def subsets(
     general:list[str], # texts of the kind that the model is for
     **more:list # further subsets of your own: name -> texts
@@ -133,7 +149,7 @@ class TextCost(ModelMeasure):
             texts = check_texts(name, texts)
             nats = document_nats(model, tok, texts, self.window)
             signature = window_signature(model, tok, self.window)
-            perplexity, _ = nats_rows(nats, signature, ids=item_ids(texts), seed=seed)
+            perplexity, _ = nats_rows(nats, signature, ids=item_ids(texts), seed=seed, clusters=_templates_of(texts))
             rows.append(dict(perplexity, group=name))
         return rows
 
@@ -170,6 +186,11 @@ class WrittenToxicity(ModelMeasure):
     threshold:float=.5 # lowest score that counts as toxic
     also:dict=field(default_factory=dict) # name -> a further scorer of the same texts, such as one that taught nobody
     name = 'toxicity'
+
+    @cached_property
+    def _scorer(self): return self.scorer or toxicity_scorer() # chosen once: files may come while arms are made
+
+    def settings(self): return {**super().settings(), 'scorer': plain_setting(self._scorer)}
 
     def check(self, model, tok,
         context=None, # tokens that the methods leave a model to read; None: no limit
@@ -216,7 +237,7 @@ class WrittenToxicity(ModelMeasure):
 
     def _score_class(self, prompts, texts, name, seed):
         "Return the rows of a class of prompts, and its texts with the highest scores."
-        scorer = self.scorer or toxicity_scorer()
+        scorer = self._scorer
         scores = toxicity_scores(texts, scorer)
         options = dict(threshold=self.threshold, seed=seed, prompts=prompts, scores=scores)
         found = toxicity_rows(texts, scorer, group=name, **options)
@@ -323,8 +344,9 @@ class TaskScore(ModelMeasure):
     name = 'tasks'
 
     def settings(self):
-        names = [str(load_task(task).name) for task in self.tasks]
-        return {'measure': self.name, 'tasks': names, 'limit': self.limit}
+        asked = {}
+        for task in map(load_task, self.tasks): asked[str(task.name)] = prompted(task).fingerprint()
+        return {'measure': self.name, 'tasks': asked, 'limit': self.limit}
 
     def check(self, model, tok,
         context=None, # tokens that the methods leave a model to read; None: no limit

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from ..core import UserError, fingerprint, read_json, write_json
 from ..evaluate.items import model_fingerprint
+from ..evaluate.tasks import code_key
 
 # %% ../../nbs/api/68_mitigate/01_method.ipynb #d8f58e12
 _PLAIN = (str, int, float, bool, type(None))
@@ -25,15 +26,15 @@ def plain_setting(
     if isinstance(value, torch.nn.Module): return f'model {model_fingerprint(value)}'
     if isinstance(value, (list, tuple, dict)): return _plain_collection(value)
     signature = getattr(value, 'signature', None) # that of a scorer
+    if signature: return str(signature)
     name = getattr(value, '__name__', type(value).__name__)
-    return str(signature or name)
+    return f'{name} {fingerprint(code_key(value))}'
 
 def _plain_collection(value):
     "Describe a list or a dict: entry by entry if it is short, else by its size and a fingerprint."
     is_dict = isinstance(value, dict)
     if len(str(value)) > _LONG:
-        content = value if is_dict else list(value)
-        return f'{len(value)} entries, {fingerprint(content)}'
+        return f'{len(value)} entries, {fingerprint(code_key(value))}'
     if is_dict: return {str(name): plain_setting(entry) for name, entry in value.items()}
     return [plain_setting(entry) for entry in value]
 

@@ -7,22 +7,24 @@ __all__ = ['BASE', 'AGAIN', 'MITIGATION_LIMITS', 'named_methods', 'usual_measure
            'mitigation_table', 'finding', 'mitigation_text', 'mitigation_html', 'plot_mitigation']
 
 # %% ../../nbs/api/68_mitigate/10_run.ipynb #81b1f70a
-import math, time
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from ..core import UserError, fingerprint, read_json, whole_number, write_json
+from ..core import UserError, atomic_path, fingerprint, read_json, whole_number, write_json
 from ..base.arguments import checked
 from ..base.owner import own_folder
 from ..evaluate.bias import GROUPS, NEUTRAL
 from ..evaluate.items import model_fingerprint
-from ..evaluate.stats import digits_of, row
+from ..evaluate.overlap import item_stat
+from ..evaluate.stats import digits_of, row, row_items
 from ..model.hf_wrap import as_reader
 from ..show.html import concat, html_table, tag
 from ..tokens.tokenizer import tokenizer_fingerprint
-from ..verdict.ablate import Ablation, _named_rows, ablate, ablation_verdicts
+from ..verdict.ablate import Ablation, _named_rows, _shared_seeds, ablate, ablation_verdicts
+from ..verdict.weigh import item_scores, weigh, with_holm
 from .measures import AGAINST, OPEN_PROMPTS, IdentityGap, ModelMeasure, PublishedBias, TaskScore, TextCost
 from .measures import WrittenToxicity, subsets
 from .method import Method, Nothing, check_changed, training_cost
@@ -222,8 +224,8 @@ def mitigate(
         ablation = ablate(run, base, changes, seeds, out, minutes)
         described = {name: method.settings() for name, method in methods.items()}
         write_json(Path(out)/'methods.json', dict(methods=described, measures=[m.settings() for m in measures]))
-    found = Mitigation(ablation, model, tok, methods)
-    found.table().to_csv(Path(out)/'table.csv', index=False)
+        found = Mitigation(ablation, model, tok, methods)
+        with atomic_path(Path(out)/'table.csv') as file: found.table().to_csv(file, index=False)
     return found
 
 # %% ../../nbs/api/68_mitigate/10_run.ipynb #3ce54cf5
@@ -258,39 +260,62 @@ def _word_of(name, r, verdict, before, after):
     if r.get('better') != 'near target' or not verdict.is_found: return verdict.word
     return 'better' if abs(after - r['target']) < abs(before - r['target']) else 'worse'
 
-def _normal_line(difference, error):
-    "Return the interval and the verdict of a difference of nats with its error."
-    low, high = difference - 1.96 * error, difference + 1.96 * error
-    word = 'not known'
-    if low > 0: word = 'worse'
-    if high < 0: word = 'better'
-    return dict(difference=difference, low=low, high=high, p=None, verdict=word, smallest=2.8 * error)
+def _gap_scores(rows):
+    "Return pseudo-scores (seeds, sentences) of a subset's perplexity, and the clusters of its sentences."
+    table, clusters = [], None
+    for r in rows:
+        items = row_items(r)
+        if items is None: return None, None
+        table.append(item_scores(items['values'], item_stat(items['stat'])))
+        clusters = items['clusters']
+    sizes = {len(scores) for scores in table}
+    return (np.array(table), clusters) if len(sizes) == 1 else (None, None)
 
-def _twin_lines(arm, verdicts):
-    "Return lines of how much more a subset has lost than its twin, in nats a token."
-    lines = []
+def _rows_named(ablation, arm, name, seeds):
+    "Return the rows of a score in some runs of an arm; [] unless all have it."
+    rows = [_named_rows(ablation.results[arm, seed]).get(name) for seed in seeds]
+    return rows if rows and all(rows) else []
+
+def _lost(ablation, arm, subset, seeds):
+    "Return what each sentence of a subset has lost under a method (seeds, sentences), and clusters; None without any."
+    name = f'perplexity [{subset}] test'
+    before, _ = _gap_scores(_rows_named(ablation, 'base', name, seeds))
+    after, clusters = _gap_scores(_rows_named(ablation, arm, name, seeds))
+    if before is None or after is None or before.shape != after.shape: return None, None
+    return after - before, clusters
+
+def _twin_verdicts(ablation, arm):
+    "Weigh how much more each subset has lost than its twin, sentence by sentence, in nats a token."
+    found = {}
+    seeds = _shared_seeds(ablation, arm)
     for subset, twin in AGAINST.items():
-        first = verdicts.get((arm, f'perplexity [{subset}] test'))
-        second = verdicts.get((arm, f'perplexity [{twin}] test'))
-        if first is None or second is None: continue
-        difference = first.difference - second.difference
-        error = math.hypot(first.item_error, first.seed_error, second.item_error, second.seed_error)
-        line = _normal_line(difference, error)
-        lines.append(dict(method=arm, measure=f'{subset} more than {twin}', before=0., after=difference, **line))
-    return lines
+        first, clusters = _lost(ablation, arm, subset, seeds)
+        second, _ = _lost(ablation, arm, twin, seeds)
+        if first is None or second is None or first.shape != second.shape: continue
+        more = first - second # a sentence against its own twin
+        found[arm, f'{subset} more than {twin}'] = weigh(np.zeros_like(more), more, 'perplexity (log)', clusters)
+    return found
+
+def _twin_line(arm, measure, verdict):
+    "Return the line of a subset and its twin."
+    p = verdict.p if verdict.p_holm is None else verdict.p_holm
+    return dict(method=arm, measure=measure, before=0., after=verdict.difference, difference=verdict.difference,
+                low=verdict.low, high=verdict.high, p=p, verdict=verdict.word, smallest=verdict.smallest)
 
 def mitigation_table(
     found:Mitigation, # from `mitigate`
 ) -> pd.DataFrame: # method, measure, before, after, difference, low, high, p, verdict, smallest
     "Return a line for each method and measure; a method without a result has one that says why."
     ablation = found.ablation
-    verdicts = ablation_verdicts(ablation)
+    names = list(found.methods)[1:]
+    verdicts, twins = ablation_verdicts(ablation), {}
+    for name in names: twins |= _twin_verdicts(ablation, name)
+    with_holm([*verdicts.values(), *twins.values()])
     lines = []
-    for name in list(found.methods)[1:]:
+    for name in names:
         own = [_line(ablation, arm, measure, v) for (arm, measure), v in verdicts.items() if arm == name]
-        if own: own += _twin_lines(name, verdicts)
-        else: own = [dict(method=name, measure='no result', verdict=_why_none(ablation, name))]
-        lines += own
+        own += [_twin_line(arm, measure, v) for (arm, measure), v in twins.items() if arm == name]
+        lines += own or [dict(method=name, measure='no result', verdict=_why_none(ablation, name))]
     heads = ['method', 'measure', 'before', 'after', 'difference', 'low', 'high', 'p', 'verdict', 'smallest']
     return pd.DataFrame(lines, columns=heads)
 
