@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SPECIALS', 'EOT', 'PAD', 'PROMPT', 'ANSWER', 'MIN_VOCAB', 'LLAMA_CPP_CUTS', 'train_tokenizer', 'encode_arrays',
-           'encode_text', 'decode', 'not_restored', 'bytes_per_token', 'show_tokens', 'tokenizer_fingerprint',
-           'save_tokenizer', 'load_tokenizer', 'read_tokenizer', 'prepared_tokenizer', 'TextIds', 'listed_ids',
-           'folder_settings', 'text_ids', 'missing_marks', 'special_ids', 'mask_id', 'extend_tokenizer', 'new_ids',
-           'open_tokenizer', 'count_ids', 'AnyTokenizer', 'load_any', 'chat_ids', 'llama_cpp_name']
+           'encode_text', 'decode', 'not_restored', 'bytes_per_token', 'show_tokens', 'token_labels',
+           'tokenizer_fingerprint', 'save_tokenizer', 'load_tokenizer', 'read_tokenizer', 'prepared_tokenizer',
+           'TextIds', 'listed_ids', 'folder_settings', 'text_ids', 'missing_marks', 'special_ids', 'mask_id',
+           'extend_tokenizer', 'new_ids', 'open_tokenizer', 'count_ids', 'AnyTokenizer', 'load_any', 'chat_ids',
+           'llama_cpp_name']
 
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #6422f5fb
 import json
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Iterable
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from ..core import UserError, atomic_path, fingerprint, read_json
-from .word_encoder import encode_words
+from .word_encoder import _byte_signs, encode_words
 
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #d1215bcc
 SPECIALS = ['<|endoftext|>', '<|pad|>', '<|prompt|>', '<|answer|>'] # ids 0, 1, 2, 3
@@ -187,6 +188,43 @@ def show_tokens(
         style = _BOX.format(n * 67 % 360)
         spans.append(f'<span title="{i}" style="{style}">{escape(decode(tok, [i]))}</span>')
     return HTML(f'<div style="font-family:monospace;line-height:1.7">{"".join(spans)}</div>')
+
+# %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #93094c45
+_SIGNS = str.maketrans({' ': '␣', '\n': '↵', '\t': '→', '\r': '␍'})
+_BYTES = {sign: byte for byte, sign in enumerate(_byte_signs())}
+_NEAR = 8 # tokens before one that decide how it is written
+
+def _token_text(tok, ids, n):
+    "Return the text that token `n` adds to those before it."
+    near = ids[max(0, n - _NEAR):n]
+    before = decode(tok, near, skip_special=False)
+    after = decode(tok, [*near, ids[n]], skip_special=False)
+    text = after[len(before):] if after.startswith(before) else decode(tok, [ids[n]], skip_special=False)
+    lost_space = (tok.id_to_token(ids[n]) or '').startswith('▁') and not text.startswith(' ')
+    return f' {text}' if lost_space else text # decoding drops the space before a first word
+
+def _token_bytes(token):
+    "Return the bytes of a token as hexadecimal numbers, or the token itself if its signs stand for no bytes."
+    is_spelt = token.startswith('<0x') or not all(sign in _BYTES for sign in token)
+    if is_spelt: return token
+    numbers = [f'{_BYTES[sign]:02X}' for sign in token]
+    return f'<{" ".join(numbers)}>'
+
+def token_labels(
+    tok:Tokenizer, # any tokenizer
+    ids, # ids in their order: a list, an array or a tensor
+) -> list[str]: # a name for each, spaces and line breaks visible; not escaped for HTML
+    "Name the tokens of a sequence so that a reader can tell them apart."
+    ids = ids.tolist() if hasattr(ids, 'tolist') else list(ids)
+    labels = []
+    for n, i in enumerate(ids):
+        text = _token_text(tok, ids, n).translate(_SIGNS)
+        is_whole = text and text.isprintable() and '\ufffd' not in text
+        token = tok.id_to_token(i)
+        if token is None: text = f'[{i}]'
+        elif not is_whole: text = _token_bytes(token)
+        labels.append(text)
+    return labels
 
 # %% ../../nbs/api/14_tokens/01_tokenizer.ipynb #7d81f661
 def tokenizer_fingerprint(
