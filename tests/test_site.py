@@ -10,7 +10,7 @@ from lab import browser_only, start_browser
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
-import sidebar, widgets
+import docprocs, sidebar, widgets
 from house import notebooks, page
 
 
@@ -132,6 +132,18 @@ def test_parameters_stand_in_a_table(site):
 def test_both_builds_of_the_site_have_the_style_for_dark_pages(site):
     assert (site/'_static/styles.css').read_text() == (ROOT/'nbs/styles.css').read_text()
     assert yaml.safe_load((ROOT/'_quarto.yml').read_text())['format']['html']['css'] == 'styles.css'
+
+
+def test_quarto_fetches_no_fonts_and_no_scripts():
+    "Quarto itself is not here; these are its inputs, which decide what its pages fetch."
+    themes = yaml.safe_load((ROOT/'_quarto.yml').read_text())['format']['html']['theme']
+    assert all('theme.scss' in theme for theme in themes.values())
+    assert '$web-font-path: false;' in (ROOT/'nbs/theme.scss').read_text()
+    fenced = '<pre>```</pre>'
+    shown = dict(data={'text/html': ['<b>', fenced], 'text/plain': 'b'})
+    docprocs.html_as_markdown(dict(outputs=[shown, dict(text='printed')]))
+    assert shown['data'] == {'text/markdown': f'````{{=html}}\n<b>{fenced}\n````\n', 'text/plain': 'b'}
+    assert docprocs.html_as_markdown in docprocs.QuartoProcessors().procs()
 
 
 def test_the_fit_brings_the_same_style_along():

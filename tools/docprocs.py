@@ -6,7 +6,7 @@ it would then run without the cells before it. Here, a cell that is not exported
 nbdev writes the meaning of a parameter as a comment inside the signature, where a narrow page cuts it off. Here the
 signature has names and defaults alone, and a table below it has each parameter's type, default and meaning.
 """
-import ast, inspect, textwrap
+import ast, inspect, re, textwrap
 from functools import cache
 from fastcore import docments
 from nbdev import processors, showdoc
@@ -29,6 +29,28 @@ def needed(cell):
 class Processors(processors.FilterDefaults):
     "nbdev's own processors, with the one above in its place."
     def base_procs(self): return [exec_show_docs if p is processors.exec_show_docs else p for p in super().base_procs()]
+
+
+# ---- for Quarto ------------------------------------------------------------------------------------------------------
+
+def html_as_markdown(cell):
+    "Turn outputs of HTML into Markdown that holds it, for which Quarto fetches no script from another host."
+    for output in cell.get('outputs', []):
+        data = output.get('data', {})
+        html = ''.join(data.pop('text/html', ''))
+        if html: data['text/markdown'] = raw_html(html)
+
+
+def raw_html(html):
+    "Return a block of Markdown that Pandoc passes on as HTML, with a fence that is longer than any inside."
+    longest = max(map(len, re.findall('`+', html)), default=0)
+    fence = '`' * max(3, longest + 1)
+    return f'{fence}{{=html}}\n{html}\n{fence}\n'
+
+
+class QuartoProcessors(Processors):
+    "The processors above, and what only Quarto needs."
+    def xtra_procs(self): return [*super().xtra_procs(), html_as_markdown]
 
 
 # ---- a name's signature and its table --------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from docutils.nodes import make_id
 from nbdev import serve
-from docprocs import Processors
+from docprocs import Processors, QuartoProcessors
 from house import ROOT, cells, description, front, module, notebooks, page, title
 from sidebar import purpose
 
@@ -423,7 +423,7 @@ def quarto():
     "Build the site with Quarto, as `nbdev-docs` does."
     from nbdev.quarto import nbdev_docs
     os.chdir(ROOT)
-    serve.FilterDefaults = Processors
+    serve.FilterDefaults = QuartoProcessors
     nbdev_docs.__wrapped__(n_workers=2)
 
 
