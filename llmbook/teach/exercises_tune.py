@@ -9,7 +9,33 @@ __all__ = ['TUNE_EXERCISES']
 import math
 from .answer import Exercise
 
+from .answer import Exercise
+
 TUNE_EXERCISES = {}
+
+# %% ../../nbs/api/78_teach/08_exercises_tune.ipynb #c0feefa8
+def _rates_by_depth(rate, factor, n): return [rate / factor ** (n - 1 - group) for group in range(n)]
+def _targets_of(ids, n_prompt): return [ids[k] if k >= n_prompt else -100 for k in range(1, len(ids))]
+
+TUNE_EXERCISES['17.1'] = Exercise(
+    _rates_by_depth, 'the last group has the whole rate; each group below it has that of the next, divided.',
+    inputs=((1., 2., 3), (.08, 2., 4), (1., 2., 1)),
+    mistakes=((lambda rate, factor, n: _rates_by_depth(rate, factor, n)[::-1],
+               'the first group lies at the bottom of the model: it has the lowest rate.'),
+              (lambda rate, factor, n: [rate / factor ** (n - group) for group in range(n)],
+               'the last group is not divided: it has the whole rate.')))
+TUNE_EXERCISES['17.2'] = Exercise(
+    _targets_of, 'the target of the input at place k is the id at place k + 1, if that id is no part of the prompt.',
+    inputs=(([7, 8, 9, 5, 6, 2], 3), ([1, 4, 2], 1), ([1, 2, 3, 4], 2)),
+    mistakes=((lambda ids, n: [ids[k + 1] if k >= n else -100 for k in range(len(ids) - 1)],
+               'the first token of the answer is a target too: the last token of the prompt predicts it.'),
+              (lambda ids, n: list(ids[1:]), 'targets that belong to the prompt are -100.'),
+              (lambda ids, n: [ids[k] if k >= n else -100 for k in range(len(ids))],
+               'one target for each input, and the last id is no input: there is one less than ids.')))
+TUNE_EXERCISES['17.3'] = Exercise(
+    round(12_000 * .1 / .9), 'the 12,000 tokens are nine tenths of the whole mixture.',
+    mistakes=((1200, 'that is a tenth of the rows of the task. The share is one of the whole mixture.'),
+              (10_800, 'that takes a tenth away. How much is one tenth, if 12,000 are nine tenths?')))
 
 # %% ../../nbs/api/78_teach/08_exercises_tune.ipynb #19698284
 def _dpo_by_hand(better, worse, ref_better, ref_worse, beta):
