@@ -52,3 +52,25 @@ JUDGE_EXERCISES['25.3'] = Exercise(
     mistakes=((_share_disliked, 'that counts the pairs in which the model likes the other word.'),
               (lambda stereotyped_words, liked: .5,
                'one half is right for balanced pairs only: here one word is stereotyped more often.')))
+
+# %% ../../nbs/api/78_teach/09_exercises_judge.ipynb #61a2cca0
+def _error_of_difference(s, k): return s * math.sqrt(2 / k)
+
+def _chance_of_any(ideas): return 1 - .95**ideas
+
+_RUNS = np.array([3.10, 3.14, 3.12, 3.16])
+JUDGE_EXERCISES['27.1'] = Exercise(
+    _RUNS.std(ddof=1), 'take the distances from the mean, square them, and divide their sum by three.',
+    mistakes=((_RUNS.std(), 'with ddof=1 the sum of squares is divided by one less than the number of runs.'),
+              (_RUNS.std(ddof=1) / 2, 'that is the standard error of the mean; the question is how far single runs scatter.'),
+              (_RUNS.max() - _RUNS.min(), 'that is the range from the best to the worst.')))
+JUDGE_EXERCISES['27.2'] = Exercise(
+    _error_of_difference, 'the variance of a mean of k runs is s² / k, and the variances of both arms are added.',
+    inputs=((1., 2), (.02, 3), (.5, 8)),
+    mistakes=((lambda s, k: s / math.sqrt(k), 'that is the error of one mean: the other arm has one as well.'),
+              (lambda s, k: 2 * s / math.sqrt(k), 'variances are added and not errors.')))
+JUDGE_EXERCISES['27.3'] = Exercise(
+    _chance_of_any, 'the chance that none of them is found is a product. Take it from 1.',
+    inputs=((1,), (3,), (20,)),
+    mistakes=((lambda ideas: .05 * ideas, 'chances may be added only where the events exclude each other; with 30 ideas this is above 1.'),
+              (lambda ideas: .95**ideas, 'that is the chance that luck finds none.')))
