@@ -1061,3 +1061,26 @@ def test_toxicity_of_a_writer_who_is_rude_about_one_identity(writer, rude_about)
 def test_old_rows_of_bias_get_no_verdict():
     old = [stats.row('likelihood_gap_excess', .04, .03, .05, n=8, group='gender')]
     assert 'no verdict' in bias.swap_summary(old)
+
+
+def test_rouge_is_the_same_in_blocks_of_any_size(monkeypatch):
+    r = np.random.default_rng(0)
+    def text(): return '\n'.join(' '.join(r.choice(list('abcdef'), 5)) for _ in range(r.integers(1, 4)))
+    preds, refs = [text() for _ in range(30)], [[text() for _ in range(r.integers(1, 4))] for _ in range(30)]
+    wanted = overlap.rouge_scores(preds, refs, stemmer=False)
+    one_by_one = [overlap.rouge_scores([pred], [some], stemmer=False) for pred, some in zip(preds, refs)]
+    for size in (1, 40, 1 << 30):
+        monkeypatch.setattr(overlap, '_BLOCK', size)
+        found = overlap.rouge_scores(preds, refs, stemmer=False)
+        for kind, f in wanted.items():
+            assert (found[kind] == f).all()
+            assert [scores[kind][0] for scores in one_by_one] == f.tolist()
+
+
+@pytest.mark.parametrize('draws', [1, 70, 1 << 30])
+def test_resamples_are_those_of_numpy_in_blocks_of_any_size(draws, monkeypatch):
+    monkeypatch.setattr(overlap, '_DRAWS', draws)
+    counts = np.random.default_rng(1).integers(0, 50, (33, 10)).astype(np.float32)
+    found = overlap._drawn_sums(counts, 7, np.random.default_rng(5))
+    drawn = np.random.default_rng(5).choice(33, size=(7, 33))
+    assert (found == counts[drawn].sum(1)).all()

@@ -20,6 +20,7 @@ from ..tokens.tokenizer import encode_text, text_ids
 from ..model.hf_wrap import WrappedLM, as_reader
 from ..model.layers import KVCache
 from ..model.transformer import Transformer
+from ..train.learner import keep_heap
 from .perplexity import _CPU_TOKENS, _begin, _check_decoder, _check_ids
 
 # %% ../../nbs/api/60_evaluate/11_likelihood.ipynb #ef21e207
@@ -418,6 +419,7 @@ def _scored(model, fitted, batch_size):
     "Yield (numbers of requests, log-probabilities, whether greedy) batch by batch."
     reader = _reader(model)
     chunk = max(16, _LOGITS // model.config.vocab_size)
+    if reader.device.type == 'cpu': keep_heap(first=True) # the next batch wants the same memory
     most = _CPU_TOKENS if reader.device.type == 'cpu' else 1 << 30
     rows = rows_of(fitted, reader.branches)
     groups = families(rows) if reader.branches else [((), rows)]

@@ -7,8 +7,7 @@ __all__ = ['ROUGE_KINDS', 'ROUGE_WORDS', 'UnicodeWords', 'rouge_scores', 'rouge'
            'item_stat', 'randomization_test']
 
 # %% ../../nbs/api/60_evaluate/03_overlap.ipynb #369c4da4
-import os, string, unicodedata, warnings
-from collections import Counter
+import os, re, string, unicodedata, warnings
 from functools import cache
 from importlib import metadata
 from itertools import chain, zip_longest
@@ -111,7 +110,9 @@ _IS_IN_WORD = { # choice of words -> whether a character belongs to one
     'unicode': lambda c: unicodedata.category(c)[0] in 'LN',
     'signs': _is_visible}
 
-def _has_words(text, words): return any(map(_IS_IN_WORD[words], text.lower()))
+_HAS_LATIN = re.compile('[A-Za-z0-9]').search
+
+def _has_words(text, words): return bool(_HAS_LATIN(text)) or any(map(_IS_IN_WORD[words], text.lower()))
 
 def _is_mostly_other(text):
     "Return whether a text is mostly written in other letters than a to z and their kin."
@@ -122,7 +123,9 @@ def _is_mostly_other(text):
 
 def _choose_words(refs):
     "Return the plainest choice of words that finds some in every reference that has anything to see."
-    texts = [text for text in chain.from_iterable(refs) if _has_words(text, 'signs')]
+    texts = list(chain.from_iterable(refs))
+    if all(_HAS_LATIN(text) and not _is_mostly_other(text) for text in texts): return 'latin' # at once, since most are
+    texts = [text for text in texts if _has_words(text, 'signs')]
     if not all(_has_words(text, 'unicode') for text in texts): return 'signs'
     if not all(_has_words(text, 'latin') for text in texts): return 'unicode'
     return 'unicode' if any(map(_is_mostly_other, texts)) else 'latin'
@@ -179,63 +182,106 @@ def _splitter(words, stemmer):
     return split, own.tokenize if words == 'signs' else None # signs are words where there are no others
 
 class _Text:
-    "The words of a text, whole and sentence by sentence, and how often each word and each pair occurs."
+    "The words of a text, whole and sentence by sentence."
     def __init__(self, text, split, whole):
         self.sentences = [words for words in split(text) if words]
         self.in_sentences = list(chain.from_iterable(self.sentences))
         self.words = whole(text) if whole else self.in_sentences
-        self.counts = Counter(self.words)
-        self.counts_in_sentences = Counter(self.in_sentences) if whole else self.counts
-        self.pairs = Counter(zip(self.words, self.words[1:]))
 
-def _f_score(shared, in_pred, in_ref):
-    precision = shared / max(in_pred, 1)
-    recall = shared / max(in_ref, 1)
-    return 2 * precision * recall / (precision + recall) if precision + recall > 0 else 0.
+def _f_scores(shared, in_pred, in_ref):
+    "Return the F of each pair of texts from what they share and what each has, all (n,)."
+    precision = shared / np.maximum(in_pred, 1)
+    recall = shared / np.maximum(in_ref, 1)
+    both = precision + recall
+    return np.divide(2 * precision * recall, both, out=np.zeros(len(both)), where=both > 0)
 
-def _shared_count(counts, others):
-    "Return how many things two `Counter`s share, each as often as it stands in both."
-    shared = counts.keys() & others.keys()
-    return sum(map(min, map(counts.get, shared), map(others.get, shared)))
+class _Numbers(dict):
+    "A number for each word, given when it is first seen."
+    def __missing__(self, word):
+        self[word] = n = len(self)
+        return n
+
+def _numbered(texts, numbers):
+    "Return the numbers of all words of some texts in a row, and the text that each is of."
+    sizes = [len(text.words) for text in texts]
+    words = chain.from_iterable([text.words for text in texts])
+    return np.fromiter(map(numbers.__getitem__, words), np.int64, sum(sizes)), np.repeat(np.arange(len(texts)), sizes)
+
+def _neighbours(words, owner, n_words):
+    "Return a number for each two words that follow one another in a text, and the text that they are of."
+    is_inside = owner[1:] == owner[:-1]
+    pairs = words[:-1] * n_words + words[1:]
+    return pairs[is_inside], owner[:-1][is_inside]
+
+def _shared_counts(pred, ref, size, n):
+    "Return how much predictions and references share, (n,): each thing, a number below `size`, as often as in both."
+    (said, of_pred), (wanted, of_ref) = pred, ref
+    said, wanted = of_pred * size + said, of_ref * size + wanted
+    sides = np.concatenate([2 * said, 2 * wanted + 1]) # the same thing on both sides makes two numbers in a row
+    found, counts = np.unique(sides, return_counts=True)
+    is_shared = (found[:-1] % 2 == 0) & (found[1:] == found[:-1] + 1)
+    least = np.minimum(counts[:-1], counts[1:])[is_shared]
+    owner = found[:-1][is_shared] // 2 // size
+    return np.bincount(owner, least, n)
+
+def _count_scores(pairs):
+    "Return ROUGE-1 and ROUGE-2 of some pairs of texts, all at once."
+    preds, refs = zip(*pairs)
+    numbers = _Numbers()
+    pred, ref = _numbered(preds, numbers), _numbered(refs, numbers)
+    V, n = len(numbers), len(pairs)
+    in_pred, in_ref = np.bincount(pred[1], minlength=n), np.bincount(ref[1], minlength=n)
+    ones = _f_scores(_shared_counts(pred, ref, V, n), in_pred, in_ref)
+    twos = _shared_counts(_neighbours(*pred, V), _neighbours(*ref, V), V * V, n)
+    return ones, _f_scores(twos, in_pred - 1, in_ref - 1)
 
 def _places_of(sentences):
-    "Return the bits at which each word stands, and the bits of each sentence: they follow one another, a bit apart."
-    places, insides, bit = {}, [], 1
+    "Return the bits at which each word stands, the bits of each sentence, a bit apart, and the words that come twice."
+    places, twice = {}, set()
+    insides, bit = [], 1
     for words in sentences:
         first = bit
         for word in words:
-            places[word] = places.get(word, 0) | bit
+            if word in places:
+                places[word] |= bit
+                twice.add(word)
+            else: places[word] = bit
             bit <<= 1
         insides.append(bit - first)
         bit <<= 1
-    return places, insides
-
-def _steps(words, places, mask):
-    "Return (bits that match, bits where the table grows) for each word that the reference knows; a gap has no match."
-    steps, row, in_gap = [], mask, True
-    for word in words:
-        at = places.get(word)
-        if at:
-            rising = row & at
-            row = (row + rising | row - rising) & mask
-            steps.append((at, row ^ mask))
-            in_gap = False
-        elif not in_gap:
-            steps.append((0, row ^ mask))
-            in_gap = True
-    return steps
+    return places, insides, twice
 
 def _longest(words, places, insides):
     "Return the length of the longest common sequence of words and a reference, over the ends of its sentences."
     everything = (1 << sum(insides).bit_length()) - 1 # the bits between sentences are words that match none
-    steps = _steps(words, places, everything)
-    return steps[-1][1].bit_count() if steps else 0
+    row = everything
+    for at in map(places.get, words):
+        if not at: continue
+        rising = row & at
+        row = (row + rising | row - rising) & everything # a bit that is 0 is a place where the table grows
+    return (row ^ everything).bit_count()
+
+def _steps(words, places, mask):
+    "Return (bits that match, row of the table) for each word that the reference knows, a gap has no match; all matches."
+    steps, row = [], mask
+    matches, in_gap = 0, True
+    for at in map(places.get, words):
+        if at:
+            rising = row & at
+            row = (row + rising | row - rising) & mask
+            steps.append((at, row))
+            matches |= at
+            in_gap = False
+        elif not in_gap:
+            steps.append((0, row))
+            in_gap = True
+    return steps, matches
 
 def _walk_back(steps, inside):
     "Return the bits of one longest sequence in the sentence whose bits are `inside`, chosen as `rouge-score` does."
     taken, left = 0, inside
-    for at, grows in reversed(steps):
-        highest = ((at | grows) & left).bit_length()
+    for at, row in reversed(steps):
+        highest = ((at | ~row) & left).bit_length()
         if not highest: break
         bit = 1 << highest - 1
         left &= 2 * bit - 1
@@ -244,42 +290,61 @@ def _walk_back(steps, inside):
             left ^= bit
     return taken
 
-def _summary_hits(pred, places, insides):
-    "Return the words of a reference that stand in a longest sequence with a predicted sentence, none twice."
+def _union_of_sentences(pred, places, insides):
+    "Return the bits of a reference that stand in a longest sequence with some sentence of a prediction."
     mask = sum(insides)
     union = 0
     for words in pred.sentences:
-        steps = _steps(words, places, mask)
-        if not steps: continue
-        matches, grown = 0, steps[-1][1]
-        for at, _ in steps: matches |= at
+        steps, matches = _steps(words, places, mask)
+        if not matches & ~union: continue # nothing that is not there already
+        _, row = steps[-1]
         for inside in insides:
             here = matches & inside
-            if not here & ~union: continue # nothing that is not there already
-            is_whole = (grown & inside).bit_count() == here.bit_count() # every match belongs to the longest sequence
+            if not here & ~union: continue
+            is_whole = (~row & inside).bit_count() == here.bit_count() # every match belongs to the longest sequence
             union |= here if is_whole else _walk_back(steps, inside)
-    hits = 0
-    for word, at in places.items():
-        found = union & at
-        if found: hits += min(found.bit_count(), pred.counts_in_sentences[word])
+    return union
+
+def _summary_hits(pred, places, insides, twice):
+    "Return how many words of a reference stand in a longest sequence with a predicted sentence, none twice."
+    union = _union_of_sentences(pred, places, insides)
+    hits = union.bit_count()
+    for word in twice:
+        found = (union & places[word]).bit_count()
+        if found > 1: hits -= max(0, found - pred.in_sentences.count(word))
     return hits
 
-def _rouge_of_pair(pred, ref):
-    "Return the F of each kind for one prediction and one reference."
-    n, m = len(pred.words), len(ref.words)
-    words = _shared_count(pred.counts, ref.counts)
-    pairs = _shared_count(pred.pairs, ref.pairs)
-    places, insides = _places_of(ref.sentences)
-    whole = (places, insides) if ref.words is ref.in_sentences else _places_of([ref.words])
-    in_order = _longest(pred.words, *whole)
-    unigrams = _f_score(words, n, m)
-    bigrams = _f_score(pairs, n - 1, m - 1)
-    longest = _f_score(in_order, n, m)
+def _in_order(pred, ref):
+    "Return what ROUGE-L and ROUGE-Lsum count: words in the longest common sequence, and the words of both texts."
+    by_sentence = _places_of(ref.sentences)
+    places, insides, _ = by_sentence if ref.words is ref.in_sentences else _places_of([ref.words])
+    longest = _longest(pred.words, places, insides)
+    whole = longest, len(pred.words), len(ref.words)
     is_single = len(pred.sentences) == len(ref.sentences) == 1
-    if is_single: return unigrams, bigrams, longest, longest
-    hits = _summary_hits(pred, places, insides)
-    by_sentence = _f_score(hits, len(pred.in_sentences), len(ref.in_sentences))
-    return unigrams, bigrams, longest, by_sentence
+    if is_single: return whole + whole
+    hits = _summary_hits(pred, *by_sentence)
+    return *whole, hits, len(pred.in_sentences), len(ref.in_sentences)
+
+def _order_scores(pairs):
+    "Return ROUGE-L and ROUGE-Lsum of some pairs of texts."
+    counts = np.array([_in_order(pred, ref) for pred, ref in pairs]).T
+    return _f_scores(*counts[:3]), _f_scores(*counts[3:])
+
+_BLOCK = 1 << 14 # words counted at once: few enough that memory stays small, and products of their numbers in 64 bits
+
+def _blocks(preds, refs, split, whole):
+    "Yield (number of the example, words of its prediction, words of a reference) in blocks of about equal size."
+    block, size = [], 0
+    for i, (pred, some) in enumerate(zip(preds, refs)):
+        said = _Text(pred, split, whole)
+        for ref in some:
+            wanted = _Text(ref, split, whole)
+            block.append((i, said, wanted))
+            size += len(said.words) + len(wanted.words)
+        if size < _BLOCK: continue
+        yield block
+        block, size = [], 0
+    if block: yield block
 
 def rouge_scores(
     preds:list[str], # predictions
@@ -295,10 +360,11 @@ def rouge_scores(
     _warn_of_wordless(words, refs)
     split, whole = _splitter(words, stemmer)
     scores = np.zeros((len(preds), len(ROUGE_KINDS)))
-    for i, (pred, some) in enumerate(zip(preds, refs)):
-        said = _Text(pred, split, whole)
-        found = [_rouge_of_pair(said, _Text(ref, split, whole)) for ref in some]
-        scores[i] = found[0] if len(found) == 1 else np.max(found, 0)
+    for block in _blocks(preds, refs, split, whole):
+        examples = [i for i, *_ in block]
+        pairs = [pair for _, *pair in block]
+        found = np.stack([*_count_scores(pairs), *_order_scores(pairs)], 1)
+        np.maximum.at(scores, examples, found) # the best reference counts
     return dict(zip(ROUGE_KINDS, scores.T))
 
 # %% ../../nbs/api/60_evaluate/03_overlap.ipynb #eaa02fb9
@@ -332,21 +398,21 @@ def rouge(
 
 # %% ../../nbs/api/60_evaluate/03_overlap.ipynb #ce83216c
 _MOST_EXACT = 2**24 # whole numbers up to this are exact in 32 bits
-_ROWS = 64 # resamples at once: few enough to stay in the processor's cache, and a multiple of 32 (see below)
-
-def _times_drawn(m, n, rng):
-    "Draw `m` resamples of `n` sentences, and return how often each sentence is in each, (m, n)."
-    times = np.empty((m, n), np.float32)
-    for line, drawn in zip(times, rng.choice(n, size=(m, n))): line[:] = np.bincount(drawn, minlength=n)
-    return times
+_DRAWS = 1 << 18 # sentences drawn at once: a megabyte of numbers, which stays in the processor's cache
 
 def _drawn_sums(counts, n_boot, rng):
     "Return the sums of the counts (n, k) over each of `n_boot` resamples, (n_boot, k)."
+    import torch
+    n, k = counts.shape
+    wide = torch.zeros(n, 16 * -(-k // 16), dtype=torch.from_numpy(counts).dtype) # rows that registers hold whole
+    wide[:, :k] = torch.from_numpy(counts)
+    rows = max(1, _DRAWS // n)
     sums = []
-    for first in range(0, n_boot, _ROWS):
-        times = _times_drawn(min(_ROWS, n_boot - first), len(counts), rng)
-        sums.append(times @ counts)
-    return np.concatenate(sums)
+    for first in range(0, n_boot, rows):
+        shape = min(rows, n_boot - first), n
+        drawn = torch.from_numpy(rng.integers(n, size=shape, dtype=np.int32)) # what `rng.choice` draws, in half the space
+        sums.append(torch.nn.functional.embedding_bag(drawn, wide, mode='sum')[:, :k])
+    return torch.cat(sums).numpy()
 
 def _as_exact(counts):
     "Return counts as 32-bit floats, which are added faster, if no sum of them can leave the exact whole numbers."
@@ -596,6 +662,8 @@ def _seen_difference(score, a, b):
     change = scores[1] - scores[0]
     return float(change), abs(change)
 
+_ROWS = 64 # shuffles at once: few enough for the processor's cache; a multiple of 32, as coins come 32 from a word
+
 def _coins(m, n, rng):
     "Return what `rng.integers(2, size=(m, n), dtype=bool)` gives: numpy takes 32 coins from a word, the lowest first."
     words = rng.integers(1 << 32, size=(m * n + 31) // 32, dtype=np.uint32)
@@ -607,7 +675,7 @@ def _shuffled_differences(score, a, b, n, rng):
     base, both = b.sum(0), a.sum(0) + b.sum(0)
     change = _as_exact(a - b)
     differences = []
-    for first in range(0, n, _ROWS): # a block is a multiple of 32 coins, or the next would get others
+    for first in range(0, n, _ROWS):
         coins = _coins(min(_ROWS, n - first), len(a), rng)
         sums = base + coins.astype(change.dtype) @ change
         differences.append(abs(score(sums) - score(both - sums)))

@@ -18,6 +18,7 @@ from ..model.hf_wrap import as_reader
 from ..model.linear import Linear
 from ..model.transformer import Transformer
 from .stats import bootstrap, item_ids, ratio, row, with_items
+from ..train.learner import keep_heap
 from ..train.loss import token_nats
 from ..tokens.loaders import IGNORE
 
@@ -159,6 +160,7 @@ def _nats(model, ids, spans, batch_size, begin, chunk=1024, progress='', edges=(
     _check_decoder(model)
     for doc in ids: _check_ids(model, doc)
     device = next(model.parameters()).device
+    if device.type == 'cpu': keep_heap(first=True) # the next window wants the same memory
     most = _CPU_TOKENS if device.type == 'cpu' else 1 << 30
     sums = np.zeros((len(ids), len(edges) + 1))
     bar = tqdm(total=len(spans), desc=progress, unit='window', leave=False, disable=not progress)

@@ -29,11 +29,16 @@ from .optim import check_rate, renewed_opt
 from . import schedules # brings fit_wsd and fit_cosine
 
 # %% ../../nbs/api/31_train/08_learner.ipynb #f531ddaf
+_HEAP = [] # what earlier calls asked for
+
 @checked
 def keep_heap(
     keep:bool=True, # False: give pieces of a megabyte and more back to the system at once
+    first:bool=False, # whether to do nothing if an earlier call has chosen, such as a training under way
 ) -> bool: # whether anything was changed
     "Keep freed memory in the process for the next step."
+    if first and _HEAP: return False
+    _HEAP[:] = [keep]
     allocator = ('MALLOC_', 'GLIBC_TUNABLES', 'LD_PRELOAD')
     set_by_user = any(name.startswith(allocator) for name in os.environ)
     if not sys.platform.startswith('linux') or set_by_user: return False
