@@ -6,6 +6,7 @@ solution. This file reads these forms, so that no page repeats by hand what a ch
 """
 import hashlib, json, re
 from pathlib import Path
+from first_cell import put_first_cell
 from house import ROOT, cells, description, notebooks, part, title
 
 BOX = re.compile(r'^> \*\*(?:\[(?P<linked>[^\]]+)\]\([^)]*\)|(?P<plain>[^*\[\]]+))\*\*: (?P<meaning>.+)$')
@@ -161,6 +162,8 @@ def pages(root=ROOT):
 
 
 if __name__ == '__main__':
-    for path in chapters(): link_terms(path)
+    for path in chapters():
+        link_terms(path)
+        put_first_cell(path)
     for name, notebook in pages().items(): write(ROOT/f'nbs/book/{name}.ipynb', notebook)
     print(f'nbs/book: {len(chapters())} chapters, {sum(len(terms(path)) for path in chapters())} terms')

@@ -210,14 +210,14 @@ def code_cells(cell, src, mod, sources, names):
         return [md_cell(markdown(text, names))]
     if directives.get('include') == 'false': return []
     if output == 'asis': return [md_cell(markdown(output_text(o), names)) for o in outputs]
-    has_input = directives.get('echo') != 'false'
-    return [code_cell(body, outputs, has_input)]
+    if directives.get('echo') == 'false': return [code_cell(body, outputs, 'remove-input')]
+    if directives.get('code-fold') == 'true': return [code_cell(body, outputs, 'hide-input')]
+    return [code_cell(body, outputs)]
 
 
-def code_cell(source, outputs, has_input):
-    "Return a cell of code, with or without its input."
-    tags = [] if has_input else ['remove-input']
-    return dict(cell_type='code', metadata=dict(tags=tags), source=source, outputs=outputs, execution_count=None)
+def code_cell(source, outputs, *tags):
+    "Return a cell of code; tags hide its input or leave it out."
+    return dict(cell_type='code', metadata=dict(tags=list(tags)), source=source, outputs=outputs, execution_count=None)
 
 
 def output_text(output):
