@@ -130,8 +130,8 @@ def _trace_table(found):
 def _places_of(stretch):
     "Return in words how often a stretch stands in the data."
     n = len(stretch.places)
-    if stretch.is_common: return f'more than {n} places'
-    return '1 place' if n == 1 else f'{n} places'
+    words = '1 place' if n == 1 else f'{n} places'
+    return f'more than {words}' if stretch.is_common else words
 
 def _document_words(about):
     "Return a document's name and licence."

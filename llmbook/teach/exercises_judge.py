@@ -31,6 +31,41 @@ JUDGE_EXERCISES['22.3'] = Exercise(
     mistakes=(((_B - _A).std(), 'with ddof=1 the sum of squares is divided by one less than the number of sentences.'),
               (_B.std(ddof=1), 'that is how much the sentences differ, not the differences.')))
 
+# %% ../../nbs/api/78_teach/09_exercises_judge.ipynb #603e560a
+def _exposure_of(true, others):
+    rank = 1 + sum(other <= true for other in others)
+    return math.log2((len(others) + 1) / rank)
+
+def _exposure_with_lucky_ties(true, others):
+    rank = 1 + sum(other < true for other in others)
+    return math.log2((len(others) + 1) / rank)
+
+def _share_exposed(people, k):
+    exposed = [person for person in people if people.count(person) < k]
+    return len(exposed) / len(people)
+
+def _share_of_groups(people, k):
+    groups = set(people)
+    return sum(people.count(group) < k for group in groups) / len(groups)
+
+_PEOPLE = [('Nes', 1961), ('Nes', 1961), ('Nes', 1974), ('Hollum', 1961), ('Hollum', 1961), ('Hollum', 1961)]
+JUDGE_EXERCISES['24.1'] = Exercise(
+    math.log2(10_000 / 40), 'divide the number of candidates by the rank, then take the logarithm to base 2.',
+    mistakes=((math.log(10_000 / 40), 'those are nats. Bits take the logarithm to base 2.'),
+              (math.log2(40), 'that is what is still missing to the first rank. Divide the candidates by the rank.'),
+              (math.log2(10_000), 'that would be the exposure of rank 1.')))
+JUDGE_EXERCISES['24.2'] = Exercise(
+    _exposure_of, 'count the others with a surprise that is not larger; the rank is one more than that.',
+    inputs=((2., [3., 4., 5.]), (4., [3., 4., 5.]), (1., [1., 1., 1.]), (9., [3., 4., 5., 6., 7.])),
+    mistakes=((_exposure_with_lucky_ties, 'a tie ranks before the true one: else a model that knows nothing gets credit.'),
+              (lambda true, others: math.log2(len(others) / max(1, sum(other <= true for other in others))),
+               'the true secret is a candidate too, and its rank begins at one.')))
+JUDGE_EXERCISES['24.3'] = Exercise(
+    _share_exposed, 'count how many share each combination, then the people in combinations with fewer than k.',
+    inputs=((_PEOPLE, 2), (_PEOPLE, 3), (_PEOPLE, 9)),
+    mistakes=((_share_of_groups, 'that is the share of combinations. The question is the share of people.'),
+              (lambda people, k: _share_exposed(people, k + 1), 'fewer than k, so a group of k people is safe.')))
+
 # %% ../../nbs/api/78_teach/09_exercises_judge.ipynb #722d6ce1
 def _share_of_taste(stereotyped_words, liked):
     hits = sum(word == liked for word in stereotyped_words)
