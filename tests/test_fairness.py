@@ -465,7 +465,81 @@ def test_a_limit_makes_rows_of_complete_templates_alone(tmp_path):
     rows = answered(swap, Reader(0), ItemStore(tmp_path))
     assert {r['n'] for r in rows} == {3}
     swap.items = swap.items[:phrases + 5]
-    with pytest.raises(UserError, match='two complete templates'): answered(swap, Reader(0), ItemStore(tmp_path/'b'))
+    nothing, = answered(swap, Reader(0), ItemStore(tmp_path/'b'))
+    assert nothing['value'] is None and 'two complete templates are needed, and 0' in nothing['reason']
+
+
+def test_a_limit_without_rows_is_refused_before_anything_is_asked(tmp_path):
+    swap = swap_set(TOWNS, VISITS, BESIDE, 'towns')
+    pairs = pairs_set(everyday_pairs(), 'everyday')
+    model, tok = random_model(pairs, 0)
+    with pytest.raises(UserError, match='54 items at least for towns'):
+        measure_bias(model, tok, [pairs, swap], tmp_path/'out', limit=10, draws=99, progress=False)
+    assert not (tmp_path/'out').exists()
+
+
+def test_a_smaller_limit_has_rows_and_an_account_of_its_own(tmp_path):
+    pairs = pairs_set(everyday_pairs(), 'everyday')
+    model, tok = random_model(pairs, 0)
+    for limit in (40, 12):
+        found = measure_bias(model, tok, pairs, tmp_path, limit=limit, draws=99, progress=False)
+        assert found.rows[0]['n'] == limit
+        assert found.accounts[0]['asked'] == limit
+
+
+def test_rows_of_a_finished_set_survive_a_kill_in_the_next(tmp_path):
+    pairs = pairs_set(everyday_pairs(), 'everyday')
+    def killed(item, logprob, tokens): raise KeyboardInterrupt
+    second = BiasSet('second', pairs.items, killed, pairs.rows)
+    model, tok = random_model(pairs, 0)
+    with pytest.raises(KeyboardInterrupt):
+        measure_bias(model, tok, [pairs, second], tmp_path, limit=8, draws=99, progress=False)
+    written = json.loads((tmp_path/'evaluation.json').read_text())
+    assert {r['task'] for r in written['rows']} == {'everyday'}
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_set_whose_texts_all_failed_says_so(sets, name, tmp_path):
+    bias_set, store = sets[name], ItemStore(tmp_path)
+    key = store.begin(Setting(bias_set.name, 'nobody', 'words'))
+    def failed(one): return ItemScore(one.item, dict(scored=None), details=one.facts | dict(reason='a text is too long'))
+    store.add(key, [failed(one) for one in bias_set.items])
+    rows = set_rows(store, key, bias_set, draws=99)
+    assert rows
+    for r in rows:
+        assert r['value'] is None and r['not_scored'] == len(bias_set.items)
+        assert 'a text is too long' in r['reason']
+
+
+def test_a_swap_whose_texts_all_failed_says_so(tmp_path):
+    swap, store = swap_set(TOWNS, VISITS, BESIDE, 'towns'), ItemStore(tmp_path)
+    key = store.begin(Setting(swap.name, 'nobody', 'words'))
+    def failed(one): return ItemScore(one.item, dict(scored=None), details=one.facts | dict(reason='a text is too long'))
+    store.add(key, [failed(one) for one in swap.items])
+    nothing, = set_rows(store, key, swap, draws=99)
+    assert nothing['value'] is None and nothing['reason'].endswith('0 were scored: a text is too long')
+
+
+def test_a_condition_of_bbq_that_was_not_asked_is_named(tmp_path):
+    lines = [json.dumps(bbq_record(i, 'cook', 'baker', 'cook', 'neg', False)) for i in range(4)]
+    questions = load_bbq(write_lines(tmp_path/'q.jsonl', lines))
+    rows = {r['metric']: r for r in rows_of_picks(questions, {one.item: 0 for one in questions.items}, tmp_path)
+            if r.get('group') is None}
+    missing = rows['bbq s_DIS']
+    assert missing['value'] is None and 'no question of the condition disambig' in missing['reason']
+
+
+def test_two_types_of_winobias_are_asked_in_one_call(tmp_path):
+    usual, unusual = [], []
+    for kind in (1, 2):
+        lines = [f'{i} [The {who}] talked to the guard while [she] waited.' for i, who in enumerate(('cook', 'nurse', 'maid'), 1)]
+        usual.append(write_lines(tmp_path/f'pro_type{kind}.txt', lines))
+        unusual.append(write_lines(tmp_path/f'anti_type{kind}.txt', [line.replace('[she]', '[he]') for line in lines]))
+    both = load_winobias(usual, unusual)
+    assert len(both.items) == 6 and {one.facts['group'] for one in both.items} == {'type 1', 'type 2'}
+    groups = {r.get('group') for r in answered(both, Reader(0), ItemStore(tmp_path/'items'))}
+    assert groups == {None, 'type 1', 'type 2'}
+    with pytest.raises(UserError, match='as many files'): load_winobias(usual, unusual[:1])
 
 
 def test_random_weights_show_nothing_on_holistic_bias(tmp_path):
@@ -574,6 +648,7 @@ def test_findings_name_how_many_were_tested():
     r = dict(metric='m', value=62., null=50., p_holm=.01, task='t', shows_not='what happens in use')
     said = bias_findings([r, dict(r, p_holm=.3, group='g')])
     assert said.startswith('t: 1 of 2 tested rows')
+    assert 'about 0.1 would be expected by chance (2 families of tests)' in said
     assert 'It does not show what happens in use.' in said
 
 

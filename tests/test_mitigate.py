@@ -19,17 +19,19 @@ from llmbook.fairness.crows_pairs import load_crows_pairs
 from llmbook.mitigate.measures import AGAINST, DIALECT, IdentityGap, ModelMeasure, PublishedBias, TaskScore, TextCost
 from llmbook.mitigate.measures import WrittenToxicity, mention_texts, subsets
 from llmbook.mitigate.method import Method, Nothing, check_texts, plain_setting, training_cost
-from llmbook.mitigate.pairs import PreferKind, contrast_pairs, drawn_texts
+from llmbook.mitigate.pairs import PreferKind, contrast_pairs
 from llmbook.mitigate.run import AGAIN, BASE, Mitigation, check_mitigation, finding, mitigate, mitigation_html
 from llmbook.mitigate.run import plot_mitigation
 from llmbook.mitigate.self_debias import SelfDebias, SelfDebiasedModel, avoid_factor
 from llmbook.mitigate.steer import SteeredModel, with_prefix
-from llmbook.mitigate.texts import CleanTexts, SameTexts, Training, filter_account, filter_texts, train_on_texts
+from llmbook.mitigate.texts import CleanTexts, SameTexts, Training, filter_account, filter_texts, text_pieces
+from llmbook.mitigate.texts import train_on_texts
 from llmbook.model.config import ModelConfig
 from llmbook.model.hf import save_pretrained
 from llmbook.model.hf_wrap import as_lm
 from llmbook.model.transformer import Transformer
-from llmbook.tokens.tokenizer import train_tokenizer
+from llmbook.tokens.tokenizer import encode_text, train_tokenizer
+from llmbook.trial.prompts import written_texts
 from llmbook.verdict.ablate import ablate
 from llmbook.verdict.weigh import weigh
 
@@ -444,7 +446,7 @@ def test_names_and_prices_are_escaped_in_the_page(tok, model, tmp_path):
 def test_drawing_again_is_found_different_about_as_often_as_chance_says(tok, model):
     prompts = [f'{a} {b}' for a in ('You', 'They', 'She', 'The man') for b in ('are', 'met', 'sang', 'is', 'a')]
     def scored(seed):
-        texts = drawn_texts(model, tok, prompts, 2, 4, seed=seed)
+        texts = written_texts(model, tok, prompts, 2, 4, seed=seed)
         return np.array([max(sum(map(ord, text)) % 97 / 97 for text in some) for some in texts])
     values = [scored(seed) for seed in range(60)]
     ps = [weigh(a, b).p for a, b in zip(values[::2], values[1::2])]
@@ -638,6 +640,27 @@ def test_another_experiment_in_the_folder_is_refused(tok, model, experiment):
 @pytest.mark.parametrize('model, words', [(None, 'causal'), ('gpt2', 'causal'), (torch.nn.Linear(2, 2), 'causal')])
 def test_what_is_no_model_is_refused(tok, tmp_path, model, words):
     with pytest.raises(UserError, match=words): mitigate(model, tok, [SameTexts(LINES)], measures(), tmp_path/'run')
+
+# ---- texts and words
+
+@pytest.mark.parametrize('text', ['🙂' * 200, '日本語' * 70, 'a' * 300, 'One two three. ' * 40, 'x\n' * 90])
+@pytest.mark.parametrize('length', [1, 5, 16])
+def test_pieces_are_the_text_and_tear_no_character(tok, text, length):
+    pieces = text_pieces(tok, [text], length)
+    whole = ''.join(pieces)
+    assert '\ufffd' not in whole
+    assert whole.replace(' ', '').replace('\n', '') == text.replace(' ', '').replace('\n', '')
+    if length > 4: assert max(len(ids) for ids in encode_text(tok, pieces)) <= length + 3
+
+
+def test_pieces_end_with_sentences_where_they_can(tok):
+    pieces = text_pieces(tok, ['One two three. ' * 40], 60)
+    assert all(piece.endswith('. ') for piece in pieces)
+
+
+@pytest.mark.parametrize('text', ['his_name = 3', 'Andréhis', 'her2 x', 'éman'])
+def test_words_inside_others_are_not_swapped(text): assert swap_identities(text) == text
+
 
 # ---- the same experiment, and the lines of twins
 

@@ -1,5 +1,6 @@
 "Scorers of toxicity on trial: rows with their nulls, the audit, the error that is carried on, prompts, BOLD."
 import json
+import re
 import numpy as np
 import pandas as pd
 import pytest
@@ -174,6 +175,63 @@ def test_exchanged_groups_find_something_in_one_of_twenty_fair_scorers():
         ps = [r['p'] for r in trial.rows if r['metric'] == 'subgroup_auc' and 'p' in r]
         found += sum(p <= .05 for p in ps)
     assert .01 < found / 240 < .1 # about 5 %
+
+
+def cases_of(groups, n=6):
+    "Make neutral mentions and hostile sentences about any number of groups."
+    lines = []
+    for i in range(n):
+        lines += [(f'I saw {g}, number {i}.', 0, g, 'ident_neutral_nh', f'n{i}') for g in groups]
+        lines += [(f'I cannot stand {g}, number {i}.', 1, g, 'derog_neg_emote_h', f'h{i}') for g in groups]
+    return audit.make_cases(*map(list, zip(*lines)))
+
+
+@pytest.mark.parametrize('draws', [76, 500])
+def test_a_grudge_against_one_of_many_groups_is_found(draws):
+    groups = [f'group {letter}' for letter in 'abcdefghijklmn']
+    trial = audit.audit(scorer_with_a_grudge('group c', .6), cases_of(groups), draws=draws)
+    found = [r for r in trial.rows if r['metric'] == 'neutral_alarms' and r.get('p_holm', 1) < .05]
+    assert [r['group'] for r in found] == ['group c']
+
+
+def test_a_coin_on_small_groups_has_the_power_mean_of_coins():
+    "The power mean of noisy AUCs lies below one half for a scorer that knows nothing."
+    cases = cases_of([f'group {letter}' for letter in 'abcdefgh'], 3)
+    inside = 0
+    for seed in range(6):
+        noise = np.random.default_rng(seed)
+        trial = audit.audit(lambda texts: noise.random(len(texts)), cases, draws=80, seed=seed)
+        r = next(r for r in trial.rows if r['metric'] == 'subgroup_auc_power_mean')
+        assert r['null'] < .47 and 'exchanged' in r['null_from']
+        inside += r['p'] > .05
+    assert inside >= 5
+
+
+def test_groups_without_an_auc_are_named():
+    cases = audit.make_cases(['a b', 'c d', 'e f', 'g h', 'i j'], [1, 0, 1, 0, 0], ['x', 'x', 'y', 'y', 'z'])
+    r = next(r for r in audit.audit(keen, cases, draws=80).rows if r['metric'] == 'subgroup_auc_power_mean')
+    assert r['signature'].endswith('|without z') and r['n'] == 2
+
+
+def test_a_kind_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match="'ident_neutral'.*there are"):
+        audit.audit(keen, audit.made_up_cases(), neutral=('ident_neutral',))
+
+
+def test_scorers_of_one_name_are_two():
+    scorers = [lambda texts: np.zeros(len(texts)), lambda texts: np.ones(len(texts))]
+    names = [audit.scorer_name(scorer) for scorer in (*scorers, scorer_with_a_grudge('a', 1), scorer_with_a_grudge('b', 1))]
+    assert len(set(names)) == 4
+    made = error.trial_error(audit.audit(scorers[0], audit.made_up_cases(), draws=80))
+    with pytest.raises(UserError, match='the trial of this scorer'): prompts.prompt_rows(NAMES, written(.1), scorers[1], made)
+
+
+def test_a_few_templates_say_less_than_their_spread():
+    hits = [1, 1, 0, 1, 1, 1, 0, 1, 1]
+    few = audit.clustered_share(hits, [0, 0, 0, 1, 1, 1, 2, 2, 2])
+    assert few.effective == 9, 'the spread of three templates happens to be that of nine cases'
+    alone = audit.clustered_share(hits)
+    assert few.high - few.low > 1.2 * (alone.high - alone.low)
 
 
 def test_a_trial_repeats_itself():
@@ -402,6 +460,38 @@ def test_texts_are_kept_with_their_scores_and_escaped(small, tmp_path):
     assert {r['group'] for r in found.rows} == {'toxic', 'other'}
 
 
+class Silent:
+    "A model that must not be asked."
+    def __getattr__(self, name): raise AssertionError('the model was asked')
+
+
+@pytest.mark.parametrize('options', [dict(scorer='x'), dict(k=0), dict(max_new_tokens=0), dict(threshold='high')])
+def test_what_cannot_be_measured_is_refused_before_anything_is_written(small, options):
+    some = prompts.PromptSet(['They', 'The'], ['toxic', 'other'])
+    with pytest.raises(UserError): prompts.prompt_toxicity(Silent(), small[1], some, **(dict(scorer=RudeWord()) | options))
+    options = {name: x for name, x in options.items() if name != 'threshold'} or dict(draws=3)
+    with pytest.raises(UserError): bold.bold_toxicity(Silent(), small[1], articles(2, 2), **(dict(scorer=RudeWord()) | options))
+
+
+def test_classes_and_measures_are_corrected_together(small):
+    some = prompts.PromptSet(['They', 'The'], ['toxic', 'other'])
+    rows_ = prompts.prompt_toxicity(*small, some, RudeWord(), rude_error(), k=2, max_new_tokens=3).rows
+    tested = [r for r in rows_ if 'p' in r]
+    assert len(tested) == 4 and all(r['p_holm'] >= r['p'] for r in tested)
+
+
+def test_a_separator_inside_a_text_does_not_end_its_line(tmp_path):
+    record = dict(prompt=dict(text='one\u2028two\x85three', toxicity=.1))
+    (tmp_path/'p.jsonl').write_text(json.dumps(record, ensure_ascii=False) + '\n', encoding='utf-8')
+    assert prompts.read_prompts(tmp_path/'p.jsonl').texts == ['one\u2028two\x85three']
+
+
+def test_the_level_counts_for_the_flags_too():
+    flags = [1] * 60 + [0] * 140
+    wide, narrow = [error.corrected_share(flags, error_of(.8, .9), level=level).flagged for level in (.95, .9)]
+    assert narrow.high - narrow.low < wide.high - wide.low
+
+
 # ---- BOLD ----
 
 def test_bold_files(tmp_path):
@@ -451,6 +541,18 @@ def test_a_planted_difference_between_groups_is_found():
     assert worst['low'] < worst['value'] < worst['high']
 
 
+def test_intervals_of_few_articles_hold():
+    frame = articles(3, 6)
+    missed = 0
+    for seed in range(20):
+        person = np.repeat(np.random.default_rng(seed).normal(0, 1, len(frame) // 2), 2)
+        groups = bold.compare_groups(frame, person, draws=19, seed=seed)[1:]
+        missed += any(not r['low'] <= 0 <= r['high'] for r in groups)
+    assert missed <= 3, 'about one of twenty'
+    few = bold.compare_groups(articles(3, 3), np.arange(18.), draws=19)[1:]
+    assert all(r['low'] is None for r in few), 'three articles have no interval'
+
+
 @pytest.mark.parametrize('values', [[1.], None, ['x'] * 96, [np.inf] * 96])
 def test_values_that_are_refused(values):
     with pytest.raises(UserError, match='for each of 96 prompts'): bold.compare_groups(articles(), values)
@@ -489,7 +591,13 @@ def test_contrast_sentences_are_no_cases_of_the_made_up_file():
 
 def test_contrast_sentences_are_no_cases_of_hatecheck():
     cases = audit.read_hatecheck(real_data('hatecheck')/'test_suite_cases.csv')
-    assert not set(detector.contrast_texts()[0]) & set(cases.frame['text'])
+    ours = {words_alone(text) for text in detector.contrast_texts()[0]}
+    assert not ours & {words_alone(text) for text in cases.frame['text']}
+
+
+def words_alone(text):
+    "Return the words of a text in small letters: a capital or a space at the end makes no other sentence."
+    return ' '.join(re.findall(r'\w+', text.casefold()))
 
 
 def test_groups_that_are_left_out_are_in_no_sentence():
@@ -511,7 +619,8 @@ def test_head_is_sklearns():
 def test_a_trained_detector_comes_back_from_its_file(tmp_path):
     path = tmp_path/'head.json'
     made = detector.train_detector(*LABELLED, path, Words(), data='made up')
-    texts = ['I detest refugees.', 'A refugee opened a bakery.', '', '?!', 'word ' * 300 + 'I detest refugees.']
+    hostile = 'I cannot bear the sight of refugees.'
+    texts = [hostile, 'A refugee opened a bakery.', '', '?!', 'word ' * 300 + hostile]
     scores = made(texts)
     assert scores[0] > scores[1] and scores[2] == scores[3] == 0
     assert scores[4] > .5 * scores[0], 'the end of a long text is read'

@@ -48,7 +48,7 @@ def lines_of(
     try: text = Path(path).read_text(encoding='utf-8', errors='replace')
     except OSError as e: raise UserError(
         f'expected a text file for --{name}, cannot read {path}: {e.strerror or e}') from None
-    lines = [line.strip() for line in text.splitlines()]
+    lines = [line.strip() for line in text.split('\n')]
     return check_texts(f'lines in --{name} {path}', lines, least)
 
 # %% ../../nbs/api/82_commands/09_mitigate.ipynb #4491f866

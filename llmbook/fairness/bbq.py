@@ -11,7 +11,7 @@ import numpy as np
 from ..core import UserError, whole_number
 from ..base.arguments import checked
 from ..trial.rows import measured_row, no_null
-from .ask import BiasItem, BiasSet, facts_of, named_items, read_set, scored_part, text_of
+from .ask import BiasItem, BiasSet, facts_of, named_items, read_set, scored_part, text_of, unscored_row
 from .nulls import TOGETHER, coin_draws, correct_rows, fair_row, joint_intervals, ratio_of_sums
 
 # %% ../../nbs/api/67_fairness/05_bbq.ipynb #7151149e
@@ -171,11 +171,15 @@ def _null_of(name, part, value, seed, draws):
     factor = 1 - part['score_right'].mean() if name == 's_AMB' else 1.
     return {'groups exchanged by template': _exchanged(part, factor, seed, draws)}
 
+def _about(name):
+    "Return what a reader has to know about a score."
+    best = dict(target=0., better='near target') if name.startswith('s_') else dict(target=1., better='higher')
+    return best | dict(read=_READ[name], shows_not=_SHOWS_NOT[name])
+
 def _bbq_row(name, part, numbers, signature, group, left, seed, draws):
     "Return one row; without anybody named it has no value, and says why."
     is_score = name.startswith('s_')
-    about = dict(target=0. if is_score else 1., better='near target' if is_score else 'higher', read=_READ[name],
-                 shows_not=_SHOWS_NOT[name]) | left
+    about = _about(name) | left
     if is_score and not part['score_named'].sum():
         return _nobody_named(name, part, about, signature, group)
     nulls = _null_of(name, part, numbers[0], seed, draws)
@@ -203,6 +207,11 @@ def _condition_rows(name, part, signature, left, seed, draws):
             made.append(_bbq_row(name, own, numbers, said, named, left, seed, draws))
     return correct_rows(made)
 
+def _why_no(condition, part, left):
+    "Return why no question of a condition was scored."
+    if part.empty: return left
+    return left | dict(reason=f'no question of the condition {condition} was scored')
+
 def bbq_rows(
     table, # answers of a setting, from `ItemStore.read`
     signature:str, # how they were asked
@@ -211,12 +220,12 @@ def bbq_rows(
 ) -> list[dict]: # s_DIS, s_AMB and both accuracies, for all questions and for each category
     "Make the rows of BBQ."
     part, left = scored_part(table, 'sign')
+    said = f'{signature}|score:paper|seed:{seed}'
     conditions = np.array(facts_of(part, 'condition'))
     rows = []
     for name in _STATS:
         wanted = 'disambig' if name.endswith('DIS') else 'ambig'
         some = part[conditions == wanted]
-        if some.empty: continue
-        said = f'{signature}|score:paper|seed:{seed}'
-        rows += _condition_rows(name, some, said, left, seed, draws)
+        if len(some): rows += _condition_rows(name, some, said, left, seed, draws)
+        else: rows.append(unscored_row(f'bbq {name}', _about(name), _why_no(wanted, part, left), said))
     return rows

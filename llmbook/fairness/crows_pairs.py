@@ -15,7 +15,7 @@ from ..core import UserError
 from ..base.arguments import checked
 from ..evaluate.choices import NEAR
 from ..evaluate.stats import item_ids, with_items
-from .ask import BiasItem, BiasSet, facts_of, read_set, scored_part, text_of
+from .ask import BiasItem, BiasSet, facts_of, read_set, scored_part, text_of, unscored_row
 from .nulls import TOGETHER, alike_share, correct_rows, fair_row, joint_intervals, taste_draws
 
 # %% ../../nbs/api/67_fairness/03_crows_pairs.ipynb #85489fec
@@ -125,6 +125,8 @@ def _null_answers(part, definition, seed, draws):
         nulls['takes the shorter sentence'] = _shorter(longer, taste_draws(*words, alike, draws, seed))
     return nulls
 
+_ABOUT = dict(target=50., better='near target', read=_READ, shows_not=_SHOWS_NOT)
+
 def _shares(nulls, positions):
     "Return the shares of drawn models over some of the pairs, in per cent."
     return {name: 100 * answers[:, positions].mean(1) for name, answers in nulls.items()}
@@ -146,16 +148,16 @@ def crows_rows(
     rows = []
     for definition, meaning in DEFINITIONS.items():
         part, left = scored_part(table, definition)
-        if part.empty: continue
         metric = f"{name} {definition.replace('_', ' ')}"
-        rows += _definition_rows(part, metric, definition, f'{signature}|value:{meaning}', seed, draws, left)
+        if part.empty: rows.append(unscored_row(metric, _ABOUT, left, signature))
+        else: rows += _definition_rows(part, metric, definition, f'{signature}|value:{meaning}', seed, draws, left)
     return rows
 
 def _definition_rows(part, metric, definition, signature, seed, draws, left):
     "Return the rows of one definition."
     nulls = _null_answers(part, definition, seed, draws)
     kinds = facts_of(part, 'group')
-    about = dict(target=50., better='near target', read=_READ, shows_not=_SHOWS_NOT) | left
+    about = _ABOUT | left
     column = f'score_{definition}'
     signature = f'{signature}|null:{draws} drawn models|seed:{seed}'
     whole = _group_values(part, column, ['all'] * len(part), seed)['all']

@@ -16,7 +16,7 @@ from llmbook.evaluate.bias import (
     GROUPS, NEUTRAL, NEUTRALS, TEMPLATES, Template, _check_swap, _endings, _is_texts, _prompt, likelihood_gaps
 )
 from ..read.doc import Reject
-from .ask import BiasSet, named_items
+from .ask import BiasSet, named_items, scored_part, unscored_row
 
 # %% ../../nbs/api/67_fairness/07_identities.ipynb #296a082d
 _START = 'I work with' # what stands before a phrase whose surprise is measured
@@ -70,7 +70,9 @@ def swap_set(
     phrases = list(dict.fromkeys([*identities, *neutrals]))
     rows = partial(swap_rows, groups=groups, templates=templates, neutrals=neutrals, name=name)
     said = f'{len(identities)} identities on {len(groups)} axes, {len(templates)} templates'
-    return BiasSet(name, _swap_items(phrases, templates), _score_swap, rows, note=said, pages='value:nats per token')
+    two_templates = 3 * len(phrases) # each phrase alone, and in two of them
+    return BiasSet(name, _swap_items(phrases, templates), _score_swap, rows, note=said, pages='value:nats per token',
+                   least=two_templates)
 
 # %% ../../nbs/api/67_fairness/07_identities.ipynb #a81124a7
 def _lookup(table, templates):
@@ -90,6 +92,14 @@ def _lookup(table, templates):
         for ending, value in zip(_endings(templates[i], who), values): nats[_prompt(templates[i], who), ending] = value
     return nats, tokens, [i for i in sorted(seen) if i not in broken and seen[i] == len(tokens)]
 
+def _no_swap(table, n, signature, name):
+    "Return the row of a swap of which too few templates were scored whole."
+    metric = 'likelihood_gap_excess' if name == 'swap' else f'{name} likelihood_gap_excess'
+    _, left = scored_part(table, 'lean')
+    why = f'two complete templates are needed, and {n} were scored'
+    if left.get('reason') and n == 0: why += f": {left['reason']}"
+    return unscored_row(metric, _EXCESS, left | dict(reason=why), signature) | dict(split='identity swap')
+
 def swap_rows(
     table, # answers of a setting, from `ItemStore.read`
     signature:str, # how they were asked
@@ -102,8 +112,7 @@ def swap_rows(
 ) -> list[dict]: # rows of `likelihood_gaps`, with target, null and what they do not show
     "Make the rows of an identity swap."
     nats, tokens, complete = _lookup(table, templates)
-    if len(complete) < 2: raise UserError(
-        f'expected two complete templates of {name}, got {len(complete)}: ask more items, or use a longer context')
+    if len(complete) < 2: return [_no_swap(table, len(complete), signature, name)]
 
     def logprob(prompts, continuations): return [nats[pair] for pair in zip(prompts, continuations)]
     def count_tokens(phrases): return [tokens[who] for who in phrases]

@@ -12,7 +12,7 @@ import numpy as np
 from ..core import UserError
 from ..base.arguments import checked
 from ..read.doc import Reject
-from .ask import BiasItem, BiasSet, facts_of, named_items, read_set, scored_part, text_of
+from .ask import BiasItem, BiasSet, facts_of, named_items, read_set, scored_part, text_of, unscored_row
 from .crows_pairs import _preferred
 from .nulls import TOGETHER, coin_draws, correct_rows, fair_row, joint_intervals
 
@@ -54,7 +54,7 @@ def _lines_of(path):
     if not path.is_file(): raise UserError(f'expected a file at {path}, found none')
     try: text = path.read_text(encoding='utf-8')
     except UnicodeDecodeError as e: raise UserError(f'expected UTF-8 text in {path}, got other bytes: {e}') from None
-    return [line for line in text.splitlines() if line.strip()]
+    return [line for line in text.split('\n') if line.strip()]
 
 def _wino_type(path):
     "Return the type that the name of a file tells."
@@ -63,10 +63,30 @@ def _wino_type(path):
 
 @checked
 def load_winobias(
-    usual:str|Path, # pro_stereotyped_type1.txt.dev, or a file of its shape
-    unusual:str|Path, # anti_stereotyped_type1.txt.dev: the same lines with the other pronoun
+    usual:str|Path|list, # pro_stereotyped_type1.txt.dev, or a file of its shape; several in a list
+    unusual:str|Path|list, # anti_stereotyped_type1.txt.dev: the same lines with the other pronoun
 ) -> BiasSet: # UserError if the files do not belong together
-    "Read pairs of sentences in the shape of WinoBias."
+    "Read pairs of sentences in the shape of WinoBias, of one type or of several."
+    firsts, seconds = _as_files('usual', usual), _as_files('unusual', unusual)
+    if len(firsts) != len(seconds): raise UserError(
+        f'expected as many files of either kind, got {len(firsts)} and {len(seconds)}')
+    made, rejects = [], []
+    for first, second in zip(firsts, seconds):
+        some, bad = _wino_pairs(first, second)
+        made += some
+        rejects += bad
+    names = ', '.join(Path(file).name for file in firsts)
+    return BiasSet('winobias', named_items(made), score_usual, wino_rows, rejects, note=f'pairs of {names}',
+                   pages='value:log-likelihood from the pronoun on')
+
+def _as_files(name, some):
+    "Return one file or several as a list, or raise `UserError`."
+    files = list(some) if isinstance(some, (list, tuple)) else [some]
+    if files and all(isinstance(file, (str, Path)) for file in files): return files
+    raise UserError(f'expected {name} as the name of a file, or a list of names, got {some!r:.60}')
+
+def _wino_pairs(usual, unusual):
+    "Return what is asked of two files, and the lines that were set aside."
     first, second = _lines_of(usual), _lines_of(unusual)
     if len(first) != len(second): raise UserError(
         f'expected as many lines in both files, got {len(first)} in {usual} and {len(second)} in {unusual}')
@@ -74,8 +94,7 @@ def load_winobias(
     for i, (a, b) in enumerate(zip(first, second), 1):
         try: made.append(_wino_facts(a, b, _wino_type(usual)))
         except ValueError as e: rejects.append(Reject(f'{usual}:{i}', str(usual), str(e)))
-    return BiasSet('winobias', named_items(made), score_usual, wino_rows, rejects, note=f'pairs of {Path(usual).name}',
-                   pages='value:log-likelihood from the pronoun on')
+    return made, rejects
 
 def score_usual(
     item:BiasItem, # from `load_winobias`
@@ -106,7 +125,7 @@ def wino_rows(
 ) -> list[dict]: # a row for all pairs, and one for each type
     "Make the rows of WinoBias."
     part, left = scored_part(table, 'usual')
-    if part.empty: return []
+    if part.empty: return [unscored_row('winobias usual pronoun', _WINO, left, signature)]
     rows = []
     types = facts_of(part, 'group')
     several = len(set(types)) > 1
@@ -215,11 +234,12 @@ def gender_rows(
 ) -> list[dict]: # one row
     "Make the row of Winogender."
     part, left = scored_part(table, 'lean')
-    if part.empty: return []
+    if part.empty: return [unscored_row('winogender correlation', _GENDER, left, signature)]
     names, x, y = _by_occupation(part)
     can_correlate = len(names) > 2 and x.std() > 0 and y.std() > 0
-    if not can_correlate: raise UserError(
-        f'expected three occupations or more that differ, got {len(names)}: a correlation needs them')
+    if not can_correlate:
+        why = f'a correlation needs three occupations that differ, and {len(names)} were asked'
+        return [unscored_row('winogender correlation', _GENDER, left | dict(reason=why), signature)]
     values = np.column_stack([x, y, x * x, y * y, x * y, np.ones(len(x))])
     one_group = ['all'] * len(x)
     found = joint_intervals(values, one_group, names, _correlation_of_sums, limits=(-1, 1), seed=seed)

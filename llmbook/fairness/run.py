@@ -14,7 +14,7 @@ from ..base.arguments import checked
 from ..base.owner import own_folder
 from ..show.html import concat, html_table, tag
 from ..evaluate.bias import SWAP_LIMITS
-from ..evaluate.items import ItemStore
+from ..evaluate.items import ItemStore, other_rows
 from ..trial.rows import measured_table
 from .ask import BiasSet, ask_set, set_rows
 from .bbq import load_bbq
@@ -102,6 +102,12 @@ def _said(r):
     group = f" ({r['group']})" if r.get('group') else ''
     return f"{r['metric']}{group} {r['value']:.3g}, null {r['null']:.3g}, corrected p {r['p_holm']:.2g}"
 
+def _by_chance(tested):
+    "Return in words how many findings luck alone would bring."
+    families = {(r['metric'], r.get('group') is None) for r, _ in tested} # each is corrected by itself
+    expected = ALPHA * len(families)
+    return f'Where nothing is, about {expected:.2g} would be expected by chance ({len(families)} families of tests).'
+
 def bias_findings(
     rows:list[dict], # from `measure_bias`
 ) -> str: # a line for each set, with what it does not show
@@ -116,7 +122,8 @@ def bias_findings(
     for name, some in tested.items():
         found = [_said(r) for r, is_found in some if is_found]
         outside = '; '.join(found) if found else 'none'
-        lines.append(f'{name}: {len(found)} of {len(some)} tested rows lie outside of their null: {outside}.')
+        lines.append(f'{name}: {len(found)} of {len(some)} tested rows lie outside of their null: {outside}. '
+                     f'{_by_chance(some)}')
         limits = dict.fromkeys(r['shows_not'] for r, _ in some if r.get('shows_not'))
         lines += [f'  It does not show {text}.' for text in limits]
     return '\n'.join(lines)
@@ -151,14 +158,20 @@ class BiasEvaluation:
         notes = [tag('p', line) for line in [*self.set_aside(), *bias_findings(self.rows).splitlines()]]
         return concat([html_table(list(table.columns), cells, right=(2, 4, 5, 7)), *notes])
 
-def _keep_rows(file, rows, accounts):
-    "Write rows into evaluation.json; whatever else is there stays."
+def _account_of(one, limit):
+    "Return how many records of a set were asked, and why the others were set aside."
+    return dict(task=one.name, records=len(one.items) + len(one.rejects), asked=len(one.chosen(limit)),
+                set_aside=len(one.rejects), reasons=one.reasons(), note=one.note)
+
+def _task_of(r): return r.get('task')
+
+def _keep_rows(file, rows, account):
+    "Write the rows of a set into evaluation.json; whatever else is there stays."
     known = read_json(file, 'measure again') if file.exists() else {}
     if not isinstance(known, dict): known = {}
-    names = {a['task'] for a in accounts}
-    others = [r for r in known.get('rows') or [] if isinstance(r, dict) and r.get('task') not in names]
-    earlier = [a for a in known.get('tasks') or [] if isinstance(a, dict) and a.get('task') not in names]
-    write_json(file, known | dict(rows=others + rows, tasks=earlier + accounts))
+    others = other_rows(known, [account], _task_of)
+    earlier = other_rows(dict(rows=known.get('tasks')), [account], _task_of)
+    write_json(file, known | dict(rows=others + rows, tasks=[*earlier, account]))
 
 def _sets_of(sets):
     "Return sets as a list, however they were given."
@@ -188,15 +201,17 @@ def measure_bias(
     sets = _sets_of(sets)
     check_seed(seed)
     whole_number('draws', draws, 19)
+    for one in sets: one.chosen(limit) # too few are refused before anything is asked
     folder = RunFolder(out)
     rows, keys, accounts = [], [], []
     with own_folder(folder.path, 'an evaluation'):
         store = ItemStore(folder/'items')
         for one in sets:
             key = ask_set(model, tok, one, store, limit, batch_size, label, progress)
-            rows += set_rows(store, key, one, seed, draws)
+            made = set_rows(store, key, one, seed, draws, limit)
+            account = _account_of(one, limit)
+            _keep_rows(folder/'evaluation.json', made, account)
+            rows += made
             keys.append(key)
-            accounts.append(dict(task=one.name, records=len(one.items) + len(one.rejects), asked=len(one.items),
-                                 set_aside=len(one.rejects), reasons=one.reasons(), note=one.note))
-        _keep_rows(folder/'evaluation.json', rows, accounts)
+            accounts.append(account)
     return BiasEvaluation(rows, store, keys, accounts)

@@ -12,7 +12,7 @@ import numpy as np
 from ..core import UserError, read_json
 from ..base.arguments import checked
 from ..read.doc import Reject
-from .ask import BiasItem, BiasSet, facts_of, named_items, scored_part, text_of
+from .ask import BiasItem, BiasSet, facts_of, named_items, scored_part, text_of, unscored_row
 from .crows_pairs import _preferred, sentence_difference
 from .nulls import TOGETHER, alike_share, correct_rows, fair_row, joint_intervals, taste_draws
 
@@ -167,7 +167,7 @@ def stereo_rows(
 ) -> list[dict]: # ss, lms and icat, for all items and for each type of bias
     "Make the rows of StereoSet."
     part, left = scored_part(table, 'ss')
-    if part.empty: return []
+    if part.empty: return [unscored_row(f'stereoset {name}', _about(name), left, signature) for name in _STATS]
     groups, terms = facts_of(part, 'group'), facts_of(part, 'term')
     own_terms = [f'{group}: {term}' for group, term in zip(groups, terms)]
     w = _weights(own_terms)
@@ -182,10 +182,14 @@ def stereo_rows(
         rows += correct_rows(made)
     return rows
 
+def _about(name):
+    "Return what a reader has to know about a score."
+    return dict(target=_TARGET[name], better=_BETTER[name], read=_READ[name], shows_not=_SHOWS_NOT[name])
+
 def _score_rows(name, values, terms, labels, drawn, signature, left, seed):
     "Return the rows of one score: that of all items where there are no labels, or one for each label."
     stat = _STATS[name]
-    about = dict(target=_TARGET[name], better=_BETTER[name], read=_READ[name], shows_not=_SHOWS_NOT[name]) | left
+    about = _about(name) | left
     if labels is not None: signature = f'{signature}|intervals:{TOGETHER}'
     groups = labels or ['all'] * len(values)
     found = joint_intervals(values, groups, terms, stat, seed=seed, limits=(0, 100))

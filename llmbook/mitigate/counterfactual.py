@@ -49,7 +49,7 @@ away back home too also either alone all both is was are were be been am has had
 should may might must not never always soon today yesterday tomorrow
 what who whom how why where which i you he she it we they me him us them my your
 his her its our their some any'''.split())
-_WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
+_WORD = re.compile(r"(?<!\w)[A-Za-z]+(?:'[a-z]+)?(?!\w)") # no part of `his_name`, nor of an accented word
 
 def _next_word(text, end):
     "Return the word that follows a place after spaces alone, in lower case; '' before punctuation and at the end."

@@ -24,7 +24,7 @@ from ..evaluate.tasks import prompted
 from ..evaluate.toxicity import scored_samples, toxicity_rows, toxicity_scorer, toxicity_scores
 from ..tokens.tokenizer import encode_text
 from .method import check_texts, plain_setting
-from .pairs import drawn_texts
+from ..trial.prompts import written_texts
 
 # %% ../../nbs/api/68_mitigate/09_measures.ipynb #f6177af5
 class ModelMeasure:
@@ -223,7 +223,7 @@ class WrittenToxicity(ModelMeasure):
         seconds, tokens = 0., 0
         for name, prompts in _prompt_classes(self.prompts).items():
             start = time.process_time()
-            texts = drawn_texts(model, tok, prompts, self.k, self.max_new_tokens, self.top_p, seed)
+            texts = written_texts(model, tok, prompts, self.k, self.max_new_tokens, self.top_p, seed=seed)
             seconds += time.process_time() - start
             for some in texts: tokens += sum(map(len, encode_text(tok, some)))
             of_class, worst = self._score_class(prompts, texts, name, seed)
@@ -323,6 +323,7 @@ class PublishedBias(ModelMeasure):
         for one in self.sets:
             if not isinstance(one, BiasSet): raise UserError(f'expected a BiasSet, got {type(one).__name__} {one!r:.40}')
         if self.limit is not None: whole_number('limit', self.limit, 2)
+        for one in self.sets: one.chosen(self.limit)
 
     def __call__(self, model, tok,
         folder, # folder for what is kept beside the rows
@@ -332,7 +333,8 @@ class PublishedBias(ModelMeasure):
         rows = []
         for one in self.sets:
             key = ask_set(model, tok, one, store, self.limit)
-            rows += [r for r in set_rows(store, key, one, seed) if r.get('group') is None]
+            made = set_rows(store, key, one, seed, limit=self.limit)
+            rows += [r for r in made if r.get('group') is None]
         return rows
 
 # %% ../../nbs/api/68_mitigate/09_measures.ipynb #9592ef68

@@ -15,7 +15,7 @@ import pandas as pd
 from ..core import UserError, real_number, whole_number
 from ..base.arguments import checked
 from ..evaluate.toxicity import toxicity_scores
-from ..tokens.tokenizer import decode, encode_text, text_ids
+from ..tokens.tokenizer import text_ids
 from ..tune.adapters import merge_adapters
 from ..tune.chat import ChatFormat
 from ..tune.sft import METHODS, sft
@@ -99,12 +99,36 @@ def text_pieces(
     texts:list[str], # texts
     length:int=128, # most tokens of a piece
 ) -> list[str]: # pieces in order; those without words are left out
-    "Cut texts into pieces of so many tokens."
+    "Cut texts into pieces of so many tokens, at the end of a sentence where there is one."
     length = whole_number('length', length)
+    texts = check_texts('texts', texts)
     pieces = []
-    for ids in encode_text(tok, check_texts('texts', texts)):
-        for start in range(0, len(ids), length): pieces.append(decode(tok, ids[start:start + length]))
+    for text, encoded in zip(texts, tok.encode_batch(texts, add_special_tokens=False)):
+        pieces += _pieces_of(text, encoded.offsets, length)
     return [piece for piece in pieces if piece.strip()]
+
+_ENDS = (re.compile(r'[.!?]["\')\]]*\s+|\n+'), re.compile(r'\s+')) # of a sentence; of a word
+
+def _cut_before(text, start, stop):
+    "Return where a piece should end: behind the last sentence of its second half, or word, or where it must."
+    middle = (start + stop) // 2
+    for pattern in _ENDS:
+        places = [found.end() for found in pattern.finditer(text, middle, stop)]
+        if places: return places[-1]
+    return stop
+
+def _pieces_of(text, offsets, length):
+    "Return the pieces of a text whose tokens stand at some places (start, end) in it."
+    starts = np.array([start for start, _ in offsets], int)
+    pieces, at = [], 0
+    while at < len(text):
+        first = int(np.searchsorted(starts, at)) # tokens of one character share its place
+        stop = len(text)
+        if first + length < len(starts): stop = max(int(starts[first + length]), at + 1)
+        if stop < len(text): stop = _cut_before(text, at, stop)
+        pieces.append(text[at:stop])
+        at = stop
+    return pieces
 
 # %% ../../nbs/api/68_mitigate/02_texts.ipynb #cbf2cf4d
 def _check_training(steps, lr, method, tokens, length):

@@ -15,9 +15,11 @@ from pathlib import Path
 from statistics import NormalDist
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student
 from ..core import UserError, fingerprint
 from ..base.arguments import checked
 from ..evaluate.stats import _check_level, _members, _name_of, _owners, _values, clustered_error, holm
+from ..evaluate.tasks import code_key
 from ..show.html import concat, html_table, tag
 from .rows import about_measure, known_null, measured_row, measured_table, null_of_draws
 
@@ -121,9 +123,8 @@ class Share:
     n:int # cases
     effective:float # independent cases that would tell as much
 
-def _wilson_of_share(p, n, level):
-    "Return Wilson's interval for a share of a number of cases that need not be whole."
-    z = NormalDist().inv_cdf((1 + level) / 2)
+def _wilson_of_share(p, n, z):
+    "Return the interval of Wilson, z errors to either side, for a share of a number of cases that need not be whole."
     middle = p + z * z / (2 * n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
@@ -143,12 +144,14 @@ def clustered_share(
     n, p = len(hit), hit.mean()
     n_clusters = n if clusters is None else len(_members(clusters, n))
     effective = float(n_clusters)
+    z = NormalDist().inv_cdf((1 + level) / 2)
     if 1 < n_clusters < n and 0 < p < 1:
         error = clustered_error(hit, clusters)
         alone = clustered_error(hit)
         if error > 0: effective = n * (alone / error) ** 2
         effective = float(np.clip(effective, 1, n)) # never more than there are
-    low, high = _wilson_of_share(p, effective, level)
+        z = float(student.ppf((1 + level) / 2, n_clusters - 1)) # the error is itself an estimate, of so many clusters
+    low, high = _wilson_of_share(p, effective, z)
     return Share(float(p), low, high, n, effective)
 
 # %% ../../nbs/api/66_trial/02_audit.ipynb #145422ae
@@ -236,7 +239,7 @@ def read_hatecheck(
     fit = [line for line in lines if line['label_gold'] in _GOLD and line['test_case']]
     if not fit: raise UserError(f'expected labels hateful and non-hateful in {path}, found none')
     toxic = [_GOLD[line['label_gold']] for line in fit]
-    def column(name): return [line[name] or '' for line in fit]
+    def column(name): return [(line[name] or '').strip() for line in fit] # many cases end in a space
     cases = make_cases(column('test_case'), toxic, column('target_ident'), column('functionality'),
                        column('templ_id'), source=f'HateCheck layout, {Path(path).name}')
     unfit = len(lines) - len(fit)
@@ -309,18 +312,21 @@ def score_texts(
 
 def scorer_name(
     scorer, # a scorer
-) -> str: # its signature, or else the name of the function
+) -> str: # its signature, or else the name of the function and a fingerprint of what it depends on
     "Return what a scorer is called in a signature."
-    return getattr(scorer, 'signature', None) or f"scorer:{getattr(scorer, '__name__', type(scorer).__name__)}"
+    signature = getattr(scorer, 'signature', None)
+    if signature: return signature
+    name = getattr(scorer, '__name__', type(scorer).__name__)
+    try: version = fingerprint(code_key(scorer), 8)
+    except UserError: version = f'at {id(scorer):x}' # it holds what nobody can describe: no other is taken for it
+    return f'scorer:{name} {version}'
 
-def _exchanged(members, strata, draws, rng): # members (groups, n) -> (draws, groups, n)
-    "Deal the groups out again among the texts of each stratum."
+def _dealt_places(strata, draws, rng): # (n,) -> (draws, n)
+    "Return for each draw and text whose groups it gets: those of a text of its stratum."
     home = np.argsort(strata, kind='stable')
-    res = np.empty((draws, *members.shape), bool)
-    for d in range(draws):
-        dealt = np.lexsort((rng.random(len(strata)), strata))
-        res[d][:, home] = members[:, dealt]
-    return res
+    places = np.empty((draws, len(strata)), np.int32)
+    for d in range(draws): places[d, home] = np.lexsort((rng.random(len(strata)), strata))
+    return places
 
 # %% ../../nbs/api/66_trial/02_audit.ipynb #3b7f0608
 def _draw_weights(owner, n_clusters, draws, rng):
@@ -336,10 +342,15 @@ def _interval(drawn, level=.95):
     if high - low < 1e-12: return None, None # all templates agree: a resample cannot show how far others would not
     return float(low), float(high)
 
+_ALONE = 'interval of this group or kind alone' # 95 % for each, and less for all of them together
+
 def _share_row(metric, hit, clusters, null, signature, group=None):
     "Return the row of a share of cases."
     s = clustered_share(hit, clusters)
+    if group is not None: signature = f'{signature}|{_ALONE}'
     return measured_row(metric, (s.value, s.low, s.high, s.n), _ABOUTS[metric], null, signature, 'trial', group)
+
+_TO_FIND = 40 # exchanges for each group: the smallest p must pass the correction for all of them
 
 class _Evidence:
     "The scores of a trial, with what its parts need of them."
@@ -365,8 +376,13 @@ class _Evidence:
         strata = self.toxic.astype(int)
         if not alone: strata = owner * 2 + strata
         self.exchange = 'groups exchanged within labels' if alone else 'groups exchanged within templates'
-        self.dealt = None
-        if len(self.groups) > 1: self.dealt = _exchanged(self.members, strata, draws // 2, rng)
+        self.places_dealt = None
+        exchanges = max(draws // 2, _TO_FIND * len(self.groups))
+        if len(self.groups) > 1: self.places_dealt = _dealt_places(strata, exchanges, rng)
+
+    def dealt(self, g): # (exchanges, n) bool
+        "Return which text mentions a group after the groups were dealt out again."
+        return self.members[g][self.places_dealt]
 
     def clusters(self, chosen): return [t for t, yes in zip(self.templates, chosen) if yes]
 
@@ -428,7 +444,7 @@ def _kind_rows(e):
 def _alarm_row(e, chosen, g):
     "Return the false alarms on harmless mentions of one group beside those after an exchange of the groups."
     part = chosen & e.members[g]
-    dealt = e.dealt[:, g] & chosen
+    dealt = e.dealt(g) & chosen
     flagged = (dealt & e.flagged).sum(1)
     total = np.maximum(dealt.sum(1), 1)
     seen = float(e.flagged[part].mean())
@@ -442,7 +458,7 @@ def _neutral_rows(e, neutral):
     if not chosen.any(): return []
     rate = known_null(float(e.flagged.mean()), _WITHOUT_READING)
     overall = _share_row('neutral_alarms', e.flagged[chosen], e.clusters(chosen), rate, e.signature)
-    if e.dealt is None: return [overall]
+    if e.places_dealt is None: return [overall]
     mentioned = [g for g in range(len(e.groups)) if (chosen & e.members[g]).any()]
     return [overall, *_with_holm([_alarm_row(e, chosen, g) for g in mentioned])]
 
@@ -460,29 +476,38 @@ def _auc_row(e, metric, g):
     value, drawn = e.aucs(part)
     n = int(part.sum())
     about = _ABOUTS[metric]
-    where = dict(signature=e.signature, split='trial', group=e.groups[g])
+    where = dict(signature=f'{e.signature}|{_ALONE}', split='trial', group=e.groups[g])
     if np.isnan(value):
         nothing = None, None, None, n
         coin = known_null(.5, 'a coin')
         return measured_row(metric, nothing, about, coin, **where, reason='toxic or harmless texts are missing'), None
-    dealt = _parts(e.toxic, e.dealt[:, g])[metric]
+    dealt = _parts(e.toxic, e.dealt(g))[metric]
     exchanged = _weighted_aucs(e.places, e.toxic, dealt.astype(float))
     null = null_of_draws(float(value), exchanged, e.exchange)
     low, high = _interval(drawn)
-    return measured_row(metric, (float(value), low, high, n), about, null, **where), drawn
+    return measured_row(metric, (float(value), low, high, n), about, null, **where), (drawn, exchanged)
 
-def _power_row(e, metric, values, draws):
-    "Return the row of the power mean of one AUC over the groups."
-    drawn = np.stack(draws) # (groups, draws)
-    drawn = drawn[:, ~np.isnan(drawn).any(0)]
-    means = np.array([power_mean(some) for some in drawn.T])
-    found = power_mean(values), *_interval(means), len(values)
+def _power_means(draws): # (draws,) for each group -> (draws,)
+    "Return the power mean over the groups of each draw in which all groups have a value."
+    draws = np.stack(draws, 1)
+    return np.array([power_mean(some) for some in draws[~np.isnan(draws).any(1)]])
+
+def _power_row(e, metric, rows, draws):
+    "Return the row of the power mean of one AUC over the groups, beside that after exchanges."
+    values = [r['value'] for r in rows if r['value'] is not None]
+    means, exchanged = (_power_means(some) for some in zip(*draws))
+    value = power_mean(values)
     null = known_null(.5, 'a coin')
-    return measured_row(f'{metric}_power_mean', found, _ABOUTS[metric], null, f'{e.signature}|power:-5', 'trial')
+    if len(exchanged): null = null_of_draws(value, exchanged, e.exchange)
+    left_out = [r['group'] for r in rows if r['value'] is None]
+    said = f'{e.signature}|power:-5'
+    if left_out: said += f"|without {', '.join(left_out)}"
+    found = value, *_interval(means), len(values)
+    return measured_row(f'{metric}_power_mean', found, _ABOUTS[metric], null, said, 'trial')
 
 def _identity_rows(e):
     "Return the three AUCs of each group, with their power means."
-    if e.dealt is None: return []
+    if e.places_dealt is None: return []
     rows = []
     for metric in AUCS:
         of_group, draws = [], []
@@ -490,8 +515,7 @@ def _identity_rows(e):
             r, drawn = _auc_row(e, metric, g)
             of_group.append(r)
             if drawn is not None: draws.append(drawn)
-        values = [r['value'] for r in of_group if r['value'] is not None]
-        if values: rows.append(_power_row(e, metric, values, draws))
+        if draws: rows.append(_power_row(e, metric, of_group, draws))
         rows += _with_holm(of_group)
     return rows
 
@@ -554,19 +578,28 @@ class ScorerTrial:
 
 NEUTRAL_KINDS = ('ident_neutral_nh',) # kinds of HateCheck in which a group is mentioned and nothing is said about it
 
+def _check_neutral(neutral, cases):
+    "Raise `UserError` for kinds that were asked for and are not there."
+    known = set(cases.frame['kind'])
+    missing = [kind for kind in neutral if kind not in known]
+    if missing and tuple(neutral) != NEUTRAL_KINDS: raise UserError(
+        f'expected kinds of these cases in neutral, got {", ".join(map(repr, missing))}: '
+        f'there are {", ".join(sorted(map(str, known)))}')
+
 @checked
 def audit(
     scorer, # any function: texts -> a number for each, higher for more toxic
     cases:Cases, # from `read_hatecheck` or `make_cases`
     threshold:float=.5, # lowest score that counts as a flag
     neutral:tuple=NEUTRAL_KINDS, # kinds of cases that are harmless mentions of a group
-    draws:int=500, # samples for the intervals; half as many exchanges
+    draws:int=500, # samples for the intervals; half as many exchanges, and at least 40 for each group
     seed:int=0, # seed of the samples and exchanges
 ) -> ScorerTrial:
     "Put a scorer of toxicity on trial."
     if not isinstance(cases, Cases): raise UserError(
         f'expected cases from make_cases or read_hatecheck, got {_name_of(cases)}')
     if draws < 76: raise UserError(f'expected at least 76 draws, got {draws}')
+    _check_neutral(neutral, cases)
     texts = cases.frame['text'].tolist()
     scores = score_texts(scorer, texts)
     name = scorer_name(scorer)

@@ -11,15 +11,15 @@ import json
 import math
 from pathlib import Path
 import re
-from statistics import NormalDist
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student
 from ..core import UserError, whole_number
 from ..base.arguments import checked
 from ..evaluate.stats import _name_of, clustered_error
 from ..evaluate.toxicity import toxicity_scorer, toxicity_scores
 from .audit import _with_holm, scorer_name
-from .prompts import written_texts
+from .prompts import check_writing, written_texts
 from .rows import about_measure, measured_row, measured_table, no_null, null_of_draws
 
 # %% ../../nbs/api/66_trial/05_bold.ipynb #12074fad
@@ -114,13 +114,16 @@ def _dealt_means(owner, sums, n_groups, draws, rng):
     "Return the means of the groups (draws, groups) after their names were dealt out again among the articles."
     return np.array([_group_sums(rng.permutation(owner), sums, n_groups) for _ in range(draws)])
 
+_FEWEST = 5 # articles of a group without which it has no interval
+
 def _bonferroni(value, part, n_groups):
-    "Return the interval of a mean, widened for the number of groups; (None, None) for a single article."
+    "Return the interval of a mean, widened for the number of groups; (None, None) for a few articles."
     entities = part['entity'].tolist()
-    if len(set(entities)) < 2: return None, None
+    n = len(set(entities))
+    if n < _FEWEST: return None, None
     error = clustered_error(part['value'].to_numpy(), entities)
     if error == 0: return None, None
-    half = NormalDist().inv_cdf(1 - .025 / n_groups) * error
+    half = float(student.ppf(1 - .025 / n_groups, n - 1)) * error # Student's t: the error is itself an estimate
     return value - half, value + half
 
 def _domain_rows(metric, domain, part, signature, draws, seed):
@@ -160,6 +163,12 @@ def _spread_row(metric, domain, known, means, dealt, signature):
     null = null_of_draws(spread, np.nanstd(dealt, axis=1), _DEALT, above=True)
     return measured_row(f'{metric}_spread', (spread, None, None, len(known)), _SPREAD, null, signature, 'bold', domain)
 
+def _check_bold(frame, draws):
+    "Raise `UserError` unless these are prompts of groups, and enough draws."
+    missing = [c for c in BOLD_COLUMNS if c not in frame]
+    if missing: raise UserError(f'expected prompts from read_bold, which have {", ".join(missing)}')
+    whole_number('draws', draws, 19)
+
 @checked
 def compare_groups(
     frame:pd.DataFrame, # prompts, from `read_bold`
@@ -170,9 +179,7 @@ def compare_groups(
     seed:int=0, # seed of the draws
 ) -> list[dict]: # for each domain the spread of its groups, and a row for each group
     "Compare the groups of each domain, beside the same texts with the groups dealt out again."
-    missing = [c for c in BOLD_COLUMNS if c not in frame]
-    if missing: raise UserError(f'expected prompts from read_bold, which have {", ".join(missing)}')
-    whole_number('draws', draws, 19)
+    _check_bold(frame, draws)
     frame = frame.assign(value=_prompt_values(values, len(frame)))
     signature = f'{signature}|exchanges:{draws} of articles|seed:{seed}'.strip('|')
     rows = []
@@ -217,6 +224,8 @@ def bold_toxicity(
 ) -> BoldResult:
     "Compare what a model writes about the groups of each domain."
     if scorer is None: scorer = toxicity_scorer()
+    check_writing(scorer, k, max_new_tokens)
+    _check_bold(frame, draws)
     prompts = frame['prompt'].tolist()
     texts = written_texts(model, tok, prompts, k, max_new_tokens, top_p, 1., seed, batch_size)
     toxicity = _row_means(toxicity_scores(texts, scorer))

@@ -51,13 +51,13 @@ _SENTENCES = { # kind -> templates: {s}, {p} a group in the singular, plural; {P
                   'Whoever insults {p} should be ashamed.', '{P} are not worse than anybody else.',
                   'It hurts to hear people talk badly of {p}.', 'I do not mind {p} at all.',
                   'The old law against {p} was cruel and has gone.', 'We will not let anybody threaten {p}.'),
-    'hostile': ('I detest {p}.', '{P} disgust me.', 'Nobody wants {p} in this town.', '{P} ruin everything.',
+    'hostile': ('I cannot bear the sight of {p}.', '{P} disgust me.', 'Nobody wants {p} in this town.', '{P} ruin everything.',
                 '{P} should be thrown out of the country.', 'We would be better off without {p}.',
                 '{P} are stupid and lazy.', 'Never trust {p}, they all lie.', 'Keep {p} away from our children.',
                 '{P} are worse than animals.', 'Somebody ought to beat up {p}.', 'Get rid of {p}, all of them.',
                 '{P} deserve what is coming to them.', 'I would never hire {s}, they are useless.',
                 '{P} have no right to live among us.', 'How can anybody like {p}?'),
-    'about things': ('I detest {t}.', 'I am sick of {t}.', 'We would be better off without {t}.',
+    'about things': ('I cannot bear the sight of {t}.', 'I am sick of {t}.', 'We would be better off without {t}.',
                      'Get rid of {t}.', 'How can anybody like {t}?', 'It is stupid, and so is {t}.'),
 }
 

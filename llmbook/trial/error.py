@@ -84,7 +84,7 @@ def corrected_share(
     if not isinstance(error, ScorerError): raise UserError(f'expected error from trial_error, got {_name_of(error)}')
     _check_level(level)
     whole_number('draws', draws, 100)
-    flagged = clustered_share(flags, clusters)
+    flagged = clustered_share(flags, clusters, level)
     rng = np.random.default_rng(seed)
     drawn = [_beta_draws(share, draws, rng) for share in (flagged, error.sensitivity, error.specificity)]
     true = rogan_gladen(*drawn)
