@@ -31,6 +31,43 @@ JUDGE_EXERCISES['22.3'] = Exercise(
     mistakes=(((_B - _A).std(), 'with ddof=1 the sum of squares is divided by one less than the number of sentences.'),
               (_B.std(ddof=1), 'that is how much the sentences differ, not the differences.')))
 
+# %% ../../nbs/api/78_teach/09_exercises_judge.ipynb #8bcefd18
+def _picked_choice(sums, lengths):
+    "Return the number of the choice with the highest mean."
+    return int(np.argmax(np.array(sums) / lengths))
+
+def _error_of_bins(counts, confidence, accuracy):
+    gaps = np.abs(np.array(confidence) - np.array(accuracy))
+    return float((np.array(counts) * gaps).sum() / np.sum(counts))
+
+def _signed_error(counts, confidence, accuracy):
+    gaps = np.array(confidence) - np.array(accuracy)
+    return float((np.array(counts) * gaps).sum() / np.sum(counts))
+
+def _plain_error(counts, confidence, accuracy):
+    return float(np.abs(np.array(confidence) - np.array(accuracy)).mean())
+
+def _both_orders_agree(first_order, second_order):
+    same = [one != other for one, other in zip(first_order, second_order)]
+    return sum(same) / len(same)
+
+JUDGE_EXERCISES['23.1'] = Exercise(
+    _picked_choice, 'divide each sum by its length, and take the largest, which is the one nearest to zero.',
+    inputs=(([-6., -8.4], [2, 4]), ([-6., -8.4], [5, 14]), ([-3., -2., -9.], [1, 1, 10])),
+    mistakes=((lambda sums, lengths: int(np.argmax(sums)), 'that is the rule of the sum: divide by the lengths first.'),
+              (lambda sums, lengths: int(np.argmin(np.array(sums) / lengths)),
+               'the numbers are negative, and the likeliest choice has the one nearest to zero.')))
+JUDGE_EXERCISES['23.2'] = Exercise(
+    _error_of_bins, 'take the distance of confidence and accuracy in each bin, and weigh it by the answers in the bin.',
+    inputs=(([2, 3], [.25, .7], [0., 1.]), ([10, 10], [.5, .9], [.6, .7]), ([5], [.8], [.4])),
+    mistakes=((_signed_error, 'too sure in one bin and not sure enough in another must not cancel: take distances.'),
+              (_plain_error, 'a bin with ten answers counts ten times as much as a bin with one.')))
+JUDGE_EXERCISES['23.3'] = Exercise(
+    _both_orders_agree, 'the answer that was A in the first order is B in the second.',
+    inputs=((['A', 'A', 'B'], ['B', 'A', 'A']), (['A', 'B'], ['A', 'B']), (['A'], ['B'])),
+    mistakes=((lambda first, second: 1 - _both_orders_agree(first, second),
+               'the same letter twice is the same place, and so the other answer.'),))
+
 # %% ../../nbs/api/78_teach/09_exercises_judge.ipynb #603e560a
 def _exposure_of(true, others):
     rank = 1 + sum(other <= true for other in others)
