@@ -8,6 +8,7 @@ import hashlib, json, re
 from pathlib import Path
 from first_cell import put_first_cell
 from house import ROOT, cells, description, notebooks, part, title
+from sidebar import PARTS
 
 BOX = re.compile(r'^> \*\*(?:\[(?P<linked>[^\]]+)\]\([^)]*\)|(?P<plain>[^*\[\]]+))\*\*: (?P<meaning>.+)$')
 QUESTION = re.compile(r'^(\d+)\. (.+?)\n\n<details><summary>Answer</summary>\n\n(.+?)\n\n</details>', re.S | re.M)
@@ -119,17 +120,26 @@ def reading_minutes(path):
     return -(-words // (5 * WORDS_A_MINUTE)) * 5
 
 
+def way(name, purpose, paths):
+    "Return one part of the book: what it is for, and a row for each chapter."
+    rows = ['| | chapter | what it is about | to read and run | exercises |', '|---|---|---|---|---|']
+    for path in paths:
+        minutes = f'{reading_minutes(path)} min'
+        link = f'[{title(path)}]({path.name})'
+        rows.append(f'| {path.stem[:2]} | {link} | {description(path)} | {minutes} | {len(exercises(path))} |')
+    return f'### {name}\n\nAfter it you can {purpose}.\n\n' + '\n'.join(rows)
+
+
 def course(paths):
     "Return the course's Markdown: the path with times, and the map."
     made = ['# The course\n\n> The way through the chapters, with times, and a map of what stands where',
             (ROOT/'tools/static/course.md').read_text(encoding='utf-8').strip()]
-    rows = ['| | chapter | what it is about | to read and run | exercises |', '|---|---|---|---|---|']
-    for path in paths:
-        minutes = f'{reading_minutes(path)} min'
-        name = f'[{title(path)}]({path.name})'
-        rows.append(f'| {path.stem[:2]} | {name} | {description(path)} | {minutes} | {len(exercises(path))} |')
+    made.append('## The way')
+    for part_name, (first, last, purpose) in PARTS.items():
+        inside = [path for path in paths if first <= path.stem[:2] <= last]
+        if inside: made.append(way(part_name, purpose, inside))
     total = sum(map(reading_minutes, paths))
-    made.append('## The way\n\n' + '\n'.join(rows) + f'\n\nTogether {total / 60:.1f} hours to read. Give an exercise ten minutes.')
+    made.append(f'Together {total / 60:.0f} hours to read and run. Give an exercise ten minutes.')
     made.append('## The map\n\n' + '\n'.join(map_lines(paths)))
     made.append(f'## Beside the chapters\n\n- [The quiz]({QUIZ}.ipynb): the questions of all chapters.\n'
                 f'- [The glossary]({GLOSSARY}.ipynb): every term that a chapter explains.')

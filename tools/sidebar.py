@@ -56,6 +56,16 @@ STAGES = {  # heading -> the folders of nbs/api that stand under it, each with w
 HEAD = '# Written by tools/sidebar.py (make export); not edited by hand.\n'
 
 
+PARTS = { # name -> (first chapter, last chapter, what a reader can do after it)
+    'Begin': ('01', '02', 'see a model come into being, and tune one on a table of your own'),
+    'From text to batches': ('03', '08', 'turn what lies about into text that a model may read, and into batches'),
+    'The model': ('09', '15', 'choose a size, train it, look inside, and let it write'),
+    'Tuning a model': ('16', '21', 'start from weights that others trained, and teach them a task, a tone, a skill'),
+    'Judging a model': ('22', '27', 'say whether a model is better, whom it harms, what it remembers, and what to try next'),
+    'Out of the house': ('28', '29', 'let a model leave the house, and go the whole way with your own text'),
+}
+
+
 def folder(path):
     "Return the name of a notebook's folder without its number."
     return path.parent.name.partition('_')[2]
@@ -85,6 +95,7 @@ def contents(root=ROOT):
             folders = tree.setdefault(stage(p), {})
             folders.setdefault(folder(p), []).append(name)
         else: tree.setdefault(HEADS[part(p)], []).append(name)
+    tree[HEADS['book']] = in_parts(tree[HEADS['book']])
     sections = [dict(section=head, contents=listed(inside)) for head, inside in tree.items()]
     return start + sections
 
@@ -94,6 +105,16 @@ def listed(inside):
     if isinstance(inside, list): return inside
     if len(inside) == 1: return next(iter(inside.values()))
     return [dict(section=name, contents=files) for name, files in inside.items()]
+
+
+def in_parts(chapters):
+    "Return the book's pages with its chapters in their parts: the course, the parts, then what belongs to all."
+    numbers = {name: name.rpartition('/')[2][:2] for name in chapters}
+    listed = [name for name in chapters if numbers[name] == '00']
+    for part_name, (first, last, _) in PARTS.items():
+        inside = [name for name in chapters if first <= numbers[name] <= last]
+        if inside: listed.append(dict(section=part_name, contents=inside))
+    return listed + [name for name in chapters if numbers[name] > '90']
 
 
 def text(root=ROOT):
