@@ -63,3 +63,36 @@ TUNE_EXERCISES['20.3'] = Exercise(
     inputs=((-20., -30., -20., -30., .1), (-10., -30., -20., -30., .1), (-24., -32., -20., -22., .1), (-5., -4., -6., -7., .5)),
     mistakes=((_dpo_without_reference, 'subtract the log-probabilities of the reference: if nothing was gained, the loss is ln 2.'),
               (_dpo_upside_down, 'a larger margin must give a smaller loss: look at the sign.')))
+
+# %% ../../nbs/api/78_teach/08_exercises_tune.ipynb #186a7756
+def _chat_text(messages):
+    turns = [f'<|im_start|>{role}\n{content}<|im_end|>\n' for role, content in messages]
+    return ''.join(turns) + '<|im_start|>assistant\n'
+
+def _before_stop(ids, stop_ids):
+    stops = [place for place, i in enumerate(ids) if i in stop_ids]
+    return ids[:stops[0]] if stops else ids
+
+_CHAT = [('system', 'Be short.'), ('user', 'Hello?')]
+TUNE_EXERCISES['18.1'] = Exercise(
+    _chat_text, 'one turn after the other, and then the beginning of the turn of the assistant.',
+    inputs=((_CHAT,), (_CHAT[1:],)),
+    mistakes=((lambda messages: _chat_text(messages).replace('user\n', 'user'),
+               'a line break stands between the role and the content.'),
+              (lambda messages: _chat_text(messages).removesuffix('<|im_start|>assistant\n'),
+               'the generation prompt is missing: nothing says that the assistant speaks next.'),
+              (lambda messages: _chat_text(messages).replace('<|im_end|>\n', '<|im_end|>'),
+               'a line break stands behind each end mark too.')))
+TUNE_EXERCISES['18.2'] = Exercise(
+    sum(100 * before + 20 for before in range(10)),
+    'before answer k the model reads k questions and k - 1 answers.',
+    mistakes=((1000, 'that is the length of the conversation. Its beginning is read again for each answer.'),
+              (200, 'the history is read as well, before each answer.'),
+              (5500, 'an answer is read before the later ones, and not before itself.')))
+TUNE_EXERCISES['18.3'] = Exercise(
+    _before_stop, 'go through the ids, and end at the first that is a stop id.',
+    inputs=(([5, 6, 2, 7, 2], [2]), ([5, 6], [2, 3]), ([3, 5, 2], [2, 3])),
+    mistakes=((lambda ids, stops: [i for i in ids if i not in stops],
+               'what stands behind the first stop id is no part of the answer.'),
+              (lambda ids, stops: ids[:len(_before_stop(ids, stops)) + 1],
+               'the stop id itself is no part of the answer.')))
