@@ -125,6 +125,43 @@ JUDGE_EXERCISES['25.3'] = Exercise(
               (lambda stereotyped_words, liked: .5,
                'one half is right for balanced pairs only: here one word is stereotyped more often.')))
 
+# %% ../../nbs/api/78_teach/09_exercises_judge.ipynb #7ecf6288
+def _kappa(both_yes, only_first, only_second, both_no):
+    n = both_yes + only_first + only_second + both_no
+    seen = (both_yes + both_no) / n
+    first = (both_yes + only_first) / n
+    second = (both_yes + only_second) / n
+    chance = first * second + (1 - first) * (1 - second)
+    return (seen - chance) / (1 - chance)
+
+def _agreement(both_yes, only_first, only_second, both_no):
+    return (both_yes + both_no) / (both_yes + only_first + only_second + both_no)
+
+def _above_chance(both_yes, only_first, only_second, both_no):
+    return 2 * _agreement(both_yes, only_first, only_second, both_no) - 1
+
+def _wealth(answers, share):
+    total = 1.
+    for answer in answers:
+        total *= 2 * (share if answer == 'new' else 1 - share)
+    return total
+
+def _wealth_without_odds(answers, share): return _wealth(answers, share) / 2**len(answers)
+
+JUDGE_EXERCISES['26.1'] = Exercise(
+    _kappa, 'from the observed agreement subtract that of chance, and divide by 1 minus chance.',
+    inputs=((40, 5, 5, 50), (85, 5, 5, 5), (10, 20, 20, 10)),
+    mistakes=((_agreement, 'that is the observed agreement; chance is still in it.'),
+              (_above_chance, 'chance is one half only if both press each button equally often.')))
+JUDGE_EXERCISES['26.2'] = Exercise(
+    math.log(3), 'the difference of the strengths is the logarithm of the odds.',
+    mistakes=((math.log(2), 'that would be odds of 2 to 1: three of four is 3 to 1.'),
+              (.75, 'that is the share itself; the strength is the logarithm of the odds.')))
+JUDGE_EXERCISES['26.3'] = Exercise(
+    _wealth, 'with each answer the wealth is multiplied by twice the share that was bet on what came.',
+    inputs=((['new', 'new', 'old'], .6), (['new'] * 4, .75), (['old'], .9), ([], .6)),
+    mistakes=((_wealth_without_odds, 'at fair odds a bet on one of two sides pays double.'),))
+
 # %% ../../nbs/api/78_teach/09_exercises_judge.ipynb #61a2cca0
 def _error_of_difference(s, k): return s * math.sqrt(2 / k)
 
