@@ -64,6 +64,30 @@ TUNE_EXERCISES['20.3'] = Exercise(
     mistakes=((_dpo_without_reference, 'subtract the log-probabilities of the reference: if nothing was gained, the loss is ln 2.'),
               (_dpo_upside_down, 'a larger margin must give a smaller loss: look at the sign.')))
 
+# %% ../../nbs/api/78_teach/08_exercises_tune.ipynb #3d635468
+def _advantages_of(rewards):
+    mean = sum(rewards) / len(rewards)
+    return [reward - mean for reward in rewards]
+
+def _rewards_over_mean(rewards):
+    mean = sum(rewards) / len(rewards)
+    return [reward / mean if mean else reward for reward in rewards]
+
+TUNE_EXERCISES['21.1'] = Exercise(
+    _advantages_of, 'subtract the mean of the group from each reward, and return a list as long as the group.',
+    inputs=(([1., 0., 0., 1.],), ([0., 0., 0.],), ([1., 1.],), ([10., 11., 10., 13.],)),
+    mistakes=((list, 'these are the rewards themselves. Take the mean of the group away.'),
+              (_rewards_over_mean, 'subtract the mean instead of dividing by it.')))
+TUNE_EXERCISES['21.2'] = Exercise(
+    1 - math.comb(6, 3) / math.comb(10, 3), 'count the choices of three answers among the six wrong ones, and among all ten.',
+    mistakes=((1 - .6**3, 'that takes the share of right answers for the true chance, and is too low on average.'),
+              (math.comb(6, 3) / math.comb(10, 3), 'that is the chance that none of the three is right.'),
+              (.4, 'that is pass@1.')))
+TUNE_EXERCISES['21.3'] = Exercise(
+    .9**8 + .1**8, 'how probable are eight wrong answers in a row? Add the same for eight right ones.',
+    mistakes=((.1**8, 'that is the chance that all are right. All wrong is flat as well.'),
+              (1 - .9**8 - .1**8, 'these are the groups that teach something.')))
+
 # %% ../../nbs/api/78_teach/08_exercises_tune.ipynb #186a7756
 def _chat_text(messages):
     turns = [f'<|im_start|>{role}\n{content}<|im_end|>\n' for role, content in messages]
