@@ -1,5 +1,5 @@
 "Few bits: errors within half a step, every machine's way, equal texts alone and in batches, files that are refused."
-import json
+import json, pickle
 from copy import deepcopy
 import pytest, torch
 from safetensors.torch import load_file, save_file
@@ -12,7 +12,9 @@ from llmbook.generate.quantise import mean_squares, open_quantised, quantise, sa
 from llmbook.generate.text import generate_ids
 from llmbook.model import few_bits
 from llmbook.model.config import ModelConfig
-from llmbook.model.few_bits import FEW_BITS, FewBitLinear, few_bit_layer, group_codes, group_values
+from llmbook.model.few_bits import (
+    FEW_BITS, FewBitLinear, WholeNumberProduct, few_bit_layer, few_bit_product, group_codes, group_values
+)
 from llmbook.model.open import model_tokenizer, open_lm
 from llmbook.model.transformer import Transformer
 from llmbook.tokens.tokenizer import train_tokenizer
@@ -155,6 +157,47 @@ def test_texts_are_the_same_without_kernels_too(kind, no_kernels):
     model = quantise(small(), kind, speed=False, show=False)
     together = generate_ids(model, PROMPTS, 12, temperature=0, stop=None)
     assert together == [generate_ids(model, [prompt], 12, temperature=0, stop=None)[0] for prompt in PROMPTS]
+
+
+whole_numbers = pytest.mark.skipif(not few_bits._whole_numbers_work(), reason="torch has no product of bytes here")
+
+
+@pytest.fixture
+def large_heads(monkeypatch): monkeypatch.setattr(few_bits, '_LARGE', 320 * 64) # the head, and nothing else
+
+
+@whole_numbers
+def test_a_large_layer_is_multiplied_in_whole_numbers(large_heads):
+    set_seed(0)
+    layer = few_bit_layer(nn.Linear(64, 320))
+    x = torch.randn(9, 64)
+    x[3, 5] = 1e3 # an outlier
+    with torch.no_grad():
+        wanted = x @ layer.dense().T + layer.bias
+        product = few_bit_product(layer)
+        assert isinstance(product, WholeNumberProduct) and few_bit_product(layer) is product
+        gap = (product(x) - wanted).norm(dim=-1) / wanted.norm(dim=-1)
+        by_kernel = (layer(x) - wanted).norm(dim=-1) / wanted.norm(dim=-1)
+        assert (gap < by_kernel / 4).all() and gap.max() < 1e-3
+        assert all(product(row[None]).equal(product(x)[[i]]) for i, row in enumerate(x)) # as if it were alone
+        assert product(torch.zeros(1, 64)).equal(layer.bias[None])
+        x[4, 0] = float('nan')
+        assert product(x)[4].isnan().all() and not product(x)[[0, 8]].isnan().any()
+    assert deepcopy(layer).whole is None and pickle.loads(pickle.dumps(layer)).whole is None
+
+
+@whole_numbers
+def test_texts_with_a_large_head_are_the_same_alone_and_in_a_batch(large_heads):
+    model = quantise(small(), 'int8', speed=False, show=False)
+    together = generate_ids(model, PROMPTS, 20, temperature=0, stop=None)
+    assert model.head.whole is not None
+    assert together == [generate_ids(model, [prompt], 20, temperature=0, stop=None)[0] for prompt in PROMPTS]
+    assert generate_ids(deepcopy(model), PROMPTS, 20, temperature=0, stop=None) == together
+
+
+def test_without_the_product_of_bytes_the_kernel_serves(large_heads, monkeypatch):
+    monkeypatch.setattr(few_bits, '_whole_numbers_work', lambda: False)
+    assert not isinstance(few_bit_product(few_bit_layer(nn.Linear(64, 320))), WholeNumberProduct)
 
 
 def test_a_cache_in_few_bits_grows_and_drops_rows():

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FEW_BITS', 'GROUP', 'group_codes', 'group_values', 'codes_in_pairs', 'codes_from_pairs', 'few_bit_kernel',
-           'FewBitLinear', 'few_bit_layer', 'JoinedFewBits', 'join_few_bits', 'few_bit_product', 'FewBitEmbedding',
-           'into_large_pages', 'replace_layers']
+           'FewBitLinear', 'few_bit_layer', 'JoinedFewBits', 'join_few_bits', 'WholeNumberProduct', 'in_whole_numbers',
+           'few_bit_product', 'FewBitEmbedding', 'into_large_pages', 'replace_layers']
 
 # %% ../../nbs/api/20_model/12_few_bits.ipynb #17ab25b2
 import functools, mmap
@@ -176,6 +176,7 @@ class FewBitLinear(nn.Module):
         "Keep codes and scales in the form that the kernel of their device reads."
         self.kernel = few_bit_kernel(self.kind, *codes.shape, codes.device.type)
         self.joined = None # a `JoinedFewBits`, made by `join_few_bits`
+        self.whole = None # a `WholeNumberProduct`, made by `few_bit_product`
         if self.kernel == 'dense' and self.kind == 'int4': codes = codes_in_pairs(codes)
         if self.kernel == '_weight_int8pack_mm': scales = scales[:, 0].contiguous()
         if 'int4pack' in self.kernel: codes, scales = _packed(codes), _scales_and_zeros(scales)
@@ -281,12 +282,71 @@ def join_few_bits(
     first.joined = JoinedFewBits(layers)
     return True
 
+# %% ../../nbs/api/20_model/12_few_bits.ipynb #4ee88265
+_LARGE = 1 << 21 # codes of a matrix beside which rounding an input costs nothing
+_FINER = 254. # steps of the second number in one of the first
+
+def _whole_product(x, packed, scales, zeros): # (N, K), codes in oneDNN's order, (M) -> (N, M) float32
+    "Multiply rows with a matrix of codes, each as two rows of whole numbers."
+    step = x.abs().amax(-1, keepdim=True).clamp_(min=1e-30) / 127
+    steps = x / step
+    first = steps.round()
+    second = (steps - first).mul_(_FINER).round_()
+    both = torch.cat([first, second]).to(torch.int8)
+    y = torch.ops.onednn.qlinear_pointwise(
+        both, 1., 0, packed, scales, zeros, None, 1., 0, torch.float32, 'none', [], '')
+    coarse, fine = y.chunk(2)
+    return coarse.add_(fine, alpha=1 / _FINER).mul_(step) # a step that is no number makes all of them none
+
+class WholeNumberProduct:
+    "The product with a large layer in int8, in whole numbers."
+    def __init__(self,
+        layer:FewBitLinear, # of the kind int8
+    ):
+        codes, scales = layer.codes_and_scales()
+        self.scales = scales[:, 0].float()
+        self.zeros = torch.zeros(len(codes), dtype=torch.int32)
+        self.bias = layer.bias
+        self.packed = torch.ops.onednn.qlinear_prepack(codes, None)
+
+    def __deepcopy__(self, memo): return None # torch copies no such matrix: the layer's copy makes its own
+    def __reduce__(self): return type(None), () # nor does it write one
+
+    def __call__(self, x:Tensor) -> Tensor: # (N, K) -> (N, M), of the type of `x`
+        y = _whole_product(x.float(), self.packed, self.scales, self.zeros)
+        if self.bias is not None: y += self.bias
+        return y.to(x.dtype)
+
+@functools.cache
+def _whole_numbers_work():
+    "Tell whether torch has oneDNN's product of bytes here, by one whose result is known."
+    counted = torch.arange(64 * 32) % 15 - 7
+    codes = counted.view(64, 32).to(torch.int8)
+    layer = FewBitLinear(codes, torch.full((64, 1), .5, dtype=torch.bfloat16))
+    x = torch.linspace(-1, 1, 64).view(2, 32)
+    try: y = WholeNumberProduct(layer)(x)
+    except (AttributeError, RuntimeError, NotImplementedError): return False
+    expected = x @ layer.dense().T
+    return torch.allclose(y, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+def in_whole_numbers(
+    layer:FewBitLinear, # any
+) -> bool: # False for layers that are small, in int4 or not on a CPU, and where torch has no such product
+    "Tell whether a layer is multiplied in whole numbers when a model writes."
+    is_large = layer.in_features * layer.out_features >= _LARGE
+    is_here = layer.kind == 'int8' and layer.held.device.type == 'cpu'
+    return is_large and is_here and _whole_numbers_work()
+
+# %% ../../nbs/api/20_model/12_few_bits.ipynb #3921a76f
 def few_bit_product(
     *layers:FewBitLinear, # layers that read the same input
 ): # function from (N, K) to (N, M of all layers)
     "Return the product of layers, as one where they were joined."
     first = layers[0]
     if first.joined is not None and first.joined.layers == list(layers): return first.joined
+    if len(layers) == 1 and in_whole_numbers(first):
+        if first.whole is None: first.whole = WholeNumberProduct(first)
+        return first.whole
     if len(layers) == 1: # without what a module does at each call, where a kernel is
         return first if first.kernel == 'dense' else JoinedFewBits(layers)
 
