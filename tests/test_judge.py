@@ -347,3 +347,36 @@ def test_rows_of_other_judges_and_systems_stay(tmp_path):
     rows = json.loads((tmp_path/'judged.json').read_text())['rows']
     asked = {(r['judge'], r['group']) for r in rows}
     assert len(asked) == 7 and len(rows) == 6 * 7
+
+# ---- columns that are systems ----
+
+DESCRIBED = [dict(id=f'q{i}', category='sums', question=f'{i} + 1?', base=str(i), other=str(i + 1)) for i in range(4)]
+
+
+def test_columns_that_describe_are_no_systems():
+    _, answers, _ = command.answers_of_systems(DESCRIBED, 'base')
+    assert list(answers) == ['base', 'other']
+    _, answers, _ = command.answers_of_systems(DESCRIBED, 'base', ['category'])
+    assert list(answers) == ['base', 'category']
+    with pytest.raises(UserError, match='the systems nobody'): command.answers_of_systems(DESCRIBED, 'base', ['nobody'])
+
+
+def test_a_system_whose_first_answer_is_missing_stays():
+    for missing in ('', None):
+        records = [dict(DESCRIBED[0], other=missing), *DESCRIBED[1:]]
+        questions, answers, set_aside = command.answers_of_systems(records, 'base')
+        assert set(answers) == {'base', 'other'} and len(questions) == 3 and set_aside == 1
+
+
+def test_unreadable_lines_are_counted(tmp_path):
+    path = tmp_path/'answers.jsonl'
+    path.write_text('\n'.join([json.dumps(DESCRIBED[0]), '{no json', json.dumps(DESCRIBED[1])]))
+    assert command.answers_of_systems(path, 'base')[2] == 1
+
+
+def test_a_file_without_a_whole_line_opens_no_judge(tmp_path, monkeypatch):
+    path = tmp_path/'answers.jsonl'
+    path.write_text('\n'.join(json.dumps(r) for r in (dict(question='q', base='x'), dict(question='q', other='y'))))
+    monkeypatch.setattr(command, 'open_judge', lambda *a: pytest.fail('the judge was opened'))
+    with pytest.raises(UserError, match='none of 2'): command.llmbook_judge(str(path), base='base', out=str(tmp_path/'out'))
+    assert not (tmp_path/'out').exists()

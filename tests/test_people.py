@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from llmbook.commands.rate import llmbook_rate, page_command
 from llmbook.core import UserError
-from llmbook.evaluate.stats import rows_text, sign_test
+from llmbook.evaluate.stats import rows_text, sign_test, wilson
 from llmbook.people.agreement import agreement_rows, alpha_row, answer_matrix, krippendorff_alpha
 from llmbook.people.answers import RaterSession, choice_of, counted_answers, rater_file, read_answers, read_whole_lines
 from llmbook.people.crowd import read_crowd
@@ -173,6 +173,30 @@ def test_half_a_line_costs_no_other_line(folder):
     assert list(table.answer) == ['left', 'right'] and table.attrs['set_aside'] == 1
 
 
+def test_an_answer_between_the_look_and_the_line_is_not_lost(folder, monkeypatch):
+    from llmbook.people import answers as module
+    first, second = RaterSession(folder, 'anna'), RaterSession(folder, 'anna')
+    write, said = module.add_line, []
+    def slow(path, record):
+        if not said:
+            said.append('begun')
+            with pytest.raises(UserError, match='one window'): second.answer('right')
+        write(path, record)
+    monkeypatch.setattr(module, 'add_line', slow)
+    first.answer('left')
+    assert len(first.path.read_text().splitlines()) == 1
+    assert [a['answer'] for a in RaterSession(folder, 'anna').answers.values()] == ['left']
+    with pytest.raises(UserError, match='one window'): second.answer('right')
+    second.answer('tie')
+    assert RaterSession(folder, 'anna').done == 2
+
+
+def test_a_name_is_one_however_its_accents_were_typed(folder):
+    composed, apart = 'Jos\u00e9', 'Jose\u0301'
+    assert rater_file(folder, composed) == rater_file(folder, apart)
+    assert rater_file(folder, 'Straße') != rater_file(folder, 'Strasse')
+
+
 def test_undo_is_kept_and_can_be_repeated(folder):
     session = RaterSession(folder, 'anna')
     for answer in ('left', 'right', 'tie'): session.answer(answer)
@@ -237,6 +261,12 @@ THREE = [_numbers('* * * * * 3 4 1 2 1 1 3 3 * 3'), _numbers('1 * 2 1 3 3 4 3 * 
 def test_krippendorff_alpha_has_the_published_values(answers, level, wanted):
     digits = len(str(wanted)) - 2
     assert round(krippendorff_alpha(answers, level), digits) == wanted
+
+
+def test_draws_without_variation_are_no_perfect_agreement():
+    nearly_all_ties = [['tie'] * 19 + ['a'], ['tie'] * 19 + ['b']]
+    r = alpha_row(nearly_all_ties)
+    assert r['value'] < .5 and r['high'] is None
 
 
 def test_alpha_does_not_change_with_raters_or_items_exchanged():
@@ -450,6 +480,26 @@ def test_the_one_who_was_ahead_at_the_finding_is_named():
     assert (state.better, state.wins, state.losses) == ('x', 7, 8)
 
 
+def test_a_lead_that_turned_is_said():
+    assert 'the lead turned' in str(stopping_state(decided(7, 0, then=8), 'x', 'y'))
+    assert 'turned' not in str(stopping_state(decided(17, 3), 'x', 'y'))
+
+
+def test_ten_comparisons_need_ten_times_the_evidence():
+    table = decided(17, 3)
+    assert stopping_state(table, 'x', 'y').may_stop
+    one_of_ten = stopping_state(table, 'x', 'y', comparisons=10)
+    assert not one_of_ten.may_stop and one_of_ten.enough == 200 and one_of_ten.needed > 20
+    with pytest.raises(UserError): stopping_state(table, 'x', 'y', comparisons=0)
+
+
+def test_the_summary_asks_more_of_several_systems(tmp_path):
+    pairs = pair_answers([f'p{i}' for i in range(8)], {name: [f'{name} {i}' for i in range(8)] for name in 'xyz'})
+    folder = save_plan(plan_rating(pairs, repeats=0), tmp_path)
+    rated(folder, 'anna', leftmost)
+    assert {state.enough for state in rating_summary(folder, n_boot=10).states} == {60}
+
+
 def test_judgements_needed_have_the_published_values():
     assert (judgements_needed(.55), judgements_needed(.60)) == (783, 194)
 
@@ -597,7 +647,9 @@ def test_a_score_that_agrees_and_one_that_cannot(mixed):
     assert found[share, 'bad']['value'] == pytest.approx(1 / 7)
     assert found[share, 'constant']['value'] == .5
     assert found['rank correlation', 'constant']['value'] == 0
-    assert found[share, 'a rater']['value'] == pytest.approx(14 / 16), 'two of them are divided on one pair'
+    others = 'agrees with the others'
+    assert found[others, 'a rater']['value'] == pytest.approx(14 / 16), 'two of them are divided on one pair'
+    assert found[others, 'good']['n'] == found[others, 'a rater']['n'] == 16, 'held against the same majorities'
 
 
 def test_random_scores_agree_as_chance_does(mixed):
@@ -716,6 +768,25 @@ def test_texts_and_names_are_escaped_in_the_summary(tmp_path):
     assert '<img' not in page and '<script' not in page and '<i>' not in page
 
 
+def test_both_bad_knows_who_answered_what():
+    from llmbook.people.summary import _both_bad_row
+    rows = [dict(rater=rater, pair=pair, choice='both bad' if pair < 4 else 'a') for rater in 'abc' for pair in range(10)]
+    r = _both_bad_row(pd.DataFrame(rows))
+    assert r['value'] == .4 and (r['low'], r['high']) != pytest.approx(wilson(12, 30))
+    assert r['high'] - r['low'] > 1.4 * np.subtract(*wilson(12, 30)[::-1]), 'ten pairs, however many raters'
+
+
+def test_two_ratings_of_one_run_stand_side_by_side(mixed, tmp_path):
+    run = example_run(tmp_path/'run')
+    other = save_plan(plan_rating(some_pairs(6), 'Which is more | fluent?'), tmp_path/'fluent')
+    rated(other, 'anna', leftmost)
+    for folder in (mixed, other, mixed): add_rating(folder, run)
+    rows = [r for r in json.loads((run/'evaluation'/'evaluation.json').read_text())['rows'] if r['split'] == 'people']
+    assert len({r['rating'] for r in rows}) == 2 and len(rows) == 10
+    card = model_card(run)
+    assert 'preferred to old (Which is more fluent?)' in card and 'preferred to old (Which text is better?)' in card
+
+
 def test_report_and_card_take_the_rows_of_a_rating(mixed, tmp_path):
     run = example_run(tmp_path/'run')
     llmbook_rate(out=str(mixed), run=str(run))
@@ -755,6 +826,18 @@ def test_the_command_plans_counts_and_exports(tmp_path, capsys):
     ((), {}), (('nowhere.jsonl',), {}), (('a.jsonl', 'b.jsonl'), {}), ((), dict(question='')), ((), dict(repeats=2))])
 def test_the_command_refuses_before_it_asks(tmp_path, pairs, options):
     with pytest.raises(UserError): llmbook_rate(*pairs, out=str(tmp_path/'none'), **options)
+
+
+@pytest.mark.parametrize('options', [dict(warning='insults'), dict(question='Which?'), dict(repeats=.2), dict(seed=9)])
+def test_options_of_a_plan_that_is_made_are_refused(tmp_path, options):
+    save_plan(plan_rating(some_pairs(4)), tmp_path)
+    with pytest.raises(UserError, match='the plan is made'): llmbook_rate(out=str(tmp_path), summary=True, **options)
+
+
+def test_nobody_is_promised_repeats_that_do_not_come(tmp_path):
+    from llmbook.widgets.rate import _start_html
+    assert 'a few of them twice' in _start_html(plan_rating(some_pairs(4)))
+    assert 'twice' not in _start_html(plan_rating(some_pairs(4), repeats=0))
 
 
 def test_without_a_server_the_command_says_what_to_install(monkeypatch):

@@ -53,6 +53,15 @@ def _written(folder, summary, answers, preferences, run):
     if run: print(f'{run}: {len(add_rating(folder, run))} rows for its report')
     return bool(summary or answers or preferences or run)
 
+_USUAL = dict(question='Which text is better?', warning='', repeats=.1, seed=0) # what is asked where nothing is said
+
+def _check_planned(plan, given):
+    "Raise `UserError` for an option that a plan would have to take and cannot any more."
+    for name, value in given.items():
+        if value == _USUAL[name] or value == getattr(plan, name): continue
+        raise UserError(f'expected PAIRS with --{name}, got it without: the plan is made, and asks with '
+                        f'{getattr(plan, name)!r}; give PAIRS and another --out')
+
 @call_parse
 @plain_errors
 def llmbook_rate(
@@ -73,8 +82,9 @@ def llmbook_rate(
 ):
     "Show people pairs of texts on a page, and keep which one they choose."
     if len(pairs) > 1: raise UserError(f'expected one file of pairs, got {len(pairs)}: put all pairs into one')
-    if pairs: save_plan(plan_rating(pairs[0], question, warning, repeats, seed), out)
-    else: open_plan(out)
+    planned = dict(question=question, warning=warning, repeats=repeats, seed=seed)
+    if pairs: save_plan(plan_rating(pairs[0], **planned), out)
+    else: _check_planned(open_plan(out), planned)
     if _written(out, summary, answers, preferences, run): return
     command = page_command(rating_notebook(out, rater_name(rater) if rater else ''), lab, not no_browser)
     if not is_cli(): return command

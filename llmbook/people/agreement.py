@@ -93,6 +93,15 @@ def answer_matrix(
         line[pairs[pair]] = CHOICE_STEPS[choice] if steps else choice
     return list(matrix.values())
 
+def _alpha_ends(counts, distances, n_boot, seed, confidence):
+    "Return the interval of alpha; draws in which all answers are the same have none, and (None, None) if many are so."
+    rng = np.random.default_rng(seed)
+    n = len(counts)
+    drawn = [_alpha(counts[rng.integers(0, n, n)], distances) for _ in range(n_boot)]
+    known = np.array(drawn)[~np.isnan(drawn)]
+    if n < 2 or len(known) < .9 * n_boot: return None, None
+    return tuple(float(end) for end in np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2]))
+
 def alpha_row(
     answers, # (raters, items): a value each, None or NaN where a rater did not answer
     level:str='nominal', # 'nominal', 'interval' or 'ratio'
@@ -109,8 +118,7 @@ def alpha_row(
     if not len(counts): return row("Krippendorff's alpha", None, n=0, signature=signature, split='people', group=level)
     alpha = _alpha(counts, distances)
     value = None if np.isnan(alpha) else alpha
-    def stat(some): return np.nan_to_num(_alpha(some, distances), nan=1.) # a draw without variation
-    low, high = bootstrap(counts, stat, n_boot, seed, confidence) if value is not None else (None, None)
+    low, high = _alpha_ends(counts, distances, n_boot, seed, confidence) if value is not None else (None, None)
     return row("Krippendorff's alpha", value, low, high, len(counts), signature, 'people', level)
 
 def agreement_rows(

@@ -11,6 +11,7 @@ import json, os, time
 from datetime import datetime, timezone
 from pathlib import Path
 import pandas as pd
+from filelock import FileLock, Timeout
 from ..core import UserError, fingerprint
 from .plan import RatingPlan, RatingTask, open_plan, rater_name, rater_tasks
 
@@ -96,6 +97,8 @@ def _standing(records):
         else: answers[record['task']] = record
     return answers
 
+_OTHER_WINDOW = 'expected one window for each rater, got an answer from another one: this pair comes next'
+
 class RaterSession:
     "One rater's way through a rating: what comes next, what was answered, undo."
     def __init__(self,
@@ -124,13 +127,21 @@ class RaterSession:
         self.answers = _standing(records)
 
     def _write(self, record):
-        "Add a line; raise `UserError` if another window wrote first."
-        if self._size() != self.size:
-            self._read()
-            raise UserError('expected one window for each rater, got an answer from another one: this pair comes next')
-        add_line(self.path, record)
-        self._read()
+        "Add a line; raise `UserError` if another window wrote first, or is writing now."
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path.with_suffix('.lock'))
+        try: lock.acquire(timeout=0)
+        except Timeout: raise UserError(_OTHER_WINDOW) from None
+        try: self._append(record)
+        finally: lock.release()
         self.shown_at = self.clock()
+
+    def _append(self, record):
+        "Add a line unless the file has grown since it was read."
+        is_ours = self._size() == self.size
+        if is_ours: add_line(self.path, record)
+        self._read()
+        if not is_ours: raise UserError(_OTHER_WINDOW)
 
     @property
     def done(self) -> int: # answers that stand

@@ -131,19 +131,23 @@ def _agreement_of(name, differences, leads, n_boot, seed):
     ends = bootstrap(both, _rank_correlation, n_boot, seed)
     return [accuracy, row('rank correlation', correlation, *ends, len(both), signature, 'people', name)]
 
+def _others_row(name, hits, pairs, n_boot, seed):
+    "Return the row of hits against the majority of the others."
+    ends = bootstrap(hits, np.mean, n_boot, seed, clusters=pairs)
+    signature = f'majority:of the others|boot:pairs|n_boot:{n_boot}|seed:{seed}'
+    return row('agrees with the others', float(np.mean(hits)), *ends, len(hits), signature, 'people', name)
+
 # %% ../../nbs/api/69_people/07_export.ipynb #0aba6e0e
-def _rater_hits(table):
-    "Return hits of each rater against the majority of the others, and their pairs."
+def _leads_of_others(table):
+    "Return (pair, own choice as a number, lead among the others) of each answer whose others have a majority."
     votes = _votes_of(table)
-    hits, pairs = [], []
+    found = []
     for pair, choice in zip(table.pair, table.choice):
         a, b, _ = votes[pair]
         own = {'a': 1, 'b': -1}.get(choice, 0)
         lead = a - b - own
-        if lead == 0: continue
-        hits.append(_hit(own, lead))
-        pairs.append(pair)
-    return hits, pairs
+        if lead: found.append((pair, own, lead))
+    return found
 
 def score_agreement(
     folder:str|Path, # folder of a rating
@@ -159,13 +163,15 @@ def score_agreement(
     if not any(leads.values()): raise UserError('expected pairs that people decided, found none')
     differences = {name: _differences(name, some, leads) for name, some in scores.items()}
     rows = []
-    hits, pairs = _rater_hits(table)
-    if hits:
-        ends = bootstrap(hits, np.mean, n_boot, seed, clusters=pairs)
-        signature = f'majority:of the others|boot:pairs|n_boot:{n_boot}|seed:{seed}'
-        value = float(np.mean(hits))
-        rows.append(row('agrees with the majority', value, *ends, len(hits), signature, 'people', 'a rater'))
-    for name, some in differences.items(): rows += _agreement_of(name, some, leads, n_boot, seed)
+    others = _leads_of_others(table)
+    pairs = [pair for pair, _, _ in others]
+    if others:
+        hits = [_hit(own, lead) for _, own, lead in others]
+        rows.append(_others_row('a rater', hits, pairs, n_boot, seed))
+    for name, some in differences.items():
+        rows += _agreement_of(name, some, leads, n_boot, seed)
+        hits = [_hit(some[pair], lead) for pair, _, lead in others]
+        if hits: rows.append(_others_row(name, hits, pairs, n_boot, seed))
     return rows
 
 def score_pairs(

@@ -7,6 +7,7 @@ __all__ = ['RatingPair', 'read_pairs', 'pair_answers', 'RatingTask', 'RatingPlan
            'save_plan', 'open_plan']
 
 # %% ../../nbs/api/69_people/01_plan.ipynb #6c833fa0
+import unicodedata
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -160,7 +161,8 @@ def rater_name(
     name:str, # a pseudonym, of letters of any kind, digits or signs
 ) -> str: # in small letters, with single blanks
     "Return a rater's name as it is kept."
-    text = ' '.join(_words('the name of the rater', name).split()).casefold()
+    text = ' '.join(_words('the name of the rater', name).split()).lower()
+    text = unicodedata.normalize('NFC', text) # one name, however its accents were typed
     if len(text) > 60: raise UserError(f'expected a name of up to 60 characters, got {len(text)}')
     if not text.isprintable(): raise UserError(f'expected a name that can be printed, got {text!r}')
     return text

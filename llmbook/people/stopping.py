@@ -55,12 +55,13 @@ class StoppingState:
     losses:int # pairs whose first answer prefers `worse`
     ties:int # pairs whose first answer is a tie or both bad
     evalue:float # evidence now
-    highest:float # the highest evidence at any moment; 20 at one moment is enough
-    needed:int|None # pairs without a tie at which the e-value reaches 20 if the share stays; None at one half
+    highest:float # the highest evidence at any moment; `enough` at one moment will do
+    needed:int|None # pairs without a tie at which the evidence is enough if the share stays; None at one half
+    enough:float=ENOUGH # evidence that is enough: 20 for one comparison, 20 times as many for several
 
     @property
     def may_stop(self) -> bool: # also if the evidence went down again since
-        return self.highest >= ENOUGH
+        return self.highest >= self.enough
 
     @property
     def more(self) -> int|None: # pairs without a tie that are still to come; None if nobody can tell
@@ -75,9 +76,12 @@ class StoppingState:
 
     def __str__(self):
         so_far = f'{self.better} over {self.worse}: {self.wins} to {self.losses}, {self.ties} ties'
-        if self.may_stop: return f'{so_far}; e-value {self.highest:,.3g}: settled, you may stop'
-        rest = 'as even as can be' if self.more is None else f'about {self.more:,} more without a tie at this share'
-        return f'{so_far}; e-value {self.evalue:,.2f}, enough is {ENOUGH:g}; {rest}'
+        if self.may_stop:
+            turned = '' if self.wins > self.losses else '; since then the lead turned: read the answers'
+            return f'{so_far}; e-value {self.highest:,.3g}: settled, you may stop{turned}'
+        rest = 'as even as can be'
+        if self.more is not None: rest = f'about {self.more_pairs:,} more pairs at this share, ties among them'
+        return f'{so_far}; e-value {self.evalue:,.2f}, enough is {self.enough:g}; {rest}'
 
 # %% ../../nbs/api/69_people/05_stopping.ipynb #454c0bd0
 def _evalues(points):
@@ -91,26 +95,26 @@ def _evalues(points):
         found.append(preference_evalue(k, n))
     return found
 
-def _leads_behind(points, evalues):
+def _leads_behind(points, evalues, enough):
     "Return whether the second system led when the evidence was highest: of what settled the question, not of today."
     decided = [point for point in points if point != .5]
     highest = evalues.index(max(evalues))
-    if max(evalues) < ENOUGH: highest = len(decided)
+    if max(evalues) < enough: highest = len(decided)
     until_then = decided[:highest]
     return 2 * sum(until_then) < len(until_then)
 
-def _needed(wins, losses):
+def _needed(wins, losses, enough):
     "Return at how many answers without ties the e-value is enough, at this share; None where it never is."
     share = (wins + .5) / (wins + losses + 1) # never 1: three of three is no certainty
-    enough = math.log(ENOUGH)
+    least_log = math.log(enough)
     most = 1
-    while _log_evalue(share * most, most) < enough:
+    while _log_evalue(share * most, most) < least_log:
         most *= 2
         if most > 10**7: return None
     least = most // 2
     while most - least > 1:
         middle = (least + most) // 2
-        if _log_evalue(share * middle, middle) < enough: least = middle
+        if _log_evalue(share * middle, middle) < least_log: least = middle
         else: most = middle
     return most
 
@@ -118,19 +122,21 @@ def stopping_state(
     table:pd.DataFrame, # answers that count, in order of time
     system:str, # one system
     other:str, # the other system
+    comparisons:int=1, # pairs of systems that are looked at: each of them has its chance of a false finding
 ) -> StoppingState: # UserError if the two were never compared
     "Return whether people's preference between two systems is settled."
+    enough = ENOUGH * _whole('comparisons', comparisons, 1)
     kept, points = _points_of(first_answers(table), system, other)
     if not len(kept): raise UserError(f'expected answers about {system!r} and {other!r}, found none')
     wins = int((points == 1).sum())
     losses = int((points == 0).sum())
     ties = len(points) - wins - losses
     evalues = _evalues(points)
-    if _leads_behind(points, evalues):
+    if _leads_behind(points, evalues, enough):
         system, other = other, system
         wins, losses = losses, wins
-    needed = _needed(max(wins, losses), min(wins, losses))
-    return StoppingState(system, other, wins, losses, ties, evalues[-1], max(evalues), needed)
+    needed = _needed(max(wins, losses), min(wins, losses), enough)
+    return StoppingState(system, other, wins, losses, ties, evalues[-1], max(evalues), needed, enough)
 
 # %% ../../nbs/api/69_people/05_stopping.ipynb #f49d0a4b
 def position_row(

@@ -133,7 +133,8 @@ class Strengths:
             rank = str(best) if best == worst else f'{best}-{worst}'
             rows.append(dict(rank=rank, system=s.system, strength=s.value, low=s.low, high=s.high, games=s.games,
                              points=s.points))
-        return pd.DataFrame(rows)
+        numbers = dict(strength=float, low=float, high=float)
+        return pd.DataFrame(rows).astype(numbers) # None becomes NaN, which is shown as open
 
     def __repr__(self):
         shown = self.table().to_string(index=False, float_format='{:.2f}'.format, na_rep='open')

@@ -12,14 +12,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from ..core import UserError, read_json, write_json
-from ..evaluate.stats import digits_of, row, rows_text, wilson
+from ..base.owner import own_folder
+from ..evaluate.items import other_rows
+from ..evaluate.stats import digits_of, row, rows_text
 from .agreement import agreement_rows
 from .answers import counted_answers, read_answers
 from .plan import RatingPlan, open_plan
 from .quality import rater_quality
 from .stopping import _points_of, position_row, stopping_state
-from .strengths import Strengths, strengths
+from .strengths import _FEWEST, Strengths, strengths
 from ..show.html import Markup, html_table, tag
+from ..trial.audit import clustered_share
 from ..verdict.weigh import _many
 
 # %% ../../nbs/api/69_people/09_summary.ipynb #07db5532
@@ -47,12 +50,18 @@ def _share_ends(own):
 def _spread_of(own):
     "Return between what the spread was taken, for a signature."
     n = own.rater.nunique()
-    return f'spread:between {n} raters' if n > 1 else 'spread:between the answers of one rater'
+    if n == 1: return 'spread:between the answers of one rater'
+    few = ', a hint and no more' if n < _FEWEST else ''
+    return f'spread:between {n} raters or between answers, the wider{few}'
 
 def _both_bad_row(table):
     "Return how often neither text was acceptable."
-    k = int((table.choice == 'both bad').sum())
-    return row('both bad', k / len(table), *wilson(k, len(table)), len(table), 'target:0', 'people')
+    is_bad = (table.choice == 'both bad').astype(int).tolist()
+    shares = [clustered_share(is_bad, table[by].tolist()) for by in ('rater', 'pair')]
+    widest = max(shares, key=lambda share: share.high - share.low)
+    if table.rater.nunique() == 1: widest = shares[1]
+    found = widest.value, widest.low, widest.high, widest.n
+    return row('both bad', *found, 'spread:by rater or by pair, the wider|target:0', 'people')
 
 def rating_rows(
     folder:str|Path, # folder of a rating
@@ -97,7 +106,7 @@ class RatingSummary:
     def __str__(self):
         parts = ['\n'.join(self.lines())]
         if len(self.quality): parts.append(self.quality.to_string(index=False))
-        if self.strengths: parts.append(self.strengths.table().to_string(index=False, na_rep='open'))
+        if self.strengths: parts.append(repr(self.strengths))
         if self.rows: parts.append(rows_text(self.rows))
         return '\n\n'.join(parts)
 
@@ -119,18 +128,19 @@ def _summary_html(summary) -> Markup:
     "Return the summary as HTML; every text is escaped."
     said = [tag('p', line) for line in summary.lines()]
     parts = [_frame_html('Raters', summary.quality)]
-    if summary.strengths: parts.append(_frame_html('Strengths', summary.strengths.table()))
+    if summary.strengths: parts += [_frame_html('Strengths', summary.strengths.table()), tag('p', summary.strengths.spread)]
     if summary.rows:
         heads = ['measure', 'group', 'value', 'interval', 'n', 'how']
         table = html_table(heads, [_row_cells(r) for r in summary.rows], right=(2, 3))
         parts.append(tag('div', tag('h4', 'Rows'), table))
     return tag('div', *said, *parts, class_='lb-rating', style='color:inherit')
 
-def _states(table):
-    "Return the stopping state of each two systems that met."
+def _states(plan, table):
+    "Return the stopping state of each two systems that met; all pairs of systems of the plan are looked at."
+    planned = {pair.systems for pair in plan.pairs if not pair.known and pair.system_a != pair.system_b}
     found = []
     for one, two in combinations(sorted({*table.system_a, *table.system_b}), 2):
-        try: found.append(stopping_state(table, one, two))
+        try: found.append(stopping_state(table, one, two, max(1, len(planned))))
         except UserError: continue # the two never met
     return found
 
@@ -147,7 +157,7 @@ def rating_summary(
     has_systems = len({*counted.system_a, *counted.system_b}) > 1
     found = strengths(counted, ties) if has_systems else None
     rows = rating_rows(folder, n_boot, seed)
-    return RatingSummary(plan, table, rater_quality(table), _states(counted), found, rows)
+    return RatingSummary(plan, table, rater_quality(table), _states(plan, counted), found, rows)
 
 # %% ../../nbs/api/69_people/09_summary.ipynb #34bb77b1
 def add_rating(
@@ -158,10 +168,20 @@ def add_rating(
 ) -> list[dict]: # the rows; UserError without an answer or without a run
     "Add the rows of a rating to a run's evaluation, for its report and model card."
     if not Path(run).is_dir(): raise UserError(f'expected the folder of a run, got {run}: make the run first')
-    rows = rating_rows(folder, n_boot, seed)
+    rows = _asked_rows(rating_rows(folder, n_boot, seed), open_plan(folder))
     if not rows: raise UserError(f'expected answers in {folder}, found none that count')
-    path = Path(run)/'evaluation'/'evaluation.json'
-    found = read_json(path) if path.exists() else {}
-    others = [r for r in found.get('rows') or [] if r.get('split') != 'people']
-    write_json(path, {**found, 'rows': others + rows})
+    with own_folder(Path(run)/'evaluation', 'a rating'):
+        path = Path(run)/'evaluation'/'evaluation.json'
+        found = read_json(path) if path.exists() else {}
+        write_json(path, {**found, 'rows': other_rows(found, rows, _rating_of) + rows})
     return rows
+
+def _asked_rows(rows, plan):
+    "Return rows that say what people were asked, and in which rating."
+    question = ' '.join(plan.question.replace('|', ' ').split())
+    for r in rows: r |= dict(metric=f"{r['metric']} ({question})", rating=plan.key, read=f'people were asked: {question}')
+    return rows
+
+def _rating_of(r):
+    "Return the rating that a row belongs to; rows of none are told apart by what they are."
+    return r.get('rating') or (r.get('metric'), r.get('split'), r.get('group'), 'no rating')

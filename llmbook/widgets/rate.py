@@ -107,7 +107,8 @@ def _start_html(plan):
         text = tag('span', tag('b', 'Before you start: '), plan.warning)
         warning = tag('p', text, role='note', style='padding:.5em .8em;border-left:.3em solid orange;'
                                                     'background:rgba(255,165,0,.12);color:inherit')
-    what = tag('p', f'You will read {n:,} pairs of texts, a few of them twice, and answer: ', tag('b', plan.question))
+    twice = ', a few of them twice,' if plan.repeats else ''
+    what = tag('p', f'You will read {n:,} pairs of texts{twice} and answer: ', tag('b', plan.question))
     stop = tag('p', 'Each answer is kept at once. Stop whenever you like, without a reason: the page goes on at the '
                     'same pair when you come back with the same name. A made-up name is best.')
     return tag('div', warning, what, stop, class_='lb-rate-begin', style='color:inherit;max-width:46rem')
