@@ -1,6 +1,8 @@
-"A headless Chromium, and JupyterLab with one notebook in it: what browser tests share."
-import json, os, queue, re, secrets, shutil, signal, subprocess, sys, threading, urllib.request
+"A headless Chromium, and one JupyterLab for all tests of a session: what browser tests share."
+import atexit, json, os, queue, re, secrets, shutil, signal, subprocess, sys, tempfile, threading, urllib.request
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 import pytest
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
@@ -47,7 +49,7 @@ def _start_server(folder, token):
     "Start a server that keeps everything it writes in `folder`."
     places = dict(HOME=folder, JUPYTER_CONFIG_DIR=folder/'config', JUPYTER_RUNTIME_DIR=folder/'runtime',
                   JUPYTER_DATA_DIR=folder/'share', JUPYTERLAB_SETTINGS_DIR=folder/'settings',
-                  IPYTHONDIR=folder/'ipython')
+                  JUPYTERLAB_WORKSPACES_DIR=folder/'workspaces', IPYTHONDIR=folder/'ipython')
     env = {**os.environ, **{name: str(path) for name, path in places.items()}, 'OMP_NUM_THREADS': '1'}
     command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--ip=127.0.0.1', '--port=0',
                f'--IdentityProvider.token={token}', '--allow-root']
@@ -62,27 +64,67 @@ def _address(server):
         for line in server.stderr: lines.put(line)
     threading.Thread(target=read, daemon=True).start()
     while True:
-        found = re.search(r'(http://127\.0\.0\.1:\d+)/lab\?token', lines.get(timeout=60))
+        found = re.search(r'(http://127\.0\.0\.1:\d+)/lab\?token', lines.get(timeout=120))
         if found: return found[1]
+
+
+class Lab:
+    "A JupyterLab that serves the notebooks of many tests, each in a folder and a workspace of its own."
+    def __init__(self):
+        self.folder = Path(tempfile.mkdtemp(prefix='lab-'))
+        (self.folder/'work').mkdir()
+        _write_settings(self.folder, 'JupyterLab Light', 'perCommTarget')
+        self.token = secrets.token_hex(16)
+        self.server = _start_server(self.folder, self.token)
+        self.address = _address(self.server)
+        self.n_notebooks = 0
+
+    def open(self, folder, cells):
+        "Write a notebook into the folder of a test, and return its name and address here."
+        self.n_notebooks += 1
+        name = f'n{self.n_notebooks}'
+        _write_notebook(folder/'work/look.ipynb', cells)
+        (self.folder/'work'/name).symlink_to(folder/'work')
+        return name, f'{self.address}/lab/workspaces/{name}/tree/{name}/look.ipynb?token={self.token}'
+
+    def ask(self, path, method='GET'):
+        "Ask the server's own interface."
+        url = f'{self.address}/api/{path}?token={self.token}'
+        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=20) as answer:
+            return answer.read()
+
+    def close(self, name):
+        "End the kernels of a notebook."
+        for session in json.loads(self.ask('sessions')):
+            if session['path'].startswith(f'{name}/'): self.ask(f'sessions/{session["id"]}', 'DELETE')
+
+    def stop(self):
+        "End the server and its kernels, and remove what it wrote."
+        try:
+            self.ask('shutdown', 'POST')
+            self.server.wait(20)
+        except (OSError, subprocess.TimeoutExpired): os.killpg(self.server.pid, signal.SIGKILL)
+        self.server.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@cache
+def shared_lab():
+    "Start JupyterLab once for all tests; it ends with them."
+    lab = Lab()
+    atexit.register(lab.stop)
+    return lab
 
 
 @contextmanager
 def jupyter_lab(folder, cells, theme='JupyterLab Light', subshells='perCommTarget'):
-    "Run a server with a notebook of these cells, and give the notebook's address."
+    "Write a notebook of these cells into the shared JupyterLab, and give its address."
     pytest.importorskip('jupyterlab')
-    token = secrets.token_hex(16)
-    _write_settings(folder, theme, subshells)
-    _write_notebook(folder/'work/look.ipynb', cells)
-    server = _start_server(folder, token)
-    try:
-        address = _address(server)
-        yield f'{address}/lab/tree/look.ipynb?token={token}'
-        shutdown = urllib.request.Request(f'{address}/api/shutdown?token={token}', method='POST')
-        urllib.request.urlopen(shutdown, timeout=20).read()
-        server.wait(20)
-    finally:
-        if server.poll() is None: os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+    lab = shared_lab()
+    _write_settings(lab.folder, theme, subshells) # a page reads them when it is opened
+    name, address = lab.open(folder, cells)
+    try: yield address
+    finally: lab.close(name)
 
 
 # Elements are read by scripts where the page may be renewed between two commands of the driver.
@@ -93,14 +135,19 @@ INTO_VIEW = 'arguments[0].scrollIntoView({block: "center"})'
 class Page:
     "A notebook in a browser; a context that ends with the browser."
     def __init__(self, address, folder, width=1280, height=1400):
+        self.folder = folder
         self.driver = start_browser(folder/'profile', width, height)
         self.driver.get(address)
-        self.wait(lambda: self.found('.jp-Notebook-ExecutionIndicator[data-status="idle"]'))
+        # the notebook's own indicator says idle before there is a kernel, and a cell that is run then asks for one
+        self.wait(lambda: self.found('.jp-CodeCell') and '| Idle' in self.text('#jp-main-statusbar'))
 
     def __enter__(self): return self
-    def __exit__(self, *args): self.driver.quit()
+    def __exit__(self, kind, *args):
+        "End the browser; where a test failed, a picture of the page stays in its folder."
+        if kind: self.driver.save_screenshot(str(self.folder/'failed.png'))
+        self.driver.quit()
 
-    def wait(self, done, every=.1, seconds=60):
+    def wait(self, done, every=.1, seconds=120):
         from selenium.webdriver.support.ui import WebDriverWait
         wait = WebDriverWait(self.driver, seconds, poll_frequency=every, ignored_exceptions=[Exception])
         return wait.until(lambda driver: done())
