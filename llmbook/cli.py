@@ -31,12 +31,14 @@ LIBRARY = {
     'check_finite': 'model.hf',
     'check_logs': 'commands.evaluate',
     'check_sets': 'commands.evaluate',
+    'compare_answers': 'verdict.compare',
     'compare_runs': 'report.runs',
     'comparison_text': 'report.runs',
     'compressor_rows': 'evaluate.perplexity',
     'continuation_rows': 'journey',
     'evaluate_bias': 'commands.evaluate',
     'evaluate_tasks': 'commands.evaluate',
+    'find_store': 'report.reading',
     'finetune': 'tune.finetune',
     'from_first': 'distributed.world',
     'generate': 'generate.text',
@@ -731,3 +733,11 @@ def llmbook_compare(
     with warnings.catch_warnings(record=True) as said: rows = compare_runs(folders)
     for warning in said: print(warning.message, file=sys.stderr)
     print(comparison_text(rows, [folder.name for folder in folders]))
+    for folder in folders[1:]: _say_answers(folders[0], folder)
+
+def _say_answers(base, other):
+    "Print what became of the answers of two runs, where both kept theirs to a common task."
+    from llmbook.cli import compare_answers, find_store
+    try: compared = compare_answers(find_store(base), find_store(other))
+    except UserError: return # scores without answers, or of other tasks: the table has said what can be said
+    print(f'\nAnswers of {base.name} and {other.name}, in pairs:\n{compared}')

@@ -2,7 +2,8 @@
 
 For a maintainer: upgrade in .venv, run every test, then `python tools/constraints.py`. Packages that are installed but
 not needed are left out, and so is a build's local part (`2.13.0+cpu` becomes `2.13.0`), so that the same file serves
-every platform's wheels.
+every platform's wheels. The extras `ship` and `serving` are pinned too, from an environment of their own:
+`pip install --dry-run --report FILE -c constraints.txt '.[ship,serving]'` in an empty one names what they add.
 """
 from configparser import ConfigParser
 from importlib import metadata
@@ -13,6 +14,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
+# What the extras ship and serving bring beside it: resolved in an empty environment with the pins of this file.
+OF_EXTRAS = {'fastapi': '0.165.0', 'jiter': '0.19.0', 'openai': '3.57.0', 'opentelemetry-api': '1.45.2'}
 HELD = {'soupsieve': '2.10'} # newer ones ask for Python 3.11.5, and Debian 12 has 3.11.2
 
 
@@ -56,7 +59,7 @@ def closure(todo):
 
 
 if __name__ == '__main__':
-    pins = {**closure(wanted()), **HELD}
+    pins = {**OF_EXTRAS, **closure(wanted()), **HELD}
     head = '# The exact versions that the Makefile installs, tried together; written by tools/constraints.py\n'
     lines = [f'{name}=={version}\n' for name, version in sorted(pins.items())]
     (ROOT/'constraints.txt').write_text(head + ''.join(lines))

@@ -10,11 +10,13 @@ import math
 from dataclasses import dataclass
 import numpy as np
 from ..core import UserError
+from ..evaluate.items import MEASURES
 from ..evaluate.stats import _check_level, _members, _score, _values, clustered_error, digits_of, holm
 from .power import _quantiles
 
 # %% ../../nbs/api/64_verdict/02_weigh.ipynb #fa8fcec5
 HIGHER_IS_BETTER = ('rouge', 'bleu', 'chrf', 'accuracy', 'auc', 'exact', 'stop')
+_SIDES = dict(higher=1, lower=-1)
 LOWER_IS_BETTER = ('perplexity', 'bits_per_byte', 'loss', 'toxic', 'gap')
 
 def better(
@@ -23,6 +25,8 @@ def better(
     "Return which way is better."
     m = str(metric).lower()
     if m == 'ter': return -1 # the whole name: other names hold these letters
+    known = MEASURES.get(m.rpartition(' ')[2]) # of a task: 'towns acc'
+    if known and known.better in _SIDES: return _SIDES[known.better]
     if m.endswith('_null'): return 0 # what chance does is neither good nor bad
     if any(word in m for word in HIGHER_IS_BETTER): return 1
     return -1 if any(word in m for word in LOWER_IS_BETTER) else 0
