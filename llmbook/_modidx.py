@@ -10522,6 +10522,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'llmbook/widgets/roles.py'),
                                        'llmbook.widgets.roles.RolesPanel._draw': ( 'api/75_widgets/roles.html#rolespanel._draw',
                                                                                    'llmbook/widgets/roles.py'),
+                                       'llmbook.widgets.roles.RolesPanel._ipython_display_': ( 'api/75_widgets/roles.html#rolespanel._ipython_display_',
+                                                                                               'llmbook/widgets/roles.py'),
                                        'llmbook.widgets.roles.RolesPanel._repr_mimebundle_': ( 'api/75_widgets/roles.html#rolespanel._repr_mimebundle_',
                                                                                                'llmbook/widgets/roles.py'),
                                        'llmbook.widgets.roles.RolesPanel._step_button': ( 'api/75_widgets/roles.html#rolespanel._step_button',

@@ -39,7 +39,9 @@ __all__ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'huma
            'chrf', 'rouge', 'toxicity_rows', 'toxicity_scorer', 'identity_swap', 'swap_summary', 'items_needed',
            'smallest_difference', 'weigh', 'ablate', 'plot_ablation', 'log_run', 'read_ledger', 'write_report',
            'history_picture', 'compare_runs', 'headline', 'read_run', 'model_card', 'browse', 'tune_filter',
-           'chat_with', 'Dashboard', 'planner', 'Settings', 'journey']
+           'chat_with', 'Dashboard', 'planner', 'Settings', 'journey', 'NextTokens', 'next_tokens', 'explore_next',
+           'attention_weights', 'head_scores', 'head_pictures', 'explore_attention', 'token_labels', 'browse_items',
+           'browse_roles', 'browse_bias']
 
 # %% ../nbs/api/80_app/03_all.ipynb #3b60e48f
 from pathlib import Path
@@ -66,7 +68,7 @@ from .prepare.splits import assign_splits, split_of
 from .dedup.decontaminate import Decontaminator, contaminated, contamination
 from llmbook.tokens.tokenizer import (
     bytes_per_token, chat_ids, decode, encode_text, extend_tokenizer, load_any, load_tokenizer, not_restored, open_tokenizer, read_tokenizer,
-    show_tokens, special_ids, text_ids, train_tokenizer
+    show_tokens, special_ids, text_ids, token_labels, train_tokenizer
 )
 from .tokens.compare import compare_tokenizers, comparison_table, plot_vocabulary
 from .tokens.shards import check_shards, document_edges, documents, open_tokens, read_manifest
@@ -87,6 +89,7 @@ from .model.vocabulary import extend_vocabulary, train_only_rows
 from .model.gguf import load_gguf
 from .model.smollm import smollm2
 from .model.open import load_lm, model_tokenizer, open_lm
+from .model.attention import attention_weights, head_pictures, head_scores
 from .plan.flops import count_params, flops_per_token
 from .plan.devices import measure_machine
 from .plan.memory import memory_estimate
@@ -119,6 +122,7 @@ from .parallel.checkpoint import ShardedCheckpoint
 from .train.schedules import cosine, wsd
 from .train.compile import compile_model
 from .generate.text import generate, generate_ids
+from .generate.next_token import NextTokens, next_tokens
 from .generate.fill_mask import fill_mask
 from .generate.quantise import open_quantised, quantise, save_quantised
 from .generate.speculative import Speculator
@@ -161,10 +165,15 @@ from .verdict.ablate import ablate, plot_ablation
 from .verdict.ledger import log_run, read_ledger
 from .report.runs import compare_runs, headline, read_run
 from .report.modelcard import model_card
+from .widgets.attention import explore_attention
+from .widgets.bias import browse_bias
 from .widgets.browser import browse, tune_filter
 from .widgets.chat import chat_with
 from .widgets.dashboard import Dashboard
+from .widgets.items import browse_items
+from .widgets.next_token import explore_next
 from .widgets.planner import planner
+from .widgets.roles import browse_roles
 from .journey import Settings, journey
 
 # %% ../nbs/api/80_app/03_all.ipynb #5ba11bbe
@@ -202,4 +211,6 @@ _all_ = ['Path', 'RunFolder', 'UserError', 'human_bytes', 'human_count', 'human_
          'identity_swap', 'swap_summary', 'items_needed', 'smallest_difference', 'weigh',
          'ablate', 'plot_ablation', 'log_run', 'read_ledger', 'write_report', 'history_picture', 'compare_runs', 'headline', 'read_run',
          'model_card',
-         'browse', 'tune_filter', 'chat_with', 'Dashboard', 'planner', 'Settings', 'journey']
+         'browse', 'tune_filter', 'chat_with', 'Dashboard', 'planner', 'Settings', 'journey',
+         'NextTokens', 'next_tokens', 'explore_next', 'attention_weights', 'head_scores', 'head_pictures',
+         'explore_attention', 'token_labels', 'browse_items', 'browse_roles', 'browse_bias']

@@ -6,7 +6,7 @@
 __all__ = ['layer_weights', 'AttentionMaps', 'attention_weights', 'head_scores', 'even_scores', 'repeated_ids', 'head_pictures',
            'attention_grid', 'strongest_links']
 
-# %% ../../nbs/api/20_model/13_attention.ipynb #a41b005b
+# %% ../../nbs/api/20_model/13_attention.ipynb #1100759c
 import base64, io, math
 from dataclasses import dataclass
 import numpy as np, pandas as pd, torch
@@ -20,7 +20,7 @@ from .layers import rotate
 from .linear import project
 from .transformer import Transformer
 
-# %% ../../nbs/api/20_model/13_attention.ipynb #1d078857
+# %% ../../nbs/api/20_model/13_attention.ipynb #0285363c
 def _visible(attn, mask, T, device):
     "Return (T, T) or (B, 1, T, T), true where a query may look."
     if mask is not None: return mask if mask.dtype == torch.bool else mask == 0
@@ -56,7 +56,7 @@ def layer_weights(
     visible = _visible(attn, mask, x.shape[1], x.device)
     return scores.masked_fill(~visible, -math.inf).softmax(-1)
 
-# %% ../../nbs/api/20_model/13_attention.ipynb #b31893a6
+# %% ../../nbs/api/20_model/13_attention.ipynb #14f022ee
 _MOST = 512 # tokens; the weights of a text take layers x heads x tokens² numbers
 
 @dataclass
@@ -131,7 +131,7 @@ def attention_weights(
     weights = torch.cat([layer.float().cpu() for layer in layers])
     return AttentionMaps(ids, token_labels(tok, ids), weights.numpy())
 
-# %% ../../nbs/api/20_model/13_attention.ipynb #2fca4ab4
+# %% ../../nbs/api/20_model/13_attention.ipynb #0638cdce
 def _induction_places(ids):
     "Return (T, T), true where the token before the one that is looked at is the token that looks."
     ids = np.asarray(ids)
@@ -178,7 +178,7 @@ def even_scores(
     even = visible / visible.sum(-1, keepdims=True)
     return {name: float(values[0, 0]) for name, values in _scores(maps.ids, even[None, None]).items()}
 
-# %% ../../nbs/api/20_model/13_attention.ipynb #65d49ed0
+# %% ../../nbs/api/20_model/13_attention.ipynb #e38aeabb
 @checked
 def repeated_ids(
     vocab_size:int, # V: ids are drawn from 0 to V - 1
@@ -191,7 +191,7 @@ def repeated_ids(
     half = np.random.default_rng(seed).choice(vocab_size, length, replace=False).tolist()
     return half + half
 
-# %% ../../nbs/api/20_model/13_attention.ipynb #8f224ad8
+# %% ../../nbs/api/20_model/13_attention.ipynb #7f11d321
 _INK = (28, 131, 198) # as the first colour of the charts
 
 def _picture(grid, alt, side):
@@ -203,7 +203,8 @@ def _picture(grid, alt, side):
     file = io.BytesIO()
     imsave(file, rgba, format='png', metadata=dict(Software=None))
     data = base64.b64encode(file.getvalue()).decode()
-    style = f'width:{side}px;height:{side}px;image-rendering:pixelated;border:1px solid rgba(127,127,127,.5)'
+    style = (f'display:block;width:{side}px;height:{side}px;box-sizing:border-box;image-rendering:pixelated;'
+             'border:1px solid rgba(127,127,127,.5)')
     return tag('img', alt=alt, title=alt, src=f'data:image/png;base64,{data}', style=style)
 
 def _head_words(scores, layer, head):
@@ -224,9 +225,10 @@ def head_pictures(
     for which in wanted:
         pictures = []
         for head, grid in enumerate(maps.weights[which]):
-            pictures.append(_picture(grid, _head_words(scores, which, head), side))
+            picture = _picture(grid, _head_words(scores, which, head), side)
+            pictures.append(tag('div', picture, tag('small', f'head {head}'), style=f'width:{side}px'))
         name = tag('div', tag('small', f'layer {which}'))
-        lines.append(tag('div', name, tag('div', *pictures, style='display:flex;flex-wrap:wrap;gap:4px')))
+        lines.append(tag('div', name, tag('div', *pictures, style='display:flex;flex-wrap:wrap;gap:6px')))
     return tag('div', *lines, class_='lb-heads', style='color:inherit')
 
 def _in_range(name, i, n):
@@ -234,7 +236,7 @@ def _in_range(name, i, n):
     if 0 <= i < n: return i
     raise UserError(f'expected a {name} from 0 to {n - 1}, got {i}')
 
-# %% ../../nbs/api/20_model/13_attention.ipynb #cee67bb4
+# %% ../../nbs/api/20_model/13_attention.ipynb #087321a7
 _CELL = 'width:1.3rem;min-width:1.3rem;height:1.3rem;padding:0;border:1px solid rgba(127,127,127,.25)'
 _SHADE = .75 # of the ink at a weight of 1, so that a page's letters can be read on it
 
@@ -249,7 +251,7 @@ def _grid_cell(labels, t, j, weight):
 def _name_cell(label, place):
     "Return the name of a row or a column; columns are written from top to bottom."
     style = 'font-weight:400;white-space:pre;padding:0 .3rem;text-align:right'
-    if place == 'col': style += ';writing-mode:vertical-rl;padding:.3rem 0;text-align:left;vertical-align:bottom'
+    if place == 'col': style += ';writing-mode:vertical-rl;padding:.3rem 0'
     return tag('th', label, scope=place, style=style)
 
 @checked

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['role_counts', 'roles_html', 'RolesPanel', 'browse_roles']
 
-# %% ../../nbs/api/75_widgets/12_roles.ipynb #035bc66c
+# %% ../../nbs/api/75_widgets/12_roles.ipynb #4cec1710
 import ipywidgets as w
 import numpy as np, pandas as pd
 from ..core import UserError, whole_number
@@ -13,8 +13,9 @@ from ..show.html import Markup, concat, fold, html_table, tag
 from ..tune.chat import ROLES, ChatFormat, encode_chats, show_roles
 from ..tune.formats import load_chats
 from .browser import Panel
+from .items import ITEM_KEYS
 
-# %% ../../nbs/api/75_widgets/12_roles.ipynb #d1b8a6d3
+# %% ../../nbs/api/75_widgets/12_roles.ipynb #11809ed9
 def role_counts(
     rows:list, # `ChatRow`s, from `encode_chats`
 ) -> pd.DataFrame: # a line for each role that occurs: role, tokens, trained on
@@ -28,7 +29,7 @@ def role_counts(
         if of_role.any(): lines.append((role, of_role.sum(), (of_role & trained).sum()))
     return pd.DataFrame(lines, columns=['role', 'tokens', 'trained on'])
 
-# %% ../../nbs/api/75_widgets/12_roles.ipynb #8efe1e31
+# %% ../../nbs/api/75_widgets/12_roles.ipynb #fdc63eaf
 _AS_TEXT = 'white-space:pre-wrap;overflow-wrap:anywhere;background:rgba(127,127,127,.12);color:inherit;padding:.4em'
 
 def _row_part(row):
@@ -49,7 +50,7 @@ def roles_html(
     if len(rows) > 1: parts.insert(0, tag('p', f'The template writes earlier turns otherwise: {len(rows)} rows.'))
     return tag('div', *parts, table, class_='lb-roles-chat', style='color:inherit')
 
-# %% ../../nbs/api/75_widgets/12_roles.ipynb #6aeb001f
+# %% ../../nbs/api/75_widgets/12_roles.ipynb #9c2a1e28
 def _choice(kind, label, **options):
     "Return a control with its name before it."
     return kind(description=label, style=dict(description_width='7rem'), layout=dict(width='20rem', max_width='100%'),
@@ -79,6 +80,7 @@ class RolesPanel(Panel):
         steps = w.HBox([self.at, self.back, self.next], layout=wrap)
         options = w.HBox(options, layout=wrap)
         self.box = w.VBox([steps, options, self.status, self.page])
+        self.box.add_class('lb-items') # whose keys these are
         self.box.add_class('lb-roles')
         self._draw()
 
@@ -113,7 +115,12 @@ class RolesPanel(Panel):
         live = self.box._repr_mimebundle_(**kwargs) or {}
         return {**live, 'text/html': self.page.value, 'text/plain': repr(self)}
 
-# %% ../../nbs/api/75_widgets/12_roles.ipynb #1027b3a4
+    def _ipython_display_(self):
+        from IPython.display import Javascript, display
+        display(self._repr_mimebundle_(), raw=True)
+        display(Javascript(ITEM_KEYS))
+
+# %% ../../nbs/api/75_widgets/12_roles.ipynb #600cb11a
 def browse_roles(
     fmt, # a `ChatFormat`, or a tokenizer or a model's folder to make one of
     chats, # `Conversation`s, lists of messages, or what `load_chats` reads: a file, a table, records
