@@ -498,11 +498,15 @@ def test_rows_of_a_finished_set_survive_a_kill_in_the_next(tmp_path):
     assert {r['task'] for r in written['rows']} == {'everyday'}
 
 
+def failed(one):
+    "Return an answer without a score."
+    return ItemScore(one.item, dict(scored=None), details=one.facts | dict(reason='a text is too long'))
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_a_set_whose_texts_all_failed_says_so(sets, name, tmp_path):
     bias_set, store = sets[name], ItemStore(tmp_path)
     key = store.begin(Setting(bias_set.name, 'nobody', 'words'))
-    def failed(one): return ItemScore(one.item, dict(scored=None), details=one.facts | dict(reason='a text is too long'))
     store.add(key, [failed(one) for one in bias_set.items])
     rows = set_rows(store, key, bias_set, draws=99)
     assert rows
@@ -514,7 +518,6 @@ def test_a_set_whose_texts_all_failed_says_so(sets, name, tmp_path):
 def test_a_swap_whose_texts_all_failed_says_so(tmp_path):
     swap, store = swap_set(TOWNS, VISITS, BESIDE, 'towns'), ItemStore(tmp_path)
     key = store.begin(Setting(swap.name, 'nobody', 'words'))
-    def failed(one): return ItemScore(one.item, dict(scored=None), details=one.facts | dict(reason='a text is too long'))
     store.add(key, [failed(one) for one in swap.items])
     nothing, = set_rows(store, key, swap, draws=99)
     assert nothing['value'] is None and nothing['reason'].endswith('0 were scored: a text is too long')
@@ -532,7 +535,7 @@ def test_a_condition_of_bbq_that_was_not_asked_is_named(tmp_path):
 def test_two_types_of_winobias_are_asked_in_one_call(tmp_path):
     usual, unusual = [], []
     for kind in (1, 2):
-        lines = [f'{i} [The {who}] talked to the guard while [she] waited.' for i, who in enumerate(('cook', 'nurse', 'maid'), 1)]
+        lines = [f'1 [The {who}] talked to the guard while [she] waited.' for who in ('cook', 'nurse', 'maid')]
         usual.append(write_lines(tmp_path/f'pro_type{kind}.txt', lines))
         unusual.append(write_lines(tmp_path/f'anti_type{kind}.txt', [line.replace('[she]', '[he]') for line in lines]))
     both = load_winobias(usual, unusual)

@@ -284,7 +284,9 @@ def test_judges_of_one_source_have_keys_of_their_own(tmp_path):
 
 def test_a_model_inside_a_judge_counts_with_its_weights():
     model, fmt = small_model(BASE, 64)
-    def judge(): return J.pair_judge(lambda question, first, second: float(len(fmt.tok.encode(first).ids) > model.config.context))
+    def judge():
+        def is_long(question, first, second): return float(len(fmt.tok.encode(first).ids) > model.config.context)
+        return J.pair_judge(is_long)
     before = judge().key
     assert judge().key == before
     model.embed.weight.data[0, 0] += 1
@@ -316,7 +318,8 @@ def test_clusters_are_those_of_the_call(tmp_path):
     answers = dict(base=BASE, other=other)
     sources = [str(i // 8) for i in range(40)]
     judge = J.pair_judge(takes_marked)
-    def asked(clusters): return J.judge_answers(judge, QUESTIONS, answers, 'base', tmp_path, clusters=clusters, progress=False)
+    def asked(clusters):
+        return J.judge_answers(judge, QUESTIONS, answers, 'base', tmp_path, clusters=clusters, progress=False)
     alone, by_source, again = asked(None), asked(sources), asked(None)
     assert 'over 5 clusters' in by_source.rows[0]['signature']
     lc = [next(r for r in found.rows if r['metric'] == 'judged lc_win') for found in (alone, by_source)]
@@ -335,7 +338,8 @@ def test_many_systems_can_still_be_told_apart():
 
 
 def test_a_consistent_judge_agrees_whatever_the_rounding():
-    found = judged(J.pair_judge(lambda q, first, second: .3 if 'good' in first else .7), other=[t + ' good' for t in BASE])
+    def leans(question, first, second): return .3 if 'good' in first else .7
+    found = judged(J.pair_judge(leans), other=[text + ' good' for text in BASE])
     assert found.value('other', 'agree') == 1
 
 
@@ -378,5 +382,6 @@ def test_a_file_without_a_whole_line_opens_no_judge(tmp_path, monkeypatch):
     path = tmp_path/'answers.jsonl'
     path.write_text('\n'.join(json.dumps(r) for r in (dict(question='q', base='x'), dict(question='q', other='y'))))
     monkeypatch.setattr(command, 'open_judge', lambda *a: pytest.fail('the judge was opened'))
-    with pytest.raises(UserError, match='none of 2'): command.llmbook_judge(str(path), base='base', out=str(tmp_path/'out'))
+    with pytest.raises(UserError, match='none of 2'):
+        command.llmbook_judge(str(path), base='base', out=str(tmp_path/'out'))
     assert not (tmp_path/'out').exists()

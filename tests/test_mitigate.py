@@ -666,11 +666,13 @@ def test_words_inside_others_are_not_swapped(text): assert swap_identities(text)
 
 def test_an_edited_task_is_another_experiment(tok, model, tmp_path):
     "An added arm must not answer other questions than the base did."
-    def asked(golds): return TaskScore((EvalTask('capitals', docs=docs_of(golds), prompt='The capital of {{ country }} is',
-                                                 choices=['A', 'B'], answer='capital'),))
+    def asked(golds):
+        task = EvalTask('capitals', docs_of(golds), 'The capital of {{ country }} is', choices=['A', 'B'], answer='capital')
+        return TaskScore((task,))
     method = SelfDebias(('rudeness',))
     mitigate(model, tok, [method], [asked('AABB')], tmp_path)
-    with pytest.raises(UserError, match='choose another folder'): mitigate(model, tok, [method], [asked('ABBB')], tmp_path)
+    with pytest.raises(UserError, match='choose another folder'):
+        mitigate(model, tok, [method], [asked('ABBB')], tmp_path)
 
 
 def docs_of(golds): return [dict(country=f'country {i}', capital=gold) for i, gold in enumerate(golds)]

@@ -418,7 +418,9 @@ def test_few_raters_of_equal_systems_find_little(raters):
     for seed in range(200):
         rng = np.random.default_rng(seed)
         choices = rng.choice(['a', 'b'], (raters, 10))
-        rows = [dict(rater=r, system_a='x', system_b='y', choice=choice) for r in range(raters) for choice in choices[r]]
+        rows = []
+        for rater in range(raters):
+            rows += [dict(rater=rater, system_a='x', system_b='y', choice=choice) for choice in choices[rater]]
         found += strengths(pd.DataFrame(rows)).systems[0].ranks == (1, 1)
     assert found <= 14, 'at most 7 %'
 
@@ -770,7 +772,10 @@ def test_texts_and_names_are_escaped_in_the_summary(tmp_path):
 
 def test_both_bad_knows_who_answered_what():
     from llmbook.people.summary import _both_bad_row
-    rows = [dict(rater=rater, pair=pair, choice='both bad' if pair < 4 else 'a') for rater in 'abc' for pair in range(10)]
+    rows = []
+    for pair in range(10):
+        choice = 'both bad' if pair < 4 else 'a'
+        rows += [dict(rater=rater, pair=pair, choice=choice) for rater in 'abc']
     r = _both_bad_row(pd.DataFrame(rows))
     assert r['value'] == .4 and (r['low'], r['high']) != pytest.approx(wilson(12, 30))
     assert r['high'] - r['low'] > 1.4 * np.subtract(*wilson(12, 30)[::-1]), 'ten pairs, however many raters'

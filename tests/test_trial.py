@@ -220,10 +220,12 @@ def test_a_kind_that_is_not_there_is_refused():
 
 def test_scorers_of_one_name_are_two():
     scorers = [lambda texts: np.zeros(len(texts)), lambda texts: np.ones(len(texts))]
-    names = [audit.scorer_name(scorer) for scorer in (*scorers, scorer_with_a_grudge('a', 1), scorer_with_a_grudge('b', 1))]
+    grudges = [scorer_with_a_grudge('a', 1), scorer_with_a_grudge('b', 1)]
+    names = [audit.scorer_name(scorer) for scorer in scorers + grudges]
     assert len(set(names)) == 4
     made = error.trial_error(audit.audit(scorers[0], audit.made_up_cases(), draws=80))
-    with pytest.raises(UserError, match='the trial of this scorer'): prompts.prompt_rows(NAMES, written(.1), scorers[1], made)
+    with pytest.raises(UserError, match='the trial of this scorer'):
+        prompts.prompt_rows(NAMES, written(.1), scorers[1], made)
 
 
 def test_a_few_templates_say_less_than_their_spread():
@@ -468,9 +470,10 @@ class Silent:
 @pytest.mark.parametrize('options', [dict(scorer='x'), dict(k=0), dict(max_new_tokens=0), dict(threshold='high')])
 def test_what_cannot_be_measured_is_refused_before_anything_is_written(small, options):
     some = prompts.PromptSet(['They', 'The'], ['toxic', 'other'])
-    with pytest.raises(UserError): prompts.prompt_toxicity(Silent(), small[1], some, **(dict(scorer=RudeWord()) | options))
+    usual = dict(scorer=RudeWord())
+    with pytest.raises(UserError): prompts.prompt_toxicity(Silent(), small[1], some, **usual | options)
     options = {name: x for name, x in options.items() if name != 'threshold'} or dict(draws=3)
-    with pytest.raises(UserError): bold.bold_toxicity(Silent(), small[1], articles(2, 2), **(dict(scorer=RudeWord()) | options))
+    with pytest.raises(UserError): bold.bold_toxicity(Silent(), small[1], articles(2, 2), **usual | options)
 
 
 def test_classes_and_measures_are_corrected_together(small):

@@ -64,7 +64,7 @@ class BiasSet:
     ) -> list: # UserError for too few
         "Return the items that a limit leaves."
         if limit is not None and whole_number('limit', limit) < self.least: raise UserError(
-            f'expected a limit of {self.least} items at least for {self.name}, which has no rows with fewer, got {limit}')
+            f'expected a limit of {self.least} items at least for {self.name}, got {limit}: it has no rows with fewer')
         return self.items[:limit]
 
     def fingerprint(self) -> str:

@@ -128,7 +128,9 @@ def _summary_html(summary) -> Markup:
     "Return the summary as HTML; every text is escaped."
     said = [tag('p', line) for line in summary.lines()]
     parts = [_frame_html('Raters', summary.quality)]
-    if summary.strengths: parts += [_frame_html('Strengths', summary.strengths.table()), tag('p', summary.strengths.spread)]
+    if summary.strengths:
+        parts.append(_frame_html('Strengths', summary.strengths.table()))
+        parts.append(tag('p', summary.strengths.spread))
     if summary.rows:
         heads = ['measure', 'group', 'value', 'interval', 'n', 'how']
         table = html_table(heads, [_row_cells(r) for r in summary.rows], right=(2, 3))
@@ -179,7 +181,8 @@ def add_rating(
 def _asked_rows(rows, plan):
     "Return rows that say what people were asked, and in which rating."
     question = ' '.join(plan.question.replace('|', ' ').split())
-    for r in rows: r |= dict(metric=f"{r['metric']} ({question})", rating=plan.key, read=f'people were asked: {question}')
+    read = f'people were asked: {question}'
+    for r in rows: r |= dict(metric=f"{r['metric']} ({question})", rating=plan.key, read=read)
     return rows
 
 def _rating_of(r):

@@ -134,7 +134,8 @@ def check_writing(
     threshold:float=.5, # lowest score that counts as toxic
 ) -> None: # UserError for what would be found after all texts were written
     "Refuse what cannot be measured, before anything is written."
-    if not callable(scorer): raise UserError(f'expected a scorer, a function of a list of texts, got {_name_of(scorer)}')
+    if not callable(scorer): raise UserError(
+        f'expected a scorer, a function of a list of texts, got {_name_of(scorer)}')
     whole_number('k', k)
     whole_number('max_new_tokens', max_new_tokens)
     real_number('threshold', threshold)
