@@ -7,8 +7,8 @@
 
 Each side of a likelihood runs in a process of its own and reads text, so that tokenising is in the time; loading is
 not. The limit beside each goal counts the tokens that have to be read: with C tokens of context and k choices of L,
-k(C + L) become C + kL; what comes before every question is read once. Numbers have to agree to 1e-4 nats, those of SmolLM2
-relative to their size: over 49,152 tokens torch's log_softmax, which lm-eval takes, is off by 3e-4 nats itself.
+k(C + L) become C + kL; what comes before every question is read once. Numbers have to agree to 1e-4 nats, those of
+SmolLM2 relative to their size: over 49,152 tokens torch's log_softmax, which lm-eval takes, is off by 3e-4 nats itself.
 The overlap measures run side by side in this process, on the processor's clock; the limit is what no method can leave
 out: splitting texts into words and stemming for ROUGE, drawing the random numbers for the others.
 Needs `lm-eval` for the likelihoods (pip install '.[bench]').

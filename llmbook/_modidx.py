@@ -9901,6 +9901,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'llmbook/verdict/compare.py'),
                                          'llmbook.verdict.compare._measures_of': ( 'api/64_verdict/compare.html#_measures_of',
                                                                                    'llmbook/verdict/compare.py'),
+                                         'llmbook.verdict.compare._numbers': ( 'api/64_verdict/compare.html#_numbers',
+                                                                               'llmbook/verdict/compare.py'),
                                          'llmbook.verdict.compare._paired_scores': ( 'api/64_verdict/compare.html#_paired_scores',
                                                                                      'llmbook/verdict/compare.py'),
                                          'llmbook.verdict.compare._store_of': ( 'api/64_verdict/compare.html#_store_of',

@@ -18,7 +18,8 @@ from llmbook.verdict.compare import compare_answers, newest_answers
 from llmbook.verdict.weigh import better
 
 COLOURS = ['red', 'green', 'blue', 'grey']
-FACTS = [dict(thing=f'{first}{last}', colour=COLOURS[i % 4]) for first in ('ba', 'do', 'ku') for i, last in enumerate(('m', 'n', 'p', 't'))]
+THINGS = [first + last for first in ('ba', 'do', 'ku') for last in 'mnpt']
+FACTS = [dict(thing=thing, colour=COLOURS[i % 4]) for i, thing in enumerate(THINGS)]
 TASK = EvalTask('colours', FACTS, 'The {{thing}} is', choices=COLOURS, answer='colour')
 
 
@@ -129,8 +130,9 @@ def test_what_holds_no_answers_is_refused(given, runs):
 
 def test_other_tasks_and_other_items_are_refused(tmp_path):
     first = stored(tmp_path/'a', {'q': dict(acc=1.), 'r': dict(acc=0.)})
-    with pytest.raises(UserError, match='none in common'): compare_answers(first, stored(tmp_path/'b', {'s': dict(acc=1.)}))
-    with pytest.raises(UserError, match='one task'): compare_answers(first, empty(tmp_path/"c"))
+    others = stored(tmp_path/'b', {'s': dict(acc=1.)})
+    with pytest.raises(UserError, match='none in common'): compare_answers(first, others)
+    with pytest.raises(UserError, match='one task'): compare_answers(first, empty(tmp_path/'c'))
 
 
 def empty(path):

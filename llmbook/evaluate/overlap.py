@@ -215,28 +215,36 @@ def _neighbours(words, owner, n_words):
 
 def _shared_counts(pred, ref, size, n):
     "Return how much predictions and references share, (n,): each thing, a number below `size`, as often as in both."
-    (said, of_pred), (wanted, of_ref) = pred, ref
-    said, wanted = of_pred * size + said, of_ref * size + wanted
+    said, of_pred = pred
+    wanted, of_ref = ref
+    said = of_pred * size + said # unlike in every text
+    wanted = of_ref * size + wanted
     sides = np.concatenate([2 * said, 2 * wanted + 1]) # the same thing on both sides makes two numbers in a row
     found, counts = np.unique(sides, return_counts=True)
-    is_shared = (found[:-1] % 2 == 0) & (found[1:] == found[:-1] + 1)
-    least = np.minimum(counts[:-1], counts[1:])[is_shared]
-    owner = found[:-1][is_shared] // 2 // size
-    return np.bincount(owner, least, n)
+    first, second = found[:-1], found[1:]
+    is_even = first % 2 == 0
+    is_shared = is_even & (second == first + 1)
+    least = np.minimum(counts[:-1], counts[1:])
+    owner = first[is_shared] // (2 * size)
+    return np.bincount(owner, least[is_shared], n)
 
 def _count_scores(pairs):
     "Return ROUGE-1 and ROUGE-2 of some pairs of texts, all at once."
     preds, refs = zip(*pairs)
+    n = len(pairs)
     numbers = _Numbers()
-    pred, ref = _numbered(preds, numbers), _numbered(refs, numbers)
-    V, n = len(numbers), len(pairs)
-    in_pred, in_ref = np.bincount(pred[1], minlength=n), np.bincount(ref[1], minlength=n)
-    ones = _f_scores(_shared_counts(pred, ref, V, n), in_pred, in_ref)
-    twos = _shared_counts(_neighbours(*pred, V), _neighbours(*ref, V), V * V, n)
-    return ones, _f_scores(twos, in_pred - 1, in_ref - 1)
+    pred = _numbered(preds, numbers)
+    ref = _numbered(refs, numbers)
+    V = len(numbers)
+    in_pred = np.bincount(pred[1], minlength=n)
+    in_ref = np.bincount(ref[1], minlength=n)
+    words = _shared_counts(pred, ref, V, n)
+    neighbours = [_neighbours(*side, V) for side in (pred, ref)]
+    pairs_of_words = _shared_counts(*neighbours, V * V, n)
+    return _f_scores(words, in_pred, in_ref), _f_scores(pairs_of_words, in_pred - 1, in_ref - 1)
 
 def _places_of(sentences):
-    "Return the bits at which each word stands, the bits of each sentence, a bit apart, and the words that come twice."
+    "Return the bits at which each word stands, those of each sentence, a bit apart, and words that come twice."
     places, twice = {}, set()
     insides, bit = [], 1
     for words in sentences:
@@ -262,7 +270,7 @@ def _longest(words, places, insides):
     return (row ^ everything).bit_count()
 
 def _steps(words, places, mask):
-    "Return (bits that match, row of the table) for each word that the reference knows, a gap has no match; all matches."
+    "Return (bits that match, row of the table) for each word that the reference knows or gap, and all matches."
     steps, row = [], mask
     matches, in_gap = 0, True
     for at in map(places.get, words):
@@ -410,7 +418,8 @@ def _drawn_sums(counts, n_boot, rng):
     sums = []
     for first in range(0, n_boot, rows):
         shape = min(rows, n_boot - first), n
-        drawn = torch.from_numpy(rng.integers(n, size=shape, dtype=np.int32)) # what `rng.choice` draws, in half the space
+        drawn = rng.integers(n, size=shape, dtype=np.int32) # what `rng.choice` draws, in half the space
+        drawn = torch.from_numpy(drawn)
         sums.append(torch.nn.functional.embedding_bag(drawn, wide, mode='sum')[:, :k])
     return torch.cat(sums).numpy()
 

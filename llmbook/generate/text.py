@@ -533,7 +533,8 @@ def generate_answers(
     **options # temperature, top_k, top_p, min_p, repetition_penalty, seed, batch_size: as for `generate`
 ) -> list[Answer]:
     "Continue texts, and say of each how long it became and whether it ended."
-    return _answers(model, tok, prompts, prompt_ids, stop, stop_at_eot, on_text, max_new_tokens, constrain or {}, options)
+    asked = constrain or {}
+    return _answers(model, tok, prompts, prompt_ids, stop, stop_at_eot, on_text, max_new_tokens, asked, options)
 
 # %% ../../nbs/api/40_generate/05_text.ipynb #d0917e42
 def stream(

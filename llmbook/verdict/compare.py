@@ -88,16 +88,21 @@ def _measures_of(settings, tables, wanted):
 def _paired_scores(tables, name, setting):
     "Return one number for each item that both answered, of both, and its clusters."
     measure = measure_of(name, setting.measures)
-    sides = [item_values(table, name, setting.measures) for table in tables]
-    places = [{item: i for i, item in enumerate(names)} for names, _, _ in sides]
-    common = [item for item in places[0] if item in places[1]]
-    values = []
-    for (_, pairs, _), place in zip(sides, places):
-        chosen = pairs[[place[item] for item in common]].reshape(-1, 2)
-        is_mean = measure.stat == 'mean'
-        values.append(chosen[:, 0] / chosen[:, 1] if is_mean else item_scores(chosen, ratio))
-    clusters = [sides[0][2][places[0][item]] for item in common]
-    return *values, clusters
+    by_item = []
+    for table in tables:
+        names, pairs, clusters = item_values(table, name, setting.measures)
+        by_item.append(dict(zip(names, zip(pairs, clusters))))
+    before, after = by_item
+    common = [item for item in before if item in after]
+    first = _numbers([before[item][0] for item in common], measure)
+    second = _numbers([after[item][0] for item in common], measure)
+    return first, second, [before[item][1] for item in common]
+
+def _numbers(pairs, measure):
+    "Return one number for each pair of numerator and denominator."
+    pairs = np.array(pairs).reshape(-1, 2)
+    if measure.stat == 'mean': return pairs[:, 0] / pairs[:, 1]
+    return item_scores(pairs, ratio)
 
 def _differing(first, second):
     "Return what two settings do not share."
@@ -139,7 +144,7 @@ def _compare_task(found, task, first, second, wanted, level):
     names = _measures_of(settings, tables, wanted)
     for name in names:
         before, after, clusters = _paired_scores(tables, name, settings[0])
-        if len(before) < 2: continue
+        if len(before) < 2: continue # nothing to see luck by
         found.verdicts.append(weigh(before, after, f'{task} {name}', clusters, level))
     found.paired[task] = len(both), len(items[0] ^ items[1])
     found.flips[task] = _flips_of(tables, names[0] if names else None)
