@@ -125,6 +125,10 @@ def test_settings_that_cannot_be_are_refused(pair, options):
     with pytest.raises(UserError, match=next(iter(options))): next_tokens(*pair, 'the', **options)
 
 
+def test_an_encoder_is_refused():
+    with pytest.raises(UserError, match='expected a decoder'): next_tokens(*tiny_pair(family='encoder'), 'the')
+
+
 def test_weights_that_diverged_are_refused():
     model, tok = tiny_pair()
     model.norm.weight.data.fill_(math.nan)

@@ -6,7 +6,7 @@
 __all__ = ['prompt_tokens', 'next_logits', 'NextTokens', 'cut_tokens', 'next_tokens', 'token_bar', 'next_tokens_html',
            'draw_token']
 
-# %% ../../nbs/api/40_generate/09_next_token.ipynb #7b89ea07
+# %% ../../nbs/api/40_generate/09_next_token.ipynb #a5073562
 import math
 from dataclasses import dataclass
 import pandas as pd, torch
@@ -21,7 +21,7 @@ from ..model.hf_wrap import as_reader
 from .sampling import choose, shares
 from .text import _check, _check_range, _encoded, _numbers, _own_frame, _refuse_logits, _unspelt
 
-# %% ../../nbs/api/40_generate/09_next_token.ipynb #b7b2739a
+# %% ../../nbs/api/40_generate/09_next_token.ipynb #b0b9aa86
 @checked
 def prompt_tokens(
     model, # any causal model: ours, a wrapped one, or one of transformers
@@ -35,7 +35,7 @@ def prompt_tokens(
     _check_range([ids], model.config.vocab_size)
     return ids
 
-# %% ../../nbs/api/40_generate/09_next_token.ipynb #a10739d8
+# %% ../../nbs/api/40_generate/09_next_token.ipynb #217141ce
 @checked
 def next_logits(
     model, # any causal model: ours, a wrapped one, or one of transformers
@@ -44,6 +44,9 @@ def next_logits(
 ) -> Tensor: # (V) float32 on the CPU; UserError if they are not finite
     "Ask a model once what comes after some tokens."
     model = as_reader(model)
+    traits = getattr(model.config, 'traits', None)
+    if traits is not None and not traits.causal: raise UserError(
+        f'expected a decoder, got family {model.config.family}: an encoder fills gaps, see `fill_mask`')
     if not ids: raise UserError('expected one id at least, got none: `prompt_tokens` makes ids of any text')
     _check_range([ids], model.config.vocab_size)
     context = model.config.context or len(ids)
@@ -56,7 +59,7 @@ def next_logits(
     unspelt = _unspelt(tok, len(logits))
     return logits if unspelt is None else logits.masked_fill(unspelt, -math.inf)
 
-# %% ../../nbs/api/40_generate/09_next_token.ipynb #84e5443d
+# %% ../../nbs/api/40_generate/09_next_token.ipynb #3c919e82
 @dataclass
 class NextTokens:
     "The likeliest next tokens, and what the settings leave of them."
@@ -91,7 +94,7 @@ def _percent(share):
     "Return a share as people read it: three digits, and never 0 for what is more than nothing."
     return f'{number(100 * share, 3)} %'
 
-# %% ../../nbs/api/40_generate/09_next_token.ipynb #6bc927a7
+# %% ../../nbs/api/40_generate/09_next_token.ipynb #95c119a5
 def _check_cut(temperature, top_k, top_p):
     "Raise `UserError` for settings that `generate` would not take."
     _check(math.inf, max_new_tokens=1, temperature=temperature, top_k=top_k, top_p=top_p,
@@ -132,7 +135,7 @@ def cut_tokens(
     labels = [token_labels(tok, [i])[0] for i in ids]
     return NextTokens(ids, labels, p[best].tolist(), share[best].tolist(), n_kept, n_vocab)
 
-# %% ../../nbs/api/40_generate/09_next_token.ipynb #070b5734
+# %% ../../nbs/api/40_generate/09_next_token.ipynb #a61be7be
 @checked
 def next_tokens(
     model, # any causal model: ours, a wrapped one, or one of transformers
@@ -148,7 +151,7 @@ def next_tokens(
     logits = next_logits(model, tok, prompt_tokens(model, tok, text))
     return cut_tokens(logits, tok, temperature, top_k, top_p, n)
 
-# %% ../../nbs/api/40_generate/09_next_token.ipynb #c56af84e
+# %% ../../nbs/api/40_generate/09_next_token.ipynb #37dfc636
 def _state(share): return 'kept' if share > 0 else 'cut'
 
 def token_bar(
@@ -176,7 +179,7 @@ def next_tokens_html(
     table = html_table(heads, rows, right=(2, 3))
     return tag('div', table, tag('small', found.summary()), class_='lb-next', style='color:inherit')
 
-# %% ../../nbs/api/40_generate/09_next_token.ipynb #3e8075fb
+# %% ../../nbs/api/40_generate/09_next_token.ipynb #224e4cc4
 @checked
 def draw_token(
     logits:Tensor, # (V), from `next_logits`

@@ -6,7 +6,7 @@
 __all__ = ['layer_weights', 'AttentionMaps', 'attention_weights', 'head_scores', 'even_scores', 'repeated_ids', 'head_pictures',
            'attention_grid', 'strongest_links']
 
-# %% ../../nbs/api/20_model/13_attention.ipynb #1100759c
+# %% ../../nbs/api/20_model/13_attention.ipynb #499e846d
 import base64, io, math
 from dataclasses import dataclass
 import numpy as np, pandas as pd, torch
@@ -20,7 +20,7 @@ from .layers import rotate
 from .linear import project
 from .transformer import Transformer
 
-# %% ../../nbs/api/20_model/13_attention.ipynb #0285363c
+# %% ../../nbs/api/20_model/13_attention.ipynb #47704943
 def _visible(attn, mask, T, device):
     "Return (T, T) or (B, 1, T, T), true where a query may look."
     if mask is not None: return mask if mask.dtype == torch.bool else mask == 0
@@ -56,7 +56,7 @@ def layer_weights(
     visible = _visible(attn, mask, x.shape[1], x.device)
     return scores.masked_fill(~visible, -math.inf).softmax(-1)
 
-# %% ../../nbs/api/20_model/13_attention.ipynb #14f022ee
+# %% ../../nbs/api/20_model/13_attention.ipynb #470b79d1
 _MOST = 512 # tokens; the weights of a text take layers x heads x tokens² numbers
 
 @dataclass
@@ -131,7 +131,7 @@ def attention_weights(
     weights = torch.cat([layer.float().cpu() for layer in layers])
     return AttentionMaps(ids, token_labels(tok, ids), weights.numpy())
 
-# %% ../../nbs/api/20_model/13_attention.ipynb #0638cdce
+# %% ../../nbs/api/20_model/13_attention.ipynb #3f1a1221
 def _induction_places(ids):
     "Return (T, T), true where the token before the one that is looked at is the token that looks."
     ids = np.asarray(ids)
@@ -178,7 +178,7 @@ def even_scores(
     even = visible / visible.sum(-1, keepdims=True)
     return {name: float(values[0, 0]) for name, values in _scores(maps.ids, even[None, None]).items()}
 
-# %% ../../nbs/api/20_model/13_attention.ipynb #e38aeabb
+# %% ../../nbs/api/20_model/13_attention.ipynb #530dd155
 @checked
 def repeated_ids(
     vocab_size:int, # V: ids are drawn from 0 to V - 1
@@ -191,7 +191,7 @@ def repeated_ids(
     half = np.random.default_rng(seed).choice(vocab_size, length, replace=False).tolist()
     return half + half
 
-# %% ../../nbs/api/20_model/13_attention.ipynb #7f11d321
+# %% ../../nbs/api/20_model/13_attention.ipynb #262ad1b8
 _INK = (28, 131, 198) # as the first colour of the charts
 
 def _picture(grid, alt, side):
@@ -236,7 +236,7 @@ def _in_range(name, i, n):
     if 0 <= i < n: return i
     raise UserError(f'expected a {name} from 0 to {n - 1}, got {i}')
 
-# %% ../../nbs/api/20_model/13_attention.ipynb #087321a7
+# %% ../../nbs/api/20_model/13_attention.ipynb #72461f8d
 _CELL = 'width:1.3rem;min-width:1.3rem;height:1.3rem;padding:0;border:1px solid rgba(127,127,127,.25)'
 _SHADE = .75 # of the ink at a weight of 1, so that a page's letters can be read on it
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ATTENTION_KEYS', 'layer_scores_html', 'AttentionPanel', 'explore_attention']
 
-# %% ../../nbs/api/75_widgets/11_attention.ipynb #4fef456f
+# %% ../../nbs/api/75_widgets/11_attention.ipynb #a6ff3750
 from pathlib import Path
 import ipywidgets as w
 from fastcore.basics import patch
@@ -18,7 +18,7 @@ from ..model.open import open_lm
 from ..show.html import Markup, concat, html_table, tag
 from .browser import Panel
 
-# %% ../../nbs/api/75_widgets/11_attention.ipynb #575f50e4
+# %% ../../nbs/api/75_widgets/11_attention.ipynb #51cc06eb
 def _score_cell(value, is_highest):
     "Return a score as a cell; the highest of its column stands out."
     if value != value: return 'nothing repeated'
@@ -42,7 +42,7 @@ def layer_scores_html(
     heads = ['weight on', 'the previous token', 'the first token', 'what followed last time']
     return html_table(heads, rows, right=(1, 2, 3))
 
-# %% ../../nbs/api/75_widgets/11_attention.ipynb #168bb381
+# %% ../../nbs/api/75_widgets/11_attention.ipynb #988f9703
 ATTENTION_KEYS = """
 (() => {
   if (window.llmbookAttentionKeys) return;
@@ -74,7 +74,7 @@ ATTENTION_KEYS = """
 })();
 """
 
-# %% ../../nbs/api/75_widgets/11_attention.ipynb #a8cc908e
+# %% ../../nbs/api/75_widgets/11_attention.ipynb #76905935
 def _choice(kind, label, **options):
     "Return a control with its name before it."
     return kind(description=label, style=dict(description_width='5rem'), layout=dict(width='30rem', max_width='100%'),
@@ -138,7 +138,7 @@ class AttentionPanel(Panel):
         display(self._repr_mimebundle_(), raw=True)
         display(Javascript(ATTENTION_KEYS))
 
-# %% ../../nbs/api/75_widgets/11_attention.ipynb #cf2f18ab
+# %% ../../nbs/api/75_widgets/11_attention.ipynb #0eba54e7
 def explore_attention(
     source, # a model of ours, a causal one of transformers, or its folder, its name on the hub, or 'smollm2'
     tok=None, # tokenizer of a model that is given itself

@@ -6,7 +6,7 @@
 __all__ = ['bias_sources', 'row_facts', 'row_picture', 'items_behind', 'row_line', 'row_html', 'behind_html', 'BiasPanel',
            'browse_bias']
 
-# %% ../../nbs/api/75_widgets/13_bias.ipynb #c25e03c7
+# %% ../../nbs/api/75_widgets/13_bias.ipynb #e5d06223
 from pathlib import Path
 import ipywidgets as w
 import pandas as pd
@@ -22,7 +22,7 @@ from ..show.html import Markup, html_table, tag
 from .browser import Panel
 from .items import ITEM_KEYS
 
-# %% ../../nbs/api/75_widgets/13_bias.ipynb #1c80c263
+# %% ../../nbs/api/75_widgets/13_bias.ipynb #37c8b4ac
 @checked
 def bias_sources(
     source, # a `BiasEvaluation`, or the folder that `measure_bias` was given
@@ -38,7 +38,7 @@ def bias_sources(
     if not rows: raise UserError(f'expected rows of measure_bias in {source!s:.80}, found none: measure bias first')
     return rows, store
 
-# %% ../../nbs/api/75_widgets/13_bias.ipynb #1614d5ff
+# %% ../../nbs/api/75_widgets/13_bias.ipynb #509fd722
 def _between(low, high): return '' if low == '-' else f' ({low} to {high})'
 
 def _null_of(row):
@@ -80,7 +80,7 @@ def row_facts(
         ('it does not show', row['shows_not'])]
     return [(name, str(text)) for name, text in facts if text]
 
-# %% ../../nbs/api/75_widgets/13_bias.ipynb #a5b8122e
+# %% ../../nbs/api/75_widgets/13_bias.ipynb #873c9417
 def _reach(row):
     "Return (lowest, highest) of what a row's picture has to hold, with some room."
     names = ('value', 'low', 'high', 'target', 'null', 'null_low', 'null_high')
@@ -114,7 +114,7 @@ def row_picture(
     said = [f'{name}: {text}' for name, text in row_facts(row)[2:6]]
     return svg(parts, 400, 62, '; '.join(said), inline=True)
 
-# %% ../../nbs/api/75_widgets/13_bias.ipynb #6d5cb1b0
+# %% ../../nbs/api/75_widgets/13_bias.ipynb #f1b21b26
 def _preference(details):
     "Return how much likelier a model held the first text than the second, in nats a token; None if it was not asked."
     if len(details.get('logprob') or ()) < 2: return None
@@ -149,7 +149,7 @@ def items_behind(
     order = strength.sort_values(ascending=False, kind='stable', na_position='last').index
     return found.loc[order].reset_index(drop=True)
 
-# %% ../../nbs/api/75_widgets/13_bias.ipynb #4914d7a6
+# %% ../../nbs/api/75_widgets/13_bias.ipynb #4bbffc25
 _WARNING = 'Content warning: sentences of such sets may offend.'
 _SAID = ('white-space:pre-wrap;overflow-wrap:anywhere;margin:.1em 0 .7em;padding:.4em .6em;color:inherit;'
          'background:rgba(127,127,127,.12);border-radius:.4em')
@@ -186,7 +186,7 @@ def behind_html(
     items = [_item_html(one) for _, one in shown.iterrows()]
     return tag('div', tag('p', tag('b', _WARNING), said), *items, class_='lb-bias-items', style='color:inherit')
 
-# %% ../../nbs/api/75_widgets/13_bias.ipynb #4f5e7a6e
+# %% ../../nbs/api/75_widgets/13_bias.ipynb #b8c11312
 class BiasPanel(Panel):
     "The rows of a measure of bias, what belongs to each, and the items behind it."
     def __init__(self,
@@ -239,7 +239,7 @@ class BiasPanel(Panel):
         display(self._repr_mimebundle_(), raw=True)
         display(Javascript(ITEM_KEYS))
 
-# %% ../../nbs/api/75_widgets/13_bias.ipynb #a720aa5b
+# %% ../../nbs/api/75_widgets/13_bias.ipynb #87f13339
 def browse_bias(
     source, # a `BiasEvaluation`, or the folder that `measure_bias` was given
 ) -> BiasPanel: # shows itself in a notebook; UserError where bias was not measured

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEXT_KEYS', 'token_line', 'NextTokenPanel', 'explore_next']
 
-# %% ../../nbs/api/75_widgets/10_next_token.ipynb #c778b91e
+# %% ../../nbs/api/75_widgets/10_next_token.ipynb #dcf10458
 import warnings
 from pathlib import Path
 import ipywidgets as w
@@ -21,7 +21,7 @@ from ..show.html import Markup, tag
 from ..tokens.tokenizer import token_labels
 from .browser import Panel
 
-# %% ../../nbs/api/75_widgets/10_next_token.ipynb #196750eb
+# %% ../../nbs/api/75_widgets/10_next_token.ipynb #de073510
 _LINE = 'display:flex;gap:.8rem;align-items:center;color:inherit;font-variant-numeric:tabular-nums'
 
 def _number_cell(words, width): return tag('span', words, style=f'width:{width}rem;text-align:right')
@@ -36,7 +36,7 @@ def token_line(
     state = f'{share:.1%}' if share > 0 else 'cut'
     return tag('div', bar, _number_cell(f'{probability:.1%}', 4), _number_cell(state, 4), style=_LINE)
 
-# %% ../../nbs/api/75_widgets/10_next_token.ipynb #739f67c9
+# %% ../../nbs/api/75_widgets/10_next_token.ipynb #2145964c
 NEXT_KEYS = """
 (() => {
   if (window.llmbookNextKeys) return;
@@ -67,7 +67,7 @@ NEXT_KEYS = """
 })();
 """
 
-# %% ../../nbs/api/75_widgets/10_next_token.ipynb #f4d5d034
+# %% ../../nbs/api/75_widgets/10_next_token.ipynb #e0b997ae
 _LABEL = dict(description_width='6.5rem')
 
 def _control(kind, label, value, **options):
@@ -143,7 +143,7 @@ class NextTokenPanel(Panel):
         display(self._repr_mimebundle_(), raw=True)
         display(Javascript(NEXT_KEYS))
 
-# %% ../../nbs/api/75_widgets/10_next_token.ipynb #6fd11558
+# %% ../../nbs/api/75_widgets/10_next_token.ipynb #ec4d0c7a
 @patch
 def type(self:NextTokenPanel,
     text:str, # what stands in the text field
@@ -197,7 +197,7 @@ def _draw_line(self:NextTokenPanel, rank, longest):
     button.tooltip = f'append this token: probability {p:.1%}, {state}'
     self.lines[rank].value = token_line(p, share, longest)
 
-# %% ../../nbs/api/75_widgets/10_next_token.ipynb #a2b34e81
+# %% ../../nbs/api/75_widgets/10_next_token.ipynb #1767cbff
 @patch
 def append(self:NextTokenPanel,
     token:int, # an id of the tokenizer
@@ -248,7 +248,7 @@ def restart(self:NextTokenPanel) -> None:
     self._write()
     self._ask('back to your text')
 
-# %% ../../nbs/api/75_widgets/10_next_token.ipynb #a244d906
+# %% ../../nbs/api/75_widgets/10_next_token.ipynb #e69b7621
 def explore_next(
     source, # a causal model of any kind, or its folder, its name on the hub, or 'smollm2'
     tok=None, # tokenizer of a model that is given itself

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['role_counts', 'roles_html', 'RolesPanel', 'browse_roles']
 
-# %% ../../nbs/api/75_widgets/12_roles.ipynb #4cec1710
+# %% ../../nbs/api/75_widgets/12_roles.ipynb #16c711f0
 import ipywidgets as w
 import numpy as np, pandas as pd
 from ..core import UserError, whole_number
@@ -15,7 +15,7 @@ from ..tune.formats import load_chats
 from .browser import Panel
 from .items import ITEM_KEYS
 
-# %% ../../nbs/api/75_widgets/12_roles.ipynb #11809ed9
+# %% ../../nbs/api/75_widgets/12_roles.ipynb #53dd0959
 def role_counts(
     rows:list, # `ChatRow`s, from `encode_chats`
 ) -> pd.DataFrame: # a line for each role that occurs: role, tokens, trained on
@@ -29,7 +29,7 @@ def role_counts(
         if of_role.any(): lines.append((role, of_role.sum(), (of_role & trained).sum()))
     return pd.DataFrame(lines, columns=['role', 'tokens', 'trained on'])
 
-# %% ../../nbs/api/75_widgets/12_roles.ipynb #fdc63eaf
+# %% ../../nbs/api/75_widgets/12_roles.ipynb #27b90dc6
 _AS_TEXT = 'white-space:pre-wrap;overflow-wrap:anywhere;background:rgba(127,127,127,.12);color:inherit;padding:.4em'
 
 def _row_part(row):
@@ -50,7 +50,7 @@ def roles_html(
     if len(rows) > 1: parts.insert(0, tag('p', f'The template writes earlier turns otherwise: {len(rows)} rows.'))
     return tag('div', *parts, table, class_='lb-roles-chat', style='color:inherit')
 
-# %% ../../nbs/api/75_widgets/12_roles.ipynb #9c2a1e28
+# %% ../../nbs/api/75_widgets/12_roles.ipynb #040b8d58
 def _choice(kind, label, **options):
     "Return a control with its name before it."
     return kind(description=label, style=dict(description_width='7rem'), layout=dict(width='20rem', max_width='100%'),
@@ -120,7 +120,7 @@ class RolesPanel(Panel):
         display(self._repr_mimebundle_(), raw=True)
         display(Javascript(ITEM_KEYS))
 
-# %% ../../nbs/api/75_widgets/12_roles.ipynb #600cb11a
+# %% ../../nbs/api/75_widgets/12_roles.ipynb #4fe9565a
 def browse_roles(
     fmt, # a `ChatFormat`, or a tokenizer or a model's folder to make one of
     chats, # `Conversation`s, lists of messages, or what `load_chats` reads: a file, a table, records
