@@ -4,6 +4,7 @@ import pytest
 from lab import Page, browser_only, jupyter_lab
 from llmbook.core import UserError
 from llmbook.evaluate.items import ItemScore, ItemStore, Setting
+from llmbook.evaluate.judge import judge_answers, pair_judge
 from llmbook.report.reading import CHANGE_ORDERS, answer_line, answer_parts, find_answers, find_store
 from llmbook.report.runs import read_run
 from llmbook.widgets.items import answer_html, browse_items
@@ -144,6 +145,20 @@ def test_tasks_and_names_are_kept_apart(store, tmp_path):
     assert len(set(browser.run.options)) == 4
     browser.task.value = 'other'
     assert list(browser.run.options) == ['first']
+
+
+def test_equal_answers_in_several_stores_have_names_of_their_own(tmp_path):
+    stores = [two_runs(tmp_path/name) for name in 'abc']
+    assert len(browse_items(*stores).run.options) == 6
+
+
+def test_a_judges_own_measure_says_what_it_is(tmp_path):
+    asked = ['question 0', 'question 1', 'question 2']
+    judge = pair_judge(lambda question, first, second: .5, name='even')
+    judge_answers(judge, asked, dict(base=['x'] * 3, other=['y'] * 3), 'base', tmp_path, progress=False)
+    browser = browse_items(tmp_path)
+    browser.measure.value = 'win'
+    assert 'share of questions won' in browser.count.value
 
 
 def test_a_long_list_says_what_it_leaves_out(tmp_path):

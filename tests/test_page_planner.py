@@ -88,6 +88,15 @@ def test_the_form_shows_a_plan_and_the_call_that_makes_it(page):
 
 
 @browser_only
+@pytest.mark.parametrize('label, number', [('tokens of text', '0'), ('$ an hour', '-1')])
+def test_no_text_and_a_negative_price_are_no_plan(page, label, number):
+    page.refresh()
+    field = page.find_element('xpath', f'//label[starts-with(normalize-space(), "{label}")]/input')
+    field.send_keys(number)
+    assert 'or leave them empty' in page.find_element('css selector', '.llmbook-planner').text
+
+
+@browser_only
 def test_every_field_has_a_label(page):
     fields = page.find_elements('css selector', '.llmbook-planner select, .llmbook-planner input')
     assert len(fields) == 7

@@ -55,6 +55,10 @@ def named_settings(
             same_task = found.setdefault(setting.task, {})
             name = _name_of(setting)
             if name in same_task: name = f'{name} ({key[:6]})'
+            whole, number = name, 2
+            while name in same_task: # equal keys in several stores
+                name = f'{whole}, {number}'
+                number += 1
             same_task[name] = store, key
     return {task: dict(sorted(names.items())) for task, names in sorted(found.items())}
 
@@ -197,7 +201,8 @@ def _filter(self:ItemBrowser, change=None):
 def _list(self:ItemBrowser, said):
     "Show a line for each answer, and the first one in full."
     self.said = said
-    why = measure_of(self.measure.value).why
+    store, key = self.settings[self.task.value][self.run.value]
+    why = measure_of(self.measure.value, store.setting(key).measures).why
     self.count.value = tag('div', tag('small', f'{said}. {self.measure.value}: {why}'), role='status')
     shown = self.found.head(_MOST)
     lines = [(f'{i + 1}. {answer_line(r)}', i) for i, (_, r) in enumerate(shown.iterrows())]

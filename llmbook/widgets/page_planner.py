@@ -227,6 +227,9 @@ function setup(root) {
       size: value('size'), price: amount('price'), grid: value('grid') }
     const is_whole = Number.isInteger(asked.count) && asked.count > 0
     if (!is_whole || !(asked.hours > 0)) return answer.replaceChildren(make('p', 'Give a whole number of devices and some hours.'))
+    const some_text = asked.text === null || asked.text > 0
+    const some_price = asked.price === null || asked.price >= 0
+    if (!some_text || !some_price) return answer.replaceChildren(make('p', 'Give more than 0 tokens of text and a price of 0 or more, or leave them empty.'))
     answer.replaceChildren(...page(plan(asked), asked))
   }
   fields.addEventListener('input', show)
