@@ -92,14 +92,20 @@ def padding(data):
     pairs = chats(data)
     sizes = np.array([len(ids) for ids, _ in pairs])
     bs = their_batch(pairs)
-    order = np.random.default_rng(0).permutation(len(sizes))
-    batches = [sizes[order[i:i + bs]] for i in range(0, len(sizes) - bs, bs)]
-    theirs = sum(len(b) * b.max() for b in batches) / sum(b.sum() for b in batches)
+    shuffled = np.random.default_rng(0).permutation(sizes)
+    whole = len(sizes) // bs * bs
+    batches = shuffled[:whole].reshape(-1, bs)
+    padded = bs * batches.max(1).sum()
+    theirs = padded / batches.sum()
+
     rows = chat_rows(pairs)
-    dl = chat_dls(dict(train=rows, valid=rows[:8]), None, TOKENS, SHAPE['context'], device='cpu').train
-    made = [dl.batch(i) for i in range(len(dl))]
-    ours = sum(x.numel() for x, *_ in made) / sum(int((docs >= 0).sum()) for _, docs, *_ in made)
-    return theirs, ours
+    dls = chat_dls(dict(train=rows, valid=rows[:8]), None, TOKENS, SHAPE['context'], device='cpu')
+    positions, tokens = 0, 0
+    for i in range(len(dls.train)):
+        x, docs, *_ = dls.train.batch(i)
+        positions += x.numel()
+        tokens += int((docs >= 0).sum())
+    return theirs, positions / tokens
 
 
 # ---- speed ---------------------------------------------------------------------------------------------------------
@@ -268,7 +274,8 @@ def compare_losses(data):
     print(f'{data}: {len(rows)} chats of training, {len(held_out)} held out, {PASSES} passes')
     differences = []
     for seed in range(SEEDS):
-        (own, own_steps), (other, other_steps) = our_loss(rows, held_out, seed), their_loss(rows, held_out, seed)
+        own, own_steps = our_loss(rows, held_out, seed)
+        other, other_steps = their_loss(rows, held_out, seed)
         differences.append(own - other)
         print(f'seed {seed}: ours {own:.4f} nats after {own_steps} steps, TRL {other:.4f} after {other_steps}', flush=True)
     mean = statistics.mean(differences)

@@ -6,6 +6,7 @@ import pytest, torch
 from folders import read_rows
 from foreign import gpt2_like
 import llmbook.cli as cli
+from llmbook.generate.text import Answer
 from llmbook.core import UserError, import_transformers
 from llmbook.generate.quantise import quantise, save_quantised
 from llmbook.generate.text import generate
@@ -234,8 +235,8 @@ def test_evaluation_says_what_it_counts(model, tmp_path, capsys):
 
 def test_empty_continuations_are_said(model, tmp_path, monkeypatch, capsys):
     from llmbook import journey
-    texts = ['', 'one', 'two']
-    monkeypatch.setattr(journey, 'generate', lambda model, tok, starts, **options: texts)
+    answers = [Answer(text, 1, True) for text in ('', 'one', 'two')]
+    monkeypatch.setattr(journey, 'generate_answers', lambda model, tok, starts, **options: answers)
     cli.llmbook_evaluate(model, out=str(tmp_path/'e.json'), prompts=3)
     assert '4 of 12 continuations are empty' in capsys.readouterr().out
 
@@ -243,10 +244,10 @@ def test_empty_continuations_are_said(model, tmp_path, monkeypatch, capsys):
 def test_two_seeds_share_no_draw(model, tmp_path, monkeypatch):
     from llmbook import journey
     seeds = []
-    def generate(model, tok, starts, seed=0, **options):
+    def write(model, tok, starts, seed=0, **options):
         seeds.append(seed)
-        return ['text' for _ in starts]
-    monkeypatch.setattr(journey, 'generate', generate)
+        return [Answer('text', 1, True) for _ in starts]
+    monkeypatch.setattr(journey, 'generate_answers', write)
     for seed in (0, 1):
         cli.llmbook_evaluate(model, out=str(tmp_path/'e.json'), prompts=2, seed=seed)
     assert len(set(seeds)) == 8

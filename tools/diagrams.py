@@ -1,7 +1,7 @@
 """Write the drawings that open the chapters into nbs/images/.
 
-A drawing is a file in tools/drawings/: a label that is spoken, a size, boxes, and arrows. An arrow is a list of boxes in
-their order, or of corners [x, y]. Change a drawing there and run this file.
+A drawing is a file in tools/drawings/: a label that is spoken, a size, boxes, and arrows. An arrow is a list of boxes
+in their order, or of corners [x, y]. Change a drawing there and run this file.
 """
 import yaml
 from house import ROOT

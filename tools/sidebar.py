@@ -61,7 +61,8 @@ PARTS = { # name -> (first chapter, last chapter, what a reader can do after it)
     'From text to batches': ('03', '08', 'turn what lies about into text that a model may read, and into batches'),
     'The model': ('09', '15', 'choose a size, train it, look inside, and let it write'),
     'Tuning a model': ('16', '21', 'start from weights that others trained, and teach them a task, a tone, a skill'),
-    'Judging a model': ('22', '27', 'say whether a model is better, whom it harms, what it remembers, and what to try next'),
+    'Judging a model': (
+        '22', '27', 'say whether a model is better, whom it harms, what it remembers, and what to try next'),
     'Out of the house': ('28', '29', 'let a model leave the house, and go the whole way with your own text'),
 }
 

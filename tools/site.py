@@ -159,7 +159,8 @@ def take_along(path):
     if not inside.startswith('book/'): return []
     lab = f'http://localhost:8888/lab/tree/{inside}'
     download = f'<a href="{path.name}" download>Download the notebook</a>'
-    return [md_cell(f'<p class="take-along">{download}<a href="{lab}" title="after `make lab` in a copy of the project">'
+    title_of_link = 'after `make lab` in a copy of the project'
+    return [md_cell(f'<p class="take-along">{download}<a href="{lab}" title="{title_of_link}">'
                     'Open in JupyterLab</a></p>')]
 
 
@@ -290,7 +291,10 @@ def stage(processed, folder):
 
 
 def search_entries(processed, listed, names):
-    "Return what the search knows: pages as [title, module, address, line], and [kind, text, page, anchor, line] of each name and heading."
+    """Return what the search knows.
+
+    Pages are [title, module, address, line]; each name and heading is [kind, text, page, anchor, line].
+    """
     pages, entries = [], []
     for name in listed:
         path = ROOT/'nbs'/name
@@ -365,7 +369,8 @@ def settings():
     "Return Sphinx's configuration, made from the site's one configuration."
     site = yaml.safe_load((ROOT/'_quarto.yml').read_text())['website']
     return dict(
-        project=site['title'], html_title=site['title'], html_theme='furo', extensions=['myst_nb', 'mathml', 'site_page'],
+        project=site['title'], html_title=site['title'], html_theme='furo',
+        extensions=['myst_nb', 'mathml', 'site_page'],
         html_favicon=site['favicon'], html_logo=site['favicon'], page_descriptions=page_descriptions(site),
         html_static_path=[str(ROOT/'tools/static'), str(ROOT/'nbs/styles.css')],
         html_css_files=['styles.css', 'site.css'],
@@ -409,7 +414,7 @@ def build(out):
 
 
 def lighter(html):
-    "Return a page without the marks of names, `self`, punctuation, operators and spaces in code: a quarter of its bytes."
+    "Return a page without the marks of names, punctuation, operators and spaces in code: a quarter of its bytes."
     return UNCOLOURED.sub(r'\1', html)
 
 

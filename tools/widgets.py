@@ -1,6 +1,7 @@
 """Remove from the notebooks what widgets left there.
 
-The state of a widget is of no use without its kernel, and a site loads scripts from elsewhere for a page that holds one.
+The state of a widget is of no use without its kernel, and a site loads scripts from elsewhere for a page that holds
+one.
 A progress bar that was stored as a widget shows its first moment for ever, so it goes as a whole.
 """
 import json, re

@@ -148,12 +148,15 @@ def item_table(
     rows:tuple, # (row before, row after) of the score that decides
 ) -> pd.DataFrame: # a row for each item
     "Set what was asked, what would be right and what was answered side by side."
-    table = pd.DataFrame(dict(id=[item.id for item in items], question=[item.question for item in items]))
-    table['reference'] = ['\n'.join(item.refs) for item in items]
-    table['before'] = [seen['answer'] for seen in before]
-    table['after'] = [seen['answer'] for seen in after]
+    records = []
+    for item, first, second in zip(items, before, after):
+        references = '\n'.join(item.refs)
+        records.append((item.id, item.question, references, first['answer'], second['answer']))
+    table = pd.DataFrame(records, columns=['id', 'question', 'reference', 'before', 'after'])
     if len(_item_values(rows[0])) < len(items): return table # a score of some items alone
-    for when, r in zip(('before', 'after'), rows): table[f"{r['metric']} {when}"] = _item_values(r)
+    for when, row in zip(('before', 'after'), rows):
+        name = f"{row['metric']} {when}"
+        table[name] = _item_values(row)
     return table
 
 def write_result(

@@ -99,11 +99,19 @@ def _words(text, x, y, size, weight):
 
 def _ends(start, end):
     "Return where an arrow begins and ends: at the sides that face each other."
-    x1, y1, width1, height1 = start
-    x2, y2, width2, height2 = end
-    middle1, middle2 = y1 + height1 / 2, y2 + height2 / 2
-    if x1 + width1 <= x2: return (x1 + width1 + 3, middle1), (x2 - 3, middle2)
-    if x2 + width2 <= x1: return (x1 - 3, middle1), (x2 + width2 + 3, middle2)
-    centre1, centre2 = x1 + width1 / 2, x2 + width2 / 2
-    if y1 < y2: return (centre1, y1 + height1 + 3), (centre2, y2 - 3)
-    return (centre1, y1 - 3), (centre2, y2 + height2 + 3)
+    one, other = _sides(start), _sides(end)
+    if one['right'][0] < other['left'][0]: return one['right'], other['left']
+    if other['right'][0] < one['left'][0]: return one['left'], other['right']
+    if one['top'][1] < other['top'][1]: return one['bottom'], other['top']
+    return one['top'], other['bottom']
+
+def _sides(box, gap=3):
+    "Return the points just outside the middle of each side of a box."
+    x, y, width, height = box
+    across, down = x + width / 2, y + height / 2
+    return dict(
+        left=(x - gap, down),
+        right=(x + width + gap, down),
+        top=(across, y - gap),
+        bottom=(across, y + height + gap),
+    )

@@ -183,3 +183,55 @@ JUDGE_EXERCISES['27.3'] = Exercise(
     inputs=((1,), (3,), (20,)),
     mistakes=((lambda ideas: .05 * ideas, 'chances may be added only where the events exclude each other; with 30 ideas this is above 1.'),
               (lambda ideas: .95**ideas, 'that is the chance that luck finds none.')))
+
+# %% ../../nbs/api/78_teach/09_exercises_judge.ipynb #ca2e8d9a
+def _as_eight_bits(block):
+    scale = max(abs(x) for x in block) / 127
+    if scale == 0: return list(block)
+    return [round(x / scale) * scale for x in block]
+
+def _cut_down(block):
+    scale = max(abs(x) for x in block) / 127
+    return [int(x / scale) * scale if scale else x for x in block]
+
+JUDGE_EXERCISES['28.1'] = Exercise(
+    134_515_008 * 8.5 / 8 / 1e6, 'multiply the weights by the bits of each, then turn bits into bytes and bytes into millions.',
+    mistakes=((134_515_008 * 8.5 / 1e6, 'that is in millions of bits. A byte has eight of them.'),
+              (134_515_008 / 1e6, 'the scales take room too: 8.5 bits for each weight, not 8.')))
+JUDGE_EXERCISES['28.2'] = Exercise(
+    _as_eight_bits, 'take the scale from the largest absolute value, and mind a block of zeros.',
+    inputs=(([.1, -.5, .25, 0.],), ([0., 0.],), ([1.27, 1., -.333],), ([-.02, .013, .004],)),
+    mistakes=((list, 'nothing has been rounded yet.'),
+              (_cut_down, 'round to the nearest whole number: int() cuts towards zero.')))
+JUDGE_EXERCISES['28.3'] = Exercise(
+    math.log(.05) / math.log(.999), 'a text misses the fault with .999; find n for which .999 to the power of n is .05.',
+    mistakes=((1000, 'a thousand texts miss the fault in more than a third of all cases.'),
+              (950, 'chances to miss are multiplied, not added.')))
+
+# %% ../../nbs/api/78_teach/09_exercises_judge.ipynb #8c7e200d
+def _missing_documents(totals): return totals['in'] - totals['kept'] - totals['dropped'] - totals['rejected']
+
+def _without_rejected(totals): return totals['in'] - totals['kept'] - totals['dropped']
+
+def _verdict(low, high, matters):
+    if low > 0: return 'better'
+    if high < 0: return 'worse'
+    return 'equal' if -matters < low and high < matters else 'open'
+
+def _two_verdicts(low, high, matters):
+    if low > 0: return 'better'
+    return 'worse' if high < 0 else 'equal'
+
+_WHOLE, _ONE_LOST = (dict({'in': n}, kept=8, dropped=1, rejected=1) for n in (10, 11))
+JUDGE_EXERCISES['29.1'] = Exercise(
+    _missing_documents, 'subtract everything whose fate is known from what came in.',
+    inputs=((_WHOLE,), (_ONE_LOST,)),
+    mistakes=((_without_rejected, 'documents that could not be read are accounted for too: they are the rejected ones.'),))
+JUDGE_EXERCISES['29.2'] = Exercise(
+    20 * 250_000 / 800_000, 'how many tokens does the plan read, and how many are there?',
+    mistakes=((800_000 / (20 * 250_000), 'that is the other way round: more tokens to read means more passes.'),
+              (800_000 / 250_000, 'that is how many tokens of text there are for each parameter.')))
+JUDGE_EXERCISES['29.3'] = Exercise(
+    _verdict, 'go through the four cases in their order. An interval that holds zero and is wide says nothing.',
+    inputs=((.1, .4, .2), (-.4, -.1, .2), (-.1, .1, .2), (-.3, .1, .2), (-.1, .5, .2)),
+    mistakes=((_two_verdicts, 'an interval that holds zero is not a proof of equality: it may be wide. Then the answer is open.'),))

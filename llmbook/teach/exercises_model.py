@@ -133,6 +133,39 @@ MODEL_EXERCISES['13.3'] = Exercise(
     mistakes=((5 * 365.25, 'that is one device. A thousand fail a thousand times as often.'),
               (1000 / (5 * 365.25), 'those are failures a day. The exercise asks for days between failures.')))
 
+# %% ../../nbs/api/78_teach/07_exercises_model.ipynb #47c65d3b
+def _below(shares, places=1): return np.mean(np.diagonal(np.asarray(shares, dtype=float), -places))
+
+def _without_head(matrix, head, width, rows=False):
+    "Return a matrix with the columns of a head set to zero, or its rows."
+    changed = np.array(matrix, dtype=float)
+    part = changed.T if rows else changed
+    part[:, head * width:(head + 1) * width] = 0
+    return changed
+
+_SHARES = [[1., 0., 0., 0.], [.7, .3, 0., 0.], [.2, .5, .3, 0.], [.1, .2, .6, .1]]
+_MATRIX = np.arange(1., 17.).reshape(4, 4).tolist()
+MODEL_EXERCISES['14.1'] = Exercise(
+    2, 'find the earlier copy of the last token, and go one place to the right.', tolerance=0,
+    mistakes=((1, 'there stands the earlier copy itself. The head looks at what came after it.'),
+              (4, 'that is one back. The head looks for an earlier copy of the token.'),
+              (3, 'count from 0: the first token stands at position 0.')))
+MODEL_EXERCISES['14.2'] = Exercise(
+    _below, 'row t, column t - 1, for every t from 1 on; then the mean.',
+    inputs=((_SHARES,), ([[1., 0.], [.4, .6]],)),
+    mistakes=((lambda shares: _below(shares, 0), 'that is how much each token looks at itself.'),
+              (lambda shares: _below(shares, -1),
+               'rows and columns are exchanged: a row is a token that looks.'),
+              (lambda shares: _below(shares) * (len(shares) - 1) / len(shares),
+               'the first token has none before it: divide by one less.')))
+MODEL_EXERCISES['14.3'] = Exercise(
+    _without_head, 'the columns from head * width up to (head + 1) * width become zero.',
+    inputs=((_MATRIX, 0, 2), (_MATRIX, 1, 2), (_MATRIX, 3, 1)),
+    mistakes=((lambda matrix, head, width: _without_head(matrix, head, width, rows=True),
+               'those are rows, which belong to the stream. A head has columns.'),
+              (lambda matrix, head, width: _without_head(matrix, head, 1),
+               'a head has `width` columns, not one.')))
+
 # %% ../../nbs/api/78_teach/07_exercises_model.ipynb #6a0cff68
 def _softmax(scores):
     powers = np.exp(np.asarray(scores, dtype=float) - np.max(scores))

@@ -37,6 +37,63 @@ TUNE_EXERCISES['17.3'] = Exercise(
     mistakes=((1200, 'that is a tenth of the rows of the task. The share is one of the whole mixture.'),
               (10_800, 'that takes a tenth away. How much is one tenth, if 12,000 are nine tenths?')))
 
+# %% ../../nbs/api/78_teach/08_exercises_tune.ipynb #186a7756
+def _chat_text(messages):
+    turns = [f'<|im_start|>{role}\n{content}<|im_end|>\n' for role, content in messages]
+    return ''.join(turns) + '<|im_start|>assistant\n'
+
+def _before_stop(ids, stop_ids):
+    stops = [place for place, i in enumerate(ids) if i in stop_ids]
+    return ids[:stops[0]] if stops else ids
+
+_CHAT = [('system', 'Be short.'), ('user', 'Hello?')]
+TUNE_EXERCISES['18.1'] = Exercise(
+    _chat_text, 'one turn after the other, and then the beginning of the turn of the assistant.',
+    inputs=((_CHAT,), (_CHAT[1:],)),
+    mistakes=((lambda messages: _chat_text(messages).replace('user\n', 'user'),
+               'a line break stands between the role and the content.'),
+              (lambda messages: _chat_text(messages).removesuffix('<|im_start|>assistant\n'),
+               'the generation prompt is missing: nothing says that the assistant speaks next.'),
+              (lambda messages: _chat_text(messages).replace('<|im_end|>\n', '<|im_end|>'),
+               'a line break stands behind each end mark too.')))
+TUNE_EXERCISES['18.2'] = Exercise(
+    sum(100 * before + 20 for before in range(10)),
+    'before answer k the model reads k questions and k - 1 answers.',
+    mistakes=((1000, 'that is the length of the conversation. Its beginning is read again for each answer.'),
+              (200, 'the history is read as well, before each answer.'),
+              (5500, 'an answer is read before the later ones, and not before itself.')))
+TUNE_EXERCISES['18.3'] = Exercise(
+    _before_stop, 'go through the ids, and end at the first that is a stop id.',
+    inputs=(([5, 6, 2, 7, 2], [2]), ([5, 6], [2, 3]), ([3, 5, 2], [2, 3])),
+    mistakes=((lambda ids, stops: [i for i in ids if i not in stops],
+               'what stands behind the first stop id is no part of the answer.'),
+              (lambda ids, stops: ids[:len(_before_stop(ids, stops)) + 1],
+               'the stop id itself is no part of the answer.')))
+
+# %% ../../nbs/api/78_teach/08_exercises_tune.ipynb #30fad729
+def _codes_of(weights, bits):
+    scale = max(map(abs, weights)) / (2 ** (bits - 1) - 1)
+    return [round(weight / scale) for weight in weights]
+
+def _unsigned_codes(weights, bits):
+    scale = max(map(abs, weights)) / (2 ** bits - 1)
+    return [round(weight / scale) for weight in weights]
+
+_WEIGHTS = [.11, -.32, .05, .9, -.64, .27]
+TUNE_EXERCISES['19.1'] = Exercise(
+    8 * 576 + 1536 * 8, 'two thin matrices: 8 x 576 and 1,536 x 8.',
+    mistakes=((1536 * 576, 'that is the frozen matrix, of which nothing is trained.'),
+              (8 * 576, 'that is the one that goes down to the rank. The other goes up again.')))
+TUNE_EXERCISES['19.2'] = Exercise(
+    _codes_of, 'the scale is the largest size of a weight, divided by the largest code.',
+    inputs=((_WEIGHTS, 8), (_WEIGHTS, 4), ([-2., 1.1], 4)),
+    mistakes=((_unsigned_codes, 'one bit is for the sign: the largest code of eight bits is 127.'),
+              (lambda weights, bits: [int(weight / max(map(abs, weights)) * (2 ** (bits - 1) - 1)) for weight in weights],
+               'take the nearest whole number, and not the next one towards zero.')))
+TUNE_EXERCISES['19.3'] = Exercise(
+    4.5, 'the 16 bits of the scale are shared by the weights of the group.',
+    mistakes=((4, 'the scale takes room too.'), (20, 'not every weight has a scale of its own.')))
+
 # %% ../../nbs/api/78_teach/08_exercises_tune.ipynb #19698284
 def _dpo_by_hand(better, worse, ref_better, ref_worse, beta):
     margin = beta * ((better - ref_better) - (worse - ref_worse))
@@ -87,36 +144,3 @@ TUNE_EXERCISES['21.3'] = Exercise(
     .9**8 + .1**8, 'how probable are eight wrong answers in a row? Add the same for eight right ones.',
     mistakes=((.1**8, 'that is the chance that all are right. All wrong is flat as well.'),
               (1 - .9**8 - .1**8, 'these are the groups that teach something.')))
-
-# %% ../../nbs/api/78_teach/08_exercises_tune.ipynb #186a7756
-def _chat_text(messages):
-    turns = [f'<|im_start|>{role}\n{content}<|im_end|>\n' for role, content in messages]
-    return ''.join(turns) + '<|im_start|>assistant\n'
-
-def _before_stop(ids, stop_ids):
-    stops = [place for place, i in enumerate(ids) if i in stop_ids]
-    return ids[:stops[0]] if stops else ids
-
-_CHAT = [('system', 'Be short.'), ('user', 'Hello?')]
-TUNE_EXERCISES['18.1'] = Exercise(
-    _chat_text, 'one turn after the other, and then the beginning of the turn of the assistant.',
-    inputs=((_CHAT,), (_CHAT[1:],)),
-    mistakes=((lambda messages: _chat_text(messages).replace('user\n', 'user'),
-               'a line break stands between the role and the content.'),
-              (lambda messages: _chat_text(messages).removesuffix('<|im_start|>assistant\n'),
-               'the generation prompt is missing: nothing says that the assistant speaks next.'),
-              (lambda messages: _chat_text(messages).replace('<|im_end|>\n', '<|im_end|>'),
-               'a line break stands behind each end mark too.')))
-TUNE_EXERCISES['18.2'] = Exercise(
-    sum(100 * before + 20 for before in range(10)),
-    'before answer k the model reads k questions and k - 1 answers.',
-    mistakes=((1000, 'that is the length of the conversation. Its beginning is read again for each answer.'),
-              (200, 'the history is read as well, before each answer.'),
-              (5500, 'an answer is read before the later ones, and not before itself.')))
-TUNE_EXERCISES['18.3'] = Exercise(
-    _before_stop, 'go through the ids, and end at the first that is a stop id.',
-    inputs=(([5, 6, 2, 7, 2], [2]), ([5, 6], [2, 3]), ([3, 5, 2], [2, 3])),
-    mistakes=((lambda ids, stops: [i for i in ids if i not in stops],
-               'what stands behind the first stop id is no part of the answer.'),
-              (lambda ids, stops: ids[:len(_before_stop(ids, stops)) + 1],
-               'the stop id itself is no part of the answer.')))
