@@ -10,7 +10,7 @@ from llmbook.model.config import ModelConfig
 from llmbook.model.transformer import Transformer
 from llmbook.tokens.tokenizer import train_tokenizer
 from llmbook.tune.chat import ChatFormat, Conversation, encode_chats
-from llmbook.widgets.bias import bias_sources, browse_bias, items_behind, row_facts, row_html, row_picture
+from llmbook.widgets.bias import bias_sources, browse_bias, items_behind, row_facts, bias_row_html, row_picture
 from llmbook.widgets.roles import browse_roles, role_counts, roles_html
 
 OWNED = '<img src=x onerror="document.title=\'owned\'">'
@@ -192,7 +192,7 @@ def test_another_row_shows_its_own_items(bias):
 def test_bias_is_escaped_and_text_too(bias):
     bias.show_items.value = True
     shown = [bias.items.value, bias.page.value, bias._repr_mimebundle_()['text/html'],
-             *(row_html(row) for row in bias.rows)]
+             *(bias_row_html(row) for row in bias.rows)]
     assert not [page for page in shown if '<img' in page]
     assert 'it does not show' in repr(bias)
     assert bias.list.description and bias.show_items.description

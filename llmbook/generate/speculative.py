@@ -16,7 +16,7 @@ from ..model.hf_wrap import as_reader
 from .cuda_graph import can_generate, decoder
 from .sampling import choose
 from llmbook.generate.text import (
-    _check, _check_range, _cut_prompts, _encoded, _ends, _frame, _numbers, _own_frame, _Reader, _refuse_logits,
+    AddedText, _check, _check_range, _cut_prompts, _encoded, _ends, _frame, _numbers, _own_frame, _refuse_logits,
     _warn_cut_off, _whole, _whole_ids
 )
 
@@ -166,7 +166,7 @@ class Speculator:
         frame = _frame(self.model, tok, _encoded(tok, prompts), stop_at_eot, **asked)
         new = self.generate_ids(**frame, **kw)
         texts = []
-        for prompt, ids in zip(frame['prompt_ids'], new): texts.append(_whole(tok, ids, _Reader(tok, prompt)(ids)))
+        for prompt, ids in zip(frame['prompt_ids'], new): texts.append(_whole(tok, ids, AddedText(tok, prompt)(ids)))
         return texts
 
 # %% ../../nbs/api/40_generate/08_speculative.ipynb #b669eea3

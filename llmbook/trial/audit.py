@@ -18,10 +18,10 @@ import pandas as pd
 from scipy.stats import t as student
 from ..core import UserError, fingerprint
 from ..base.arguments import checked
-from ..evaluate.stats import _check_level, _members, _name_of, _owners, _values, clustered_error, holm
+from ..evaluate.stats import _check_level, _members, _name_of, _owners, _values, clustered_error
 from ..evaluate.tasks import code_key
 from ..show.html import concat, html_table, tag
-from .rows import about_measure, known_null, measured_row, measured_table, null_of_draws
+from .rows import about_measure, correct_tests, known_null, measured_row, measured_table, null_of_draws
 
 # %% ../../nbs/api/66_trial/02_audit.ipynb #a06b4a8b
 def _sorted_places(scores):
@@ -460,15 +460,7 @@ def _neutral_rows(e, neutral):
     overall = _share_row('neutral_alarms', e.flagged[chosen], e.clusters(chosen), rate, e.signature)
     if e.places_dealt is None: return [overall]
     mentioned = [g for g in range(len(e.groups)) if (chosen & e.members[g]).any()]
-    return [overall, *_with_holm([_alarm_row(e, chosen, g) for g in mentioned])]
-
-def _with_holm(rows):
-    "Add corrected p-values to the rows of the groups of one measure."
-    tested = [r for r in rows if r.get('p') is not None]
-    if not tested: return rows
-    adjusted = holm([r['p'] for r in tested])
-    for r, p in zip(tested, adjusted): r['p_holm'] = p
-    return rows
+    return [overall, *correct_tests([_alarm_row(e, chosen, g) for g in mentioned])]
 
 def _auc_row(e, metric, g):
     "Return (row, draws) of one AUC of one group; draws is None where the AUC cannot be computed."
@@ -516,7 +508,7 @@ def _identity_rows(e):
             of_group.append(r)
             if drawn is not None: draws.append(drawn)
         if draws: rows.append(_power_row(e, metric, of_group, draws))
-        rows += _with_holm(of_group)
+        rows += correct_tests(of_group)
     return rows
 
 # %% ../../nbs/api/66_trial/02_audit.ipynb #04c1747d

@@ -18,9 +18,9 @@ from ..core import UserError, whole_number
 from ..base.arguments import checked
 from ..evaluate.stats import _name_of, clustered_error
 from ..evaluate.toxicity import toxicity_scorer, toxicity_scores
-from .audit import _with_holm, scorer_name
+from .audit import scorer_name
 from .prompts import check_writing, written_texts
-from .rows import about_measure, measured_row, measured_table, no_null, null_of_draws
+from .rows import about_measure, correct_tests, measured_row, measured_table, no_null, null_of_draws
 
 # %% ../../nbs/api/66_trial/05_bold.ipynb #12074fad
 BOLD_COLUMNS = ['domain', 'group', 'entity', 'prompt']
@@ -141,7 +141,7 @@ def _domain_rows(metric, domain, part, signature, draws, seed):
     for g, name in enumerate(groups):
         of_group = known[known['group'] == name]
         rows.append(_group_row(metric, f'{domain}: {name}', of_group, means[g], dealt[:, g], n_groups, signature))
-    return [_spread_row(metric, domain, known, means, dealt, signature), *_with_holm(rows)]
+    return [_spread_row(metric, domain, known, means, dealt, signature), *correct_tests(rows)]
 
 def _group_row(metric, name, part, mean, dealt, n_groups, signature):
     "Return the row of one group."

@@ -6,7 +6,6 @@
 __all__ = ['ATTENTION_KEYS', 'layer_scores_html', 'AttentionPanel', 'explore_attention']
 
 # %% ../../nbs/api/75_widgets/11_attention.ipynb #a6ff3750
-from pathlib import Path
 import ipywidgets as w
 from fastcore.basics import patch
 from ..core import UserError
@@ -14,9 +13,8 @@ from llmbook.model.attention import (
     attention_grid, attention_weights, even_scores, head_pictures, head_scores, strongest_links
 )
 from ..model.hf_wrap import as_reader
-from ..model.open import open_lm
 from ..show.html import Markup, concat, html_table, tag
-from .browser import Panel
+from .parts import Panel, labelled, shown_model
 
 # %% ../../nbs/api/75_widgets/11_attention.ipynb #51cc06eb
 def _score_cell(value, is_highest):
@@ -75,10 +73,7 @@ ATTENTION_KEYS = """
 """
 
 # %% ../../nbs/api/75_widgets/11_attention.ipynb #76905935
-def _choice(kind, label, **options):
-    "Return a control with its name before it."
-    return kind(description=label, style=dict(description_width='5rem'), layout=dict(width='30rem', max_width='100%'),
-                **options)
+def _choice(kind, label, **options): return labelled(kind, label, '5rem', '30rem', **options)
 
 class AttentionPanel(Panel):
     "A sentence, and who looks at whom in one head of one layer."
@@ -148,8 +143,5 @@ def explore_attention(
     device:str|None=None, # 'cpu' or 'cuda' for a model that is opened; the best available by default
 ) -> AttentionPanel: # shows itself in a notebook; UserError for anything but a model and its tokenizer
     "Look at the attention of a model, head by head."
-    is_name = isinstance(source, (str, Path))
-    if is_name: source, tok = open_lm(source, device)
-    elif tok is None:
-        raise UserError('expected the tokenizer of the model too, got None: give explore_attention(model, tok)')
-    return AttentionPanel(source, tok, text, layer, head)
+    model, tok = shown_model(source, tok, device, 'explore_attention')
+    return AttentionPanel(model, tok, text, layer, head)

@@ -14,7 +14,7 @@ from ..core import UserError
 from ..show.html import Markup, tag
 from ..tune.chat import show_roles
 from ..tune.talk import Talk, open_chat_model
-from .browser import Panel
+from .parts import Panel, labelled, push_button
 
 # %% ../../nbs/api/75_widgets/05_chat.ipynb #5c36de2c
 _LOG = 'display:flex;flex-direction:column-reverse;max-height:28rem;overflow:auto;color:inherit'
@@ -68,14 +68,11 @@ CHAT_KEYS = """
 
 # %% ../../nbs/api/75_widgets/05_chat.ipynb #ae61fc15
 def _button(label, tooltip, act, name):
-    button = w.Button(description=label, tooltip=tooltip, layout=dict(width='auto'))
-    button.on_click(lambda _: act())
+    button = push_button(label, tooltip, act)
     button.add_class(f'lb-chat-{name}')
     return button
 
-def _option(kind, label, value, **options):
-    return kind(description=label, value=value, style=dict(description_width='7rem'),
-                layout=dict(width='26rem', max_width='100%'), **options)
+def _option(kind, label, value, **options): return labelled(kind, label, '7rem', value=value, **options)
 
 def _told(talk):
     "Return what the model is told first."

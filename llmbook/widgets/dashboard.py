@@ -21,6 +21,7 @@ from ..train.progress import progress_words
 from ..checkpoint.state import rng_state, set_rng_state
 from ..report.curves import history_picture, history_rows
 from .kernel import Requests, listen
+from .parts import push_button
 
 # %% ../../nbs/api/75_widgets/03_dashboard.ipynb #cf933ecd
 def dashboard_line(
@@ -215,10 +216,7 @@ class CurveControls:
         return dict(smoothing=self.smoothing.value, log=log, window=window, beside=beside)
 
 # %% ../../nbs/api/75_widgets/03_dashboard.ipynb #6d355d2f
-def _button(label, tooltip, act):
-    button = w.Button(description=label, tooltip=tooltip, layout=dict(width='7.5rem'))
-    button.on_click(lambda _: act())
-    return button
+def _button(label, tooltip, act): return push_button(label, tooltip, act, width='7.5rem')
 
 class WidgetScreen(HtmlScreen):
     "Buttons over the page; plain output too until a frontend shows the widgets."

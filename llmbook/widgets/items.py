@@ -13,7 +13,7 @@ from ..evaluate.item_page import show_items
 from ..evaluate.items import ItemStore, item_values, measure_names, measure_of
 from ..report.reading import CHANGE_ORDERS, ORDERS, answer_line, answer_parts, find_answers, find_store
 from ..show.html import Markup, tag
-from .browser import Panel
+from .parts import Panel, labelled
 
 # %% ../../nbs/api/75_widgets/06_items.ipynb #866ab17e
 _TEXT = ('white-space:pre-wrap;overflow-wrap:anywhere;max-height:16em;overflow:auto;margin:.1em 0 .7em;'
@@ -67,8 +67,7 @@ _MOST = 500 # lines of the list
 
 def _menu(name, entries, width='20rem'):
     "Return a menu with its name before it."
-    return w.Dropdown(description=name, options=entries, style=dict(description_width='6rem'),
-                      layout=dict(width=width, max_width='100%'))
+    return labelled(w.Dropdown, name, '6rem', width, options=entries)
 
 def _bounds(table, measure):
     "Return the lowest and the highest score of a table."

@@ -7,19 +7,17 @@ __all__ = ['NEXT_KEYS', 'token_line', 'NextTokenPanel', 'explore_next']
 
 # %% ../../nbs/api/75_widgets/10_next_token.ipynb #dcf10458
 import warnings
-from pathlib import Path
 import ipywidgets as w
 from fastcore.basics import patch
 from ..core import UserError, whole_number
 from llmbook.generate.next_token import (
     NextTokens, cut_tokens, draw_token, next_logits, next_tokens_html, prompt_tokens, token_bar
 )
-from ..generate.text import _Reader
+from ..generate.text import AddedText
 from ..model.hf_wrap import as_reader
-from ..model.open import open_lm
 from ..show.html import Markup, tag
 from ..tokens.tokenizer import token_labels
-from .browser import Panel
+from .parts import Panel, labelled, push_button, shown_model
 
 # %% ../../nbs/api/75_widgets/10_next_token.ipynb #de073510
 _LINE = 'display:flex;gap:.8rem;align-items:center;color:inherit;font-variant-numeric:tabular-nums'
@@ -68,17 +66,6 @@ NEXT_KEYS = """
 """
 
 # %% ../../nbs/api/75_widgets/10_next_token.ipynb #e0b997ae
-_LABEL = dict(description_width='6.5rem')
-
-def _control(kind, label, value, **options):
-    "Return a control with its name before it."
-    return kind(description=label, value=value, style=_LABEL, layout=dict(width='26rem', max_width='100%'), **options)
-
-def _action(label, tooltip, act):
-    button = w.Button(description=label, tooltip=tooltip, layout=dict(width='auto'))
-    button.on_click(lambda _: act())
-    return button
-
 class NextTokenPanel(Panel):
     "A text, the next tokens that a model expects, and what temperature, top-k and top-p leave of them."
     def __init__(self,
@@ -104,17 +91,17 @@ class NextTokenPanel(Panel):
 
     def _make_controls(self, text):
         "Make the text field, the sliders, the seed and the buttons."
-        self.text = _control(w.Textarea, 'text', text, rows=3, placeholder='the beginning of a text')
-        self.temperature = _control(w.FloatSlider, 'temperature', 1., max=2, step=.05)
-        self.top_p = _control(w.FloatSlider, 'top-p (nucleus)', 1., max=1, step=.01)
-        self.top_k = _control(w.IntSlider, 'top-k (0: all)', 0, max=100)
-        self.seed = _control(w.BoundedIntText, 'seed', 0, max=2**31 - 1)
+        self.text = labelled(w.Textarea, 'text', value=text, rows=3, placeholder='the beginning of a text')
+        self.temperature = labelled(w.FloatSlider, 'temperature', value=1., max=2, step=.05)
+        self.top_p = labelled(w.FloatSlider, 'top-p (nucleus)', value=1., max=1, step=.01)
+        self.top_k = labelled(w.IntSlider, 'top-k (0: all)', value=0, max=100)
+        self.seed = labelled(w.BoundedIntText, 'seed', value=0, max=2**31 - 1)
         self.text.observe(self._text_changed, 'value')
         for slider in (self.temperature, self.top_p, self.top_k): slider.observe(self._cut, 'value')
         self.actions = [
-            _action('Draw', 'append a token that is drawn with these settings', self.draw),
-            _action('Take back', 'remove the last token that was appended', self.take_back),
-            _action('Back to my text', 'remove all tokens that were appended', self.restart),
+            push_button('Draw', 'append a token that is drawn with these settings', self.draw),
+            push_button('Take back', 'remove the last token that was appended', self.take_back),
+            push_button('Back to my text', 'remove all tokens that were appended', self.restart),
         ]
 
     def _make_rows(self):
@@ -212,7 +199,7 @@ def append(self:NextTokenPanel,
 @patch
 def _write(self:NextTokenPanel):
     "Show the text with what was appended."
-    added = _Reader(self.tok, self.start)(self.added).rstrip('\ufffd')
+    added = AddedText(self.tok, self.start)(self.added).rstrip('\ufffd')
     self._is_writing = True
     try: self.text.value = self.typed + added
     finally: self._is_writing = False
@@ -257,9 +244,6 @@ def explore_next(
     device:str|None=None, # 'cpu' or 'cuda' for a model that is opened; the best available by default
 ) -> NextTokenPanel: # shows itself in a notebook; UserError for anything but a model and its tokenizer
     "Explore what a model expects after a text."
-    is_name = isinstance(source, (str, Path))
-    if is_name: source, tok = open_lm(source, device)
-    elif tok is None:
-        raise UserError('expected the tokenizer of the model too, got None: give explore_next(model, tok)')
     if not isinstance(text, str): raise UserError(f'expected a text, got {text!r:.80}')
-    return NextTokenPanel(source, tok, text, n)
+    model, tok = shown_model(source, tok, device, 'explore_next')
+    return NextTokenPanel(model, tok, text, n)

@@ -14,7 +14,7 @@ from ..plan.flops import count_params
 from ..plan.devices import DEVICES, GRID, measure_machine
 from ..plan.advice import mistake_html, planner_html, usual_precision
 from ..plan.planner import MFU, SHARE
-from .browser import Panel
+from .parts import Panel
 
 # %% ../../nbs/api/75_widgets/04_planner.ipynb #9987324a
 HERE = ('device', 'hours', 'size', 'price') # the choices that matter on this machine

@@ -13,7 +13,7 @@ from ..core import UserError
 from ..people.answers import RaterSession
 from ..people.plan import RatingPlan, open_plan, plan_rating, save_plan
 from ..show.html import Markup, tag
-from .browser import Panel
+from .parts import Panel
 
 # %% ../../nbs/api/75_widgets/07_rate.ipynb #8bf8b18d
 _TEXT = ('white-space:pre-wrap;overflow-wrap:anywhere;max-height:24rem;overflow:auto;padding:.6em .8em;margin:0;'

@@ -12,7 +12,7 @@ from ..core import UserError, whole_number
 from ..show.html import Markup, concat, fold, html_table, tag
 from ..tune.chat import ROLES, ChatFormat, encode_chats, show_roles
 from ..tune.formats import load_chats
-from .browser import Panel
+from .parts import Panel, labelled, push_button
 from .items import ITEM_KEYS
 
 # %% ../../nbs/api/75_widgets/12_roles.ipynb #53dd0959
@@ -51,10 +51,7 @@ def roles_html(
     return tag('div', *parts, table, class_='lb-roles-chat', style='color:inherit')
 
 # %% ../../nbs/api/75_widgets/12_roles.ipynb #040b8d58
-def _choice(kind, label, **options):
-    "Return a control with its name before it."
-    return kind(description=label, style=dict(description_width='7rem'), layout=dict(width='20rem', max_width='100%'),
-                **options)
+def _choice(kind, label, **options): return labelled(kind, label, '7rem', '20rem', **options)
 
 class RolesPanel(Panel):
     "A conversation, and which of its tokens are learnt."
@@ -85,9 +82,8 @@ class RolesPanel(Panel):
         self._draw()
 
     def _step_button(self, label, step):
-        button = w.Button(description=label, tooltip=f'{label.strip("◀▶ ").lower()} chat', layout=dict(width='auto'))
-        button.on_click(lambda _: self.go(step))
-        return button
+        tooltip = f'{label.strip("◀▶ ").lower()} chat'
+        return push_button(label, tooltip, lambda: self.go(step))
 
     def go(self,
         step:int, # 1 for the next conversation, -1 for the one before
