@@ -40,13 +40,21 @@ class TextMeasure:
 
     def side_rows(self) -> list[dict]: # without documents; the group of a row is the part that it is about
         "Return perplexity per word and byte, and all units by kind and by length; per token by position."
-        common = dict(signature=self.signature, split=self.split, seed=self.seed, clusters=self.clusters)
-        whole = unit_rows(self.counts, self.words, **common)
-        rows = [r for r in whole if r['metric'] in ('word_perplexity', 'byte_perplexity')]
-        if len(set(self.kinds)) > 1: rows += part_rows(self.counts, self.words, self.kinds, **common)
-        lengths = length_parts(self.counts)
-        if len(set(lengths)) > 1: rows += sorted(part_rows(self.counts, self.words, lengths, **common), key=_length)
+        rows = [r for r in self._unit_rows() if r['metric'] in ('word_perplexity', 'byte_perplexity')]
+        rows += self._rows_by(self.kinds)
+        rows += sorted(self._rows_by(length_parts(self.counts)), key=_length)
         return rows + self._position_rows()
+
+    def _common(self):
+        "Return what all rows have in common."
+        return dict(signature=self.signature, split=self.split, seed=self.seed, clusters=self.clusters)
+
+    def _unit_rows(self): return unit_rows(self.counts, self.words, **self._common())
+
+    def _rows_by(self, labels):
+        "Return rows of each part of the documents; none if all are in one."
+        if len(set(labels)) < 2: return []
+        return part_rows(self.counts, self.words, labels, **self._common())
 
     def _position_rows(self):
         "Return the perplexity of each stretch of positions that some document reaches."

@@ -66,10 +66,13 @@ def written_rows(
     _check_written(answers, prompts, stopped, clusters)
     known = stopped or [None] * len(answers)
     scores = [written_scores(text, ended) for text, ended in zip(answers, known)]
-    ids = item_ids(list(map(str, prompts or answers)))
-    owners = list(map(str, clusters or ids))
-    table = pd.DataFrame(dict(item=ids, cluster=owners, **_columns_of(scores)))
+    asked = [str(text) for text in prompts or answers]
+    ids = item_ids(asked)
+    owners = [str(label) for label in clusters or ids]
+    columns = _columns_of(scores)
+    table = pd.DataFrame(dict(item=ids, cluster=owners, **columns))
     table['details'] = [dict(reason='too few words')] * len(answers)
-    setting = Setting(name, '', '', signature=f'words:unicode|distinct:first {_FIRST} words|repetition:{_RUN} words')
-    names = [c.removeprefix('score_') for c in table.columns if c.startswith('score_')]
-    return [score_row(table, measure, setting, split, group, seed) for measure in names]
+    signature = f'words:unicode|distinct:first {_FIRST} words|repetition:{_RUN} words'
+    setting = Setting(name, '', '', signature=signature)
+    measures = [column.removeprefix('score_') for column in columns]
+    return [score_row(table, measure, setting, split, group, seed) for measure in measures]

@@ -83,7 +83,8 @@ DATA_EXERCISES['04.2'] = Exercise(
               (lambda text: len(set(text.split()[:200])) / 200,
                'a text may have fewer than 200 words: divide by the number you took.')))
 DATA_EXERCISES['04.3'] = Exercise(
-    _card_is_valid, 'from the right, double every second digit, subtract 9 from what is above 9, and add everything up.',
+    _card_is_valid,
+    'from the right, double every second digit, subtract 9 from what is above 9, and add everything up.',
     inputs=(('4111111111111111',), ('4111111111111112',), ('378282246310005',), ('378282246310006',),
     ('79927398713',)),
     mistakes=((lambda digits: _digit_sum(digits, 0) % 10 == 0,
@@ -111,7 +112,8 @@ def _ratio_of_counts(first, second, threshold):
 
 DATA_EXERCISES['05.1'] = Exercise(
     -sum(map(math.log2, _PROBABILITIES)) / 4, 'turn each probability into bits, then take the mean.',
-    mistakes=((-sum(map(math.log2, _PROBABILITIES)), 'that is for the whole text. The question is how many for a byte.'),
+    mistakes=((-sum(map(math.log2, _PROBABILITIES)),
+               'that is for the whole text. The question is how many for a byte.'),
               (-math.log2(sum(_PROBABILITIES) / 4), 'average the bits, not the probabilities.'),
               (-sum(map(math.log, _PROBABILITIES)) / 4, 'those are nats. Bits take the logarithm to base 2.')))
 DATA_EXERCISES['05.2'] = Exercise(

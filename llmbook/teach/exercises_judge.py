@@ -25,7 +25,8 @@ JUDGE_EXERCISES['22.2'] = Exercise(
     inputs=((10, 11), (11, 10), (5, 5), (2, 10)),
     mistakes=((lambda length, wanted: math.exp(1 - wanted / length),
                'a text that is longer than its reference would gain by that: the penalty is never above 1.'),
-              (lambda length, wanted: min(1, length / wanted), 'that is the share itself. BLEU takes exp(1 - its inverse).')))
+              (lambda length, wanted: min(1, length / wanted),
+               'that is the share itself. BLEU takes exp(1 - its inverse).')))
 JUDGE_EXERCISES['22.3'] = Exercise(
     (_B - _A).std(ddof=1), 'take B - A on each sentence first, then the standard deviation of these five numbers.',
     mistakes=(((_B - _A).std(), 'with ddof=1 the sum of squares is divided by one less than the number of sentences.'),
@@ -94,7 +95,8 @@ JUDGE_EXERCISES['24.1'] = Exercise(
 JUDGE_EXERCISES['24.2'] = Exercise(
     _exposure_of, 'count the others with a surprise that is not larger; the rank is one more than that.',
     inputs=((2., [3., 4., 5.]), (4., [3., 4., 5.]), (1., [1., 1., 1.]), (9., [3., 4., 5., 6., 7.])),
-    mistakes=((_exposure_with_lucky_ties, 'a tie ranks before the true one: else a model that knows nothing gets credit.'),
+    mistakes=((_exposure_with_lucky_ties,
+               'a tie ranks before the true one: else a model that knows nothing gets credit.'),
               (lambda true, others: math.log2(len(others) / max(1, sum(other <= true for other in others))),
                'the true secret is a candidate too, and its rank begins at one.')))
 JUDGE_EXERCISES['24.3'] = Exercise(
@@ -171,7 +173,8 @@ _RUNS = np.array([3.10, 3.14, 3.12, 3.16])
 JUDGE_EXERCISES['27.1'] = Exercise(
     _RUNS.std(ddof=1), 'take the distances from the mean, square them, and divide their sum by three.',
     mistakes=((_RUNS.std(), 'with ddof=1 the sum of squares is divided by one less than the number of runs.'),
-              (_RUNS.std(ddof=1) / 2, 'that is the standard error of the mean; the question is how far single runs scatter.'),
+              (_RUNS.std(ddof=1) / 2,
+               'that is the standard error of the mean; the question is how far single runs scatter.'),
               (_RUNS.max() - _RUNS.min(), 'that is the range from the best to the worst.')))
 JUDGE_EXERCISES['27.2'] = Exercise(
     _error_of_difference, 'the variance of a mean of k runs is s² / k, and the variances of both arms are added.',
@@ -181,7 +184,8 @@ JUDGE_EXERCISES['27.2'] = Exercise(
 JUDGE_EXERCISES['27.3'] = Exercise(
     _chance_of_any, 'the chance that none of them is found is a product. Take it from 1.',
     inputs=((1,), (3,), (20,)),
-    mistakes=((lambda ideas: .05 * ideas, 'chances may be added only where the events exclude each other; with 30 ideas this is above 1.'),
+    mistakes=((lambda ideas: .05 * ideas,
+               'chances may be added only where the events exclude each other; with 30 ideas this is above 1.'),
               (lambda ideas: .95**ideas, 'that is the chance that luck finds none.')))
 
 # %% ../../nbs/api/78_teach/09_exercises_judge.ipynb #ca2e8d9a
@@ -195,7 +199,8 @@ def _cut_down(block):
     return [int(x / scale) * scale if scale else x for x in block]
 
 JUDGE_EXERCISES['28.1'] = Exercise(
-    134_515_008 * 8.5 / 8 / 1e6, 'multiply the weights by the bits of each, then turn bits into bytes and bytes into millions.',
+    134_515_008 * 8.5 / 8 / 1e6,
+    'multiply the weights by the bits of each, then turn bits into bytes and bytes into millions.',
     mistakes=((134_515_008 * 8.5 / 1e6, 'that is in millions of bits. A byte has eight of them.'),
               (134_515_008 / 1e6, 'the scales take room too: 8.5 bits for each weight, not 8.')))
 JUDGE_EXERCISES['28.2'] = Exercise(
@@ -204,7 +209,8 @@ JUDGE_EXERCISES['28.2'] = Exercise(
     mistakes=((list, 'nothing has been rounded yet.'),
               (_cut_down, 'round to the nearest whole number: int() cuts towards zero.')))
 JUDGE_EXERCISES['28.3'] = Exercise(
-    math.log(.05) / math.log(.999), 'a text misses the fault with .999; find n for which .999 to the power of n is .05.',
+    math.log(.05) / math.log(.999),
+    'a text misses the fault with .999; find n for which .999 to the power of n is .05.',
     mistakes=((1000, 'a thousand texts miss the fault in more than a third of all cases.'),
               (950, 'chances to miss are multiplied, not added.')))
 
@@ -226,7 +232,8 @@ _WHOLE, _ONE_LOST = (dict({'in': n}, kept=8, dropped=1, rejected=1) for n in (10
 JUDGE_EXERCISES['29.1'] = Exercise(
     _missing_documents, 'subtract everything whose fate is known from what came in.',
     inputs=((_WHOLE,), (_ONE_LOST,)),
-    mistakes=((_without_rejected, 'documents that could not be read are accounted for too: they are the rejected ones.'),))
+    mistakes=((_without_rejected,
+               'documents that could not be read are accounted for too: they are the rejected ones.'),))
 JUDGE_EXERCISES['29.2'] = Exercise(
     20 * 250_000 / 800_000, 'how many tokens does the plan read, and how many are there?',
     mistakes=((800_000 / (20 * 250_000), 'that is the other way round: more tokens to read means more passes.'),
@@ -234,4 +241,5 @@ JUDGE_EXERCISES['29.2'] = Exercise(
 JUDGE_EXERCISES['29.3'] = Exercise(
     _verdict, 'go through the four cases in their order. An interval that holds zero and is wide says nothing.',
     inputs=((.1, .4, .2), (-.4, -.1, .2), (-.1, .1, .2), (-.3, .1, .2), (-.1, .5, .2)),
-    mistakes=((_two_verdicts, 'an interval that holds zero is not a proof of equality: it may be wide. Then the answer is open.'),))
+    mistakes=((_two_verdicts,
+               'an interval that holds zero is not a proof of equality: it may be wide. Then the answer is open.'),))

@@ -115,12 +115,14 @@ MODEL_EXERCISES['12.3'] = Exercise(
 def _bytes_on_a_rank(n_params, ranks, block): return 16 * n_params / ranks + 2 * 2 * block
 
 MODEL_EXERCISES['13.1'] = Exercise(
-    2 * 7 / 8 * 4e9, 'in a ring a rank sends each of the other seven eighths twice: once to add, once to share.', tolerance=.005,
+    2 * 7 / 8 * 4e9,
+    'in a ring a rank sends each of the other seven eighths twice: once to add, once to share.', tolerance=.005,
     mistakes=((4e9, 'that is the gradient once. It travels once to be added and once to be shared.'),
               (8e9, 'a rank keeps its own eighth: it sends seven of eight parts, twice.'),
               (7 / 8 * 4e9, 'that is half of it: parts travel once to be added and once to be shared.')))
 MODEL_EXERCISES['13.2'] = Exercise(
-    _bytes_on_a_rank, '16 bytes a parameter, shared among the ranks, and two collected blocks of two bytes a parameter.',
+    _bytes_on_a_rank,
+    '16 bytes a parameter, shared among the ranks, and two collected blocks of two bytes a parameter.',
     inputs=((8e9, 8, 2e8), (8e9, 64, 2e8), (1e9, 1, 0)),
     mistakes=((lambda n_params, ranks, block: 16 * n_params / ranks,
                'the collected blocks are missing: they do not get smaller with more ranks.'),

@@ -61,7 +61,8 @@ START_EXERCISES['02.2'] = Exercise(
     mistakes=((576 * 576, 'that is the whole matrix, which stays as it is.'), (16 * 576,
                'that is one of the two thin matrices.')))
 START_EXERCISES['02.3'] = Exercise(
-    _form_and_fact, 'count answers that fit the pattern as a whole, and answers whose first three characters are right.',
+    _form_and_fact,
+    'count answers that fit the pattern as a whole, and answers whose first three characters are right.',
     inputs=((_ANSWERS, _WANTED), (['NO'], ['NOK, the Norwegian Krone.'])),
     mistakes=((lambda answers, wanted: (_form_and_fact(answers, wanted)[0],) * 2,
                'form and fact are counted apart: an answer may have one and not the other.'),

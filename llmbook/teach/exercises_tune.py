@@ -111,14 +111,16 @@ TUNE_EXERCISES['20.1'] = Exercise(
               (math.log(30 / 40), 'divide the wins by the losses, and not by all comparisons.'),
               (3, 'these are the odds. The strength is their logarithm.')))
 TUNE_EXERCISES['20.2'] = Exercise(
-    .1 * ((-24 + 20) - (-32 + 22)), 'take the gain of each answer over the reference first, then their difference, then beta.',
+    .1 * ((-24 + 20) - (-32 + 22)),
+    'take the gain of each answer over the reference first, then their difference, then beta.',
     mistakes=((-.6, 'the gain of the better answer comes first: the worse one has lost more.'),
               (6, 'that is the difference of the gains. Multiply it by beta.'),
               (.1 * (-24 + 32), 'that is without the reference: each answer counts by what it has gained.')))
 TUNE_EXERCISES['20.3'] = Exercise(
     _dpo_by_hand, 'the loss is minus the logarithm of the sigmoid of the margin, or ln(1 + exp(-margin)).',
     inputs=((-20., -30., -20., -30., .1), (-10., -30., -20., -30., .1), (-24., -32., -20., -22., .1), (-5., -4., -6., -7., .5)),
-    mistakes=((_dpo_without_reference, 'subtract the log-probabilities of the reference: if nothing was gained, the loss is ln 2.'),
+    mistakes=((_dpo_without_reference,
+               'subtract the log-probabilities of the reference: if nothing was gained, the loss is ln 2.'),
               (_dpo_upside_down, 'a larger margin must give a smaller loss: look at the sign.')))
 
 # %% ../../nbs/api/78_teach/08_exercises_tune.ipynb #3d635468
@@ -136,7 +138,8 @@ TUNE_EXERCISES['21.1'] = Exercise(
     mistakes=((list, 'these are the rewards themselves. Take the mean of the group away.'),
               (_rewards_over_mean, 'subtract the mean instead of dividing by it.')))
 TUNE_EXERCISES['21.2'] = Exercise(
-    1 - math.comb(6, 3) / math.comb(10, 3), 'count the choices of three answers among the six wrong ones, and among all ten.',
+    1 - math.comb(6, 3) / math.comb(10, 3),
+    'count the choices of three answers among the six wrong ones, and among all ten.',
     mistakes=((1 - .6**3, 'that takes the share of right answers for the true chance, and is too low on average.'),
               (math.comb(6, 3) / math.comb(10, 3), 'that is the chance that none of the three is right.'),
               (.4, 'that is pass@1.')))

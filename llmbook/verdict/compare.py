@@ -63,7 +63,8 @@ class AnswersCompared:
             up, down = self.flipped(task)
             alone = f', {one} answered by one of the two are left out' if one else ''
             said.append(f'{task}: of {both} answers {up} became better and {down} worse{alone}')
-            for what, (base, other) in self.differs[task].items(): said.append(f'{task}: {what} {base} → {other}')
+            for what, (base, other) in self.differs[task].items():
+                said.append(f'{task}: {what} {base} → {other}')
         return said
 
     def __repr__(self): return '\n'.join(self.lines())
