@@ -51,7 +51,7 @@ export: $(STAMP)
 	@$(BIN)/python tools/titles.py
 	@$(BIN)/nbdev-export
 	@$(BIN)/nbdev-clean
-	@$(BIN)/python tools/widgets.py
+	@$(BIN)/python tools/outputs.py
 	@$(BIN)/python tools/docstrings.py
 	@$(BIN)/python tools/course.py
 	@$(BIN)/python tools/sidebar.py

@@ -83,6 +83,15 @@ def test_no_notebook_stores_an_error():
     assert not bad, f'stored errors in {bad}: run them again (an error that should be shown goes through `refused`)'
 
 
+def test_what_a_notebook_prints_is_stored():
+    "A page is read by more people than run it."
+    silent = []
+    for path in filter(house.part, house.notebooks()): # the start page becomes the README, which runs nothing
+        printing = [outs for kind, source, outs in house.cells(path) if kind == 'code' and re.search(r'^print\(', source, re.M)]
+        if printing and not any(printing): silent.append(path.name)
+    assert not silent, 'run these and store their outputs'
+
+
 def test_version_is_the_same_everywhere():
     cfg = ConfigParser(delimiters=['='])
     cfg.read(ROOT/'settings.ini', encoding='utf-8')

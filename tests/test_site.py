@@ -10,7 +10,7 @@ from lab import browser_only, start_browser
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
-import docprocs, sidebar, widgets
+import docprocs, outputs, sidebar
 from house import notebooks, page
 
 
@@ -220,15 +220,20 @@ def test_the_search_knows_every_page(site):
 
 def test_no_notebook_holds_the_state_of_widgets():
     "A page with such a state loads scripts from a foreign host."
-    stray = [path.name for path in notebooks() if widgets.clean(json.loads(path.read_text(encoding='utf-8')))]
+    stray = [path.name for path in notebooks() if outputs.clean(json.loads(path.read_text(encoding='utf-8')))]
     assert not stray, 'run `make export`'
 
 
+def test_a_warning_names_the_file_and_not_the_machine():
+    said = dict(output_type='stream', text=['/srv/me/work/llmbook/tune/sft.py:12: UserWarning: a\n', '  warn(b)\n'])
+    assert outputs.without_folders(said)['text'] == ['llmbook/tune/sft.py:12: UserWarning: a\n', '  warn(b)\n']
+
+
 def test_what_a_widget_leaves_besides_is_kept():
-    plain = dict(output_type='display_data', data={'text/html': '<b>12</b>', 'text/plain': 'twelve', widgets.VIEW: {}})
-    assert widgets.without_view(plain)['data'] == {'text/html': '<b>12</b>', 'text/plain': 'twelve'}
-    bar = dict(output_type='display_data', data={'text/plain': 'loading:   0%|          | 0/28', widgets.VIEW: {}})
-    assert widgets.without_view(bar) is None
+    plain = dict(output_type='display_data', data={'text/html': '<b>12</b>', 'text/plain': 'twelve', outputs.VIEW: {}})
+    assert outputs.without_view(plain)['data'] == {'text/html': '<b>12</b>', 'text/plain': 'twelve'}
+    bar = dict(output_type='display_data', data={'text/plain': 'loading:   0%|          | 0/28', outputs.VIEW: {}})
+    assert outputs.without_view(bar) is None
 
 
 # ---- in the browser ------------------------------------------------------------------------------------------------

@@ -121,6 +121,18 @@ def test_an_open_verdict_says_what_would_decide():
     assert 'noise of training is not in it' in text
 
 
+def test_what_the_correction_takes_away_is_said_as_that():
+    "An interval without zero beside 'no difference seen' would read as a contradiction."
+    noise = np.random.default_rng(0).normal(0, .1, 100)
+    lucky = weigh(np.zeros(100), noise + .025 - noise.mean(), 'accuracy')
+    assert lucky.is_found and lucky.low > 0
+    others = [weigh(np.zeros(100), noise, f'score {i}') for i in range(9)]
+    text = str(with_holm([lucky, *others])[0])
+    assert 'left after the correction for several tests' in text
+    assert 'if this were the only one' in text
+    assert 'needed' not in text
+
+
 def test_noisy_seeds_ask_for_seeds():
     rng = np.random.default_rng(0)
     seeds = np.array([[.3], [-.1], [.2]])

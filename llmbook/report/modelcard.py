@@ -257,7 +257,7 @@ def _is_beaten(rows):
 def _too_little(ratio):
     "Return a sentence about a model that read few tokens for its size, or None."
     if ratio is None or ratio >= ENOUGH / 2: return None
-    so = 'it has hardly begun to learn.' if ratio < 1 else 'more text would have made it better.'
+    so = 'it has hardly begun to learn.' if ratio < 1 else 'a longer run would have made it better.'
     return (f'It read {number(ratio, 2)} tokens for each of its parameters, where about {ENOUGH} make good use of the '
             f'time: {so}')
 

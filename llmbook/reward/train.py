@@ -384,7 +384,7 @@ class RewardWatch(Callback):
         gained = after['figures']['reward'] - before['figures']['reward']
         lost = before['figures']['solved'] - after['figures']['solved']
         if gained > 0 and lost > .02: warnings.warn(
-            f'the reward of held-out puzzles rose by {gained:.2f} while {lost:.0%} fewer of the answers are right: '
+            f'the reward of held-out puzzles rose by {gained:.2f} while the share of right answers fell by {lost:.2f}: '
             'the model is paid for something else than being right; look at samples()')
 
     def steps(self) -> pd.DataFrame: # a row for each step

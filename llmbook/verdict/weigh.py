@@ -168,6 +168,9 @@ def _found_or_not(verdict):
     "Return what was found, or what could have been."
     difference, low, high = _ends(verdict)
     if verdict.is_found: return f'{verdict.word} by {difference} ({low} to {high}), more than noise'
+    if verdict.p < .05: return (
+        f'no difference left after the correction for several tests: p {verdict.p:.2g} becomes '
+        f'{verdict.p_holm:.2g} ({low} to {high} if this were the only one)')
     smallest = digits_of(verdict.smallest)[0]
     said = f'no difference seen ({low} to {high}), where {smallest} would have been'
     rest = _rest(verdict)

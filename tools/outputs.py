@@ -1,14 +1,15 @@
-"""Remove from the notebooks what widgets left there.
+"""Remove from the outputs of notebooks what belongs to one machine: the state of widgets, and where its files lie.
 
 The state of a widget is of no use without its kernel, and a site loads scripts from elsewhere for a page that holds
-one.
-A progress bar that was stored as a widget shows its first moment for ever, so it goes as a whole.
+one. A progress bar that was stored as a widget shows its first moment for ever, so it goes as a whole. A warning names
+the file that it comes from; the folders above the package are of no use to a reader.
 """
 import json, re
 from house import ROOT, notebooks
 
 VIEW = 'application/vnd.jupyter.widget-view+json'
 BAR = re.compile(r'\d+%\|')
+ABOVE = re.compile(r'/(?:[\w.+-]+/)+(?=llmbook/[\w/]+\.py\b)') # the folders above a file of the package
 
 
 def without_view(output):
@@ -22,12 +23,25 @@ def without_view(output):
     return dict(output, data=rest)
 
 
+def without_folders(output):
+    "Return an output whose text names the files of the package by their place in it."
+    if 'text' not in output: return output
+    text = ''.join(output['text'])
+    return dict(output, text=ABOVE.sub('', text).splitlines(True))
+
+
+def cleaned(output):
+    "Return an output as it is stored; None for one that goes as a whole."
+    output = without_view(output)
+    return output and without_folders(output)
+
+
 def clean(nb):
-    "Remove the state and the views of widgets from a notebook; return whether there were any."
+    "Remove from a notebook what belongs to one machine; return whether there was anything."
     found = nb['metadata'].pop('widgets', None) is not None
     for cell in nb['cells']:
         outputs = cell.get('outputs', [])
-        kept = [output for output in map(without_view, outputs) if output is not None]
+        kept = [output for output in map(cleaned, outputs) if output is not None]
         if kept == outputs: continue
         cell['outputs'] = kept
         found = True
@@ -40,7 +54,7 @@ def main():
         if not clean(nb): continue
         text = json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True)
         path.write_text(f'{text}\n', encoding='utf-8')
-        print(f'{path.relative_to(ROOT)}: without the state of widgets')
+        print(f'{path.relative_to(ROOT)}: without what belongs to one machine')
 
 
 if __name__ == '__main__': main()
