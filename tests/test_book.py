@@ -110,7 +110,9 @@ def test_a_chapter_has_the_form_of_the_book(path):
     picture = re.search(r'!\[([^\]]{20,})\]\(\.\./images/(\S+\.svg)\)', text)
     assert picture and (ROOT/'nbs/images'/picture[2]).exists(), 'no drawing with an alternative text'
     assert '?' in text.partition('![')[0], 'no question opens the chapter'
-    assert 3 <= len(course.questions(path)) <= 9
+    asked = course.questions(path)
+    assert 3 <= len(asked) <= 9
+    assert max(len(ask) for _, ask, _ in asked) < 400, 'more than the question was taken for it'
     assert course.terms(path)
     assert re.search(r'^## What next\n\n.*\.ipynb\)', text, re.M | re.S)
     papers = text.partition('## Three papers')[2]

@@ -212,7 +212,7 @@ def test_every_rule_measures_what_it_says(name, text, value):
     assert found == (pytest.approx(value) if isinstance(value, float) else value)
     assert type(found) in (int, float, str)
 
-@pytest.mark.parametrize('rule', RULES.values(), ids=str)
+@pytest.mark.parametrize('rule', RULES.values(), ids=[rule.__name__ for rule in RULES.values()])
 def test_no_rule_minds_odd_text(rule):
     for t in ODD:
         res = rule(view(t))

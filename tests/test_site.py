@@ -229,6 +229,14 @@ def test_a_warning_names_the_file_and_not_the_machine():
     assert outputs.without_folders(said)['text'] == ['llmbook/tune/sft.py:12: UserWarning: a\n', '  warn(b)\n']
 
 
+def test_who_reads_a_notebook_as_text_finds_words():
+    html = '<div><table><tr><th>epoch</th><th>loss</th></tr><tr><td>0</td><td>2.4</td></tr></table></div>'
+    shown = dict(output_type='display_data', data={'text/html': [html], 'text/plain': [html]})
+    assert outputs.with_words(shown)['data'] == {'text/html': [html], 'text/plain': ['epoch  loss\n', '0  2.4']}
+    plain = dict(output_type='display_data', data={'text/html': [html], 'text/plain': ['Learner()']})
+    assert outputs.with_words(plain) is plain
+
+
 def test_what_a_widget_leaves_besides_is_kept():
     plain = dict(output_type='display_data', data={'text/html': '<b>12</b>', 'text/plain': 'twelve', outputs.VIEW: {}})
     assert outputs.without_view(plain)['data'] == {'text/html': '<b>12</b>', 'text/plain': 'twelve'}

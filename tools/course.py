@@ -15,6 +15,7 @@ QUESTION = re.compile(r'^(\d+)\. (.+?)\n\n<details><summary>Answer</summary>\n\n
 SOLUTION = re.compile(r'<details><summary>Solution</summary>\n\n```python\n(.+?)\n```\n\n</details>', re.S)
 EXERCISE = re.compile(r'^### Exercise (\d): (.+)$', re.M)
 WORDS_A_MINUTE = 180  # of prose that is thought about
+EXERCISE_MINUTES = 10
 GLOSSARY, QUIZ, COURSE = '92_glossary', '91_quiz', '00_course'
 MADE = (GLOSSARY, QUIZ, COURSE)
 
@@ -37,7 +38,8 @@ def terms(path):
 
 def questions(path):
     "Return a chapter's questions, as triples of a number, the question and the answer."
-    return [(int(number), ask, answer) for number, ask, answer in QUESTION.findall(markdown(path))]
+    _, _, section = markdown(path).partition('\n## Questions\n') # other numbered lists stand before it
+    return [(int(number), ask, answer) for number, ask, answer in QUESTION.findall(section)]
 
 
 def exercises(path):
@@ -122,7 +124,7 @@ def reading_minutes(path):
 
 def way(name, purpose, paths):
     "Return one part of the book: what it is for, and a row for each chapter."
-    rows = ['| | chapter | what it is about | to read and run | exercises |', '|---|---|---|---|---|']
+    rows = ['| | chapter | what it is about | to read | exercises |', '|---|---|---|---|---|']
     for path in paths:
         minutes = f'{reading_minutes(path)} min'
         link = f'[{title(path)}]({path.name})'
@@ -138,8 +140,10 @@ def course(paths):
     for part_name, (first, last, purpose) in PARTS.items():
         inside = [path for path in paths if first <= path.stem[:2] <= last]
         if inside: made.append(way(part_name, purpose, inside))
-    total = sum(map(reading_minutes, paths))
-    made.append(f'Together {total / 60:.0f} hours to read and run. Give an exercise ten minutes.')
+    reading = sum(map(reading_minutes, paths)) / 60
+    solving = sum(len(exercises(path)) for path in paths) * EXERCISE_MINUTES / 60
+    made.append(f'Together about {reading:.1f} hours to read, and {solving:.1f} hours for the exercises, at {EXERCISE_MINUTES} minutes '
+                'each. The cells of most chapters run in a minute or two, those of the first in ten.')
     made.append('## The map\n\n' + '\n'.join(map_lines(paths)))
     made.append(f'## Beside the chapters\n\n- [The quiz]({QUIZ}.ipynb): the questions of all chapters.\n'
                 f'- [The glossary]({GLOSSARY}.ipynb): every term that a chapter explains.')

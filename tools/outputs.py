@@ -1,13 +1,16 @@
-"""Remove from the outputs of notebooks what belongs to one machine: the state of widgets, and where its files lie.
+"""Make the outputs of notebooks fit for every reader: no state of widgets, no folders of one machine, words as well as HTML.
 
 The state of a widget is of no use without its kernel, and a site loads scripts from elsewhere for a page that holds
 one. A progress bar that was stored as a widget shows its first moment for ever, so it goes as a whole. A warning names
-the file that it comes from; the folders above the package are of no use to a reader.
+the file that it comes from; the folders above the package are of no use to a reader. A table of a fit is stored as HTML twice, once in the place of
+plain text; who reads the notebook as a text finds lines there.
 """
 import json, re
 from house import ROOT, notebooks
+from llmbook.show.html import plain_text
 
 VIEW = 'application/vnd.jupyter.widget-view+json'
+HTML_OBJECT = '<IPython.core.display.HTML object>'
 BAR = re.compile(r'\d+%\|')
 ABOVE = re.compile(r'/(?:[\w.+-]+/)+(?=llmbook/[\w/]+\.py\b)') # the folders above a file of the package
 
@@ -30,14 +33,24 @@ def without_folders(output):
     return dict(output, text=ABOVE.sub('', text).splitlines(True))
 
 
+def with_words(output):
+    "Return an output whose plain text has no tags, if it has HTML as well."
+    data = output.get('data', {})
+    plain = ''.join(data.get('text/plain', ''))
+    silent = '</' in plain or plain == HTML_OBJECT
+    words = plain_text(''.join(data.get('text/html', '')))
+    if not silent or not words: return output
+    return dict(output, data={**data, 'text/plain': words.splitlines(True)})
+
+
 def cleaned(output):
     "Return an output as it is stored; None for one that goes as a whole."
     output = without_view(output)
-    return output and without_folders(output)
+    return output and with_words(without_folders(output))
 
 
 def clean(nb):
-    "Remove from a notebook what belongs to one machine; return whether there was anything."
+    "Make the outputs of a notebook fit for every reader; return whether there was anything to do."
     found = nb['metadata'].pop('widgets', None) is not None
     for cell in nb['cells']:
         outputs = cell.get('outputs', [])
@@ -54,7 +67,7 @@ def main():
         if not clean(nb): continue
         text = json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True)
         path.write_text(f'{text}\n', encoding='utf-8')
-        print(f'{path.relative_to(ROOT)}: without what belongs to one machine')
+        print(f'{path.relative_to(ROOT)}: outputs made fit for every reader')
 
 
 if __name__ == '__main__': main()
