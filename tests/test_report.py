@@ -443,6 +443,13 @@ def test_less_than_a_token_a_parameter_is_said(run):
     for said in (words(report_html(run)), model_card(run)):
         assert '0.2 tokens for each of its parameters' in said
         assert 'hardly begun' in said
+    plan = read_json(run/'plan.json')
+    plan['expected']['body'] = 100_000 # the blocks alone, which is what a plan counts
+    write_json(run/'plan.json', plan)
+    assert 'hardly begun' not in words(report_html(run)) + model_card(run)
+    plan['expected']['body'] = 390_000
+    write_json(run/'plan.json', plan)
+    assert 'It read 2 tokens for each parameter of its blocks, where about 6 make good use' in model_card(run)
 
 
 def test_rings_are_spoken_of_where_there_are_some(run):

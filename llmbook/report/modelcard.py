@@ -13,7 +13,7 @@ from ..evaluate.stats import digits_of
 from ..fairness.run import is_finding
 from .runs import COMPRESSOR_GROUPS, find_row, read_run
 from .harm import carries_null
-from .sections import ENOUGH, best_words, limits_of, shown, three, tokens_per_parameter
+from .sections import best_words, limits_of, shown, three, tokens_per_parameter, tokens_read, wanted_of
 
 # %% ../../nbs/api/70_report/08_modelcard.ipynb #417438ea
 _MARKS = re.compile(r'([\\`*\[\]|~#!])') # characters that mean something to Markdown
@@ -254,12 +254,12 @@ def _is_beaten(rows):
         if value is not None and value < own: ahead.append(name)
     return ahead
 
-def _too_little(ratio):
+def _too_little(run):
     "Return a sentence about a model that read few tokens for its size, or None."
-    if ratio is None or ratio >= ENOUGH / 2: return None
+    ratio = tokens_per_parameter(run)
+    if ratio is None or ratio >= wanted_of(run) / 2: return None
     so = 'it has hardly begun to learn.' if ratio < 1 else 'a longer run would have made it better.'
-    return (f'It read {number(ratio, 2)} tokens for each of its parameters, where about {ENOUGH} make good use of the '
-            f'time: {so}')
+    return f'It read {tokens_read(run)}, where about {wanted_of(run)} make good use of the time: {so}'
 
 def _has_code(card):
     "Return whether any of the data is code."
@@ -267,7 +267,7 @@ def _has_code(card):
 
 def _limits(run):
     "Return what the model should not be trusted with, from what the run knows of it."
-    lines = [_too_little(tokens_per_parameter(run))]
+    lines = [_too_little(run)]
     ahead = _is_beaten(run.rows)
     if ahead: lines.append(
         f"It predicts unseen text worse than {' and '.join(ahead)}, programs that know no language: "

@@ -14,7 +14,7 @@ from ..show.html import Markup, note, table, tag
 from llmbook.report.runs import (
     Run, _changed_facts, _is_quiet, _said, _tally, compare_runs, difference, find_row, read_run
 )
-from .sections import ENOUGH, readable_name, section, tokens_per_parameter
+from .sections import readable_name, section, tokens_per_parameter, tokens_read, wanted_of
 
 # %% ../../nbs/api/70_report/07_progress.ipynb #6c8ecc9a
 def earlier_run(
@@ -94,7 +94,7 @@ def _if_not_evaluated(run): return None if run.rows else 'evaluate it'
 def _if_hardly_begun(run):
     ratio = tokens_per_parameter(run)
     if ratio is None or ratio >= 1: return None
-    return f'more minutes or a smaller model: it read {number(ratio, 2)} tokens for each parameter'
+    return f'more minutes or a smaller model: it read {tokens_read(run)}'
 
 def _if_learnt_by_heart(run):
     train = find_row([r for r in run.rows if r.get('split') == 'train'], 'extracted')
@@ -116,9 +116,8 @@ def _if_overfitted(run):
 
 def _if_short(run):
     ratio = tokens_per_parameter(run)
-    if ratio is None or ratio >= ENOUGH / 2: return None
-    read = f'it read {number(ratio, 2)} tokens for each parameter'
-    return f'more minutes: {read}, where about {ENOUGH} make good use of the time'
+    if ratio is None or ratio >= wanted_of(run) / 2: return None
+    return f'more minutes: it read {tokens_read(run)}, where about {wanted_of(run)} make good use of the time'
 
 _RULES = (_if_not_evaluated, _if_hardly_begun, _if_learnt_by_heart, _if_overfitted, _if_short) # the first that applies
 

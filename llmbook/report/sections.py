@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENOUGH', 'readable_name', 'section', 'limits_of', 'shown', 'three', 'best_words', 'measures', 'data_section',
-           'model_section', 'loss_figure', 'tokens_per_parameter', 'training_section']
+           'model_section', 'loss_figure', 'tokens_per_parameter', 'wanted_of', 'tokens_read', 'training_section']
 
 # %% ../../nbs/api/70_report/04_sections.ipynb #f72abcc3
 import json, math
@@ -13,6 +13,7 @@ from ..evaluate.items import measure_of
 from ..evaluate.stats import _without_rounding, digits_of
 from ..show.charts import figure, means, share_bar, shared_scale, thin_out, whisker
 from ..show.html import Markup, concat, fold, note, table, tag, text_block
+from ..plan.minutes import wanted_tokens
 from .runs import difference, same_measure
 from ..verdict.weigh import better
 
@@ -431,15 +432,35 @@ def loss_figure(
 # %% ../../nbs/api/70_report/04_sections.ipynb #91146dad
 ENOUGH = 20 # tokens for each parameter that make good use of an amount of computing (Hoffmann et al., 2022)
 
+def _body(run):
+    "Return the number of parameters in the blocks, by the plan; None if it is not known."
+    expected = run.plan.get('expected') or {}
+    return finite(expected.get('body')) or None
+
 def tokens_per_parameter(
     run, # a `Run`
 ) -> float|None: # None where one of the two is not known
-    "Return how many tokens the model read for each of its parameters."
+    "Return how many tokens the model read for each parameter of its blocks, or of the whole where these are not known."
     actual = run.summary.get('actual') or {}
     last = run.history[-1] if run.history else {}
     tokens = finite(actual.get('tokens') or last.get('tokens') or run.plan.get('tokens'))
-    params = finite(_measured(run, 'params'))
+    params = _body(run) or finite(_measured(run, 'params'))
     return tokens / params if tokens and params else None
+
+def wanted_of(
+    run, # a `Run`
+) -> int: # tokens for each parameter that `tokens_per_parameter` counts
+    "Return how many tokens for each parameter would have made good use of the time."
+    body = _body(run)
+    return wanted_tokens(body) if body else ENOUGH
+
+def tokens_read(
+    run, # a `Run` whose tokens and parameters are known
+) -> str: # such as '0.94 tokens for each of its parameters'
+    "Return in words how many tokens the model read for each parameter."
+    ratio = number(tokens_per_parameter(run), 2)
+    whose = 'each parameter of its blocks' if _body(run) else 'each of its parameters'
+    return f'{ratio} tokens for {whose}'
 
 # %% ../../nbs/api/70_report/04_sections.ipynb #a702c638
 def _course(run):
@@ -461,8 +482,8 @@ def _briefly(run):
     "Return a warning if the model read too little to have learnt much, or None."
     ratio = tokens_per_parameter(run)
     if ratio is None or ratio >= 1: return None
-    words = (f'The model read {number(ratio, 2)} tokens for each of its parameters. About {ENOUGH} make good use of '
-             'the time, and with less than one it has hardly begun: take a smaller model or more minutes before '
+    words = (f'The model read {tokens_read(run)}. About {wanted_of(run)} make good use of the time, and '
+             ' with less than one it has hardly begun: take a smaller model or more minutes before '
              'reading anything into its scores.')
     return note(words, class_='warn')
 
