@@ -52,6 +52,40 @@ MODEL_EXERCISES['09.3'] = Exercise(
                'that is half of it: there are keys and values, and a number takes two bytes.'),
               (2 * 36 * 32 * 128 * 4096 * 2, 'query heads are not kept. Only the key-value heads are.')))
 
+# %% ../../nbs/api/78_teach/07_exercises_model.ipynb #802791d0
+def _best_pair(operations, ratio):
+    params = math.sqrt(operations / (6 * ratio))
+    return params, ratio * params
+
+def _carbon(operations, rate, share, watts, pue, kg_per_kwh):
+    hours = operations / (rate * share) / 3600
+    return hours * watts / 1000 * pue * kg_per_kwh
+
+_IN_MATRICES = 2 * (4 * 64 * 64 + 3 * 64 * 192) + 1000 * 64
+_SCORES = 2 * 12 * 64 * 128
+MODEL_EXERCISES['10.1'] = Exercise(
+    6 * _IN_MATRICES + _SCORES,
+    'six operations for each weight of the blocks and of the head; then the scores, which have no weights.',
+    mistakes=((6 * _IN_MATRICES, 'the matrices are right. What does attention multiply that is no weight?'),
+              (2 * _IN_MATRICES + _SCORES / 3, 'that is the way forward. The way back costs twice as much again.'),
+              (6 * (_IN_MATRICES + 64_000) + _SCORES, 'the embedding is looked up: count its table once, for the head.')))
+MODEL_EXERCISES['10.2'] = Exercise(
+    _best_pair, 'put D = ratio x N into C = 6 N D, and solve for N.',
+    inputs=((5.76e23, 20), (1e21, 20), (1e21, 100)),
+    mistakes=((lambda operations, ratio: _best_pair(6 * operations, ratio),
+               'the six is missing: a parameter and a token cost six operations.'),
+              (lambda operations, ratio: _best_pair(operations, ratio)[::-1],
+               'the parameters come first, then the tokens.')))
+MODEL_EXERCISES['10.3'] = Exercise(
+    _carbon, 'operations over the rate that is reached are seconds; then hours, kilowatts, the building, the grid.',
+    inputs=((1e21, 989e12, .4, 700, 1.58, .481), (1e18, 1e14, .5, 300, 1.1, .03)),
+    mistakes=((lambda operations, rate, share, *rest: _carbon(operations, rate, 1 / share, *rest),
+               'a device that reaches a smaller share takes longer: divide by the share.'),
+              (lambda operations, rate, share, watts, pue, kg_per_kwh:
+                   _carbon(operations, rate, share, watts, 1, kg_per_kwh),
+               'the building is missing: multiply by the PUE.'),
+              (lambda *figures: 3600 * _carbon(*figures), 'those are seconds. A kilowatt-hour has hours in it.')))
+
 # %% ../../nbs/api/78_teach/07_exercises_model.ipynb #3e1c3028
 def _plateau(step, steps, warmup, decay):
     "Return the share of the learning rate: up during `warmup` steps, level, and down to zero in the last `decay`."
