@@ -1,4 +1,7 @@
-"A headless Chromium, and one JupyterLab for all tests of a session: what browser tests share."
+"""A headless Chromium, and one JupyterLab for all tests of a session: what browser tests share.
+
+With LLMBOOK_LAB=notebook it is Notebook 7 instead, where the package `notebook` is installed.
+"""
 import atexit, json, os, queue, re, secrets, shutil, signal, subprocess, sys, tempfile, threading, urllib.request
 from contextlib import contextmanager
 from functools import cache
@@ -9,6 +12,7 @@ CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shuti
 DRIVER = shutil.which('chromedriver')
 FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-sync',
          '--disable-background-networking', '--disable-component-update', '--disable-dev-shm-usage']
+FRONT = os.environ.get('LLMBOOK_LAB', 'jupyterlab')  # the module of the front end: jupyterlab or notebook
 browser_only = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason='no chromium and chromedriver on this machine')
 
 
@@ -28,7 +32,7 @@ def _write_json(path, content):
     path.write_text(json.dumps(content))
 
 
-def _write_settings(folder, theme, subshells):
+def write_settings(folder, theme, subshells):
     "Write JupyterLab's settings: no announcements, a theme, and how widgets use the subshells of a kernel."
     no_news = {'@jupyterlab/apputils-extension:announcements': True}
     _write_json(folder/'config/labconfig/page_config.json', dict(disabledExtensions=no_news))
@@ -45,14 +49,17 @@ def _write_notebook(path, cells):
     nbformat.write(nbformat.v4.new_notebook(cells=code, metadata=kernel), path)
 
 
-def _start_server(folder, token):
+def _start_server(folder, token, expose):
     "Start a server that keeps everything it writes in `folder`."
     places = dict(HOME=folder, JUPYTER_CONFIG_DIR=folder/'config', JUPYTER_RUNTIME_DIR=folder/'runtime',
                   JUPYTER_DATA_DIR=folder/'share', JUPYTERLAB_SETTINGS_DIR=folder/'settings',
                   JUPYTERLAB_WORKSPACES_DIR=folder/'workspaces', IPYTHONDIR=folder/'ipython')
     env = {**os.environ, **{name: str(path) for name, path in places.items()}, 'OMP_NUM_THREADS': '1'}
-    command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--ip=127.0.0.1', '--port=0',
+    command = [sys.executable, '-m', FRONT, '--no-browser', '--ip=127.0.0.1', '--port=0',
                f'--IdentityProvider.token={token}', '--allow-root']
+    # a page that shows its application as `window.jupyterapp` can be asked for commands
+    if expose: command.append('--JupyterNotebookApp.expose_app_in_browser=True' if FRONT == 'notebook'
+                              else '--LabApp.expose_app_in_browser=True')
     return subprocess.Popen(command, cwd=folder/'work', env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                             text=True, start_new_session=True)
 
@@ -64,18 +71,18 @@ def _address(server):
         for line in server.stderr: lines.put(line)
     threading.Thread(target=read, daemon=True).start()
     while True:
-        found = re.search(r'(http://127\.0\.0\.1:\d+)/lab\?token', lines.get(timeout=120))
+        found = re.search(r'(http://127\.0\.0\.1:\d+)/(?:lab|tree)\?token', lines.get(timeout=120))
         if found: return found[1]
 
 
 class Lab:
     "A JupyterLab that serves the notebooks of many tests, each in a folder and a workspace of its own."
-    def __init__(self):
+    def __init__(self, expose=False):
         self.folder = Path(tempfile.mkdtemp(prefix='lab-'))
         (self.folder/'work').mkdir()
-        _write_settings(self.folder, 'JupyterLab Light', 'perCommTarget')
+        write_settings(self.folder, 'JupyterLab Light', 'perCommTarget')
         self.token = secrets.token_hex(16)
-        self.server = _start_server(self.folder, self.token)
+        self.server = _start_server(self.folder, self.token, expose)
         self.address = _address(self.server)
         self.n_notebooks = 0
 
@@ -85,7 +92,12 @@ class Lab:
         name = f'n{self.n_notebooks}'
         _write_notebook(folder/'work/look.ipynb', cells)
         (self.folder/'work'/name).symlink_to(folder/'work')
-        return name, f'{self.address}/lab/workspaces/{name}/tree/{name}/look.ipynb?token={self.token}'
+        return name, self.address_of(f'{name}/look.ipynb', workspace=name)
+
+    def address_of(self, path, workspace):
+        "Return where a notebook opens; Notebook 7 has no workspaces."
+        place = f'notebooks/{path}' if FRONT == 'notebook' else f'lab/workspaces/{workspace}/tree/{path}'
+        return f'{self.address}/{place}?token={self.token}'
 
     def ask(self, path, method='GET'):
         "Ask the server's own interface."
@@ -119,9 +131,9 @@ def shared_lab():
 @contextmanager
 def jupyter_lab(folder, cells, theme='JupyterLab Light', subshells='perCommTarget'):
     "Write a notebook of these cells into the shared JupyterLab, and give its address."
-    pytest.importorskip('jupyterlab')
+    pytest.importorskip(FRONT)
     lab = shared_lab()
-    _write_settings(lab.folder, theme, subshells) # a page reads them when it is opened
+    write_settings(lab.folder, theme, subshells) # a page reads them when it is opened
     name, address = lab.open(folder, cells)
     try: yield address
     finally: lab.close(name)
@@ -138,8 +150,7 @@ class Page:
         self.folder = folder
         self.driver = start_browser(folder/'profile', width, height)
         self.driver.get(address)
-        # the notebook's own indicator says idle before there is a kernel, and a cell that is run then asks for one
-        self.wait(lambda: self.found('.jp-CodeCell') and '| Idle' in self.text('#jp-main-statusbar'))
+        self.wait(lambda: self.found('.jp-CodeCell') and self.has_kernel())
 
     def __enter__(self): return self
     def __exit__(self, kind, *args):
@@ -151,6 +162,12 @@ class Page:
         from selenium.webdriver.support.ui import WebDriverWait
         wait = WebDriverWait(self.driver, seconds, poll_frequency=every, ignored_exceptions=[Exception])
         return wait.until(lambda driver: done())
+
+    def has_kernel(self):
+        "Return whether the page knows its kernel: a cell that is run earlier asks for one."
+        if FRONT == 'notebook': return self.found('.jp-NotebookKernelStatus-fade')
+        # the notebook's own indicator says idle before there is a kernel
+        return '| Idle' in self.text('#jp-main-statusbar')
 
     def found(self, css): return self.driver.find_elements('css selector', css)
 

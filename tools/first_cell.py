@@ -2,7 +2,8 @@
 
 A chapter is opened in JupyterLab, Notebook, VS Code or Colab, often as a file of its own that somebody was sent. The
 cell stands before a chapter's first code, is folded on the site, and does nothing where llmbook can be imported. What
-pip is given stands in settings.ini (`install_from`); a chapter in a checkout installs that.
+pip is given stands in settings.ini (`install_from`); a wheel beside the chapter comes before it, and the checkout that a
+chapter stands in before both. Where none of them helps, the cell says what would, since pip's own message cannot.
 """
 import json
 from configparser import ConfigParser
@@ -11,18 +12,34 @@ from house import ROOT
 NAME = 'first-cell' # id of the cell: there is one in a chapter
 TEXT = '''#| code-fold: true
 #| code-summary: llmbook is installed here where it is missing
+import importlib, sys
 from importlib.util import find_spec
 from pathlib import Path
 if find_spec('llmbook') is None:
-    source = '-e ../..' if Path('../../llmbook/__init__.py').exists() else 'INSTALL_FROM'
-    get_ipython().run_line_magic('pip', f'install -q {source}')'''
+    source = 'INSTALL_FROM'
+    for wheel in sorted(Path().glob('llmbook-*.whl')):
+        source = str(wheel)
+    if Path('../../llmbook/__init__.py').exists():
+        source = '-e ../..'
+        sys.path.append(str(Path('../..').resolve()))
+    if source:
+        get_ipython().run_line_magic('pip', f'install -q {source}')
+    importlib.invalidate_caches()
+    if find_spec('llmbook') is None:
+        tried = f' (tried {source})' if source else ''
+        raise ModuleNotFoundError(
+            f'expected llmbook, which is not installed here{tried}: put its wheel, llmbook-*.whl, '
+            'beside this notebook, or open the notebook inside the repository; then run this cell '
+            'again. In the repository, `pip wheel --no-deps .` makes the wheel.')'''
 
 
 def text(root=ROOT):
     "Return the source of the cell."
     settings = ConfigParser(delimiters=['='])
     settings.read(root/'settings.ini', encoding='utf-8')
-    return TEXT.replace('INSTALL_FROM', settings['DEFAULT']['install_from'])
+    source = settings['DEFAULT']['install_from']
+    if ' ' in source: source = f'"{source}"' # the shell is to see one word: name @ address
+    return TEXT.replace('INSTALL_FROM', source)
 
 
 def with_first_cell(notebook, source):

@@ -77,6 +77,8 @@ def _choice(kind, label, **options): return labelled(kind, label, '5rem', '30rem
 
 class AttentionPanel(Panel):
     "A sentence, and who looks at whom in one head of one layer."
+    keys = ATTENTION_KEYS
+
     def __init__(self,
         model, # a model of ours of any family, or any causal model of transformers
         tok, # its tokenizer
@@ -123,15 +125,7 @@ class AttentionPanel(Panel):
         links = strongest_links(self.maps, self.layer.value, self.head.value)
         return f'layer {self.layer.value}, head {self.head.value}\n{links.to_string(index=False)}'
 
-    def _repr_mimebundle_(self, **kwargs):
-        live = self.box._repr_mimebundle_(**kwargs) or {}
-        still = concat([Markup(self.page.value), Markup(self.pictures.value)])
-        return {**live, 'text/html': still, 'text/plain': repr(self)}
-
-    def _ipython_display_(self):
-        from IPython.display import Javascript, display
-        display(self._repr_mimebundle_(), raw=True)
-        display(Javascript(ATTENTION_KEYS))
+    def still(self): return concat([Markup(self.page.value), Markup(self.pictures.value)])
 
 # %% ../../nbs/api/75_widgets/11_attention.ipynb #0eba54e7
 def explore_attention(

@@ -20,7 +20,6 @@ from ..report.reading import find_store
 from ..show.charts import COLOURS, axis, svg, svg_dot, svg_line, svg_text
 from ..show.html import Markup, html_table, tag
 from .parts import Panel
-from .items import ITEM_KEYS
 
 # %% ../../nbs/api/75_widgets/13_bias.ipynb #37c8b4ac
 @checked
@@ -205,7 +204,6 @@ class BiasPanel(Panel):
         self.list.observe(self._draw, 'value')
         self.show_items.observe(self._draw_items, 'value')
         self.box = w.VBox([self.list, self.page, self.show_items, self.items])
-        self.box.add_class('lb-items') # whose keys these are
         self.box.add_class('lb-bias')
         self._draw()
 
@@ -229,15 +227,7 @@ class BiasPanel(Panel):
         facts = [f'{name:>26}: {text}' for name, text in row_facts(self.row)]
         return '\n'.join([*lines, '', *facts])
 
-    def _repr_mimebundle_(self, **kwargs):
-        live = self.box._repr_mimebundle_(**kwargs) or {}
-        parts = [bias_row_html(row) for row in self.rows]
-        return {**live, 'text/html': tag('div', *parts), 'text/plain': repr(self)}
-
-    def _ipython_display_(self):
-        from IPython.display import Javascript, display
-        display(self._repr_mimebundle_(), raw=True)
-        display(Javascript(ITEM_KEYS))
+    def still(self): return tag('div', *[bias_row_html(row) for row in self.rows])
 
 # %% ../../nbs/api/75_widgets/13_bias.ipynb #87f13339
 def browse_bias(

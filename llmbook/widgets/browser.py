@@ -94,6 +94,10 @@ class Browser(Panel):
         for menus in self.menus.values():
             for menu in menus.values(): menu.observe(self._restart, 'value')
 
+    def __repr__(self):
+        if self.at < 0: return self.position.value
+        return f'{self.position.value}\n{self.rows[self.what.value].text(self.at)}'
+
     def _switch(self, change=None):
         self.menu_row.children = tuple(self.menus[self.what.value].values())
         self._restart()
@@ -174,6 +178,10 @@ class Tuner(Panel):
         quoted_back = self._changed('would come back', back)
         self.page.value = tag('div', self._summary(), picture, quoted_lost, quoted_back,
                               style='font:.95rem/1.4 system-ui,sans-serif')
+
+    def __repr__(self):
+        n_kept = len(self.docs) - len(self.dropped)
+        return f'{n_kept:,} of {len(self.docs):,} documents are kept with {_settings(self.current)}'
 
     def _summary(self):
         "Return how many documents are kept and dropped, and how many the default would drop."

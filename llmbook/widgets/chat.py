@@ -80,6 +80,7 @@ def _told(talk):
 
 class ChatPanel(Panel):
     "A conversation in a notebook: a line to write in, the answer as it comes, and what the model was given."
+    keys = CHAT_KEYS
     between = .05 # seconds between two drawings of an answer
 
     def __init__(self,
@@ -134,7 +135,8 @@ class ChatPanel(Panel):
         controls = [self.system, self.temperature, self.top_p, self.length]
         for control in controls: control.observe(self._change_options, 'value')
         title = 'options, from the next question on'
-        self.options = w.Accordion([w.VBox(controls)], titles=[title], selected_index=None)
+        self.options = w.Accordion([w.VBox(controls)], selected_index=None)
+        self.options.set_title(0, title)
 
     def _change_options(self, change):
         self.talk.options = dict(temperature=self.temperature.value, top_p=self.top_p.value)
@@ -147,12 +149,6 @@ class ChatPanel(Panel):
         self.draw()
 
     def __repr__(self): return repr(self.talk)
-
-    def _ipython_display_(self):
-        from IPython.display import Javascript, display
-        bundle = self._repr_mimebundle_() | {'text/plain': repr(self)}
-        display(bundle, raw=True)
-        display(Javascript(CHAT_KEYS))
 
 # %% ../../nbs/api/75_widgets/05_chat.ipynb #66dd1246
 _HIDDEN = 'position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)'

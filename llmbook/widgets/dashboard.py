@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCREENS', 'dashboard_line', 'dashboard_page', 'TextScreen', 'HtmlScreen', 'CurveControls', 'WidgetScreen',
-           'screen_kind', 'Dashboard', 'browse_curves']
+           'screen_kind', 'Dashboard', 'CurvePanel', 'browse_curves']
 
 # %% ../../nbs/api/75_widgets/03_dashboard.ipynb #b6472943
 import time, warnings
@@ -21,7 +21,7 @@ from ..train.progress import progress_words
 from ..checkpoint.state import rng_state, set_rng_state
 from ..report.curves import history_picture, history_rows
 from .kernel import Requests, listen
-from .parts import push_button
+from .parts import PANEL_KEYS, Panel, live_view, push_button, run_script
 
 # %% ../../nbs/api/75_widgets/03_dashboard.ipynb #cf933ecd
 def dashboard_line(
@@ -236,7 +236,9 @@ class WidgetScreen(HtmlScreen):
         self.page = w.HTML()
         self.controls = CurveControls(self._note_change, beside)
         self.changed = False
+        self.has_keys = False # whether the page that shows the widgets has their script
         self.box = w.VBox([w.HBox(buttons), self.controls.box, self.page])
+        self.box.add_class('lb-panel')
         self.box._view_count = 0 # from now on frontends report their views
 
     def _note_change(self): self.changed = True
@@ -251,8 +253,7 @@ class WidgetScreen(HtmlScreen):
     def bundle(self, page, view):
         plain = super().bundle(page, view)
         if self.box is None: return plain
-        live = self.box._repr_mimebundle_() or {}
-        return {**live, **plain}
+        return {**live_view(self.box), **plain}
 
     def begin(self, view):
         self.page.value = self._page(view)
@@ -262,6 +263,9 @@ class WidgetScreen(HtmlScreen):
         self.page.value = self._page(view)
         self.pause.description = 'Resume' if self.requests.pausing else 'Pause'
         if not self.box._view_count: self._renew(self.page.value, view)
+        elif not self.has_keys:
+            self.has_keys = True
+            run_script(PANEL_KEYS)
 
     def listen(self):
         widgets = (self.box, self.pause, self.stop, self.sample, *self.controls.widgets)
@@ -524,18 +528,31 @@ def _stop(self:Dashboard):
     raise CancelFitException
 
 # %% ../../nbs/api/75_widgets/03_dashboard.ipynb #a10c0206
+class CurvePanel(Panel):
+    "The curves of a run under the controls that choose how they are drawn."
+    def __init__(self,
+        rows:list, # rows of a run
+        beside=(), # rows of an earlier run
+        by:str='step', # what lies along the axis: 'step' or 'tokens'
+    ):
+        self.rows = rows
+        self.by = by
+        self.end = max([finite(row.get(by)) or 0 for row in [*rows, *beside]], default=0)
+        self.page = w.HTML()
+        self.controls = CurveControls(self.draw, beside)
+        self.box = w.VBox([self.controls.box, self.page])
+        self.draw()
+
+    def draw(self):
+        "Draw the curves as the controls want them."
+        self.page.value = str(history_picture(self.rows, self.by, **self.controls.look(self.end)))
+
+    def __repr__(self): return f'curves of {len(self.rows):,} rows, up to {self.by} {self.end:,}'
+
 def browse_curves(
     history, # rows, the path of a history file, or the folder of a run
     beside=(), # an earlier run to compare with, as `history`
     by:str='step', # what lies along the axis: 'step' or 'tokens'
-) -> w.VBox: # controls over the curves
+) -> CurvePanel: # shows itself in a notebook
     "Show the curves of a run, with smoothing, logarithmic axes, a part of the axis, and an earlier run beside."
-    rows, before = history_rows(history), history_rows(beside)
-    page = w.HTML(str(history_picture(rows, by, beside=before)))
-    end = max([finite(row.get(by)) or 0 for row in [*rows, *before]], default=0)
-
-    def draw(): page.value = str(history_picture(rows, by, **controls.look(end)))
-    controls = CurveControls(draw, before)
-    box = w.VBox([controls.box, page])
-    box.controls, box.page = controls, page
-    return box
+    return CurvePanel(history_rows(history), history_rows(beside), by)

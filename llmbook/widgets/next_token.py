@@ -68,6 +68,8 @@ NEXT_KEYS = """
 # %% ../../nbs/api/75_widgets/10_next_token.ipynb #e0b997ae
 class NextTokenPanel(Panel):
     "A text, the next tokens that a model expects, and what temperature, top-k and top-p leave of them."
+    keys = NEXT_KEYS
+
     def __init__(self,
         model, # any causal model: ours, a wrapped one, or one of transformers
         tok, # its tokenizer
@@ -121,14 +123,7 @@ class NextTokenPanel(Panel):
 
     def __repr__(self): return f'{self.text.value}\n{self.found!r}'
 
-    def _repr_mimebundle_(self, **kwargs):
-        live = self.box._repr_mimebundle_(**kwargs) or {}
-        return {**live, 'text/html': next_tokens_html(self.found), 'text/plain': repr(self)}
-
-    def _ipython_display_(self):
-        from IPython.display import Javascript, display
-        display(self._repr_mimebundle_(), raw=True)
-        display(Javascript(NEXT_KEYS))
+    def still(self): return next_tokens_html(self.found)
 
 # %% ../../nbs/api/75_widgets/10_next_token.ipynb #ec4d0c7a
 @patch

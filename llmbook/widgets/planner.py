@@ -160,6 +160,10 @@ class Planner(Panel):
             self.page.value = f'<div style="width:0;min-width:100%">{self._page()}</div>'
         finally: self.busy = False
 
+    def __repr__(self):
+        try: return self.call
+        except UserError as e: return str(e)
+
     def _page(self):
         try: chosen = self.choices
         except UserError as e: return mistake_html(e)

@@ -115,6 +115,8 @@ def _start_html(plan):
 
 class RatePanel(Panel):
     "The page of one rater: a start, the pairs, an end."
+    keys = RATE_KEYS
+
     def __init__(self,
         folder:str|Path, # folder of a rating that was planned
         rater:str='', # the rater's name; '': the page asks for it
@@ -164,15 +166,6 @@ class RatePanel(Panel):
         parts = [f'{self._count()}. {self.plan.question}', prompt, f'LEFT: {left}', f'RIGHT: {right}',
                  "panel.answer('left'), 'right', 'tie' or 'both bad'; panel.undo()"]
         return '\n\n'.join(part for part in parts if part)
-
-    def _repr_mimebundle_(self, **kwargs):
-        live = self.box._repr_mimebundle_(**kwargs) or {}
-        return {**live, 'text/html': self.page.value, 'text/plain': repr(self)}
-
-    def _ipython_display_(self):
-        from IPython.display import Javascript, display
-        display(self._repr_mimebundle_(), raw=True)
-        display(Javascript(RATE_KEYS))
 
 # %% ../../nbs/api/75_widgets/07_rate.ipynb #462d4264
 @patch

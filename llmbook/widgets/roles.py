@@ -13,7 +13,6 @@ from ..show.html import Markup, concat, fold, html_table, tag
 from ..tune.chat import ROLES, ChatFormat, encode_chats, show_roles
 from ..tune.formats import load_chats
 from .parts import Panel, labelled, push_button
-from .items import ITEM_KEYS
 
 # %% ../../nbs/api/75_widgets/12_roles.ipynb #53dd0959
 def role_counts(
@@ -77,7 +76,6 @@ class RolesPanel(Panel):
         steps = w.HBox([self.at, self.back, self.next], layout=wrap)
         options = w.HBox(options, layout=wrap)
         self.box = w.VBox([steps, options, self.status, self.page])
-        self.box.add_class('lb-items') # whose keys these are
         self.box.add_class('lb-roles')
         self._draw()
 
@@ -106,15 +104,6 @@ class RolesPanel(Panel):
         self.status.value = tag('div', tag('small', self.said), role='status')
 
     def __repr__(self): return '\n'.join([self.said, *[repr(show_roles(row)) for row in self.rows]])
-
-    def _repr_mimebundle_(self, **kwargs):
-        live = self.box._repr_mimebundle_(**kwargs) or {}
-        return {**live, 'text/html': self.page.value, 'text/plain': repr(self)}
-
-    def _ipython_display_(self):
-        from IPython.display import Javascript, display
-        display(self._repr_mimebundle_(), raw=True)
-        display(Javascript(ITEM_KEYS))
 
 # %% ../../nbs/api/75_widgets/12_roles.ipynb #4fe9565a
 def browse_roles(
