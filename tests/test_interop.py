@@ -243,14 +243,15 @@ def test_predictions_that_would_not_fit_are_refused(trained, monkeypatch):
     with pytest.raises(UserError, match='give fewer batches'): trained.get_preds()
 
 
-def test_the_texts_that_are_predicted_worst(trained):
+def test_the_texts_that_are_predicted_worst(trained, capsys):
     losses = [loss for loss, text in trained.top_losses(3)]
     assert losses == sorted(losses, reverse=True)
     assert len(losses) == 3
     with quiet(trained):
         interpretation = Interpretation.from_learner(trained)
         assert interpretation.top_losses(1)[0].item() == pytest.approx(losses[0], abs=1e-4)
-        with pytest.raises(UserError, match='learn.top_losses'): interpretation.plot_top_losses(2)
+        interpretation.plot_top_losses(1)
+    assert repr(trained.top_losses(1)[0][1]) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('call, words', [

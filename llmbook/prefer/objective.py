@@ -112,6 +112,13 @@ class PreferenceLoss:
         if self.reduction == 'none': return loss
         return loss.mean() if len(loss) else loss.sum() # of a rank without a row: 0, with a gradient of 0
 
+    def compared(self, h, *targets) -> Compared: # what `last` is after a call, which changes nothing
+        "Return the comparisons of a batch, from the same arguments as a call."
+        before = self.last
+        self(h, *targets)
+        found, self.last = self.last, before
+        return found
+
     def activation(self, h): return h
     def decodes(self, h): return h
 

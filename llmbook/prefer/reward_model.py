@@ -20,7 +20,7 @@ from ..core import RunFolder, UserError, atomic_path, eval_mode, real_number, wh
 from ..model.hf import check_tokenizer
 from ..model.open import load_lm
 from .losses import dpo_loss
-from .objective import Compared, PreferenceMetric
+from .objective import Compared, PreferenceLoss, PreferenceMetric
 from .preferences import PreferenceData
 from .run import _asked, _fit, preferences_for
 from .shared import preference_dls, sums_of_answers
@@ -98,6 +98,9 @@ class RewardLoss:
         self.last = Compared('reward', 1., rewards.detach(), torch.zeros_like(rewards), n, good[which != IGNORE])
         return loss if self.reduction == 'none' else loss.mean()
 
+    compared = PreferenceLoss.compared
+
+    def __repr__(self): return 'RewardLoss()'
     def activation(self, h): return h
     def decodes(self, h): return h
 

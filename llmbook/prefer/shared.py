@@ -20,6 +20,7 @@ from ..tokens.shuffle import permuted
 from ..tokens.tokenizer import decode
 from ..model.linear import times
 from .preferences import PreferenceRow
+from ..train.interop import TextTable
 from ..train.loss import _add_product, _chunks, _dtype, _long, plain_head
 
 # %% ../../nbs/api/52_prefer/03_shared.ipynb #02ba59c2
@@ -50,6 +51,8 @@ class PreferenceLoader(SeekLoader):
     "Batches of prompts, each with its answers behind it."
     n_inp = 2
     own = (*SeekLoader.own, 'pad', 'ref', 'whole', 'rank', 'world')
+    instead_of_predictions = ('use learn.show_results() for the rewards of answers, learn.top_losses(k) for the worst '
+                              'comparisons, or answer_logps')
     def __init__(self,
         rows:list, # `PreferenceRow`s
         bs:int=8, # rows of the data in a batch, of all ranks together
@@ -86,6 +89,12 @@ class PreferenceLoader(SeekLoader):
         self.steps = steps or self.per_pass
         self._pass = None, None # the last pass that was asked for, and its order
         super().__init__(rows, bs=bs, shuffle=shuffle, device=device, **kwargs)
+
+    @property
+    def written_by(self) -> str: # call with a place for the question
+        "Name what `predict` has no use for here."
+        if self.whole: return 'score_answers(learn.model, fmt, [[question, answer]])'
+        return 'chat_answers(learn.model, fmt, [{}])'
 
     def order(self,
         number:int, # which pass over the rows, from 0
@@ -201,18 +210,65 @@ class PreferenceLoader(SeekLoader):
     def show_batch(self, b=None, max_n=4, **kwargs):
         "Show the first rows of the next batch as texts."
         from IPython.display import display
-        rows = []
-        for member in self.members(self.position)[:max_n]:
-            row = self.dataset[int(member)]
-            answers = [decode(self.tok, ids) for ids in row.answers]
-            rows.append([decode(self.tok, row.prompt), *answers])
-        display(_texts_table(rows, self.n_answers))
+        rows = [self._texts_of(member) for member in self.members(self.position)[:max_n]]
+        display(_texts_table(rows, self.dataset[0].label is None))
 
-def _texts_table(rows, n_answers):
+    def show_results(self,
+        b, # a batch
+        out, # `Compared` of its comparisons
+        max_n=4, # comparisons
+        **kwargs # fastai's own arguments
+    ):
+        "Show comparisons with the rewards of their answers."
+        from IPython.display import display
+        which = b[2]
+        members = which[which != IGNORE].tolist()[:max_n]
+        rewards = [[f'{reward:.3f}' for reward in of_row] for of_row in out.rewards.tolist()]
+        are_pairs = self.dataset[0].label is None
+        heads = _heads(are_pairs, self.n_answers)
+        heads += [f'reward of {head}' for head in heads[1:]]
+        rows = [[*self._texts_of(member), *rewards[k]] for k, member in enumerate(members)]
+        if not are_pairs:
+            heads.append('label')
+            for row, member in zip(rows, members): row.append('good' if self.dataset[member].is_good else 'bad')
+        display(TextTable(heads, rows))
+
+    def decode_batch(self,
+        b, # a batch
+        max_n=9, # comparisons
+    ) -> list: # (prompt, answer, other answer) of each
+        "Turn a batch into prompts and answers."
+        which = b[2]
+        return [tuple(self._texts_of(member)) for member in which[which != IGNORE].tolist()[:max_n]]
+
+    def _texts_of(self, member):
+        "Return a prompt and its answers as texts."
+        row = self.dataset[int(member)]
+        answers = [decode(self.tok, ids) for ids in row.answers]
+        return [decode(self.tok, row.prompt), *answers]
+
+    def item_losses(self, model, loss_func): # (n) losses, n texts
+        "Measure each comparison of a pass: its loss, and its prompt with the answers."
+        losses, texts = [], []
+        loss_func.reduction = 'none'
+        try:
+            for i in range(self.per_pass):
+                b = self.batch(i)
+                which = b[2]
+                losses.append(loss_func(model(*b[:self.n_inp]), *b[self.n_inp:]))
+                for member in which[which != IGNORE].tolist(): texts.append(' | '.join(self._texts_of(member)))
+        finally: loss_func.reduction = 'mean'
+        return torch.cat(losses).cpu(), texts
+
+def _texts_table(rows, are_pairs):
     "Return prompts and answers as a table."
     import pandas as pd
-    names = ['prompt', 'chosen', 'rejected'] if n_answers == 2 else ['prompt', 'answer']
-    return pd.DataFrame(rows, columns=names)
+    return pd.DataFrame(rows, columns=_heads(are_pairs, len(rows[0]) - 1))
+
+def _heads(are_pairs, n_answers):
+    "Return the titles of a prompt and its answers."
+    names = ['prompt', 'chosen', 'rejected'] if are_pairs else ['prompt', 'answer', 'answer to another']
+    return names[:1 + n_answers]
 
 # %% ../../nbs/api/52_prefer/03_shared.ipynb #2c04b2a5
 _KEPT = 1 << 25 # most probabilities that are kept for the backward pass; 128 MB in float32

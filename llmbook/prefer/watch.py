@@ -97,6 +97,8 @@ class PreferenceWatch(Callback):
     "Scores, divergence and answers, before the first step and at each validation."
     order = 57
     remove_on_fetch = True
+    _only_train_loop = True # fastai's `summary` leaves it out
+    holds_data = True # it is not exported
     def __init__(self,
         fmt:ChatFormat, # the model's chat format
         chats:list, # `Conversation`s of the validation, whose questions are asked

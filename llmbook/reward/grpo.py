@@ -130,6 +130,8 @@ class GRPOLoss:
         self.banned = banned
         self.reset()
 
+    def __repr__(self): return f'GRPOLoss(clip {self.clip}, temperature {self.temperature:g})'
+
     def reset(self) -> None:
         "Forget what was seen."
         self.seen = dict(ratio_off=0., clipped=0., drift=0., tokens=0)

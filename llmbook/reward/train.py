@@ -32,6 +32,7 @@ from .rollouts import Rollout, Sampler, sample_groups
 from .verify import pass_at_k
 from ..show.html import html_table
 from ..tokens.loaders import SeekLoader
+from ..train.interop import TextTable
 from ..train.progress import Progress
 from ..tune.adapters import base_fingerprint
 from ..tune.chat import ChatFormat
@@ -50,6 +51,8 @@ def puzzle_prompts(
 class PromptLoader(SeekLoader):
     "Batches of prompts: ids, filled up at the right, and the numbers of the puzzles."
     own = (*SeekLoader.own, 'fmt', 'steps', 'updates')
+    written_by = "answer_puzzles(learn.model, fmt, task, puzzles)"
+    instead_of_predictions = 'use learn.validate() for the rewards, and learn.reward_watch.samples() for the answers'
     def __init__(self,
         task, # a `PuzzleTask`, or a list of `Puzzle`s for a validation
         fmt:ChatFormat, # the model's chat format
@@ -85,6 +88,21 @@ class PromptLoader(SeekLoader):
         "Return the puzzles of batch `i`."
         if isinstance(self.dataset, list): return [self.dataset[n] for n in self.numbers(i)]
         return [self.dataset.puzzle(n) for n in self.numbers(i)]
+
+    def decode_batch(self,
+        b, # a batch
+        max_n=9, # puzzles
+    ) -> list: # (prompt, right answer) of each
+        "Turn a batch into prompts and right answers."
+        puzzle_at = self.dataset.__getitem__ if isinstance(self.dataset, list) else self.dataset.puzzle
+        puzzles = [puzzle_at(n) for n in b[1][:max_n].tolist()]
+        return [(puzzle.prompt, puzzle.answer) for puzzle in puzzles]
+
+    def show_batch(self, b=None, max_n=6, **kwargs):
+        "Show prompts with the right answers."
+        from IPython.display import display
+        rows = self.decode_batch(self.one_batch() if b is None else b, max_n)
+        display(TextTable(['prompt', 'answer'], rows))
 
     def batch(self,
         i:int, # global number of a batch
@@ -180,6 +198,8 @@ _EVALUATION = 1 << 41 # number that no rollout has, for the seed of evaluations
 class GroupRollouts(Callback):
     "Draw and score answers to a batch of prompts, and put the rows of the update in its place."
     order = -50
+    _only_train_loop = True # fastai's `summary` leaves it out
+    holds_data = True # it is not exported
     __setattr__ = object.__setattr__ # fastai's looks up every name in the Learner and the model, many times a step
     def __init__(self,
         task:PuzzleTask, # what is asked and what it is worth
@@ -268,7 +288,10 @@ class GroupRollouts(Callback):
 
     def _validate(self):
         "Answer held-out puzzles; the loss is minus their mean reward."
-        found = self._answered(self.learn.dls.valid.puzzles(self.learn.iter), self.learn.iter)
+        puzzles = self.learn.dls.valid.puzzles(self.learn.iter)
+        if not puzzles: raise UserError(
+            'expected a validation on the held-out puzzles, got another loader: use learn.validate()')
+        found = self._answered(puzzles, self.learn.iter)
         self.held_out.append(found)
         self.learn.loss = torch.tensor(-float(found.rewards.mean()))
         raise CancelBatchException
@@ -311,6 +334,8 @@ class RewardWatch(Callback):
     "A row for each step, and held-out puzzles before the first step and at each validation."
     order = 57
     remove_on_fetch = True
+    _only_train_loop = True # fastai's `summary` leaves it out
+    holds_data = True # it is not exported
     def __init__(self,
         path=None, # folder for rewards.csv and looks.json; None: they stay in memory
         k:int=8, # pass@k that is shown beside pass@1; at most the answers of an evaluation
@@ -421,6 +446,7 @@ def _mean_rate(look, k):
 
 class RewardProgress(Progress):
     "One line with the reward instead of the loss, which says nothing here."
+    name = 'progress' # as fastai's callbacks look for it
     def _words(self):
         watch = getattr(self.learn, 'reward_watch', None)
         if watch is None or not watch.rows: return ''

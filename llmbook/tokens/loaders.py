@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IGNORE', 'SeekLoader', 'PassLoader', 'NoData', 'read_ahead', 'TokenLoader', 'document_ids', 'batch_table',
-           'check_positive', 'lm_dls']
+           'batch_text', 'check_positive', 'lm_dls']
 
 # %% ../../nbs/api/14_tokens/05_loaders.ipynb #b26adae4
 import queue, threading
@@ -70,6 +70,36 @@ class SeekLoader(DataLoader):
     def one_batch(self) -> tuple: return self.after_batch(self.batch(self.position))
 
     @property
+    def vocab(self) -> list: # the piece of each id
+        "Return the tokenizer's pieces by their ids, under fastai's name for them."
+        tok = self.known_tokenizer()
+        return [tok.id_to_token(i) for i in range(tok.get_vocab_size())]
+
+    def known_tokenizer(self): # the tokenizer; UserError if there is none
+        "Return the tokenizer that turns ids into text."
+        if self.tok is None: raise UserError('expected a loader with a tokenizer, to show ids as text: pass tok=')
+        return self.tok
+
+    def decode(self,
+        ids, # ids (T) of a text, or (B, T) of several; `IGNORE` is left out. Or a batch, as for `decode_batch`
+    ) -> str|list: # a text, or a list of texts; special tokens are shown
+        "Turn ids into text."
+        if isinstance(ids, tuple): return self.decode_batch(ids)
+        tok = self.known_tokenizer()
+        ids = torch.as_tensor(ids)
+        if ids.dim() > 1: return [self.decode(row) for row in ids]
+        return decode(tok, ids[ids != IGNORE], False)
+
+    def decode_batch(self,
+        b, # a batch
+        max_n:int=9, # rows
+    ) -> list: # (input, target) of each row
+        "Turn a batch of tokens into pairs of texts."
+        inputs = self.decode(b[0][:max_n])
+        targets = self.decode(b[self.n_inp][:max_n])
+        return list(zip(inputs, targets))
+
+    @property
     def items(self): raise UserError('expected a table of single items, got a loader of rows of tokens: '
                                      'use learn.top_losses(k) for the texts that are predicted worst')
 
@@ -115,15 +145,19 @@ class NoData(SeekLoader):
         self.tok = tok
         self.seed = 0
         self.steps = 0
+        self.written_by = None # what `predict` names
 
     @classmethod
     def like(cls,
         dl, # any loader
     ) -> 'NoData':
         "Return what is kept of a loader."
-        return cls(getattr(dl, 'tok', None), getattr(dl, 'bs', None) or 1, getattr(dl, 'device', None))
+        found = cls(getattr(dl, 'tok', None), getattr(dl, 'bs', None) or 1, getattr(dl, 'device', None))
+        found.written_by = getattr(dl, 'written_by', None)
+        return found
 
     def __repr__(self): return 'NoData()'
+    def new(self, *args, **kwargs) -> 'NoData': return self
     def __iter__(self): self.batch(0)
     def batch(self, i):
         raise UserError('expected data, got an exported Learner, which has none: give it some, learn.dls = lm_dls(...)')
@@ -182,6 +216,8 @@ class TokenLoader(SeekLoader):
         **kwargs # arguments of fastai's `DataLoader`
     ):
         if not 0 <= rank < world: raise UserError(f'expected a rank from 0 to {world - 1}, got {rank} of {world}')
+        if isinstance(tokens, (list, tuple)) and tokens and isinstance(tokens[0], str):
+            raise UserError('expected tokens of a split, got texts: measure texts with text_bits(model, tok, texts)')
         self.seq_len = seq_len
         self.seed = seed
         self.tok = tok
@@ -322,24 +358,58 @@ def batch_table(
 ) -> str: # HTML
     "Show a batch as a table of texts; where there are predictions, the right ones are coloured."
     heads = ['input', 'target']
+    if preds is not None: heads += ['predicted', 'right']
+    rows = []
+    for ids, target, pred in _targets_alone(x, y, preds, max_n):
+        row = [_cut(decode(tok, part, False), trunc_at) for part in (ids, target)]
+        if pred is not None:
+            pieces = _compared(tok, pred, target, trunc_at)
+            row += [pieces, _share_right(pred, target)]
+        rows.append(row)
+    head = _line(heads, 'th')
+    body = ''.join(_line(row, 'td') for row in rows)
+    return f'<table>{head}{body}</table>'
+
+def _targets_alone(x, y, preds, max_n):
+    "Return the ids of each row, the targets that count, and the predictions for them, or None."
     if preds is not None:
-        heads += ['predicted', 'right']
         preds = torch.as_tensor(preds).cpu()
         if preds.ndim == 3: preds = preds.argmax(-1)
     rows = []
     for i in range(min(max_n, len(x))):
         target = y[i].cpu()
         is_target = target != IGNORE
-        target = target[is_target]
-        row = [_cut(decode(tok, ids, False), trunc_at) for ids in (x[i], target)]
-        if preds is not None:
-            pred = preds[i][is_target]
-            share = (pred == target).float().mean()
-            row += [_compared(tok, pred, target, trunc_at), f'{share:.0%}']
-        rows.append(row)
-    head = _line(heads, 'th')
-    body = ''.join(_line(row, 'td') for row in rows)
-    return f'<table>{head}{body}</table>'
+        pred = None if preds is None else preds[i][is_target]
+        rows.append((x[i], target[is_target], pred))
+    return rows
+
+def _share_right(pred, target):
+    "Return the share of right predictions as text."
+    share = (pred == target).float().mean()
+    return f'{share:.0%}'
+
+def batch_text(
+    tok, # tokenizer
+    x, # (B, T) ids
+    y, # (B, T) targets; `IGNORE` is left out
+    preds=None, # (B, T) predicted ids, or (B, T, V) scores, to compare with `y`
+    max_n:int=6, # rows
+    trunc_at:int=300, # characters shown of each text
+) -> str: # lines of plain text, for where no HTML can be shown
+    "Show a batch as lines: input, target and, where there are predictions, these with the share of right ones."
+    rows = []
+    for ids, target, pred in _targets_alone(x, y, preds, max_n):
+        lines = [('input', ids), ('target', target)]
+        if pred is not None: lines.append(('predicted', pred))
+        texts = [f'{name:>9}  {_quoted(tok, part, trunc_at)}' for name, part in lines]
+        if pred is not None: texts.append(f'    right  {_share_right(pred, target)}')
+        rows.append('\n'.join(texts))
+    return '\n\n'.join(rows)
+
+def _quoted(tok, ids, n):
+    "Return up to `n` characters of a text on one line, in quotes."
+    text = decode(tok, ids, False)
+    return repr(text if len(text) <= n else text[:n] + '…')
 
 def _line(cells, tag):
     "Return a line of the table."
@@ -383,11 +453,9 @@ def _show(dl, b, preds, max_n, show=True, ctxs=None, unique=False, **kwargs):
     "Show a batch as a table in a notebook, and as lines of text elsewhere."
     from IPython import get_ipython
     from IPython.display import HTML, display
-    if dl.tok is None: raise UserError('expected a loader with a tokenizer, to show ids as text: pass tok=')
-    if get_ipython(): return display(HTML(batch_table(dl.tok, b[0], b[-1], preds, max_n, **kwargs)))
-    for x in b[0][:max_n]:
-        text = decode(dl.tok, x, False)
-        print(repr(text)[:kwargs.get('trunc_at', 300)])
+    tok = dl.known_tokenizer()
+    if get_ipython(): return display(HTML(batch_table(tok, b[0], b[-1], preds, max_n, **kwargs)))
+    print(batch_text(tok, b[0], b[-1], preds, max_n, **kwargs))
 
 # %% ../../nbs/api/14_tokens/05_loaders.ipynb #5d8e1a70
 def check_positive(

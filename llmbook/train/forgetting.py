@@ -82,6 +82,7 @@ class Forgetting(Callback):
     "What text of the former training costs, before the first step and at each validation."
     order = 57
     remove_on_fetch = True
+    _only_train_loop = True # fastai's `summary` leaves it out
     def __init__(self,
         tok, # the model's tokenizer
         texts:list, # documents that the model could predict before

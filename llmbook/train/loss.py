@@ -255,6 +255,8 @@ class LMLoss:
         self.compile = compile
         self.reduction = 'mean'
 
+    def __repr__(self): return f'{type(self).__name__}(chunk {self.chunk})'
+
     def __call__(self, h, y): # (B, T, D), (B, T) -> scalar, or (B, T) with reduction 'none'
         if self.reduction == 'none': return self._each(h, y)
         total, n = self._sum(h, y)

@@ -325,7 +325,13 @@ def lm_opt(
     tables = [m.weight for m in embeddings]
     thin = [p for name, p in model.named_parameters() if name.endswith(('lora_A', 'lora_B'))] # factors of adapters
     adamw_only = frozenset(id(p) for p in tables + in_heads + thin)
-    return partial(LMOptim, muon=muon, adamw_only=adamw_only, **kwargs)
+    return _OptFunc(LMOptim, muon=muon, adamw_only=adamw_only, **kwargs)
+
+class _OptFunc(partial):
+    "An `opt_func` that shows its options, without the identities of parameters."
+    def __repr__(self):
+        options = [f'{name}={value!r}' for name, value in self.keywords.items() if name != 'adamw_only']
+        return f'lm_opt({", ".join(options)})'
 
 def renewed_opt(
     opt_func, # what makes a Learner's optimiser

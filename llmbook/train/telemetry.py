@@ -84,6 +84,7 @@ class Telemetry(Callback):
     "The history of a run as rows; `save` writes them."
     order = 55
     remove_on_fetch = True # predictions that a callback fetches within a fit are no validation
+    _only_train_loop = True # fastai's `summary` leaves it out
     __setattr__ = object.__setattr__ # fastai's looks up every name in the Learner and the model, many times a step
     @checked
     def __init__(self,
@@ -379,6 +380,7 @@ class Samples(Callback):
     "What the model writes for a few prompts, after each validation."
     order = 56
     remove_on_fetch = True
+    _only_train_loop = True # fastai's `summary` leaves it out
     @checked
     def __init__(self,
         sample, # function (model, prompts) -> list of texts

@@ -147,6 +147,8 @@ class ChatWatch(Callback):
     "Answers, the loss of each role and forgetting, before the first step and at each validation."
     order = 57
     remove_on_fetch = True
+    _only_train_loop = True # fastai's `summary` leaves it out
+    holds_data = True # it is not exported
     def __init__(self,
         fmt:ChatFormat, # the model's chat format
         chats:list, # `Conversation`s to be answered, where they hold a question; theirs stand beside the model's
