@@ -7518,6 +7518,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'llmbook/teach/exercises_data.py'),
                                               'llmbook.teach.exercises_data._document_numbers': ( 'api/78_teach/exercises_data.html#_document_numbers',
                                                                                                   'llmbook/teach/exercises_data.py'),
+                                              'llmbook.teach.exercises_data._empty_rule_fits': ( 'api/78_teach/exercises_data.html#_empty_rule_fits',
+                                                                                                 'llmbook/teach/exercises_data.py'),
                                               'llmbook.teach.exercises_data._first_rule': ( 'api/78_teach/exercises_data.html#_first_rule',
                                                                                             'llmbook/teach/exercises_data.py'),
                                               'llmbook.teach.exercises_data._may_be_fetched': ( 'api/78_teach/exercises_data.html#_may_be_fetched',

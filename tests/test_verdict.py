@@ -189,6 +189,18 @@ def test_an_ablation_finds_what_helps(tmp_path):
     plot_ablation(result)
 
 
+def test_a_table_keeps_p_and_its_correction_apart(tmp_path):
+    changes = {f'width {width}': dict(width=width) for width in (2, 3, 20)}
+    result = ablate(run, SETTINGS, changes, out=tmp_path)
+    for line in result.table.itertuples():
+        verdict = result.verdicts[line.change, line.metric]
+        assert (line.p, line.p_holm) == (verdict.p, verdict.p_holm)
+        assert (line.p < .05) == (line.low > 0 or line.high < 0)
+        assert (line.p_holm < .05) == (line.verdict != 'not known')
+    assert (result.table['p_holm'] >= result.table['p']).all()
+    assert (result.table['p_holm'] > result.table['p']).any()
+
+
 def test_a_killed_ablation_resumes(tmp_path):
     made = []
     def killed(settings, seed, folder):

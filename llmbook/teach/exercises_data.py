@@ -17,13 +17,17 @@ _BLOCK = 'HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<p>Café</p>'
 def _may_be_fetched(rules, path):
     best = (-1, True)
     for kind, beginning in rules:
-        if path.startswith(beginning): best = max(best, (len(beginning), kind == 'allow'))
+        if beginning and path.startswith(beginning): best = max(best, (len(beginning), kind == 'allow'))
     return best[1]
 
 def _first_rule(rules, path):
     for kind, beginning in rules:
-        if path.startswith(beginning): return kind == 'allow'
+        if beginning and path.startswith(beginning): return kind == 'allow'
     return True
+
+def _empty_rule_fits(rules, path):
+    fitting = [(len(beginning), kind == 'allow') for kind, beginning in rules if path.startswith(beginning)]
+    return max(fitting, default=(-1, True))[1]
 
 def _right_is_reserved(headers):
     lower = {name.lower(): value.strip() for name, value in headers.items()}
@@ -38,8 +42,9 @@ DATA_EXERCISES['03.1'] = Exercise(
 DATA_EXERCISES['03.2'] = Exercise(
     _may_be_fetched, 'among the rules that fit, take the longest; of two equally long ones, allow wins.',
     inputs=((_RULES, '/private'), (_RULES, '/news/today'), (_RULES, '/news/old/1'), ([('disallow', '/a')], '/b'),
-            ([], '/')),
+            ([], '/'), ([('disallow', '')], '/')),
     mistakes=((_first_rule, 'you took the first rule that fits. Take the longest.'),
+              (_empty_rule_fits, 'an empty rule fits nothing, and the beginning of every path is empty. Leave it out.'),
               (lambda rules, path: _first_rule(sorted(rules, key=lambda rule: -len(rule[1])), path),
                'nearly: of two rules of the same length, allow wins.')))
 DATA_EXERCISES['03.3'] = Exercise(

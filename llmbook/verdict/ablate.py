@@ -280,7 +280,7 @@ def _cost_of(ablation, arm):
 
 def ablation_table(
     ablation:Ablation, # from `ablate`
-) -> pd.DataFrame: # change, metric, base, value, difference, low, high, p, verdict, seconds
+) -> pd.DataFrame: # change, metric, base, value, difference, low, high, p, p_holm, verdict, seconds
     "Return a row for each change and score; a change without a result has one that says why."
     rows = []
     for (arm, metric), verdict in ablation_verdicts(ablation).items():
@@ -288,7 +288,7 @@ def ablation_table(
                          base=_mean_of(ablation, 'base', metric),
                          value=_mean_of(ablation, arm, metric),
                          difference=verdict.difference, low=verdict.low, high=verdict.high,
-                         p=verdict.p if verdict.p_holm is None else verdict.p_holm,
+                         p=verdict.p, p_holm=verdict.p_holm,
                          verdict=verdict.word, seconds=_cost_of(ablation, arm)))
     for arm in list(ablation.arms)[1:]:
         if any(row['change'] == arm for row in rows): continue
