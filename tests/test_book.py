@@ -166,3 +166,10 @@ def test_a_drawing_is_in_step_and_readable(name):
     assert all(contrast(ground, '#ffffff') >= 4.5 for ground in grounds)
     arrows = set(re.findall(r'stroke="(#\w+)"', stored))
     assert all(contrast(arrow, page) >= 3 for arrow in arrows for page in ('#ffffff', '#000000', '#222222'))
+
+
+def test_the_start_page_lists_every_chapter():
+    text = course.markdown(ROOT/'nbs/index.ipynb')
+    assert course.chapter_list(CHAPTERS)
+    missing = [line for line in course.chapter_list(CHAPTERS) if line not in text]
+    assert not missing, 'run `make export`'

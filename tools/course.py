@@ -1,4 +1,4 @@
-"""Make the pages that are gathered from the chapters: the course, the glossary and the quiz.
+"""Make the pages that are gathered from the chapters: the course, the glossary, the quiz, the list of the start page.
 
 A chapter says what it is made of by its form. A term is explained in a box, `> **Term**: meaning`; a question stands
 in a numbered line, with its answer folded below it; an exercise has a heading, a cell that checks it, and a folded
@@ -14,6 +14,7 @@ BOX = re.compile(r'^> \*\*(?:\[(?P<linked>[^\]]+)\]\([^)]*\)|(?P<plain>[^*\[\]]+
 QUESTION = re.compile(r'^(\d+)\. (.+?)\n\n<details><summary>Answer</summary>\n\n(.+?)\n\n</details>', re.S | re.M)
 SOLUTION = re.compile(r'<details><summary>Solution</summary>\n\n```python\n(.+?)\n```\n\n</details>', re.S)
 EXERCISE = re.compile(r'^### Exercise (\d): (.+)$', re.M)
+CHAPTER_LINE = re.compile(r'^  - \*[^*]+\*: \[')
 WORDS_A_MINUTE = 180  # of prose that is thought about
 EXERCISE_MINUTES = 10
 GLOSSARY, QUIZ, COURSE = '92_glossary', '91_quiz', '00_course'
@@ -55,10 +56,11 @@ def exercises(path):
     return found
 
 
-def anchor(term):
-    "Return the anchor of a heading, as both builds of the site make it."
-    kept = re.sub(r'[^\w\s-]', '', term.lower())
-    return re.sub(r'\s+', '-', kept.strip())
+def anchor(heading):
+    "Return the anchor of a heading, as Pandoc makes it; the offline build takes it from here, too."
+    kept = re.sub(r'[^\w\s.-]', '', heading.lower())
+    joined = re.sub(r'\s+', '-', kept.strip())
+    return re.sub(r'^[\W\d_]+', '', joined) or 'section'
 
 
 def link_terms(path):
@@ -159,6 +161,37 @@ def map_lines(paths):
     return lines
 
 
+def chapter_list(paths):
+    "Return the lines of the start page that list the chapters, a line a part."
+    lines = []
+    for part_name, (first, last, _) in PARTS.items():
+        links = [f'[{small_title(path)}](book/{path.name})' for path in paths if first <= path.stem[:2] <= last]
+        if links: lines.append(f'  - *{part_name}*: {", ".join(links)}.')
+    return lines
+
+
+def small_title(path):
+    "Return a chapter's title as it stands inside a sentence."
+    name = title(path)
+    return name[0].lower() + name[1:]
+
+
+def with_chapters(source, lines):
+    "Return the text of the start page with the lines of its chapters exchanged."
+    kept = source.split('\n')
+    old = [i for i, line in enumerate(kept) if CHAPTER_LINE.match(line)]
+    return '\n'.join(kept[:old[0]] + lines + kept[old[-1] + 1:]) if old else source
+
+
+def update_start_page(paths, root=ROOT):
+    "Write the list of chapters into the start page."
+    path = root/'nbs/index.ipynb'
+    notebook = json.loads(path.read_text(encoding='utf-8'))
+    for cell in notebook['cells']:
+        cell['source'] = with_chapters(''.join(cell['source']), chapter_list(paths)).splitlines(True)
+    write(path, notebook)
+
+
 def page(texts):
     "Return a notebook of Markdown cells."
     made = []
@@ -179,5 +212,6 @@ if __name__ == '__main__':
     for path in chapters():
         link_terms(path)
         put_first_cell(path)
+    update_start_page(chapters())
     for name, notebook in pages().items(): write(ROOT/f'nbs/book/{name}.ipynb', notebook)
     print(f'nbs/book: {len(chapters())} chapters, {sum(len(terms(path)) for path in chapters())} terms')

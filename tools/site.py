@@ -10,27 +10,34 @@ from pathlib import Path
 import yaml
 from docutils.nodes import make_id
 from nbdev import serve
-from docprocs import Processors, QuartoProcessors
-from house import ROOT, cells, description, front, module, notebooks, page, title
+from docprocs import CODE, HEADING, Processors, QuartoProcessors, shown_name
+from course import terms
+from house import ROOT, cells, description, front, module, notebooks, page, part, title
 from sidebar import purpose
 
 DIRECTIVE = re.compile(r'^#\|\s*([\w-]+)\s*:?\s*(.*?)\s*$')
-CODE = re.compile(r'(^```.*?^```|`[^`\n]*`)', re.S | re.M)
 NAME_LINK = re.compile(r'\[`([^`\]]+)`\]\(/+((?:api|book)/[^)#]+)#([^)]+)\)')
 NB_LINK = re.compile(r'(\]\((?![a-z]+:)[^)\s#]*?)([^/)\s#]+)\.ipynb(#[^)\s]*)?\)')
 CALLOUT = re.compile(r'^(:{3,})\s*\{\.callout-(\w+)[^}]*\}', re.M)
-DEFINED = re.compile(r'^(?:async def|def|class)\s+(\w+)', re.M)
 UNCOLOURED = re.compile(r'<span class="(?:n|p|w|o|bp)">([^<]*)</span>')
-HEADING = re.compile(r'^(#{2,4}) (.+)$', re.M)
-AXES = re.compile(r"\b(title|xlabel|ylabel)\s*=\s*f?(['\"])(.+?)\2|set_(title|xlabel|ylabel)\(\s*f?(['\"])(.+?)\5")
-PATCHED = re.compile(r'^@patch\b.*\n(?:@.*\n)*def\s+(\w+)\(\s*self\s*:\s*(\w+)', re.M)
 
 
 def process():
     "Make nbdev's processed notebooks: the step of `nbdev-proc-nbs` that needs no Quarto."
-    os.chdir(ROOT) # nbdev looks for its configuration from here
-    serve.FilterDefaults = Processors
+    set_processors(Processors)
     return serve.proc_nbs(n_workers=2)
+
+
+def set_processors(processors):
+    "Tell nbdev what to process notebooks with; drop what others, or older ones of these, have left in its cache."
+    os.chdir(ROOT) # nbdev looks for its configuration from here
+    serve.FilterDefaults = processors
+    written = [(ROOT/'tools'/name).stat().st_mtime for name in ('alt.py', 'docprocs.py', 'docstrings.py')]
+    maker, note = f'{processors.__name__} {max(written)}', ROOT/'_proc/.maker'
+    if note.exists() and note.read_text() == maker: return
+    shutil.rmtree(note.parent, ignore_errors=True)
+    note.parent.mkdir()
+    note.write_text(maker)
 
 
 # ---- one notebook --------------------------------------------------------------------------------------------------
@@ -78,18 +85,9 @@ def markdown(text, names):
     return ''.join(parts)
 
 
-def shown_name(source):
-    "Return the name that a `show_doc(...)` cell shows, or None."
-    m = re.search(r'^show_doc\((\w[\w.]*)', source, re.M)
-    return m and m[1]
-
-
-def documentation(name, mod, outputs, sources, names):
-    "Return a name's entry: target, heading, signature, one line, and its source to unfold."
+def documentation(name, mod, outputs, names):
+    "Return a name's entry: target, heading, signature, one line, parameters, and its source to unfold."
     text = tidy_documentation(first_markdown(outputs))
-    of_class, _, _ = name.partition('.')
-    source = sources.get(name) or sources.get(of_class)
-    if source: text += folded_source(source)
     full = f'llmbook.{mod}.{name}'
     if full in names.placed: return text # one target, though a notebook may show a name twice
     names.placed.add(full)
@@ -105,52 +103,25 @@ def first_markdown(outputs):
     return ''
 
 
-def folded_source(source):
-    "Return source that a reader can unfold."
-    return f'\n\n<details class="source"><summary>source</summary>\n\n```python\n{source}\n```\n\n</details>'
-
-
 def tidy_documentation(text):
     "Return what `docprocs` writes about a name, the name as code."
     return re.sub(r'^### (.+)$', r'### `\1`', text.strip(), count=1, flags=re.M)
-
-
-def exported_sources(path):
-    "Return, for each name, the exported cell that defines it, without directives."
-    sources = {}
-    for kind, src, _ in cells(path):
-        found, body = split_directives(src)
-        is_exported = kind == 'code' and 'export' in found
-        if not is_exported: continue
-        for name in DEFINED.findall(body): sources.setdefault(name, body)
-        for method, cls in PATCHED.findall(body): sources[f'{cls}.{method}'] = body
-    return sources
 
 
 def convert(processed, original, names):
     "Return one processed notebook as MyST-NB wants it."
     nb = json.loads(processed.read_text(encoding='utf-8'))
     mod = module(original)
-    sources = exported_sources(original)
     converted = []
-    above = title(original) # the heading that a cell stands under
     for cell in nb['cells']:
         kind = cell['cell_type']
         src = ''.join(cell['source'])
         if kind == 'raw': converted += [md_cell(heading(front(src), mod)), *take_along(original)]
-        elif kind == 'markdown':
-            above = last_heading(src, above)
-            converted.append(md_cell(markdown(src, names)))
-        else: converted += describe_pictures(code_cells(cell, src, mod, sources, names), src, above)
+        elif kind == 'markdown': converted.append(md_cell(markdown(src, names)))
+        else: converted += code_cells(cell, src, mod, names)
     shown = [cell for cell in converted if is_shown(cell)]
     kernel = dict(name='python3', language='python', display_name='python3')
     return dict(nbformat=4, nbformat_minor=4, cells=shown, metadata=dict(kernelspec=kernel))
-
-
-def last_heading(source, above):
-    "Return the last heading in a cell's Markdown, or the one above it."
-    found = HEADING.findall(CODE.sub('', source))
-    return found[-1][1] if found else above
 
 
 def take_along(path):
@@ -162,24 +133,6 @@ def take_along(path):
     title_of_link = 'after `make lab` in a copy of the project'
     return [md_cell(f'<p class="take-along">{download}<a href="{lab}" title="{title_of_link}">'
                     'Open in JupyterLab</a></p>')]
-
-
-def describe_pictures(converted, source, above):
-    "Give the pictures of a cell's outputs words for those who cannot see them."
-    for cell in converted:
-        if cell['cell_type'] == 'code': cell['metadata']['mystnb'] = dict(image=dict(alt=picture_words(source, above)))
-    return converted
-
-
-def picture_words(source, above):
-    "Return what a picture shows: the cell's own words (`fig-alt`), or those of its axes and of the heading above."
-    directives, body = split_directives(source)
-    if 'fig-alt' in directives: return directives['fig-alt'].strip('"')
-    said = {}
-    for m in AXES.finditer(body): said.setdefault(m[1] or m[4], m[3] or m[6])
-    of = said.get('title', re.sub('[`*]', '', above))
-    if 'ylabel' in said and 'xlabel' in said: return f"{of}: {said['ylabel']} against {said['xlabel']}"
-    return f"{of}: {said.get('ylabel') or said.get('xlabel') or 'a picture'}"
 
 
 def is_shown(cell):
@@ -200,25 +153,30 @@ def heading(head, mod):
     return '\n\n'.join(lines)
 
 
-def code_cells(cell, src, mod, sources, names):
+def code_cells(cell, src, mod, names):
     "Return a code cell with its directives carried out: nothing, documentation, plain Markdown, or code with outputs."
     directives, body = split_directives(src)
     output = directives.get('output')
     outputs = [] if output == 'false' else cell.get('outputs', [])
     name = shown_name(body)
     if name and mod:
-        text = documentation(name, mod, outputs, sources, names)
+        text = documentation(name, mod, outputs, names)
         return [md_cell(markdown(text, names))]
     if directives.get('include') == 'false': return []
     if output == 'asis': return [md_cell(markdown(output_text(o), names)) for o in outputs]
-    if directives.get('echo') == 'false': return [code_cell(body, outputs, 'remove-input')]
-    if directives.get('code-fold') == 'true': return [code_cell(body, outputs, 'hide-input')]
-    return [code_cell(body, outputs)]
+    tags = []
+    if directives.get('echo') == 'false': tags = ['remove-input']
+    elif directives.get('code-fold') == 'true': tags = ['hide-input']
+    words = directives.get('fig-alt', '').strip('"')
+    summary = directives.get('code-summary', 'the code')
+    return [code_cell(body, outputs, tags, words, summary)]
 
 
-def code_cell(source, outputs, *tags):
-    "Return a cell of code; tags hide its input or leave it out."
-    return dict(cell_type='code', metadata=dict(tags=list(tags)), source=source, outputs=outputs, execution_count=None)
+def code_cell(source, outputs, tags, words, summary):
+    "Return a cell of code; tags hide its input or leave it out, words stand for its pictures, a summary for its input."
+    config = dict(image=dict(alt=words), code_prompt_show=summary, code_prompt_hide=summary)
+    metadata = dict(tags=tags, mystnb=config)
+    return dict(cell_type='code', metadata=metadata, source=source, outputs=outputs, execution_count=None)
 
 
 def output_text(output):
@@ -238,6 +196,13 @@ class Section:
     def pages(self):
         "Return the notebooks of this section and of those inside it."
         return [p for x in self.inside for p in (x.pages() if isinstance(x, Section) else [x])]
+
+    def descriptions(self):
+        "Return page -> its one line, for the page of this section and of those inside it."
+        lines = {self.path: purpose(self.title) or f'What stands under {self.title}'}
+        for x in self.inside:
+            if isinstance(x, Section): lines |= x.descriptions()
+        return lines
 
     def write(self, folder):
         "Write the page of this section, and those of the sections inside it, where Sphinx reads."
@@ -293,9 +258,11 @@ def stage(processed, folder):
 def search_entries(processed, listed, names):
     """Return what the search knows.
 
-    Pages are [title, module, address, line]; each name and heading is [kind, text, page, anchor, line].
+    Pages are [title, module, address, line, what they answer]; each name and heading is [kind, text, page, anchor,
+    line].
     """
     pages, entries = [], []
+    asked = yaml.safe_load((ROOT/'tools/asked.yml').read_text(encoding='utf-8'))
     for name in listed:
         path = ROOT/'nbs'/name
         mod = module(path)
@@ -307,7 +274,8 @@ def search_entries(processed, listed, names):
             if not shown: continue
             label = make_id(names.labels[f'llmbook.{mod}.{shown}'])
             entries.append(['name', shown, len(pages), label, first_line(shown)])
-        pages.append([title(path), mod or '', f'{page(name)}.html', description(path)])
+        answers = asked.get(name, []) + [term.lower() for term, _ in terms(path) if part(path) == 'book']
+        pages.append([title(path), mod or '', f'{page(name)}.html', description(path), answers])
     return pages, entries
 
 
@@ -380,8 +348,8 @@ def settings():
             dark_css_variables={'color-brand-primary': '#8fb3e6', 'color-brand-content': '#8fb3e6'}),
         pygments_style='default', html_math_renderer='mathml',
         nb_execution_mode='off', nb_ipywidgets_js={}, nb_merge_streams=True, nb_output_stderr='show',
-        myst_enable_extensions=['dollarmath', 'colon_fence', 'deflist', 'attrs_inline', 'attrs_block'],
-        myst_heading_anchors=4,
+        myst_enable_extensions=['dollarmath', 'colon_fence', 'deflist', 'attrs_inline', 'attrs_block', 'tasklist'],
+        myst_heading_anchors=4, myst_heading_slug_func='course.anchor', html_use_index=False,
         myst_dmath_allow_space=False, myst_dmath_allow_digits=False, suppress_warnings=['mystnb.unknown_mime_type'],
         exclude_patterns=['_docs'])
 
@@ -389,7 +357,9 @@ def settings():
 def page_descriptions(site):
     "Return page -> its one line, the site's own for the start page."
     lines = {page(p.relative_to(ROOT/'nbs').as_posix()): description(p) for p in notebooks()}
-    return lines | {'index': site['description']}
+    for entry in sidebar_entries():
+        if isinstance(entry, Section): lines |= entry.descriptions()
+    return lines | {'index': site['description'], 'search': f"Search {site['title']}"}
 
 
 def build(out):
@@ -427,8 +397,7 @@ def write_search(path, pages, entries):
 def quarto():
     "Build the site with Quarto, as `nbdev-docs` does."
     from nbdev.quarto import nbdev_docs
-    os.chdir(ROOT)
-    serve.FilterDefaults = QuartoProcessors
+    set_processors(QuartoProcessors)
     nbdev_docs.__wrapped__(n_workers=2)
 
 

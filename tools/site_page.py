@@ -17,7 +17,11 @@ def add_tags(app, pagename, templatename, context, doctree):
     described = app.config.page_descriptions.get(pagename, '')
     above = context.get('metatags', '')
     if pagename == '404': above = f'<base href="{app.config.site_root}">\n{above}'
-    context['metatags'] = f"{above}\n{tags(context.get('title') or app.config.project, described)}"
+    title = context.get('title') or app.config.project
+    if pagename.startswith('contents/'): # a chapter or a module may have the name of its section
+        title = f'{title}: contents'
+        context['title'] = title
+    context['metatags'] = f'{above}\n{tags(title, described)}'
     if pagename != 'search': return
     for script in ('names.js', 'finder.js'): app.add_js_file(script)
 

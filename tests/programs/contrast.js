@@ -30,9 +30,17 @@ const luminance = colour => {
   return .2126 * red + .7152 * green + .0722 * blue
 }
 
+// how much of an element is seen: its own opacity and that of all its parents
+function seen(element) {
+  let share = 1
+  for (; element; element = element.parentElement) share *= Number(getComputedStyle(element).opacity)
+  return share
+}
+
 return [...document.querySelectorAll(arguments[0])].map(element => {
   const below = ground(element)
-  const text = over(parts(getComputedStyle(element).color), below)
+  const [red, green, blue, opacity] = parts(getComputedStyle(element).color)
+  const text = over([red, green, blue, opacity * seen(element)], below)
   const [lighter, darker] = [luminance(text), luminance(below)].sort((x, y) => y - x)
   return [element.textContent.slice(0, 30), (lighter + .05) / (darker + .05)]
 })

@@ -1,29 +1,47 @@
 // Search for names and titles: they stand above what Sphinx finds in the text. `sitePages` (names.js) has each page as
-// [title, module, address, line], `siteEntries` each name and heading as [kind, text, number of its page, anchor, line].
+// [title, module, address, line, what people ask that it answers], `siteEntries` each name and heading as [kind, text,
+// number of its page, anchor, line].
 
-// words that people type, and the words that the site uses for the same thing
-const SAME = {
-  save: ['save_pretrained', 'ship'], load: ['load_pretrained', 'open_lm'], 'fine-tune': ['sft', 'finetune'],
-  finetuning: ['sft', 'finetune'], 'fine-tuning': ['sft', 'finetune'], rlhf: ['dpo', 'grpo', 'preferences'],
-  rl: ['grpo', 'rewards'], lora: ['adapters'], peft: ['adapters'], gguf: ['export', 'ship'], deploy: ['ship', 'serve'],
-  quantization: ['quantise'], quantize: ['quantise'], deduplicate: ['dedup', 'duplicates'], multigpu: ['parallel'],
-  ddp: ['parallel'], fsdp: ['parallel'], resume: ['checkpoint'], checkpointing: ['recompute', 'checkpoint'],
-  benchmark: ['tasks', 'choices'], bpe: ['tokenizer'], lr: ['learning', 'rate', 'lr_find'], gpu: ['devices', 'memory'],
-  cost: ['plan', 'costs'], chat: ['chat', 'conversations'], train: ['lm_learner', 'pretrain'],
-}
+// words that say nothing about what is looked for
+const EMPTY = new Set(('a an and are as at be by can do does for from get has have how i in into is it its me much my of on ' +
+  'or own s so than that the this to up use using want what when where which who why will with you your').split(' '))
+const ENDINGS = /(isations?|ations?|ates?|ated|ating|ises?|ised|ising|ings?|ers?|ors?|ies|ed|es|s|y|e)$/
 const WEIGHT = { page: 3, name: 2, heading: 1 }
 const MOST = 15
 
-// everything that can be found, as [kind, text, module or page, address, one line]
+// everything that can be found, as [kind, text, module or page, address, one line, what it answers]
 const siteNames = [
-  ...sitePages.map(([title, module, address, line]) => ['page', title, module, address, line]),
+  ...sitePages.map(([title, module, address, line, asked]) => ['page', title, module, address, line, asked]),
   ...siteEntries.map(([kind, text, at, anchor, line]) => {
     const [title, module, address] = sitePages[at]
-    return [kind, text, kind === 'name' ? module : title, `${address}#${anchor}`, line]
+    return [kind, text, kind === 'name' ? module : title, `${address}#${anchor}`, line, []]
   }),
 ]
 
-const wordsOf = text => text.replace(/([a-z])([A-Z])/g, '$1 $2').toLowerCase().split(/[^a-z0-9]+/).filter(Boolean)
+// a function that computes each of its results once
+function remembered(f) {
+  const known = new Map()
+  return text => {
+    if (!known.has(text)) known.set(text, f(text))
+    return known.get(text)
+  }
+}
+
+const wordsOf = remembered(text => text.replace(/([a-z])([A-Z])/g, '$1 $2').toLowerCase().split(/[^a-z0-9]+/).filter(Boolean))
+
+// the words of a query that say something; all of them if none does
+function asked(query) {
+  const words = wordsOf(query)
+  const telling = words.filter(word => !EMPTY.has(word))
+  return telling.length ? telling : words
+}
+
+// a word without its ending, in British spelling: `tokenized` and `tokeniser` are one
+const stem = remembered(word => {
+  const british = word.replace(/i[sz](e|i|a)/g, 'is$1')
+  const cut = british.replace(ENDINGS, '')
+  return cut.length > 2 ? cut : british
+})
 
 // the number of letters to add, drop, change or swap with the next; a large number once there are more than `most`
 function distance(a, b, most) {
@@ -48,36 +66,33 @@ const allowed = word => word.length < 4 ? 0 : word.length < 8 ? 1 : 2
 // how well one word of a query fits the words of an entry: 1 for the word itself, less for a beginning or a misspelling
 function fit(word, words) {
   if (words.includes(word)) return 1
+  if (words.some(w => stem(w) === stem(word))) return .95
   if (word.length > 2 && words.some(w => w.startsWith(word))) return .8
   const isNear = words.some(w => distance(word, w, allowed(word)) <= allowed(word))
   return isNear ? .6 : 0
 }
 
-// how well an entry fits a query: 0 if it lacks one of its words
+const stems = remembered(text => asked(text).map(stem).join(' '))
+
+// how well an entry fits a query: 0 if it has less than half of its words
 function score(query, entry) {
-  const [kind, text, module, , line] = entry
-  const typed = query.toLowerCase()
+  const [kind, text, module, , line, answers] = entry
+  const typed = query.trim().toLowerCase()
   const shown = text.toLowerCase()
   if (shown === typed) return 20 + WEIGHT[kind]
+  if (answers.includes(typed)) return 19.5
+  if (answers.some(answer => stems(answer) === stems(typed))) return 19
   if (kind === 'page' && wordsOf(text).join(' ').startsWith(wordsOf(query).join(' ') + ' ')) return 18
   const misspelt = kind === 'name' && typed.length > 5 ? distance(typed, shown, 2) : 99
   if (misspelt <= 2) return 16 - misspelt
-  const inText = wordsOf(text), inLine = wordsOf(`${line} ${module}`)
-  let sum = 0
-  for (const word of wordsOf(query)) {
-    const near = [word, ...(SAME[word] || [])]
-    const best = Math.max(...near.map((w, i) => fitOf(w, inText, inLine, shown) * (i ? .95 : 1)))
-    if (!best) return 0
-    sum += best
-  }
-  const n = wordsOf(query).length
+  const inText = wordsOf(text), inLine = wordsOf(`${line} ${module}`), inAnswers = wordsOf(answers.join(' '))
+  const words = asked(query)
+  const fits = words.map(word => Math.max(fit(word, inText), .85 * fit(word, inAnswers), .4 * inLine.includes(word)))
+  const matched = fits.filter(Boolean).length / words.length
+  if (matched <= .5) return 0
+  const mean = fits.reduce((sum, one) => sum + one, 0) / words.length
   const isMethod = kind === 'name' && text.includes('.')
-  return 10 * sum / n + WEIGHT[kind] - inText.length / 20 - (isMethod ? 2 : 0)
-}
-
-function fitOf(word, inText, inLine, shown) {
-  if (shown === word) return 1.2
-  return Math.max(fit(word, inText), .4 * (inLine.includes(word) ? 1 : 0))
+  return matched * (10 * mean + WEIGHT[kind] - inText.length / 20 - (isMethod ? 2 : 0))
 }
 
 function found(query) {
@@ -86,13 +101,19 @@ function found(query) {
   return scored.slice(0, MOST).map(([, entry]) => entry)
 }
 
+// what stands beside a link: whose name it is, that a page is a chapter, and the one line
+function beside(kind, module, address, line) {
+  const whose = kind === 'page' && address.startsWith('book/') ? 'chapter' : module
+  return [whose, line].filter(Boolean).join(': ')
+}
+
 function item([kind, text, module, address, line]) {
   const li = document.createElement('li')
   const link = document.createElement('a')
   link.href = address
   link.textContent = text
   const rest = document.createElement('span')
-  rest.textContent = ` ${kind === 'page' ? '' : module}${line ? `: ${line}` : ''}`
+  rest.textContent = ` ${beside(kind, module, address, line)}`
   li.append(link, rest)
   return li
 }
