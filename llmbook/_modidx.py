@@ -10264,8 +10264,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'llmbook/widgets/browser.py'),
                                          'llmbook.widgets.browser.Tuner.current': ( 'api/75_widgets/browser.html#tuner.current',
                                                                                     'llmbook/widgets/browser.py'),
-                                         'llmbook.widgets.browser._arrow': ( 'api/75_widgets/browser.html#_arrow',
-                                                                             'llmbook/widgets/browser.py'),
                                          'llmbook.widgets.browser._dropdowns': ( 'api/75_widgets/browser.html#_dropdowns',
                                                                                  'llmbook/widgets/browser.py'),
                                          'llmbook.widgets.browser._dropped_menus': ( 'api/75_widgets/browser.html#_dropped_menus',

@@ -102,7 +102,7 @@ class Lab:
     def ask(self, path, method='GET'):
         "Ask the server's own interface."
         url = f'{self.address}/api/{path}?token={self.token}'
-        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=20) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=120) as answer:
             return answer.read()
 
     def close(self, name):

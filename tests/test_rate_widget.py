@@ -172,7 +172,7 @@ UNNAMED = '''return [...document.querySelectorAll(".lb-rate button, .lb-rate inp
 
 def restart_kernels(address):
     "Restart every kernel of a server, as the menu does."
-    server, _, token = re.fullmatch(r'(.*?)(/lab.*token=)(.*)', address).groups()
+    server, _, token = re.fullmatch(r'(.*?)(/(?:lab|notebooks)/.*token=)(.*)', address).groups()
     listed = urllib.request.urlopen(f'{server}/api/kernels?token={token}', timeout=20).read()
     for kernel in json.loads(listed):
         place = f'{server}/api/kernels/{kernel["id"]}/restart?token={token}'

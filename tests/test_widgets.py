@@ -434,7 +434,7 @@ def test_the_widgets_in_jupyterlab(docs, out, tmp_path):
         ActionChains(page.driver).send_keys(Keys.ARROW_RIGHT * 20).perform()
         page.wait(lambda: n_dropped() > by_default and 'would be lost in addition' in page.driver.page_source)
 
-        page.click('▶')
+        page.click('Next ▶')
         page.wait(lambda: any(re.fullmatch(r'row 2 of \d+', text) for text in texts()))
         assert 'owned' not in page.driver.title
         assert not page.found('.widget-html-content script, .widget-html-content img')

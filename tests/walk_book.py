@@ -37,6 +37,9 @@ DRAW_ALL = '''(async () => {
     await notebook.scrollToItem(0);
 })()'''
 
+LOOK_AT = '''(notebook => notebook.scrollToItem(Math.floor({share} * (notebook.widgets.length - 1)), 'start'))(
+    window.jupyterapp.shell.currentWidget.content)'''
+
 FAULTS = '''
 const found = [];
 for (const image of document.querySelectorAll('.jp-Notebook img'))
@@ -83,6 +86,14 @@ def finish(page, promise):
     return page.driver.execute_script(refused)
 
 
+def shoot(page, shots, name):
+    "Take screenshots of the beginning, the middle and the end of a page."
+    shots.mkdir(parents=True, exist_ok=True)
+    for place in range(3):
+        finish(page, LOOK_AT.format(share=place / 2))
+        page.driver.save_screenshot(str(shots/f'{name}-{place}.png'))
+
+
 def walk(page, shots, name):
     "Run the chapter of a page; return what went wrong, and how many outputs there are."
     driver = page.driver
@@ -92,8 +103,7 @@ def walk(page, shots, name):
     found = [error] if error else []
     for cell in cells: found += faults_of(cell)
     found += driver.execute_script(FAULTS) + browser_errors(driver)
-    shots.mkdir(parents=True, exist_ok=True)
-    driver.save_screenshot(str(shots/f'{name}.png'))
+    shoot(page, shots, name)
     return found, sum(len(cell['outputs']) for cell in cells)
 
 

@@ -16,7 +16,7 @@ from llmbook.prepare.explore import (
     short_number, thresholds, value_picture
 )
 from ..show.html import concat, tag
-from .parts import Panel, push_button
+from .parts import Panel, labelled, push_button
 
 # %% ../../nbs/api/75_widgets/02_browser.ipynb #1be9de9e
 def _menu(name, counts):
@@ -59,9 +59,7 @@ def _position(rows, found, on, shown):
 # %% ../../nbs/api/75_widgets/02_browser.ipynb #ec467c24
 def _dropdowns(menus):
     "Return a menu widget for each field."
-    return {field: w.Dropdown(options=entries, layout=dict(width='16rem')) for field, entries in menus.items()}
-
-def _arrow(sign, tooltip, act): return push_button(sign, tooltip, act, width='3rem')
+    return {field: labelled(w.Dropdown, field, '4rem', '20rem', options=entries) for field, entries in menus.items()}
 
 # %% ../../nbs/api/75_widgets/02_browser.ipynb #f77931b3
 class Browser(Panel):
@@ -72,9 +70,9 @@ class Browser(Panel):
         self.rows = dict(dropped=DroppedDocuments(out), kept=KeptDocuments(out))
         self.at = -1
         self.what = w.ToggleButtons(options=['dropped', 'kept'], style=dict(button_width='6rem'))
-        self.search = w.Text(placeholder='words in the text', continuous_update=False, layout=dict(width='14rem'))
-        self.back = _arrow('◀', 'previous', lambda: self.go(-1))
-        self.next = _arrow('▶', 'next', lambda: self.go(1))
+        self.search = labelled(w.Text, 'words', '4rem', '20rem', placeholder='in the text', continuous_update=False)
+        self.back = push_button('◀ Previous', 'the document before, like this', lambda: self.go(-1))
+        self.next = push_button('Next ▶', 'the next document like this', lambda: self.go(1))
         self.position = w.HTML()
         self.page = w.HTML()
         card = read_json(Path(out)/'card.json')

@@ -547,7 +547,7 @@ class CurvePanel(Panel):
         "Draw the curves as the controls want them."
         self.page.value = str(history_picture(self.rows, self.by, **self.controls.look(self.end)))
 
-    def __repr__(self): return f'curves of {len(self.rows):,} rows, up to {self.by} {self.end:,}'
+    def __repr__(self): return f'curves of {len(self.rows):,} rows, up to {self.by} {self.end:,.0f}'
 
 def browse_curves(
     history, # rows, the path of a history file, or the folder of a run

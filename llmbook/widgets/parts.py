@@ -22,14 +22,33 @@ def live_view(
 # %% ../../nbs/api/75_widgets/00_parts.ipynb #291b8f98
 PANEL_KEYS = """
 (() => {
+  const nameOf = part => {
+    const slider = part.closest('.widget-slider');
+    const label = slider && slider.querySelector('.widget-label');
+    if (!label) return '';
+    if (slider.querySelectorAll('.noUi-handle').length < 2 || !part.matches('.noUi-handle')) return label.textContent;
+    return label.textContent + (part.matches('.noUi-handle-lower') ? ', from' : ', to');
+  };
+  const giveNames = () => {
+    for (const part of document.querySelectorAll('.lb-panel .noUi-handle, .lb-panel .widget-readout')) {
+      if (!part.ariaLabel) part.ariaLabel = nameOf(part);
+      if (part.matches('.widget-readout')) part.setAttribute('role', 'textbox');
+    }
+  };
+  let looks = 25; // five seconds, until the widgets are drawn
+  const timer = setInterval(() => {
+    giveNames();
+    looks -= 1;
+    if (!looks) clearInterval(timer);
+  }, 200);
   if (window.llmbookPanelKeys) return;
   window.llmbookPanelKeys = true;
+  window.addEventListener('focusin', giveNames, true);
   const isChord = e => e.ctrlKey || e.metaKey || e.altKey || (e.shiftKey && e.key === 'Enter');
   window.addEventListener('keydown', e => {
-    const panel = e.target.closest ? e.target.closest('.lb-panel') : null;
-    if (!panel) return;
+    if (!e.target.closest || !e.target.closest('.lb-panel')) return;
     const isForNotebook = isChord(e) || e.key === 'Tab' || e.key === 'Escape';
-    panel.toggleAttribute('data-lm-suppress-shortcuts', !isForNotebook);
+    e.target.toggleAttribute('data-lm-suppress-shortcuts', !isForNotebook);
   }, true);
 })();
 """
