@@ -9,8 +9,6 @@ __all__ = ['TUNE_EXERCISES']
 import math
 from .answer import Exercise
 
-from .answer import Exercise
-
 TUNE_EXERCISES = {}
 
 # %% ../../nbs/api/78_teach/08_exercises_tune.ipynb #c0feefa8
