@@ -98,11 +98,12 @@ def llmbook_run(
     plan:str=None, # a plan.json to repeat
     tasks:str='summarization,translation', # tasks to fine-tune on: names or files of pairs, with commas between
     against:str=None, # an earlier run's folder: the report compares with it, and its ledger goes on
+    plant:int=0, # secrets to plant in the training text, to measure what is learnt by heart
 ):
     "Take the whole journey: data, plan, pre-training, fine-tuning, evaluation, export, report."
     from llmbook.cli import Settings, headline, journey
     sources = sources.split(',') if ',' in sources else sources
-    settings = Settings(minutes, seed, sources, max_bytes, vocab_size, plan, tasks, against=against)
+    settings = Settings(minutes, seed, sources, max_bytes, vocab_size, plan, tasks, against=against, plant=plant)
     stages = journey(out, settings)
     print()
     for h in headline(out): print(_headline_text(h))

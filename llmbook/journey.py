@@ -37,6 +37,7 @@ from .model.hf import check_finite, load_pretrained, save_pretrained
 from .plan.record import Plan, read_plan
 from .plan.planner import plan
 from .recall.account import memory_account
+from .recall.memory import exposure_rows, plant_in_data, planted_secrets
 from .report.modelcard import model_card
 from .report.report import write_report
 from .report.progress import log_progress
@@ -62,6 +63,7 @@ class Settings:
     test_bytes:int = 300_000 # bytes of held-out text that are scored
     toxicity_prompts:int = 25 # prompts continued four times each
     against:str|None = None # folder of an earlier run to compare with; its ledger is continued
+    plant:int = 0 # made-up secrets that are planted in the training text, to measure what is learnt by heart; 0: none
 
     def __post_init__(self):
         if not within(self.minutes, 0, math.inf) or self.minutes == 0: raise UserError(
@@ -73,6 +75,7 @@ class Settings:
             f'expected a vocabulary of 300 or more (256 bytes and a few), got {self.vocab_size}')
         for name in ('max_bytes', 'test_pairs', 'test_bytes', 'toxicity_prompts'):
             whole_number(name, getattr(self, name))
+        whole_number('plant', self.plant, 0)
         if self.against is not None: read_run(self.against)
         if isinstance(self.tasks, str): self.tasks = self.tasks.split(',')
         _check_tasks(self.tasks)
@@ -105,6 +108,7 @@ def data_stage(
 ) -> dict: # documents, tokens
     "Turn sources into token shards, with the data card."
     card = prepare(s.sources, run/'data', vocab_size=s.vocab_size, max_bytes=s.max_bytes, seed=s.seed)
+    if s.plant: plant_in_data(run/'data', s.plant, s.seed)
     return dict(documents=card['totals']['kept'], tokens=card['splits']['train']['tokens'])
 
 # %% ../nbs/api/80_app/01_journey.ipynb #e18b4cf5
@@ -413,6 +417,8 @@ def _ask_items(run, s, model, tok, docs, rows):
     else: evaluate(model, tok, task, run/'evaluation', seed=s.seed, label=run.path.name)
     return store
 
+_OTHERS = 255 # secrets that each planted one is ranked among: at most 8 bits
+
 def _memory(run, s, model, store, starts, texts, prose):
     "Return rows and seen items about what the model knows by heart."
     written, prompts = [], []
@@ -442,6 +448,7 @@ def evaluate_stage(
     rows += identity_swap(model, tok, scorer, seed=s.seed)
     memory, seen = _memory(run, s, model, store, starts, texts, prose)
     rows += memory
+    if s.plant: rows += exposure_rows(model, tok, planted_secrets(s.plant, s.seed), n=_OTHERS, seed=s.seed)
     about_scorer = dict(name=scorer.name, note=scorer.note)
     found = dict(rows=rows, sides=measured.side_rows(), samples=samples, scorer=about_scorer, contamination=seen)
     write_json(run/'evaluation.json', found)
@@ -576,6 +583,7 @@ def journey(
     run = RunFolder(out)
     asked = asdict(s)
     if s.against is None: del asked['against'] # so that runs of earlier versions resume
+    if not s.plant: del asked['plant'] # as well
     if s.plan: asked['plan'] = read_json(s.plan)
     files = {task: sha256(task) for task in s.tasks if is_task_file(task)}
     if files: asked['task_files'] = files

@@ -23,9 +23,21 @@ NAMES = [path.stem for path in WHOLE]
     (np.float32(2.5), 2.5, True), ([1, 2], (1, 2), True), ([[1, 2]], [1, 2], False), ('Nfc ', 'NFC', True),
     ({'a': [1, 2]}, {'a': [1, 2]}, True), ({'a': 1, 'b': 2}, {'a': 1}, False), ({1, 2}, {2, 1}, True),
     ([1, 2], {1, 2}, False), (float('nan'), 1., False), (None, 1., False), (['x'], ['x'], True), (['x'], ['y'], False),
+    (None, None, True), (0, None, False), ([1, None], [1, None], True), ([1, 2], [1, None], False),
+    ('a\nb', 'a b', True), ('a b', 'a\nb', False), ('a\nb\n', 'a\nb', False), ('A\nb', 'a\nb', False),
+    ({'a': None}, {'a': None}, True), (['a\n'], ['a'], True), (['a'], ['a\n'], False), (1, [1, None], False),
 ])
 def test_answers_are_compared_as_a_reader_would(answer, wanted, same):
     assert answers_agree(answer, wanted) is same
+
+
+def test_case_and_space_count_where_an_exercise_says_so():
+    strict = Exercise('NFC', 'general', exact=True, mistakes=(('nfc', 'mind the case'),))
+    assert strict.mark('NFC')
+    assert strict.mark('nfc').text == 'mind the case'
+    assert strict.mark(' NFC').text == 'general'
+    assert Exercise(None, 'general').mark(None)
+    assert Exercise(None, 'general').mark(...).right is None
 
 
 def test_a_tensor_is_an_array():

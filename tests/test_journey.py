@@ -9,7 +9,7 @@ from llmbook.plan.planner import plan
 
 BIN = Path(sys.executable).parent
 PROGRAMS = Path(__file__).parent/'programs'
-SMALL = ['--minutes', '.1', '--max-bytes', '1000000', '--vocab-size', '1024', '--tasks', 'translation']
+SMALL = ['--minutes', '.1', '--max-bytes', '1000000', '--vocab-size', '1024', '--tasks', 'translation', '--plant', '3']
 MADE = ['plan.json', 'data/card.json', 'data/manifest.json', 'pretrain/history.csv', 'finetune/translation/result.json',
         'evaluation.json', 'summary.json', 'model/config.json', 'model/model.safetensors', 'model/tokenizer.json',
         'model/README.md', 'evaluation/items', 'ledger.jsonl']
@@ -53,6 +53,17 @@ def test_every_number_has_n_and_signature(first):
         assert r['signature']
         low, high = r['low'], r['high']
         if low is not None: assert low - 1e-9 <= r['value'] <= high + 1e-9
+
+
+def test_planted_secrets_are_in_the_data_and_their_exposure_in_the_report(first):
+    out, _ = first
+    planted = read(out/'data/planted.json')
+    assert planted['n'] == len(planted['secrets']) == 3
+    assert read(out/'data/card.json')['planted']['times'] == {'101': 1, '102': 4, '103': 16}
+    rows = [r for r in read(out/'evaluation.json')['rows'] if r['metric'] == 'exposure']
+    assert [r['group'] for r in rows] == [f'planted {n} times' for n in (1, 4, 16)]
+    assert all(0 <= r['value'] <= 8 for r in rows)
+    assert 'planted 16 times' in (out/'report.html').read_text(encoding='utf-8')
 
 
 def test_second_run_finds_all_done(first):

@@ -1,10 +1,10 @@
 """The index of the training text, traces, contamination, and what a model knows by heart."""
-import json
+import json, shutil
 import numpy as np
 import pytest
 import torch
 from llmbook.commands.recall import llmbook_trace
-from llmbook.core import UserError
+from llmbook.core import UserError, read_json, write_json
 from llmbook.model.config import ModelConfig
 from llmbook.model.transformer import Transformer
 from llmbook.prepare.pipeline import prepare
@@ -13,10 +13,10 @@ from llmbook.recall.index import TextIndex, build_index, index_folder, window_fi
 from llmbook.evaluate.items import ItemScore, ItemStore, Setting
 from llmbook.recall.account import memory_account, seen_items
 from llmbook.recall.memory import (
-    _drawn_windows, copied_row, exposure, exposure_rows, extraction_rows, plant, secrets_of
+    TEMPLATE, _drawn_windows, copied_row, exposure, exposure_rows, extraction_rows, plant, plant_in_data, secrets_of
 )
 from llmbook.recall.trace import trace, trace_html, trace_text
-from llmbook.tokens.shards import document_edges, open_prepared
+from llmbook.tokens.shards import check_shards, document_edges, open_prepared, open_tokens, read_manifest
 from llmbook.tokens.tokenizer import decode
 
 WORDS = 'owl fox hen cat dog lake wood barn hill boat moon star song ring sees finds fears likes takes brings'.split()
@@ -280,3 +280,50 @@ def test_the_command_writes_a_page(data, tmp_path):
     found = llmbook_trace(str(data), str(tmp_path/'answer.txt'), html=str(tmp_path/'page.html'))
     assert found.tokens == len(TextIndex(data).ids(texts()[3]))
     assert '<mark' in (tmp_path/'page.html').read_text() or not found.stretches
+
+
+# --- secrets that a run plants in itself
+
+def copied(data, path):
+    "Return a copy of a prepared folder, to plant in."
+    shutil.copytree(data, path)
+    return path
+
+
+def text_of(data, split='train'):
+    _, tok = open_prepared(data)
+    return decode(tok, open_tokens(data, split)[:].tolist(), False)
+
+
+def test_planted_secrets_stand_in_the_training_tokens_alone(data, tmp_path):
+    data = copied(data, tmp_path/'data')
+    before = {split: text_of(data, split) for split in ('train', 'valid', 'test')}
+    n_documents = len(document_edges(data, 'train'))
+    secrets = plant_in_data(data, 4, seed=3)
+    after = text_of(data)
+    for name, (secret, times) in secrets.items():
+        sentence = '\n' + TEMPLATE.format(name=name, secret=secret)
+        assert after.count(sentence) == times
+        after = after.replace(sentence, '')
+    assert after == before['train'], 'nothing else has changed'
+    assert [times for _, times in secrets.values()] == [1, 4, 16, 1]
+    assert len(document_edges(data, 'train')) == n_documents
+    for split in ('valid', 'test'): assert text_of(data, split) == before[split]
+    check_shards(data)
+    assert read_json(data/'card.json')['planted']['times'] == {name: times for name, (_, times) in secrets.items()}
+
+
+def test_planting_is_resumed_and_happens_once(data, tmp_path, monkeypatch):
+    other = copied(data, tmp_path/'other')
+    data = copied(data, tmp_path/'data')
+    secrets = plant_in_data(data, 3)
+    def killed(path, value):
+        if path.name == 'card.json': raise InterruptedError
+        return write_json(path, value)
+    monkeypatch.setattr('llmbook.recall.memory.write_json', killed)
+    with pytest.raises(InterruptedError): plant_in_data(other, 3)
+    monkeypatch.undo()
+    assert plant_in_data(other, 3) == plant_in_data(other, 3) == secrets
+    assert text_of(other) == text_of(data)
+    assert read_manifest(other)['splits'] == read_manifest(data)['splits']
+    with pytest.raises(UserError, match='found others'): plant_in_data(other, 3, seed=1)

@@ -204,12 +204,17 @@ def _paths(docs):
 def _one_by_one(self:WrappedLM, x, docs):
     "Return the hidden states (B, T, D) of documents with branches, each branch computed in a row of its own."
     paths = _paths(docs)
-    longest = max(len(places) for _, places in paths)
-    alone = x.new_zeros(len(paths), longest)
-    for i, (row, places) in enumerate(paths): alone[i, :len(places)] = x[row, places]
+    lengths = [len(places) for _, places in paths]
+    alone = x.new_zeros(len(paths), max(lengths))
+    for i, (row, places) in enumerate(paths):
+        n = lengths[i]
+        alone[i, :n] = x[row, places]
     states = _hidden(self.model.base_model, alone)  # what fills a row stands behind its end, where nothing looks
-    h = states.new_zeros(*x.shape, states.shape[-1])
-    for i, (row, places) in enumerate(paths): h[row, places] = states[i, :len(places)]
+    width = states.shape[-1]
+    h = states.new_zeros(*x.shape, width)
+    for i, (row, places) in enumerate(paths):
+        n = lengths[i]
+        h[row, places] = states[i, :n]
     return h
 
 # %% ../../nbs/api/20_model/07_hf_wrap.ipynb #93706bbc

@@ -112,7 +112,10 @@ class PreferenceLoss:
         if self.reduction == 'none': return loss
         return loss.mean() if len(loss) else loss.sum() # of a rank without a row: 0, with a gradient of 0
 
-    def compared(self, h, *targets) -> Compared: # what `last` is after a call, which changes nothing
+    def compared(self,
+        h, # (B, T, D) hidden states
+        *targets, # which, targets, answer, ref, good: from the loader, as for a call
+    ) -> Compared: # what `last` is after a call; this one changes nothing
         "Return the comparisons of a batch, from the same arguments as a call."
         before = self.last
         self(h, *targets)

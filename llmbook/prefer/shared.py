@@ -247,7 +247,10 @@ class PreferenceLoader(SeekLoader):
         answers = [decode(self.tok, ids) for ids in row.answers]
         return [decode(self.tok, row.prompt), *answers]
 
-    def item_losses(self, model, loss_func): # (n) losses, n texts
+    def item_losses(self,
+        model, # the model
+        loss_func, # its `PreferenceLoss` or `RewardLoss`
+    ) -> tuple: # (n) losses, n texts
         "Measure each comparison of a pass: its loss, and its prompt with the answers."
         losses, texts = [], []
         loss_func.reduction = 'none'

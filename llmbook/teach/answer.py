@@ -28,35 +28,51 @@ def _plain(text): return ' '.join(text.casefold().split())
 
 def answers_agree(
     answer, # what the reader gave
-    wanted, # what is right: a number, a text, True or False, a list, an array, a tensor, a dict or a set
+    wanted, # what is right: a number, a text, True or False, None, a list, an array, a tensor, a dict or a set
     tolerance:float=.01, # how far a number may be off, as a share of the wanted one
+    exact:bool=False, # whether case and white space of texts count; they always do beside a line break
 ) -> bool: # False as well for an answer of another kind
     "Return whether an answer is the wanted one."
+    if wanted is None: return answer is None
     if isinstance(wanted, (bool, np.bool_)): return isinstance(answer, (bool, np.bool_)) and answer == wanted
-    if isinstance(wanted, str): return isinstance(answer, str) and _plain(answer) == _plain(wanted)
+    if isinstance(wanted, str): return isinstance(answer, str) and _same_text(answer, wanted, exact)
     if _is_number(wanted): return _is_number(answer) and _close(float(answer), float(wanted), tolerance)
-    if isinstance(wanted, (dict, set)): return type(answer) is type(wanted) and _same_items(answer, wanted, tolerance)
-    return _same_rows(answer, wanted, tolerance)
+    if not isinstance(wanted, (dict, set)): return _same_rows(answer, wanted, tolerance, exact)
+    return type(answer) is type(wanted) and _same_items(answer, wanted, tolerance, exact)
+
+def _same_text(answer, wanted, exact):
+    "Return whether two texts are equal, up to case and white space unless these count."
+    if exact or '\n' in wanted: return answer == wanted
+    return _plain(answer) == _plain(wanted)
 
 def _close(number, wanted, tolerance):
     "Return whether two numbers are equal up to a share of the wanted one."
     return number == wanted or abs(number - wanted) <= tolerance * abs(wanted)
 
-def _same_items(answer, wanted, tolerance):
+def _same_items(answer, wanted, tolerance, exact):
     "Return whether two sets are equal, or two dicts have the same keys with the same values."
     if isinstance(wanted, set): return answer == wanted
-    same_keys = set(answer) == set(wanted)
-    return same_keys and all(answers_agree(answer[key], value, tolerance) for key, value in wanted.items())
+    if set(answer) != set(wanted): return False
+    return all(answers_agree(answer[key], value, tolerance, exact) for key, value in wanted.items())
 
-def _same_rows(answer, wanted, tolerance):
+def _same_rows(answer, wanted, tolerance, exact):
     "Return whether two lists, arrays or tensors have the same shape and hold the same."
-    numbers, wanted_numbers = _as_array(answer), _as_array(wanted)
-    if wanted_numbers is not None:
-        if numbers is None or numbers.shape != wanted_numbers.shape: return False
-        room = tolerance * np.abs(wanted_numbers)
-        return bool(np.all(np.abs(numbers - wanted_numbers) <= np.maximum(room, 1e-9)))
+    holds_none = isinstance(wanted, (list, tuple)) and None in list(map(_none_or_one, wanted))
+    wanted_numbers = None if holds_none else _as_array(wanted)
+    if wanted_numbers is not None: return _same_numbers(answer, wanted_numbers, tolerance)
     if not isinstance(answer, (list, tuple)) or len(answer) != len(wanted): return False
-    return all(answers_agree(one, other, tolerance) for one, other in zip(answer, wanted))
+    pairs = zip(answer, wanted)
+    return all(answers_agree(one, other, tolerance, exact) for one, other in pairs)
+
+def _none_or_one(x): return None if x is None else 1 # an array cannot be asked whether it equals None
+
+def _same_numbers(answer, wanted, tolerance):
+    "Return whether an answer has the shape and the numbers of a wanted array."
+    numbers = _as_array(answer)
+    if numbers is None or numbers.shape != wanted.shape: return False
+    room = np.maximum(tolerance * np.abs(wanted), 1e-9)
+    off = np.abs(numbers - wanted)
+    return bool(np.all(off <= room))
 
 # %% ../../nbs/api/78_teach/01_answer.ipynb #78d37043
 SIGNS = {True: 'Right', False: 'Not yet', None: 'Open'}
@@ -84,6 +100,7 @@ class Exercise:
     mistakes:tuple=() # pairs of a wrong answer (or wrong function) and its hint
     tolerance:float=.01 # how far a number may be off, as a share of the wanted one
     praise:str='' # what is said of a right answer
+    exact:bool=False # whether case and white space of texts count; they always do beside a line break
 
     def mark(self,
         answer, # what the reader gave; `...` for nothing
@@ -94,9 +111,9 @@ class Exercise:
 
     def _mark_value(self, answer):
         "Return what is said of a number, a text or an array."
-        if answers_agree(answer, self.wanted, self.tolerance): return Mark(True, self.praise or 'well done.')
+        if self._agree(answer, self.wanted): return Mark(True, self.praise or 'well done.')
         for wrong, hint in self.mistakes:
-            if answers_agree(answer, wrong, self.tolerance): return Mark(False, hint)
+            if self._agree(answer, wrong): return Mark(False, hint)
         return Mark(False, _kind_words(answer, self.wanted) or self.hint)
 
     def _mark_function(self, answer):
@@ -113,7 +130,9 @@ class Exercise:
     def _fits(self, results, function):
         "Return whether results are those of a function."
         expected = [function(*copy.deepcopy(arguments)) for arguments in self.inputs]
-        return all(answers_agree(one, other, self.tolerance) for one, other in zip(results, expected))
+        return all(map(self._agree, results, expected))
+
+    def _agree(self, answer, wanted): return answers_agree(answer, wanted, self.tolerance, self.exact)
 
 def _kind_words(answer, wanted):
     "Return a sentence about an answer of another kind than the wanted one, or ''."

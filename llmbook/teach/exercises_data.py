@@ -78,7 +78,7 @@ def _card_is_valid(digits): return _digit_sum(digits, len(digits) % 2) % 10 == 0
 _LONG_TEXT = ' '.join(f'word{i % 150}' for i in range(1000))
 DATA_EXERCISES['04.1'] = Exercise(
     _broken_twice, 'encode as utf-8, decode as cp1252, and do both again.',
-    inputs=(('café',), ('schön',), ('plain',)),
+    inputs=(('café',), ('schön',), ('plain',)), exact=True,
     mistakes=((lambda text: text.encode('utf-8').decode('cp1252'), 'that is broken once. Break it again.'),))
 DATA_EXERCISES['04.2'] = Exercise(
     _different_share, 'take the first 200 words, and divide the different ones by how many words you took.',
@@ -180,7 +180,7 @@ DATA_EXERCISES['07.1'] = Exercise(
               (2 * 250_000 * 4096 / 8e9, 'you counted two tables, embedding and head. The exercise asks for one.')))
 DATA_EXERCISES['07.2'] = Exercise(
     _decode_merges, 'turn the merges around, and take a piece apart again and again until only bytes are left.',
-    inputs=(([104, 105], {}), ([258, 109, 256], _MERGES), ([257, 240, 159, 144, 136], _MERGES)),
+    inputs=(([104, 105], {}), ([258, 109, 256], _MERGES), ([257, 240, 159, 144, 136], _MERGES)), exact=True,
     mistakes=((_decode_one_level, 'a part of a piece may be a piece itself: go on until only bytes are left.'),))
 DATA_EXERCISES['07.3'] = Exercise(
     lambda text, tokens: len(text.encode()) / len(tokens), 'how long is the text in UTF-8?',

@@ -220,8 +220,9 @@ def _try_whole(accumulate, learn):
     except Exception as e:
         name = getattr(accumulate.__self__, 'name', type(accumulate.__self__).__name__)
         loss = type(learn.loss_func).__name__
+        shape = tuple(learn.pred.shape)
         raise UserError(
-            f'expected a metric of predictions {tuple(learn.pred.shape)} and the {len(learn.yb)} targets of {loss}, got '
+            f'expected a metric of predictions {shape} and the {len(learn.yb)} targets of {loss}, got '
             f'{name}, which fails on them ({type(e).__name__}): use the metrics that the Learner came with') from e
 
 # %% ../../nbs/api/31_train/18_interop.ipynb #bb607c95
@@ -422,8 +423,8 @@ def tta(self:LMLearner, *args, **kwargs):
 @patch
 def save_encoder(self:LMLearner, *args, **kwargs):
     "Raise `UserError`: a classifier takes the model itself."
-    raise UserError('expected a classifier to be given the model, got save_encoder(): use class_learner(learn.model, dls), '
-                    'and save_pretrained(learn.model, learn.dls.tok, folder) to keep it')
+    raise UserError('expected a classifier to be given the model, got save_encoder(): use '
+                    'class_learner(learn.model, dls), and save_pretrained(learn.model, learn.dls.tok, folder) to keep it')
 
 @patch
 def load_encoder(self:LMLearner, *args, **kwargs):
@@ -491,6 +492,7 @@ class TextInterpretation(Interpretation):
         super().__init__(learn, dl, losses)
         self.texts = texts
 
+    @checked
     def top_losses(self,
         k:int|None=None, # items; None: all
         largest:bool=True, # False: the items that are predicted best
@@ -501,6 +503,7 @@ class TextInterpretation(Interpretation):
         if not items: return losses, places
         return losses, places, [self.texts[i] for i in places.tolist()]
 
+    @checked
     def plot_top_losses(self,
         k:int, # items
         largest:bool=True, # False: the items that are predicted best

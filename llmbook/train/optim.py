@@ -175,14 +175,16 @@ class MuonAdamW(torch.optim.Optimizer):
             stacks[p.shape, p if alone else None].append(p)
         for same in stacks.values(): self._muon_stack(same, g)
 
-    def _muon_stack(self, ps, g): # matrices of one shape; few calls on lists, since each call costs microseconds
+    def _muon_stack(self, ps, g): # matrices of one shape
+        # Dense for speed: few calls on lists of tensors, since each call costs microseconds.
         buffers = [self._momentum(p) for p in ps]
         grads = [mine(p.grad) for p in ps]
         torch._foreach_lerp_(buffers, grads, 1 - g['momentum'])
         nesterov = torch._foreach_lerp(grads, buffers, g['momentum'])
         update = self._orthogonal(_pile(nesterov), ps[0])
         weights = [mine(p) for p in ps]
-        step_size = g['lr'] * .2 * math.sqrt(max(ps[0].shape))
+        longer_side = max(ps[0].shape)
+        step_size = g['lr'] * .2 * math.sqrt(longer_side)
         torch._foreach_mul_(weights, 1 - g['lr'] * g['weight_decay'])
         torch._foreach_add_(weights, list(update.unbind()), alpha=-step_size)
 
@@ -318,14 +320,21 @@ def lm_opt(
     **kwargs # arguments of `LMOptim`
 ): # a function (params, lr) -> LMOptim
     "Make the `opt_func` for a language model."
-    embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
-    heads = [getattr(model, 'head', None), getattr(model, 'lm_head', None)]
-    parts = [m for head in heads if isinstance(head, nn.Module) for m in head.modules()] # of a head of several layers
-    in_heads = [m.weight for m in parts if isinstance(m, nn.Linear)]
-    tables = [m.weight for m in embeddings]
-    thin = [p for name, p in model.named_parameters() if name.endswith(('lora_A', 'lora_B'))] # factors of adapters
-    adamw_only = frozenset(id(p) for p in tables + in_heads + thin)
+    tables = _weights_of(model, nn.Embedding)
+    in_heads = []
+    for name in ('head', 'lm_head'):
+        head = getattr(model, name, None) # may have several layers
+        if isinstance(head, nn.Module): in_heads += _weights_of(head, nn.Linear)
+    thin = []
+    for name, p in model.named_parameters():
+        is_factor = name.endswith(('lora_A', 'lora_B')) # of an adapter
+        if is_factor: thin.append(p)
+    adamw_only = frozenset(map(id, tables + in_heads + thin))
     return _OptFunc(LMOptim, muon=muon, adamw_only=adamw_only, **kwargs)
+
+def _weights_of(model, kind):
+    "Return the weights of all modules of a kind."
+    return [m.weight for m in model.modules() if isinstance(m, kind)]
 
 class _OptFunc(partial):
     "An `opt_func` that shows its options, without the identities of parameters."

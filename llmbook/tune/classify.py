@@ -402,7 +402,8 @@ def predict(self:ClassLearner,
     item:str, # a text
 ) -> tuple: # its label, the number of the label, and the probability of each label
     "Predict the label of a text."
-    if not isinstance(item, str): raise UserError(f'expected a text, got {type(item).__name__}: use classify(learn, texts) for a list')
+    if not isinstance(item, str): raise UserError(
+        f'expected a text, got {type(item).__name__}: use classify(learn, texts) for a list')
     row = classify(self, [item]).iloc[0]
     shares = torch.tensor([float(row[str(name)]) for name in self.names])
     number = shares.argmax()
@@ -424,14 +425,20 @@ class ClassInterpretation(ClassificationInterpretation):
         places, # numbers of texts, or one of them
     ) -> pd.DataFrame: # text, label, found, its probability, loss
         "Return some texts with what was found."
+        places = [places] if isinstance(places, int) else list(places)
         rows = []
-        for i in [places] if isinstance(places, int) else list(places):
+        for i in places:
             ids, _ = self.dl.dataset[i]
-            found = int(self.probabilities[i].argmax())
-            share = float(self.probabilities[i, found])
-            text = self.dl.tok.decode(ids.tolist())
-            rows.append((text, self.vocab[int(self.labels[i])], self.vocab[found], share, float(self.losses[i])))
-        return pd.DataFrame(rows, columns=['text', 'label', 'found', 'probability', 'loss']).round(3)
+            shares = self.probabilities[i]
+            found = int(shares.argmax())
+            label = int(self.labels[i])
+            rows.append(dict(
+                text=self.dl.tok.decode(ids.tolist()),
+                label=self.vocab[label],
+                found=self.vocab[found],
+                probability=float(shares[found]),
+                loss=float(self.losses[i])))
+        return pd.DataFrame(rows).round(3)
 
     def plot_top_losses(self,
         k:int, # texts
@@ -452,7 +459,11 @@ class ClassInterpretation(ClassificationInterpretation):
         display(self.table(idxs))
 
 @patch
-def interpreted(self:ClassLearner, cls, dl, act=None):
+def interpreted(self:ClassLearner,
+    cls, # class of fastai that was asked for
+    dl, # the loader to measure
+    act=None, # for fastai's classes; not used
+) -> ClassInterpretation:
     "Return what fastai's `Interpretation` is for a classifier; `UserError` for one of pictures."
     if cls in (Interpretation, ClassificationInterpretation, ClassInterpretation):
         with self.no_bar(): return ClassInterpretation(self, dl)

@@ -9,6 +9,8 @@ __all__ = ['row_length', 'ChatLoader', 'AnswerLoss', 'can_pack', 'chat_dls']
 import numpy as np
 import torch
 from fastai.data.core import DataLoaders
+from fastcore.basics import patch
+from torch.nn.utils.rnn import pad_sequence
 from ..core import UserError, check_seed, derived_seed, pick_device, whole_number
 from ..tokens.loaders import IGNORE, PassLoader, SeekLoader
 from ..tokens.packing import Packing, best_fit
@@ -67,17 +69,6 @@ def _has_weights(rows):
         is_between = (row.weights > 0) & (row.weights != 1)
         if is_between.any(): return True
     return False
-
-def _each_target(loss_func, h, y):
-    "Return (B, T) nats, 0 where there is no target."
-    loss_func.reduction = 'none'
-    try: return loss_func(h, y)
-    finally: loss_func.reduction = 'mean'
-
-def _before_answer(x, y):
-    "Return the ids up to the position whose target is the first of the answer."
-    first = y.ne(IGNORE).nonzero()[0]
-    return x[:int(first) + 1]
 
 class ChatLoader(PassLoader):
     "Batches of chats: several in a row, each as if it stood alone."
@@ -189,51 +180,74 @@ class ChatLoader(PassLoader):
         for row in self.rows_at(self.position): chats += row
         for chat in chats[:max_n]: display(show_roles(self.dataset[chat]))
 
-    def show_results(self,
-        b, # a batch
-        out, # (B, T) predicted ids
-        max_n=4, # chats
-        **kwargs # arguments of `batch_table`
-    ):
-        "Show answers beside the model's, each token predicted from the true ones before it."
-        chats = self._chats_of(b, out)[:max_n]
-        prompts = [_before_answer(x, y) for x, y, _ in chats]
-        targets = [y for _, y, _ in chats]
-        longest = max(map(len, targets))
-        preds = torch.zeros(len(chats), longest, dtype=torch.long)
-        for row, (_, y, found) in zip(preds, chats): row[:len(y)] = found
-        y = torch.nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=IGNORE)
-        super().show_results((prompts, y), preds, max_n, **kwargs)
-
-    def _chats_of(self, b, out):
-        "Return the ids, the targets and the predictions of each chat of a batch that has a target."
-        x, y = b[0].cpu(), b[self.n_inp].cpu()
-        docs = b[1].cpu() if self.packed else torch.zeros_like(x)
-        chats = []
-        for row in range(len(x)):
-            for k in range(int(docs[row].max()) + 1):
-                here = docs[row] == k
-                if y[row][here].ne(IGNORE).any(): chats.append((x[row][here], y[row][here], out[row].cpu()[here]))
-        return chats
-
     def get_idxs(self) -> list: # as many numbers as rows come out of a pass
         "Return the order of the rows, for `Learner.get_preds`: as they come."
         n_rows = sum(len(rows) for rows in self.order(0))
         return list(range(n_rows))
 
-    def item_losses(self, model, loss_func): # (n) losses, n texts
-        "Measure each chat of a pass: the mean nats of its targets, and its text."
-        losses, texts = [], []
-        for i in range(len(self)):
-            b = self.batch(i)
-            nats = _each_target(loss_func, model(*b[:self.n_inp]), b[self.n_inp])
-            docs = b[1] if self.packed else torch.zeros_like(b[0])
-            for row, chats in enumerate(self.rows_at(i)):
-                for k, chat in enumerate(chats):
-                    here = (docs[row] == k) & (b[self.n_inp][row] != IGNORE)
-                    losses.append(float(nats[row][here].mean()))
-                    texts.append(self.decode(self.dataset[chat].ids.tolist()))
-        return torch.tensor(losses), texts
+# %% ../../nbs/api/50_tune/04_pack.ipynb #041b42c6
+def _each_target(loss_func, h, y):
+    "Return (B, T) nats, 0 where there is no target."
+    loss_func.reduction = 'none'
+    try: return loss_func(h, y)
+    finally: loss_func.reduction = 'mean'
+
+def _before_answer(x, y):
+    "Return the ids up to the position whose target is the first of the answer."
+    first = y.ne(IGNORE).nonzero()[0]
+    return x[:int(first) + 1]
+
+def _places_of_chats(loader, b):
+    "Return the row of each chat of a batch that has a target, and which positions are its own."
+    y = b[loader.n_inp]
+    docs = b[1] if loader.packed else torch.zeros_like(y)
+    found = []
+    for row in range(len(y)):
+        n_chats = int(docs[row].max()) + 1
+        for k in range(n_chats):
+            here = docs[row] == k
+            has_target = (y[row][here] != IGNORE).any()
+            if has_target: found.append((row, here))
+    return found
+
+@patch
+def show_results(self:ChatLoader,
+    b, # a batch
+    out, # (B, T) predicted ids
+    max_n=4, # chats
+    **kwargs # arguments of `batch_table`
+):
+    "Show answers beside the model's, each token predicted from the true ones before it."
+    x = b[0]
+    y = b[self.n_inp]
+    prompts, targets, found = [], [], []
+    for row, here in _places_of_chats(self, b)[:max_n]:
+        target = y[row][here]
+        prompts.append(_before_answer(x[row][here], target))
+        targets.append(target)
+        found.append(out[row][here])
+    y = pad_sequence(targets, batch_first=True, padding_value=IGNORE)
+    preds = pad_sequence(found, batch_first=True)
+    SeekLoader.show_results(self, (prompts, y), preds, max_n, **kwargs)
+
+@patch
+def item_losses(self:ChatLoader,
+    model, # the model
+    loss_func, # its `AnswerLoss`, or another `LMLoss`
+) -> tuple: # (n) losses, n texts
+    "Measure each chat of a pass: the mean nats of its targets, and its text."
+    losses, texts = [], []
+    for i in range(self.per_pass):
+        b = self.batch(i)
+        x, y = b[0], b[self.n_inp]
+        h = model(*b[:self.n_inp])
+        nats = _each_target(loss_func, h, y)
+        for row, here in _places_of_chats(self, b):
+            of_targets = nats[row][here & (y[row] != IGNORE)]
+            losses.append(float(of_targets.mean()))
+            last = y[row][here][-1:] # it is never an input
+            texts.append(self.decode(torch.cat([x[row][here], last])))
+    return torch.tensor(losses), texts
 
 # %% ../../nbs/api/50_tune/04_pack.ipynb #016a7e79
 class AnswerLoss(LMLoss):

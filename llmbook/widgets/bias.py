@@ -101,15 +101,22 @@ def row_picture(
     value = known['value']
     if value is None: return Markup('')
     at = axis(*_reach(row), 10, 390)
-    def level(start, end, *look, **more): return svg_line(at(known[start]), 30, at(known[end]), 30, *look, **more)
+
+    def level(start, end, *look, **more):
+        left = at(known[start])
+        right = at(known[end])
+        return svg_line(left, 30, right, 30, *look, **more)
 
     parts = []
-    if known['null_low'] is not None:
-        parts.append(level('null_low', 'null_high', width=16, stroke_opacity=.2, class_='lb-null'))
+    has_null = known['null_low'] is not None
+    has_interval = known['low'] is not None
+    if has_null: parts.append(level('null_low', 'null_high', width=16, stroke_opacity=.2, class_='lb-null'))
     if known['target'] is not None: parts += _mark_of_target(at, known['target'])
-    if known['low'] is not None: parts.append(level('low', 'high', COLOURS[0], 2.5))
-    parts.append(svg_dot(at(value), 30, COLOURS[0], 4.5))
-    parts.append(svg_text(at(value), 58, digits_of(value)[0], 'middle', opacity=1))
+    if has_interval: parts.append(level('low', 'high', COLOURS[0], 2.5))
+    middle = at(value)
+    digits = digits_of(value)[0]
+    parts.append(svg_dot(middle, 30, COLOURS[0], 4.5))
+    parts.append(svg_text(middle, 58, digits, 'middle', opacity=1))
     said = [f'{name}: {text}' for name, text in row_facts(row)[2:6]]
     return svg(parts, 400, 62, '; '.join(said), inline=True)
 
@@ -139,8 +146,9 @@ def items_behind(
     row:dict, # a row
 ) -> pd.DataFrame: # item, group, preference (nats a token), texts, reason; the strongest preference first
     "Return the items that a row was computed from."
-    table = store.read(_key_of(store, row))
-    lines = [_item_line(item, details) for item, details in zip(table['item'], table['details'])]
+    key = _key_of(store, row)
+    table = store.read(key)
+    lines = list(map(_item_line, table['item'], table['details']))
     found = pd.DataFrame(lines).astype(dict(preference=float))
     of_group = found['group'] == row.get('group')
     if of_group.any(): found = found[of_group]

@@ -127,11 +127,14 @@ class ChatPanel(Panel):
         talk = self.talk
         context = talk.model.config.context
         longest = 4096 if context is None else context // 2
-        temperature, top_p = talk.options['temperature'], talk.options['top_p']
+        temperature = talk.options['temperature']
+        top_p = talk.options['top_p']
+        hottest = max(2, temperature) # a slider has to hold what was asked for
+        longest = max(longest, talk.most)
         self.system = _option(w.Textarea, 'system prompt', _told(talk), placeholder='what the model is told first')
-        self.temperature = _option(w.FloatSlider, 'temperature', temperature, min=0, max=max(2, temperature), step=.05)
+        self.temperature = _option(w.FloatSlider, 'temperature', temperature, min=0, max=hottest, step=.05)
         self.top_p = _option(w.FloatSlider, 'top-p', top_p, min=0, max=1, step=.01)
-        self.length = _option(w.IntSlider, 'longest answer', talk.most, min=1, max=max(longest, talk.most))
+        self.length = _option(w.IntSlider, 'longest answer', talk.most, min=1, max=longest)
         controls = [self.system, self.temperature, self.top_p, self.length]
         for control in controls: control.observe(self._change_options, 'value')
         title = 'options, from the next question on'

@@ -112,6 +112,9 @@ def _end_of_axis(view, by):
     tokens = view['last'].get('tokens')
     return tokens * view['steps'] / max(view['step'], 1) if tokens else None
 
+_NUMBERS = 'display:flex;flex-wrap:wrap;gap:6px 18px;margin:8px 0;font-variant-numeric:tabular-nums'
+_PAGE = 'font:13px/1.4 system-ui,sans-serif;max-width:1000px;color:inherit'
+
 def dashboard_page(
     view:dict, # view of a run
     by:str='step', # what lies along the axis of the curves: 'step' or 'tokens'
@@ -119,13 +122,15 @@ def dashboard_page(
     **look, # smoothing, log, window, beside, pointer of `history_picture`
 ) -> Markup: # HTML without a script or a style sheet
     "Return the state of a run as a page."
-    note = tag('div', view['note'], style='margin-top:4px;overflow-wrap:anywhere') if view['note'] else None
-    numbers = tag('div', *[_number(name, value) for name, value in _numbers(view).items()],
-                  style='display:flex;flex-wrap:wrap;gap:6px 18px;margin:8px 0;font-variant-numeric:tabular-nums')
+    parts = [_head(view)]
+    if view['note']: parts.append(tag('div', view['note'], style='margin-top:4px;overflow-wrap:anywhere'))
+    numbers = [_number(name, value) for name, value in _numbers(view).items()]
+    parts.append(tag('div', *numbers, style=_NUMBERS))
+    no_mfu = view.get('no_mfu', '')
     until = _end_of_axis(view, by)
-    curves = history_picture(view['rows'], by, until=until, no_mfu=view.get('no_mfu', ''), **look)
-    return tag('div', _head(view), note, numbers, curves, _samples(view['samples'], samples), class_='lb-dashboard',
-               style='font:13px/1.4 system-ui,sans-serif;max-width:1000px;color:inherit')
+    parts.append(history_picture(view['rows'], by, until=until, no_mfu=no_mfu, **look))
+    parts.append(_samples(view['samples'], samples))
+    return tag('div', *parts, class_='lb-dashboard', style=_PAGE)
 
 # %% ../../nbs/api/75_widgets/03_dashboard.ipynb #b9da2275
 class TextScreen:
@@ -193,16 +198,17 @@ class CurveControls:
         beside=(), # an earlier run to compare with, as for `history_picture`
     ):
         self.beside = beside
-        self.smoothing = _control(w.FloatSlider, 'smoothing', 'share of the points averaged to each side', value=.02,
-                                  min=0, max=.2, step=.01, continuous_update=False)
-        self.part = _control(w.IntRangeSlider, 'part in %', 'part of the axis that is drawn', value=(0, 100),
-                             min=0, max=100, continuous_update=False)
+        smoothing = dict(value=.02, min=0, max=.2, step=.01, continuous_update=False)
+        part = dict(value=(0, 100), min=0, max=100, continuous_update=False)
+        self.smoothing = _control(w.FloatSlider, 'smoothing', 'share of the points averaged to each side', **smoothing)
+        self.part = _control(w.IntRangeSlider, 'part in %', 'part of the axis that is drawn', **part)
         self.log_y = _control(w.Checkbox, 'log loss', 'a logarithmic vertical axis', indent=False)
         self.log_x = _control(w.Checkbox, 'log axis', 'a logarithmic horizontal axis', indent=False)
         self.earlier = _control(w.Checkbox, 'earlier run', 'draw the earlier run beside', value=True, indent=False)
         self.widgets = [self.smoothing, self.part, self.log_y, self.log_x]
         if len(beside): self.widgets.append(self.earlier)
-        for widget in self.widgets: widget.observe(lambda change: changed(), 'value')
+        def after(change): changed()
+        for widget in self.widgets: widget.observe(after, 'value')
         self.box = w.HBox(self.widgets, layout=dict(flex_flow='row wrap'))
 
     def look(self,

@@ -80,11 +80,12 @@ class ItemBrowser(Panel):
         if not self.settings: raise UserError('expected at least one task with answers, found none: evaluate first')
         self._is_drawing = False
         self._make_controls()
-        for control in (self.task, self.run, self.other, self.measure): control.observe(self._choose, 'value')
+        which = [self.task, self.run, self.other, self.measure]
+        for control in which: control.observe(self._choose, 'value')
         for control in (self.order, self.score, self.words): control.observe(self._filter, 'value')
         self.list.observe(self._show, 'value')
         wrap = dict(flex_flow='row wrap')
-        menus = w.HBox([self.task, self.run, self.other, self.measure, self.order], layout=wrap)
+        menus = w.HBox([*which, self.order], layout=wrap)
         filters = w.HBox([self.score, self.words], layout=wrap)
         self.box = w.VBox([menus, filters, self.count, self.list, self.page])
         self.box.add_class('lb-items')
@@ -182,10 +183,13 @@ def _list(self:ItemBrowser, said):
     "Show a line for each answer, and the first one in full."
     self.said = said
     store, key = self.settings[self.task.value][self.run.value]
-    why = measure_of(self.measure.value, store.setting(key).measures).why
-    self.count.value = tag('div', tag('small', f'{said}. {self.measure.value}: {why}'), role='status')
-    shown = self.found.head(_MOST)
-    lines = [(f'{i + 1}. {answer_line(r)}', i) for i, (_, r) in enumerate(shown.iterrows())]
+    name = self.measure.value
+    measures = store.setting(key).measures
+    words = f'{said}. {name}: {measure_of(name, measures).why}'
+    self.count.value = tag('div', tag('small', words), role='status')
+    lines = []
+    for i, (_, answer) in enumerate(self.found.head(_MOST).iterrows()):
+        lines.append((f'{i + 1}. {answer_line(answer)}', i))
     self._is_drawing = True
     self.list.options = lines
     self.list.value = 0 if lines else None

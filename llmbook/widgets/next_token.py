@@ -163,10 +163,10 @@ def _cut(self:NextTokenPanel, change=None):
     "Cut the model's answer by the settings, and show what is left."
     self.found = cut_tokens(self.logits, self.tok, n=self.n, **self.settings())
     longest = max([*self.found.probability, *self.found.share])
+    n = len(self.found.ids)
     for rank, row in enumerate(self.rows):
-        is_there = rank < len(self.found.ids)
-        row.layout.display = None if is_there else 'none'
-        if is_there: self._draw_line(rank, longest)
+        row.layout.display = None if rank < n else 'none'
+        if rank < n: self._draw_line(rank, longest)
     if change is not None: self._say(self.found.summary())
 
 @patch

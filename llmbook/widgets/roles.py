@@ -96,11 +96,13 @@ class RolesPanel(Panel):
     def _draw(self, change=None):
         "Show the conversation that is chosen."
         number = self.at.value
-        self.rows, rejects = encode_chats(self.fmt, [self.chats[number - 1]], **self.options())
+        chat = self.chats[number - 1]
+        self.rows, rejects = encode_chats(self.fmt, [chat], **self.options())
         why = rejects[0].reason if rejects else ''
         self.page.value = roles_html(self.rows, why)
+        n_chats = len(self.chats)
         n_trained = sum(row.n_targets for row in self.rows)
-        self.said = f'chat {number} of {len(self.chats):,}: {n_trained:,} tokens trained on'
+        self.said = f'chat {number} of {n_chats:,}: {n_trained:,} tokens trained on'
         self.status.value = tag('div', tag('small', self.said), role='status')
 
     def __repr__(self): return '\n'.join([self.said, *[repr(show_roles(row)) for row in self.rows]])
