@@ -6,10 +6,44 @@
 __all__ = ['TUNE_EXERCISES']
 
 # %% ../../nbs/api/78_teach/08_exercises_tune.ipynb #33ebb755
-import math
+import json, math
 from .answer import Exercise
 
 TUNE_EXERCISES = {}
+
+# %% ../../nbs/api/78_teach/08_exercises_tune.ipynb #242005b6
+def _safetensors_header(content): return json.loads(content[8:8 + int.from_bytes(content[:8], 'little')])
+def _tensor_names(content): return sorted(name for name in _safetensors_header(content) if name != '__metadata__')
+
+def _as_safetensors(shapes):
+    "Return the content of a file with tensors of zeros, and an entry about the whole file."
+    header, end = {'__metadata__': {'format': 'pt'}}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 4 * math.prod(shape)
+        header[name] = dict(dtype='F32', shape=shape, data_offsets=[start, end])
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, 'little') + text + bytes(end)
+
+def _rows_to_halves(width): return [*range(0, width, 2), *range(1, width, 2)]
+def _rows_to_neighbours(width): return [row for pair in range(width // 2) for row in (pair, pair + width // 2)]
+
+_QUERIES, _KEYS, _FEED_FORWARD = 2 * 2048 * 2048, 2 * 2048 * 512, 3 * 2048 * 8192
+TUNE_EXERCISES['16.1'] = Exercise(
+    _QUERIES + _KEYS + _FEED_FORWARD + 2 * 2048,
+    'four matrices of attention, of which two are as narrow as the key-value heads, three of the feed-forward layer, '
+    'and two norms.',
+    mistakes=((2 * _QUERIES + _FEED_FORWARD + 2 * 2048, 'keys and values have 8 heads, and not 32.'),
+              (_QUERIES + _KEYS + 2 * 2048 * 8192 + 2 * 2048, 'SwiGLU has three matrices: a gate, up and down.')))
+TUNE_EXERCISES['16.2'] = Exercise(
+    _tensor_names, 'eight bytes are the length of the JSON, the lowest byte first; its keys are the names.',
+    inputs=((_as_safetensors({'b.weight': [2, 3], 'a.bias': [2]}),), (_as_safetensors({'norm': [4]}),)),
+    mistakes=((lambda content: sorted(_safetensors_header(content)), '`__metadata__` is no tensor.'),
+              (lambda content: list(_safetensors_header(content))[1:], 'in alphabetical order.')))
+TUNE_EXERCISES['16.3'] = Exercise(
+    _rows_to_halves, 'first the first row of each pair, then the second row of each pair.',
+    inputs=((8,), (4,), (12,)),
+    mistakes=((_rows_to_neighbours, 'that goes from halves to neighbours. Here the pairs are neighbours before.'),
+              (lambda width: list(range(width)), 'that leaves every row where it is.')))
 
 # %% ../../nbs/api/78_teach/08_exercises_tune.ipynb #c0feefa8
 def _rates_by_depth(rate, factor, n): return [rate / factor ** (n - 1 - group) for group in range(n)]
