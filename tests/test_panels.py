@@ -11,8 +11,8 @@ def panels():
     "Return one panel of each kind, made in the current folder."
     import test_attention, test_chat_widget, test_dashboard, test_items_widget, test_next_token, test_rate_widget
     import test_roles_widget, test_widgets
-    from llmbook.all import (browse, browse_bias, browse_items, browse_roles, chat_with, explore_attention, explore_next,
-                             planner, prepare, tune_filter)
+    from llmbook.all import (browse, browse_bias, browse_items, browse_roles, chat_with, explore_attention,
+                             explore_next, planner, prepare, tune_filter)
     from llmbook.filters.presets import word_count
     from llmbook.widgets.dashboard import browse_curves
     from llmbook.widgets.rate import rate

@@ -16,7 +16,7 @@ def live_view(
     widget:w.Widget, # what is shown
 ) -> dict: # media type -> content; empty for a widget that is closed
     "Return the representation of a widget for a place where widgets work."
-    if widget.model_id is None: return {}
+    if widget.comm is None: return {}
     return {'application/vnd.jupyter.widget-view+json': dict(version_major=2, version_minor=0, model_id=widget.model_id)}
 
 # %% ../../nbs/api/75_widgets/00_parts.ipynb #291b8f98
@@ -35,9 +35,19 @@ PANEL_KEYS = """
       if (part.matches('.widget-readout')) part.setAttribute('role', 'textbox');
     }
   };
-  let looks = 25; // five seconds, until the widgets are drawn
+  const isScript = area => area && area.querySelector('[data-mime-type="application/javascript"]');
+  const sayWhatHelps = () => {
+    for (const area of document.querySelectorAll('.jp-OutputArea-child')) {
+      const shown = area.querySelector('.jp-OutputArea-output');
+      if (!shown || shown.textContent !== 'Error displaying widget: model not found') continue;
+      if (isScript(area.nextElementSibling))
+        shown.textContent = 'This panel belongs to a kernel that has ended: run the cell again.';
+    }
+  };
+  let looks = 50; // ten seconds, until the widgets are drawn
   const timer = setInterval(() => {
     giveNames();
+    sayWhatHelps();
     looks -= 1;
     if (!looks) clearInterval(timer);
   }, 200);
