@@ -495,10 +495,10 @@ def test_titles_tell_pages_apart(site):
 @browser_only
 def test_a_printed_chapter_is_whole(browser, address):
     browser.get(f'{address}/book/tokens.html')
-    browser.execute_cdp_cmd('Emulation.setEmulatedMedia', dict(media='print'))
     seen = 'return [...document.querySelectorAll(arguments[0])].map(e => e.checkVisibility({contentVisibilityAuto: true}))'
-    answers = browser.execute_script(seen, 'article details:not(.source, .hide) > p')
-    around = browser.execute_script(seen, '.sidebar-drawer, .toc-drawer, .mobile-header, p.take-along')
-    browser.execute_cdp_cmd('Emulation.setEmulatedMedia', dict(media=''))
-    assert len(answers) >= 3 and all(answers)
-    assert len(around) >= 4 and not any(around)
+    def answers(): return browser.execute_script(seen, 'article details:not(.source, .hide) > p')
+    def around(): return browser.execute_script(seen, '.sidebar-drawer, .toc-drawer, .mobile-header, p.take-along')
+    assert len(answers()) >= 3 and len(around()) >= 4
+    browser.execute_cdp_cmd('Emulation.setEmulatedMedia', dict(media='print'))
+    try: wait(browser, lambda: all(answers()) and not any(around())) # the new look comes with the next frame
+    finally: browser.execute_cdp_cmd('Emulation.setEmulatedMedia', dict(media=''))
