@@ -7,7 +7,7 @@ plain text; who reads the notebook as a text finds lines there.
 """
 import json, re
 from house import ROOT, notebooks
-from llmbook.show.html import plain_text
+from llmbook.show.html import html_text
 
 VIEW = 'application/vnd.jupyter.widget-view+json'
 HTML_OBJECT = '<IPython.core.display.HTML object>'
@@ -38,7 +38,7 @@ def with_words(output):
     data = output.get('data', {})
     plain = ''.join(data.get('text/plain', ''))
     silent = '</' in plain or plain == HTML_OBJECT
-    words = plain_text(''.join(data.get('text/html', '')))
+    words = html_text(''.join(data.get('text/html', '')))
     if not silent or not words: return output
     return dict(output, data={**data, 'text/plain': words.splitlines(True)})
 

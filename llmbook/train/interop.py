@@ -208,22 +208,22 @@ def _try(accumulate, positions):
     try: accumulate(positions)
     except UserError: raise
     except Exception as e:
-        name = getattr(accumulate.__self__, 'name', type(accumulate.__self__).__name__)
-        raise UserError(
-            f'expected a metric of scores {tuple(positions.pred.shape)} and targets {tuple(positions.y.shape)}, got '
-            f'{name}, which fails on them ({type(e).__name__}): use accuracy, or a function of these two') from e
+        given = f'scores {tuple(positions.pred.shape)} and targets {tuple(positions.y.shape)}'
+        raise _metric_failed(accumulate, given, 'use accuracy, or a function of these two', e) from e
 
 def _try_whole(accumulate, learn):
     "Let a metric accumulate a batch of another loss than that of tokens, and say what it was given if it fails."
     try: accumulate(learn)
     except UserError: raise
     except Exception as e:
-        name = getattr(accumulate.__self__, 'name', type(accumulate.__self__).__name__)
         loss = type(learn.loss_func).__name__
-        shape = tuple(learn.pred.shape)
-        raise UserError(
-            f'expected a metric of predictions {shape} and the {len(learn.yb)} targets of {loss}, got '
-            f'{name}, which fails on them ({type(e).__name__}): use the metrics that the Learner came with') from e
+        given = f'predictions {tuple(learn.pred.shape)} and the {len(learn.yb)} targets of {loss}'
+        raise _metric_failed(accumulate, given, 'use the metrics that the Learner came with', e) from e
+
+def _metric_failed(accumulate, given, advice, error):
+    "Return the error of a metric that failed: what it was given, its name, and what to do."
+    name = getattr(accumulate.__self__, 'name', type(accumulate.__self__).__name__)
+    return UserError(f'expected a metric of {given}, got {name}, which fails on them ({type(error).__name__}): {advice}')
 
 # %% ../../nbs/api/31_train/18_interop.ipynb #bb607c95
 _OTHER_TASKS = { # metrics of fastai for other tasks than classes, and what they are for
